@@ -1,0 +1,47 @@
+# make demo: install, compile the shipped example for the CPU, generate text.   make test: all that CI needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+BUNDLE ?= .demo/tiny-deepseek-v2.moec
+PROMPT ?= In the beginning God
+# Test processes: one a core, each with one thread of its own.
+JOBS ?= auto
+
+.PHONY: demo test test-slow check docs clean
+
+demo: $(VENV)/.installed-compile
+	@mkdir -p $(dir $(BUNDLE))
+	$(BIN)/moec compile examples/tiny-deepseek-v2 -o $(BUNDLE) --target cpu --force
+	$(BIN)/moec generate $(BUNDLE) "$(PROMPT)" --max-new-tokens 96 --seed 7 --stats
+	@echo "bundle: $(BUNDLE)"
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) -m "not slow and not gpu"
+
+test-slow: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "slow and not gpu"
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/generate.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-compile: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --upgrade "pip>=24"
+	$(BIN)/python -m pip install -q -e ".[compile]"
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --upgrade "pip>=24"
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	@touch $@ $(VENV)/.installed-compile
+
+clean:
+	rm -rf .demo build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

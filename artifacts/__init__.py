@@ -1,0 +1,1 @@
+"""The bundle on disk, as frozen records: what the compiler writes and the runtime reads."""

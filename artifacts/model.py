@@ -1,0 +1,177 @@
+"""``model.json``: the chain of steps that turns tokens into logits, and every shape in it.
+
+The chain is target independent: each target's module has one function for each name that a step mentions.
+Dimension names: T tokens of a step (of all sequences together), K chosen experts, E experts, H hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from moec.artifacts.activation import Expression
+from moec.artifacts.ids import LayerId, TensorName, ValueId
+
+DType: TypeAlias = Literal["bfloat16", "float16", "float32", "int64", "int32", "bool"]
+
+DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4, "int64": 8, "int32": 4, "bool": 1}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Element type and shape of a tensor; the string ``"T"`` stands for the tokens of a step."""
+
+    dtype: DType
+    shape: tuple[int | Literal["T"], ...]
+
+
+@dataclass(frozen=True)
+class FunctionSpec:
+    """A dense segment's function: ``name(inputs..., weights...) -> outputs`` in every target's module."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    weights: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """One distinct attention: kernels ``cache_append_<name>`` and ``attention_<name>`` in every module.
+
+    A token at position p sees positions ``max(0, p - window + 1) .. p`` (``window`` 0: all of them), and with
+    ``chunk`` only those of its own chunk. Scores are ``softcap * tanh(scaling * q.k / softcap)`` where softcap is
+    not 0. ``sinks`` adds one learned logit a head to the softmax's denominator.
+    """
+
+    name: str
+    query_heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    scaling: float
+    window: int
+    chunk: int
+    softcap: float
+    sinks: bool
+    latent: bool
+    """The value is the first ``value_dim`` entries of the key (DeepSeek's MLA); no value cache exists."""
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class ExpertBody:
+    """One distinct expert: ``down(activation(gate_up(x)))``, kernel ``experts_<name>`` in every module.
+
+    In the bundle an expert's parts lie in canonical order whatever the checkpoint's was: ``gate [I, H]``,
+    ``up [I, H]``, ``gate_bias [I]``, ``up_bias [I]``, ``down [H, I]``, ``down_bias [H]`` (those that exist; see
+    ``artifacts.experts.layout``).
+    """
+
+    name: str
+    hidden: int
+    intermediate: int
+    gated: bool
+    up_bias: bool
+    down_bias: bool
+    activation: Expression
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class ExpertsLayer:
+    """The routed experts of one MoE layer, in ``weights/experts-<layer>.bin``."""
+
+    layer: LayerId
+    module: str
+    """The module's path in transformers, e.g. ``model.layers.3.mlp.experts``."""
+    body: str
+    experts: int
+    top_k: int
+
+
+@dataclass(frozen=True)
+class SegmentStep:
+    """Run a dense segment."""
+
+    kind: Literal["segment"]
+    function: str
+    inputs: tuple[ValueId, ...]
+    weights: tuple[TensorName, ...]
+    outputs: tuple[ValueId, ...]
+    side: bool
+    """No marker of its stage needs its outputs (shared experts): it may overlap with fetching experts."""
+
+
+@dataclass(frozen=True)
+class AttentionStep:
+    """Append this step's keys and values to the cache of ``layer``, then attend.
+
+    query ``[1, T, query_heads, key_dim]``, key ``[1, T, kv_heads, key_dim]``, value ``[1, T, kv_heads, value_dim]``
+    (``None`` where latent), output ``[1, T, query_heads, value_dim]``.
+    """
+
+    kind: Literal["attention"]
+    attention: str
+    layer: LayerId
+    query: ValueId
+    key: ValueId
+    value: ValueId | None
+    sinks: TensorName | None
+    output: ValueId
+
+
+@dataclass(frozen=True)
+class ExpertsStep:
+    """Run the chosen experts: hidden ``[T, H]``, index ``[T, K]`` int64, weight ``[T, K]``, output ``[T, H]``."""
+
+    kind: Literal["experts"]
+    layer: LayerId
+    hidden: ValueId
+    index: ValueId
+    weight: ValueId
+    output: ValueId
+
+
+Step: TypeAlias = SegmentStep | AttentionStep | ExpertsStep
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What the checkpoint's ``generation_config.json`` says, in transformers' terms."""
+
+    bos_token_id: int | None
+    eos_token_id: tuple[int, ...]
+    pad_token_id: int | None
+    do_sample: bool
+    temperature: float
+    top_k: int
+    """0: off."""
+    top_p: float
+    repetition_penalty: float
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The whole of ``model.json``.
+
+    Inputs of the chain are the values ``tokens`` ``[1, T]`` int64 and ``positions`` ``[1, T]`` int64; its result is
+    ``logits`` ``[1, T, V]``. Steps from ``last_step`` on are row-wise and only needed for the rows whose logits are
+    wanted.
+    """
+
+    model_type: str
+    class_name: str
+    dtype: DType
+    vocab_size: int
+    hidden_size: int
+    max_context: int
+    """Tokens, prompt and continuation together."""
+    values: dict[ValueId, TensorSpec]
+    functions: tuple[FunctionSpec, ...]
+    attentions: tuple[AttentionSpec, ...]
+    bodies: tuple[ExpertBody, ...]
+    experts: tuple[ExpertsLayer, ...]
+    steps: tuple[Step, ...]
+    last_step: int
+    generation: GenerationDefaults

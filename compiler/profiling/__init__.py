@@ -1,0 +1,1 @@
+"""Which experts fire together, and after which: routing traces from calibration prompts."""

@@ -1,0 +1,57 @@
+"""``python -m moec`` and the ``moec`` command: the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+import click
+
+from moec.cli import moec
+from moec.errors import MoecError, OutputError
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit with the error's own code (``docs/cli.md`` lists them)."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        moec.main(args=arguments, prog_name="moec", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except MoecError as error:
+        return _report(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        where = error.filename or "the output"
+        return _report(OutputError(f"cannot write {where}", str(error.strerror), "free space, or choose another place"))
+    return 0
+
+
+def _report(error: MoecError) -> int:
+    click.secho(f"error: {error.what}", err=True, fg="red")
+    for line in (error.why, error.do):
+        if line:
+            click.echo(f"  {line}", err=True)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()
