@@ -1,7 +1,7 @@
 """The element-wise middle of an expert as data: ``["mul", ["silu", "gate"], "up"]``.
 
-One expression serves the reference (numpy), the CPU kernels and the GPU kernels, so that no model needs a kernel
-of its own for its activation.
+One expression serves the reference (numpy), the CPU kernels and the GPU kernels, so that no model needs a
+kernel of its own for its activation.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TypeAlias
 
 Expression: TypeAlias = "str | float | tuple[Expression, ...]"
-"""``"gate"``, ``"up"``, a number, or ``(operator, operand, ...)``. Experts without a gate use ``"up"`` alone."""
+"""``"gate"``, ``"up"``, a number, or ``(operator, operand, ...)``. Experts without a gate use ``"up"``
+alone."""
 
 VARIABLES = ("gate", "up")
 
@@ -39,7 +40,9 @@ def check_expression(expression: Expression) -> None:
     """Raise ``ValueError`` where ``expression`` is not well formed."""
     if isinstance(expression, str):
         if expression not in VARIABLES:
-            raise ValueError(f"unknown variable {expression!r} in an activation; known: {', '.join(VARIABLES)}")
+            raise ValueError(
+                f"unknown variable {expression!r} in an activation; known: {', '.join(VARIABLES)}"
+            )
         return
     if isinstance(expression, (int, float)):
         return

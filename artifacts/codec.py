@@ -1,4 +1,4 @@
-"""Frozen records to JSON values and back, strictly: an unknown, missing or mistyped key is a ``ValueError``."""
+"""Frozen records to JSON values and back, strictly: an unknown, missing or mistyped key is an error."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ def _read_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return tuple(_read(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     _expect(len(value) == len(arguments), value, f"a list of {len(arguments)}", path)
-    return tuple(_read(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(arguments, value, strict=True)))
+    return tuple(
+        _read(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(arguments, value, strict=True))
+    )
 
 
 def _read_expression(value: Any, path: str) -> Any:

@@ -57,7 +57,9 @@ def layout(body: ExpertBody) -> ExpertLayout:
             size *= extent
         parts.append(ExpertPart(name, shape, offset, size))
         offset = _align(offset + size, PART_ALIGNMENT)
-    return ExpertLayout(tuple(parts), sum(part.size_bytes for part in parts), _align(offset, EXPERT_ALIGNMENT))
+    return ExpertLayout(
+        tuple(parts), sum(part.size_bytes for part in parts), _align(offset, EXPERT_ALIGNMENT)
+    )
 
 
 def _align(offset: int, alignment: int) -> int:

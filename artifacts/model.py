@@ -40,8 +40,8 @@ class AttentionSpec:
     """One distinct attention: kernels ``cache_append_<name>`` and ``attention_<name>`` in every module.
 
     A token at position p sees positions ``max(0, p - window + 1) .. p`` (``window`` 0: all of them), and with
-    ``chunk`` only those of its own chunk. Scores are ``softcap * tanh(scaling * q.k / softcap)`` where softcap is
-    not 0. ``sinks`` adds one learned logit a head to the softmax's denominator.
+    ``chunk`` only those of its own chunk. Scores are ``softcap * tanh(scaling * q.k / softcap)`` where
+    softcap is not 0. ``sinks`` adds one learned logit a head to the softmax's denominator.
     """
 
     name: str
@@ -64,8 +64,8 @@ class ExpertBody:
     """One distinct expert: ``down(activation(gate_up(x)))``, kernel ``experts_<name>`` in every module.
 
     In the bundle an expert's parts lie in canonical order whatever the checkpoint's was: ``gate [I, H]``,
-    ``up [I, H]``, ``gate_bias [I]``, ``up_bias [I]``, ``down [H, I]``, ``down_bias [H]`` (those that exist; see
-    ``artifacts.experts.layout``).
+    ``up [I, H]``, ``gate_bias [I]``, ``up_bias [I]``, ``down [H, I]``, ``down_bias [H]`` (those that exist;
+    see ``artifacts.experts.layout``).
     """
 
     name: str
@@ -107,8 +107,8 @@ class SegmentStep:
 class AttentionStep:
     """Append this step's keys and values to the cache of ``layer``, then attend.
 
-    query ``[1, T, query_heads, key_dim]``, key ``[1, T, kv_heads, key_dim]``, value ``[1, T, kv_heads, value_dim]``
-    (``None`` where latent), output ``[1, T, query_heads, value_dim]``.
+    query ``[1, T, query_heads, key_dim]``, key ``[1, T, kv_heads, key_dim]``, value ``[1, T, kv_heads,
+    value_dim]`` (``None`` where latent), output ``[1, T, query_heads, value_dim]``.
     """
 
     kind: Literal["attention"]
@@ -123,7 +123,7 @@ class AttentionStep:
 
 @dataclass(frozen=True)
 class ExpertsStep:
-    """Run the chosen experts: hidden ``[T, H]``, index ``[T, K]`` int64, weight ``[T, K]``, output ``[T, H]``."""
+    """Run chosen experts: hidden ``[T, H]``, index ``[T, K]`` int64, weight ``[T, K]``, output ``[T, H]``."""
 
     kind: Literal["experts"]
     layer: LayerId
@@ -155,9 +155,9 @@ class GenerationDefaults:
 class ModelRecord:
     """The whole of ``model.json``.
 
-    Inputs of the chain are the values ``tokens`` ``[1, T]`` int64 and ``positions`` ``[1, T]`` int64; its result is
-    ``logits`` ``[1, T, V]``. Steps from ``last_step`` on are row-wise and only needed for the rows whose logits are
-    wanted.
+    Inputs of the chain are the values ``tokens`` ``[1, T]`` int64 and ``positions`` ``[1, T]`` int64; its
+    result is ``logits`` ``[1, T, V]``. Steps from ``last_step`` on are row-wise and only needed for the rows
+    whose logits are wanted.
     """
 
     model_type: str

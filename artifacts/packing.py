@@ -11,8 +11,9 @@ from typing import TypeAlias
 from moec.artifacts.ids import LayerId, TensorName
 from moec.artifacts.model import DType
 
-RecipeArgument: TypeAlias = "None | bool | int | float | str | tuple[RecipeArgument, ...] | dict[str, int]"
-"""A literal, a list of literals, or ``{"ref": n}``: source n, or (counting on) the result of an earlier step."""
+RecipeArgument: TypeAlias = "bool | int | float | str | tuple[RecipeArgument, ...] | dict[str, int] | None"
+"""A literal, a list of literals, or ``{"ref": n}``: source n, or (counting on) the result of an earlier
+step."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,14 @@ class RecipeStep:
 
 @dataclass(frozen=True)
 class DenseTensor:
-    """One tensor of ``weights/dense.safetensors``: the last step's result, or source 0 where there is no step."""
+    """One tensor of ``weights/dense.safetensors``: the last step's result, or source 0 without steps."""
 
     name: TensorName
     dtype: DType
     shape: tuple[int, ...]
     sources: tuple[str, ...]
-    """Parameter names of the transformers model, or ``constant:<name>`` for one in ``constants.safetensors``."""
+    """Parameter names of the transformers model, or ``constant:<name>`` for one in
+    ``constants.safetensors``."""
     steps: tuple[RecipeStep, ...]
 
 

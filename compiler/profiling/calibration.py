@@ -36,7 +36,9 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
         ) from error
     prompts = tuple(_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
     if not prompts:
-        raise CheckpointError(f"{path} has no calibration prompt", "the file is empty", 'write {"prompt": "..."} lines')
+        raise CheckpointError(
+            f"{path} has no calibration prompt", "the file is empty", 'write {"prompt": "..."} lines'
+        )
     return prompts
 
 
@@ -44,7 +46,8 @@ def random_prompts(vocab_size: int, seed: int = 0) -> tuple[Prompt, ...]:
     """Prompts of uniformly random tokens, for checkpoints without a tokenizer."""
     draw = random.Random(seed)  # noqa: S311 - reproducible test data, not a secret
     return tuple(
-        Prompt(None, tuple(draw.randrange(vocab_size) for _ in range(RANDOM_TOKENS))) for _ in range(RANDOM_PROMPTS)
+        Prompt(None, tuple(draw.randrange(vocab_size) for _ in range(RANDOM_TOKENS)))
+        for _ in range(RANDOM_PROMPTS)
     )
 
 

@@ -41,7 +41,9 @@ def run(arguments: list[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
         where = error.filename or "the output"
-        return _report(OutputError(f"cannot write {where}", str(error.strerror), "free space, or choose another place"))
+        return _report(
+            OutputError(f"cannot write {where}", str(error.strerror), "free space, or choose another place")
+        )
     return 0
 
 

@@ -1,0 +1,201 @@
+"""Whether the records of a bundle agree with each other and with the weight files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moec.artifacts.experts import layout
+from moec.artifacts.ids import ValueId
+from moec.artifacts.model import AttentionStep, SegmentStep
+from moec.artifacts.paths import experts_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from moec.artifacts.ids import TensorName
+    from moec.artifacts.manifest import Manifest
+    from moec.artifacts.model import ModelRecord, Step, TensorSpec
+    from moec.artifacts.safetensors import TensorPlace
+    from moec.artifacts.schedule import LayerProfile, LayerSchedule, Schedule, ScheduleRecord
+
+CHAIN_INPUTS = (ValueId("tokens"), ValueId("positions"))
+CHAIN_OUTPUT = ValueId("logits")
+
+
+def model_problems(model: ModelRecord) -> Iterator[str]:
+    """What is inconsistent within ``model.json``, one sentence each."""
+    yield from _duplicates("function", [function.name for function in model.functions])
+    yield from _duplicates("attention", [attention.name for attention in model.attentions])
+    yield from _duplicates("expert body", [body.name for body in model.bodies])
+    if [layer.layer for layer in model.experts] != list(range(len(model.experts))):
+        yield "the MoE layers are not numbered from 0"
+    bodies = {body.name for body in model.bodies}
+    for layer in model.experts:
+        if layer.body not in bodies:
+            yield f"MoE layer {layer.layer} has the unknown expert body {layer.body}"
+        if not 1 <= layer.top_k <= layer.experts:
+            yield f"MoE layer {layer.layer} chooses {layer.top_k} of {layer.experts} experts"
+    if model.last_step > len(model.steps):
+        yield f"last_step is {model.last_step}, but there are {len(model.steps)} steps"
+    yield from _chain_problems(model)
+
+
+def _chain_problems(model: ModelRecord) -> Iterator[str]:
+    known = set(CHAIN_INPUTS)
+    for number, step in enumerate(model.steps):
+        reads, writes = step_values(step)
+        for value in reads:
+            if value not in known:
+                yield f"step {number} reads the value {value}, which no step before it makes"
+        for value in writes:
+            if value in known:
+                yield f"step {number} makes the value {value} again"
+            if value not in model.values:
+                yield f"step {number} makes the value {value}, which is not described"
+        known.update(writes)
+        yield from (f"step {number} {problem}" for problem in _step_problems(model, step))
+    if CHAIN_OUTPUT not in known:
+        yield f"no step makes {CHAIN_OUTPUT}"
+
+
+def step_values(step: Step) -> tuple[tuple[ValueId, ...], tuple[ValueId, ...]]:
+    """The values that a step reads, and those that it makes."""
+    if isinstance(step, SegmentStep):
+        return step.inputs, step.outputs
+    if isinstance(step, AttentionStep):
+        value = () if step.value is None else (step.value,)
+        return (step.query, step.key, *value), (step.output,)
+    return (step.hidden, step.index, step.weight), (step.output,)
+
+
+def _step_problems(model: ModelRecord, step: Step) -> Iterator[str]:
+    if isinstance(step, SegmentStep):
+        yield from _segment_problems(model, step)
+    elif isinstance(step, AttentionStep):
+        attention = next((spec for spec in model.attentions if spec.name == step.attention), None)
+        if attention is None:
+            yield f"uses the unknown attention {step.attention}"
+        elif (step.value is None) != attention.latent or (step.sinks is not None) != attention.sinks:
+            yield f"does not have the operands of the attention {step.attention}"
+    elif not 0 <= step.layer < len(model.experts):
+        yield f"uses the unknown MoE layer {step.layer}"
+
+
+def _segment_problems(model: ModelRecord, step: SegmentStep) -> Iterator[str]:
+    function = next((spec for spec in model.functions if spec.name == step.function), None)
+    if function is None:
+        yield f"uses the unknown function {step.function}"
+        return
+    if len(step.weights) != len(function.weights):
+        yield f"gives {len(step.weights)} weights to {function.name}, which takes {len(function.weights)}"
+    for what, values, specs in (
+        ("inputs", step.inputs, function.inputs),
+        ("outputs", step.outputs, function.outputs),
+    ):
+        if len(values) != len(specs):
+            yield f"has {len(values)} {what} for {function.name}, which has {len(specs)}"
+        for value, spec in zip(values, specs, strict=False):
+            if value in model.values and model.values[value] != spec:
+                yield f"has the value {value} among its {what}, which is not what {function.name} has there"
+
+
+def dense_problems(model: ModelRecord, table: Mapping[TensorName, TensorPlace]) -> Iterator[str]:
+    """What the chain expects of ``weights/dense.safetensors`` and does not find."""
+    functions = {function.name: function for function in model.functions}
+    for number, step in enumerate(model.steps):
+        if isinstance(step, AttentionStep) and step.sinks is not None and step.sinks not in table:
+            yield f"step {number} uses the weight {step.sinks}, which is not there"
+        if not isinstance(step, SegmentStep) or step.function not in functions:
+            continue
+        for name, spec in zip(step.weights, functions[step.function].weights, strict=False):
+            if name not in table:
+                yield f"step {number} uses the weight {name}, which is not there"
+            elif not _same_tensor(table[name], spec):
+                yield f"step {number} uses the weight {name}, which has another type or shape"
+
+
+def _same_tensor(place: TensorPlace, spec: TensorSpec) -> bool:
+    return place.dtype == spec.dtype and place.shape == spec.shape
+
+
+def experts_problems(model: ModelRecord, sizes: Mapping[str, int]) -> Iterator[str]:
+    """Which expert files (path to size in bytes) are not laid out as ``artifacts.experts.layout`` says."""
+    bodies = {body.name: body for body in model.bodies}
+    for layer in model.experts:
+        expected = layer.experts * layout(bodies[layer.body]).stride_bytes
+        found = sizes.get(experts_name(layer.layer))
+        if found != expected:
+            yield f"{experts_name(layer.layer)} has {found} bytes instead of {expected}"
+
+
+def schedule_problems(model: ModelRecord, record: ScheduleRecord) -> Iterator[str]:
+    """What in ``schedule.json`` does not fit the experts of the model."""
+    if [profile.layer for profile in record.profile.layers] != [layer.layer for layer in model.experts]:
+        yield "the routing profile is not for the MoE layers of this model"
+        return
+    for profile in record.profile.layers:
+        yield from _profile_problems(model, profile)
+    for number, schedule in enumerate(record.schedules):
+        yield from (f"schedule {number}: {problem}" for problem in _one_schedule_problems(model, schedule))
+
+
+def _profile_problems(model: ModelRecord, profile: LayerProfile) -> Iterator[str]:
+    experts = model.experts[profile.layer].experts
+    where = f"the routing profile of MoE layer {profile.layer}"
+    if sorted(profile.order) != list(range(experts)) or len(profile.use_share) != experts:
+        yield f"{where} does not rank its {experts} experts"
+    if not profile.transitions:
+        return
+    following = model.experts[profile.layer + 1].experts if profile.layer + 1 < len(model.experts) else 0
+    if len(profile.transitions) != experts:
+        yield f"{where} has transitions for {len(profile.transitions)} of {experts} experts"
+    if any(not 0 <= expert < following for row in profile.transitions for expert in row):
+        yield f"{where} has a transition to an expert that the next MoE layer does not have"
+
+
+def _one_schedule_problems(model: ModelRecord, schedule: Schedule) -> Iterator[str]:
+    layers = [layer.layer for layer in model.experts]
+    if [layer.layer for layer in schedule.layers] != layers:
+        yield "it is not for the MoE layers of this model"
+        return
+    if sorted(schedule.prefill.order) != layers:
+        yield "prefill does not stream every MoE layer once"
+    for layer in schedule.layers:
+        yield from (f"MoE layer {layer.layer}: {problem}" for problem in _layer_problems(model, layer))
+    for tier, budget in (
+        (schedule.device, schedule.budgets.device_memory_bytes),
+        (schedule.host, schedule.budgets.host_memory_bytes),
+    ):
+        if tier.total > budget:
+            yield f"it needs {tier.total} bytes of a budget of {budget}"
+
+
+def _layer_problems(model: ModelRecord, layer: LayerSchedule) -> Iterator[str]:
+    experts, top_k = model.experts[layer.layer].experts, model.experts[layer.layer].top_k
+    if layer.slots > experts or layer.host_experts > experts:
+        yield f"{layer.slots} slots and {layer.host_experts} host experts, but only {experts} experts"
+    if layer.seeds > layer.slots:
+        yield f"{layer.seeds} seeds for {layer.slots} slots"
+    if len(layer.cpu_share) != top_k + 1 or any(not 0 <= c <= m for m, c in enumerate(layer.cpu_share)):
+        yield f"its CPU share is not one for 0 to {top_k} misses"
+
+
+def manifest_problems(manifest: Manifest) -> Iterator[str]:
+    """What in ``manifest.json`` does not belong together."""
+    yield from _duplicates("target", [target.name for target in manifest.targets])
+    if not manifest.targets:
+        yield "there is no target"
+    named: list[str] = [path for target in manifest.targets for path in target.files]
+    named += manifest.tokenizer.files if manifest.tokenizer else ()
+    for path in named:
+        if path not in manifest.files:
+            yield f"{path} is named but not in the file table"
+    for target in manifest.targets:
+        if not target.files:
+            yield f"target {target.name} has no files"
+
+
+def _duplicates(what: str, names: Sequence[str]) -> Iterable[str]:
+    return [
+        f"there are two {what}s called {name}" for name in sorted({n for n in names if names.count(n) > 1})
+    ]

@@ -1,0 +1,201 @@
+"""Open a bundle: verify it, read its records, and map its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moec.artifacts import checks
+from moec.artifacts.experts import layout
+from moec.artifacts.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, manifest_intact
+from moec.artifacts.model import ModelRecord
+from moec.artifacts.packing import PackingRecord
+from moec.artifacts.paths import DENSE_NAME, experts_name, is_safe
+from moec.artifacts.records import decode, parse_json, read_record
+from moec.artifacts.safetensors import TensorPlace, read_table
+from moec.artifacts.schedule import ScheduleRecord
+from moec.artifacts.traces import TRACES_NAME, Traces, load_traces
+from moec.artifacts.verify import Level, check, damaged
+from moec.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+
+    from moec.artifacts.experts import ExpertLayout
+    from moec.artifacts.ids import LayerId, TensorName
+    from moec.artifacts.manifest import Contents, TargetRecord
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What ``moec compile --modules-only`` makes: everything but weights, traces and schedule."""
+
+    path: Path
+    manifest: Manifest
+    model: ModelRecord
+    packing: PackingRecord
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An open, verified bundle. Weight files are mapped when first asked for, read-only."""
+
+    path: Path
+    manifest: Manifest
+    model: ModelRecord
+    packing: PackingRecord
+    schedule: ScheduleRecord
+    dense: dict[TensorName, TensorPlace]
+    _maps: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict, repr=False, compare=False)
+
+    def target(self, name: str) -> TargetRecord:
+        """The compiled target called ``name``; ``KeyError`` where the bundle has none."""
+        for target in self.manifest.targets:
+            if target.name == name:
+                return target
+        raise KeyError(name)
+
+    def expert_layout(self, layer: LayerId) -> ExpertLayout:
+        """How one expert of this MoE layer is laid out."""
+        name = self.model.experts[layer].body
+        return layout(next(body for body in self.model.bodies if body.name == name))
+
+    def experts_view(self, layer: LayerId) -> npt.NDArray[np.uint8]:
+        """All experts of a MoE layer: ``[E, stride]`` bytes of the mapped file, page-aligned."""
+        stride = self.expert_layout(layer).stride_bytes
+        return self._map(experts_name(layer)).reshape(self.model.experts[layer].experts, stride)
+
+    def expert_view(self, layer: LayerId, expert: int) -> npt.NDArray[np.uint8]:
+        """One expert: ``[stride]`` bytes of the mapped file; its parts lie as ``expert_layout`` says."""
+        expert_bytes: npt.NDArray[np.uint8] = self.experts_view(layer)[expert]
+        return expert_bytes
+
+    def dense_view(self, name: TensorName) -> npt.NDArray[np.uint8]:
+        """The bytes of one dense tensor, 64-byte aligned; type and shape are in ``dense``."""
+        place = self.dense[name]
+        return self._map(DENSE_NAME)[place.offset_bytes : place.offset_bytes + place.size_bytes]
+
+    def traces(self) -> Traces | None:
+        """The routing traces, or ``None`` where the bundle was compiled without calibration."""
+        return load_traces(self.path / TRACES_NAME) if TRACES_NAME in self.manifest.files else None
+
+    def close(self) -> None:
+        """Let go of the mapped files; views handed out keep theirs."""
+        self._maps.clear()
+
+    def _map(self, name: str) -> npt.NDArray[np.uint8]:
+        if name not in self._maps:
+            empty = self.manifest.files[name].size_bytes == 0
+            self._maps[name] = (
+                np.zeros(0, np.uint8) if empty else np.memmap(self.path / name, dtype=np.uint8, mode="r")
+            )
+        return self._maps[name]
+
+
+def open_bundle(
+    path: str | Path, *, verify: Level = "full", progress: Callable[[int], None] | None = None
+) -> Bundle:
+    """Open a bundle.
+
+    Args:
+        path: the bundle's folder.
+        verify: ``full`` reads and hashes every file; ``sizes`` hashes the JSON files only.
+        progress: told the bytes of each piece hashed, from several threads.
+
+    Raises:
+        BundleError: it is not there, damaged, incomplete, inconsistent, or of a newer format.
+    """
+    folder, manifest = _open(path, "bundle", verify, progress)
+    model, packing = _read_model(folder)
+    for name in ("schedule.json", DENSE_NAME, *(experts_name(layer.layer) for layer in model.experts)):
+        if name not in manifest.files:
+            raise damaged(folder, f"It has no {name}.")
+    schedule = read_record(ScheduleRecord, "schedule", folder / "schedule.json")
+    dense = read_table(folder / DENSE_NAME)
+    sizes = {name: record.size_bytes for name, record in manifest.files.items()}
+    _raise_first(folder, "schedule.json", checks.schedule_problems(model, schedule))
+    _raise_first(folder, "model.json", checks.dense_problems(model, dense))
+    _raise_first(folder, "model.json", checks.experts_problems(model, sizes))
+    return Bundle(folder, manifest, model, packing, schedule, dense)
+
+
+def open_modules(path: str | Path, *, verify: Level = "full") -> Modules:
+    """Open what ``moec compile --modules-only`` made; raises as ``open_bundle`` does."""
+    folder, manifest = _open(path, "modules", verify, None)
+    return Modules(folder, manifest, *_read_model(folder))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``manifest.json`` alone.
+
+    Raises:
+        BundleError: ``folder`` is not a bundle, or its manifest is damaged or of a newer format.
+    """
+    data = _manifest_bytes(folder)
+    value = parse_json(data, str(folder / MANIFEST_NAME))
+    _check_version(folder, value)
+    manifest = decode(Manifest, "manifest", value, str(folder / MANIFEST_NAME))
+    if not manifest_intact(data, manifest.manifest_sha256):
+        raise damaged(folder, f"Its {MANIFEST_NAME} was changed: the SHA-256 in it is another.")
+    for name in manifest.files:
+        if not is_safe(name) or name == MANIFEST_NAME:
+            raise damaged(
+                folder, f"Its {MANIFEST_NAME} names the path {name!r}, which is not inside the bundle."
+            )
+    _raise_first(folder, MANIFEST_NAME, checks.manifest_problems(manifest))
+    return manifest
+
+
+def _manifest_bytes(folder: Path) -> bytes:
+    do = "Give the folder that `moec compile MODEL -o FOLDER` made."
+    if not folder.exists():
+        raise BundleError(f"There is no bundle at {folder}.", "No such path.", do)
+    if not (folder / MANIFEST_NAME).is_file() or (folder / MANIFEST_NAME).is_symlink():
+        raise BundleError(f"{folder} is not a bundle.", f"It has no {MANIFEST_NAME}.", do)
+    try:
+        return (folder / MANIFEST_NAME).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{folder} cannot be read.", f"{error.strerror}.", "Check the permissions."
+        ) from error
+
+
+def _check_version(folder: Path, value: Any) -> None:
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BundleError(
+            f"{folder} is of bundle format {version}.",
+            f"This moec reads formats up to {FORMAT_VERSION}.",
+            "Install a newer moec, or compile the model again with this one.",
+        )
+
+
+def _open(
+    path: str | Path, contents: Contents, verify: Level, progress: Callable[[int], None] | None
+) -> tuple[Path, Manifest]:
+    folder = Path(path).absolute()
+    manifest = read_manifest(folder)
+    if manifest.contents != contents:
+        what, do = {
+            "bundle": ("has modules but no weights", "Run `moec pack MODEL MODULES -o BUNDLE` first."),
+            "modules": ("is a whole bundle", "Give the folder that `moec compile --modules-only` made."),
+        }[contents]
+        raise BundleError(f"{folder} {what}.", "It cannot be used here.", do)
+    check(folder, manifest, verify, progress)
+    return folder, manifest
+
+
+def _read_model(folder: Path) -> tuple[ModelRecord, PackingRecord]:
+    model = read_record(ModelRecord, "model", folder / "model.json")
+    _raise_first(folder, "model.json", checks.model_problems(model))
+    return model, read_record(PackingRecord, "packing", folder / "packing.json")
+
+
+def _raise_first(folder: Path, name: str, problems: Iterator[str]) -> None:
+    for problem in problems:
+        raise damaged(folder, f"Its {name} is inconsistent: {problem}.")

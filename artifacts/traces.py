@@ -1,0 +1,179 @@
+"""``profile/traces.npz``: which experts each token of the calibration prompts chose, compactly.
+
+Dimension names: N traced tokens (all sequences, one after the other), K chosen experts, E experts, S
+sequences.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moec.errors import BundleError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+TRACES_NAME = "profile/traces.npz"
+
+WEIGHT_STEPS = 255
+"""Routing weights are kept as ``round(255 * weight / largest weight of the token)``, 8 bits each."""
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+"""What zipfile and numpy raise on damaged files."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTrace:
+    """One MoE layer's choices."""
+
+    experts: int
+    """E; every chosen expert is below it."""
+    chosen: npt.NDArray[Any]
+    """``[N, K]`` uint8, or uint16 where E is above 256; in a row no expert comes twice."""
+    weights: npt.NDArray[np.uint8] | None
+    """``[N, K]``, see ``WEIGHT_STEPS``; ``None`` where they were not recorded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Traces:
+    """Routing traces of all MoE layers, over the same tokens."""
+
+    layers: tuple[LayerTrace, ...]
+    sequence_starts: npt.NDArray[np.int64]
+    """``[S]``: where each sequence begins among the N tokens; the first is 0."""
+    prefill: npt.NDArray[np.bool_]
+    """``[N]``: the token was part of a prompt (and not generated)."""
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return len(self.prefill)
+
+
+def index_dtype(experts: int) -> type[np.unsignedinteger[Any]]:
+    """The smallest element type that holds an expert's index."""
+    return np.uint8 if experts <= 256 else np.uint16
+
+
+def quantize_weights(weights: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Routing weights ``[N, K]`` to 8 bits, relative to the largest of each token; negative ones become 0."""
+    values = np.clip(np.asarray(weights, np.float32), 0, None)
+    largest = values.max(axis=1, keepdims=True, initial=0)
+    scaled = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
+    quantized: npt.NDArray[np.uint8] = np.round(scaled * WEIGHT_STEPS).astype(np.uint8)
+    return quantized
+
+
+def layer_trace(experts: int, chosen: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> LayerTrace:
+    """A layer's trace from indices ``[N, K]`` of any integer type and weights ``[N, K]``."""
+    index = np.asarray(chosen)
+    assert index.ndim == 2, f"choices are [N, K], not {index.shape}"
+    assert index.size == 0 or (index.min() >= 0 and index.max() < experts), "a chosen expert is out of range"
+    quantized = None if weights is None else quantize_weights(np.asarray(weights))
+    return LayerTrace(experts, np.ascontiguousarray(index.astype(index_dtype(experts))), quantized)
+
+
+def save_traces(traces: Traces, path: Path) -> None:
+    """Write ``traces`` so that equal traces give equal bytes (``numpy.savez`` writes the time of day)."""
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "sequence_starts": traces.sequence_starts.astype(np.int64),
+        "prefill": traces.prefill.astype(np.bool_),
+        "experts": np.array([layer.experts for layer in traces.layers], np.int64),
+    }
+    for number, layer in enumerate(traces.layers):
+        arrays[f"chosen_{number:05d}"] = layer.chosen
+        if layer.weights is not None:
+            arrays[f"weights_{number:05d}"] = layer.weights
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH)
+            with archive.open(member, "w", force_zip64=True) as file:
+                np.lib.format.write_array(
+                    file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
+                )
+
+
+def load_traces(path: Path) -> Traces:
+    """Read and check traces.
+
+    Raises:
+        BundleError: the file is damaged, or its arrays do not belong together.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except _UNREADABLE as error:
+        raise _error(path, f"it cannot be read ({error})") from error
+    problem = _first_problem(arrays)
+    if problem:
+        raise _error(path, problem)
+    layers = tuple(
+        LayerTrace(int(experts), arrays[f"chosen_{number:05d}"], arrays.get(f"weights_{number:05d}"))
+        for number, experts in enumerate(arrays["experts"])
+    )
+    return Traces(layers, arrays["sequence_starts"], arrays["prefill"])
+
+
+def _first_problem(arrays: dict[str, npt.NDArray[Any]]) -> str | None:
+    """What is wrong with the arrays of a trace file, or ``None``."""
+    common = {"sequence_starts": np.int64, "prefill": np.bool_, "experts": np.int64}
+    for name, dtype in common.items():
+        if name not in arrays or arrays[name].dtype != dtype or arrays[name].ndim != 1:
+            return f"the array {name} is missing or of the wrong type"
+    tokens, starts = len(arrays["prefill"]), arrays["sequence_starts"]
+    if (len(starts) == 0) != (tokens == 0) or (len(starts) and starts[0] != 0):
+        return "its sequences do not begin at token 0"
+    if np.any(np.diff(starts) <= 0) or (len(starts) and starts[-1] >= tokens):
+        return "its sequences are not in order"
+    names = set(common)
+    for number, experts in enumerate(arrays["experts"].tolist()):
+        problem = _layer_problem(arrays, number, experts, tokens)
+        if problem:
+            return f"MoE layer {number}: {problem}"
+        names |= {f"chosen_{number:05d}", f"weights_{number:05d}"}
+    return f"it has the unknown array {sorted(set(arrays) - names)[0]}" if set(arrays) - names else None
+
+
+def _layer_problem(arrays: dict[str, npt.NDArray[Any]], number: int, experts: int, tokens: int) -> str | None:
+    chosen, weights = arrays.get(f"chosen_{number:05d}"), arrays.get(f"weights_{number:05d}")
+    if not 1 <= experts <= 1 << 16:
+        return f"{experts} experts"
+    if chosen is None or chosen.dtype != index_dtype(experts) or chosen.ndim != 2 or len(chosen) != tokens:
+        return "its choices are missing or of the wrong type"
+    if chosen.size and int(chosen.max()) >= experts:
+        return f"expert {int(chosen.max())} of {experts}"
+    if np.any(np.diff(np.sort(chosen, axis=1), axis=1) == 0):
+        return "a token chose an expert twice"
+    if weights is not None and (weights.dtype != np.uint8 or weights.shape != chosen.shape):
+        return "its weights are of the wrong type"
+    return None
+
+
+def _error(path: Path, why: str) -> BundleError:
+    return BundleError(
+        f"{path} is not a file of routing traces.", f"{why}."[0].upper() + f"{why}."[1:], "Compile again."
+    )

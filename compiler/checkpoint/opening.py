@@ -1,0 +1,78 @@
+"""From what the user names to a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moec.compiler.checkpoint.folder import (
+    LICENSE_PATTERNS,
+    NEEDED_PATTERNS,
+    WISHED_PATTERNS,
+    missing_error,
+    missing_shards,
+    no_weights_error,
+    read_folder,
+)
+from moec.compiler.checkpoint.hub import download, is_hub_id
+from moec.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from moec.compiler.checkpoint.record import Checkpoint
+
+
+def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Checkpoint:
+    """Open a checkpoint: a local folder, or a hub id ``owner/name``.
+
+    No weights are read, and none are downloaded: where they are not on this machine, ``index`` stays empty
+    until ``fetch_weights``.
+
+    Args:
+        model: folder or hub id; an existing folder wins.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        CheckpointError: no such path, no usable config, missing shards, a damaged weight file.
+        NetworkError: the hub cannot be reached, and its cache does not have the model.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return read_folder(path, source=str(model), revision=None, hub=False)
+    if path.exists():
+        raise CheckpointError(
+            f"{path} is a file.", "A checkpoint is a folder.", f"Did you mean its folder, {path.parent}?"
+        )
+    if isinstance(model, Path) or not is_hub_id(model):
+        raise CheckpointError(
+            f"No such path: {model}.",
+            "It is not a hub id either: those have the form owner/name.",
+            "Name the folder of a checkpoint, or a hub id.",
+        )
+    try:
+        folder = download(model, revision, NEEDED_PATTERNS, (*WISHED_PATTERNS, *LICENSE_PATTERNS))
+    except CheckpointError as error:
+        raise CheckpointError(f"No such path: {model}. {error.what}", error.why, error.do) from error
+    return read_folder(folder, source=model, revision=revision, hub=True)
+
+
+def fetch_weights(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint with every weight file on this machine and its tensors indexed.
+
+    For a local folder nothing is fetched: the weights are there, or it is an error.
+
+    Raises:
+        CheckpointError: weights are missing or damaged.
+        NetworkError: the hub cannot be reached.
+    """
+    if checkpoint.index:
+        return checkpoint
+    path = checkpoint.path
+    if checkpoint.hub:
+        path = download(checkpoint.source, checkpoint.revision, checkpoint.shards or ("model.safetensors",))
+    absent = missing_shards(path, checkpoint.shards)
+    if absent:
+        raise missing_error(path, absent)
+    fetched = read_folder(path, source=checkpoint.source, revision=checkpoint.revision, hub=checkpoint.hub)
+    if not fetched.index:
+        raise no_weights_error(path)
+    return fetched

@@ -1,0 +1,64 @@
+"""A checkpoint as records: its config, its side files, and where each tensor's bytes lie. No weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STORED_BYTES: dict[str, int] = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+}
+"""Element types of safetensors that moec reads, and their sizes in bytes."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a safetensors file."""
+
+    file: Path
+    dtype: str
+    """As safetensors spells it, a key of ``STORED_BYTES``."""
+    shape: tuple[int, ...]
+    begin: int
+    """Byte offset in the file, its header included."""
+    end: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in transformers' layout."""
+
+    source: str
+    """What the user named: a folder or a hub id."""
+    revision: str | None
+    path: Path
+    config: dict[str, Any]
+    """``config.json`` as it stands."""
+    config_sha256: str
+    generation_config: dict[str, Any] | None
+    shards: tuple[str, ...]
+    """File names of the weights, present or not; empty where the checkpoint has none."""
+    index: dict[str, TensorEntry]
+    """Empty until the weights are on this machine (``fetch_weights``)."""
+    tokenizer_files: tuple[Path, ...]
+    license_files: tuple[Path, ...]
+    hub: bool
+    """``source`` is a hub id, ``path`` its snapshot in the cache of huggingface_hub."""

@@ -1,0 +1,46 @@
+"""Generation defaults of a checkpoint, resolved as transformers' ``generate`` resolves them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moec.artifacts.model import GenerationDefaults
+
+TOP_K = 50
+"""What transformers samples from where neither the checkpoint nor the caller says."""
+
+
+def generation_defaults(
+    config: dict[str, Any], generation_config: dict[str, Any] | None
+) -> GenerationDefaults:
+    """Read the defaults off ``generation_config.json``, or off ``config.json`` where there is none.
+
+    Args:
+        config: the checkpoint's ``config.json``; token ids are taken from it (or from its text part) where
+            the other file is missing.
+        generation_config: the checkpoint's ``generation_config.json``, if it has one.
+    """
+    text = config.get("text_config") or {}
+    source = {**text, **config} if generation_config is None else generation_config
+    eos = source.get("eos_token_id")
+    top_k = source.get("top_k")
+    return GenerationDefaults(
+        bos_token_id=_one(source.get("bos_token_id")),
+        eos_token_id=tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (int(eos),),
+        pad_token_id=_one(source.get("pad_token_id")),
+        do_sample=bool(source.get("do_sample") or False),
+        temperature=_number(source.get("temperature"), 1.0),
+        top_k=TOP_K if top_k is None else int(top_k),
+        top_p=_number(source.get("top_p"), 1.0),
+        repetition_penalty=_number(source.get("repetition_penalty"), 1.0),
+    )
+
+
+def _one(token: Any) -> int | None:
+    if isinstance(token, (list, tuple)):
+        return int(token[0]) if token else None
+    return None if token is None else int(token)
+
+
+def _number(value: Any, default: float) -> float:
+    return default if value is None else float(value)

@@ -1,0 +1,1 @@
+"""Kernels for the LLVM target, as factories of TIRx PrimFuncs."""

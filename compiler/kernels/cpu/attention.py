@@ -1,0 +1,245 @@
+"""Attention over the paged cache: one online softmax for prefill and decode, any ratio of query to key heads.
+
+A task is a key head, some of its query heads, and some adjacent tokens. Query rows of one sequence share what is
+read of the cache; scores of one page at a time exist, never a matrix of tokens by context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm.script.ir_builder import tirx as T
+
+from moec.artifacts.cache import PAGE_TOKENS
+from moec.compiler.kernels.cpu.cache_append import page_of
+from moec.compiler.kernels.cpu.emit import (
+    Argument,
+    Buffer,
+    Expr,
+    arguments,
+    build,
+    div,
+    i64,
+    keep,
+    load,
+    loop,
+    mod,
+    registers,
+    scratch,
+    splat,
+    store,
+    symbol,
+)
+from moec.compiler.kernels.cpu.flash import LOWEST, Block, Flash, Page, new_block
+from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.cpu.numeric import narrow_store, widen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tvm import tirx
+
+    from moec.artifacts.model import AttentionSpec
+
+TASK_HEADS = 8
+"""Query heads of one task, at most."""
+TASK_ROWS = 32
+"""Query rows (tokens times heads) of one task, about."""
+DECODE_TOKENS = 32
+"""With fewer tokens than this a task has one token, so that there are enough tasks."""
+
+
+def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> tirx.PrimFunc:
+    """The kernel ``attention_<attention>``; call it after ``cache_append`` of the same tokens.
+
+    Its arguments: ``q [1, T, Hq, Dk]``, ``k_cache [pages, Hkv, P, Dk]``, ``v_cache [pages, Hkv, P, Dv]`` (not where
+    latent), ``page_table [B, M]`` int32, ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``sinks [Hq]``
+    (where the spec has them), ``out [1, T, Hq, Dv]``. Tokens of one sequence are adjacent, in increasing position.
+    T, B, M and the number of pages are symbolic. See ``AttentionSpec`` for which positions a token sees.
+    """
+
+    def body() -> None:
+        tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
+        cache = (pages, spec.kv_heads, PAGE_TOKENS)
+        q, k_cache, v_cache, table, sequence, position, sinks, out = arguments(
+            Argument("q", (1, tokens, spec.query_heads, spec.key_dim), spec.dtype),
+            Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
+            None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
+            Argument("page_table", (sequences, width), "int32"),
+            Argument("token_sequence", (tokens,), "int32"),
+            Argument("token_position", (tokens,), "int32"),
+            Argument("sinks", (spec.query_heads,), spec.dtype) if spec.sinks else None,
+            Argument("out", (1, tokens, spec.query_heads, spec.value_dim), spec.dtype),
+        )
+        call = _Call(q, k_cache, v_cache, table, width, sequence, position, sinks, out, tokens)
+        _Attention(spec, Machine(lanes), call).emit()
+
+    return build(name or f"attention_{spec.name}", body)
+
+
+@dataclass(frozen=True)
+class _Call:
+    q: Buffer
+    k_cache: Buffer
+    v_cache: Buffer | None
+    table: Buffer
+    table_width: Expr
+    sequence: Buffer
+    position: Buffer
+    sinks: Buffer | None
+    out: Buffer
+    tokens: Expr
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Adjacent tokens of one sequence, and the heads of a task."""
+
+    sequence: Expr
+    first_token: Expr
+    tokens: Expr
+    kv_head: Expr
+    first_head: Expr
+
+
+class _Attention:
+    """The parts of one kernel while it is emitted."""
+
+    def __init__(self, spec: AttentionSpec, machine: Machine, call: _Call) -> None:
+        self.spec, self.machine, self.call = spec, machine, call
+        self.flash = Flash(spec, machine)
+        self.group = spec.query_heads // spec.kv_heads
+        self.parts = -(-self.group // TASK_HEADS)
+        self.heads = -(-self.group // self.parts)
+        self.block_tokens = max(1, TASK_ROWS // self.heads)
+
+    def emit(self) -> None:
+        """All tasks: heads outermost, so that threads with different heads have equal work in a prefill."""
+        tokens = self.call.tokens
+        step = keep(T.Select(tokens < i64(DECODE_TOKENS), i64(1), i64(self.block_tokens)))
+        blocks = keep(div(tokens + step - i64(1), step))
+        with loop(i64(self.spec.kv_heads * self.parts) * blocks, parallel=True) as task:
+            heads = keep(div(task, blocks))
+            kv_head = keep(div(heads, self.parts))
+            part = T.min(mod(heads, self.parts) * i64(self.heads), i64(self.group - self.heads))
+            first_head = keep(kv_head * i64(self.group) + part)
+            first = keep(self._balanced(mod(task, blocks), blocks) * step)
+            self._runs(first, keep(T.min(first + step, tokens)), kv_head, first_head)
+
+    def _balanced(self, number: Expr, blocks: Expr) -> Expr:
+        """Early and late blocks in turn: late ones see more of the context."""
+        half = keep(div(number, 2))
+        return keep(T.Select(mod(number, 2).equal(i64(0)), half, blocks - i64(1) - half))
+
+    def _runs(self, first: Expr, end: Expr, kv_head: Expr, first_head: Expr) -> None:
+        """Cut the tokens ``first .. end-1`` where the sequence changes."""
+        block = new_block(self.block_tokens * self.heads, self.spec)
+        limits = (
+            scratch(self.block_tokens * self.heads, "int64"),
+            scratch(self.block_tokens * self.heads, "int64"),
+        )
+        cursor = registers(2, "int64")
+        store(cursor, 0, first)
+        with T.While(load(cursor, 0) < end):
+            start = keep(load(cursor, 0))
+            sequence = keep(self._int(self.call.sequence, start))
+            store(cursor, 1, start + i64(1))
+            with T.While(self._continues(load(cursor, 1), end, sequence)):
+                store(cursor, 1, load(cursor, 1) + i64(1))
+            run = _Run(sequence, start, keep(load(cursor, 1) - start), kv_head, first_head)
+            self._run(run, block, limits)
+            store(cursor, 0, load(cursor, 1))
+
+    def _continues(self, token: Expr, end: Expr, sequence: Expr) -> Expr:
+        inside = T.min(token, end - i64(1))
+        return T.And(token < end, self._int(self.call.sequence, inside).equal(sequence))
+
+    def _int(self, buffer: Buffer, place: Expr) -> Expr:
+        return T.cast(load(buffer, place), "int64")
+
+    def _run(self, run: _Run, block: Block, limits: tuple[Buffer, Buffer]) -> None:
+        rows = keep(run.tokens * i64(self.heads))
+        with loop(rows) as row:
+            self._begin(run, row, block)
+        lowest = self._first_visible(keep(self._int(self.call.position, run.first_token)))
+        highest = keep(self._int(self.call.position, run.first_token + run.tokens - i64(1)))
+        first_page = keep(div(lowest, PAGE_TOKENS))
+        with loop(div(highest, PAGE_TOKENS) - first_page + i64(1)) as number:
+            page = keep(first_page + number)
+            start = keep(page * i64(PAGE_TOKENS))
+            with loop(rows) as row:
+                place = keep(self._int(self.call.position, run.first_token + div(row, self.heads)))
+                store(limits[0], row, self._first_visible(place) - start)
+                store(limits[1], row, place - start)
+            valid = keep(T.min(i64(PAGE_TOKENS), highest - start + i64(1)))
+            self.flash.add_page(block, rows, self._page(run, page, valid), *limits)
+        with loop(rows) as row:
+            self._finish(run, row, block)
+
+    def _first_visible(self, position: Expr) -> Expr:
+        first = i64(0)
+        if self.spec.window:
+            first = T.max(first, position - i64(self.spec.window - 1))
+        if self.spec.chunk:
+            first = T.max(first, div(position, self.spec.chunk) * i64(self.spec.chunk))
+        return keep(first)
+
+    def _page(self, run: _Run, number: Expr, valid: Expr) -> Page:
+        spec, call = self.spec, self.call
+        page = page_of(call.table, call.table_width, run.sequence, number)
+        slot = keep((page * i64(spec.kv_heads) + run.kv_head) * i64(PAGE_TOKENS))
+        keys = keep(slot * i64(spec.key_dim))
+        if call.v_cache is None:
+            return Page(call.k_cache, keys, call.k_cache, keys, spec.key_dim, valid)
+        values = keep(slot * i64(spec.value_dim))
+        return Page(call.k_cache, keys, call.v_cache, values, spec.value_dim, valid)
+
+    def _row(self, run: _Run, row: Expr) -> tuple[Expr, Expr]:
+        """The head of a row, and its number among all rows of ``q`` and ``out``."""
+        head = keep(run.first_head + mod(row, self.heads))
+        token = run.first_token + div(row, self.heads)
+        return head, keep(token * i64(self.spec.query_heads) + head)
+
+    def _begin(self, run: _Run, row: Expr, block: Block) -> None:
+        """Scale the query; an attention sink is a score with no value."""
+        spec, native = self.spec, self.machine.native_f16
+        head, place = self._row(run, row)
+
+        def copy(offset: Expr, lanes: int) -> None:
+            query = widen(
+                self.call.q, spec.dtype, place * i64(spec.key_dim) + offset, lanes, native_f16=native
+            )
+            store(block.query, row * i64(spec.key_dim) + offset, query * splat(spec.scaling, lanes), lanes)
+
+        def clear(offset: Expr, lanes: int) -> None:
+            store(block.sums, row * i64(spec.value_dim) + offset, splat(0.0, lanes), lanes)
+
+        self._each(spec.key_dim, copy)
+        self._each(spec.value_dim, clear)
+        if self.call.sinks is None:
+            store(block.largest, row, T.float32(LOWEST))
+            store(block.total, row, T.float32(0.0))
+        else:
+            store(block.largest, row, widen(self.call.sinks, spec.dtype, head, 1, native_f16=native))
+            store(block.total, row, T.float32(1.0))
+
+    def _finish(self, run: _Run, row: Expr, block: Block) -> None:
+        spec, native = self.spec, self.machine.native_f16
+        _, place = self._row(run, row)
+        scale = keep(T.float32(1.0) / load(block.total, row))
+
+        def write(offset: Expr, lanes: int) -> None:
+            value = load(block.sums, row * i64(spec.value_dim) + offset, lanes) * splat(scale, lanes)
+            target = place * i64(spec.value_dim) + offset
+            narrow_store(self.call.out, spec.dtype, target, value, lanes, native_f16=native)
+
+        self._each(spec.value_dim, write)
+
+    def _each(self, size: int, emit: Callable[[Expr, int], None]) -> None:
+        """Whole vectors of a row, then what is left."""
+        lanes = self.machine.lanes
+        with loop(size // lanes) as step:
+            emit(step * i64(lanes), lanes)
+        with loop(size % lanes) as step:
+            emit(step + i64(size - size % lanes), 1)

@@ -1,0 +1,126 @@
+"""``y[.., t, n] = sum_k x[.., t, k] * w[.., n, k] (+ b[.., n])``: every weight product of the dense segments.
+
+With few tokens the kernel is a stream through the weights, each read once; with many it is blocked so that a
+chunk of tokens stays in the second-level cache while the rows of the weight pass by.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels.cpu.convert import to_float32
+from moec.compiler.kernels.cpu.dot import Columns, Rows, dot, tiles
+from moec.compiler.kernels.cpu.emit import (
+    Argument,
+    Buffer,
+    Expr,
+    arguments,
+    build,
+    ceildiv,
+    div,
+    i64,
+    keep,
+    loop,
+    mod,
+    symbol,
+)
+from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.cpu.numeric import narrow_store, widen
+
+if TYPE_CHECKING:
+    from tvm import tirx
+
+CHUNK_BYTES = 1 << 18
+"""Float32 activations that a thread keeps in its second-level cache."""
+TASK_ROWS = 12
+"""Rows of the weight that a thread takes at a time."""
+SERIAL_PRODUCTS = 1 << 14
+"""Matrices up to this many elements are not worth waking other threads for."""
+
+
+def linear(
+    *, rows: int, columns: int, dtype: str, batch: int | None, bias: bool, lanes: int
+) -> tirx.PrimFunc:
+    """The kernel ``linear(x, weight, [bias], out)`` for weights of one shape.
+
+    Args:
+        rows: N, the outputs; any number from 1.
+        columns: K, the summed dimension, contiguous in memory; any number from 1.
+        dtype: of every tensor: ``bfloat16``, ``float16`` or ``float32``. Sums are float32.
+        batch: B for ``x [B, T, K]``, ``weight [B, N, K]``, ``bias [B, N]``, ``out [B, T, N]``; ``None`` for
+            ``x [T, K]``, ``weight [N, K]``, ``bias [N]``, ``out [T, N]``. T is symbolic.
+        bias: whether there is one.
+        lanes: float32 lanes of the target's vectors (16, 8 or 4).
+    """
+    lead = () if batch is None else (batch,)
+
+    def body() -> None:
+        T_ = symbol("T")
+        buffers = arguments(
+            Argument("x", (*lead, T_, columns), dtype),
+            Argument("weight", (*lead, rows, columns), dtype),
+            Argument("bias", (*lead, rows), dtype) if bias else None,
+            Argument("out", (*lead, T_, rows), dtype),
+        )
+        _Linear(Machine(lanes), rows, columns, dtype, batch or 1, T_, buffers).emit()
+
+    return build("linear", body)
+
+
+class _Linear:
+    """The parts of one kernel while it is emitted."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        rows: int,
+        columns: int,
+        dtype: str,
+        batch: int,
+        tokens: Expr,
+        buffers: list[Buffer],
+    ) -> None:
+        self.machine, self.rows, self.columns, self.dtype, self.batch = machine, rows, columns, dtype, batch
+        self.tokens = tokens
+        self.x, self.weight, self.bias, self.out = buffers
+        self.block = min(TASK_ROWS, rows)
+        self.chunk = max(
+            8 * machine.columns, CHUNK_BYTES // (4 * columns) // machine.columns * machine.columns
+        )
+
+    def emit(self) -> None:
+        x32 = to_float32(self.x, self.dtype, i64(self.batch * self.columns) * self.tokens, self.machine)
+        blocks = -(-self.rows // self.block)
+        chunks = keep(ceildiv(self.tokens, self.chunk))
+        parallel = self.batch * self.rows * self.columns > SERIAL_PRODUCTS
+        with loop(chunks * i64(self.batch * blocks), parallel=parallel) as task:
+            row = keep(T.min(mod(task, blocks) * i64(self.block), i64(self.rows - self.block)))
+            chunk = keep(mod(div(task, blocks), chunks))
+            batch = keep(div(task, chunks * i64(blocks)))
+            token = keep(chunk * i64(self.chunk))
+            count = keep(T.min(i64(self.chunk), self.tokens - token))
+            first_row = keep(batch * i64(self.rows) + row)
+            first_token = keep(batch * self.tokens + token)
+            tiles(
+                self.block,
+                count,
+                self.machine,
+                lambda rows, columns: self._tile(
+                    x32, row, [first_row + r for r in rows], rows, [first_token + c for c in columns]
+                ),
+            )
+
+    def _tile(self, x32: Buffer, row: Expr, rows: list[Expr], within: list[Expr], tokens: list[Expr]) -> None:
+        depth, native = i64(self.columns), self.machine.native_f16
+        weights = Rows(self.weight, self.dtype, [keep(r * depth) for r in rows])
+        sums = dot(weights, Columns(x32, [keep(t * depth) for t in tokens]), self.columns, self.machine)
+        for r, number in enumerate(rows):
+            shift = None
+            if self.bias is not None:
+                shift = keep(widen(self.bias, self.dtype, number, 1, native_f16=native))
+            for c, token in enumerate(tokens):
+                value = sums[r][c] if shift is None else sums[r][c] + shift
+                place = token * i64(self.rows) + row + within[r]
+                narrow_store(self.out, self.dtype, place, value, 1, native_f16=native)

@@ -1,0 +1,31 @@
+"""What the kernels need to know of the processor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+F16C_LANES = 8
+"""From this vector width on (x86-64-v3) the machine converts float16; below it the bits are converted by hand."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A processor, as far as the register blocks depend on it."""
+
+    lanes: int
+    """float32 lanes of a vector register: 16 (AVX-512), 8 (AVX2), 4 (baseline x86-64)."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the register block."""
+        return 6 if self.lanes == 16 else 4
+
+    @property
+    def columns(self) -> int:
+        """Columns of the register block; with ``rows`` it leaves registers for the operands."""
+        return 4 if self.lanes == 16 else 2
+
+    @property
+    def native_f16(self) -> bool:
+        """Whether the machine converts float16 itself."""
+        return self.lanes >= F16C_LANES

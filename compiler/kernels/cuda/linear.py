@@ -1,0 +1,50 @@
+"""``y[.., t, n] = sum_k x[.., t, k] * w[.., n, k] (+ b[.., n])``: the weight products of the dense segments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels.cpu.emit import (
+    Argument,
+    arguments,
+    build,
+    div,
+    i64,
+    load,
+    loop,
+    mod,
+    registers,
+    store,
+    symbol,
+)
+from moec.compiler.kernels.cuda.threads import read, threads, write
+
+if TYPE_CHECKING:
+    from tvm import tirx
+
+
+def linear(*, rows: int, columns: int, dtype: str, batch: int | None, bias: bool) -> tirx.PrimFunc:
+    """The kernel ``linear(x, weight, [bias], out)``; shapes as in ``kernels/cpu/linear.py``."""
+    lead = () if batch is None else (batch,)
+
+    def body() -> None:
+        tokens = symbol("T")
+        x, weight, offset, out = arguments(
+            Argument("x", (*lead, tokens, columns), dtype),
+            Argument("weight", (*lead, rows, columns), dtype),
+            Argument("bias", (*lead, rows), dtype) if bias else None,
+            Argument("out", (*lead, tokens, rows), dtype),
+        )
+        with threads(i64((batch or 1) * rows) * tokens) as number:
+            row, token = T.bind(mod(number, rows)), T.bind(div(number, rows))
+            weight_row = T.bind(div(token, tokens) * i64(rows) + row)
+            total = registers(1)
+            store(total, 0, T.float32(0) if offset is None else read(offset, dtype, weight_row))
+            with loop(columns) as k:
+                left = read(x, dtype, token * i64(columns) + k)
+                store(total, 0, load(total, 0) + left * read(weight, dtype, weight_row * i64(columns) + k))
+            write(out, dtype, number, load(total, 0))
+
+    return build("linear", body)

@@ -1,0 +1,119 @@
+"""What the kernels compute, in plain numpy and float64: the definition that tests hold every target to."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from moec.artifacts.activation import Expression
+    from moec.artifacts.model import AttentionSpec, ExpertBody
+
+Array = NDArray[np.float64]
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.exp(-np.logaddexp(0.0, -x))
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "neg": np.negative,
+    "exp": np.exp,
+    "tanh": np.tanh,
+    "sigmoid": _sigmoid,
+    "silu": lambda x: x * _sigmoid(x),
+    "relu": lambda x: np.maximum(x, 0.0),
+    "gelu": lambda x: 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))),
+    "gelu_tanh": lambda x: 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),
+    "erf": _erf,
+    "sqrt": np.sqrt,
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "min": np.minimum,
+    "max": np.maximum,
+    "pow": np.power,
+}
+"""Every operator of ``artifacts.activation.ARITY``."""
+
+
+def activate(expression: Expression, variables: Mapping[str, Array]) -> Array:
+    """Evaluate an activation expression on ``gate`` and ``up``."""
+    if isinstance(expression, str):
+        return variables[expression]
+    if isinstance(expression, (int, float)):
+        return np.asarray(float(expression))
+    operator, *operands = expression
+    result: Array = OPERATORS[str(operator)](*(activate(operand, variables) for operand in operands))
+    return result
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """``x [.., T, K]``, ``weight [.., N, K]``, ``bias [.., N]`` to ``[.., T, N]``."""
+    product = x @ np.swapaxes(weight, -1, -2)
+    return product if bias is None else product + bias[..., None, :]
+
+
+def attention(
+    spec: AttentionSpec, query: Array, keys: Array, values: Array, position: int, sinks: Array | None
+) -> Array:
+    """One token's attention.
+
+    Args:
+        spec: which positions it sees, and how scores are made.
+        query: ``[Hq, Dk]``.
+        keys: ``[positions, Hkv, Dk]``, from position 0.
+        values: ``[positions, Hkv, Dv]``; ignored where the spec is latent.
+        position: the token's.
+        sinks: ``[Hq]`` or ``None``.
+
+    Returns:
+        ``[Hq, Dv]``.
+    """
+    first = max(0, position - spec.window + 1) if spec.window else 0
+    if spec.chunk:
+        first = max(first, position // spec.chunk * spec.chunk)
+    group = spec.query_heads // spec.kv_heads
+    heads = []
+    for head in range(spec.query_heads):
+        key = keys[first : position + 1, head // group]
+        value = key[:, : spec.value_dim] if spec.latent else values[first : position + 1, head // group]
+        scores = spec.scaling * (key @ query[head])
+        if spec.softcap:
+            scores = spec.softcap * np.tanh(scores / spec.softcap)
+        largest = scores.max() if sinks is None else max(scores.max(), sinks[head])
+        weights = np.exp(scores - largest)
+        total = weights.sum() + (0.0 if sinks is None else np.exp(sinks[head] - largest))
+        heads.append(weights @ value / total)
+    return np.stack(heads)
+
+
+def experts(
+    body: ExpertBody,
+    parts: Sequence[Mapping[str, Array]],
+    x: Array,
+    index: NDArray[np.int64],
+    weight: Array,
+) -> Array:
+    """``out [T, H]`` of ``x [T, H]``, ``index [T, K]``, ``weight [T, K]``; ``parts`` by expert and part name."""
+    out = np.zeros_like(x)
+    for token, row in enumerate(x):
+        for expert, factor in zip(index[token], weight[token], strict=True):
+            if 0 <= expert < len(parts):
+                out[token] += factor * _expert(body, parts[expert], row)
+    return out
+
+
+def _expert(body: ExpertBody, parts: Mapping[str, Array], x: Array) -> Array:
+    names = ("gate", "up") if body.gated else ("up",)
+    variables = {name: parts[name] @ x + parts.get(f"{name}_bias", 0.0) for name in names}
+    product: Array = parts["down"] @ activate(body.activation, variables) + parts.get("down_bias", 0.0)
+    return product

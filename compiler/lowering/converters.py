@@ -1,0 +1,188 @@
+"""ATen operators whose import in TVM is wrong, missing or slow, and how we import them instead."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tvm import relax
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def _dtype(value: Any) -> str:
+    return str(value.ty.dtype.dtype)
+
+
+def _cast(importer: Any, value: Any, dtype: str) -> Any:
+    return value if _dtype(value) == dtype else importer.block_builder.emit(relax.op.astype(value, dtype))
+
+
+def _product(importer: Any, left: Any, right: Any, bias: Any = None) -> Any:
+    """``left @ right (+ bias)`` accumulated in float32, in the element type of ``left``."""
+    builder = importer.block_builder
+    result = builder.emit(relax.op.matmul(left, right, out_dtype="float32"))
+    if bias is not None:
+        result = builder.emit(relax.op.add(result, _cast(importer, bias, "float32")))
+    return _cast(importer, result, _dtype(left))
+
+
+def _transposed(importer: Any, value: Any) -> Any:
+    rank = len(value.ty.shape)
+    return importer.block_builder.emit(relax.op.permute_dims(value, [*range(rank - 2), rank - 1, rank - 2]))
+
+
+def _linear(node: Any, importer: Any) -> Any:
+    x, weight, bias = [*importer.retrieve_args(node), None][:3]
+    return _product(importer, x, _transposed(importer, weight), bias)
+
+
+def _matmul(node: Any, importer: Any) -> Any:
+    left, right = importer.retrieve_args(node)
+    return _product(importer, left, right)
+
+
+def _addmm(node: Any, importer: Any) -> Any:
+    bias, left, right = importer.retrieve_args(node)
+    return _product(importer, left, right, bias)
+
+
+def _transpose(node: Any, importer: Any) -> Any:
+    return _transposed(importer, importer.retrieve_args(node)[0])
+
+
+def _view(node: Any, importer: Any) -> Any:
+    value, shape = importer.retrieve_args(node)
+    return importer.block_builder.emit(relax.op.reshape(value, shape))
+
+
+def _masked_fill(node: Any, importer: Any) -> Any:
+    value, mask, fill = importer.retrieve_args(node)
+    if not isinstance(fill, relax.Expr):
+        fill = relax.const(float(fill), _dtype(value))
+    return importer.block_builder.emit(relax.op.where(mask, fill, value))
+
+
+def _topk(node: Any, importer: Any) -> Any:
+    """Sorted also where the model does not ask for it: any order is right then, and one order is reproducible."""
+    value, count, *rest = importer.retrieve_args(node)
+    axis = rest[0] if rest else -1
+    largest = rest[1] if len(rest) > 1 else True
+    return importer.block_builder.emit(
+        relax.op.topk(value, k=count, axis=axis, largest=largest, ret_type="both", dtype="int64")
+    )
+
+
+def _scatter_value(node: Any, importer: Any) -> Any:
+    """One value to the indexed places of the last axis: a comparison with each index instead of random writes."""
+    value, axis, index, fill = importer.retrieve_args(node)
+    rank, emit = len(value.ty.shape), importer.block_builder.emit
+    assert axis in (-1, rank - 1), "scatter of a value is imported along the last axis only"
+    places = emit(relax.op.arange(0, value.ty.shape[rank - 1], 1, "int64"))
+    equal = emit(relax.op.equal(emit(relax.op.expand_dims(index, -1)), places))
+    hits = emit(relax.op.max(emit(relax.op.astype(equal, "int32")), axis=-2))
+    hit = emit(relax.op.astype(hits, "bool"))
+    return emit(relax.op.where(hit, relax.const(float(fill), _dtype(value)), value))
+
+
+def _layer_norm(node: Any, importer: Any) -> Any:
+    """Layer normalisation over the last axis in float32; TVM's has no bfloat16."""
+    value, shape, weight, bias, epsilon = importer.retrieve_args(node)[:5]
+    assert len(shape) == 1, "layer normalisation is imported over the last axis only"
+    emit = importer.block_builder.emit
+    wide = _cast(importer, value, "float32")
+    centred = emit(relax.op.subtract(wide, emit(relax.op.mean(wide, -1, keepdims=True))))
+    variance = emit(relax.op.mean(emit(relax.op.multiply(centred, centred)), -1, keepdims=True))
+    shifted = emit(relax.op.add(variance, relax.const(float(epsilon), "float32")))
+    result = emit(relax.op.multiply(centred, emit(relax.op.rsqrt(shifted))))
+    if weight is not None:
+        result = emit(relax.op.multiply(result, _cast(importer, weight, "float32")))
+    if bias is not None:
+        result = emit(relax.op.add(result, _cast(importer, bias, "float32")))
+    return _cast(importer, result, _dtype(value))
+
+
+def _native_layer_norm(node: Any, importer: Any) -> Any:
+    """Only the normalised value exists: mean and scale are for training."""
+    return (_layer_norm(node, importer),)
+
+
+def _embedding(node: Any, importer: Any) -> Any:
+    """Rows of a table; ids are clipped, so that a wrong one cannot read outside it."""
+    table, ids = importer.retrieve_args(node)[:2]
+    emit = importer.block_builder.emit
+    rows = emit(relax.op.take(table, emit(relax.op.reshape(ids, [-1])), axis=0, mode="clip"))
+    return emit(relax.op.reshape(rows, [*list(ids.ty.shape), table.ty.shape[1]]))
+
+
+def _select(node: Any, importer: Any) -> Any:
+    """One place along an axis, as a slice: TVM's importer gathers it, which does not fuse."""
+    value, axis, index = importer.retrieve_args(node)
+    place = index if index >= 0 else value.ty.shape[axis] + index
+    emit = importer.block_builder.emit
+    return emit(relax.op.squeeze(emit(relax.op.strided_slice(value, [axis], [place], [place + 1])), [axis]))
+
+
+def _pow_scalar(node: Any, importer: Any) -> Any:
+    """Squares are products: the general power calls the C library for each element."""
+    value, exponent = importer.retrieve_args(node)
+    if exponent == 2:
+        return importer.block_builder.emit(relax.op.multiply(value, value))
+    return importer.block_builder.emit(relax.op.power(value, relax.const(float(exponent), _dtype(value))))
+
+
+def _repeat_interleave(node: Any, importer: Any) -> Any:
+    value, repeats = importer.retrieve_args(node)[:2]
+    axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
+    return importer.block_builder.emit(relax.op.repeat(value, repeats, axis))
+
+
+def _log_sigmoid(node: Any, importer: Any) -> Any:
+    emit = importer.block_builder.emit
+    return emit(relax.op.log(emit(relax.op.sigmoid(importer.retrieve_args(node)[0]))))
+
+
+def _logsumexp(node: Any, importer: Any) -> Any:
+    value, axes = importer.retrieve_args(node)[:2]
+    keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
+    emit = importer.block_builder.emit
+    largest = emit(relax.op.max(value, axes, keepdims=True))
+    total = emit(
+        relax.op.sum(emit(relax.op.exp(emit(relax.op.subtract(value, largest)))), axes, keepdims=True)
+    )
+    result = emit(relax.op.add(emit(relax.op.log(total)), largest))
+    return result if keep else emit(relax.op.squeeze(result, axes))
+
+
+def _scalar_of(node: Any, importer: Any) -> Any:
+    """A 0-dimensional constant such as ``-inf`` or a limit of the element type."""
+    value = importer.retrieve_args(node)[0]
+    dtype = node.kwargs.get("dtype") or torch.float32
+    return relax.const(float(value) if math.isinf(value) else value, str(dtype).removeprefix("torch."))
+
+
+CONVERTERS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "linear.default": _linear,
+    "mm.default": _matmul,
+    "bmm.default": _matmul,
+    "matmul.default": _matmul,
+    "addmm.default": _addmm,
+    "t.default": _transpose,
+    "_unsafe_view.default": _view,
+    "masked_fill.Scalar": _masked_fill,
+    "masked_fill.Tensor": _masked_fill,
+    "topk.default": _topk,
+    "scatter.value": _scatter_value,
+    "layer_norm.default": _layer_norm,
+    "native_layer_norm.default": _native_layer_norm,
+    "embedding.default": _embedding,
+    "select.int": _select,
+    "pow.Tensor_Scalar": _pow_scalar,
+    "repeat_interleave.self_int": _repeat_interleave,
+    "log_sigmoid.default": _log_sigmoid,
+    "logsumexp.default": _logsumexp,
+    "scalar_tensor.default": _scalar_of,
+}
+"""fx target name (as TVM's importer forms it) to converter ``(node, importer) -> relax.Var``."""

@@ -1,0 +1,102 @@
+"""Which hand-written kernel does what, for each kind of target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moec.artifacts.model import ExpertsStep, ModelRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import tvm
+
+    from moec.compiler.lowering.passes.dispatch_linear import LinearShape
+    from moec.compiler.lowering.targets import Target
+
+
+@dataclass(frozen=True)
+class CpuKernels:
+    """The kernels of ``compiler/kernels/cpu`` for vectors of ``lanes`` float32 values."""
+
+    lanes: int
+
+    def linear(self, shape: LinearShape) -> tvm.tirx.PrimFunc:
+        """A product with a weight."""
+        from moec.compiler.kernels.cpu.linear import linear
+
+        return linear(
+            rows=shape.rows,
+            columns=shape.columns,
+            dtype=shape.dtype,
+            batch=shape.batch,
+            bias=shape.bias,
+            lanes=self.lanes,
+        )
+
+    def topk(self, entries: int, count: int, dtype: str) -> tvm.tirx.PrimFunc:
+        """The largest entries of each row."""
+        from moec.compiler.kernels.cpu.topk import topk
+
+        return topk(entries=entries, count=count, dtype=dtype, lanes=self.lanes)
+
+    def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
+        """The kernels that the chain calls by name, under those names."""
+        from moec.compiler.kernels.cpu.attention import attention
+        from moec.compiler.kernels.cpu.cache_append import cache_append
+        from moec.compiler.kernels.cpu.experts import experts
+
+        for spec in model.attentions:
+            yield f"cache_append_{spec.name}", cache_append(spec)
+            yield f"attention_{spec.name}", attention(spec, lanes=self.lanes)
+        weights = router_weight_dtypes(model)
+        for body in model.bodies:
+            yield f"experts_{body.name}", experts(body, weight_dtype=weights[body.name], lanes=self.lanes)
+
+
+@dataclass(frozen=True)
+class CudaKernels:
+    """The kernels of ``compiler/kernels/cuda``."""
+
+    def linear(self, shape: LinearShape) -> tvm.tirx.PrimFunc:
+        """A product with a weight."""
+        from moec.compiler.kernels.cuda.linear import linear
+
+        return linear(
+            rows=shape.rows, columns=shape.columns, dtype=shape.dtype, batch=shape.batch, bias=shape.bias
+        )
+
+    def topk(self, entries: int, count: int, dtype: str) -> tvm.tirx.PrimFunc:
+        """The largest entries of each row."""
+        from moec.compiler.kernels.cuda.topk import topk
+
+        return topk(entries=entries, count=count, dtype=dtype)
+
+    def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
+        """The kernels that the chain calls by name, under those names."""
+        from moec.compiler.kernels.cuda.attention import attention
+        from moec.compiler.kernels.cuda.cache_append import cache_append
+        from moec.compiler.kernels.cuda.experts import experts
+
+        for spec in model.attentions:
+            yield f"cache_append_{spec.name}", cache_append(spec)
+            yield f"attention_{spec.name}", attention(spec)
+        weights = router_weight_dtypes(model)
+        for body in model.bodies:
+            yield f"experts_{body.name}", experts(body, weight_dtype=weights[body.name])
+
+
+def kernels_for(target: Target) -> CpuKernels | CudaKernels:
+    """The kernels of a target."""
+    return CudaKernels() if target.kind == "cuda" else CpuKernels(target.lanes)
+
+
+def router_weight_dtypes(model: ModelRecord) -> dict[str, str]:
+    """The element type of the weights that the router gives to each body's experts."""
+    bodies = {layer.layer: layer.body for layer in model.experts}
+    steps = [step for step in model.steps if isinstance(step, ExpertsStep)]
+    dtypes = {bodies[step.layer]: model.values[step.weight].dtype for step in steps}
+    mixed = [step for step in steps if model.values[step.weight].dtype != dtypes[bodies[step.layer]]]
+    assert not mixed, f"layers of one body differ in the type of their weights: {mixed}"
+    return dict(dtypes)

@@ -1,0 +1,91 @@
+"""The ``lower`` stage: the segments and kernels of a model to one module for a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import tvm
+from tvm import relax
+
+from moec.compiler.lowering.cuda_module import export_cuda
+from moec.compiler.lowering.kernel_library import kernels_for
+from moec.compiler.lowering.link import link
+from moec.compiler.lowering.pipeline import pipeline, run_passes
+from moec.compiler.lowering.relax_import import import_segment
+from moec.compiler.lowering.tir_pipeline import CPU_PIPELINE, register_cpu_pipeline
+from moec.compiler.lowering.tvm_targets import host_target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch.fx
+
+    from moec.artifacts.model import ModelRecord
+    from moec.compiler.lowering.targets import Target
+
+MODULE_NAME = "model.so"
+"""The one file of a CPU module."""
+
+
+class Segment(Protocol):
+    """What lowering needs of a partitioned segment."""
+
+    @property
+    def graph_module(self) -> torch.fx.GraphModule:
+        """Placeholders are the inputs, then the weights, as its ``FunctionSpec`` lists them."""
+
+
+@dataclass(frozen=True)
+class LoweredModule:
+    """One target's module on disk."""
+
+    target: Target
+    files: tuple[Path, ...]
+    """Relative to the output folder."""
+
+
+def lower(
+    model: ModelRecord,
+    functions: Mapping[str, Segment],
+    target: Target,
+    output: Path,
+    dump_ir: Path | None = None,
+) -> LoweredModule:
+    """Compile ``functions``, and the kernels that the steps of ``model`` name, for ``target`` into ``output``.
+
+    Args:
+        model: the chain; its attentions and bodies say which kernels are needed.
+        functions: every segment by its name.
+        target: see ``targets.parse_target``.
+        output: an existing folder, ``modules/<target.name>`` of the bundle.
+        dump_ir: a folder for the IR after each pass.
+
+    Raises:
+        CompileError: an operator cannot be imported, or a tool failed.
+        MissingDependencyError: a compiler piece is not installed.
+        OutputError: ``dump_ir`` cannot be written.
+    """
+    module = import_segments(functions, model.class_name)
+    module = run_passes(module, pipeline(target), dump_ir)
+    for name, kernel in kernels_for(target).model(model):
+        module.update_func(tvm.ir.GlobalVar(name), kernel.with_attr("global_symbol", name))
+    export = export_cuda if target.kind == "cuda" else export_cpu
+    return LoweredModule(target, export(module, target, output))
+
+
+def export_cpu(module: tvm.IRModule, target: Target, output: Path) -> tuple[Path, ...]:
+    """Compile ``module`` with LLVM into one shared library; returns it relative to ``output``."""
+    register_cpu_pipeline()
+    executable = relax.build(module, host_target(target), relax_pipeline=None, tir_pipeline=CPU_PIPELINE)
+    executable.export_library(str(output / MODULE_NAME), fcompile=link)
+    return (Path(MODULE_NAME),)
+
+
+def import_segments(functions: Mapping[str, Segment], class_name: str) -> tvm.IRModule:
+    """All segments in one Relax module, each under its name."""
+    imported: dict[Any, Any] = {
+        name: import_segment(name, segment.graph_module, class_name) for name, segment in functions.items()
+    }
+    return tvm.IRModule(imported)

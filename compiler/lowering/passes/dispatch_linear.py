@@ -1,0 +1,178 @@
+"""Products with a weight become calls of the target's own kernel.
+
+Before::
+
+    lv = R.permute_dims(w)                              # w [N, K]
+    lv1 = R.matmul(x, lv, out_dtype="float32")          # x [1, T, K]
+    lv2 = R.add(lv1, R.astype(b, "float32"))            # where there is a bias
+    gv = R.astype(lv2, "bfloat16")                      # where x is not float32
+
+After::
+
+    lv = R.reshape(x, (T, K))
+    lv1 = R.call_tir(cls.linear_N_K_bfloat16_bias, (lv, w, b), out_ty=R.Tensor((T, N), "bfloat16"))
+    gv = R.reshape(lv1, (1, T, N))
+
+The reshapes cost nothing at run time. A weight ``[B, N, K]`` (one matrix a head) is a batch of B products, with x
+``[B, T, K]``. Products of two activations are left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from moec.compiler.lowering.passes.kernel_block import as_private_block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """What a linear kernel is compiled for: ``y [.., T, rows] = x [.., T, columns] @ w [.., rows, columns]^T``."""
+
+    rows: int
+    columns: int
+    dtype: str
+    batch: int | None
+    bias: bool
+
+    @property
+    def name(self) -> str:
+        """A name for the kernel, the same in every segment that needs it."""
+        batch = () if self.batch is None else (f"batch{self.batch}",)
+        bias = ("bias",) if self.bias else ()
+        return "_".join(("linear", *batch, str(self.rows), str(self.columns), self.dtype, *bias))
+
+
+@dataclass(frozen=True)
+class LinearMatch:
+    """A product found in a function."""
+
+    shape: LinearShape
+    arguments: tuple[Any, ...]
+    """x, weight and, where there is one, bias: variables of the function."""
+
+
+@tvm.transform.module_pass(opt_level=0, name="DispatchLinear")
+class DispatchLinear:
+    """Replace products with a weight by ``linear`` kernels.
+
+    Args:
+        linear: makes the kernel for a shape: ``(x, w, [bias], y)``, destination last.
+    """
+
+    def __init__(self, linear: Callable[[LinearShape], tvm.tirx.PrimFunc]) -> None:
+        self.linear = linear
+
+    def transform_module(self, module: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        """Rewrite every Relax function of ``module``."""
+        rewriter = _Rewriter(module, self.linear)
+        for name, function in module.functions_items():
+            if isinstance(function, relax.Function):
+                rewriter.matches = find_linears(function)
+                rewriter.builder_.update_func(name, rewriter.visit_expr(function))
+        return relax.transform.DeadCodeElimination()(rewriter.builder_.get())
+
+
+def find_linears(function: relax.Function) -> dict[Any, LinearMatch]:
+    """The products with a weight in ``function``, by the variable that holds their result."""
+    values = dict(relax.analysis.get_var2val(function).items())
+    users = {
+        var: list(used_by)
+        for block in function.body.blocks
+        for var, used_by in relax.analysis.udchain(block).items()
+    }
+    parameters = set(function.params)
+    found = (_match(var, values, users, parameters) for var in values if _calls(values[var], "relax.matmul"))
+    return dict(match for match in found if match is not None)
+
+
+def _calls(value: Any, operator: str) -> bool:
+    return isinstance(value, relax.Call) and value.op == tvm.ir.Op.get(operator)
+
+
+def _match(var: Any, values: Any, users: Any, parameters: set[Any]) -> tuple[Any, LinearMatch] | None:
+    """The product ``var`` with its bias and its cast, or ``None`` where its right side is no weight."""
+    x, right = values[var].args
+    rank = len(right.ty.shape)
+    swapped = [*range(rank - 2), rank - 1, rank - 2]
+    transpose = values.get(right)
+    if not _calls(transpose, "relax.permute_dims") or [int(i) for i in transpose.attrs.axes] != swapped:
+        return None
+    weight = transpose.args[0]
+    if weight not in parameters:
+        return None
+    batch = int(weight.ty.shape[0]) if rank == 3 else None
+    bias = None
+    follower = _only_user(var, users, values)
+    if batch is None and follower is not None and _calls(values[follower], "relax.add"):
+        bias = _bias(values[follower].args[1], values, parameters)
+        if bias is not None:
+            var, follower = follower, _only_user(follower, users, values)
+    dtype = str(x.ty.dtype.dtype)
+    if dtype != "float32":
+        if follower is None or not _calls(values[follower], "relax.astype"):
+            return None
+        if str(follower.ty.dtype.dtype) != dtype:
+            return None
+        var = follower
+    rows, columns = (int(extent) for extent in list(weight.ty.shape)[-2:])
+    shape = LinearShape(rows, columns, dtype, batch, bias is not None)
+    return var, LinearMatch(shape, (x, weight) if bias is None else (x, weight, bias))
+
+
+def _only_user(var: Any, users: Any, values: Any) -> Any:
+    used_by = [user for user in users.get(var, ()) if user in values]
+    return used_by[0] if len(used_by) == 1 else None
+
+
+def _bias(value: Any, values: Any, parameters: set[Any]) -> Any:
+    source = values[value].args[0] if _calls(values.get(value), "relax.astype") else value
+    return source if source in parameters and len(source.ty.shape) == 1 else None
+
+
+@mutator
+class _Rewriter(PyExprMutator):  # type: ignore[misc]  # TVM has no stubs
+    """Replaces the bindings in ``matches`` by kernel calls."""
+
+    matches: dict[Any, LinearMatch]
+
+    def __init__(self, module: tvm.IRModule, linear: Callable[[LinearShape], tvm.tirx.PrimFunc]) -> None:
+        super().__init__(module)
+        self.linear = linear
+        self.kernels: dict[LinearShape, Any] = {}
+
+    def visit_var_binding_(self, binding: Any) -> None:
+        match = self.matches.get(binding.var)
+        if match is None:
+            super().visit_var_binding_(binding)
+            return
+        result = self._call(match, list(binding.var.ty.shape))
+        self.set_var_remap(binding.var, result)
+
+    def _call(self, match: LinearMatch, shape: list[Any]) -> Any:
+        spec, emit = match.shape, self.builder_.emit
+        if spec not in self.kernels:
+            self.kernels[spec] = self.builder_.add_func(as_private_block(self.linear(spec)), spec.name)
+        x, *weights = (self.visit_expr(argument) for argument in match.arguments)
+        leading = [] if spec.batch is None else [spec.batch]
+        tokens = x.ty.shape[-2] if spec.batch is not None else _product(list(x.ty.shape)[:-1])
+        flat = [*leading, tokens, spec.columns]
+        if len(flat) != len(x.ty.shape):
+            x = emit(relax.op.reshape(x, flat))
+        out = relax.TensorType([*leading, tokens, spec.rows], spec.dtype)
+        result = emit(relax.call_tir(self.kernels[spec], [x, *weights], out))
+        return result if len(shape) == len(flat) else emit(relax.op.reshape(result, shape))
+
+
+def _product(extents: list[Any]) -> Any:
+    result: Any = 1
+    for extent in extents:
+        result = result * extent
+    return result

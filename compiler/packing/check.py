@@ -1,0 +1,144 @@
+"""Does the checkpoint have what the modules need? Decided from its headers, before any byte is written."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import torch
+
+from moec.compiler.packing.binding import Binding, Bindings, Converted, Renamed, Stacked
+from moec.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from transformers import PreTrainedModel
+
+    from moec.compiler.packing.stored import Stored
+
+NAMED = 10
+"""Tensors that an error names; of more it gives the number."""
+
+_DO = "Use the complete checkpoint that this config.json belongs to, or download it again."
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_EXTRAS = (re.compile(r"\.inv_freq$"), re.compile(r"(^|\.)mtp[._]"))
+
+
+def check_names(
+    model: PreTrainedModel, bindings: Bindings, needed: Iterable[str]
+) -> tuple[dict[str, Binding], list[str]]:
+    """The binding of each needed parameter, and the known extra tensors that are left out.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected, or of the wrong shape.
+    """
+    extras = [name for name in bindings.unexpected if _known_extra(name, model)]
+    found: dict[str, Binding] = {}
+    missing: list[str] = []
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(set(needed)):
+        binding = bindings.parameters.get(_given_name(name, bindings, model))
+        if binding is None:
+            missing.append(name)
+        else:
+            missing += _missing_parts(name, binding, shapes[name])
+            found[name] = binding
+    if missing:
+        raise _error("missing in", missing, "The config's model has them.")
+    unexpected = sorted(set(bindings.unexpected) - set(extras))
+    if unexpected:
+        raise _error("unexpected in", unexpected, f"{type(model).__name__} has no such parameters.")
+    for name, binding in found.items():
+        _check_shape(name, binding, shapes[name], model)
+    return found, sorted([*extras, *bindings.repeated])
+
+
+def _given_name(name: str, bindings: Bindings, model: PreTrainedModel) -> str:
+    """``name``, or a parameter tied to it that the checkpoint has instead."""
+    if name in bindings.parameters:
+        return name
+    tied: dict[str, str] = model.all_tied_weights_keys or {}
+    family = tied.get(name, name)
+    others = [family, *(other for other, source in tied.items() if source == family)]
+    return next((other for other in others if other in bindings.parameters), name)
+
+
+def _known_extra(name: str, model: PreTrainedModel) -> bool:
+    """Whether checkpoints of this model have this tensor for something that moec does not run.
+
+    Layers past the last predict several tokens ahead (MTP, DeepSeek-V3, GLM-4.5); ``inv_freq`` is computed.
+    """
+    layer = _LAYER.search(name)
+    if layer is not None and int(layer[1]) >= model.config.get_text_config().num_hidden_layers:
+        return True
+    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    return any(pattern.search(name) for pattern in (*_EXTRAS, *ignored))
+
+
+def _missing_parts(name: str, binding: Binding, shape: tuple[int, ...]) -> list[str]:
+    match binding:
+        case Stacked(groups):
+            return [part for group in groups for part in _missing_experts(group, shape[0])]
+        case Converted(_, converter, sources):
+            absent = [pattern for pattern in converter.source_patterns if pattern not in sources]
+            return [f"{name} (from {pattern})" for pattern in absent]
+        case Renamed():
+            return []
+
+
+def _missing_experts(group: Sequence[Stored], experts: int) -> list[str]:
+    if len(group) >= experts:
+        return []
+    names = [stored.name.split(".") for stored in group]
+    digits = [at for at, part in enumerate(names[0]) if part.isdigit()]
+    varying = [at for at in digits if len({name[at] for name in names}) > 1] or digits
+    at = varying[-1]
+    present = {int(name[at]) for name in names}
+    return [
+        ".".join([*names[0][:at], str(e), *names[0][at + 1 :]]) for e in range(experts) if e not in present
+    ]
+
+
+def _check_shape(name: str, binding: Binding, shape: tuple[int, ...], model: PreTrainedModel) -> None:
+    match binding:
+        case Renamed(stored, transposed):
+            expected = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
+            _expect(stored.name, stored.shape, expected)
+        case Stacked(groups):
+            expected = (shape[1] // len(groups), *shape[2:])
+            for group in groups:
+                for stored in group:
+                    _expect(stored.name, stored.shape, expected)
+                if len(group) > shape[0]:
+                    raise _error(
+                        "unexpected in", [stored.name for stored in group[shape[0] :]], "Too many experts."
+                    )
+        case Converted():
+            try:
+                made = binding.convert(lambda stored: torch.empty(stored.shape, device="meta"), model)
+            except (RuntimeError, ValueError, IndexError) as error:
+                sources = ", ".join(
+                    f"{stored.name} {list(stored.shape)}" for stored in binding.stored_tensors
+                )
+                raise CheckpointError(
+                    f"Cannot make {name} {list(shape)} from {sources}."[:1000], str(error)[:300], _DO
+                ) from error
+            _expect(name, tuple(made[name].shape) if name in made else (), shape)
+
+
+def _expect(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise CheckpointError(
+            f"Tensor {name} has the wrong shape: {list(shape)} in the checkpoint, "
+            f"{list(expected)} by its config.",
+            "The weights and config.json are of different models.",
+            _DO,
+        )
+
+
+def _error(problem: str, names: list[str], why: str) -> CheckpointError:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    plural = "s" if len(names) > 1 else ""
+    listed = ", ".join(names[:NAMED])
+    return CheckpointError(f"{len(names)} tensor{plural} {problem} the checkpoint: {listed}{more}.", why, _DO)

@@ -1,0 +1,141 @@
+"""The bytes of one expert as a sequence of pieces, in the canonical order of ``artifacts.experts.layout``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from moec.artifacts.experts import ExpertLayout, ExpertPart, layout
+from moec.compiler.packing.binding import Binding, Converted, Renamed, convert_expert, expert_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from transformers import PreTrainedModel
+
+    from moec.artifacts.model import ExpertBody, ExpertsLayer
+    from moec.artifacts.packing import ExpertSource
+    from moec.compiler.packing.reading import TensorReader
+    from moec.compiler.packing.stored import Stored
+
+
+class Piece(NamedTuple):
+    """Some rows of a part of an expert."""
+
+    parameter: str
+    part: ExpertPart
+    values: torch.Tensor
+    """Contiguous; valid until the next piece is asked for."""
+
+
+@dataclass(frozen=True)
+class ExpertsFile:
+    """All experts of one layer, to be written one after the other."""
+
+    layer: ExpertsLayer
+    layout: ExpertLayout
+    gated: bool
+    source: ExpertSource
+    parameters: Mapping[str, Binding]
+    dtypes: Mapping[str, torch.dtype]
+    """Parameter -> element type that its tensors are read as."""
+
+    @property
+    def name(self) -> str:
+        """File name in ``weights/``."""
+        return f"experts-{self.layer.layer:05d}.bin"
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole file."""
+        return self.layer.experts * self.layout.stride_bytes
+
+
+def experts_file(
+    layer: ExpertsLayer,
+    body: ExpertBody,
+    source: ExpertSource,
+    parameters: Mapping[str, Binding],
+    dtypes: Mapping[str, torch.dtype],
+) -> ExpertsFile:
+    """Describe the file of ``layer``."""
+    return ExpertsFile(layer, layout(body), body.gated, source, parameters, dtypes)
+
+
+@dataclass(frozen=True)
+class ExpertReader:
+    """Reads the experts of one layer, in one thread."""
+
+    file: ExpertsFile
+    reader: TensorReader
+    model: PreTrainedModel
+    """On the meta device, for transformers' own conversions."""
+    hold: Callable[[int], None]
+    """Called with the bytes that are about to be held beyond a piece."""
+
+    def pieces(self, expert: int) -> Iterator[Piece]:
+        """Every byte of one expert, padding excepted, front to back; nothing of another expert is read."""
+        source, gated = self.file.source, self.file.gated
+        parts = {
+            source.up: ("gate", "up") if gated else ("up",),
+            source.up_bias: ("gate_bias", "up_bias") if gated else ("up_bias",),
+            source.down: ("down",),
+            source.down_bias: ("down_bias",),
+        }
+        for parameter, names in parts.items():
+            if parameter is not None:
+                yield from self._parameter(parameter, [self.file.layout.part(name) for name in names], expert)
+
+    def _parameter(self, parameter: str, parts: Sequence[ExpertPart], expert: int) -> Iterator[Piece]:
+        source, dtype = self.file.source, self.file.dtypes[parameter]
+        mixed = source.interleaved and len(parts) > 1
+        matrix = parameter in (source.up, source.down)
+        binding = self.file.parameters[parameter]
+        turned = matrix and source.transposed != (isinstance(binding, Renamed) and binding.transposed)
+        if isinstance(binding, Converted):
+            self.hold(4 * sum(part.size_bytes for part in parts))
+            whole = convert_expert(
+                binding, expert, lambda stored: self.reader.whole(stored, dtype), self.model
+            )
+        else:
+            tensors = expert_tensors(binding, expert)
+            if not turned and not mixed:
+                yield from _streamed(parameter, parts, tensors, self.reader, dtype)
+                return
+            self.hold(4 * sum(part.size_bytes for part in parts))
+            loaded = [self.reader.whole(stored, dtype) for stored in tensors]
+            whole = loaded[0] if len(loaded) == 1 else torch.cat(loaded)
+        yield from _split(parameter, parts, whole.mT if turned else whole, mixed=mixed)
+
+
+def _split(
+    parameter: str, parts: Sequence[ExpertPart], whole: torch.Tensor, *, mixed: bool
+) -> Iterator[Piece]:
+    """Cut ``whole`` (``[2I, H]``, ``[2I]``, ...) into ``parts``: halves, or if ``mixed`` every second row."""
+    count, size = len(parts), parts[0].shape[0]
+    for number, part in enumerate(parts):
+        rows = whole[number::count] if mixed else whole[number * size : (number + 1) * size]
+        yield Piece(parameter, part, rows.contiguous())
+
+
+def _streamed(
+    parameter: str,
+    parts: Sequence[ExpertPart],
+    tensors: Sequence[Stored],
+    reader: TensorReader,
+    dtype: torch.dtype,
+) -> Iterator[Piece]:
+    """The rows of ``tensors``, one below the other, are the rows of ``parts``: nothing is held."""
+    top = 0
+    for part in parts:
+        first, last = top, top + part.shape[0]
+        above = 0
+        for stored in tensors:
+            begin, end = max(first - above, 0), min(last - above, stored.rows)
+            if begin < end:
+                for values in reader.pieces(stored, begin, end, dtype):
+                    yield Piece(parameter, part, values)
+            above += stored.rows
+        top = last

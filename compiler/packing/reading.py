@@ -1,0 +1,142 @@
+"""Rows of the checkpoint's tensors, read with pread into one reused buffer.
+
+Nothing is memory-mapped: mapped file pages count as resident memory, and they would follow the model's size.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from moec.compiler.checkpoint.record import STORED_BYTES, TensorEntry
+from moec.compiler.packing.dequantize import scale_blocks, unpack_mxfp4
+from moec.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from moec.compiler.packing.stored import Stored
+
+PIECE_BYTES = 8 << 20
+"""Most bytes read at once where a tensor is streamed, unless one row (or one row of blocks) is larger."""
+
+TORCH_TYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+}
+
+
+class ByteSource(Protocol):
+    """Where bytes come from; the tests put a counting one here."""
+
+    def read_into(self, path: Path, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset`` of the file."""
+
+
+class FileSource:
+    """Reads files with ``preadv``."""
+
+    def read_into(self, path: Path, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset`` of ``path``.
+
+        Raises:
+            CheckpointError: the file cannot be read or ends early.
+        """
+        try:
+            file = os.open(path, os.O_RDONLY)
+            try:
+                done = 0
+                while done < len(buffer):
+                    count = os.preadv(file, [buffer[done:]], offset + done)
+                    if count == 0:
+                        raise CheckpointError(
+                            f"{path} ends at byte {offset + done}.",
+                            "It became shorter while it was read.",
+                            "Let whatever writes it finish, then run again.",
+                        )
+                    done += count
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise CheckpointError(
+                f"Cannot read {path}.", str(error), "Check the disk, then run again: pack resumes."
+            ) from error
+
+
+class TensorReader:
+    """Reads tensors for one thread; a piece is valid until the next one is read."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._buffer = np.empty(0, np.uint8)
+
+    def pieces(self, stored: Stored, begin: int, end: int, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """Rows ``begin .. end`` of ``stored`` as ``dtype``, a few at a time, each ``[n, columns]``."""
+        step = _piece_rows(stored)
+        while begin < end:
+            stop = min(end, (begin + step) // stored.block[0] * stored.block[0])
+            yield self._rows(stored, begin, stop, dtype, reuse=True)
+            begin = stop
+
+    def rows(self, stored: Stored, begin: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+        """Rows ``begin .. end`` of a vector or matrix, in memory of their own."""
+        return self._rows(stored, begin, end, dtype, reuse=False)
+
+    def whole(self, stored: Stored, dtype: torch.dtype) -> torch.Tensor:
+        """All of ``stored``, in memory of its own."""
+        if stored.encoding != "plain" and len(stored.shape) > 2:
+            return torch.stack([self.whole(stored.item(number), dtype) for number in range(stored.shape[0])])
+        return self._rows(stored, 0, stored.rows, dtype, reuse=False).reshape(stored.shape)
+
+    def _rows(self, stored: Stored, begin: int, end: int, dtype: torch.dtype, *, reuse: bool) -> torch.Tensor:
+        size = (stored.entry.end - stored.entry.begin) // max(stored.rows, 1)
+        raw = self._bytes(stored.entry, begin * size, end * size, reuse=reuse)
+        if stored.encoding == "plain":
+            return raw.view(TORCH_TYPES[stored.entry.dtype]).view(end - begin, stored.columns).to(dtype)
+        assert stored.scale is not None
+        first, last = begin // stored.block[0], -(-end // stored.block[0])
+        scale_row = (stored.scale.end - stored.scale.begin) // stored.scale.shape[0]
+        scales = self._bytes(stored.scale, first * scale_row, last * scale_row, reuse=False)
+        if stored.encoding == "mxfp4":
+            blocks = raw.view(end - begin, -1, 16)
+            return unpack_mxfp4(blocks, scales.view(end - begin, -1)).to(dtype)
+        weight = raw.view(torch.float8_e4m3fn).view(end - begin, stored.columns).float()
+        grid = scales.view(TORCH_TYPES[stored.scale.dtype]).float().view(last - first, -1)
+        scale_blocks(weight, grid, stored.block, begin)
+        return weight.to(dtype)
+
+    def _bytes(self, entry: TensorEntry, begin: int, end: int, *, reuse: bool) -> torch.Tensor:
+        size = end - begin
+        if not reuse:
+            buffer = np.empty(size, np.uint8)
+        else:
+            if len(self._buffer) < size:
+                self._buffer = np.empty(size, np.uint8)
+            buffer = self._buffer[:size]
+        self._source.read_into(entry.file, entry.begin + begin, buffer.data)
+        return torch.from_numpy(buffer)
+
+
+def _piece_rows(stored: Stored) -> int:
+    """Rows of a piece, a multiple of the rows that share a scale."""
+    width = max(stored.columns * (4 if stored.encoding != "plain" else STORED_BYTES[stored.entry.dtype]), 1)
+    block = stored.block[0]
+    return max(PIECE_BYTES // width // block, 1) * block

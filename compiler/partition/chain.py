@@ -1,0 +1,206 @@
+"""Last pass: the steps of the chain, and the records that say what flows between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from moec.artifacts.ids import LayerId, TensorName, ValueId
+from moec.artifacts.model import (
+    AttentionSpec,
+    AttentionStep,
+    ExpertBody,
+    ExpertsLayer,
+    ExpertsStep,
+    SegmentStep,
+    Step,
+    TensorSpec,
+)
+from moec.artifacts.packing import DenseTensor, ExpertSource
+from moec.compiler.partition.nodes import is_marker, tensor_spec
+from moec.compiler.partition.segments import Functions, build_segment
+from moec.compiler.partition.stages import Group, Staging, stage_users
+from moec.compiler.tracing.markers import ATTENTION
+from moec.errors import CompileError
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from moec.compiler.tracing.experts import ExpertsFacts
+
+
+@dataclass
+class Chain:
+    """A chain in the making."""
+
+    symbol: str
+    dense: dict[fx.Node, DenseTensor]
+    loose: set[fx.Node]
+    facts: dict[str, ExpertsFacts]
+    functions: Functions
+    values: dict[ValueId, TensorSpec] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    attentions: dict[AttentionSpec, AttentionSpec] = field(default_factory=dict)
+    bodies: dict[ExpertBody, ExpertBody] = field(default_factory=dict)
+    experts: list[ExpertsLayer] = field(default_factory=list)
+    sources: list[ExpertSource] = field(default_factory=list)
+    last_step: int = 0
+    weights: dict[TensorName, DenseTensor] = field(default_factory=dict)
+    """Those that a step uses, in the order of first use."""
+    _ids: dict[fx.Node, ValueId] = field(default_factory=dict)
+    _attention_layers: int = 0
+
+    def build(self, staging: Staging, tokens: fx.Node, positions: fx.Node, logits: fx.Node) -> None:
+        """Lay out every stage: its main segment, its side segment, its markers."""
+        self._name(tokens, "tokens")
+        self._name(positions, "positions")
+        wanted = self._wanted(staging, logits)
+        groups = iter(staging.groups)
+        group = next(groups, None)
+        for stage in range(max(g.stage for g in staging.groups) + 1):
+            while group is not None and group.stage == stage:
+                self._segment(group, wanted, logits)
+                group = next(groups, None)
+            for marker in staging.markers.get(stage, ()):
+                self._marker(marker)
+                self.last_step = len(self.steps)
+        if logits not in self._ids:
+            raise CompileError(
+                "The logits come straight from a marker or an input, and no segment makes them"
+            )
+
+    def _wanted(self, staging: Staging, logits: fx.Node) -> set[fx.Node]:
+        """Nodes that something outside of their own group uses."""
+        users = stage_users(staging)
+        wanted = {node for node, groups in users.items() if len(groups) > 1}
+        for markers in staging.markers.values():
+            wanted |= {item for marker in markers for item in marker.all_input_nodes}
+        return wanted | {logits}
+
+    def _segment(self, group: Group, wanted: set[fx.Node], logits: fx.Node) -> None:
+        outputs = tuple(node for node in group.nodes if node in wanted)
+        segment = build_segment(group.nodes, outputs, self._is_weight, self.loose, self.symbol)
+        name = self.functions.add(segment)
+        step = SegmentStep(
+            kind="segment",
+            function=name,
+            inputs=tuple(self._value(node) for node in segment.inputs),
+            weights=tuple(self._weight(node) for node in segment.weights),
+            outputs=tuple(self._name(node, "logits" if node is logits else None) for node in outputs),
+            side=group.side,
+        )
+        self.steps.append(step)
+
+    def _marker(self, node: fx.Node) -> None:
+        if str(node.target) == ATTENTION:
+            self._attention(node)
+        else:
+            self._experts(node)
+
+    def _attention(self, node: fx.Node) -> None:
+        query, key, value, sinks, _, scaling, window, chunk, softcap, value_dim = _arguments(node)
+        heads, key_dim = (int(size) for size in query.meta["val"].shape[2:])
+        unnamed = AttentionSpec(
+            name="",
+            query_heads=heads,
+            kv_heads=int(key.meta["val"].shape[2]),
+            key_dim=key_dim,
+            value_dim=int(value_dim),
+            scaling=float(scaling),
+            window=int(window),
+            chunk=int(chunk),
+            softcap=float(softcap),
+            sinks=sinks is not None,
+            latent=value is None,
+            dtype=tensor_spec(query, self.symbol).dtype,
+        )
+        named = replace(unnamed, name=f"attention_{len(self.attentions)}")
+        spec = self.attentions.setdefault(unnamed, named)
+        self.steps.append(
+            AttentionStep(
+                kind="attention",
+                attention=spec.name,
+                layer=LayerId(self._attention_layers),
+                query=self._value(query),
+                key=self._value(key),
+                value=None if value is None else self._value(value),
+                sinks=None if sinks is None else self._weight(sinks),
+                output=self._name(node),
+            )
+        )
+        self._attention_layers += 1
+
+    def _experts(self, node: fx.Node) -> None:
+        hidden, index, weight, module = _arguments(node)
+        facts = self.facts[module]
+        layer = LayerId(len(self.experts))
+        body = self._body(facts)
+        top_k = int(index.meta["val"].shape[1])
+        self.experts.append(ExpertsLayer(layer, module, body.name, facts.experts, top_k))
+        self.sources.append(expert_source(layer, facts))
+        self.steps.append(
+            ExpertsStep(
+                kind="experts",
+                layer=layer,
+                hidden=self._value(hidden),
+                index=self._value(index),
+                weight=self._value(weight),
+                output=self._name(node),
+            )
+        )
+
+    def _body(self, facts: ExpertsFacts) -> ExpertBody:
+        unnamed = ExpertBody(
+            name="",
+            hidden=facts.hidden,
+            intermediate=facts.intermediate,
+            gated=facts.gated,
+            up_bias=facts.bias,
+            down_bias=facts.bias,
+            activation=facts.activation,
+            dtype=facts.dtype,
+        )
+        return self.bodies.setdefault(unnamed, replace(unnamed, name=f"body_{len(self.bodies)}"))
+
+    def _is_weight(self, node: fx.Node) -> bool:
+        return node in self.dense
+
+    def _weight(self, node: fx.Node) -> TensorName:
+        if node not in self.dense:
+            raise CompileError(f"{node.name} is passed as a weight, but it depends on activations")
+        dense = self.dense[node]
+        self.weights.setdefault(dense.name, dense)
+        return dense.name
+
+    def _value(self, node: fx.Node) -> ValueId:
+        if node not in self._ids:
+            raise CompileError(f"{node.name} ({node.target}) is used before any step makes it")
+        return self._ids[node]
+
+    def _name(self, node: fx.Node, name: str | None = None) -> ValueId:
+        value = ValueId(name or f"v{len(self.values)}")
+        self._ids[node] = value
+        self.values[value] = tensor_spec(node, self.symbol)
+        return value
+
+
+def expert_source(layer: LayerId, facts: ExpertsFacts) -> ExpertSource:
+    """Parameter names, as transformers' experts interface fixes them."""
+    up = "gate_up_proj" if facts.gated else "up_proj"
+    return ExpertSource(
+        layer=layer,
+        up=f"{facts.module}.{up}",
+        down=f"{facts.module}.down_proj",
+        up_bias=f"{facts.module}.{up}_bias" if facts.bias else None,
+        down_bias=f"{facts.module}.down_proj_bias" if facts.bias else None,
+        transposed=facts.transposed,
+        interleaved=facts.interleaved,
+    )
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    """A marker's arguments in the order of its schema."""
+    assert is_marker(node)
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return tuple(given[name] for name in names)

@@ -1,0 +1,105 @@
+"""Stage ``partition``: canonicalise, check, fold, stage, build."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from moec.artifacts.model import GenerationDefaults, ModelRecord
+from moec.artifacts.packing import DenseTensor, PackingRecord
+from moec.compiler.partition.canonical import canonicalise, weight_only
+from moec.compiler.partition.chain import Chain
+from moec.compiler.partition.folding import fold
+from moec.compiler.partition.nodes import DTYPE_NAMES
+from moec.compiler.partition.records import PartitionedModel
+from moec.compiler.partition.rowwise import check_rowwise
+from moec.compiler.partition.segments import Functions
+from moec.compiler.partition.stages import assign_stages
+
+if TYPE_CHECKING:
+    from moec.compiler.trace import TracedModel
+
+CONSTANT = "constant:"
+
+
+def partition(traced: TracedModel, *, generation: GenerationDefaults, config_sha256: str) -> PartitionedModel:
+    """Cut ``traced`` into a chain of steps over distinct segments.
+
+    Args:
+        traced: left as it is.
+        generation: goes into the record as it is.
+        config_sha256: of the checkpoint's config, so that no other model's weights are packed for this chain.
+
+    Raises:
+        UnsupportedModelError: an operation mixes the tokens of a step, which may be of different sequences.
+        CompileError: the graph does not fall into segments.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(traced.graph.graph, {}))
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    *weights, tokens, positions = placeholders
+    names = dict(zip(weights, traced.names, strict=True))
+
+    def source_name(node: fx.Node) -> str:
+        name = names.get(node, str(node.target))
+        return f"{CONSTANT}{name}" if node not in names or name in traced.constants else name
+
+    canonicalise(graph, names.__contains__)
+    check_rowwise(graph, traced.symbol, traced.class_name)
+    dense, loose = fold(graph, names.__contains__, source_name)
+    staging = assign_stages(graph, loose | weight_only(graph, names.__contains__))
+    chain = Chain(traced.symbol, dense, loose, traced.experts, Functions.empty(traced.symbol))
+    (logits,) = next(reversed(graph.nodes)).all_input_nodes
+    chain.build(staging, tokens, positions, logits)
+    packing = _packing(chain, names, config_sha256)
+    lifted = {
+        node.target: getattr(traced.graph, str(node.target)) for node in graph.nodes if node.op == "get_attr"
+    }
+    available = {**traced.constants, **lifted}
+    used = {
+        source.removeprefix(CONSTANT)
+        for item in packing.dense
+        for source in item.sources
+        if _is_constant(source)
+    }
+    return PartitionedModel(
+        model=_model(chain, traced, generation),
+        functions=chain.functions.graphs,
+        packing=packing,
+        constants={name: available[name] for name in sorted(used)},
+    )
+
+
+def _model(chain: Chain, traced: TracedModel, generation: GenerationDefaults) -> ModelRecord:
+    return ModelRecord(
+        model_type=traced.model_type,
+        class_name=traced.class_name,
+        dtype=traced.dtype,
+        vocab_size=traced.vocab_size,
+        hidden_size=traced.hidden_size,
+        max_context=traced.max_context,
+        values=chain.values,
+        functions=tuple(chain.functions.specs.values()),
+        attentions=tuple(chain.attentions.values()),
+        bodies=tuple(chain.bodies.values()),
+        experts=tuple(chain.experts),
+        steps=tuple(chain.steps),
+        last_step=chain.last_step,
+        generation=generation,
+    )
+
+
+def _packing(chain: Chain, names: dict[fx.Node, str], config_sha256: str) -> PackingRecord:
+    dense: tuple[DenseTensor, ...] = tuple(chain.weights.values())
+    used = {source for item in dense for source in item.sources if not _is_constant(source)}
+    for source in chain.sources:
+        used |= {
+            name for name in (source.up, source.down, source.up_bias, source.down_bias) if name is not None
+        }
+    dtypes = {name: DTYPE_NAMES[node.meta["val"].dtype] for node, name in names.items() if name in used}
+    return PackingRecord(config_sha256, dtypes, dense, tuple(chain.sources))
+
+
+def _is_constant(source: str) -> bool:
+    return source.startswith(CONSTANT)

@@ -1,0 +1,134 @@
+"""``compile_model`` and ``pack_model``: the stages in order, one line each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moec.artifacts.manifest import TargetRecord
+from moec.artifacts.reader import open_modules
+from moec.artifacts.writer import BundleWriter, check_output
+from moec.compiler.bundling import describe_modules, fingerprint, finish_bundle
+from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint
+from moec.compiler.choices import choose_context, choose_dtype
+from moec.compiler.generation import generation_defaults
+from moec.compiler.modules import copy_modules, save_modules, save_side_files
+from moec.compiler.stages import stage
+from moec.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moec.artifacts.manifest import Manifest
+    from moec.compiler.checkpoint import Checkpoint
+    from moec.compiler.partition import PartitionedModel
+    from moec.compiler.request import Calibration, CompileRequest, Surroundings
+
+
+def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
+    """Compile a checkpoint into a bundle, or (``modules_only``) into its modules, at ``request.output``.
+
+    Raises:
+        MoecError: typed by what is wrong; a stage that fails unexpectedly is named. Nothing half-written is left,
+            but what an interrupted packing needs to go on.
+    """
+    check_output(request.output, force=request.force)
+    with stage("checkpoint", around.log):
+        checkpoint = open_checkpoint(request.model)
+        if not request.modules_only:
+            checkpoint = fetch_weights(checkpoint)
+    key = None if request.modules_only else f"{fingerprint(checkpoint)} {request.dtype} {request.max_context}"
+    with BundleWriter(request.output, force=request.force, resume_key=key) as writer:
+        parts = build_modules(request, checkpoint, writer.folder, around)
+        targets = tuple(
+            lower_for(name, parts, writer.folder, request, around) for name in dict.fromkeys(request.targets)
+        )
+        if request.modules_only:
+            return writer.commit(describe_modules(writer.folder, checkpoint, targets))
+        spare = None
+        if request.calibration.enabled and not around.probe.can_run(targets):
+            around.log.note(
+                "no target runs on this machine: one for its CPU is made for the calibration only"
+            )
+            spare = lower_for("cpu", parts, writer.folder, request, around)
+        return finish_bundle(writer, checkpoint, targets, request.calibration, around, spare)
+
+
+def build_modules(
+    request: CompileRequest, checkpoint: Checkpoint, folder: Path, around: Surroundings
+) -> PartitionedModel:
+    """Trace and partition, and write below ``folder`` what needs neither weights nor a target."""
+    from moec.compiler.packing import check_weights
+    from moec.compiler.partition import partition
+    from moec.compiler.trace import trace
+
+    dtype = choose_dtype(checkpoint.config, request.dtype)
+    context = choose_context(checkpoint.config, request.max_context)
+    generation = generation_defaults(checkpoint.config, checkpoint.generation_config)
+    with stage("trace", around.log):
+        traced = trace(checkpoint.config, dtype=dtype, max_context=context)
+    with stage("partition", around.log):
+        parts = partition(traced, generation=generation, config_sha256=checkpoint.config_sha256)
+    around.log.note(f"{len(parts.model.steps)} steps, {len(parts.functions)} distinct segments")
+    if not request.modules_only:
+        check_weights(checkpoint, parts.model, parts.packing, parts.constants)
+    save_modules(parts, folder)
+    save_side_files(checkpoint, folder)
+    if request.onnx is not None:
+        from moec.compiler.onnx_export import export_onnx
+
+        with stage("onnx", around.log):
+            export_onnx(parts, request.onnx)
+    return parts
+
+
+def lower_for(
+    name: str, parts: PartitionedModel, folder: Path, request: CompileRequest, around: Surroundings
+) -> TargetRecord:
+    """Lower all segments and kernels for the target called ``name``, into ``modules/<name>`` below ``folder``."""
+    from moec.compiler.lowering.lower import lower
+    from moec.compiler.lowering.targets import parse_target
+
+    target = parse_target(name)
+    output = folder / "modules" / name
+    output.mkdir(parents=True, exist_ok=True)
+    dump = None if request.dump_ir is None else request.dump_ir / name
+    with stage(f"lower {name}", around.log):
+        module = lower(parts.model, parts.functions, target, output, dump)
+    return TargetRecord(
+        name=name,
+        kind=target.kind,
+        architectures=target.architectures or (target.mcpu,),
+        cpu_features=target.cpu_features,
+        files=tuple(f"modules/{name}/{file.as_posix()}" for file in module.files),
+    )
+
+
+def pack_model(
+    model: str,
+    modules: Path,
+    output: Path,
+    calibration: Calibration,
+    around: Surroundings,
+    *,
+    force: bool = False,
+) -> Manifest:
+    """Make a bundle from a checkpoint and modules that were compiled elsewhere; TVM's compiler is not needed.
+
+    Raises:
+        CheckpointError: the modules were compiled for another model.
+        MoecError: as ``compile_model``.
+    """
+    check_output(output, force=force)
+    compiled = open_modules(modules)
+    with stage("checkpoint", around.log):
+        checkpoint = fetch_weights(open_checkpoint(model))
+    if config_sha256(checkpoint.config) != compiled.packing.config_sha256:
+        raise CheckpointError(
+            f"{modules} was not compiled for {model}.",
+            "The checkpoint's config differs from the one that the modules were made from.",
+            f"Compile it again: moec compile {model} -o MODULES --modules-only",
+        )
+    key = f"{fingerprint(checkpoint)} {compiled.manifest.manifest_sha256}"
+    with BundleWriter(output, force=force, resume_key=key) as writer:
+        copy_modules(compiled, writer.folder)
+        return finish_bundle(writer, checkpoint, compiled.manifest.targets, calibration, around)

@@ -1,0 +1,86 @@
+"""What transformers computes for a checkpoint: the judge of a bundle's logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close two models' next-token distributions are, teacher-forced, over ``tokens`` positions."""
+
+    tokens: int
+    argmax_agreement: float
+    """Share of positions whose likeliest token is the same."""
+    mean_kl: float
+    """Mean Kullback-Leibler divergence from the reference, in nats."""
+    max_kl: float
+    reference_perplexity: float
+    perplexity: float
+
+
+def reference_logits(
+    model: Path, sequences: Sequence[Sequence[int]], *, weights: str, compute: str
+) -> Iterator[np.ndarray[Any, Any]]:
+    """Logits ``[T, V]`` float32 of each sequence, from transformers' eager implementation.
+
+    Args:
+        model: the checkpoint's folder.
+        sequences: token ids.
+        weights: dtype that the weights are rounded to first (the bundle's).
+        compute: dtype that they are then computed in.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=getattr(torch, weights), attn_implementation="eager", experts_implementation="eager"
+    )
+    network = network.to(getattr(torch, compute)).eval()
+    with torch.inference_mode():
+        for ids in sequences:
+            yield network(torch.tensor([list(ids)])).logits[0].float().numpy()
+
+
+def compare(
+    sequences: Sequence[Sequence[int]],
+    reference: Iterator[np.ndarray[Any, Any]],
+    measured: Iterator[np.ndarray[Any, Any]],
+) -> Agreement:
+    """Compare logits ``[T, V]`` position by position."""
+    same = positions = targets = 0
+    kl_sum = kl_max = 0.0
+    losses = np.zeros(2)
+    for ids, expected, found in zip(sequences, reference, measured, strict=True):
+        p, q = _log_softmax(expected), _log_softmax(found)
+        kl = np.maximum((np.exp(p) * (p - q)).sum(-1), 0.0)
+        same += int((p.argmax(-1) == q.argmax(-1)).sum())
+        positions += len(ids)
+        kl_sum += float(kl.sum())
+        kl_max = max(kl_max, float(kl.max()))
+        following = np.asarray(ids[1:])
+        rows = np.arange(len(following))
+        losses -= (p[rows, following].sum(), q[rows, following].sum())
+        targets += len(following)
+    perplexities = np.exp(losses / max(targets, 1))
+    return Agreement(
+        tokens=positions,
+        argmax_agreement=same / positions,
+        mean_kl=kl_sum / positions,
+        max_kl=kl_max,
+        reference_perplexity=float(perplexities[0]),
+        perplexity=float(perplexities[1]),
+    )
+
+
+def _log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    result: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result

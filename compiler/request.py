@@ -1,0 +1,79 @@
+"""What the person asked for, and what the stages need of the world outside the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from moec.artifacts.machine import MachineRecord
+    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.traces import Traces
+    from moec.compiler.packing import Progress
+    from moec.compiler.profiling.calibration import Prompt
+
+
+class Log(Protocol):
+    """Where stages report to; the command line's prints to stderr."""
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Enter when a stage begins, leave when it ends."""
+        ...
+
+    def note(self, text: str) -> None:
+        """One thing worth knowing."""
+        ...
+
+
+class Probe(Protocol):
+    """Runs calibration prompts through a bundle; the command line passes one that uses the runtime."""
+
+    def can_run(self, targets: tuple[TargetRecord, ...]) -> bool:
+        """Whether this machine can run one of them."""
+        ...
+
+    def run(self, bundle: Path, prompts: tuple[Prompt, ...] | None) -> Traces:
+        """Routing traces; ``None``: the shipped prompts, or random tokens where there is no tokenizer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How to profile routing."""
+
+    enabled: bool = True
+    """Off: every expert is taken to be used alike."""
+    prompts: tuple[Prompt, ...] | None = None
+    """``None``: the shipped prompts, or random tokens where there is no tokenizer."""
+
+
+@dataclass(frozen=True)
+class CompileRequest:
+    """One call of ``moec compile``."""
+
+    model: str
+    output: Path
+    targets: tuple[str, ...]
+    calibration: Calibration
+    dtype: str | None = None
+    """``None``: the checkpoint's own."""
+    max_context: int | None = None
+    """Tokens; ``None``: the checkpoint's own."""
+    modules_only: bool = False
+    force: bool = False
+    dump_ir: Path | None = None
+    onnx: Path | None = None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The world outside the model."""
+
+    log: Log
+    progress: Progress
+    probe: Probe
+    machines: tuple[MachineRecord, ...]
+    """What to make schedules for."""

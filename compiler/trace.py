@@ -1,0 +1,93 @@
+"""Stage ``trace``: a config becomes one graph of the whole model, with no weight anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moec.compiler.tracing.buffers import rebuild_buffers
+from moec.compiler.tracing.build import DTYPES, build_config, build_model, expert_modules
+from moec.compiler.tracing.capture import capture
+from moec.compiler.tracing.experts import ExpertsFacts, read_experts
+from moec.compiler.tracing.patches import patched
+from moec.compiler.tracing.rope import fix_rotary_tables
+from moec.compiler.tracing.session import INTERFACE, Session
+from moec.errors import CompileError, MoecError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx
+
+    from moec.artifacts.model import DType
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """A model as a graph from ``tokens`` and ``positions`` ``[1, T]`` to logits ``[1, T, V]``."""
+
+    model_type: str
+    class_name: str
+    dtype: DType
+    vocab_size: int
+    hidden_size: int
+    max_context: int
+    """Tokens, prompt and continuation together."""
+    graph: fx.GraphModule
+    """Placeholders are ``names`` in order, then tokens and positions; see ``tracing.capture.Captured``."""
+    names: tuple[str, ...]
+    """Parameters and buffers of the transformers model; tied ones once."""
+    symbol: str
+    """T's name in the shapes of the graph."""
+    constants: dict[str, torch.Tensor]
+    """Values of the buffers that no checkpoint has, on the CPU."""
+    experts: dict[str, ExpertsFacts]
+    """Facts of each experts module by its path."""
+
+
+def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedModel:
+    """Trace the causal language model that ``config`` describes.
+
+    Args:
+        config: the checkpoint's ``config.json``. How its weights are stored (``quantization_config``) is
+            ignored.
+        dtype: element type to compile to, ``bfloat16``, ``float16`` or ``float32``. Parameters that
+            transformers keeps in float32 stay so.
+        max_context: tokens; rotary tables that depend on the length are settled for it.
+
+    Raises:
+        UnsupportedModelError: the model is no Mixture-of-Experts decoder, or needs what no kernel has.
+        CompileError: transformers' own code failed while it was traced.
+    """
+    settings = build_config(config)
+    model = build_model(settings, DTYPES[dtype])
+    constants = rebuild_buffers(model)
+    constants |= fix_rotary_tables(model, max_context)
+    facts = {path: read_experts(path, module) for path, module in expert_modules(model).items()}
+    session = Session(model)
+    try:
+        with session.interfaces(), patched(type(model).__module__):
+            model.set_attn_implementation(INTERFACE)
+            model.set_experts_implementation(INTERFACE)
+            captured = capture(model, session)
+    except MoecError:
+        raise
+    except Exception as error:
+        raise CompileError(
+            f"{session.class_name} cannot be traced: {(str(error) or repr(error)).splitlines()[0][:200]}",
+            "Its code does something that depends on values, or that moec's interfaces do not offer.",
+            "See `moec models` for the types that compile.",
+        ) from error
+    text = settings.get_text_config()
+    return TracedModel(
+        model_type=settings.model_type,
+        class_name=session.class_name,
+        dtype=dtype,
+        vocab_size=int(text.vocab_size),
+        hidden_size=int(text.hidden_size),
+        max_context=max_context,
+        graph=captured.graph,
+        names=captured.names,
+        symbol=captured.symbol,
+        constants=constants,
+        experts=facts,
+    )

@@ -1,0 +1,104 @@
+"""The custom ops in graphs: two markers, where graphs are cut, and the one form of a weight product.
+
+T tokens of a step, K chosen experts, H hidden, Hq query heads, Hkv key heads, Dk and Dv head sizes.
+"""
+
+from __future__ import annotations
+
+import torch
+
+LINEAR = "moec.linear.default"
+ATTENTION = "moec.attention.default"
+EXPERTS = "moec.experts.default"
+MARKERS = (ATTENTION, EXPERTS)
+
+
+@torch.library.custom_op("moec::linear", mutates_args=())
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x @ weight^T + bias`` with float32 accumulation and the dtype of ``x``.
+
+    Args:
+        x: ``[..., K]``, or ``[B, T, K]`` where the weight is batched.
+        weight: ``[N, K]``, or batched ``[B, N, K]``; K is contiguous.
+        bias: ``[N]`` or ``[B, 1, N]``.
+    """
+    product = torch.matmul(x.float(), weight.float().transpose(-1, -2))
+    return (product if bias is None else product + bias.float()).to(x.dtype)
+
+
+@linear.register_fake
+def _linear_shape(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    del bias
+    return x.new_empty([*x.shape[:-1], weight.shape[-2]])
+
+
+@torch.library.custom_op("moec::attention", mutates_args=())
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    module: str,
+    scaling: float,
+    window: int,
+    chunk: int,
+    softcap: float,
+    value_dim: int,
+) -> torch.Tensor:
+    """Where the cache is appended to and attended. It has a shape and no meaning of its own.
+
+    Args:
+        query: ``[1, T, Hq, Dk]``.
+        key: ``[1, T, Hkv, Dk]``.
+        value: ``[1, T, Hkv, Dv]``, or ``None`` where it is the first ``value_dim`` entries of the key.
+        sinks: ``[Hq]`` or ``None``.
+        module: path of the attention module.
+        scaling: see ``AttentionSpec``, as for the other numbers.
+        window: 0 for none.
+        chunk: 0 for none.
+        softcap: 0 for none.
+        value_dim: Dv.
+
+    Returns:
+        ``[1, T, Hq, Dv]``.
+    """
+    raise NotImplementedError("moec::attention is a marker: it is replaced by a kernel")
+
+
+@attention.register_fake
+def _attention_shape(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    module: str,
+    scaling: float,
+    window: int,
+    chunk: int,
+    softcap: float,
+    value_dim: int,
+) -> torch.Tensor:
+    del key, value, sinks, module, scaling, window, chunk, softcap
+    return query.new_empty([*query.shape[:3], value_dim])
+
+
+@torch.library.custom_op("moec::experts", mutates_args=())
+def experts(x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, module: str) -> torch.Tensor:
+    """Where the chosen experts run. It has a shape and no meaning of its own.
+
+    Args:
+        x: ``[T, H]``.
+        index: ``[T, K]`` int64, the chosen experts.
+        weight: ``[T, K]``, their weights.
+        module: path of the experts module.
+
+    Returns:
+        ``[T, H]``.
+    """
+    raise NotImplementedError("moec::experts is a marker: it is replaced by a kernel")
+
+
+@experts.register_fake
+def _experts_shape(x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, module: str) -> torch.Tensor:
+    del index, weight, module
+    return torch.empty_like(x)

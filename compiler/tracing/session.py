@@ -1,0 +1,143 @@
+"""One trace in progress: what transformers calls instead of attention, masks, experts and cache."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from moec.compiler.tracing import markers
+from moec.compiler.tracing.attention import absorb_latents, check_arguments
+from moec.compiler.tracing.masks import MaskSpec, describe_mask
+from moec.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+INTERFACE = "moec"
+"""The name under which this session stands in transformers' registries while it lasts."""
+
+
+class RecordingCache(Cache):  # type: ignore[misc]
+    """A cache that keeps nothing: it remembers what a layer wanted cached, and gives it straight back."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.recorded: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Remember ``layer_idx``'s keys and values, or latents."""
+        self.recorded[layer_idx] = (key_states, value_states)
+        return key_states, value_states
+
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
+        """Nothing was seen before this step."""
+        return 0
+
+    def get_query_offset(self, *_: Any, **__: Any) -> int:
+        """Queries begin where this step begins."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, *_: Any, **__: Any) -> tuple[int, int]:
+        """Keys are this step's own."""
+        return query_length, 0
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """Windows are the mask's matter, not the cache's."""
+        return [False]
+
+    def __len__(self) -> int:
+        return 0
+
+
+class Session:
+    """The functions that stand in for transformers' own, and what they saw.
+
+    Args:
+        model: on any device; its modules are known by their paths.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.class_name = type(model).__name__
+        self.cache = RecordingCache()
+        self._paths = {id(module): path for path, module in model.named_modules()}
+
+    @contextmanager
+    def interfaces(self) -> Iterator[None]:
+        """Stand in transformers' registries under the name ``moec``."""
+        registries = (AttentionInterface, AttentionMaskInterface, type(ALL_EXPERTS_FUNCTIONS))
+        for registry, function in zip(registries, (self.attention, self.mask, self.experts), strict=True):
+            registry.register(INTERFACE, function)
+        try:
+            yield
+        finally:
+            for registry in registries:
+                del registry._global_mapping[INTERFACE]
+
+    def mask(self, mask_function: Any, **_: Any) -> MaskSpec:
+        """Transformers' mask interface; sizes and dtypes are of no interest to a description."""
+        return describe_mask(mask_function, self.class_name)
+
+    def experts(
+        self, module: torch.nn.Module, hidden: torch.Tensor, index: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """Transformers' experts interface: ``[T, H]``, ``[T, K]``, ``[T, K]`` to ``[T, H]``."""
+        output: torch.Tensor = markers.experts(hidden, index, weight, self._paths[id(module)])
+        return output
+
+    def attention(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Any,
+        scaling: float | None = None,
+        **arguments: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Transformers' attention interface: head-major ``[1, heads, T, D]`` in, token-major out."""
+        path = self._paths[id(module)]
+        owner = f"{self.class_name} ({type(module).__name__})"
+        check_arguments(owner, arguments)
+        mask = _expect_mask(owner, attention_mask, arguments)
+        options = {
+            "sinks": arguments.get("s_aux"),
+            "module": path,
+            "scaling": float(query.shape[-1] ** -0.5 if scaling is None else scaling),
+            "window": mask.window,
+            "chunk": mask.chunk,
+            "softcap": float(arguments.get("softcap") or 0.0),
+        }
+        if hasattr(module, "expand_kv"):
+            return absorb_latents(module, owner, query, self.cache.recorded[module.layer_idx], options), None
+        attended = markers.attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            **options,
+            value_dim=value.shape[-1],
+        )
+        return attended, None
+
+
+def _expect_mask(owner: str, mask: Any, arguments: dict[str, Any]) -> MaskSpec:
+    if not isinstance(mask, MaskSpec):
+        raise UnsupportedModelError(
+            f"{owner} passes attention_mask as {type(mask).__name__}, which moec does not know",
+            "Masks must come from transformers' mask interface.",
+        )
+    window = arguments.get("sliding_window")
+    if window is not None and window != mask.window:
+        raise UnsupportedModelError(
+            f"{owner} passes sliding_window={window} beside a mask with a window of {mask.window}",
+            "moec cannot tell which of them is meant.",
+        )
+    return mask

@@ -1,0 +1,1 @@
+"""The paged key-value cache: which page belongs to whom (pure), and the memory behind it."""

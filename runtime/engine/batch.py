@@ -1,0 +1,67 @@
+"""The tokens of one step as the kernels see them: flat arrays over all sequences of the step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from moec.runtime.tensors import aligned_zeros
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+
+class StepBatch:
+    """Buffers for up to ``capacity`` tokens, filled anew for each step up to ``count``.
+
+    Attributes:
+        count: T.
+        tokens: int64 token ids.
+        positions: int64 positions within each token's sequence.
+        token_sequence: int32 page table row of each token.
+        token_position: ``positions`` as int32, for the cache kernels.
+        page_table: int32 ``[rows, pages]``, where each sequence's positions lie in the cache.
+        wanted: indices below T of the tokens whose logits are wanted, increasing.
+    """
+
+    def __init__(self, capacity: int, page_table: NDArray[np.int32]) -> None:
+        self.capacity = capacity
+        self.page_table = page_table
+        self.count = 0
+        self.tokens: NDArray[np.int64] = aligned_zeros((capacity,), np.int64)
+        self.positions: NDArray[np.int64] = aligned_zeros((capacity,), np.int64)
+        self.token_sequence: NDArray[np.int32] = aligned_zeros((capacity,), np.int32)
+        self.token_position: NDArray[np.int32] = aligned_zeros((capacity,), np.int32)
+        self.wanted: list[int] = []
+
+    def fill(self, pieces: Iterable[tuple[int, int, list[int]]], wanted: list[int]) -> None:
+        """Set the tokens of a step.
+
+        Args:
+            pieces: page table row, position of the first token, and consecutive tokens, of each sequence.
+            wanted: see the class.
+        """
+        tokens: list[int] = []
+        positions: list[int] = []
+        rows: list[int] = []
+        for row, start, piece in pieces:
+            tokens += piece
+            positions += range(start, start + len(piece))
+            rows += [row] * len(piece)
+        self.count = count = len(tokens)
+        self.wanted = wanted
+        self.tokens[:count] = tokens
+        self.positions[:count] = positions
+        self.token_position[:count] = positions
+        self.token_sequence[:count] = rows
+
+
+class Executor(Protocol):
+    """Runs a step through the model. The compiled chain is one; tests have a deterministic fake."""
+
+    def run(self, batch: StepBatch) -> NDArray[np.float32]:
+        """Append the step's tokens to the cache and return float32 logits ``[len(batch.wanted), V]``."""
+        ...

@@ -1,0 +1,163 @@
+"""The engine: `add` sequences, `step` them. `Model.generate` is a loop over it, and so is a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moec.artifacts.cache import PAGE_TOKENS
+from moec.runtime.cache.pages import pages_for
+from moec.runtime.engine.batch import Executor, StepBatch
+from moec.runtime.engine.scheduler import Limits, Scheduler, StepPlan
+from moec.runtime.engine.sequence import Request, Sequence
+from moec.runtime.request import cache_too_small, check_tokens, too_long
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moec.runtime.stats import Stats
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """One new token of one sequence; ``sequence.finished`` says whether it was the last."""
+
+    sequence: Sequence
+    token: int
+
+
+class Engine:
+    """Runs sequences of different lengths together, one step at a time.
+
+    Not thread safe, and made for one driver: whoever calls `step` gets the tokens of all sequences.
+    """
+
+    def __init__(self, executor: Executor, limits: Limits, vocab_size: int, stats: Stats) -> None:
+        self.limits = limits
+        self.stats = stats
+        self._executor = executor
+        self._vocab_size = vocab_size
+        self.scheduler = Scheduler(limits)
+        self._batch = StepBatch(limits.max_step_tokens, self.scheduler.table.array)
+        self._next_id = 0
+        self.last_plan = StepPlan((), ())
+        """What the last `step` ran."""
+
+    def add(self, request: Request) -> Sequence:
+        """Queue a request; its sequence joins the batch at a coming `step`.
+
+        Raises:
+            RequestError: a token id is out of range, the prompt is empty, or the request can never fit.
+        """
+        check_tokens(request.prompt, self._vocab_size)
+        self._check_fits(len(request.prompt), request.max_new_tokens)
+        sequence = Sequence(self._next_id, request)
+        self._next_id += 1
+        self.scheduler.add(sequence)
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence at once; its pages are free. Does nothing where it has finished."""
+        if sequence.finished is None:
+            self.scheduler.remove(sequence)
+            sequence.finished = "cancelled"
+
+    @property
+    def busy(self) -> bool:
+        """Whether a sequence is running or waiting."""
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens that the longest possible sequence has: bounded by the context and by the cache.
+
+        The last token of a sequence never enters the cache.
+        """
+        return min(self.limits.max_context, self.limits.cache_pages * PAGE_TOKENS + 1)
+
+    def step(self) -> list[TokenOutput]:
+        """Run one step of all sequences that there is room for; the new tokens, oldest sequence first.
+
+        A step that only fills caches returns an empty list; so does a step with nothing to do (see `busy`).
+        """
+        started = perf_counter()
+        self.last_plan = plan = self.scheduler.schedule()
+        self._fill(plan)
+        self.stats.milliseconds["schedule"] += (perf_counter() - started) * 1e3
+        if not plan.chunks:
+            return []
+        logits = self._executor.run(self._batch)
+        return self._collect(plan, logits)
+
+    def score(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
+        """Logits float32 ``[T, V]`` of one sequence at all its positions; running sequences are left alone.
+
+        Raises:
+            RequestError: a token id is out of range, or running sequences hold too much of the cache.
+        """
+        check_tokens(tokens, self._vocab_size)
+        if len(tokens) > self.limits.max_context:
+            raise too_long(len(tokens), 0, self.limits.max_context)
+        scheduler = self.scheduler
+        pages = scheduler.pages.allocate(pages_for(len(tokens)))
+        if pages is None:
+            raise cache_too_small(pages_for(len(tokens)), scheduler.pages.free)
+        try:
+            scheduler.table.assign(scheduler.spare_row, 0, pages)
+            return self._score_chunks(tokens)
+        finally:
+            scheduler.pages.release(pages)
+
+    def _score_chunks(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
+        logits = np.empty((len(tokens), self._vocab_size), np.float32)
+        batch = self._batch
+        for start in range(0, len(tokens), batch.capacity):
+            chunk = list(tokens[start : start + batch.capacity])
+            batch.fill([(self.scheduler.spare_row, start, chunk)], list(range(len(chunk))))
+            logits[start : start + len(chunk)] = self._executor.run(batch)
+        self.stats.prompt_tokens += len(tokens)
+        return logits
+
+    def _check_fits(self, prompt: int, new: int) -> None:
+        if prompt + new > self.limits.max_context:
+            raise too_long(prompt, new, self.limits.max_context)
+        if pages_for(prompt + new - 1) > self.limits.cache_pages:
+            raise cache_too_small(pages_for(prompt + new - 1), self.limits.cache_pages)
+
+    def _fill(self, plan: StepPlan) -> None:
+        pieces: list[tuple[int, int, list[int]]] = []
+        wanted: list[int] = []
+        count = 0
+        for chunk in plan.chunks:
+            tokens, end = chunk.sequence.tokens, chunk.start + chunk.count
+            pieces.append((chunk.row, chunk.start, tokens[chunk.start : end]))
+            count += chunk.count
+            if end == len(tokens):
+                wanted.append(count - 1)
+        self._batch.fill(pieces, wanted)
+        self.stats.preemptions += len(plan.preempted)
+
+    def _collect(self, plan: StepPlan, logits: NDArray[np.float32]) -> list[TokenOutput]:
+        started = perf_counter()
+        outputs: list[TokenOutput] = []
+        stats = self.stats
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            if chunk.count > 1 or chunk.start < len(sequence.request.prompt):
+                stats.prompt_tokens += chunk.count
+            sequence.computed = chunk.start + chunk.count
+            if sequence.pending:
+                continue
+            token = sequence.sampler.choose(logits[len(outputs)], sequence.forbidden)
+            sequence.extend(token)
+            outputs.append(TokenOutput(sequence, token))
+            if sequence.finished is not None:
+                self.scheduler.remove(sequence)
+        stats.steps += 1
+        stats.generated_tokens += len(outputs)
+        stats.milliseconds["sampling"] += (perf_counter() - started) * 1e3
+        outputs.sort(key=lambda output: output.sequence.id)
+        return outputs

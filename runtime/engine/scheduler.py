@@ -1,0 +1,147 @@
+"""Who runs in the next step, with how many tokens, on which pages: a state machine without tensors."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moec.runtime.cache.pages import Lease, PageAllocator, PageTable, pages_for
+
+if TYPE_CHECKING:
+    from moec.runtime.engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes that the engine was given memory for."""
+
+    max_batch: int
+    """Sequences that run at once."""
+    max_step_tokens: int
+    """Tokens of one step, all sequences together. Above ``max_batch``: prompts advance while all decode."""
+    max_context: int
+    """Tokens of one sequence."""
+    cache_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens ``start .. start + count - 1`` of a sequence run in this step."""
+
+    sequence: Sequence
+    row: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: its chunks, and the sequences that lost their pages for it (they are recomputed later)."""
+
+    chunks: tuple[Chunk, ...]
+    preempted: tuple[Sequence, ...]
+
+
+class Scheduler:
+    """First come, first served; decoding sequences first, then prompts in chunks of what is left.
+
+    When pages run out, the youngest running sequence gives its pages back and is recomputed when there is
+    room; an older sequence never yields to a younger one, so the oldest always advances.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        assert limits.max_step_tokens > limits.max_batch >= 1
+        self.limits = limits
+        self.pages = PageAllocator(limits.cache_pages)
+        self.table = PageTable(limits.max_batch + 1, limits.max_context)
+        self.spare_row = limits.max_batch
+        """A page table row that no sequence uses: for `Engine.score`."""
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._rows = list(range(limits.max_batch - 1, -1, -1))
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; it joins at a coming step."""
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and its pages back."""
+        if sequence.lease is not None:
+            self.running.remove(sequence)
+            self._release(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def schedule(self) -> StepPlan:
+        """Choose the next step and reserve its pages. ``computed`` advances when the step has run."""
+        chunks: dict[int, Chunk] = {}
+        preempted: list[Sequence] = []
+        left = self.limits.max_step_tokens
+        for sequence in sorted(self.running, key=lambda item: (item.pending != 1, item.id)):
+            if sequence.lease is None or left == 0:
+                continue
+            count = min(sequence.pending, left)
+            preempted += self._make_room(sequence, sequence.computed + count)
+            for victim in preempted:
+                if dropped := chunks.pop(victim.id, None):
+                    left += dropped.count
+            if sequence.lease is not None:
+                chunks[sequence.id] = self._chunk(sequence, count)
+                left -= count
+        if not preempted:
+            self._admit(chunks, left)
+        return StepPlan(tuple(chunks.values()), tuple(preempted))
+
+    def _chunk(self, sequence: Sequence, count: int) -> Chunk:
+        """Give ``sequence`` the pages that its next ``count`` tokens lack; they are free."""
+        lease = sequence.lease
+        assert lease is not None
+        missing = lease.missing(sequence.computed + count)
+        if missing:
+            pages = self.pages.allocate(missing)
+            assert pages is not None
+            self.table.assign(lease.row, len(lease.pages), pages)
+            lease.pages += pages
+        return Chunk(sequence, lease.row, sequence.computed, count)
+
+    def _make_room(self, sequence: Sequence, tokens: int) -> list[Sequence]:
+        """Preempt from the youngest on until ``sequence`` can hold ``tokens``, or is itself preempted."""
+        victims: list[Sequence] = []
+        while sequence.lease is not None and sequence.lease.missing(tokens) > self.pages.free:
+            victim = max(self.running, key=lambda item: item.id)
+            self.running.remove(victim)
+            self._release(victim)
+            self.waiting.appendleft(victim)
+            victims.append(victim)
+        return victims
+
+    def _admit(self, chunks: dict[int, Chunk], left: int) -> None:
+        while self.waiting and self._rows and left:
+            sequence = self.waiting[0]
+            if self.running and not self._has_headroom(sequence):
+                return
+            self.waiting.popleft()
+            sequence.lease = Lease(self._rows.pop(), [])
+            self.running.append(sequence)
+            count = min(sequence.pending, left)
+            chunks[sequence.id] = self._chunk(sequence, count)
+            left -= count
+
+    def _has_headroom(self, sequence: Sequence) -> bool:
+        """Room for all its tokens beside what the running ones still need, and a page each to go on.
+
+        Without the extra pages a newcomer would be preempted as soon as the others cross a page boundary.
+        """
+        promised = 0
+        for item in self.running:
+            assert item.lease is not None
+            promised += item.lease.missing(len(item.tokens)) + 1
+        return pages_for(len(sequence.tokens)) + promised <= self.pages.free
+
+    def _release(self, sequence: Sequence) -> None:
+        assert sequence.lease is not None
+        self.pages.release(sequence.lease.pages)
+        self._rows.append(sequence.lease.row)
+        sequence.lease = None
+        sequence.computed = 0

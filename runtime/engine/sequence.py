@@ -1,0 +1,73 @@
+"""A request and the sequence that it becomes inside the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from moec.runtime.sampling import Sampler, Sampling
+
+if TYPE_CHECKING:
+    from moec.runtime.cache.pages import Lease
+
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate. Checked by `Engine.add`."""
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    eos_token_ids: frozenset[int] = frozenset()
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int | None = None
+    """Of this sequence's own random numbers; ``None`` takes one from the system."""
+
+
+class Sequence:
+    """A request under way: its tokens so far, and how many of them the cache holds.
+
+    Attributes:
+        id: arrival order within the engine.
+        tokens: prompt and continuation.
+        computed: how many of ``tokens`` are in the cache.
+        lease: row and pages while it runs, ``None`` while it waits or is finished.
+        finished: why it ended, ``None`` before that.
+    """
+
+    __slots__ = ("computed", "finished", "id", "lease", "request", "sampler", "tokens")
+
+    def __init__(self, identity: int, request: Request) -> None:
+        self.id = identity
+        self.request = request
+        self.tokens = list(request.prompt)
+        self.computed = 0
+        self.lease: Lease | None = None
+        self.finished: FinishReason | None = None
+        self.sampler = Sampler(request.sampling, request.prompt, request.seed)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that the cache does not hold yet; 1 while decoding."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def new_tokens(self) -> list[int]:
+        """The continuation so far."""
+        return self.tokens[len(self.request.prompt) :]
+
+    def extend(self, token: int) -> None:
+        """Append a chosen token and note whether it ends the sequence."""
+        self.tokens.append(token)
+        if token in self.request.eos_token_ids:
+            self.finished = "stop"
+        elif len(self.tokens) - len(self.request.prompt) >= self.request.max_new_tokens:
+            self.finished = "length"
+
+    @property
+    def forbidden(self) -> frozenset[int]:
+        """Tokens that may not come next: end tokens while fewer than ``min_new_tokens`` are there."""
+        short = len(self.tokens) - len(self.request.prompt) < self.request.min_new_tokens
+        return self.request.eos_token_ids if short else frozenset()

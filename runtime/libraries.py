@@ -1,0 +1,142 @@
+"""The compiled modules: choosing a target that this CPU can run, loading it with TVM's small runtime.
+
+Nothing here imports ``tvm``: its runtime library is loaded by path and reached through ``tvm_ffi``, which
+takes 0.2 s where ``import tvm`` takes seconds and brings the compiler in.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moec.errors import BundleError, DeviceError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from moec.artifacts.manifest import TargetRecord
+
+_CPU_DEVICE = 1
+_NAIVE_ALLOCATOR = 1
+"""Of the VM. The pooled one keeps a free list for each size it saw, and steps have any number of tokens."""
+
+_runtime_library: ctypes.CDLL | None = None
+
+
+def host_cpu_features() -> frozenset[str]:
+    """The flags of ``/proc/cpuinfo``; empty where there is no such file."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return frozenset()
+    for line in path.read_text().splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def choose_cpu_target(targets: Sequence[TargetRecord], features: frozenset[str]) -> TargetRecord:
+    """The CPU target that needs the most of what this machine has.
+
+    Raises:
+        DeviceError: no CPU target runs on a machine with these ``features``.
+    """
+    cpu = [target for target in targets if target.kind == "cpu"]
+    fitting = [target for target in cpu if features.issuperset(target.cpu_features)]
+    if fitting:
+        return max(fitting, key=lambda target: len(target.cpu_features))
+    if not cpu:
+        names = ", ".join(target.name for target in targets) or "none"
+        raise DeviceError(
+            "The bundle has no module for a CPU.",
+            f"Its targets: {names}.",
+            "Compile again with --target cpu.",
+        )
+    lacking = "; ".join(
+        f"{target.name} needs {' '.join(sorted(set(target.cpu_features) - features))}" for target in cpu
+    )
+    raise DeviceError(
+        "This CPU cannot run any module in the bundle.",
+        f"It lacks instructions: {lacking}.",
+        "Compile again on this machine with --target cpu, or with --target cpu-x86-64-v3.",
+    )
+
+
+def load_runtime(threads: int) -> None:
+    """Load TVM's runtime library into the process and size its thread pool (both are shared by all models).
+
+    Raises:
+        MissingDependencyError: the package ``apache-tvm`` is not installed or has no runtime library.
+    """
+    global _runtime_library  # noqa: PLW0603
+    ffi = import_tvm_ffi()
+    if _runtime_library is None:
+        package = importlib.util.find_spec("tvm")
+        folder = Path(package.origin).parent / "lib" if package and package.origin else None
+        path = folder / "libtvm_runtime.so" if folder else None
+        if path is None or not path.exists():
+            raise MissingDependencyError(
+                "TVM's runtime library was not found.",
+                "The package apache-tvm is not installed completely.",
+                "Install it again: pip install --force-reinstall apache-tvm==0.27.0.post1",
+            )
+        _runtime_library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    ffi.get_global_func("runtime.config_threadpool")(1, threads)
+
+
+def import_tvm_ffi() -> Any:
+    """Import ``tvm_ffi`` without the torch that it would import where torch is installed (a second, 200 MB).
+
+    tvm_ffi treats torch as optional. Where torch is already loaded nothing is hidden.
+    """
+    if "tvm_ffi" in sys.modules or "torch" in sys.modules:
+        import tvm_ffi
+
+        return tvm_ffi
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tvm_ffi
+    finally:
+        del sys.modules["torch"]
+    return tvm_ffi
+
+
+class Functions:
+    """The functions of one target's modules, by name."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        import tvm_ffi
+
+        self._modules: list[Any] = []
+        for path in paths:
+            library = tvm_ffi.load_module(str(path))
+            start = library.get_function("vm_load_executable", query_imports=True)
+            if start is not None:
+                machine = start()
+                machine["vm_initialization"](_CPU_DEVICE, 0, _NAIVE_ALLOCATOR)
+                self._modules.append(machine)
+            self._modules.append(library)
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """The function called ``name``.
+
+        Raises:
+            BundleError: no module has it.
+        """
+        for module in self._modules:
+            function: Callable[..., Any] | None = module.get_function(name, query_imports=True)
+            if function is not None:
+                return function
+        raise BundleError(
+            f"The bundle's modules have no function {name}.",
+            "model.json and the modules were not made together.",
+            "Compile the model again.",
+        )
+
+
+def default_threads() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,142 @@
+"""From a bundle's path to a `Model`: verify, plan memory, map, bind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moec.artifacts.model import AttentionStep
+from moec.artifacts.paths import DENSE_NAME
+from moec.artifacts.reader import open_bundle
+from moec.artifacts.schedule import best_schedule
+from moec.errors import DeviceError
+from moec.runtime.budget import MemoryPlan, parse_memory, plan_memory
+from moec.runtime.engine import Engine, Limits
+from moec.runtime.libraries import (
+    Functions,
+    choose_cpu_target,
+    default_threads,
+    host_cpu_features,
+    load_runtime,
+)
+from moec.runtime.machine import available_memory, total_memory
+from moec.runtime.model import Model
+from moec.runtime.request import check_count
+from moec.runtime.stats import Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from moec.artifacts.model import AttentionSpec, ModelRecord
+    from moec.artifacts.reader import Bundle
+    from moec.artifacts.schedule import PolicyName
+    from moec.artifacts.verify import Level
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    device_memory: int | float | str | None = None,
+    host_memory: int | float | str | None = None,
+    cpu_threads: int | None = None,
+    max_batch: int = 8,
+    max_step_tokens: int = 512,
+    cache_tokens: int | None = None,
+    verify: Level = "full",
+    progress: Callable[[int], None] | None = None,
+) -> Model:
+    """Load a bundle.
+
+    Args:
+        path: the bundle's folder.
+        device: ``cpu``.
+        device_memory: a budget for a GPU; there is none to give it to on ``cpu``, so it must be ``None``.
+        host_memory: hard limit on what the model keeps resident (weights, cache, activations): bytes, a text
+            such as ``8GiB`` or ``75%``, or a ratio such as 0.75 of the machine's memory. Experts beyond it
+            stay in the file. ``None``: no limit. Python itself and its libraries are not counted.
+        cpu_threads: threads of the kernels; ``None``: all CPUs that the process may use. One setting per
+            process.
+        max_batch: sequences that run at once.
+        max_step_tokens: tokens of one step; longer prompts are run in several.
+        cache_tokens: room in the key-value cache, all sequences together; ``None``: ``max_batch`` full
+            contexts, but at most a quarter of ``host_memory`` (of the free memory where there is no limit).
+        verify: ``full`` reads and hashes every file, ``sizes`` only the JSON files.
+        progress: told the bytes of each piece hashed, from several threads.
+
+    Raises:
+        BundleError: the bundle is missing, damaged or too new.
+        DeviceError: this machine cannot run the bundle on ``device``.
+        BudgetError: ``host_memory`` does not hold the least that is needed; nothing was allocated.
+        RequestError: an option is out of range.
+    """
+    _check_device(device, device_memory)
+    check_count("max_batch", max_batch, least=1)
+    check_count("max_step_tokens", max_step_tokens, least=max_batch + 1)
+    threads = default_threads() if cpu_threads is None else cpu_threads
+    check_count("cpu_threads", threads, least=1)
+    if cache_tokens is not None:
+        check_count("cache_tokens", cache_tokens, least=1)
+    budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")
+    bundle = open_bundle(path, verify=verify, progress=progress)
+    target = choose_cpu_target(bundle.manifest.targets, host_cpu_features())
+    memory = plan_memory(
+        bundle.model,
+        bundle.manifest.files[DENSE_NAME].size_bytes,
+        host_memory=budget,
+        available_bytes=available_memory(),
+        cache_tokens=cache_tokens,
+        max_batch=max_batch,
+        max_step_tokens=max_step_tokens,
+    )
+    load_runtime(threads)
+    functions = Functions([bundle.path / name for name in target.files if name.endswith(".so")])
+    limits = Limits(max_batch, max_step_tokens, bundle.model.max_context, memory.cache_pages)
+    return _assemble(bundle, functions, target.name, memory, limits)
+
+
+def _assemble(bundle: Bundle, functions: Functions, target: str, memory: MemoryPlan, limits: Limits) -> Model:
+    # These import tvm_ffi's users, which a process that only inspects bundles never needs.
+    from moec.runtime.binding import bind
+    from moec.runtime.cache.storage import CacheStorage
+    from moec.runtime.experts import ExpertStore
+
+    stats = Stats()
+    views = [bundle.experts_view(layer.layer) for layer in bundle.model.experts]
+    experts = ExpertStore(
+        views, memory.expert_capacity_bytes, stats, _policy(bundle, memory), bundle.schedule.profile
+    )
+    cache = CacheStorage(_attention_layers(bundle.model), memory.cache_pages)
+    executor = bind(bundle, functions, cache, experts, stats)
+    engine = Engine(executor, limits, bundle.model.vocab_size, stats)
+    return Model(bundle.path, bundle.model, target, memory, engine, executor)
+
+
+def _policy(bundle: Bundle, memory: MemoryPlan) -> PolicyName:
+    """The policy of the schedule for this budget, or of any where none fits."""
+    schedules = bundle.schedule.schedules
+    schedule = best_schedule(schedules, 0, memory.total_bytes) or next(iter(schedules), None)
+    return "lfru" if schedule is None else schedule.policy.name
+
+
+def _attention_layers(model: ModelRecord) -> tuple[AttentionSpec, ...]:
+    specs = {spec.name: spec for spec in model.attentions}
+    steps = [step for step in model.steps if isinstance(step, AttentionStep)]
+    return tuple(specs[step.attention] for step in sorted(steps, key=lambda step: step.layer))
+
+
+def _check_device(device: str, device_memory: object) -> None:
+    if device.startswith("cuda"):
+        raise DeviceError(
+            f"The device {device} cannot be used yet.",
+            "This version of the runtime runs the CPU modules of a bundle only.",
+            'Load it with device="cpu".',
+        )
+    if device != "cpu":
+        raise DeviceError(f"There is no device {device!r}.", "Known devices: cpu.", 'Use device="cpu".')
+    if device_memory is not None:
+        raise DeviceError(
+            "device_memory does not apply to the device cpu.",
+            "It limits the memory of a GPU; on the CPU everything is in host memory.",
+            "Leave it out, or give host_memory instead.",
+        )

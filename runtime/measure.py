@@ -1,0 +1,79 @@
+"""This machine's speeds, measured, as a `MachineRecord` for the scheduler."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from moec.artifacts.machine import MachineRecord
+from moec.runtime.libraries import default_threads
+from moec.runtime.machine import total_memory
+
+PROBE_BYTES = 256 << 20
+"""Large enough to leave every cache level behind."""
+DISK_PROBE_BYTES = 64 << 20
+REPEATS = 5
+GIGA = 1e9
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def read_bandwidth(threads: int, probe_bytes: int = PROBE_BYTES) -> float:
+    """Median GB/s at which ``threads`` threads read host memory together."""
+    words = np.ones(probe_bytes // 8, dtype=np.int64)
+    parts = np.array_split(words, threads)
+    rates: list[float] = []
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(np.max, parts))
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            list(pool.map(np.max, parts))
+            rates.append(words.nbytes / (time.perf_counter() - start) / GIGA)
+    return median(rates)
+
+
+def disk_bandwidth(folder: Path) -> float:
+    """GB/s at which a file just written in ``folder`` is read back, its pages dropped from the cache first."""
+    block = os.urandom(DISK_PROBE_BYTES)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        start = time.perf_counter()
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        while os.read(file.fileno(), 8 << 20):
+            pass
+        return DISK_PROBE_BYTES / (time.perf_counter() - start) / GIGA
+
+
+def this_machine(folder: Path, threads: int | None = None) -> MachineRecord:
+    """Measure this machine as one without a GPU; ``folder`` says which disk the bundle lies on."""
+    threads = threads or default_threads()
+    return MachineRecord(
+        name=platform.node() or "this machine",
+        gpu_name=None,
+        gpu_memory_bytes=0,
+        gpu_bandwidth_gb_s=0.0,
+        link_gb_s=0.0,
+        unified_memory=False,
+        host_memory_bytes=total_memory(),
+        host_bandwidth_gb_s=round(read_bandwidth(threads), 2),
+        cpu_threads=threads,
+        disk_gb_s=round(disk_bandwidth(folder), 2),
+        handshake_us=0.0,
+        source=f"measured by moec on {cpu_model()}",
+    )

@@ -1,0 +1,270 @@
+"""A loaded model: generate, forward, encode and decode, close."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from moec.errors import RequestError
+from moec.runtime.engine.sequence import Request
+from moec.runtime.request import check_count, check_tokens, end_tokens, sampling_from, to_prompts
+from moec.runtime.routing import RoutingRecorder
+from moec.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from moec.artifacts.model import ModelRecord
+    from moec.artifacts.traces import Traces
+    from moec.runtime.budget import MemoryPlan
+    from moec.runtime.engine import Engine
+    from moec.runtime.engine import Sequence as RunningSequence
+    from moec.runtime.executor import ChainExecutor
+    from moec.runtime.stats import Stats
+    from moec.runtime.streamers import Streamer
+
+
+class Model:
+    """A bundle, loaded. Made by `moec.runtime.load`; close it, or use it as a context manager.
+
+    Not thread safe: one thread calls it at a time.
+
+    Attributes:
+        path: the bundle's folder.
+        record: ``model.json``.
+        memory: what it takes, by purpose.
+        target: name of the compiled target that runs.
+        stats: counters since it was loaded.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        record: ModelRecord,
+        target: str,
+        memory: MemoryPlan,
+        engine: Engine,
+        executor: ChainExecutor | None,
+    ) -> None:
+        self.path = path
+        self.record = record
+        self.target = target
+        self.memory = memory
+        self.stats: Stats = engine.stats
+        self._engine: Engine | None = engine
+        self._executor = executor
+
+    @property
+    def engine(self) -> Engine:
+        """The engine under `generate`, to drive by hand: ``add`` requests, ``step`` until not ``busy``."""
+        if self._engine is None:
+            raise RequestError("The model is closed.", "close() was called.", "Load it again.")
+        return self._engine
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer; raises `BundleError` where it has none."""
+        return Tokenizer(self.path / "tokenizer")
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether `tokenizer`, `encode` and `decode` work."""
+        return (self.path / "tokenizer" / "tokenizer.json").is_file()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the special tokens that the model wants around it."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: Sequence[int] | NDArray[np.int64], skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        return self.tokenizer.decode([int(token) for token in ids], skip_special_tokens)
+
+    def generate(
+        self,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | NDArray[np.int64],
+        attention_mask: Sequence[Sequence[int]] | NDArray[np.int64] | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int = 0,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        eos_token_id: int | Iterable[int] | None = None,
+        pad_token_id: int | None = None,
+        seed: int | None = None,
+        streamer: Streamer | None = None,
+    ) -> NDArray[np.int64]:
+        """Continue prompts, with the semantics of transformers' ``generate``.
+
+        Options that are ``None`` are the model's own (its ``generation_config.json``). A prompt's
+        continuation does not depend on the other prompts; where transformers counts padding as seen for
+        ``repetition_penalty``, this does not.
+
+        Args:
+            input_ids: one prompt, or several: a list of lists of any lengths, or an array ``[B, T]``.
+            attention_mask: ``[B, T]``, 0 at padding on one side of each row of an array.
+            max_new_tokens: at most so many; ``None``: as many as context and cache hold.
+            min_new_tokens: no end token before so many.
+            do_sample: draw tokens; otherwise always the best one, and temperature, top_p and top_k do
+                nothing.
+            temperature: above 0.
+            top_p: above 0, at most 1 (off).
+            top_k: 0 is off.
+            repetition_penalty: above 0; 1 is off.
+            eos_token_id: one end token or several; an empty list: none.
+            pad_token_id: fills rows that are shorter; ``None``: the model's, or its first end token, or 0.
+            seed: of row 0's random numbers; row i uses ``seed + i``, so it equals a run of its own with that
+                seed.
+            streamer: gets the prompt and then each token; for one prompt only.
+
+        Returns:
+            int64 ``[B, T + N]``: prompts (padded on the left where they came as lists of different lengths),
+            continuations with their end tokens, padding on the right.
+
+        Raises:
+            RequestError: an option or token is out of range, or a request is longer than context or cache.
+        """
+        prompts = to_prompts(input_ids, attention_mask)
+        defaults = self.record.generation
+        sampling = sampling_from(defaults, do_sample, temperature, top_p, top_k, repetition_penalty)
+        ends = end_tokens(defaults, eos_token_id)
+        check_count("min_new_tokens", min_new_tokens, least=0)
+        if max_new_tokens is not None:
+            check_count("max_new_tokens", max_new_tokens, least=1)
+        if seed is not None:
+            check_count("seed", seed, least=0)
+        if streamer is not None and len(prompts) != 1:
+            raise RequestError("A streamer takes one prompt.", f"There are {len(prompts)}.", "Leave it out.")
+        requests = [
+            Request(
+                prompt,
+                self._new_tokens(prompt, max_new_tokens),
+                min_new_tokens,
+                frozenset(ends),
+                sampling,
+                None if seed is None else seed + row,
+            )
+            for row, prompt in enumerate(prompts)
+        ]
+        results = self._run(requests, streamer)
+        pad = next(
+            (token for token in (pad_token_id, defaults.pad_token_id, *ends[:1]) if token is not None), 0
+        )
+        rows = None if attention_mask is None else np.asarray(input_ids, np.int64)
+        return _assemble(prompts, results, pad, rows)
+
+    def forward(
+        self, input_ids: Sequence[int] | Sequence[Sequence[int]] | NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Logits at every position; sequences that the engine runs are left alone.
+
+        Args:
+            input_ids: token ids of one prompt, or ``[B, T]``.
+
+        Returns:
+            float32 ``[B, T, V]``.
+
+        Raises:
+            RequestError: rows of different lengths, a token out of range, or too many tokens.
+        """
+        prompts = to_prompts(input_ids)
+        if len({len(prompt) for prompt in prompts}) != 1:
+            raise RequestError(
+                "forward takes rows of one length.",
+                "Logits of other shapes do not stack.",
+                "Call it for each row.",
+            )
+        for prompt in prompts:
+            check_tokens(prompt, self.record.vocab_size)
+        return np.stack([self.engine.score(prompt) for prompt in prompts])
+
+    def trace(self, prompts: Iterable[Sequence[int]], max_new_tokens: int = 0) -> Traces:
+        """Run prompts and record which experts each token chooses.
+
+        Args:
+            prompts: token ids of each prompt.
+            max_new_tokens: tokens to draw after each prompt (with seed 0) and to trace, as far as they fit.
+
+        Returns:
+            The traces of all tokens that were run; the last drawn token of a sequence is not.
+        """
+        assert self._executor is not None, "a fake executor has no routing"
+        recorder = RoutingRecorder(tuple(layer.experts for layer in self.record.experts))
+        self._executor.recorder = recorder
+        sampling = sampling_from(self.record.generation, True, None, None, None, None)
+        ends = frozenset(self.record.generation.eos_token_id)
+        requests = [
+            Request(prompt, min(max_new_tokens + 1, self._new_tokens(prompt, None)), 0, ends, sampling, 0)
+            for prompt in map(tuple, prompts)
+        ]
+        try:
+            self._run(requests, None, recorder)
+        finally:
+            self._executor.recorder = None
+        return recorder.traces()
+
+    def close(self) -> None:
+        """Let go of all memory. The model cannot be used any more."""
+        self._engine = None
+        self._executor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _new_tokens(self, prompt: tuple[int, ...], wanted: int | None) -> int:
+        return max(1, self.engine.capacity_tokens - len(prompt)) if wanted is None else wanted
+
+    def _run(
+        self,
+        requests: list[Request],
+        streamer: Streamer | None,
+        recorder: RoutingRecorder | None = None,
+    ) -> list[list[int]]:
+        """Run requests to their ends; if anything fails, none of them stays in the engine."""
+        engine = self.engine
+        sequences: list[RunningSequence] = []
+        try:
+            for request in requests:
+                # Not a comprehension: those already added must be cancelled where a later one is refused.
+                sequences.append(engine.add(request))  # noqa: PERF401
+            if streamer is not None:
+                streamer.put(np.array([requests[0].prompt], np.int64))
+            while any(sequence.finished is None for sequence in sequences):
+                for output in engine.step():
+                    if streamer is not None and output.sequence is sequences[0]:
+                        streamer.put(np.array([output.token], np.int64))
+                if recorder is not None:
+                    recorder.end_step(engine.last_plan)
+        finally:
+            for sequence in sequences:
+                engine.cancel(sequence)
+        if streamer is not None:
+            streamer.end()
+        return [sequence.new_tokens for sequence in sequences]
+
+
+def _assemble(
+    prompts: list[tuple[int, ...]], results: list[list[int]], pad: int, rows: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """Prompts and continuations as one array ``[B, T + N]``; ``rows`` are prompts already padded."""
+    width = max(map(len, prompts)) if rows is None else rows.shape[-1]
+    output = np.full((len(prompts), width + max(map(len, results))), pad, np.int64)
+    for row, (prompt, new) in enumerate(zip(prompts, results, strict=True)):
+        output[row, width - len(prompt) : width] = prompt
+        output[row, width : width + len(new)] = new
+    if rows is not None:
+        output[:, :width] = rows.reshape(len(prompts), width)
+    return output

@@ -1,0 +1,51 @@
+"""Streamers get tokens while they are generated, by the same protocol as transformers' streamers."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moec.runtime.tokenizer import Tokenizer
+
+
+class Streamer(Protocol):
+    """What ``generate(streamer=...)`` calls: `put` with the prompt ``[1, T]``, then each token ``[1]``."""
+
+    def put(self, value: NDArray[Any]) -> None:
+        """Take more token ids."""
+
+    def end(self) -> None:
+        """There will be no more tokens."""
+
+
+class TextStreamer:
+    """Prints text as it is generated, each piece as soon as its characters are certain.
+
+    Args:
+        tokenizer: of the bundle.
+        skip_prompt: leave the prompt out.
+        file: where to print; standard output by default.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_prompt: bool = True, file: TextIO | None = None) -> None:
+        self._decoder = tokenizer.stream()
+        self._skip = skip_prompt
+        self._file = file
+
+    def put(self, value: NDArray[Any]) -> None:
+        """Print what the new token ids make certain."""
+        skip, self._skip = self._skip, False
+        if not skip:
+            self._print("".join(self._decoder.push(token) for token in value.ravel().tolist()))
+
+    def end(self) -> None:
+        """Print what was held back, and a line end."""
+        self._print(self._decoder.finish() + "\n")
+
+    def _print(self, text: str) -> None:
+        file = self._file if self._file is not None else sys.stdout
+        file.write(text)
+        file.flush()

@@ -1,0 +1,191 @@
+"""Text to token ids and back, from the bundle's ``tokenizer/`` folder; chat templates; text as it streams."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from moec.errors import BundleError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+INCOMPLETE = "\ufffd"
+"""What decoders put in place of bytes that are not (yet) a character."""
+
+
+class Decoder(Protocol):
+    """The part of ``tokenizers.Tokenizer`` that a `TextStream` needs."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        """Text of ``ids``."""
+        ...
+
+
+class TextStream:
+    """Text of tokens that arrive one by one; never half a character.
+
+    Some tokenizers decode a token differently at the start of a text, so text is decoded from a few tokens
+    back and the part that was given out before is cut off.
+    """
+
+    def __init__(self, decoder: Decoder, skip_special_tokens: bool = True) -> None:
+        self._decoder = decoder
+        self._skip = skip_special_tokens
+        self._ids: list[int] = []
+        self._context = 0
+        self._given = 0
+
+    def push(self, token: int) -> str:
+        """Text that is certain now that ``token`` has come; often empty in the middle of a character."""
+        self._ids.append(token)
+        text = self._fresh()
+        if not text or text.endswith(INCOMPLETE):
+            return ""
+        self._context, self._given = self._given, len(self._ids)
+        return text
+
+    def finish(self) -> str:
+        """What was held back; bytes that never became a character are replacement characters."""
+        text = self._fresh()
+        self._context = self._given = len(self._ids)
+        return text
+
+    def _fresh(self) -> str:
+        before = self._decoder.decode(self._ids[self._context : self._given], skip_special_tokens=self._skip)
+        after = self._decoder.decode(self._ids[self._context :], skip_special_tokens=self._skip)
+        return after[len(before) :]
+
+
+class Tokenizer:
+    """The checkpoint's tokenizer.
+
+    Args:
+        folder: has ``tokenizer.json``, and ``tokenizer_config.json`` where the checkpoint has it.
+
+    Raises:
+        BundleError: ``tokenizer.json`` is missing or unreadable.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise BundleError(
+                "The bundle has no tokenizer.json.",
+                "The checkpoint had no tokenizer in the format that the tokenizers package reads.",
+                "Give token ids instead of text.",
+            )
+        # Imported here: neither is needed for token ids, and importing the runtime must be quick.
+        from tokenizers import Tokenizer as Backend
+
+        try:
+            self._backend = Backend.from_file(str(path))
+        except Exception as error:  # the package raises bare Exception
+            raise BundleError(
+                "The bundle's tokenizer.json cannot be read.", f"{error}.", "Compile again."
+            ) from error
+        self._config = _read_json(folder / "tokenizer_config.json")
+        self._template = _chat_template(folder, self._config)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``, with the tokens that the model wants around it (such as a first one)."""
+        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of ``ids``."""
+        return str(
+            self._backend.decode([int(token) for token in ids], skip_special_tokens=skip_special_tokens)
+        )
+
+    def stream(self, skip_special_tokens: bool = True) -> TextStream:
+        """A decoder for tokens that arrive one by one."""
+        return TextStream(self._backend, skip_special_tokens)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `apply_chat_template` works."""
+        return self._template is not None
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt text of a conversation; encode it with ``add_special_tokens=False``.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}``, oldest first.
+            add_generation_prompt: end with what makes the model answer.
+
+        Raises:
+            RequestError: the bundle has no template, or the template refuses these messages.
+        """
+        if self._template is None:
+            raise RequestError(
+                "This model has no chat template.",
+                "Its checkpoint does not define one.",
+                "Give a plain prompt.",
+            )
+        from jinja2 import TemplateError
+
+        environment = _environment()
+        special = {
+            name: _token_text(self._config[name])
+            for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+            if self._config.get(name) is not None
+        }
+        values = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **special}
+        try:
+            return str(environment.from_string(self._template).render(values))
+        except TemplateError as error:
+            raise RequestError(
+                "The chat template refuses this conversation.", f"{error}.", "Change the messages."
+            ) from error
+
+
+def _environment() -> Any:
+    """The same sandbox and helpers that transformers gives to chat templates."""
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
+    return environment
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    own = folder / "chat_template.jinja"
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    template = _read_json(folder / "chat_template.json").get("chat_template", config.get("chat_template"))
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    return None if template is None else str(template)
+
+
+def _token_text(value: Any) -> str:
+    return str(value["content"]) if isinstance(value, dict) else str(value)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(
+            f"The bundle's {path.name} cannot be read.", f"{error}.", "Compile again."
+        ) from error
+    return value if isinstance(value, dict) else {}

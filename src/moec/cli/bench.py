@@ -1,0 +1,134 @@
+"""``moec bench``: how fast a bundle runs here, beside what the memory allows."""
+
+from __future__ import annotations
+
+import random
+import time
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moec.cli.options import bundle_argument, host_memory_option, json_option, threads_option
+from moec.cli.output import human_bytes, print_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moec.runtime import Engine, Model
+
+
+@click.command("bench")
+@bundle_argument
+@click.option(
+    "--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Of each sequence."
+)
+@click.option(
+    "--new-tokens", type=click.IntRange(min=2), default=64, show_default=True, help="Of each sequence."
+)
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences at once.")
+@threads_option
+@host_memory_option
+@json_option
+def command(
+    bundle: Path,
+    prompt_tokens: int,
+    new_tokens: int,
+    batch: int,
+    cpu_threads: int | None,
+    host_memory: str | None,
+    as_json: bool,
+) -> None:
+    """Time prefill and decode of BUNDLE on random tokens, as a ratio to the memory's speed measured in the same run.
+
+    \b
+    Example:
+      moec bench tiny.moec --prompt-tokens 256 --new-tokens 64
+    """
+    from moec import runtime
+
+    with runtime.load(
+        bundle,
+        cpu_threads=cpu_threads,
+        host_memory=host_memory,
+        max_batch=batch,
+        cache_tokens=batch * (prompt_tokens + new_tokens),
+        verify="sizes",
+    ) as model:
+        facts = measure(model, prompt_tokens, new_tokens, batch, cpu_threads)
+    if as_json:
+        print_json(facts)
+        return
+    click.echo(f"prefill  {facts['prefill_tokens_per_s']:.1f} tokens/s ({batch} x {prompt_tokens} tokens)")
+    click.echo(
+        f"decode   {facts['decode_ms_per_step']:.3f} ms/step, {facts['decode_tokens_per_s']:.1f} tokens/s"
+    )
+    click.echo(
+        f"floor    {facts['floor_ms_per_step']:.3f} ms/step: {human_bytes(facts['active_bytes_per_token'])} of active "
+        f"weights a token at {facts['read_bandwidth_gb_s']:.1f} GB/s measured"
+    )
+    click.echo(f"ratio    {facts['ratio_to_floor']:.2f}" + (" (batch 1 floor)" if batch > 1 else ""))
+
+
+def measure(
+    model: Model, prompt_tokens: int, new_tokens: int, batch: int, threads: int | None
+) -> dict[str, Any]:
+    """Time one batch from its first step to its last; facts as JSON values."""
+    from moec.compiler.schedule.facts import model_facts
+    from moec.runtime.libraries import default_threads
+    from moec.runtime.measure import read_bandwidth
+
+    facts = model_facts(model.record)
+    active = facts.dense_bytes_per_token + sum(layer.top_k * layer.expert_bytes for layer in facts.layers)
+    bandwidth = read_bandwidth(threads or default_threads())
+    run_batch(model.engine, model.record.vocab_size, min(prompt_tokens, 8), 2, 1)
+    model.stats.reset()
+    prefill, steps = run_batch(model.engine, model.record.vocab_size, prompt_tokens, new_tokens, batch)
+    decode = median(steps)
+    floor = active / bandwidth / 1e9
+    return {
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "batch": batch,
+        "target": model.target,
+        "prefill_tokens_per_s": batch * prompt_tokens / prefill,
+        "decode_ms_per_step": decode * 1e3,
+        "decode_tokens_per_s": batch / decode,
+        "active_bytes_per_token": active,
+        "read_bandwidth_gb_s": bandwidth,
+        "floor_ms_per_step": floor * 1e3,
+        "ratio_to_floor": decode / floor,
+        "stats": model.stats.to_dict(),
+    }
+
+
+def run_batch(
+    engine: Engine, vocab_size: int, prompt_tokens: int, new_tokens: int, batch: int
+) -> tuple[float, list[float]]:
+    """Seconds until every sequence has its first token, and seconds of each step after that."""
+    from moec.runtime import Request, Sampling
+
+    draw = random.Random(0)  # noqa: S311 - reproducible load, not a secret
+    sequences = [
+        engine.add(
+            Request(
+                prompt=tuple(draw.randrange(vocab_size) for _ in range(prompt_tokens)),
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                eos_token_ids=frozenset(),
+                sampling=Sampling(),
+                seed=0,
+            )
+        )
+        for _ in range(batch)
+    ]
+    start = time.perf_counter()
+    while any(not sequence.new_tokens for sequence in sequences):
+        engine.step()
+    prefill = time.perf_counter() - start
+    steps: list[float] = []
+    while engine.busy:
+        before = time.perf_counter()
+        engine.step()
+        steps.append(time.perf_counter() - before)
+    return prefill, steps

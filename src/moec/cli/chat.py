@@ -1,0 +1,93 @@
+"""``moec chat``: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from moec.cli.generate import choose_sampling
+from moec.cli.options import (
+    bundle_argument,
+    host_memory_option,
+    max_new_tokens_option,
+    sampling_options,
+    threads_option,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from moec.runtime import Model
+
+FAREWELLS = ("/exit", "/quit")
+
+
+@click.command("chat")
+@bundle_argument
+@click.option("--system", help="A system message to begin with.")
+@max_new_tokens_option
+@sampling_options
+@threads_option
+@host_memory_option
+def command(
+    bundle: Path,
+    system: str | None,
+    max_new_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    repetition_penalty: float | None,
+    greedy: bool,
+    seed: int | None,
+    cpu_threads: int | None,
+    host_memory: str | None,
+) -> None:
+    """Talk to the model in BUNDLE, line by line; /exit or the end of input ends it.
+
+    A model without a chat template simply continues the text so far.
+
+    \b
+    Example:
+      moec chat tiny.moec --max-new-tokens 40
+    """
+    from moec import runtime
+
+    with runtime.load(bundle, device="cpu", cpu_threads=cpu_threads, host_memory=host_memory) as model:
+        messages = [{"role": "system", "content": system}] if system else []
+        for line in _lines():
+            messages.append({"role": "user", "content": line})
+            ids = _prompt(model, messages)
+            output = model.generate(
+                ids,
+                max_new_tokens=max_new_tokens,
+                do_sample=choose_sampling(greedy, temperature, top_p, top_k),
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                repetition_penalty=repetition_penalty,
+                seed=seed,
+                streamer=runtime.TextStreamer(model.tokenizer),
+            )
+            messages.append({"role": "assistant", "content": model.decode(output[0][len(ids) :])})
+
+
+def _lines() -> Iterator[str]:
+    mark = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(mark)
+        except EOFError:
+            return
+        if line.strip() in FAREWELLS:
+            return
+        if line.strip():
+            yield line
+
+
+def _prompt(model: Model, messages: list[dict[str, str]]) -> list[int]:
+    if model.tokenizer.has_chat_template:
+        return model.tokenizer.encode(model.tokenizer.apply_chat_template(messages), add_special_tokens=False)
+    return model.encode("\n".join(message["content"] for message in messages))

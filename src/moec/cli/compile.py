@@ -1,0 +1,167 @@
+"""``moec compile``: a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moec.cli.options import json_option
+from moec.cli.output import ProgressBar, StageLog, human_bytes, print_json, print_table
+
+if TYPE_CHECKING:
+    from moec.artifacts.manifest import Manifest
+    from moec.compiler.request import Calibration, Surroundings
+
+output_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to make."
+)
+force_option = click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
+calibration_option = click.option(
+    "--calibration",
+    metavar="FILE|none",
+    help='Prompts to profile routing with, as JSON lines {"prompt": "..."} or {"token_ids": [...]}; '
+    "none: do not profile.  [default: a shipped set]",
+)
+
+
+@click.command("compile")
+@click.argument("model")
+@output_option
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    metavar="T",
+    help="cpu, cpu-x86-64-v3, cpu-x86-64-v4, cuda or cuda-sm_NN; may be given several times.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bf16", "f16", "f32"]),
+    help="Of weights and activations.  [default: as stored]",
+)
+@click.option(
+    "--max-context",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Most tokens of a sequence.  [default: the model's]",
+)
+@calibration_option
+@click.option(
+    "--modules-only", is_flag=True, help="Stop before the weights; `moec pack` adds them elsewhere."
+)
+@force_option
+@click.option(
+    "--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR after each pass here."
+)
+@click.option(
+    "--onnx", type=click.Path(path_type=Path), metavar="DIR", help="Write each distinct graph as ONNX here."
+)
+@json_option
+def command(
+    model: str,
+    output: Path,
+    targets: tuple[str, ...],
+    dtype: str | None,
+    max_context: int | None,
+    calibration: str | None,
+    modules_only: bool,
+    force: bool,
+    dump_ir: Path | None,
+    onnx: Path | None,
+    as_json: bool,
+) -> None:
+    """Compile MODEL, a checkpoint's folder or a hub id, into a bundle. No GPU is needed.
+
+    Ends with a report of the memory that the bundle needs at several budgets. Interrupted, it goes on where the
+    packing of weights stopped when it is run again.
+
+    \b
+    Example:
+      moec compile examples/tiny-deepseek-v2 -o tiny.moec --target cpu
+    """
+    from moec.compiler.pipeline import compile_model
+    from moec.compiler.request import CompileRequest
+
+    request = CompileRequest(
+        model=model,
+        output=output,
+        targets=targets,
+        calibration=read_calibration(calibration),
+        dtype=dtype,
+        max_context=max_context,
+        modules_only=modules_only,
+        force=force,
+        dump_ir=dump_ir,
+        onnx=onnx,
+    )
+    manifest = compile_model(request, surroundings())
+    print_summary(output, manifest, as_json)
+
+
+def surroundings() -> Surroundings:
+    """Logs and progress on stderr, the runtime as probe, the common machines."""
+    from moec.cli.probe import RuntimeProbe
+    from moec.compiler.request import Surroundings
+    from moec.compiler.schedule.machines import common_machines
+
+    return Surroundings(StageLog(), ProgressBar("pack"), RuntimeProbe(), common_machines())
+
+
+def read_calibration(option: str | None) -> Calibration:
+    """``--calibration`` as a record."""
+    from moec.compiler.profiling.calibration import read_prompts
+    from moec.compiler.request import Calibration
+
+    if option == "none":
+        return Calibration(enabled=False)
+    return Calibration(prompts=None if option is None else read_prompts(Path(option)))
+
+
+def print_summary(output: Path, manifest: Manifest, as_json: bool) -> None:
+    """Say what was made, and for a bundle what memory it needs."""
+    total = sum(record.size_bytes for record in manifest.files.values())
+    rows = memory_rows(output) if manifest.contents == "bundle" else []
+    if as_json:
+        facts = {"path": str(output), "contents": manifest.contents, "bytes": total}
+        print_json(facts | {"targets": [target.name for target in manifest.targets], "memory": rows})
+        return
+    names = ", ".join(target.name for target in manifest.targets)
+    click.echo(
+        f"{output}: {manifest.contents} of {manifest.model_name}, {human_bytes(total)}, targets {names}"
+    )
+    if rows:
+        click.echo("\nmemory it needs, by the share of routed experts kept in the fastest tier:")
+        header = ("machine", "experts kept", "GPU memory", "host memory", "hit rate", "ms/token (floor)")
+        print_table(header, [_memory_cells(row) for row in rows])
+
+
+def memory_rows(output: Path) -> list[dict[str, Any]]:
+    """The memory report of a finished bundle, as JSON values."""
+    from moec.artifacts.codec import to_json
+    from moec.artifacts.reader import open_bundle
+    from moec.compiler.schedule import analyse, memory_report
+    from moec.compiler.schedule.machines import common_machines
+    from moec.compiler.schedule.shares import share_budgets
+
+    bundle = open_bundle(output, verify="sizes")
+    kinds = {target.kind for target in bundle.manifest.targets}
+    pairs = share_budgets(bundle.model, common_machines(), kinds)
+    return [
+        to_json(row) for row in memory_report(analyse(bundle.traces(), bundle.model), bundle.model, pairs)
+    ]
+
+
+def _memory_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    kept = row["slots"] if row["device_memory_bytes"] else row["host_experts"]
+    return (
+        row["machine"],
+        f"{kept} of {row['experts']}",
+        human_bytes(row["device_used_bytes"]) if row["device_memory_bytes"] else "-",
+        human_bytes(row["host_used_bytes"]),
+        f"{row['hit_rate']:.2f}",
+        f"{row['milliseconds_per_token']:.2f}",
+    )

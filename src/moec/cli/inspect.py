@@ -1,0 +1,189 @@
+"""``moec inspect``: what is inside a bundle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moec.cli.options import bundle_argument, json_option
+from moec.cli.output import human_bytes, print_json, print_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moec.artifacts.model import ModelRecord
+    from moec.artifacts.reader import Bundle
+
+
+@click.command("inspect")
+@bundle_argument
+@json_option
+def command(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds: model, steps, experts, sizes for each target, schedules.
+
+    \b
+    Example:
+      moec inspect tiny.moec
+    """
+    from moec.artifacts.reader import open_bundle
+
+    facts = describe(open_bundle(bundle, verify="sizes"))
+    if as_json:
+        print_json(facts)
+    else:
+        _print(facts)
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """Everything that the command shows, as JSON values."""
+    from moec.artifacts.codec import to_json
+    from moec.artifacts.experts import layout
+
+    model, manifest = bundle.model, bundle.manifest
+    bodies = {body.name: body for body in model.bodies}
+    sizes = {name: record.size_bytes for name, record in manifest.files.items()}
+    return {
+        "model": manifest.model_name,
+        "class": model.class_name,
+        "model_type": model.model_type,
+        "dtype": model.dtype,
+        "max_context": model.max_context,
+        "vocab_size": model.vocab_size,
+        "fingerprint": manifest.fingerprint,
+        "made_by": {"moec": manifest.moec_version, **manifest.tools},
+        "bytes": sum(sizes.values()),
+        "dense_bytes": sizes.get("weights/dense.safetensors", 0),
+        "targets": [
+            {
+                "name": target.name,
+                "architectures": list(target.architectures),
+                "cpu_features": list(target.cpu_features),
+                "bytes": sum(sizes[name] for name in target.files),
+            }
+            for target in manifest.targets
+        ],
+        "segments": _segments(model),
+        "attentions": [to_json(attention) for attention in model.attentions],
+        "bodies": [to_json(body) | {"expert_bytes": layout(body).expert_bytes} for body in model.bodies],
+        "experts": [
+            {
+                "module": layer.module,
+                "experts": layer.experts,
+                "top_k": layer.top_k,
+                "body": layer.body,
+                "bytes": layer.experts * layout(bodies[layer.body]).stride_bytes,
+            }
+            for layer in model.experts
+        ],
+        "profile": {
+            "provenance": bundle.schedule.profile.provenance,
+            "tokens": bundle.schedule.profile.tokens,
+            "sequences": bundle.schedule.profile.sequences,
+        },
+        "schedules": [to_json(schedule) for schedule in bundle.schedule.schedules],
+    }
+
+
+def _segments(model: ModelRecord) -> list[dict[str, Any]]:
+    uses: Counter[str] = Counter()
+    side: set[str] = set()
+    for step in model.steps:
+        if step.kind == "segment":
+            uses[step.function] += 1
+            if step.side:
+                side.add(step.function)
+    return [
+        {
+            "name": function.name,
+            "uses": uses[function.name],
+            "side": function.name in side,
+            "inputs": len(function.inputs),
+            "weights": len(function.weights),
+            "outputs": len(function.outputs),
+        }
+        for function in model.functions
+    ]
+
+
+def _print(facts: dict[str, Any]) -> None:
+    click.echo(f"{facts['model']}: {facts['class']}, {facts['dtype']}, context {facts['max_context']} tokens")
+    click.echo(
+        f"{human_bytes(facts['bytes'])} in all, {human_bytes(facts['dense_bytes'])} of it dense weights"
+    )
+    click.echo("made by " + ", ".join(f"{name} {version}" for name, version in facts["made_by"].items()))
+    click.echo("\ntargets")
+    print_table(
+        ("name", "for", "size"),
+        [(t["name"], " ".join(t["architectures"]), human_bytes(t["bytes"])) for t in facts["targets"]],
+    )
+    click.echo("\nsegments (side: may overlap with fetching experts)")
+    print_table(
+        ("name", "uses", "inputs", "weights", "outputs", "side"),
+        [
+            (s["name"], s["uses"], s["inputs"], s["weights"], s["outputs"], "yes" * s["side"])
+            for s in facts["segments"]
+        ],
+    )
+    click.echo("\nattention")
+    print_table(
+        ("name", "query heads", "kv heads", "key", "value", "window", "cached"),
+        [
+            (
+                a["name"],
+                a["query_heads"],
+                a["kv_heads"],
+                a["key_dim"],
+                a["value_dim"],
+                a["window"] or "all",
+                _cached(a),
+            )
+            for a in facts["attentions"]
+        ],
+    )
+    click.echo("\nexperts")
+    print_table(
+        ("layer", "module", "experts", "top-k", "body", "size"),
+        [
+            (i, layer["module"], layer["experts"], layer["top_k"], layer["body"], human_bytes(layer["bytes"]))
+            for i, layer in enumerate(facts["experts"])
+        ],
+    )
+    for body in facts["bodies"]:
+        click.echo(
+            f"{body['name']}: {body['hidden']} -> {body['intermediate']} -> {body['hidden']}, "
+            f"{human_bytes(body['expert_bytes'])} each, {render(body['activation'])}"
+        )
+    profile = facts["profile"]
+    click.echo(f"\nschedules (routing {profile['provenance']}, {profile['tokens']} tokens)")
+    print_table(
+        ("machine", "GPU memory", "host memory", "slots", "host experts", "hit rate", "ms/token"),
+        [_schedule_cells(schedule) for schedule in facts["schedules"]],
+    )
+
+
+def _cached(attention: dict[str, Any]) -> str:
+    width = attention["key_dim"] + (0 if attention["latent"] else attention["value_dim"])
+    return f"{attention['kv_heads'] * width} values a token" + (" (latent)" if attention["latent"] else "")
+
+
+def _schedule_cells(schedule: dict[str, Any]) -> tuple[str, ...]:
+    prediction = schedule["prediction"]
+    return (
+        schedule["machine"]["name"],
+        human_bytes(schedule["budgets"]["device_memory_bytes"]),
+        human_bytes(schedule["budgets"]["host_memory_bytes"]),
+        str(sum(layer["slots"] for layer in schedule["layers"])),
+        str(sum(layer["host_experts"] for layer in schedule["layers"])),
+        f"{prediction['hit_rate']:.2f}",
+        f"{prediction['milliseconds_per_token']:.2f}",
+    )
+
+
+def render(expression: Any) -> str:
+    """An activation as a formula: ``["mul", ["silu", "gate"], "up"]`` as ``mul(silu(gate), up)``."""
+    if isinstance(expression, (list, tuple)):
+        operator, *operands = expression
+        return f"{operator}({', '.join(render(operand) for operand in operands)})"
+    return str(expression)

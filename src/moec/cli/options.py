@@ -1,0 +1,51 @@
+"""Options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
+
+threads_option = click.option(
+    "--cpu-threads",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Threads to compute with.  [default: all cores]",
+)
+
+host_memory_option = click.option(
+    "--host-memory",
+    metavar="SIZE",
+    default=None,
+    help="Most host memory to use: bytes, 8GiB, or a share of what is free such as 0.75.",
+)
+
+seed_option = click.option("--seed", type=int, default=None, help="Makes sampling repeatable.")
+
+max_new_tokens_option = click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Most tokens to generate.",
+)
+
+
+def sampling_options(command: click.decorators.FC) -> click.decorators.FC:
+    """``--temperature``, ``--top-p``, ``--top-k``, ``--repetition-penalty``, ``--greedy``, ``--seed``."""
+    for option in (
+        seed_option,
+        click.option("--greedy", is_flag=True, help="Always take the likeliest token."),
+        click.option("--repetition-penalty", type=float, default=None, help="Above 1: repeat less."),
+        click.option("--top-k", type=int, default=None, help="Sample among the K likeliest tokens; 0: all."),
+        click.option(
+            "--top-p", type=float, default=None, help="Sample among the likeliest tokens of this mass."
+        ),
+        click.option("--temperature", type=float, default=None, help="Sample, with logits divided by this."),
+    ):
+        command = option(command)
+    return command

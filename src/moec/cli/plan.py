@@ -1,0 +1,105 @@
+"""``moec plan``: make a schedule for other budgets or another machine; no compiler is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moec.cli.options import bundle_argument, json_option
+from moec.cli.output import human_bytes, print_json
+from moec.errors import OutputError
+
+if TYPE_CHECKING:
+    from moec.artifacts.machine import MachineRecord
+    from moec.artifacts.schedule import Schedule
+
+
+@click.command("plan")
+@bundle_argument
+@click.option(
+    "--machine", type=click.Path(path_type=Path), help="A machine description.  [default: measure this one]"
+)
+@click.option(
+    "--device-memory", metavar="SIZE", help="GPU memory to plan for: bytes, 6GiB, or a share such as 0.5."
+)
+@click.option("--host-memory", metavar="SIZE", help="Host memory to plan for, likewise.")
+@click.option("--dry-run", is_flag=True, help="Print the schedule and leave the bundle as it is.")
+@json_option
+def command(
+    bundle: Path,
+    machine: Path | None,
+    device_memory: str | None,
+    host_memory: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Plan where the experts of BUNDLE go within these budgets, from the routing traces kept in it.
+
+    The schedule is added to the bundle; one for the same machine and budgets is replaced.
+
+    \b
+    Example:
+      moec plan dsv2.moec --machine examples/machines/rtx-4060-laptop-8gb.json --device-memory 6GiB
+    """
+    from moec.artifacts.codec import to_json
+    from moec.artifacts.reader import open_bundle
+    from moec.artifacts.update import add_schedule
+    from moec.compiler.schedule import plan
+    from moec.compiler.schedule.machines import budgets_for
+
+    opened = open_bundle(bundle, verify="sizes")
+    described = _describe(machine, bundle)
+    budgets = budgets_for(
+        described,
+        opened.model,
+        _size(device_memory, described.gpu_memory_bytes, "--device-memory"),
+        _size(host_memory, described.host_memory_bytes, "--host-memory"),
+    )
+    schedule = plan(opened.traces(), opened.model, budgets, described)
+    if not dry_run:
+        try:
+            add_schedule(opened, schedule)
+        except OSError as error:
+            raise OutputError(
+                f"{bundle} cannot be changed.",
+                str(error),
+                "Use --dry-run --json to keep the schedule elsewhere.",
+            ) from error
+    if as_json:
+        print_json(to_json(schedule))
+    else:
+        _print(schedule)
+
+
+def _describe(machine: Path | None, bundle: Path) -> MachineRecord:
+    from moec.artifacts.records import read_machine
+    from moec.runtime.measure import this_machine
+
+    return this_machine(bundle) if machine is None else read_machine(machine)
+
+
+def _size(text: str | None, total_bytes: int, name: str) -> int | None:
+    from moec.runtime.budget import parse_memory
+
+    return None if text is None else parse_memory(text, total_bytes, name)
+
+
+def _print(schedule: Schedule) -> None:
+    prediction = schedule.prediction
+    click.echo(f"machine      {schedule.machine.name} ({schedule.machine.source})")
+    for name, tier, budget in (
+        ("device", schedule.device, schedule.budgets.device_memory_bytes),
+        ("host", schedule.host, schedule.budgets.host_memory_bytes),
+    ):
+        click.echo(
+            f"{name:<12} {human_bytes(tier.total)} of {human_bytes(budget)}, {human_bytes(tier.experts)} experts"
+        )
+    click.echo(
+        f"slots        {' '.join(str(layer.slots) for layer in schedule.layers)} (experts a layer, on the GPU)"
+    )
+    click.echo(f"host experts {' '.join(str(layer.host_experts) for layer in schedule.layers)}")
+    click.echo(
+        f"predicted    hit rate {prediction.hit_rate:.2f}, {prediction.milliseconds_per_token:.2f} ms/token"
+    )

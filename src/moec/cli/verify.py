@@ -1,0 +1,133 @@
+"""``moec verify``: is a bundle whole, and does it compute what the checkpoint computes?"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moec.cli.options import bundle_argument, json_option, threads_option
+from moec.cli.output import ProgressBar, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from moec.runtime import Model
+
+SEQUENCE_TOKENS = 128
+
+
+@click.command("verify")
+@bundle_argument
+@click.option("--reference", metavar="MODEL", help="The checkpoint: compare logits with transformers' on it.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=2),
+    default=512,
+    show_default=True,
+    help="Tokens to compare, teacher-forced.",
+)
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Text to compare on.  [default: shipped prompts]",
+)
+@click.option(
+    "--reference-dtype",
+    type=click.Choice(["float32", "bundle"]),
+    default="float32",
+    show_default=True,
+    help="What transformers computes in, on weights rounded to the bundle's dtype.",
+)
+@threads_option
+@json_option
+def command(
+    bundle: Path,
+    reference: str | None,
+    tokens: int,
+    text: Path | None,
+    reference_dtype: str,
+    cpu_threads: int | None,
+    as_json: bool,
+) -> None:
+    """Read every byte of BUNDLE and hold it against the manifest; with --reference, compare its logits too.
+
+    \b
+    Example:
+      moec verify tiny.moec --reference examples/tiny-deepseek-v2
+    """
+    from moec.artifacts.reader import open_bundle
+
+    bar = ProgressBar("verify")
+    bar.start(
+        sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()) if bundle.is_dir() else 0
+    )
+    opened = open_bundle(bundle, verify="full", progress=bar.advance)
+    bar.close()
+    facts: dict[str, Any] = {"path": str(bundle), "intact": True, "files": len(opened.manifest.files) + 1}
+    if reference is not None:
+        facts |= compare_logits(bundle, reference, tokens, text, reference_dtype, cpu_threads)
+    if as_json:
+        print_json(facts)
+        return
+    click.echo(f"{bundle}: intact, {facts['files']} files")
+    if reference is not None:
+        click.echo(
+            f"against {reference} in {facts['reference_dtype']}, {facts['tokens']} tokens teacher-forced:"
+        )
+        click.echo(f"argmax agreement {facts['argmax_agreement']:.2%}")
+        click.echo(f"KL divergence    {facts['mean_kl']:.2e} nats on average, {facts['max_kl']:.2e} at most")
+        click.echo(
+            f"perplexity       {facts['perplexity']:.4f}, reference {facts['reference_perplexity']:.4f}"
+        )
+
+
+def compare_logits(
+    bundle: Path,
+    reference: str,
+    tokens: int,
+    text: Path | None,
+    reference_dtype: str,
+    cpu_threads: int | None,
+) -> dict[str, Any]:
+    """Run both models over the same tokens; facts as JSON values."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from moec import runtime
+    from moec.artifacts.codec import to_json
+    from moec.compiler.checkpoint import fetch_weights, open_checkpoint
+    from moec.compiler.reference import compare, reference_logits
+
+    checkpoint = fetch_weights(open_checkpoint(reference))
+    with runtime.load(bundle, verify="sizes", cpu_threads=cpu_threads) as model:
+        sequences = choose_sequences(model, tokens, text)
+        dtype = model.record.dtype
+        compute = dtype if reference_dtype == "bundle" else reference_dtype
+        expected = reference_logits(checkpoint.path, sequences, weights=dtype, compute=compute)
+        agreement = compare(sequences, expected, _measured(model, sequences))
+    return {"reference_dtype": compute, **to_json(agreement)}
+
+
+def choose_sequences(model: Model, tokens: int, text: Path | None) -> list[list[int]]:
+    """Sequences with ``tokens`` token ids together, from a text, the shipped prompts, or at random."""
+    from moec.compiler.profiling.calibration import DEFAULT_PROMPTS, read_prompts
+
+    length = min(SEQUENCE_TOKENS, model.record.max_context)
+    if not model.has_tokenizer:
+        draw = random.Random(0)  # noqa: S311 - reproducible test data, not a secret
+        ids = [draw.randrange(model.record.vocab_size) for _ in range(tokens)]
+    elif text is not None:
+        ids = model.encode(text.read_text(encoding="utf-8"))
+    else:
+        ids = [token for prompt in read_prompts(DEFAULT_PROMPTS) for token in model.encode(prompt.text or "")]
+    ids = ids[:tokens]
+    return [ids[start : start + length] for start in range(0, len(ids), length)]
+
+
+def _measured(model: Model, sequences: list[list[int]]) -> Iterator[np.ndarray[Any, Any]]:
+    for ids in sequences:
+        yield model.forward(ids)[0]

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from moec.artifacts.reader import open_bundle
+from moec.artifacts.schedule import Budgets
+from moec.artifacts.update import add_schedule
+from moec.compiler.schedule import plan
+from tests.support.tiny_bundle import GPU, make_bundle
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_schedule_is_added_and_the_bundle_stays_whole(tmp_path: Path) -> None:
+    bundle = open_bundle(make_bundle(tmp_path / "out"))
+    weights = bundle.path / "weights/experts-00000.bin"
+    inode, view = weights.stat().st_ino, bundle.experts_view(bundle.model.experts[0].layer)
+    before = view.tobytes()
+    schedule = plan(bundle.traces(), bundle.model, Budgets(1 << 18, 1 << 20, 64, 8), GPU)
+    add_schedule(bundle, schedule)
+    again = open_bundle(bundle.path)
+    assert again.schedule.schedules == (*bundle.schedule.schedules, schedule)
+    assert weights.stat().st_ino == inode, "nothing was copied"
+    assert view.tobytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_schedule_for_the_same_budgets_is_replaced(tmp_path: Path) -> None:
+    bundle = open_bundle(make_bundle(tmp_path / "out"))
+    last = bundle.schedule.schedules[-1]
+    changed = dataclasses.replace(last, policy=dataclasses.replace(last.policy, name="lru", prior_tokens=0))
+    add_schedule(bundle, changed)
+    assert open_bundle(bundle.path).schedule.schedules == (*bundle.schedule.schedules[:-1], changed)

@@ -1,0 +1,60 @@
+"""Every command has help with an example, is documented, and parses what it says it does."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+from moec.cli import COMMANDS, moec
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def context() -> click.Context:
+    return click.Context(moec, info_name="moec")
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_has_help_and_an_example(name: str, context: click.Context) -> None:
+    command = moec.get_command(context, name)
+    assert command is not None
+    assert command.name == name
+    assert command.help is not None
+    assert f"moec {name}" in command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{parameter.name} has no help"
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "chat"])
+def test_has_json(name: str, context: click.Context) -> None:
+    command = moec.get_command(context, name)
+    assert command is not None
+    assert "as_json" in {parameter.name for parameter in command.params}
+
+
+def test_documentation_is_current() -> None:
+    generator = load_generator()
+    assert generator.TARGET.read_text(encoding="utf-8") == generator.render(), "run `make docs`"
+
+
+def test_readme_names_real_commands(context: click.Context) -> None:
+    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```")[1::2]
+    commands = [line for block in blocks for line in block.splitlines() if line.startswith("moec ")]
+    assert commands
+    for line in commands:
+        assert moec.get_command(context, line.split()[1]) is not None, line

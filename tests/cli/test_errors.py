@@ -1,0 +1,116 @@
+"""Bad input: a message that says what, a non-zero exit, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moec import errors
+from moec.__main__ import run
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of the example to damage."""
+    return Path(shutil.copytree(EXAMPLE, tmp_path / "checkpoint"))
+
+
+def edit_config(checkpoint: Path, **changes: Any) -> None:
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def expect(arguments: list[str], kind: type[errors.MoecError], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run and check the exit code; give what was said on stderr."""
+    assert run(arguments) == kind.exit_code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "error: " in captured.err
+    return captured.err
+
+
+def compile_arguments(checkpoint: Path, tmp_path: Path) -> list[str]:
+    return ["compile", str(checkpoint), "-o", str(tmp_path / "out.moec"), "--calibration", "none"]
+
+
+def assert_nothing_left(tmp_path: Path) -> None:
+    assert {path.name for path in tmp_path.iterdir()} <= {"checkpoint"}
+
+
+def test_no_such_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "no" / "such" / "model"
+    assert str(missing) in expect(compile_arguments(missing, tmp_path), errors.CheckpointError, capsys)
+    assert_nothing_left(tmp_path)
+
+
+def test_not_a_mixture_of_experts(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_config(checkpoint, model_type="llama", architectures=["LlamaForCausalLM"])
+    said = expect(compile_arguments(checkpoint, tmp_path), errors.UnsupportedModelError, capsys)
+    assert "Mixture-of-Experts" in said
+    assert_nothing_left(tmp_path)
+
+
+def test_unsupported_type(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_config(checkpoint, model_type="gigamoe_9")
+    said = expect(compile_arguments(checkpoint, tmp_path), errors.UnsupportedModelError, capsys)
+    assert "gigamoe_9" in said
+    assert_nothing_left(tmp_path)
+
+
+def test_truncated_weights(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    said = expect(compile_arguments(checkpoint, tmp_path), errors.CheckpointError, capsys)
+    assert "model.safetensors" in said
+    assert_nothing_left(tmp_path)
+
+
+def test_wrong_shape(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    edit_config(checkpoint, moe_intermediate_size=config["moe_intermediate_size"] * 2)
+    said = expect(compile_arguments(checkpoint, tmp_path), errors.CheckpointError, capsys)
+    assert "experts" in said
+    assert_nothing_left(tmp_path)
+
+
+def test_existing_output(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out.moec"
+    output.mkdir()
+    (output / "precious").write_text("do not lose me")
+    expect(compile_arguments(checkpoint, tmp_path), errors.OutputError, capsys)
+    expect([*compile_arguments(checkpoint, tmp_path), "--force"], errors.OutputError, capsys)
+    assert (output / "precious").read_text() == "do not lose me"
+
+
+def test_unknown_target(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*compile_arguments(checkpoint, tmp_path), "--target", "cuda-sm_12"]
+    assert "cuda-sm_89" in expect(arguments, errors.CompileError, capsys)
+    assert_nothing_left(tmp_path)
+
+
+def test_bad_calibration(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "checkpoint" / "prompts.jsonl"
+    prompts.write_text('{"prompt": "fine"}\n{"promt": "typo"}\n')
+    arguments = ["compile", str(checkpoint), "-o", str(tmp_path / "out.moec"), "--calibration", str(prompts)]
+    assert "line 2" in expect(arguments, errors.CheckpointError, capsys)
+    assert_nothing_left(tmp_path)
+
+
+def test_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["inspect"], ["verify"], ["plan"], ["generate", "--token-ids", "1"]):
+        expect([command[0], str(tmp_path / "absent.moec"), *command[1:]], errors.BundleError, capsys)
+
+
+def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compile"]) == 2
+    assert run(["generate", "x.moec"]) == 2
+    assert run(["no-such-command"]) == 2
+    assert "Usage" in capsys.readouterr().err

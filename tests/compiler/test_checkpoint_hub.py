@@ -1,0 +1,155 @@
+"""Hub ids against a hub on this machine: what is fetched when, and what the hub refuses."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from moec.compiler.checkpoint import fetch_weights, open_checkpoint
+from moec.errors import CheckpointError, NetworkError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+COMMIT = "c" * 40
+TENSOR = {"a": torch.arange(4.0)}
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves the files of a folder as the model ``owner/name``; ``owner/gated`` is gated."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder = folder
+        self.fetched: set[str] = set()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        path = self.path.split("?")[0]
+        file = self.server.folder / path.rpartition("/")[2]
+        if path.startswith("/api/models/owner/name") and path.endswith(("name", "main")):
+            names = [{"rfilename": one.name} for one in sorted(self.server.folder.iterdir())]
+            listing = {"id": "owner/name", "sha": COMMIT, "siblings": names, "tags": [], "downloads": 0}
+            self.reply(200, json.dumps(listing | {"private": False}).encode(), {}, body=body)
+        elif path == f"/api/models/owner/name/tree/{COMMIT}":
+            files = [
+                {"type": "file", "path": one.name, "size": one.stat().st_size, "oid": one.name}
+                for one in sorted(self.server.folder.iterdir())
+            ]
+            self.reply(200, json.dumps(files).encode(), {}, body=body)
+        elif path.startswith(f"/owner/name/resolve/{COMMIT}/") and file.is_file():
+            if body:
+                self.server.fetched.add(file.name)
+            headers = {"ETag": f'"{file.name}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            self.reply(200, file.read_bytes(), headers, body=body)
+        elif "owner/gated" in path:
+            self.reply(403, b"{}", {"X-Error-Code": "GatedRepo"}, body=body)
+        elif "revision/other" in path:
+            self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body=body)
+        else:
+            self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
+
+    def reply(self, status: int, data: bytes, headers: dict[str, str], *, body: bool) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "mixtral"}')
+    for name in ("tokenizer.json", "LICENSE", "README.md", "pytorch_model.bin"):
+        (folder / name).write_text("{}")
+    save_file(TENSOR, folder / "model-1.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with Hub(folder) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", endpoint)
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_weights_come_last(single: bool, hub: Hub) -> None:
+    if single:
+        (hub.folder / "model.safetensors.index.json").unlink()
+        (hub.folder / "model-1.safetensors").rename(hub.folder / "model.safetensors")
+    checkpoint = open_checkpoint("owner/name")
+    assert {"config.json", "tokenizer.json", "LICENSE"} <= hub.fetched
+    assert not any(name.endswith((".safetensors", ".bin")) for name in hub.fetched)
+    assert [file.name for file in checkpoint.tokenizer_files] == ["tokenizer.json"]
+    assert checkpoint.index == {}
+    entry = fetch_weights(checkpoint).index["a"]
+    assert entry.file.read_bytes()[entry.begin : entry.end] == TENSOR["a"].numpy().tobytes()
+
+
+def test_pytorch_weights_alone(hub: Hub) -> None:
+    (hub.folder / "model.safetensors.index.json").unlink()
+    (hub.folder / "model-1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"No model|No weights"):
+        fetch_weights(open_checkpoint("owner/name"))
+
+
+@pytest.mark.parametrize(("name", "what"), [("owner/none", "no model"), ("owner/gated", "does not give")])
+def test_hub_refuses(name: str, what: str, hub: Hub) -> None:
+    with pytest.raises(CheckpointError, match=f"No such path: {name}.*{what}") as caught:
+        open_checkpoint(name)
+    assert "hf auth login" in caught.value.do
+
+
+def test_no_such_revision(hub: Hub) -> None:
+    with pytest.raises(CheckpointError, match="no model owner/name at revision other"):
+        open_checkpoint("owner/name", revision="other")
+
+
+def test_what_is_cached_is_enough_without_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Someone downloaded the config and the weights, but no licence and no tokenizer."""
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(
+        "owner/name", allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["tokenizer*"]
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    checkpoint = fetch_weights(open_checkpoint("owner/name"))
+    assert set(checkpoint.index) == {"a"}
+    assert checkpoint.tokenizer_files == ()
+
+
+def test_weights_that_are_not_cached_need_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_checkpoint("owner/name")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    checkpoint = open_checkpoint("owner/name")
+    with pytest.raises(NetworkError, match="Cannot get owner/name"):
+        fetch_weights(checkpoint)

@@ -1,0 +1,120 @@
+"""CUDA modules made on a machine without a GPU: machine code inside, no source, and what a loader needs."""
+
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+from pathlib import Path
+
+import pytest
+
+from moec.compiler.lowering.fatbin import FatbinEntry, architectures, read_fatbin, write_fatbin
+from moec.compiler.lowering.lower import LoweredModule, lower
+from moec.compiler.lowering.nvrtc import compile_cubin, cuda_root
+from moec.compiler.lowering.targets import CUDA_ARCHITECTURES, parse_target
+from moec.compiler.partition import partition
+from moec.compiler.trace import trace
+from moec.errors import CompileError, MissingDependencyError
+from tests.support.segments import GENERATION
+from tests.support.tiny_models import TINY
+
+PTX = b".version 9.1\n.target sm_120\n"
+
+
+def _has_cuda_compiler() -> bool:
+    try:
+        cuda_root()
+    except MissingDependencyError:
+        return False
+    return True
+
+
+needs_compiler = pytest.mark.skipif(
+    not _has_cuda_compiler(), reason="NVIDIA's compiler packages are not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("cuda")
+    _lower("deepseek_v3", "cuda", output)
+    return output
+
+
+def _lower(name: str, target: str, output: Path) -> LoweredModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = trace(TINY[name]().to_dict(), dtype="bfloat16", max_context=64)
+    parts = partition(traced, generation=GENERATION, config_sha256="0" * 64)
+    return lower(parts.model, parts.functions, parse_target(target), output)
+
+
+@needs_compiler
+def test_machine_code_for_every_architecture_and_ptx_of_the_newest(folder: Path) -> None:
+    expected = [*CUDA_ARCHITECTURES, "compute_120"]
+    assert architectures(folder / "kernels.fatbin") == expected
+    for entry in read_fatbin(folder / "kernels.fatbin")[:-1]:
+        assert entry.code.startswith(b"\x7fELF")
+        assert _machine_of_cubin(entry.code) == int(entry.architecture.removeprefix("sm_"))
+
+
+@needs_compiler
+def test_no_file_holds_cuda_source(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert [path.name for path in files] == ["host.so", "kernels.fatbin", "kernels.json"]
+    for path in files:
+        data = path.read_bytes()
+        assert b"__global__" not in data
+        assert b'extern "C"' not in data
+        assert b"#include" not in data
+
+
+@needs_compiler
+def test_every_kernel_of_the_table_is_in_the_machine_code(folder: Path) -> None:
+    table = json.loads((folder / "kernels.json").read_text())["func_info"]
+    assert any(name.startswith("attention_") for name in table)
+    assert any(name.startswith("experts_") for name in table)
+    for entry in read_fatbin(folder / "kernels.fatbin"):
+        for name, facts in table.items():
+            assert name.encode() in entry.code
+            assert {"blockIdx.x", "threadIdx.x"} <= set(facts["launch_param_tags"])
+
+
+@needs_compiler
+def test_one_named_architecture(tmp_path: Path) -> None:
+    module = _lower("gpt_oss", "cuda-sm_89", tmp_path)
+    assert [str(path) for path in module.files] == ["host.so", "kernels.fatbin", "kernels.json"]
+    assert architectures(tmp_path / "kernels.fatbin") == ["sm_89", "compute_89"]
+
+
+@needs_compiler
+def test_source_that_does_not_compile_is_an_error_with_the_log() -> None:
+    with pytest.raises(CompileError, match="undefined_name"):
+        compile_cubin("__global__ void f() { undefined_name = 1; }", "sm_80")
+
+
+def test_container_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.fatbin"
+    write_fatbin(path, [FatbinEntry("elf", "sm_80", b"\x7fELF1234"), FatbinEntry("ptx", "sm_120", PTX)])
+    assert architectures(path) == ["sm_80", "compute_120"]
+    first, second = read_fatbin(path)
+    assert first.code == b"\x7fELF1234"
+    assert second.code.startswith(PTX)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x7fELF" + b"\0" * 60, struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 9999)]
+)
+def test_what_is_no_container_is_an_error(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.fatbin"
+    path.write_bytes(data)
+    with pytest.raises(CompileError, match="not a fat binary"):
+        architectures(path)
+
+
+def _machine_of_cubin(code: bytes) -> int:
+    """The architecture in the flags of a cubin's ELF header: its second byte since CUDA 13, the first before."""
+    flags: int
+    (flags,) = struct.unpack_from("<I", code, 48)
+    return flags >> 8 & 0xFF if code[8] >= 8 else flags & 0xFF

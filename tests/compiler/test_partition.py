@@ -1,0 +1,194 @@
+"""Chains of every model, run by torch against transformers, and the shape of the chains."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from moec.artifacts.codec import from_json, to_json
+from moec.artifacts.model import (
+    AttentionStep,
+    ExpertsStep,
+    GenerationDefaults,
+    ModelRecord,
+    SegmentStep,
+)
+from moec.artifacts.packing import PackingRecord
+from moec.compiler.partition import PartitionedModel, partition
+from moec.compiler.trace import trace
+from tests.support.chain import Sequence, TorchChain
+from tests.support.tiny_models import TINY, build
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+GENERATION = GenerationDefaults(None, (), None, False, 1.0, 0, 1.0, 1.0)
+PROMPT, NEW = 40, 6
+
+
+@cache
+def parts(name: str, dtype: Any = "float32") -> PartitionedModel:
+    traced = trace(TINY[name]().to_dict(), dtype=dtype, max_context=128)
+    return partition(traced, generation=GENERATION, config_sha256="0" * 64)
+
+
+def tokens(count: int, seed: int) -> list[int]:
+    drawn: list[int] = torch.randint(2, 120, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return drawn
+
+
+@torch.no_grad()
+def reference(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
+    logits: torch.Tensor = model(torch.tensor([ids])).logits[0]
+    return logits
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()).item()
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_logits_are_those_of_transformers(name: str) -> None:
+    """A prompt, then steps in which a second sequence joins; each logit against one whole forward."""
+    model = build(name)
+    first, second = tokens(PROMPT + NEW, 1), tokens(11 + NEW, 2)
+    chain = TorchChain(parts(name), model)
+    one, two = Sequence(), Sequence()
+    got_one = [chain.step([(one, first[:PROMPT])])]
+    got_two: list[torch.Tensor] = []
+    for step in range(NEW):
+        fed = second[:11] if step == 1 else second[9 + step : 10 + step]
+        batch = [(one, first[PROMPT + step : PROMPT + step + 1])] + ([(two, fed)] if step else [])
+        logits = chain.step(batch)
+        got_one.append(logits[:1])
+        got_two.append(logits[1:])
+    ours = torch.cat(got_two)
+    assert relative_error(torch.cat(got_one), reference(model, first)) < 2e-6
+    assert relative_error(ours, reference(model, second)[: len(ours)]) < 2e-6
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
+@torch.no_grad()
+def test_bfloat16_stays_near_transformers(name: str) -> None:
+    model = build(name, dtype=torch.bfloat16)
+    ids = tokens(PROMPT, 3)
+    chain = TorchChain(parts(name, "bfloat16"), model)
+    expected = reference(model, ids)
+    got = chain.step([(Sequence(), ids)])
+    assert got.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(got.float(), expected.float(), dim=-1).min() > 0.995
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+@torch.no_grad()
+def test_last_steps_need_only_the_wanted_rows(name: str) -> None:
+    chain = TorchChain(parts(name), build(name))
+    ids = tokens(20, 4)
+    whole = chain.step([(Sequence(), ids)])
+    few = chain.step([(Sequence(), ids)], rows=[3, 19])
+    torch.testing.assert_close(few, whole[[3, 19]], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_chain_is_well_formed(name: str) -> None:
+    model, packing = parts(name).model, parts(name).packing
+    made = {"tokens", "positions"}
+    specs = {function.name: function for function in model.functions}
+    weights = {item.name: item for item in packing.dense}
+    for step in model.steps:
+        if isinstance(step, SegmentStep):
+            spec = specs[step.function]
+            assert set(step.inputs) <= made
+            assert [model.values[value] for value in step.inputs] == list(spec.inputs)
+            assert [model.values[value] for value in step.outputs] == list(spec.outputs)
+            assert [(weights[w].dtype, weights[w].shape) for w in step.weights] == [
+                (item.dtype, item.shape) for item in spec.weights
+            ]
+            made |= set(step.outputs)
+        else:
+            made.add(step.output)
+    assert "logits" in made
+    assert all(isinstance(step, SegmentStep) for step in model.steps[model.last_step :])
+    assert not isinstance(model.steps[model.last_step - 1], SegmentStep)
+    assert list(parts(name).functions) == [function.name for function in model.functions]
+    sources = {source for item in packing.dense for source in item.sources}
+    assert {s.removeprefix("constant:") for s in sources if s.startswith("constant:")} == set(
+        parts(name).constants
+    )
+    assert {s for s in sources if not s.startswith("constant:")} <= set(packing.parameter_dtypes)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_parameter_is_packed(name: str) -> None:
+    """Nothing of the model is lost, and nothing but the model is asked for."""
+    expected = {path for path, _ in build(name).named_parameters()}
+    used = set(parts(name).packing.parameter_dtypes)
+    state = set(build(name).state_dict())
+    assert expected <= used <= state
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss"])
+def test_records_survive_json(name: str) -> None:
+    assert from_json(ModelRecord, to_json(parts(name).model)) == parts(name).model
+    assert from_json(PackingRecord, to_json(parts(name).packing)) == parts(name).packing
+
+
+def test_equal_layers_share_their_segments() -> None:
+    model = parts("qwen3_moe").model
+    kinds = [
+        step.function
+        if isinstance(step, SegmentStep)
+        else "attention"
+        if isinstance(step, AttentionStep)
+        else "experts"
+        for step in model.steps
+    ]
+    layer = ["attention", "segment_1", "experts"]
+    assert kinds == ["segment_0", *layer, "segment_2", *layer, "segment_2", *layer, "segment_3"]
+    assert len(model.attentions) == len(model.bodies) == 1
+
+
+def test_shared_experts_are_side_segments() -> None:
+    model = parts("deepseek_v3").model
+    for number, step in enumerate(model.steps):
+        if isinstance(step, ExpertsStep):
+            before = model.steps[number - 1]
+            assert isinstance(before, SegmentStep)
+            assert before.side
+    assert sum(isinstance(step, SegmentStep) and step.side for step in model.steps) == 2
+
+
+def test_windows_and_sinks_are_in_the_attentions() -> None:
+    windows = [spec.window for spec in parts("gpt_oss").model.attentions]
+    assert windows == [8, 0]
+    assert all(spec.sinks for spec in parts("gpt_oss").model.attentions)
+    assert [spec.window for spec in parts("mixtral").model.attentions] == [24]
+
+
+def test_latent_weights_are_made_when_packing() -> None:
+    derived = {item.name: item for item in parts("deepseek_v2").packing.dense if item.steps}
+    keys = derived["model.layers.0.self_attn.kv_b_proj.weight#1"]  # type: ignore[index]
+    values = derived["model.layers.0.self_attn.kv_b_proj.weight#2"]  # type: ignore[index]
+    assert keys.shape == (4, 32, 16)  # heads, rank, nope: products contract over the last
+    assert values.shape == (4, 12, 32)
+    assert keys.sources == values.sources == ("model.layers.0.self_attn.kv_b_proj.weight",)
+
+
+def test_router_weights_are_widened_when_packing() -> None:
+    packing = parts("deepseek_v3", "bfloat16").packing
+    router = next(item for item in packing.dense if "mlp.gate.weight" in item.name)
+    assert (router.dtype, packing.parameter_dtypes[router.sources[0]]) == ("float32", "bfloat16")
+
+
+def test_tied_embeddings_are_one_tensor() -> None:
+    model, packing = parts("qwen3_moe").model, parts("qwen3_moe").packing
+    assert not [item.name for item in packing.dense if "lm_head" in item.name]
+    (last,) = model.steps[model.last_step :]
+    assert isinstance(last, SegmentStep)
+    assert "model.embed_tokens.weight" in last.weights

@@ -1,0 +1,29 @@
+"""Bundles of tiny models, compiled once a session and model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.compiling import compile_checkpoint
+from tests.support.tiny_models import save
+
+BundleMaker = Callable[..., tuple[Path, Path]]
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleMaker:
+    """``make_bundle(name, dtype)`` gives the folders of a tiny checkpoint and of its bundle."""
+    made: dict[tuple[str, str], tuple[Path, Path]] = {}
+
+    def make(name: str, dtype: str = "f32") -> tuple[Path, Path]:
+        if (name, dtype) not in made:
+            folder = tmp_path_factory.mktemp(f"{name}-{dtype}")
+            save(name, folder / "checkpoint")
+            compile_checkpoint(folder / "checkpoint", folder / "model.moec", dtype=dtype)
+            made[name, dtype] = folder / "checkpoint", folder / "model.moec"
+        return made[name, dtype]
+
+    return make

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.model import AttentionSpec
+from moec.compiler.kernels import reference
+from moec.compiler.kernels.cpu.attention import attention
+from moec.compiler.kernels.cpu.cache_append import cache_append
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+TOLERANCE = {"bfloat16": 1.6e-2, "float16": 2e-3, "float32": 5e-6}
+Compile = Callable[[Any, int], Callable[..., None]]
+
+STEPS: list[list[tuple[int, int]]] = [
+    [(0, 7)],
+    [(0, 1), (1, 33), (3, 2)],
+    [(0, 1), (1, 1), (3, 1)],
+    [(2, 100), (0, 3)],
+    [(s, 1) for s in range(6)],
+    [(5, 70), (4, 1), (2, 1)],
+]
+"""(sequence, new tokens) of each step: prefills and decodes, alone and together."""
+
+
+def _spec(heads: tuple[int, int], dims: tuple[int, int], dtype: str, **changes: Any) -> AttentionSpec:
+    options = {"window": 0, "chunk": 0, "softcap": 0.0, "sinks": False, "latent": False, **changes}
+    return AttentionSpec("a", *heads, *dims, dims[0] ** -0.5, **options, dtype=dtype)  # type: ignore[arg-type]
+
+
+CASES = [
+    (16, _spec((8, 1), (40, 24), "bfloat16")),
+    (16, _spec((16, 1), (72, 64), "float32", latent=True)),
+    (8, _spec((4, 2), (16, 16), "float32", window=5, sinks=True)),
+    (8, _spec((12, 4), (64, 64), "float16", window=40, sinks=True)),
+    (4, _spec((6, 6), (33, 17), "float32", chunk=8, softcap=30.0)),
+    (16, _spec((10, 1), (35, 9), "bfloat16", chunk=50, latent=True)),
+]
+
+
+class _Cache:
+    """A paged cache as the runtime keeps it, with what was put in beside it; unwritten places are NaN."""
+
+    def __init__(self, spec: AttentionSpec, generator: torch.Generator) -> None:
+        self.spec, self.generator = spec, generator
+        shape = (40, spec.kv_heads, PAGE_TOKENS)
+        dtype = DTYPES[spec.dtype]
+        self.keys = torch.full((*shape, spec.key_dim), float("nan")).to(dtype)
+        self.values = torch.full((*shape, spec.value_dim), float("nan")).to(dtype)
+        self.table = torch.randperm(40, generator=generator)[:36].reshape(6, 6).int()
+        self.history: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(6)]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.keys] if self.spec.latent else [self.keys, self.values]
+
+    def random(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.generator).to(DTYPES[self.spec.dtype])
+
+
+@pytest.mark.parametrize(("lanes", "spec"), CASES)
+def test_attention_matches_the_reference(compiled: Compile, lanes: int, spec: AttentionSpec) -> None:
+    attend = compiled(attention(spec, lanes=lanes), lanes)
+    append = compiled(cache_append(spec), lanes)
+    cache = _Cache(spec, torch.Generator().manual_seed(3))
+    sinks = cache.random(spec.query_heads)
+    for step in STEPS:
+        _step(spec, cache, append, attend, sinks, step)
+
+
+def _step(
+    spec: AttentionSpec,
+    cache: _Cache,
+    append: Any,
+    attend: Any,
+    sinks: torch.Tensor,
+    step: list[tuple[int, int]],
+) -> None:
+    sequence = [number for number, count in step for _ in range(count)]
+    q = cache.random(1, len(sequence), spec.query_heads, spec.key_dim)
+    k = cache.random(1, len(sequence), spec.kv_heads, spec.key_dim)
+    v = cache.random(1, len(sequence), spec.kv_heads, spec.value_dim)
+    position = []
+    for token, number in enumerate(sequence):
+        position.append(len(cache.history[number]))
+        cache.history[number].append((k[0, token], v[0, token]))
+    place = (cache.table, torch.tensor(sequence).int(), torch.tensor(position).int())
+    out = torch.full((1, len(sequence), spec.query_heads, spec.value_dim), 7.0).to(q.dtype)
+    append(k, *([] if spec.latent else [v]), *cache.tensors, *place)
+    attend(q, *cache.tensors, *place, *([sinks] if spec.sinks else []), out)
+    for token, number in enumerate(sequence):
+        keys = torch.stack([key for key, _ in cache.history[number]]).double().numpy()
+        values = torch.stack([value for _, value in cache.history[number]]).double().numpy()
+        expected = reference.attention(
+            spec,
+            q[0, token].double().numpy(),
+            keys,
+            values,
+            position[token],
+            sinks.double().numpy() if spec.sinks else None,
+        )
+        error = np.abs(out[0, token].double().numpy() - expected).max()
+        assert error < TOLERANCE[spec.dtype], (step, token)

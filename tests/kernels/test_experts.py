@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from moec.artifacts.activation import Expression
+from moec.artifacts.experts import layout
+from moec.artifacts.model import ExpertBody
+from moec.compiler.kernels import reference
+from moec.compiler.kernels.cpu.experts import experts
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+TOLERANCE = {"bfloat16": 5e-3, "float16": 7e-4, "float32": 2e-6}
+Compile = Callable[[Any, int], Callable[..., None]]
+Parts = list[dict[str, Any]]
+
+SWIGLU: Expression = ("mul", ("silu", "gate"), "up")
+CLAMPED: Expression = (
+    "mul",
+    ("add", ("max", ("min", "up", 1.0), -1.0), 1.0),
+    ("mul", ("min", "gate", 1.0), ("sigmoid", ("mul", 1.702, ("min", "gate", 1.0)))),
+)
+
+
+def _pool(
+    body: ExpertBody, count: int, generator: torch.Generator
+) -> tuple[torch.Tensor, Parts, torch.Tensor]:
+    """Memory with ``count`` experts in it, their parts as numpy arrays, and the table of addresses."""
+    shape = layout(body)
+    memory = torch.full((count * shape.stride_bytes + 64,), 0xFF, dtype=torch.uint8)
+    begin = -memory.data_ptr() % 64
+    parts: Parts = []
+    for expert in range(count):
+        parts.append({})
+        for part in shape.parts:
+            value = (torch.randn(part.shape, generator=generator) * 0.3).to(DTYPES[body.dtype])
+            parts[-1][part.name] = value.double().numpy()
+            place = begin + expert * shape.stride_bytes + part.offset_bytes
+            memory[place : place + part.size_bytes] = value.view(-1).view(torch.uint8)
+    addresses = [memory.data_ptr() + begin + expert * shape.stride_bytes for expert in range(count)]
+    return memory, parts, torch.tensor(addresses, dtype=torch.int64)
+
+
+CASES = [
+    (16, "bfloat16", 37, 70, True, False, SWIGLU, "float32"),
+    (8, "float16", 64, 33, True, True, CLAMPED, "float16"),
+    (4, "float32", 20, 7, False, True, ("gelu", "up"), "float32"),
+    (16, "float32", 130, 100, True, True, CLAMPED, "float32"),
+]
+
+
+@pytest.mark.parametrize(
+    ("lanes", "dtype", "hidden", "intermediate", "gated", "bias", "activation", "weight_dtype"), CASES
+)
+def test_experts_match_the_reference(
+    compiled: Compile,
+    lanes: int,
+    dtype: str,
+    hidden: int,
+    intermediate: int,
+    gated: bool,
+    bias: bool,
+    activation: Expression,
+    weight_dtype: str,
+) -> None:
+    body = ExpertBody("b", hidden, intermediate, gated, bias, bias, activation, dtype)  # type: ignore[arg-type]
+    kernel = compiled(experts(body, weight_dtype=weight_dtype, lanes=lanes), lanes)
+    generator = torch.Generator().manual_seed(1)
+    for count, tokens, chosen, one_expert in (
+        (5, 1, 1, False),
+        (9, 7, 4, False),
+        (5, 2, 2, False),
+        (3, 33, 2, False),
+        (6, 150, 2, True),
+        (512, 3, 8, False),
+    ):
+        _memory, parts, table = _pool(body, count, generator)
+        x = torch.randn(tokens, hidden, generator=generator).to(DTYPES[dtype])
+        index = torch.randint(-1, count + 1, (tokens, chosen), generator=generator)
+        if one_expert:
+            index[:] = 4
+        weight = torch.rand(tokens, chosen, generator=generator).to(DTYPES[weight_dtype])
+        out = torch.full((tokens, hidden), 7.0).to(DTYPES[dtype])
+        kernel(x, index, weight, table, out)
+        expected = reference.experts(body, parts, x.double().numpy(), index.numpy(), weight.double().numpy())
+        error = np.abs(out.double().numpy() - expected).max() / max(1e-9, np.abs(expected).max())
+        assert error < TOLERANCE[dtype], (count, tokens, chosen)
+
+
+def test_indices_out_of_range_contribute_nothing(compiled: Compile) -> None:
+    body = ExpertBody("b", 16, 16, True, False, False, SWIGLU, "float32")
+    kernel = compiled(experts(body, weight_dtype="float32", lanes=8), 8)
+    _memory, _, table = _pool(body, 2, torch.Generator().manual_seed(2))
+    x, out = torch.randn(2, 16), torch.full((2, 16), 7.0)
+    index = torch.tensor([[2, -1], [1 << 40, -(1 << 62)]])
+    kernel(x, index, torch.ones(2, 2), table, out)
+    assert (out == 0).all()

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moec.artifacts.manifest import TargetRecord
+from moec.errors import BundleError, DeviceError, RequestError
+from moec.runtime import load
+from moec.runtime.libraries import choose_cpu_target, host_cpu_features, load_runtime
+from moec.runtime.tensors import aligned_empty, numpy_view, tensor_of, to_float32
+
+
+def in_new_process(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+HEAVY = "('torch', 'transformers', 'tvm', 'onnx')"
+
+
+def test_importing_the_runtime_loads_little() -> None:
+    code = f"""
+import sys, moec.runtime
+print([name for name in {HEAVY} + ('tvm_ffi', 'tokenizers', 'jinja2', 'jsonschema') if name in sys.modules])
+print(sum(name.split('.')[0] not in sys.stdlib_module_names for name in sys.modules))
+"""
+    names, count = in_new_process(code).splitlines()
+    assert names == "[]"
+    assert int(count) < 250
+
+
+def test_loading_tvms_runtime_imports_neither_tvm_nor_torch() -> None:
+    code = f"""
+import sys
+from moec.runtime.libraries import load_runtime
+load_runtime(1)
+print([name for name in {HEAVY} if name in sys.modules])
+import torch
+print(torch.ones(2).sum().item())
+"""
+    assert in_new_process(code).splitlines() == ["[]", "2.0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "why"),
+    [
+        ({"device": "cuda"}, DeviceError, "CPU modules"),
+        ({"device": "cuda:1"}, DeviceError, "CPU modules"),
+        ({"device": "abacus"}, DeviceError, "no device 'abacus'"),
+        ({"device_memory": "8GiB"}, DeviceError, "device_memory"),
+        ({"host_memory": "much"}, RequestError, "host_memory='much'"),
+        ({"max_batch": 0}, RequestError, "max_batch=0"),
+        ({"max_batch": 8, "max_step_tokens": 8}, RequestError, "at least 9"),
+        ({"cpu_threads": 0}, RequestError, "cpu_threads=0"),
+        ({"cache_tokens": 0}, RequestError, "cache_tokens=0"),
+        ({}, BundleError, "no bundle"),
+    ],
+)
+def test_options_are_checked_before_anything_is_read(options: dict[str, Any], error: Any, why: str) -> None:
+    with pytest.raises(error, match=why):
+        load("/nowhere", **options)
+
+
+def target(name: str, *features: str, kind: Any = "cpu") -> TargetRecord:
+    return TargetRecord(name, kind, (), features, ())
+
+
+def test_the_target_that_uses_most_of_this_cpu_is_chosen() -> None:
+    targets = (target("old", "sse"), target("new", "sse", "avx512f"), target("mid", "sse", "avx2"))
+    assert choose_cpu_target(targets, frozenset({"sse", "avx2"})).name == "mid"
+    assert choose_cpu_target(targets, frozenset({"sse", "avx2", "avx512f"})).name == "new"
+
+
+def test_a_cpu_that_lacks_instructions_is_told_which() -> None:
+    with pytest.raises(DeviceError, match="new needs avx512f"):
+        choose_cpu_target((target("new", "sse", "avx512f"),), frozenset({"sse"}))
+    with pytest.raises(DeviceError, match="no module for a CPU"):
+        choose_cpu_target((target("gpu", kind="cuda"),), frozenset())
+
+
+def test_the_features_of_this_machine_are_known() -> None:
+    assert len(host_cpu_features()) > 5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "int64", "int32", "bool"])
+def test_views_reach_the_same_memory(dtype: str) -> None:
+    load_runtime(1)
+    storage = {"bfloat16": np.uint16}.get(dtype) or np.dtype(dtype)
+    array = aligned_empty((3, 5), storage)
+    array[...] = np.arange(15).reshape(3, 5)
+    tensor = tensor_of(array, dtype)
+    assert (tensor.shape, str(tensor.dtype)) == ((3, 5), dtype)
+    view = numpy_view(tensor, dtype, (3, 5))
+    np.testing.assert_array_equal(view, array)
+    array[1, 2] = 1
+    assert view[1, 2] == 1
+
+
+def test_bfloat16_is_the_upper_half_of_float32() -> None:
+    values = np.array([1.0, -2.5, 0.0, np.inf], np.float32)
+    halves = (values.view(np.uint32) >> 16).astype(np.uint16)
+    np.testing.assert_array_equal(to_float32(halves, "bfloat16"), values)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+
+from moec.errors import BundleError, RequestError
+from moec.runtime.streamers import TextStreamer
+from moec.runtime.tokenizer import TextStream, Tokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def bytes_tokenizer() -> Backend:
+    """One token a byte, so that every character beyond ASCII is split."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE({symbol: number for number, symbol in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<end>"])
+    return backend
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    bytes_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_streamed_text_is_the_text_and_no_piece_has_a_broken_character(text: str) -> None:
+    backend = bytes_tokenizer()
+    stream = TextStream(backend)
+    pieces = [stream.push(token) for token in backend.encode(text).ids]
+    assert "".join(pieces) + stream.finish() == text
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_bytes_that_never_become_a_character_come_at_the_end() -> None:
+    backend = bytes_tokenizer()
+    stream = TextStream(backend)
+    ids = backend.encode("aé").ids[:-1]
+    assert [stream.push(token) for token in ids] == ["a", ""]
+    assert stream.finish() == "\ufffd"
+    assert stream.finish() == ""
+
+
+def test_special_tokens_are_left_out(folder: Path) -> None:
+    tokenizer = Tokenizer(folder)
+    ids = [*tokenizer.encode("hi"), 256]
+    assert tokenizer.decode(ids) == "hi"
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "hi<end>"
+
+
+def test_the_text_streamer_prints_pieces_as_they_become_certain(folder: Path) -> None:
+    tokenizer = Tokenizer(folder)
+    file = io.StringIO()
+    streamer = TextStreamer(tokenizer, file=file)
+    streamer.put(np.array([tokenizer.encode("prompt")]))
+    seen = []
+    for token in tokenizer.encode("né!"):
+        streamer.put(np.array([token]))
+        seen.append(file.getvalue())
+    streamer.end()
+    assert seen == ["n", "n", "né", "né!"]
+    assert file.getvalue() == "né!\n"
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.mark.parametrize("place", ["config", "named", "jinja", "json"])
+def test_chat_templates_are_found_wherever_checkpoints_keep_them(folder: Path, place: str) -> None:
+    config: dict[str, object] = {"bos_token": {"content": "<s>"}}
+    if place == "config":
+        config["chat_template"] = TEMPLATE
+    elif place == "named":
+        config["chat_template"] = [
+            {"name": "tool", "template": "no"},
+            {"name": "default", "template": TEMPLATE},
+        ]
+    elif place == "jinja":
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
+    else:
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer(folder)
+    assert tokenizer.has_chat_template
+    messages = [{"role": "user", "content": "hello"}]
+    assert tokenizer.apply_chat_template(messages) == "<s>[user] hello\n[assistant]"
+
+
+def test_a_template_can_refuse_and_cannot_escape(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(RequestError, match="roles must alternate"):
+        Tokenizer(folder).apply_chat_template([])
+    (folder / "chat_template.jinja").write_text("{{ messages.__class__.__mro__ }}")
+    with pytest.raises(RequestError, match="unsafe"):
+        Tokenizer(folder).apply_chat_template([])
+
+
+def test_missing_and_broken_tokenizers_are_typed_errors(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no chat template"):
+        Tokenizer(folder).apply_chat_template([])
+    with pytest.raises(BundleError, match=r"no tokenizer\.json"):
+        Tokenizer(tmp_path / "none")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(BundleError, match="cannot be read"):
+        Tokenizer(folder)

@@ -1,0 +1,207 @@
+"""A chain, run by torch in plain sight: no TVM, no paging, one expert at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moec.artifacts.model import AttentionSpec, AttentionStep, ExpertsStep, SegmentStep
+from moec.compiler.packing.recipes import evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moec.artifacts.activation import Expression
+    from moec.compiler.partition import PartitionedModel
+
+UNARY: dict[str, Callable[..., torch.Tensor]] = {
+    "neg": torch.neg,
+    "exp": torch.exp,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "silu": torch.nn.functional.silu,
+    "relu": torch.relu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "erf": torch.erf,
+    "sqrt": torch.sqrt,
+}
+BINARY: dict[str, Callable[..., torch.Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "min": torch.minimum,
+    "max": torch.maximum,
+    "pow": torch.pow,
+}
+
+
+def apply_expression(expression: Expression, gate: torch.Tensor | None, up: torch.Tensor) -> torch.Tensor:
+    """Evaluate an activation in float32."""
+    if isinstance(expression, str):
+        chosen = gate if expression == "gate" else up
+        assert chosen is not None
+        return chosen.float()
+    if isinstance(expression, (int, float)):
+        return torch.tensor(float(expression))
+    name, *operands = expression
+    values = [apply_expression(operand, gate, up) for operand in operands]
+    return UNARY[str(name)](*values) if len(values) == 1 else BINARY[str(name)](*values)
+
+
+@dataclass
+class Sequence:
+    """Tokens of one sequence so far, and its keys and values by attention layer."""
+
+    length: int = 0
+    keys: dict[int, torch.Tensor] = field(default_factory=dict)
+    values: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+class TorchChain:
+    """Runs the steps of a partitioned model on the weights of the transformers model it was made from."""
+
+    def __init__(self, parts: PartitionedModel, model: torch.nn.Module) -> None:
+        self.parts = parts
+        self._state = model.state_dict()
+        self._weights = {item.name: evaluate(item, self._load) for item in parts.packing.dense}
+        self._attentions = {spec.name: spec for spec in parts.model.attentions}
+        self._bodies = {body.name: body for body in parts.model.bodies}
+
+    def step(self, batch: list[tuple[Sequence, list[int]]], rows: list[int] | None = None) -> torch.Tensor:
+        """Append new tokens to each sequence, all flattened into one step.
+
+        Args:
+            batch: each sequence with its new tokens.
+            rows: flat indices of the tokens whose logits are wanted; all by default.
+
+        Returns:
+            Logits ``[rows, V]``.
+        """
+        positions = [sequence.length + i for sequence, new in batch for i in range(len(new))]
+        values: dict[str, torch.Tensor] = {
+            "tokens": torch.tensor([[token for _, new in batch for token in new]]),
+            "positions": torch.tensor([positions]),
+        }
+        for number, step in enumerate(self.parts.model.steps):
+            if number == self.parts.model.last_step and rows is not None:
+                values = {name: self._rows(name, value, rows) for name, value in values.items()}
+            if isinstance(step, SegmentStep):
+                self._segment(step, values)
+            elif isinstance(step, AttentionStep):
+                values[step.output] = self._attention(step, values, batch)
+            else:
+                values[step.output] = self._experts(step, values)
+        for sequence, new in batch:
+            sequence.length += len(new)
+        return values["logits"][0]
+
+    def _load(self, source: str) -> torch.Tensor:
+        if source.startswith("constant:"):
+            return self.parts.constants[source.removeprefix("constant:")]
+        found: torch.Tensor = self._state[source]
+        return found
+
+    def _rows(self, name: Any, value: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        shape = self.parts.model.values[name].shape
+        return value.index_select(shape.index("T"), torch.tensor(rows))
+
+    def _segment(self, step: SegmentStep, values: dict[str, torch.Tensor]) -> None:
+        module = self.parts.functions[step.function].graph_module
+        weights = [self._weights[name] for name in step.weights]
+        outputs = module(*(values[name].contiguous() for name in step.inputs), *weights)
+        for name, output in zip(step.outputs, outputs, strict=True):
+            spec = self.parts.model.values[name]
+            assert output.dtype == getattr(torch, spec.dtype), name
+            assert len(output.shape) == len(spec.shape), name
+            values[name] = output
+
+    def _attention(
+        self, step: AttentionStep, values: dict[str, torch.Tensor], batch: list[tuple[Sequence, list[int]]]
+    ) -> torch.Tensor:
+        spec, layer = self._attentions[step.attention], step.layer
+        query, key = values[step.query][0], values[step.key][0]
+        value = key[..., : spec.value_dim] if step.value is None else values[step.value][0]
+        sinks = None if step.sinks is None else self._weights[step.sinks]
+        results, begin = [], 0
+        for sequence, new in batch:
+            end = begin + len(new)
+            if layer in sequence.keys:
+                sequence.keys[layer] = torch.cat([sequence.keys[layer], key[begin:end]])
+                sequence.values[layer] = torch.cat([sequence.values[layer], value[begin:end]])
+            else:
+                sequence.keys[layer], sequence.values[layer] = key[begin:end], value[begin:end]
+            k, v = sequence.keys[layer], sequence.values[layer]
+            results.append(attend(spec, query[begin:end], k, v, sinks))
+            begin = end
+        return torch.cat(results)[None]
+
+    def _experts(self, step: ExpertsStep, values: dict[str, torch.Tensor]) -> torch.Tensor:
+        layer, source = self.parts.model.experts[step.layer], self.parts.packing.experts[step.layer]
+        body = self._bodies[layer.body]
+        x, index, weight = values[step.hidden], values[step.index], values[step.weight]
+        assert index.shape[1] == layer.top_k
+        result = torch.zeros(x.shape, dtype=torch.float32)
+        for expert in sorted(set(index.flatten().tolist())):
+            assert 0 <= expert < layer.experts
+            up, down = (self._state[name][expert] for name in (source.up, source.down))
+            if source.transposed:
+                up, down = up.T, down.T
+            hidden = x @ up.T
+            if source.up_bias is not None:
+                hidden = hidden + self._state[source.up_bias][expert]
+            gate = None
+            if body.gated and source.interleaved:
+                gate, hidden = hidden[:, ::2], hidden[:, 1::2]
+            elif body.gated:
+                gate, hidden = hidden.chunk(2, -1)
+            assert hidden.shape[1] == body.intermediate
+            output = apply_expression(body.activation, gate, hidden).to(x.dtype) @ down.T
+            if source.down_bias is not None:
+                output = output + self._state[source.down_bias][expert]
+            token, choice = torch.where(index == expert)
+            result[token] += output[token].float() * weight[token, choice, None].float()
+        return result.to(x.dtype)
+
+
+def attend(
+    spec: AttentionSpec,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention of the last tokens of one sequence to all of it, straight from ``AttentionSpec``'s docstring.
+
+    Args:
+        spec: which attention.
+        query: ``[new, Hq, Dk]``.
+        key: ``[all, Hkv, Dk]``.
+        value: ``[all, Hkv, Dv]``.
+        sinks: ``[Hq]`` or none.
+
+    Returns:
+        ``[new, Hq, Dv]``.
+    """
+    assert (query.shape[1], key.shape[1], key.shape[2]) == (spec.query_heads, spec.kv_heads, spec.key_dim)
+    group = spec.query_heads // spec.kv_heads
+    k, v = (item.float().repeat_interleave(group, 1) for item in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query.float(), k) * spec.scaling
+    if spec.softcap:
+        scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    seen = torch.arange(key.shape[0])[None]
+    own = torch.arange(key.shape[0] - query.shape[0], key.shape[0])[:, None]
+    visible = seen <= own
+    if spec.window:
+        visible = visible & (seen > own - spec.window)
+    if spec.chunk:
+        visible = visible & (seen // spec.chunk == own // spec.chunk)
+    scores = scores.masked_fill(~visible, float("-inf"))
+    if sinks is not None:
+        column = sinks.float()[:, None, None].expand(-1, query.shape[0], 1)
+        scores = torch.cat([scores, column], -1)
+    probabilities = torch.softmax(scores, -1)[..., : key.shape[0]]
+    return torch.einsum("hqk,khd->qhd", probabilities, v).to(query.dtype)

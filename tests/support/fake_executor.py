@@ -1,0 +1,56 @@
+"""A deterministic stand-in for the compiled chain: it reads its own paged memory, as attention kernels do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moec.artifacts.cache import PAGE_TOKENS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moec.runtime.engine.batch import StepBatch
+
+
+class FakeExecutor:
+    """Logits are a hash of all tokens that the page table leads to: a wrong page changes the result."""
+
+    def __init__(self, pages: int, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.memory = np.full((pages, PAGE_TOKENS), -1, np.int64)
+        self.step_tokens: list[int] = []
+
+    def run(self, batch: StepBatch) -> NDArray[np.float32]:
+        self.step_tokens.append(batch.count)
+        self._check_order(batch)
+        rows, positions = batch.token_sequence[: batch.count], batch.positions[: batch.count]
+        assert (batch.token_position[: batch.count] == positions).all()
+        pages = batch.page_table[rows, positions // PAGE_TOKENS]
+        self.memory[pages, positions % PAGE_TOKENS] = batch.tokens[: batch.count]
+        logits = np.empty((len(batch.wanted), self.vocab_size), np.float32)
+        for number, place in enumerate(batch.wanted):
+            logits[number] = self.logits(self._history(batch, place))
+        return logits
+
+    def logits(self, history: tuple[int, ...]) -> NDArray[np.float32]:
+        seed = 17
+        for token in history:
+            seed = (seed * 1_000_003 + token + 1) % (1 << 61)
+        return np.random.default_rng(seed).standard_normal(self.vocab_size, np.float32)
+
+    def _history(self, batch: StepBatch, place: int) -> tuple[int, ...]:
+        row, position = batch.token_sequence[place], int(batch.positions[place])
+        where = np.arange(position + 1)
+        tokens = self.memory[batch.page_table[row, where // PAGE_TOKENS], where % PAGE_TOKENS]
+        assert (tokens >= 0).all(), "a position was read before it was written"
+        return tuple(tokens.tolist())
+
+    def _check_order(self, batch: StepBatch) -> None:
+        rows, positions = batch.token_sequence[: batch.count], batch.positions[: batch.count]
+        same = rows[1:] == rows[:-1]
+        assert (positions[1:][same] == positions[:-1][same] + 1).all(), (
+            "tokens of a sequence are not adjacent"
+        )
+        assert len(set(rows.tolist())) == 1 + int((~same).sum()), "a sequence is split"

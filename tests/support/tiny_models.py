@@ -1,0 +1,389 @@
+"""Tiny random models of every type that this issue supports, in the checkpoint layout of the real ones.
+
+Shapes are odd on purpose: expert counts that are no power of two, a vocabulary that is no multiple of
+anything, eight query heads to one key head, top-1 routing, windows shorter than the prompts of the tests.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LATENTS = {"kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "mscale": 0.707,
+    "mscale_all_dim": 0.707,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "original_max_position_embeddings": 64,
+}
+
+
+def _deepseek_v2_lite() -> PretrainedConfig:
+    return transformers.DeepseekV2Config(
+        vocab_size=131,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        q_lora_rank=None,
+        n_routed_experts=10,
+        n_shared_experts=2,
+        num_experts_per_tok=3,
+        moe_intermediate_size=32,
+        first_k_dense_replace=1,
+        topk_method="greedy",
+        norm_topk_prob=False,
+        rope_parameters=YARN,
+        bos_token_id=0,
+        eos_token_id=1,
+        **LATENTS,
+    )
+
+
+def _deepseek_v2() -> PretrainedConfig:
+    return transformers.DeepseekV2Config(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        q_lora_rank=24,
+        n_routed_experts=8,
+        n_shared_experts=2,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        first_k_dense_replace=1,
+        topk_method="group_limited_greedy",
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=4.0,
+        bos_token_id=0,
+        eos_token_id=1,
+        **LATENTS,
+    )
+
+
+def _deepseek_v3() -> PretrainedConfig:
+    return transformers.DeepseekV3Config(
+        vocab_size=157,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        q_lora_rank=24,
+        n_routed_experts=12,
+        n_shared_experts=1,
+        num_experts_per_tok=4,
+        moe_intermediate_size=32,
+        first_k_dense_replace=1,
+        n_group=4,
+        topk_group=2,
+        rope_parameters=YARN,
+        bos_token_id=0,
+        eos_token_id=1,
+        **LATENTS,
+    )
+
+
+def _mixtral() -> PretrainedConfig:
+    return transformers.MixtralConfig(
+        vocab_size=131,
+        hidden_size=64,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        sliding_window=24,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+
+
+def _qwen2_moe() -> PretrainedConfig:
+    return transformers.Qwen2MoeConfig(
+        vocab_size=151,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=48,
+        num_experts=6,
+        num_experts_per_tok=4,
+        mlp_only_layers=[1],
+        use_sliding_window=True,
+        sliding_window=16,
+        max_window_layers=2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+
+
+def _qwen3_moe() -> PretrainedConfig:
+    return transformers.Qwen3MoeConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=256,
+        num_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        norm_topk_prob=True,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+
+
+def _olmoe() -> PretrainedConfig:
+    return transformers.OlmoeConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        num_experts=7,
+        num_experts_per_tok=1,
+        clip_qkv=2.0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def _gpt_oss() -> PretrainedConfig:
+    return transformers.GptOssConfig(
+        vocab_size=129,
+        hidden_size=64,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=256,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        sliding_window=8,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "factor": 4.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 64,
+        },
+        bos_token_id=0,
+        eos_token_id=[1, 2],
+        pad_token_id=1,
+    )
+
+
+def _glm4_moe() -> PretrainedConfig:
+    return transformers.Glm4MoeConfig(
+        vocab_size=133,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=256,
+        moe_intermediate_size=24,
+        n_routed_experts=9,
+        n_shared_experts=1,
+        num_experts_per_tok=3,
+        n_group=3,
+        topk_group=2,
+        routed_scaling_factor=1.5,
+        first_k_dense_replace=1,
+        attention_bias=True,
+        use_qk_norm=True,
+        bos_token_id=0,
+        eos_token_id=[1, 2],
+        pad_token_id=1,
+    )
+
+
+def _phimoe() -> PretrainedConfig:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6],
+        "long_factor": [1.1, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0],
+        "short_mscale": 1.1,
+        "long_mscale": 1.25,
+        "original_max_position_embeddings": 128,
+    }
+    return transformers.PhimoeConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        rope_parameters=rope,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        attention_bias=True,
+        lm_head_bias=True,
+        sliding_window=2047,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+
+
+def _granitemoe() -> PretrainedConfig:
+    return transformers.GraniteMoeConfig(
+        vocab_size=139,
+        hidden_size=64,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        num_local_experts=10,
+        num_experts_per_tok=4,
+        embedding_multiplier=3.0,
+        logits_scaling=4.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.125,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+
+
+def _ernie4_5_moe() -> PretrainedConfig:
+    return transformers.Ernie4_5_MoeConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        moe_intermediate_size=24,
+        moe_k=3,
+        moe_num_experts=7,
+        moe_num_shared_experts=2,
+        moe_layer_start_index=1,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def _minimax_m2() -> PretrainedConfig:
+    return transformers.MiniMaxM2Config(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=256,
+        num_local_experts=11,
+        num_experts_per_tok=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+
+
+TINY: dict[str, Callable[[], PretrainedConfig]] = {
+    "deepseek_v2_lite": _deepseek_v2_lite,
+    "deepseek_v2": _deepseek_v2,
+    "deepseek_v3": _deepseek_v3,
+    "mixtral": _mixtral,
+    "qwen2_moe": _qwen2_moe,
+    "qwen3_moe": _qwen3_moe,
+    "olmoe": _olmoe,
+    "gpt_oss": _gpt_oss,
+    "glm4_moe": _glm4_moe,
+    "phimoe": _phimoe,
+    "granitemoe": _granitemoe,
+    "ernie4_5_moe": _ernie4_5_moe,
+    "minimax_m2": _minimax_m2,
+}
+"""Name of a tiny model -> its config. The name is the model type, except ``deepseek_v2_lite``."""
+
+
+def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model of ``TINY[name]`` with random weights, in evaluation mode; equal seeds give equal weights.
+
+    Nothing that a model has is left at a value that hides it: norms are not one, biases and sinks not zero.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(TINY[name](), dtype=torch.float32)
+        persistent = set(model.state_dict())
+        with torch.no_grad():
+            for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                if path in persistent and tensor.is_floating_point():
+                    _fill(path, tensor)
+    model.tie_weights()
+    model.eval()
+    wide = tuple(model._get_dtype_plan(dtype))  # what transformers loads in float32 whatever is asked for
+    for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if path in persistent and tensor.is_floating_point() and not any(part in path for part in wide):
+            tensor.data = tensor.data.to(dtype)
+    model.config.dtype = dtype
+    return model
+
+
+def save(
+    name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, shard: str = "50GB"
+) -> Path:
+    """Write ``build(name, seed, dtype)`` to ``folder`` as the real checkpoints of its type are laid out.
+
+    Args:
+        name: key of ``TINY``.
+        folder: made if missing.
+        seed: of the weights.
+        dtype: of the weights.
+        shard: largest size of one safetensors file, e.g. ``"200KB"``.
+    """
+    build(name, seed, dtype).save_pretrained(folder, max_shard_size=shard)
+    return folder
+
+
+def _fill(path: str, tensor: torch.Tensor) -> None:
+    if "norm" in path and path.endswith("weight"):
+        torch.nn.init.normal_(tensor, mean=1.0, std=0.1)
+    elif "embed_tokens" in path:
+        torch.nn.init.normal_(tensor, std=0.5)
+    elif tensor.dim() < 2 or "bias" in path:
+        torch.nn.init.normal_(tensor, std=0.1)
+    else:
+        torch.nn.init.normal_(tensor, std=tensor.shape[-1] ** -0.5)
