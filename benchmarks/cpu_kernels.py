@@ -131,8 +131,8 @@ def linear_cases(lanes: int) -> list[Case]:
     weight = torch.randn(rows, columns, dtype=torch.bfloat16)
     cases = []
     for tokens, ceiling in ((1, "read"), (4, "read"), (8, "read"), (128, "multiply")):
-        x = torch.randn(tokens, columns, dtype=torch.bfloat16)
-        out = torch.zeros(tokens, rows, dtype=torch.bfloat16)
+        x = torch.randn(tokens, columns)
+        out = torch.zeros(tokens, rows)
         call = _bind(kernel, x, weight, out)
         cases.append(
             Case(
@@ -149,15 +149,15 @@ def linear_cases(lanes: int) -> list[Case]:
 def expert_cases(lanes: int) -> list[Case]:
     """DeepSeek-V2-Lite's experts: 6 of 64; decode steps walk through the pool so that it is read from memory."""
     body = ExpertBody("b", 2048, 1408, True, False, False, ("mul", ("silu", "gate"), "up"), "bfloat16")
-    kernel = compiled(experts(body, weight_dtype="float32", lanes=lanes), lanes)
+    kernel = compiled(experts(body, lanes=lanes), lanes)
     shape, count, chosen = layout(body), 64, 6
     memory = torch.randn(count * shape.stride_bytes // 2 + 32, dtype=torch.bfloat16)
     begin = memory.data_ptr() + -memory.data_ptr() % 64
     table = torch.tensor([begin + expert * shape.stride_bytes for expert in range(count)], dtype=torch.int64)
     cases = []
     for tokens, ceiling in ((1, "read"), (128, "multiply")):
-        x = torch.randn(tokens, body.hidden, dtype=torch.bfloat16)
-        weight, out = torch.rand(tokens, chosen), torch.zeros(tokens, body.hidden, dtype=torch.bfloat16)
+        x = torch.randn(tokens, body.hidden)
+        weight, out = torch.rand(tokens, chosen), torch.zeros(tokens, body.hidden)
         steps = 8 if tokens == 1 else 1
         choices = [
             torch.randperm(count)[: tokens * chosen].reshape(tokens, chosen).contiguous()
@@ -166,7 +166,7 @@ def expert_cases(lanes: int) -> list[Case]:
             for _ in range(steps)
         ]
         calls = [_bind(kernel, x, index, weight, table, out) for index in choices]
-        used = sum(len(index.unique()) for index in choices)
+        used = sum(len(set(index.flatten().tolist())) for index in choices)
         flops = 2 * 3 * body.hidden * body.intermediate * tokens * chosen * steps
         name = f"experts bf16 2048/1408, 6 of 64, T={tokens}" + (" (8 calls)" if steps > 1 else "")
         cases.append(Case(name, _sequence(calls), used * shape.expert_bytes, flops, ceiling, memory))
@@ -188,8 +188,8 @@ def attention_cases(lanes: int) -> list[Case]:
             cache.append(torch.randn(pages, spec.kv_heads, PAGE_TOKENS, spec.value_dim, dtype=torch.bfloat16))
         table = torch.randperm(pages).reshape(1, pages).int()
         for tokens in (1, 256):
-            q = torch.randn(1, tokens, spec.query_heads, spec.key_dim, dtype=torch.bfloat16)
-            out = torch.zeros(1, tokens, spec.query_heads, spec.value_dim, dtype=torch.bfloat16)
+            q = torch.randn(1, tokens, spec.query_heads, spec.key_dim)
+            out = torch.zeros(1, tokens, spec.query_heads, spec.value_dim)
             position = torch.arange(context - tokens, context).int()
             call = _bind(kernel, q, *cache, table, torch.zeros(tokens, dtype=torch.int32), position, out)
             flops = 2 * tokens * spec.query_heads * (spec.key_dim + spec.value_dim) * context

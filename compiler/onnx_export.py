@@ -101,19 +101,17 @@ class ExpertModule(torch.nn.Module):
         self.body = body
 
     def forward(self, x: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
-        """Products and the activation between them in float32, as the kernels do it."""
+        """All in float32, as the kernels do it: parts of a narrower type are cast first."""
         names = [part.name for part in layout(self.body).parts]
         given = {name: part.float() for name, part in zip(names, parts, strict=True)}
-        hidden = x.float()
         middle: dict[str, torch.Tensor] = {
-            name: torch.nn.functional.linear(hidden, given[name], given.get(f"{name}_bias"))
+            name: torch.nn.functional.linear(x, given[name], given.get(f"{name}_bias"))
             for name in ("gate", "up")
             if name in given
         }
-        result = torch.nn.functional.linear(
+        return torch.nn.functional.linear(
             evaluate(self.body.activation, middle), given["down"], given.get("down_bias")
         )
-        return result.to(x.dtype)
 
 
 def evaluate(expression: Expression, values: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -129,7 +127,7 @@ def evaluate(expression: Expression, values: dict[str, torch.Tensor]) -> torch.T
 def expert_inputs(body: ExpertBody) -> list[tuple[str, TensorSpec]]:
     """Names and shapes of an expert graph's inputs."""
     parts = [(part.name, TensorSpec(body.dtype, part.shape)) for part in layout(body).parts]
-    return [("x", TensorSpec(body.dtype, ("T", body.hidden))), *parts]
+    return [("x", TensorSpec("float32", ("T", body.hidden))), *parts]
 
 
 def _segment_inputs(spec: FunctionSpec) -> list[tuple[str, TensorSpec]]:
@@ -152,8 +150,8 @@ def _plain(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    product = torch.matmul(x.float(), weight.float().transpose(-1, -2))
-    return (product if bias is None else product + bias.float()).to(x.dtype)
+    product = torch.matmul(x, weight.float().transpose(-1, -2))
+    return product if bias is None else product + bias
 
 
 def _export(module: torch.nn.Module, inputs: Sequence[tuple[str, TensorSpec]], path: Path) -> Path:

@@ -28,6 +28,9 @@ class TracedModel:
     model_type: str
     class_name: str
     dtype: DType
+    """Storage type of weights and cache; the graph computes in float32."""
+    stored: dict[str, torch.dtype]
+    """Storage type of each parameter: ``dtype``, or float32 where transformers keeps it so."""
     vocab_size: int
     hidden_size: int
     max_context: int
@@ -45,7 +48,7 @@ class TracedModel:
 
 
 def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedModel:
-    """Trace the causal language model that ``config`` describes.
+    """Trace the causal language model that ``config`` describes, computing in float32.
 
     Args:
         config: the checkpoint's ``config.json``. How its weights are stored (``quantization_config``) is
@@ -60,9 +63,11 @@ def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedMo
     """
     settings = build_config(config)
     model = build_model(settings, DTYPES[dtype])
+    facts = {path: read_experts(path, module) for path, module in expert_modules(model).items()}
+    stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    model.float()
     constants = rebuild_buffers(model)
     constants |= fix_rotary_tables(model, max_context)
-    facts = {path: read_experts(path, module) for path, module in expert_modules(model).items()}
     session = Session(model)
     try:
         with session.interfaces(), patched(type(model).__module__):
@@ -82,6 +87,7 @@ def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedMo
         model_type=settings.model_type,
         class_name=session.class_name,
         dtype=dtype,
+        stored=stored,
         vocab_size=int(text.vocab_size),
         hidden_size=int(text.hidden_size),
         max_context=max_context,

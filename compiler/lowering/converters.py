@@ -6,27 +6,25 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tvm import relax
+from tvm import relax, te, tirx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+
+INJECTIVE = 2
+"""TVM's word for a loop in which each result takes one element of its inputs: later loops fuse with it."""
 
 
 def _dtype(value: Any) -> str:
     return str(value.ty.dtype.dtype)
 
 
-def _cast(importer: Any, value: Any, dtype: str) -> Any:
-    return value if _dtype(value) == dtype else importer.block_builder.emit(relax.op.astype(value, dtype))
-
-
 def _product(importer: Any, left: Any, right: Any, bias: Any = None) -> Any:
-    """``left @ right (+ bias)`` accumulated in float32, in the element type of ``left``."""
-    builder = importer.block_builder
-    result = builder.emit(relax.op.matmul(left, right, out_dtype="float32"))
-    if bias is not None:
-        result = builder.emit(relax.op.add(result, _cast(importer, bias, "float32")))
-    return _cast(importer, result, _dtype(left))
+    """``left @ right (+ bias)`` in float32; only ``right`` may be of a narrower type."""
+    emit = importer.block_builder.emit
+    result = emit(relax.op.matmul(left, right, out_dtype="float32"))
+    return result if bias is None else emit(relax.op.add(result, bias))
 
 
 def _transposed(importer: Any, value: Any) -> Any:
@@ -88,20 +86,19 @@ def _scatter_value(node: Any, importer: Any) -> Any:
 
 
 def _layer_norm(node: Any, importer: Any) -> Any:
-    """Layer normalisation over the last axis in float32; TVM's has no bfloat16."""
+    """Layer normalisation over the last axis, in two passes: TVM's takes the difference of two large sums."""
     value, shape, weight, bias, epsilon = importer.retrieve_args(node)[:5]
     assert len(shape) == 1, "layer normalisation is imported over the last axis only"
     emit = importer.block_builder.emit
-    wide = _cast(importer, value, "float32")
-    centred = emit(relax.op.subtract(wide, emit(relax.op.mean(wide, -1, keepdims=True))))
+    centred = emit(relax.op.subtract(value, emit(relax.op.mean(value, -1, keepdims=True))))
     variance = emit(relax.op.mean(emit(relax.op.multiply(centred, centred)), -1, keepdims=True))
     shifted = emit(relax.op.add(variance, relax.const(float(epsilon), "float32")))
     result = emit(relax.op.multiply(centred, emit(relax.op.rsqrt(shifted))))
     if weight is not None:
-        result = emit(relax.op.multiply(result, _cast(importer, weight, "float32")))
+        result = emit(relax.op.multiply(result, weight))
     if bias is not None:
-        result = emit(relax.op.add(result, _cast(importer, bias, "float32")))
-    return _cast(importer, result, _dtype(value))
+        result = emit(relax.op.add(result, bias))
+    return result
 
 
 def _native_layer_norm(node: Any, importer: Any) -> Any:
@@ -110,11 +107,21 @@ def _native_layer_norm(node: Any, importer: Any) -> Any:
 
 
 def _embedding(node: Any, importer: Any) -> Any:
-    """Rows of a table; ids are clipped, so that a wrong one cannot read outside it."""
+    """Rows of a table; as a loop of its own, because TVM's ``take`` does not fuse with the cast that follows."""
     table, ids = importer.retrieve_args(node)[:2]
-    emit = importer.block_builder.emit
-    rows = emit(relax.op.take(table, emit(relax.op.reshape(ids, [-1])), axis=0, mode="clip"))
-    return emit(relax.op.reshape(rows, [*list(ids.ty.shape), table.ty.shape[1]]))
+    return importer.block_builder.emit_te(
+        _rows, table, ids, primfunc_name_hint="embedding", primfunc_attrs={"op_pattern": INJECTIVE}
+    )
+
+
+def _rows(table: te.Tensor, ids: te.Tensor) -> te.Tensor:
+    """Ids are clipped, so that a wrong one cannot read outside the table."""
+
+    def value(*place: tirx.Expr) -> tirx.Expr:
+        row = tirx.max(tirx.min(ids[place[:-1]], table.shape[0] - 1), tirx.IntImm("int64", 0))
+        return table[row, place[-1]]
+
+    return te.compute((*ids.shape, table.shape[1]), value, name="embedding")
 
 
 def _select(node: Any, importer: Any) -> Any:

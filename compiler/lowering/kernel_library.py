@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.model import ExpertsStep, ModelRecord
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import tvm
 
+    from moec.artifacts.model import ModelRecord
     from moec.compiler.lowering.passes.dispatch_linear import LinearShape
     from moec.compiler.lowering.targets import Target
 
@@ -48,11 +47,10 @@ class CpuKernels:
         from moec.compiler.kernels.cpu.experts import experts
 
         for spec in model.attentions:
-            yield f"cache_append_{spec.name}", cache_append(spec)
+            yield f"cache_append_{spec.name}", cache_append(spec, lanes=self.lanes)
             yield f"attention_{spec.name}", attention(spec, lanes=self.lanes)
-        weights = router_weight_dtypes(model)
         for body in model.bodies:
-            yield f"experts_{body.name}", experts(body, weight_dtype=weights[body.name], lanes=self.lanes)
+            yield f"experts_{body.name}", experts(body, lanes=self.lanes)
 
 
 @dataclass(frozen=True)
@@ -82,21 +80,10 @@ class CudaKernels:
         for spec in model.attentions:
             yield f"cache_append_{spec.name}", cache_append(spec)
             yield f"attention_{spec.name}", attention(spec)
-        weights = router_weight_dtypes(model)
         for body in model.bodies:
-            yield f"experts_{body.name}", experts(body, weight_dtype=weights[body.name])
+            yield f"experts_{body.name}", experts(body)
 
 
 def kernels_for(target: Target) -> CpuKernels | CudaKernels:
     """The kernels of a target."""
     return CudaKernels() if target.kind == "cuda" else CpuKernels(target.lanes)
-
-
-def router_weight_dtypes(model: ModelRecord) -> dict[str, str]:
-    """The element type of the weights that the router gives to each body's experts."""
-    bodies = {layer.layer: layer.body for layer in model.experts}
-    steps = [step for step in model.steps if isinstance(step, ExpertsStep)]
-    dtypes = {bodies[step.layer]: model.values[step.weight].dtype for step in steps}
-    mixed = [step for step in steps if model.values[step.weight].dtype != dtypes[bodies[step.layer]]]
-    assert not mixed, f"layers of one body differ in the type of their weights: {mixed}"
-    return dict(dtypes)

@@ -9,6 +9,7 @@ from moec.artifacts.ids import LayerId, TensorName, ValueId
 from moec.artifacts.model import (
     AttentionSpec,
     AttentionStep,
+    DType,
     ExpertBody,
     ExpertsLayer,
     ExpertsStep,
@@ -34,6 +35,8 @@ class Chain:
     """A chain in the making."""
 
     symbol: str
+    dtype: DType
+    """Of cached keys and values."""
     dense: dict[fx.Node, DenseTensor]
     loose: set[fx.Node]
     facts: dict[str, ExpertsFacts]
@@ -112,7 +115,7 @@ class Chain:
             softcap=float(softcap),
             sinks=sinks is not None,
             latent=value is None,
-            dtype=tensor_spec(query, self.symbol).dtype,
+            dtype=self.dtype,
         )
         named = replace(unnamed, name=f"attention_{len(self.attentions)}")
         spec = self.attentions.setdefault(unnamed, named)

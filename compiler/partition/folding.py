@@ -13,16 +13,20 @@ from moec.artifacts.packing import DenseTensor, RecipeStep
 from moec.compiler.packing.recipes import OPERATIONS
 from moec.compiler.partition.canonical import weight_only
 from moec.compiler.partition.nodes import DTYPE_NAMES, is_symbolic_int, size_bytes
+from moec.compiler.partition.storage import narrow_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 GROWTH = 2
 """A folded tensor may be this many times its sources: a router weight cast to float32 is worth it."""
 
 
 def fold(
-    graph: fx.Graph, is_weight: Callable[[fx.Node], bool], source_name: Callable[[fx.Node], str]
+    graph: fx.Graph,
+    is_weight: Callable[[fx.Node], bool],
+    source_name: Callable[[fx.Node], str],
+    stored: Callable[[fx.Node], torch.dtype | None],
 ) -> tuple[dict[fx.Node, DenseTensor], set[fx.Node]]:
     """Find the tensors that segments take as weights.
 
@@ -30,6 +34,7 @@ def fold(
         graph: canonical graph of a whole model.
         is_weight: whether a placeholder is a parameter or buffer.
         source_name: of such a placeholder or of a ``get_attr``: parameter name or ``constant:<name>``.
+        stored: storage type of a parameter's placeholder; ``None`` for a constant.
 
     Returns:
         The weight of each node that stands for one, and the nodes that have no activation among their inputs
@@ -48,9 +53,11 @@ def fold(
             inputs = [item for item in node.all_input_nodes if not is_symbolic_int(item)]
             if not is_symbolic_int(node) and all(item in loose or item in known for item in inputs):
                 loose.add(node)
+    narrowed = narrow_weights(graph, foldable, stored)
+    narrow_leaves = {leaf for node in narrowed for leaf in _leaves(node)}
     names = _Names()
     dense = {
-        node: _recipe(node, source_name, names)
+        node: _recipe(node, source_name, names, frozenset() if node in narrowed else narrow_leaves)
         for node in graph.nodes
         if node in foldable and any(user not in foldable for user in node.users)
     }
@@ -100,12 +107,19 @@ def _operation(node: fx.Node) -> str:
     return "getitem" if node.target is operator.getitem else str(node.target)
 
 
-def _recipe(node: fx.Node, source_name: Callable[[fx.Node], str], names: _Names) -> DenseTensor:
+def _recipe(
+    node: fx.Node, source_name: Callable[[fx.Node], str], names: _Names, to_widen: Collection[fx.Node]
+) -> DenseTensor:
+    """The recipe of ``node``; sources in ``to_widen`` come in their storage type, but are needed in float32."""
     leaves = _leaves(node)
     sources = tuple(source_name(leaf) for leaf in leaves)
     first = sources[0].removeprefix("constant:")
     steps: list[RecipeStep] = []
     places = {leaf: place for place, leaf in enumerate(leaves)}
+    for place, leaf in enumerate(leaves):
+        if leaf in to_widen:
+            steps.append(RecipeStep("aten._to_copy.default", ({"ref": place}, "float32")))
+            places[leaf] = len(leaves) + len(steps) - 1
 
     def visit(item: fx.Node) -> None:
         if item in places:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from moec.artifacts.model import GenerationDefaults, ModelRecord
+from moec.artifacts.model import DType, GenerationDefaults, ModelRecord
 from moec.artifacts.packing import DenseTensor, PackingRecord
 from moec.compiler.partition.canonical import canonicalise, weight_only
 from moec.compiler.partition.chain import Chain
@@ -18,6 +18,8 @@ from moec.compiler.partition.segments import Functions
 from moec.compiler.partition.stages import assign_stages
 
 if TYPE_CHECKING:
+    import torch
+
     from moec.compiler.trace import TracedModel
 
 CONSTANT = "constant:"
@@ -45,14 +47,17 @@ def partition(traced: TracedModel, *, generation: GenerationDefaults, config_sha
         name = names.get(node, str(node.target))
         return f"{CONSTANT}{name}" if node not in names or name in traced.constants else name
 
+    def stored(node: fx.Node) -> torch.dtype | None:
+        return traced.stored.get(names.get(node, ""))
+
     canonicalise(graph, names.__contains__)
     check_rowwise(graph, traced.symbol, traced.class_name)
-    dense, loose = fold(graph, names.__contains__, source_name)
+    dense, loose = fold(graph, names.__contains__, source_name, stored)
     staging = assign_stages(graph, loose | weight_only(graph, names.__contains__))
-    chain = Chain(traced.symbol, dense, loose, traced.experts, Functions.empty(traced.symbol))
+    chain = Chain(traced.symbol, traced.dtype, dense, loose, traced.experts, Functions.empty(traced.symbol))
     (logits,) = next(reversed(graph.nodes)).all_input_nodes
     chain.build(staging, tokens, positions, logits)
-    packing = _packing(chain, names, config_sha256)
+    packing = _packing(chain, traced, config_sha256)
     lifted = {
         node.target: getattr(traced.graph, str(node.target)) for node in graph.nodes if node.op == "get_attr"
     }
@@ -90,14 +95,19 @@ def _model(chain: Chain, traced: TracedModel, generation: GenerationDefaults) ->
     )
 
 
-def _packing(chain: Chain, names: dict[fx.Node, str], config_sha256: str) -> PackingRecord:
+def _packing(chain: Chain, traced: TracedModel, config_sha256: str) -> PackingRecord:
+    """A parameter has its storage type if anything is packed in it, and float32 otherwise."""
     dense: tuple[DenseTensor, ...] = tuple(chain.weights.values())
-    used = {source for item in dense for source in item.sources if not _is_constant(source)}
-    for source in chain.sources:
-        used |= {
-            name for name in (source.up, source.down, source.up_bias, source.down_bias) if name is not None
-        }
-    dtypes = {name: DTYPE_NAMES[node.meta["val"].dtype] for node, name in names.items() if name in used}
+    dtypes: dict[str, DType] = {}
+    for item in dense:
+        for source in item.sources:
+            if not _is_constant(source):
+                narrow = item.dtype != "float32"
+                dtypes[source] = DTYPE_NAMES[traced.stored[source]] if narrow else dtypes.get(source, "float32")
+    for experts in chain.sources:
+        for name in (experts.up, experts.down, experts.up_bias, experts.down_bias):
+            if name is not None:
+                dtypes[name] = DTYPE_NAMES[traced.stored[name]]
     return PackingRecord(config_sha256, dtypes, dense, tuple(chain.sources))
 
 

@@ -62,10 +62,7 @@ def test_nodes_know_their_module() -> None:
 
 def test_parameters_that_transformers_keeps_wide_stay_wide() -> None:
     traced = trace(config("deepseek_v3"), dtype="bfloat16", max_context=128)
-    dtypes = {
-        name: node.meta["val"].dtype
-        for name, node in zip(traced.names, traced.graph.graph.nodes, strict=False)
-    }
+    dtypes = traced.stored
     assert dtypes["model.layers.1.mlp.gate.e_score_correction_bias"] == torch.float32
     assert dtypes["model.layers.1.mlp.gate.weight"] == torch.bfloat16
 

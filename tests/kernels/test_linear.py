@@ -11,7 +11,7 @@ from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.linear import linear
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-TOLERANCE = {"bfloat16": 5e-3, "float16": 7e-4, "float32": 2e-6}
+TOLERANCE = 2e-6
 Compile = Callable[[Any, int], Callable[..., None]]
 Guard = Callable[[torch.Tensor], torch.Tensor]
 
@@ -45,25 +45,25 @@ def test_linear_matches_the_reference(
     lead = () if batch is None else (batch,)
     generator = torch.Generator().manual_seed(rows)
     for tokens in (1, 2, 7, 33, 150):
-        x = guarded(torch.randn(*lead, tokens, columns, generator=generator).to(DTYPES[dtype]))
+        x = guarded(torch.randn(*lead, tokens, columns, generator=generator))
         weight = guarded(torch.randn(*lead, rows, columns, generator=generator).to(DTYPES[dtype]))
-        offset = guarded(torch.randn(*lead, rows, generator=generator).to(DTYPES[dtype]))
-        out = guarded(torch.full((*lead, tokens, rows), 7.0).to(DTYPES[dtype]))
+        offset = guarded(torch.randn(*lead, rows, generator=generator))
+        out = guarded(torch.full((*lead, tokens, rows), 7.0))
         kernel(x, weight, *([offset] if bias else []), out)
         expected = reference.linear(
             x.double().numpy(), weight.double().numpy(), offset.double().numpy() if bias else None
         )
         error = np.abs(out.double().numpy() - expected).max() / np.abs(expected).max()
-        assert error < TOLERANCE[dtype], tokens
+        assert error < TOLERANCE, tokens
 
 
 def test_special_values_stay_what_they_are(compiled: Compile) -> None:
     kernel = compiled(linear(rows=3, columns=20, dtype="bfloat16", batch=None, bias=False, lanes=8), 8)
     weight = torch.zeros(3, 20, dtype=torch.bfloat16)
     weight[:, 0] = torch.tensor([1.0, float("nan"), float("inf")])
-    x = torch.zeros(1, 20, dtype=torch.bfloat16)
+    x = torch.zeros(1, 20)
     x[0, 0] = 1.0
-    out = torch.zeros(1, 3, dtype=torch.bfloat16)
+    out = torch.zeros(1, 3)
     kernel(x, weight, out)
     assert out[0, 0] == 1.0
     assert out[0, 1].isnan()
@@ -71,15 +71,13 @@ def test_special_values_stay_what_they_are(compiled: Compile) -> None:
 
 
 @pytest.mark.parametrize(("lanes", "dtype"), [(16, "bfloat16"), (4, "float16"), (8, "float16")])
-def test_rounding_is_to_nearest_even(compiled: Compile, lanes: int, dtype: str) -> None:
-    """One by one column: the output is the float32 product of two stored numbers, rounded as torch rounds it."""
-    kernel = compiled(linear(rows=1, columns=1, dtype=dtype, batch=None, bias=False, lanes=lanes), lanes)
-    bits = torch.arange(0, 1 << 16, 7, dtype=torch.int32).to(torch.int16)
-    x = bits.view(DTYPES[dtype]).reshape(-1, 1).clone()
-    for factor in (1.0, 0.3, -1.7, 1e-4):
-        weight = torch.tensor([[factor]], dtype=DTYPES[dtype])
-        out = torch.zeros_like(x)
-        kernel(x, weight, out)
-        expected = (x.float() * weight.float()).to(DTYPES[dtype])
-        same = (out == expected) | (out.isnan() & expected.isnan())
-        assert same.all(), x[~same][:4]
+def test_every_stored_number_is_read_exactly(compiled: Compile, lanes: int, dtype: str) -> None:
+    bits = torch.arange(0, 1 << 16, dtype=torch.int32).to(torch.int16)
+    weight = bits.view(DTYPES[dtype]).reshape(-1, 1).clone()
+    rows = len(weight)
+    kernel = compiled(linear(rows=rows, columns=1, dtype=dtype, batch=None, bias=False, lanes=lanes), lanes)
+    out = torch.zeros(1, rows)
+    kernel(torch.ones(1, 1), weight, out)
+    expected = weight.float().reshape(1, -1)
+    same = (out == expected) | (out.isnan() & expected.isnan())
+    assert same.all(), weight[~same.reshape(-1)][:4]

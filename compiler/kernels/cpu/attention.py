@@ -33,7 +33,6 @@ from moec.compiler.kernels.cpu.emit import (
 )
 from moec.compiler.kernels.cpu.flash import LOWEST, Block, Flash, Page, new_block
 from moec.compiler.kernels.cpu.machine import Machine
-from moec.compiler.kernels.cpu.numeric import narrow_store, widen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,21 +55,21 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
     Its arguments: ``q [1, T, Hq, Dk]``, ``k_cache [pages, Hkv, P, Dk]``, ``v_cache [pages, Hkv, P, Dv]`` (not where
     latent), ``page_table [B, M]`` int32, ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``sinks [Hq]``
     (where the spec has them), ``out [1, T, Hq, Dv]``. Tokens of one sequence are adjacent, in increasing position.
-    T, B, M and the number of pages are symbolic. See ``AttentionSpec`` for which positions a token sees.
+    T, B, M and the number of pages are symbolic; the caches are of the spec's dtype, all else is float32. See ``AttentionSpec`` for which positions a token sees.
     """
 
     def body() -> None:
         tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
         cache = (pages, spec.kv_heads, PAGE_TOKENS)
         q, k_cache, v_cache, table, sequence, position, sinks, out = arguments(
-            Argument("q", (1, tokens, spec.query_heads, spec.key_dim), spec.dtype),
+            Argument("q", (1, tokens, spec.query_heads, spec.key_dim), "float32"),
             Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
             None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
             Argument("page_table", (sequences, width), "int32"),
             Argument("token_sequence", (tokens,), "int32"),
             Argument("token_position", (tokens,), "int32"),
-            Argument("sinks", (spec.query_heads,), spec.dtype) if spec.sinks else None,
-            Argument("out", (1, tokens, spec.query_heads, spec.value_dim), spec.dtype),
+            Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
+            Argument("out", (1, tokens, spec.query_heads, spec.value_dim), "float32"),
         )
         call = _Call(q, k_cache, v_cache, table, width, sequence, position, sinks, out, tokens)
         _Attention(spec, Machine(lanes), call).emit()
@@ -203,13 +202,11 @@ class _Attention:
 
     def _begin(self, run: _Run, row: Expr, block: Block) -> None:
         """Scale the query; an attention sink is a score with no value."""
-        spec, native = self.spec, self.machine.native_f16
+        spec = self.spec
         head, place = self._row(run, row)
 
         def copy(offset: Expr, lanes: int) -> None:
-            query = widen(
-                self.call.q, spec.dtype, place * i64(spec.key_dim) + offset, lanes, native_f16=native
-            )
+            query = load(self.call.q, place * i64(spec.key_dim) + offset, lanes)
             store(block.query, row * i64(spec.key_dim) + offset, query * splat(spec.scaling, lanes), lanes)
 
         def clear(offset: Expr, lanes: int) -> None:
@@ -221,18 +218,18 @@ class _Attention:
             store(block.largest, row, T.float32(LOWEST))
             store(block.total, row, T.float32(0.0))
         else:
-            store(block.largest, row, widen(self.call.sinks, spec.dtype, head, 1, native_f16=native))
+            store(block.largest, row, load(self.call.sinks, head))
             store(block.total, row, T.float32(1.0))
 
     def _finish(self, run: _Run, row: Expr, block: Block) -> None:
-        spec, native = self.spec, self.machine.native_f16
+        spec = self.spec
         _, place = self._row(run, row)
         scale = keep(T.float32(1.0) / load(block.total, row))
 
         def write(offset: Expr, lanes: int) -> None:
             value = load(block.sums, row * i64(spec.value_dim) + offset, lanes) * splat(scale, lanes)
             target = place * i64(spec.value_dim) + offset
-            narrow_store(self.call.out, spec.dtype, target, value, lanes, native_f16=native)
+            store(self.call.out, target, value, lanes)
 
         self._each(spec.value_dim, write)
 

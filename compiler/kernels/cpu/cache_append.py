@@ -19,32 +19,34 @@ from moec.compiler.kernels.cpu.emit import (
     load,
     loop,
     mod,
-    store,
     symbol,
 )
+
+from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.cpu.numeric import narrow_store
 
 if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.artifacts.model import AttentionSpec
 
-COPY_ELEMENTS = 16
-
-
-def cache_append(spec: AttentionSpec, *, name: str | None = None) -> tirx.PrimFunc:
+def cache_append(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> tirx.PrimFunc:
     """The kernel ``cache_append_<attention>``.
 
     Its arguments: ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent), ``k_cache [pages, Hkv, P, Dk]``,
     ``v_cache [pages, Hkv, P, Dv]`` (not where latent), ``page_table [B, M]`` int32, ``token_sequence [T]`` int32,
-    ``token_position [T]`` int32. P is ``PAGE_TOKENS``; T, B, M and the number of pages are symbolic.
+    ``token_position [T]`` int32. P is ``PAGE_TOKENS``; T, B, M and the number of pages are symbolic. ``k`` and ``v``
+    are float32 and rounded to the spec's dtype, which the caches have.
     """
+
+    machine = Machine(lanes)
 
     def body() -> None:
         tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
         step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
         k, v, k_cache, v_cache, table, sequence, position = arguments(
-            Argument("k", (*step, spec.key_dim), spec.dtype),
-            None if spec.latent else Argument("v", (*step, spec.value_dim), spec.dtype),
+            Argument("k", (*step, spec.key_dim), "float32"),
+            None if spec.latent else Argument("v", (*step, spec.value_dim), "float32"),
             Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
             None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
             Argument("page_table", (sequences, width), "int32"),
@@ -56,9 +58,9 @@ def cache_append(spec: AttentionSpec, *, name: str | None = None) -> tirx.PrimFu
             place = keep(T.cast(load(position, token), "int64"))
             page = page_of(table, width, T.cast(load(sequence, token), "int64"), div(place, PAGE_TOKENS))
             slot = keep((page * i64(spec.kv_heads) + head) * i64(PAGE_TOKENS) + mod(place, PAGE_TOKENS))
-            _copy(k, row, k_cache, slot, spec.key_dim)
+            _copy(k, row, k_cache, slot, spec.key_dim, spec.dtype, machine)
             if not spec.latent:
-                _copy(v, row, v_cache, slot, spec.value_dim)
+                _copy(v, row, v_cache, slot, spec.value_dim, spec.dtype, machine)
 
     return build(name or f"cache_append_{spec.name}", body)
 
@@ -68,12 +70,18 @@ def page_of(table: Buffer, width: Expr, sequence: Expr, number: Expr) -> Expr:
     return keep(T.cast(load(table, sequence * width + number), "int64"))
 
 
-def _copy(source: Buffer, row: Expr, target: Buffer, slot: Expr, size: int) -> None:
-    """Copy one row of ``size`` elements."""
-    start, end = row * i64(size), slot * i64(size)
-    whole = size // COPY_ELEMENTS * COPY_ELEMENTS
-    with loop(size // COPY_ELEMENTS) as step:
-        offset = step * i64(COPY_ELEMENTS)
-        store(target, end + offset, load(source, start + offset, COPY_ELEMENTS), COPY_ELEMENTS)
+def _copy(
+    source: Buffer, row: Expr, target: Buffer, slot: Expr, size: int, dtype: str, machine: Machine
+) -> None:
+    """Copy one row of ``size`` elements, rounding each."""
+    start, end, lanes = row * i64(size), slot * i64(size), machine.lanes
+    whole = size // lanes * lanes
+
+    def move(offset: Expr, width: int) -> None:
+        value = load(source, start + offset, width)
+        narrow_store(target, dtype, end + offset, value, width, native_f16=machine.native_f16)
+
+    with loop(size // lanes) as step:
+        move(step * i64(lanes), lanes)
     with loop(size - whole) as rest:
-        store(target, end + i64(whole) + rest, load(source, start + i64(whole) + rest))
+        move(rest + i64(whole), 1)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from moec.compiler.kernels.cpu.machine import Machine
 
-STREAM_COLUMNS = 8
+STREAM_COLUMNS = 6
 """Up to this many columns the rows are streamed."""
 STREAM_WIDTH = 4
 """Columns of one pass over a streamed row; further passes find it in the first-level cache."""

@@ -116,7 +116,10 @@ def scratch(size: int | Expr, dtype: str = "float32") -> Buffer:
 
 
 def registers(size: int, dtype: str = "float32") -> Buffer:
-    """A small array on the stack, which LLVM keeps in registers where every index is a constant."""
+    """A small array that LLVM keeps in registers inside a loop, where every index is a constant.
+
+    Outside the loop it lies in the workspace: TVM takes even 64 bytes from there, once for a thread's tasks.
+    """
     return T.alloc_buffer((size,), dtype, scope="local", align=ALIGNMENT_BYTES)
 
 

@@ -1,7 +1,7 @@
 """The routed experts of a layer in one call: group the tokens by expert, read each chosen expert once.
 
-Three phases, each over all threads: inputs to float32; ``activation(gate x, up x)`` of every (token, choice) pair,
-grouped by expert; ``down`` of it, weighted and summed over a token's choices in their order.
+Two phases, each over all threads: ``activation(gate x, up x)`` of every (token, choice) pair, grouped by expert;
+``down`` of it, weighted and summed over a token's choices in their order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
 from moec.compiler.kernels import activation
-from moec.compiler.kernels.cpu.convert import to_float32
 from moec.compiler.kernels.cpu.dot import Columns, Rows, dot, tiles
 from moec.compiler.kernels.cpu.emit import (
     Argument,
@@ -40,7 +39,7 @@ from moec.compiler.kernels.cpu.emit import (
 from moec.compiler.kernels.cpu.grouping import Groups, group_by_expert, is_expert
 from moec.compiler.kernels.cpu.machine import Machine
 from moec.compiler.kernels.cpu.math import VectorMath
-from moec.compiler.kernels.cpu.numeric import narrow_store, widen
+from moec.compiler.kernels.cpu.numeric import widen
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -53,12 +52,12 @@ TILE_PAIRS = 64
 """Pairs of one expert whose activations a thread keeps in its second-level cache."""
 
 
-def experts(body: ExpertBody, *, weight_dtype: str, lanes: int, name: str | None = None) -> tirx.PrimFunc:
+def experts(body: ExpertBody, *, lanes: int, name: str | None = None) -> tirx.PrimFunc:
     """The kernel ``experts_<body>(x [T, H], index [T, K], weight [T, K], table [E], out [T, H])``.
 
     Args:
-        body: one expert's shape; its bytes are laid out as ``artifacts.experts.layout`` says.
-        weight_dtype: of ``weight``. ``index`` and ``table`` (addresses) are int64; ``x`` and ``out`` the body's.
+        body: one expert's shape; its bytes are laid out as ``artifacts.experts.layout`` says. ``index`` and ``table``
+            (addresses) are int64, all else is float32.
         lanes: float32 lanes of the target's vectors (16, 8 or 4).
         name: the function's name; ``experts_<body.name>`` by default.
 
@@ -68,13 +67,13 @@ def experts(body: ExpertBody, *, weight_dtype: str, lanes: int, name: str | None
     def emit() -> None:
         tokens, chosen, count = symbol("T"), symbol("K"), symbol("E")
         x, index, weight, table, out = arguments(
-            Argument("x", (tokens, body.hidden), body.dtype),
+            Argument("x", (tokens, body.hidden), "float32"),
             Argument("index", (tokens, chosen), "int64"),
-            Argument("weight", (tokens, chosen), weight_dtype),
+            Argument("weight", (tokens, chosen), "float32"),
             Argument("table", (count,), "int64"),
-            Argument("out", (tokens, body.hidden), body.dtype),
+            Argument("out", (tokens, body.hidden), "float32"),
         )
-        call = _Call(x, index, weight, weight_dtype, table, out, tokens, chosen, count)
+        call = _Call(x, index, weight, table, out, tokens, chosen, count)
         _Experts(body, Machine(lanes), call).emit()
 
     return build(name or f"experts_{body.name}", emit)
@@ -85,7 +84,6 @@ class _Call:
     x: Buffer
     index: Buffer
     weight: Buffer
-    weight_dtype: str
     table: Buffer
     out: Buffer
     tokens: Expr
@@ -110,15 +108,14 @@ class _Experts:
         self.layout = layout(body)
 
     def emit(self) -> None:
-        call, body = self.call, self.body
+        call = self.call
         pairs = keep(call.tokens * call.chosen)
         groups = group_by_expert(call.index, pairs, call.experts)
-        x32 = to_float32(call.x, body.dtype, call.tokens * i64(body.hidden), self.machine)
-        middle = scratch(pairs * i64(body.intermediate))
-        self._gate_up(groups, x32, middle)
+        middle = scratch(pairs * i64(self.body.intermediate))
+        self._gate_up(groups, middle)
         self._down(groups, middle, pairs)
 
-    def _gate_up(self, groups: Groups, x32: Buffer, middle: Buffer) -> None:
+    def _gate_up(self, groups: Groups, middle: Buffer) -> None:
         """``middle[place, i] = activation(gate, up)``, places in order of the experts."""
         tasks, rows = _even(self.body.intermediate)
         stride = -(-rows // self.machine.lanes) * self.machine.lanes
@@ -131,7 +128,7 @@ class _Experts:
 
             def tile(group: _Group) -> None:
                 for part, target in buffers.items():
-                    source = _Source(x32, lambda place: div(groups.pair(place), self.call.chosen))
+                    source = _Source(self.call.x, lambda place: div(groups.pair(place), self.call.chosen))
                     self._product(
                         part,
                         group,
@@ -222,17 +219,17 @@ class _Experts:
     def _combine_vector(
         self, token: Expr, results: Buffer, first: Expr, rows: int, row: Expr, lanes: int
     ) -> None:
-        call, native = self.call, self.machine.native_f16
+        call = self.call
         total = registers(lanes)
         store(total, 0, splat(0.0, lanes), lanes)
         with loop(call.chosen) as choice:
             pair = keep(token * call.chosen + choice)
             with when(is_expert(load(call.index, pair), call.experts)):
-                weight = keep(widen(call.weight, call.weight_dtype, pair, 1, native_f16=native))
+                weight = keep(load(call.weight, pair))
                 value = load(results, pair * i64(rows) + row, lanes)
                 store(total, 0, load(total, 0, lanes) + splat(weight, lanes) * value, lanes)
         place = token * i64(self.body.hidden) + first + row
-        narrow_store(call.out, self.body.dtype, place, load(total, 0, lanes), lanes, native_f16=native)
+        store(call.out, place, load(total, 0, lanes), lanes)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.convert import to_float32
 from moec.compiler.kernels.cpu.dot import Columns, Rows, dot, tiles
 from moec.compiler.kernels.cpu.emit import (
     Argument,
@@ -22,12 +21,13 @@ from moec.compiler.kernels.cpu.emit import (
     div,
     i64,
     keep,
+    load,
     loop,
     mod,
+    store,
     symbol,
 )
 from moec.compiler.kernels.cpu.machine import Machine
-from moec.compiler.kernels.cpu.numeric import narrow_store, widen
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -48,7 +48,7 @@ def linear(
     Args:
         rows: N, the outputs; any number from 1.
         columns: K, the summed dimension, contiguous in memory; any number from 1.
-        dtype: of every tensor: ``bfloat16``, ``float16`` or ``float32``. Sums are float32.
+        dtype: of the weight: ``bfloat16``, ``float16`` or ``float32``. All else is float32.
         batch: B for ``x [B, T, K]``, ``weight [B, N, K]``, ``bias [B, N]``, ``out [B, T, N]``; ``None`` for
             ``x [T, K]``, ``weight [N, K]``, ``bias [N]``, ``out [T, N]``. T is symbolic.
         bias: whether there is one.
@@ -59,10 +59,10 @@ def linear(
     def body() -> None:
         T_ = symbol("T")
         buffers = arguments(
-            Argument("x", (*lead, T_, columns), dtype),
+            Argument("x", (*lead, T_, columns), "float32"),
             Argument("weight", (*lead, rows, columns), dtype),
-            Argument("bias", (*lead, rows), dtype) if bias else None,
-            Argument("out", (*lead, T_, rows), dtype),
+            Argument("bias", (*lead, rows), "float32") if bias else None,
+            Argument("out", (*lead, T_, rows), "float32"),
         )
         _Linear(Machine(lanes), rows, columns, dtype, batch or 1, T_, buffers).emit()
 
@@ -91,7 +91,6 @@ class _Linear:
         )
 
     def emit(self) -> None:
-        x32 = to_float32(self.x, self.dtype, i64(self.batch * self.columns) * self.tokens, self.machine)
         blocks = -(-self.rows // self.block)
         chunks = keep(ceildiv(self.tokens, self.chunk))
         parallel = self.batch * self.rows * self.columns > SERIAL_PRODUCTS
@@ -108,19 +107,19 @@ class _Linear:
                 count,
                 self.machine,
                 lambda rows, columns: self._tile(
-                    x32, row, [first_row + r for r in rows], rows, [first_token + c for c in columns]
+                    row, [first_row + r for r in rows], rows, [first_token + c for c in columns]
                 ),
             )
 
-    def _tile(self, x32: Buffer, row: Expr, rows: list[Expr], within: list[Expr], tokens: list[Expr]) -> None:
-        depth, native = i64(self.columns), self.machine.native_f16
+    def _tile(self, row: Expr, rows: list[Expr], within: list[Expr], tokens: list[Expr]) -> None:
+        depth = i64(self.columns)
         weights = Rows(self.weight, self.dtype, [keep(r * depth) for r in rows])
-        sums = dot(weights, Columns(x32, [keep(t * depth) for t in tokens]), self.columns, self.machine)
+        sums = dot(weights, Columns(self.x, [keep(t * depth) for t in tokens]), self.columns, self.machine)
         for r, number in enumerate(rows):
             shift = None
             if self.bias is not None:
-                shift = keep(widen(self.bias, self.dtype, number, 1, native_f16=native))
+                shift = keep(load(self.bias, number))
             for c, token in enumerate(tokens):
                 value = sums[r][c] if shift is None else sums[r][c] + shift
                 place = token * i64(self.rows) + row + within[r]
-                narrow_store(self.out, self.dtype, place, value, 1, native_f16=native)
+                store(self.out, place, value)

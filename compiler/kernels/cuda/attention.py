@@ -24,7 +24,7 @@ from moec.compiler.kernels.cpu.emit import (
     symbol,
 )
 from moec.compiler.kernels.cuda.cache_append import cache_row
-from moec.compiler.kernels.cuda.threads import read, threads, write
+from moec.compiler.kernels.cuda.threads import read, threads
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -55,14 +55,14 @@ def attention(spec: AttentionSpec) -> tirx.PrimFunc:
         tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
         cache = (pages, spec.kv_heads, PAGE_TOKENS)
         q, k_cache, v_cache, table, sequence, position, sinks, out = arguments(
-            Argument("q", (1, tokens, spec.query_heads, spec.key_dim), spec.dtype),
+            Argument("q", (1, tokens, spec.query_heads, spec.key_dim), "float32"),
             Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
             None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
             Argument("page_table", (sequences, width), "int32"),
             Argument("token_sequence", (tokens,), "int32"),
             Argument("token_position", (tokens,), "int32"),
-            Argument("sinks", (spec.query_heads,), spec.dtype) if spec.sinks else None,
-            Argument("out", (1, tokens, spec.query_heads, spec.value_dim), spec.dtype),
+            Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
+            Argument("out", (1, tokens, spec.query_heads, spec.value_dim), "float32"),
         )
         call = _Call(q, k_cache, v_cache, table, width, sequence, position, sinks, out)
         with threads(tokens * i64(spec.query_heads)) as row:
@@ -78,7 +78,7 @@ def _row(spec: AttentionSpec, call: _Call, row: Expr) -> None:
     first = T.bind(_first(spec, last))
     highest, total, score, scale = (registers(1) for _ in range(4))
     values = registers(spec.value_dim)
-    store(highest, 0, T.float32(LOWEST) if call.sinks is None else read(call.sinks, spec.dtype, head))
+    store(highest, 0, T.float32(LOWEST) if call.sinks is None else load(call.sinks, head))
     store(total, 0, T.float32(0) if call.sinks is None else T.float32(1))
     with loop(spec.value_dim) as d:
         store(values, d, T.float32(0))
@@ -99,7 +99,7 @@ def _row(spec: AttentionSpec, call: _Call, row: Expr) -> None:
             value = read(buffer, spec.dtype, key * i64(size) + d)
             store(values, d, load(values, d) * load(scale, 0) + load(score, 0) * value)
     with loop(spec.value_dim) as d:
-        write(call.out, spec.dtype, row * i64(spec.value_dim) + d, load(values, d) / load(total, 0))
+        store(call.out, row * i64(spec.value_dim) + d, load(values, d) / load(total, 0))
 
 
 def _first(spec: AttentionSpec, last: Expr) -> Expr:
@@ -115,7 +115,7 @@ def _first(spec: AttentionSpec, last: Expr) -> Expr:
 def _score(spec: AttentionSpec, call: _Call, row: Expr, key: Expr, score: Buffer) -> None:
     store(score, 0, T.float32(0))
     with loop(spec.key_dim) as d:
-        left = read(call.q, spec.dtype, row * i64(spec.key_dim) + d)
+        left = load(call.q, row * i64(spec.key_dim) + d)
         store(score, 0, load(score, 0) + left * read(call.k_cache, spec.dtype, key * i64(spec.key_dim) + d))
     scaled = load(score, 0) * T.float32(spec.scaling)
     if spec.softcap:

@@ -17,10 +17,9 @@ from moec.compiler.kernels.cpu.emit import (
     i64,
     load,
     mod,
-    store,
     symbol,
 )
-from moec.compiler.kernels.cuda.threads import threads
+from moec.compiler.kernels.cuda.threads import threads, write
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -35,8 +34,8 @@ def cache_append(spec: AttentionSpec) -> tirx.PrimFunc:
         tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
         step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
         k, v, k_cache, v_cache, table, sequence, position = arguments(
-            Argument("k", (*step, spec.key_dim), spec.dtype),
-            None if spec.latent else Argument("v", (*step, spec.value_dim), spec.dtype),
+            Argument("k", (*step, spec.key_dim), "float32"),
+            None if spec.latent else Argument("v", (*step, spec.value_dim), "float32"),
             Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
             None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
             Argument("page_table", (sequences, width), "int32"),
@@ -51,7 +50,7 @@ def cache_append(spec: AttentionSpec) -> tirx.PrimFunc:
                 token, head = T.bind(div(row, spec.kv_heads)), T.bind(mod(row, spec.kv_heads))
                 place = T.bind(T.cast(load(position, token), "int64"))
                 slot = cache_row(table, width, load(sequence, token), place, spec.kv_heads, head)
-                store(target, slot * i64(size) + mod(number, size), load(source, number))
+                write(target, spec.dtype, slot * i64(size) + mod(number, size), load(source, number))
 
     return build(f"cache_append_{spec.name}", body)
 

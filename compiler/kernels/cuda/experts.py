@@ -28,7 +28,7 @@ from moec.compiler.kernels.cpu.emit import (
     when,
 )
 from moec.compiler.kernels.cuda.activation import evaluate
-from moec.compiler.kernels.cuda.threads import read, threads, write
+from moec.compiler.kernels.cuda.threads import read, threads
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
@@ -46,7 +46,7 @@ class _Call:
     count: Expr
 
 
-def experts(body: ExpertBody, *, weight_dtype: str) -> tirx.PrimFunc:
+def experts(body: ExpertBody) -> tirx.PrimFunc:
     """The kernel ``experts_<body>``; arguments as in ``kernels/cpu/experts.py``.
 
     Two launches: one thread for each value between the two products, then one for each result.
@@ -55,16 +55,16 @@ def experts(body: ExpertBody, *, weight_dtype: str) -> tirx.PrimFunc:
     def emit() -> None:
         tokens, chosen, count = symbol("T"), symbol("K"), symbol("E")
         x, index, weight, table, out = arguments(
-            Argument("x", (tokens, body.hidden), body.dtype),
+            Argument("x", (tokens, body.hidden), "float32"),
             Argument("index", (tokens, chosen), "int64"),
-            Argument("weight", (tokens, chosen), weight_dtype),
+            Argument("weight", (tokens, chosen), "float32"),
             Argument("table", (count,), "int64"),
-            Argument("out", (tokens, body.hidden), body.dtype),
+            Argument("out", (tokens, body.hidden), "float32"),
         )
         call = _Call(x, index, weight, table, out, tokens, chosen, count)
         middle = scratch(tokens * chosen * i64(body.intermediate))
         _up(body, call, middle)
-        _down(body, call, middle, weight_dtype)
+        _down(body, call, middle)
 
     return build(f"experts_{body.name}", emit)
 
@@ -78,15 +78,13 @@ def _up(body: ExpertBody, call: _Call, middle: Buffer) -> None:
             address = T.bind(load(call.table, expert))
             token = T.bind(div(pair, call.chosen))
             values = {
-                name: _dot(
-                    body, name, address, row, lambda k: read(call.x, body.dtype, token * i64(body.hidden) + k)
-                )
+                name: _dot(body, name, address, row, lambda k: load(call.x, token * i64(body.hidden) + k))
                 for name in (("gate", "up") if body.gated else ("up",))
             }
             store(middle, number, evaluate(body.activation, values))
 
 
-def _down(body: ExpertBody, call: _Call, middle: Buffer, weight_dtype: str) -> None:
+def _down(body: ExpertBody, call: _Call, middle: Buffer) -> None:
     with threads(call.tokens * i64(body.hidden)) as number:
         token, row = T.bind(div(number, body.hidden)), T.bind(mod(number, body.hidden))
         total = registers(1)
@@ -98,8 +96,8 @@ def _down(body: ExpertBody, call: _Call, middle: Buffer, weight_dtype: str) -> N
                 address = T.bind(load(call.table, expert))
                 start = T.bind(pair * i64(body.intermediate))
                 value = _dot(body, "down", address, row, lambda i: load(middle, start + i))
-                store(total, 0, load(total, 0) + read(call.weight, weight_dtype, pair) * value)
-        write(call.out, body.dtype, number, load(total, 0))
+                store(total, 0, load(total, 0) + load(call.weight, pair) * value)
+        store(call.out, number, load(total, 0))
 
 
 def _dot(body: ExpertBody, name: str, address: Expr, row: Expr, value: object) -> Expr:

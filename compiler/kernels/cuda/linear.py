@@ -19,7 +19,7 @@ from moec.compiler.kernels.cpu.emit import (
     store,
     symbol,
 )
-from moec.compiler.kernels.cuda.threads import read, threads, write
+from moec.compiler.kernels.cuda.threads import read, threads
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -32,19 +32,19 @@ def linear(*, rows: int, columns: int, dtype: str, batch: int | None, bias: bool
     def body() -> None:
         tokens = symbol("T")
         x, weight, offset, out = arguments(
-            Argument("x", (*lead, tokens, columns), dtype),
+            Argument("x", (*lead, tokens, columns), "float32"),
             Argument("weight", (*lead, rows, columns), dtype),
-            Argument("bias", (*lead, rows), dtype) if bias else None,
-            Argument("out", (*lead, tokens, rows), dtype),
+            Argument("bias", (*lead, rows), "float32") if bias else None,
+            Argument("out", (*lead, tokens, rows), "float32"),
         )
         with threads(i64((batch or 1) * rows) * tokens) as number:
             row, token = T.bind(mod(number, rows)), T.bind(div(number, rows))
             weight_row = T.bind(div(token, tokens) * i64(rows) + row)
             total = registers(1)
-            store(total, 0, T.float32(0) if offset is None else read(offset, dtype, weight_row))
+            store(total, 0, T.float32(0) if offset is None else load(offset, weight_row))
             with loop(columns) as k:
-                left = read(x, dtype, token * i64(columns) + k)
+                left = load(x, token * i64(columns) + k)
                 store(total, 0, load(total, 0) + left * read(weight, dtype, weight_row * i64(columns) + k))
-            write(out, dtype, number, load(total, 0))
+            store(out, number, load(total, 0))
 
     return build("linear", body)

@@ -2,19 +2,18 @@
 
 Before::
 
-    lv = R.permute_dims(w)                              # w [N, K]
+    lv = R.permute_dims(w)                              # w [N, K], bfloat16
     lv1 = R.matmul(x, lv, out_dtype="float32")          # x [1, T, K]
-    lv2 = R.add(lv1, R.astype(b, "float32"))            # where there is a bias
-    gv = R.astype(lv2, "bfloat16")                      # where x is not float32
+    gv = R.add(lv1, b)                                  # where there is a bias
 
 After::
 
     lv = R.reshape(x, (T, K))
-    lv1 = R.call_tir(cls.linear_N_K_bfloat16_bias, (lv, w, b), out_ty=R.Tensor((T, N), "bfloat16"))
+    lv1 = R.call_tir(cls.linear_N_K_bfloat16_bias, (lv, w, b), out_ty=R.Tensor((T, N), "float32"))
     gv = R.reshape(lv1, (1, T, N))
 
 The reshapes cost nothing at run time. A weight ``[B, N, K]`` (one matrix a head) is a batch of B products, with x
-``[B, T, K]``. Products of two activations are left alone.
+``[B, T, K]``. Only weights may be of a narrower type than float32. Products of two activations are left alone.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ class LinearShape:
     rows: int
     columns: int
     dtype: str
+    """Of the weight; all else is float32."""
     batch: int | None
     bias: bool
 
@@ -98,7 +98,7 @@ def _calls(value: Any, operator: str) -> bool:
 
 
 def _match(var: Any, values: Any, users: Any, parameters: set[Any]) -> tuple[Any, LinearMatch] | None:
-    """The product ``var`` with its bias and its cast, or ``None`` where its right side is no weight."""
+    """The product ``var`` with its bias, or ``None`` where its right side is no weight."""
     x, right = values[var].args
     rank = len(right.ty.shape)
     swapped = [*range(rank - 2), rank - 1, rank - 2]
@@ -112,16 +112,11 @@ def _match(var: Any, values: Any, users: Any, parameters: set[Any]) -> tuple[Any
     bias = None
     follower = _only_user(var, users, values)
     if batch is None and follower is not None and _calls(values[follower], "relax.add"):
-        bias = _bias(values[follower].args[1], values, parameters)
+        bias = _bias(values[follower].args[1], parameters)
         if bias is not None:
-            var, follower = follower, _only_user(follower, users, values)
-    dtype = str(x.ty.dtype.dtype)
-    if dtype != "float32":
-        if follower is None or not _calls(values[follower], "relax.astype"):
-            return None
-        if str(follower.ty.dtype.dtype) != dtype:
-            return None
-        var = follower
+            var = follower
+    assert str(x.ty.dtype.dtype) == "float32", "graphs compute in float32"
+    dtype = str(weight.ty.dtype.dtype)
     rows, columns = (int(extent) for extent in list(weight.ty.shape)[-2:])
     shape = LinearShape(rows, columns, dtype, batch, bias is not None)
     return var, LinearMatch(shape, (x, weight) if bias is None else (x, weight, bias))
@@ -132,9 +127,8 @@ def _only_user(var: Any, users: Any, values: Any) -> Any:
     return used_by[0] if len(used_by) == 1 else None
 
 
-def _bias(value: Any, values: Any, parameters: set[Any]) -> Any:
-    source = values[value].args[0] if _calls(values.get(value), "relax.astype") else value
-    return source if source in parameters and len(source.ty.shape) == 1 else None
+def _bias(value: Any, parameters: set[Any]) -> Any:
+    return value if value in parameters and len(value.ty.shape) == 1 else None
 
 
 @mutator
@@ -166,7 +160,7 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]  # TVM has no stubs
         flat = [*leading, tokens, spec.columns]
         if len(flat) != len(x.ty.shape):
             x = emit(relax.op.reshape(x, flat))
-        out = relax.TensorType([*leading, tokens, spec.rows], spec.dtype)
+        out = relax.TensorType([*leading, tokens, spec.rows], "float32")
         result = emit(relax.call_tir(self.kernels[spec], [x, *weights], out))
         return result if len(shape) == len(flat) else emit(relax.op.reshape(result, shape))
 

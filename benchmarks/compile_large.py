@@ -1,0 +1,91 @@
+"""Compile real, full-size configs without their weights: seconds, peak memory, distinct segments.
+
+python -m benchmarks.compile_large deepseek_v3 --target cpu
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import transformers
+
+from benchmarks.common import print_rows, write_result
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {},
+    "qwen3_moe": {},
+    "mixtral": {},
+    "gpt_oss": {},
+    "deepseek_v2": {
+        "hidden_size": 2048,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 6,
+        "q_lora_rank": None,
+        "first_k_dense_replace": 1,
+        "topk_method": "greedy",
+    },
+}
+"""Model types by their default config in transformers (DeepSeek-V3's is the 671B model), or as the fields say."""
+
+
+def write_config(name: str, folder: Path) -> None:
+    """Write ``config.json`` alone: a checkpoint without weights."""
+    config = transformers.AutoConfig.for_model(name, **CONFIGS[name])
+    (folder / "config.json").write_text(json.dumps(config.to_dict() | {"dtype": "bfloat16"}))
+
+
+def compile_modules(checkpoint: Path, output: Path, target: str) -> dict[str, Any]:
+    """``moec compile --modules-only`` in a process of its own; its seconds, peak memory and what it made."""
+    code = (
+        "import re, sys; from pathlib import Path; from moec.__main__ import run\n"
+        "code = run(sys.argv[1:])\n"
+        "status = Path('/proc/self/status').read_text()\n"
+        "print('PEAK', re.search(r'VmHWM:\\s+(\\d+)', status)[1]); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "compile", str(checkpoint), "-o", str(output), "--modules-only"]
+    start = time.perf_counter()
+    done = subprocess.run([*command, "--target", target], check=True, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    peak_kib = int(done.stdout.split("PEAK")[1])
+    model = json.loads((output / "model.json").read_text())
+    return {
+        "target": target,
+        "seconds": round(seconds, 1),
+        "peak GiB": round(peak_kib / 2**20, 2),
+        "steps": len(model["steps"]),
+        "distinct segments": len(model["functions"]),
+    }
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(CONFIGS)), required=True)
+@click.option("--target", default="cpu", show_default=True)
+def main(names: tuple[str, ...], target: str) -> None:
+    """Compile NAMES without weights, one after the other."""
+    rows = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = Path(folder, name)
+            checkpoint.mkdir()
+            write_config(name, checkpoint)
+            rows.append({"model": name, **compile_modules(checkpoint, Path(folder, "modules"), target)})
+    path = write_result(f"compile_large-{target}", rows)
+    print_rows(rows)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
