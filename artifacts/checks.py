@@ -41,6 +41,9 @@ def model_problems(model: ModelRecord) -> Iterator[str]:
 
 
 def _chain_problems(model: ModelRecord) -> Iterator[str]:
+    for value, spec in model.values.items():
+        if spec.dtype in ("bfloat16", "float16"):
+            yield f"the value {value} is {spec.dtype}, but values are computed in float32"
     known = set(CHAIN_INPUTS)
     for number, step in enumerate(model.steps):
         reads, writes = step_values(step)

@@ -57,6 +57,7 @@ class AttentionSpec:
     latent: bool
     """The value is the first ``value_dim`` entries of the key (DeepSeek's MLA); no value cache exists."""
     dtype: DType
+    """Of the cached keys and values; queries, results and sinks are float32."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class ExpertBody:
     down_bias: bool
     activation: Expression
     dtype: DType
+    """Of the expert's weights; its input and result are float32."""
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,13 @@ class ModelRecord:
     model_type: str
     class_name: str
     dtype: DType
+    """Storage type of weight matrices and of the cache; values and arithmetic are float32."""
     vocab_size: int
     hidden_size: int
     max_context: int
     """Tokens, prompt and continuation together."""
     values: dict[ValueId, TensorSpec]
+    """What flows between steps; float32 but for token ids, positions and chosen experts."""
     functions: tuple[FunctionSpec, ...]
     attentions: tuple[AttentionSpec, ...]
     bodies: tuple[ExpertBody, ...]

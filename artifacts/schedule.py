@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 PolicyName: TypeAlias = Literal["lru", "lfru"]
 
+DEFAULT_PRIOR_TOKENS = 32
+"""Of ``lfru``."""
+
 
 @dataclass(frozen=True)
 class LayerProfile:
@@ -66,6 +69,7 @@ class TierBytes:
     activations: int
     slot_tables: int
     stream_buffers: int
+    """Room for experts on their way through; on the CPU alone, for those that it drops again after use."""
     experts: int
 
     @property
@@ -77,7 +81,7 @@ class TierBytes:
 
 @dataclass(frozen=True)
 class Policy:
-    """Which expert leaves its slot for a missed one.
+    """Which expert leaves its slot for a missed one; on the CPU alone, its place in host memory.
 
     ``lfru``: the one with the least ``uses / (age + 1)``, where uses counts the tokens that chose the expert
     (whether or not it had a slot) and age the tokens since the last of them. ``lru``: the one used longest
@@ -100,7 +104,8 @@ class LayerSchedule:
     seeds: int
     """Slots filled at load, with the most used experts."""
     host_experts: int
-    """Experts kept in host memory (pinned, where there is a GPU); the others are read from the file."""
+    """Experts kept in host memory; the others are read from the file. With a GPU these are pinned and always the
+    same; on the CPU alone they are those to begin with, and the policy says who leaves for a missed one."""
     cpu_share: tuple[int, ...]
     """Entry m: of m missed experts the CPU computes so many while the GPU reads the others. Length top-k +
     1."""

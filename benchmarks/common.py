@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from moec.runtime.libraries import default_threads
 from moec.runtime.machine import total_memory
 from moec.runtime.measure import cpu_model
+from moec.runtime.threads import default_threads
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -22,7 +22,7 @@ def write_result(name: str, rows: Any, **facts: Any) -> Path:
     path = RESULTS / f"{name}.json"
     record = {
         "benchmark": name,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "command": shlex.join(["python", *sys.argv]),
         "machine": {
             "processor": cpu_model(),

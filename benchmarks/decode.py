@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from benchmarks.common import print_rows, write_result
-from moec.runtime.libraries import default_threads
+from moec.runtime.threads import default_threads
 
 
 def run_moec(bundle: Path, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:

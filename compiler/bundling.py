@@ -106,7 +106,9 @@ def _pack(
             f"{len(result.extras)} tensors are of no use to the chain and left out: {result.extras[0]} …"
         )
     if result.nonfinite:
-        worst = ", ".join(f"{tensor} ({count} values)" for tensor, count in list(result.nonfinite.items())[:SHOWN])
+        worst = ", ".join(
+            f"{tensor} ({count} values)" for tensor, count in list(result.nonfinite.items())[:SHOWN]
+        )
         around.log.note(f"warning: {len(result.nonfinite)} tensors hold NaN or infinity: {worst}")
     return {file.path.as_posix(): FileRecord(file.size_bytes, file.sha256) for file in result.files}
 

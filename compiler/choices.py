@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from moec.artifacts.model import DType
 from moec.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from moec.artifacts.model import DType
 
 DTYPES: dict[str, DType] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 """Names of ``--dtype``."""

@@ -119,7 +119,8 @@ def evaluate(expression: Expression, values: dict[str, torch.Tensor]) -> torch.T
     if isinstance(expression, str):
         return values[expression]
     if isinstance(expression, (int, float)):
-        return torch.tensor(float(expression))
+        # An operation: of a tensor made here the exported graph would not keep the value.
+        return torch.full((), float(expression))
     operator, *operands = expression
     return OPERATORS[str(operator)](*(evaluate(operand, values) for operand in operands))
 

@@ -27,23 +27,21 @@ class Agreement:
 
 
 def reference_logits(
-    model: Path, sequences: Sequence[Sequence[int]], *, weights: str, compute: str
+    model: Path, sequences: Sequence[Sequence[int]], dtype: str
 ) -> Iterator[np.ndarray[Any, Any]]:
     """Logits ``[T, V]`` float32 of each sequence, from transformers' eager implementation.
 
     Args:
         model: the checkpoint's folder.
         sequences: token ids.
-        weights: dtype that the weights are rounded to first (the bundle's).
-        compute: dtype that they are then computed in.
+        dtype: what transformers loads the weights in and computes in.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     network = AutoModelForCausalLM.from_pretrained(
-        model, dtype=getattr(torch, weights), attn_implementation="eager", experts_implementation="eager"
-    )
-    network = network.to(getattr(torch, compute)).eval()
+        model, dtype=getattr(torch, dtype), attn_implementation="eager", experts_implementation="eager"
+    ).eval()
     with torch.inference_mode():
         for ids in sequences:
             yield network(torch.tensor([list(ids)])).logits[0].float().numpy()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
+from moec.artifacts.footprint import LOGIT_ROWS
 from moec.artifacts.model import TensorSpec
-from moec.runtime.budget import ROW_BLOCK
-from moec.runtime.steps import Allocator, AttentionCall, Frame, resolve
-from moec.runtime.tensors import numpy_view, tensor_of, to_float32
+from moec.runtime.steps import Allocator, AttentionCall, Frame
+from moec.runtime.tensors import tensor_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,7 +56,6 @@ class ChainExecutor:
         self._main, self._last = calls[: model.last_step], calls[model.last_step :]
         assert not any(isinstance(call, AttentionCall) for call in self._last)
         self._crossing = [(slots[name], _spec(model, name)) for name in crossing_values(model)]
-        self._logits = model.values[CHAIN_OUTPUT]
         self._inputs: dict[int, tuple[Any, ...]] = {}
         self._bound: StepBatch | None = None
         self._page_table: Any = None
@@ -105,28 +104,23 @@ class ChainExecutor:
         """Run the last steps on ``rows`` and read their logits."""
         if not rows:
             return np.empty((0, self._model.vocab_size), np.float32)
-        if len(rows) == frame.count <= ROW_BLOCK:
+        if len(rows) == frame.count <= LOGIT_ROWS:
             return self._run_last(frame)
-        blocks = [rows[start : start + ROW_BLOCK] for start in range(0, len(rows), ROW_BLOCK)]
+        blocks = [rows[start : start + LOGIT_ROWS] for start in range(0, len(rows), LOGIT_ROWS)]
         results = [self._run_last(self._gather(frame, block)) for block in blocks]
         return results[0] if len(results) == 1 else np.concatenate(results)
 
     def _run_last(self, frame: Frame) -> NDArray[np.float32]:
         self._run_calls(self._last, frame)
-        tensor = frame.values[self._slots[CHAIN_OUTPUT]]
-        spec = self._logits
-        shape = (frame.count, self._model.vocab_size)
-        if spec.dtype == "float32":
-            return cast("NDArray[np.float32]", np.from_dlpack(tensor).reshape(shape))
-        return to_float32(numpy_view(tensor, spec.dtype, shape), spec.dtype)
+        logits = np.from_dlpack(frame.values[self._slots[CHAIN_OUTPUT]])
+        return cast("NDArray[np.float32]", logits.reshape(frame.count, self._model.vocab_size))
 
     def _gather(self, frame: Frame, rows: list[int]) -> Frame:
         """A frame that has only ``rows`` of the values that the last steps read."""
         values: list[Any] = [None] * len(frame.values)
         for slot, spec in self._crossing:
             tensor = self._allocator.empty(spec, len(rows))
-            source = numpy_view(frame.values[slot], spec.dtype, resolve(spec, frame.count))
-            target = numpy_view(tensor, spec.dtype, resolve(spec, len(rows)))
+            source, target = np.from_dlpack(frame.values[slot]), np.from_dlpack(tensor)
             np.take(source, rows, axis=spec.shape.index("T"), out=target, mode="clip")
             values[slot] = tensor
         return Frame(values, len(rows), None, None, None, frame.recorder)

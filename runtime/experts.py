@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.schedule import PolicyName, RoutingProfile
+    from moec.artifacts.schedule import PolicyName
+    from moec.runtime.residency import LayerPlan
     from moec.runtime.stats import Stats
 
 _MADV_POPULATE_READ = 22
@@ -33,23 +34,22 @@ class ExpertStore:
 
     An expert outside the resident set is only in the file; using it reads it through the page cache. One that
     leaves the set is unmapped from this process's resident memory at once, so that it stays within the
-    budget.
+    budget. Where not all experts fit, those that the plans begin with are read at once; where all do, each is
+    read when it is first used.
 
     Args:
         views: per MoE layer, ``[E, stride]`` bytes of the mapped file.
-        capacity_bytes: the most expert bytes that may be resident.
+        plans: per MoE layer, what it may keep.
         stats: counts hits, misses, evictions and bytes.
         policy: who leaves.
-        profile: the compiler's ranking of experts, to break ties.
     """
 
     def __init__(
         self,
         views: Sequence[NDArray[np.uint8]],
-        capacity_bytes: int,
+        plans: tuple[LayerPlan, ...],
         stats: Stats,
         policy: PolicyName = "lru",
-        profile: RoutingProfile | None = None,
     ) -> None:
         self._views = views
         self._stats = stats
@@ -57,14 +57,16 @@ class ExpertStore:
         self._strides = [view.shape[1] for view in views]
         self._experts = [len(view) for view in views]
         self._complete = [False] * len(views)
-        self.residency = Residency(
-            tuple(self._experts), tuple(self._strides), capacity_bytes, policy, _rank(profile, self._experts)
-        )
+        assert [(len(plan.order), plan.expert_bytes) for plan in plans] == [view.shape for view in views]
+        self.residency = Residency(plans, policy)
         self._tables: list[NDArray[np.int64]] = []
         if self.residency.bounded:
             for view in views:
                 # A huge page would bring an expert's neighbours in with it.
                 _libc.madvise(view.ctypes.data, view.nbytes, mmap.MADV_NOHUGEPAGE)
+            for layer, seeds in enumerate(self.residency.seed()):
+                self._bring(layer, seeds)
+                stats.bytes_moved += len(seeds) * self._strides[layer]
 
     def table(self, layer: int) -> Any:
         """Addresses of the experts of ``layer``, int64 ``[E]``, as kernels take them."""
@@ -93,24 +95,32 @@ class ExpertStore:
             stats.hits += sum(0 <= expert < experts for expert in index[0].tolist())
             return
         chosen = index.ravel()
-        counts = np.bincount(chosen[(chosen >= 0) & (chosen < experts)], minlength=experts)
-        ids = np.flatnonzero(counts)
+        chosen = chosen[(chosen >= 0) & (chosen < experts)]
+        if len(index) == 1:
+            ids = np.array(list(dict.fromkeys(chosen.tolist())), np.int64)
+            counts = np.ones_like(ids)
+        else:
+            ids, counts = np.unique(chosen, return_counts=True)
         if self._complete[layer]:
             stats.hits += ids.size
             return
-        change = self.residency.use(layer, ids, counts[ids], len(index))
+        change = self.residency.use(layer, ids, counts, len(index))
         stats.misses += len(change.missed)
         stats.hits += ids.size - len(change.missed)
         stats.bytes_moved += change.bytes_moved
         stats.evictions += len(change.evicted)
         for evicted_layer, expert in change.evicted:
             self._advise(evicted_layer, expert, expert + 1, mmap.MADV_DONTNEED)
-        for expert in change.missed:
+        self._bring(layer, change.missed)
+        if change.missed and not self.residency.bounded:
+            self._complete[layer] = bool(self.residency.resident[layer].all())
+
+    def _bring(self, layer: int, experts: tuple[int, ...]) -> None:
+        """Have the system read ``experts``; in a bounded set also map them, and nothing else."""
+        for expert in experts:
             self._advise(layer, expert, expert + 1, mmap.MADV_WILLNEED)
         if self.residency.bounded:
-            self._map_exactly(layer, change.missed)
-        elif change.missed:
-            self._complete[layer] = bool(self.residency.resident[layer, : self._experts[layer]].all())
+            self._map_exactly(layer, experts)
 
     def _map_exactly(self, layer: int, missed: tuple[int, ...]) -> None:
         """Map experts now and drop what came along.
@@ -144,13 +154,3 @@ def _runs(numbers: list[int]) -> list[tuple[int, int]]:
         else:
             runs.append((number, number + 1))
     return runs
-
-
-def _rank(profile: RoutingProfile | None, experts: Sequence[int]) -> NDArray[np.int64] | None:
-    """Place of each expert in the profile's order, ``[L, E]``."""
-    if profile is None:
-        return None
-    rank = np.zeros((len(experts), max(experts, default=0)), np.int64)
-    for layer in profile.layers:
-        rank[layer.layer, list(layer.order)] = np.arange(len(layer.order))
-    return rank

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moec.errors import BundleError, DeviceError, MissingDependencyError
+from moec.runtime.threads import use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,10 +65,16 @@ def choose_cpu_target(targets: Sequence[TargetRecord], features: frozenset[str])
     )
 
 
-def load_runtime(threads: int) -> None:
-    """Load TVM's runtime library into the process and size its thread pool (both are shared by all models).
+def load_runtime(threads: int | None) -> int:
+    """Load TVM's runtime library into the process and say how many threads kernels run on.
+
+    Both are shared by all models: the last call decides for all.
+
+    Args:
+        threads: see `moec.runtime.threads.use_threads`.
 
     Raises:
+        RequestError: more threads than a pool has that is running already.
         MissingDependencyError: the package ``apache-tvm`` is not installed or has no runtime library.
     """
     global _runtime_library  # noqa: PLW0603
@@ -84,7 +90,7 @@ def load_runtime(threads: int) -> None:
                 "Install it again: pip install --force-reinstall apache-tvm==0.27.0.post1",
             )
         _runtime_library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-    ffi.get_global_func("runtime.config_threadpool")(1, threads)
+    return use_threads(ffi, threads)
 
 
 def import_tvm_ffi() -> Any:
@@ -135,8 +141,3 @@ class Functions:
             "model.json and the modules were not made together.",
             "Compile the model again.",
         )
-
-
-def default_threads() -> int:
-    """The CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moec.artifacts.footprint import footprint
 from moec.artifacts.model import AttentionStep
-from moec.artifacts.paths import DENSE_NAME
 from moec.artifacts.reader import open_bundle
-from moec.artifacts.schedule import best_schedule
+from moec.artifacts.schedule import DEFAULT_PRIOR_TOKENS, Policy, best_schedule
 from moec.errors import DeviceError
 from moec.runtime.budget import MemoryPlan, parse_memory, plan_memory
 from moec.runtime.engine import Engine, Limits
 from moec.runtime.libraries import (
     Functions,
     choose_cpu_target,
-    default_threads,
     host_cpu_features,
     load_runtime,
 )
 from moec.runtime.machine import available_memory, total_memory
 from moec.runtime.model import Model
 from moec.runtime.request import check_count
+from moec.runtime.residency import plan_layers
 from moec.runtime.stats import Stats
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import PolicyName
     from moec.artifacts.verify import Level
+    from moec.runtime.executor import ChainExecutor
+    from moec.runtime.residency import LayerPlan
 
 
 def load(
@@ -55,8 +57,9 @@ def load(
         host_memory: hard limit on what the model keeps resident (weights, cache, activations): bytes, a text
             such as ``8GiB`` or ``75%``, or a ratio such as 0.75 of the machine's memory. Experts beyond it
             stay in the file. ``None``: no limit. Python itself and its libraries are not counted.
-        cpu_threads: threads of the kernels; ``None``: all CPUs that the process may use. One setting per
-            process.
+        cpu_threads: threads of the kernels; ``None``: all CPUs that the process may use (by its affinity, its
+            cgroup's quota and ``OMP_NUM_THREADS``). The last load decides for all models of the process. Only
+            the first can have more threads than there are CPUs.
         max_batch: sequences that run at once.
         max_step_tokens: tokens of one step; longer prompts are run in several.
         cache_tokens: room in the key-value cache, all sequences together; ``None``: ``max_batch`` full
@@ -73,29 +76,39 @@ def load(
     _check_device(device, device_memory)
     check_count("max_batch", max_batch, least=1)
     check_count("max_step_tokens", max_step_tokens, least=max_batch + 1)
-    threads = default_threads() if cpu_threads is None else cpu_threads
-    check_count("cpu_threads", threads, least=1)
+    if cpu_threads is not None:
+        check_count("cpu_threads", cpu_threads, least=1)
     if cache_tokens is not None:
         check_count("cache_tokens", cache_tokens, least=1)
     budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")
     bundle = open_bundle(path, verify=verify, progress=progress)
     target = choose_cpu_target(bundle.manifest.targets, host_cpu_features())
+    needs = footprint(bundle.model)
     memory = plan_memory(
-        bundle.model,
-        bundle.manifest.files[DENSE_NAME].size_bytes,
+        needs,
+        max_context=bundle.model.max_context,
         host_memory=budget,
         available_bytes=available_memory(),
         cache_tokens=cache_tokens,
         max_batch=max_batch,
         max_step_tokens=max_step_tokens,
     )
-    load_runtime(threads)
+    threads = load_runtime(cpu_threads)
     functions = Functions([bundle.path / name for name in target.files if name.endswith(".so")])
     limits = Limits(max_batch, max_step_tokens, bundle.model.max_context, memory.cache_pages)
-    return _assemble(bundle, functions, target.name, memory, limits)
+    policy = _policy(bundle, memory)
+    layers = plan_layers(needs.layers, bundle.schedule.profile, policy, memory.expert_capacity_bytes)
+    engine, executor = _assemble(bundle, functions, limits, layers, policy.name)
+    return Model(bundle.path, bundle.model, target.name, memory, engine, executor, threads)
 
 
-def _assemble(bundle: Bundle, functions: Functions, target: str, memory: MemoryPlan, limits: Limits) -> Model:
+def _assemble(
+    bundle: Bundle,
+    functions: Functions,
+    limits: Limits,
+    layers: tuple[LayerPlan, ...],
+    policy: PolicyName,
+) -> tuple[Engine, ChainExecutor]:
     # These import tvm_ffi's users, which a process that only inspects bundles never needs.
     from moec.runtime.binding import bind
     from moec.runtime.cache.storage import CacheStorage
@@ -103,20 +116,17 @@ def _assemble(bundle: Bundle, functions: Functions, target: str, memory: MemoryP
 
     stats = Stats()
     views = [bundle.experts_view(layer.layer) for layer in bundle.model.experts]
-    experts = ExpertStore(
-        views, memory.expert_capacity_bytes, stats, _policy(bundle, memory), bundle.schedule.profile
-    )
-    cache = CacheStorage(_attention_layers(bundle.model), memory.cache_pages)
+    experts = ExpertStore(views, layers, stats, policy)
+    cache = CacheStorage(_attention_layers(bundle.model), limits.cache_pages)
     executor = bind(bundle, functions, cache, experts, stats)
-    engine = Engine(executor, limits, bundle.model.vocab_size, stats)
-    return Model(bundle.path, bundle.model, target, memory, engine, executor)
+    return Engine(executor, limits, bundle.model.vocab_size, stats), executor
 
 
-def _policy(bundle: Bundle, memory: MemoryPlan) -> PolicyName:
+def _policy(bundle: Bundle, memory: MemoryPlan) -> Policy:
     """The policy of the schedule for this budget, or of any where none fits."""
     schedules = bundle.schedule.schedules
     schedule = best_schedule(schedules, 0, memory.total_bytes) or next(iter(schedules), None)
-    return "lfru" if schedule is None else schedule.policy.name
+    return Policy("lfru", DEFAULT_PRIOR_TOKENS) if schedule is None else schedule.policy
 
 
 def _attention_layers(model: ModelRecord) -> tuple[AttentionSpec, ...]:

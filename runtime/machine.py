@@ -1,4 +1,4 @@
-"""How much memory this machine has, as far as this process may use it."""
+"""How much memory and how many CPUs this machine has, as far as this process may use them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ def available_memory() -> int:
     free = _meminfo("MemAvailable")
     limit, used = _cgroup("memory.max"), _cgroup("memory.current")
     return free if limit is None or used is None else max(0, min(free, limit - used))
+
+
+def cpu_quota() -> int | None:
+    """Whole CPUs that the process's cgroup may use, rounded up; ``None`` where there is no limit."""
+    try:
+        quota, _, period = (_CGROUP / "cpu.max").read_text().partition(" ")
+    except OSError:
+        return None
+    return -(-int(quota) // int(period)) if quota.isdigit() else None
 
 
 def _meminfo(key: str) -> int:

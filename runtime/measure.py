@@ -13,8 +13,8 @@ from statistics import median
 import numpy as np
 
 from moec.artifacts.machine import MachineRecord
-from moec.runtime.libraries import default_threads
 from moec.runtime.machine import total_memory
+from moec.runtime.threads import default_threads
 
 PROBE_BYTES = 256 << 20
 """Large enough to leave every cache level behind."""

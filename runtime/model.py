@@ -40,6 +40,7 @@ class Model:
         record: ``model.json``.
         memory: what it takes, by purpose.
         target: name of the compiled target that runs.
+        cpu_threads: threads that its kernels run on.
         stats: counters since it was loaded.
     """
 
@@ -51,10 +52,12 @@ class Model:
         memory: MemoryPlan,
         engine: Engine,
         executor: ChainExecutor | None,
+        cpu_threads: int = 1,
     ) -> None:
         self.path = path
         self.record = record
         self.target = target
+        self.cpu_threads = cpu_threads
         self.memory = memory
         self.stats: Stats = engine.stats
         self._engine: Engine | None = engine

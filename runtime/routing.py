@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moec.artifacts.traces import LayerTrace, Traces, layer_trace
-from moec.runtime.tensors import numpy_view, to_float32
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,9 +30,9 @@ class RoutingRecorder:
         self._sequences: dict[int, list[tuple[int, list[Choices]]]] = {}
         self._prompts: dict[int, int] = {}
 
-    def record(self, layer: int, index: NDArray[np.int64], weight: Any, dtype: str) -> None:
-        """Keep one layer's choices ``[T, K]`` and the weights tensor ``[T, K]`` of type ``dtype``."""
-        self._step[layer].append((index.copy(), to_float32(numpy_view(weight, dtype, index.shape), dtype)))
+    def record(self, layer: int, index: NDArray[np.int64], weight: NDArray[np.float32]) -> None:
+        """Keep a copy of one layer's choices ``[T, K]`` and their weights ``[T, K]``."""
+        self._step[layer].append((index.copy(), weight.copy()))
 
     def end_step(self, plan: StepPlan) -> None:
         """Say which tokens the choices recorded since the last call belong to."""

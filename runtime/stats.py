@@ -25,7 +25,7 @@ class Stats:
     misses: int = 0
     evictions: int = 0
     bytes_moved: int = 0
-    """Expert bytes that misses brought from the file tier."""
+    """Expert bytes that came from the file tier: those read at load, and misses."""
     milliseconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """Wall time per stage."""
 

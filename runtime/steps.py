@@ -208,7 +208,7 @@ class ExpertsCall:
         index = cast("NDArray[np.int64]", np.from_dlpack(chosen))
         out = self._allocator.empty(self._spec, frame.count)
         if frame.recorder is not None:
-            frame.recorder.record(self._layer, index, weight, self._specs[2].dtype)
+            frame.recorder.record(self._layer, index, cast("NDArray[np.float32]", np.from_dlpack(weight)))
         parts = self._store.parts(self._layer, index)
         if parts is None:
             self._store.use(self._layer, index)

@@ -1,7 +1,8 @@
-"""Memory that kernels read: aligned buffers, and DLPack views of raw addresses (numpy has no bfloat16).
+"""Memory that kernels read: aligned buffers, and DLPack views of raw addresses.
 
-Kernels use aligned vector loads, so every buffer starts at a multiple of 64 bytes. A view does not own its
-memory: whoever makes one keeps the buffer alive.
+Weights and the cache may be bfloat16, which numpy does not have; the values between steps never are. Kernels use
+aligned vector loads, so every buffer starts at a multiple of 64 bytes. A view does not own its memory: whoever
+makes one keeps the buffer alive.
 """
 
 from __future__ import annotations
@@ -16,16 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 ALIGNMENT_BYTES = 64
-
-NUMPY_STORAGE: dict[str, type[np.generic]] = {
-    "bfloat16": np.uint16,
-    "float16": np.float16,
-    "float32": np.float32,
-    "int64": np.int64,
-    "int32": np.int32,
-    "bool": np.bool_,
-}
-"""How an element of each moec dtype is held in numpy."""
 
 _DLPACK_TYPES = {
     "int64": (0, 64),
@@ -102,24 +93,7 @@ def tensor_at(address: int, dtype: str, shape: tuple[int, ...]) -> Any:
     return tvm_ffi.from_dlpack(_new_capsule(block, b"dltensor", None))
 
 
-def tensor_of(array: NDArray[Any], dtype: str | None = None) -> Any:
-    """A view of a contiguous numpy array; ``dtype="bfloat16"`` reads its uint16 elements as bfloat16."""
+def tensor_of(array: NDArray[Any]) -> Any:
+    """A view of a contiguous numpy array."""
     assert array.flags.c_contiguous
-    return tensor_at(array.ctypes.data, dtype or str(array.dtype), array.shape)
-
-
-def numpy_view(tensor: Any, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A CPU tensor's memory as numpy (bfloat16 as uint16); valid while ``tensor`` is alive."""
-    storage = np.dtype(NUMPY_STORAGE[dtype])
-    size = math.prod(shape) * storage.itemsize
-    memory = (ctypes.c_uint8 * size).from_address(tensor.data_ptr())
-    return np.frombuffer(memoryview(memory), storage).reshape(shape)
-
-
-def to_float32(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """A float32 copy of values whose moec dtype is ``dtype``."""
-    if dtype == "bfloat16":
-        wide = array.astype(np.uint32)
-        np.left_shift(wide, 16, out=wide)
-        return wide.view(np.float32)
-    return array.astype(np.float32)
+    return tensor_at(array.ctypes.data, str(array.dtype), array.shape)

@@ -6,14 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tvm import relax, te, tirx
+from tvm import relax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-
-INJECTIVE = 2
-"""TVM's word for a loop in which each result takes one element of its inputs: later loops fuse with it."""
 
 
 def _dtype(value: Any) -> str:
@@ -107,21 +103,9 @@ def _native_layer_norm(node: Any, importer: Any) -> Any:
 
 
 def _embedding(node: Any, importer: Any) -> Any:
-    """Rows of a table; as a loop of its own, because TVM's ``take`` does not fuse with the cast that follows."""
+    """Rows of a table; ids are clipped, so that a wrong one cannot read outside it."""
     table, ids = importer.retrieve_args(node)[:2]
-    return importer.block_builder.emit_te(
-        _rows, table, ids, primfunc_name_hint="embedding", primfunc_attrs={"op_pattern": INJECTIVE}
-    )
-
-
-def _rows(table: te.Tensor, ids: te.Tensor) -> te.Tensor:
-    """Ids are clipped, so that a wrong one cannot read outside the table."""
-
-    def value(*place: tirx.Expr) -> tirx.Expr:
-        row = tirx.max(tirx.min(ids[place[:-1]], table.shape[0] - 1), tirx.IntImm("int64", 0))
-        return table[row, place[-1]]
-
-    return te.compute((*ids.shape, table.shape[1]), value, name="embedding")
+    return importer.block_builder.emit(relax.op.take(table, ids, axis=0, mode="clip"))
 
 
 def _select(node: Any, importer: Any) -> Any:

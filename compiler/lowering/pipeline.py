@@ -8,6 +8,7 @@ import tvm
 from tvm import relax
 
 from moec.compiler.lowering.kernel_library import kernels_for
+from moec.compiler.lowering.legalize import LEGALIZATIONS
 from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear
 from moec.compiler.lowering.passes.dispatch_topk import DispatchTopk
 from moec.compiler.lowering.passes.order_shape_stores import OrderShapeStores
@@ -37,7 +38,7 @@ def dispatch_passes(target: Target) -> list[Any]:
 def fuse_passes() -> list[Any]:
     """All other operators become loops, and chains of element-wise loops become one."""
     return [
-        relax.transform.LegalizeOps(),
+        relax.transform.LegalizeOps(dict(LEGALIZATIONS)),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 CONSTANT = "constant:"
 
+CACHE_DTYPES: dict[DType, DType] = {"bfloat16": "float16", "float16": "float16", "float32": "float32"}
+"""Of cached keys and values, by the storage type of the weights: of two 16-bit types the one with the longer
+mantissa, since they are small numbers (normed, or products of normed ones) and lose accuracy, not range."""
+
 
 def partition(traced: TracedModel, *, generation: GenerationDefaults, config_sha256: str) -> PartitionedModel:
     """Cut ``traced`` into a chain of steps over distinct segments.
@@ -54,7 +58,14 @@ def partition(traced: TracedModel, *, generation: GenerationDefaults, config_sha
     check_rowwise(graph, traced.symbol, traced.class_name)
     dense, loose = fold(graph, names.__contains__, source_name, stored)
     staging = assign_stages(graph, loose | weight_only(graph, names.__contains__))
-    chain = Chain(traced.symbol, traced.dtype, dense, loose, traced.experts, Functions.empty(traced.symbol))
+    chain = Chain(
+        traced.symbol,
+        CACHE_DTYPES[traced.dtype],
+        dense,
+        loose,
+        traced.experts,
+        Functions.empty(traced.symbol),
+    )
     (logits,) = next(reversed(graph.nodes)).all_input_nodes
     chain.build(staging, tokens, positions, logits)
     packing = _packing(chain, traced, config_sha256)
@@ -103,7 +114,9 @@ def _packing(chain: Chain, traced: TracedModel, config_sha256: str) -> PackingRe
         for source in item.sources:
             if not _is_constant(source):
                 narrow = item.dtype != "float32"
-                dtypes[source] = DTYPE_NAMES[traced.stored[source]] if narrow else dtypes.get(source, "float32")
+                dtypes[source] = (
+                    DTYPE_NAMES[traced.stored[source]] if narrow else dtypes.get(source, "float32")
+                )
     for experts in chain.sources:
         for name in (experts.up, experts.down, experts.up_bias, experts.down_bias):
             if name is not None:

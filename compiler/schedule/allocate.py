@@ -1,8 +1,4 @@
-"""Hand out bytes to experts, one at a time, in an order that no budget changes.
-
-Whatever the budget, a prefix of the same order is taken: so a larger budget keeps everything that a smaller
-one keeps, and what falls with each expert (misses, milliseconds) falls with the budget.
-"""
+"""The order in which experts get a slot on the device; see ``artifacts.hosting`` for host memory."""
 
 from __future__ import annotations
 
@@ -16,21 +12,10 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from moec.compiler.schedule.facts import LayerFacts
+    from moec.artifacts.footprint import LayerFootprint
 
 
-def take_prefix(order: Sequence[int], layers: Sequence[LayerFacts], budget_bytes: int) -> list[int]:
-    """How many experts each layer gets from ``order`` (layer numbers) before the budget is spent."""
-    counts = [0] * len(layers)
-    for layer in order:
-        budget_bytes -= layers[layer].stride_bytes
-        if budget_bytes < 0:
-            break
-        counts[layer] += 1
-    return counts
-
-
-def slot_order(curves: Sequence[npt.NDArray[np.float64]], layers: Sequence[LayerFacts]) -> list[int]:
+def slot_order(curves: Sequence[npt.NDArray[np.float64]], layers: Sequence[LayerFootprint]) -> list[int]:
     """Layer numbers in the order in which they get a slot: the most milliseconds saved per byte first.
 
     Args:
@@ -41,20 +26,6 @@ def slot_order(curves: Sequence[npt.NDArray[np.float64]], layers: Sequence[Layer
     for number, (curve, facts) in enumerate(zip(curves, layers, strict=True)):
         rates = hull_rates(curve) / facts.stride_bytes
         units += [(-float(rate), slot, number) for slot, rate in enumerate(rates)]
-    return [number for _, _, number in sorted(units)]
-
-
-def host_order(use_shares: Sequence[Sequence[float]]) -> list[int]:
-    """Layer numbers in the order in which they get an expert in host memory: the most used expert first.
-
-    Args:
-        use_shares: for each layer, use of its experts in the profile's order, never rising.
-    """
-    units = [
-        (-share, rank, number)
-        for number, shares in enumerate(use_shares)
-        for rank, share in enumerate(shares)
-    ]
     return [number for _, _, number in sorted(units)]
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.artifacts.schedule import LayerProfile, Policy, RoutingProfile
-from moec.compiler.schedule.policies import DEFAULT_PRIOR_TOKENS, stack_distances
+from moec.artifacts.schedule import DEFAULT_PRIOR_TOKENS, LayerProfile, Policy, RoutingProfile
+from moec.compiler.schedule.policies import stack_distances
 from moec.errors import BundleError
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from moec.artifacts.footprint import LayerFootprint
     from moec.artifacts.machine import MachineRecord
     from moec.compiler.schedule.analysis import LayerAnalysis
-    from moec.compiler.schedule.facts import LayerFacts
 
 BYTES_PER_MS = 1e6
 """At 1 GB/s."""
@@ -41,7 +41,7 @@ class TokenCost:
     file_misses: float
 
 
-def miss_cost(machine: MachineRecord, layer: LayerFacts) -> MissCost:
+def miss_cost(machine: MachineRecord, layer: LayerFootprint) -> MissCost:
     """Split misses between the link and the CPU, which both draw on the bandwidth of host memory."""
     size = layer.expert_bytes / BYTES_PER_MS
     link = min(machine.link_gb_s, machine.gpu_bandwidth_gb_s)
@@ -62,7 +62,7 @@ def miss_cost(machine: MachineRecord, layer: LayerFacts) -> MissCost:
 
 def token_cost(
     machine: MachineRecord,
-    facts: LayerFacts,
+    facts: LayerFootprint,
     analysis: LayerAnalysis,
     cost: MissCost,
     slots: int,
@@ -79,10 +79,10 @@ def token_cost(
 
 
 def cpu_token_cost(
-    machine: MachineRecord, facts: LayerFacts, analysis: LayerAnalysis, host_experts: int
+    machine: MachineRecord, facts: LayerFootprint, analysis: LayerAnalysis, host_experts: int
 ) -> TokenCost:
-    """One MoE layer on the CPU alone; a miss is an expert that is not in host memory."""
-    in_file = (analysis.ranks >= host_experts).sum(axis=1)
+    """One MoE layer on the CPU alone, where the policy moves experts between file and host memory."""
+    in_file = (analysis.distances > host_experts).sum(axis=1)
     resident = facts.top_k * facts.expert_bytes / BYTES_PER_MS / machine.host_bandwidth_gb_s
     times = resident + _file_times(machine, facts, in_file)
     return TokenCost(
@@ -91,7 +91,7 @@ def cpu_token_cost(
 
 
 def slot_curve(
-    machine: MachineRecord, facts: LayerFacts, analysis: LayerAnalysis, cost: MissCost
+    machine: MachineRecord, facts: LayerFootprint, analysis: LayerAnalysis, cost: MissCost
 ) -> npt.NDArray[np.float64]:
     """Milliseconds of a MoE layer with 0..E slots, ``[E + 1]``, never rising; every expert in host memory."""
     tokens, top_k = analysis.distances.shape
@@ -109,11 +109,11 @@ def dense_milliseconds(machine: MachineRecord, dense_bytes: int, *, on_device: b
     return dense_bytes / BYTES_PER_MS / speed
 
 
-def _resident_time(machine: MachineRecord, facts: LayerFacts) -> float:
+def _resident_time(machine: MachineRecord, facts: LayerFootprint) -> float:
     return facts.top_k * facts.expert_bytes / BYTES_PER_MS / machine.gpu_bandwidth_gb_s
 
 
 def _file_times(
-    machine: MachineRecord, facts: LayerFacts, in_file: npt.NDArray[np.int64]
+    machine: MachineRecord, facts: LayerFootprint, in_file: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
     return np.asarray(in_file, np.float64) * (facts.expert_bytes / BYTES_PER_MS / machine.disk_gb_s)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from moec.artifacts.footprint import footprint
+from moec.artifacts.hosting import Hosted, host_experts, host_order, take_prefix
 from moec.artifacts.schedule import (
     Budgets,
     LayerSchedule,
@@ -15,10 +17,9 @@ from moec.artifacts.schedule import (
     TierBytes,
 )
 from moec.compiler.schedule import cost
-from moec.compiler.schedule.allocate import host_order, slot_order, take_prefix
+from moec.compiler.schedule.allocate import slot_order
 from moec.compiler.schedule.analysis import Analysis, analyse
 from moec.compiler.schedule.cost import MissCost, TokenCost
-from moec.compiler.schedule.facts import STREAM_BUFFERS, ModelFacts, model_facts
 from moec.errors import BudgetError
 
 if TYPE_CHECKING:
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from moec.artifacts.footprint import Footprint, LayerFootprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import PolicyName
     from moec.artifacts.traces import Traces
-    from moec.compiler.schedule.facts import LayerFacts
+
+STREAM_BUFFERS = 2
+"""One is filled while the other is read."""
 
 
 def plan(
@@ -79,7 +83,7 @@ def plan_analysed(
     analysis: Analysis, model: ModelRecord, budgets: Budgets, machine: MachineRecord
 ) -> Schedule:
     """As ``plan``, with the traces already analysed, so that many budgets cost one replay."""
-    facts = model_facts(model)
+    facts = footprint(model)
     on_device = machine.gpu_name is not None and budgets.device_memory_bytes > 0
     device_limit = min(budgets.device_memory_bytes, machine.gpu_memory_bytes) if on_device else 0
     host_limit = min(budgets.host_memory_bytes, machine.host_memory_bytes)
@@ -87,7 +91,7 @@ def plan_analysed(
     _require("device", device.total, device_limit)
     _require("host", host.total + (0 if on_device else facts.working_set_bytes), host_limit)
     shares = [layer.use_share for layer in analysis.profile.layers]
-    hosted = take_prefix(host_order(shares), facts.layers, host_limit - host.total)
+    host, hosted = _host_tier(host, facts, shares, host_limit, on_device=on_device)
     splits = [_miss_cost(machine, layer, on_device=on_device) for layer in facts.layers]
     slots = [0] * len(facts.layers)
     if on_device:
@@ -98,7 +102,7 @@ def plan_analysed(
         machine=machine,
         budgets=budgets,
         device=_with_experts(device, facts, slots),
-        host=_with_experts(host, facts, hosted),
+        host=host,
         policy=analysis.policy,
         layers=tuple(
             LayerSchedule(layer.layer, slot, slot, kept, split.cpu_share)
@@ -114,7 +118,7 @@ def plan_analysed(
 
 
 def _slot_curves(
-    machine: MachineRecord, facts: ModelFacts, analysis: Analysis, splits: Sequence[MissCost]
+    machine: MachineRecord, facts: Footprint, analysis: Analysis, splits: Sequence[MissCost]
 ) -> list[npt.NDArray[np.float64]]:
     layers = zip(facts.layers, analysis.layers, splits, strict=True)
     return [cost.slot_curve(machine, layer, replay, split) for layer, replay, split in layers]
@@ -122,7 +126,7 @@ def _slot_curves(
 
 def _token_costs(
     machine: MachineRecord,
-    facts: ModelFacts,
+    facts: Footprint,
     analysis: Analysis,
     splits: Sequence[MissCost],
     slots: Sequence[int],
@@ -142,7 +146,7 @@ def _token_costs(
     ]
 
 
-def _fixed_bytes(facts: ModelFacts, budgets: Budgets, *, on_device: bool) -> tuple[TierBytes, TierBytes]:
+def _fixed_bytes(facts: Footprint, budgets: Budgets, *, on_device: bool) -> tuple[TierBytes, TierBytes]:
     """What must lie on the device and on the host before any routed expert does."""
     model = TierBytes(
         dense_weights=facts.dense_bytes,
@@ -157,6 +161,24 @@ def _fixed_bytes(facts: ModelFacts, budgets: Budgets, *, on_device: bool) -> tup
     return (model, other) if on_device else (other, model)
 
 
+def _host_tier(
+    fixed: TierBytes,
+    facts: Footprint,
+    shares: Sequence[Sequence[float]],
+    limit: int,
+    *,
+    on_device: bool,
+) -> tuple[TierBytes, tuple[int, ...]]:
+    """Fill host memory with experts; on the CPU alone, whatever a token chooses must find room besides."""
+    room = limit - fixed.total
+    if on_device:
+        hosted = Hosted(tuple(take_prefix(host_order(shares), facts.layers, room)), 0)
+    else:
+        hosted = host_experts(facts.layers, shares, room)
+    tier = dataclasses.replace(fixed, stream_buffers=hosted.transient_bytes)
+    return _with_experts(tier, facts, hosted.counts), hosted.counts
+
+
 def _require(tier: str, needed: int, limit: int) -> None:
     if needed > limit:
         raise BudgetError(
@@ -166,12 +188,12 @@ def _require(tier: str, needed: int, limit: int) -> None:
         )
 
 
-def _with_experts(tier: TierBytes, facts: ModelFacts, counts: Sequence[int]) -> TierBytes:
+def _with_experts(tier: TierBytes, facts: Footprint, counts: Sequence[int]) -> TierBytes:
     experts = sum(count * layer.stride_bytes for count, layer in zip(counts, facts.layers, strict=True))
     return dataclasses.replace(tier, experts=experts)
 
 
-def _miss_cost(machine: MachineRecord, layer: LayerFacts, *, on_device: bool) -> MissCost:
+def _miss_cost(machine: MachineRecord, layer: LayerFootprint, *, on_device: bool) -> MissCost:
     if on_device:
         return cost.miss_cost(machine, layer)
     # The CPU alone computes whatever it is given.
@@ -180,7 +202,7 @@ def _miss_cost(machine: MachineRecord, layer: LayerFacts, *, on_device: bool) ->
 
 def _predict(
     machine: MachineRecord,
-    facts: ModelFacts,
+    facts: Footprint,
     tokens: Sequence[TokenCost],
     *,
     on_device: bool,

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-DEFAULT_PRIOR_TOKENS = 32
-
 
 class Scorer(Protocol):
     """Scores experts while a trace is replayed; the least score leaves first."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from moec.artifacts.footprint import footprint
 from moec.artifacts.schedule import Budgets
-from moec.compiler.schedule.facts import STREAM_BUFFERS, model_facts
 from moec.compiler.schedule.machines import CONTEXT_TOKENS, STEP_TOKENS
+from moec.compiler.schedule.planner import STREAM_BUFFERS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -26,9 +27,8 @@ def share_budgets(
     They are the first of ``machines``, with their sizes set aside so that every row is there; ``kinds`` are those
     of the bundle's targets.
     """
-    facts = model_facts(model)
+    facts = footprint(model)
     context = min(model.max_context, CONTEXT_TOKENS)
-    experts = sum(layer.experts * layer.stride_bytes for layer in facts.layers)
     fixed = (
         facts.dense_bytes
         + facts.cache_bytes(context)
@@ -41,7 +41,7 @@ def share_budgets(
             continue
         roomy = dataclasses.replace(machine, gpu_memory_bytes=1 << 60, host_memory_bytes=1 << 60)
         for share in SHARES:
-            held = int(experts * share)
+            held = int(facts.experts_bytes * share)
             if kind == "cpu":
                 budgets = Budgets(0, max(fixed + held, fixed + facts.working_set_bytes), context, STEP_TOKENS)
             else:

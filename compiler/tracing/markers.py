@@ -15,15 +15,15 @@ MARKERS = (ATTENTION, EXPERTS)
 
 @torch.library.custom_op("moec::linear", mutates_args=())
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``x @ weight^T + bias`` with float32 accumulation and the dtype of ``x``.
+    """``x @ weight^T + bias`` in float32, whatever the storage type of ``weight``.
 
     Args:
         x: ``[..., K]``, or ``[B, T, K]`` where the weight is batched.
         weight: ``[N, K]``, or batched ``[B, N, K]``; K is contiguous.
         bias: ``[N]`` or ``[B, 1, N]``.
     """
-    product = torch.matmul(x.float(), weight.float().transpose(-1, -2))
-    return (product if bias is None else product + bias.float()).to(x.dtype)
+    product = torch.matmul(x, weight.float().transpose(-1, -2))
+    return product if bias is None else product + bias
 
 
 @linear.register_fake

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.footprint import LOGIT_ROWS
 from moec.runtime.cache.pages import pages_for
 from moec.runtime.engine.batch import Executor, StepBatch
 from moec.runtime.engine.scheduler import Limits, Scheduler, StepPlan
@@ -114,8 +115,10 @@ class Engine:
     def _score_chunks(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
         logits = np.empty((len(tokens), self._vocab_size), np.float32)
         batch = self._batch
-        for start in range(0, len(tokens), batch.capacity):
-            chunk = list(tokens[start : start + batch.capacity])
+        # All rows' logits are wanted, so no more tokens than the rows that memory was set aside for.
+        count = min(batch.capacity, LOGIT_ROWS)
+        for start in range(0, len(tokens), count):
+            chunk = list(tokens[start : start + count])
             batch.fill([(self.scheduler.spare_row, start, chunk)], list(range(len(chunk))))
             logits[start : start + len(chunk)] = self._executor.run(batch)
         self.stats.prompt_tokens += len(tokens)

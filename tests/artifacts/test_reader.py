@@ -232,6 +232,7 @@ MODEL_EDITS = {
     "logits": lambda model: model["steps"].pop(),
     "again": lambda model: model["steps"][2].update(output="q0"),
     "two functions": lambda model: model["functions"].append(model["functions"][0]),
+    "computed in float32": lambda model: model["values"]["q0"].update(dtype="bfloat16"),
     "chooses": lambda model: model["experts"][0].update(top_k=9),
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import warnings
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,8 @@ from moec.compiler.lowering.fatbin import FatbinEntry, architectures, read_fatbi
 from moec.compiler.lowering.lower import LoweredModule, lower
 from moec.compiler.lowering.nvrtc import compile_cubin, cuda_root
 from moec.compiler.lowering.targets import CUDA_ARCHITECTURES, parse_target
-from moec.compiler.partition import partition
-from moec.compiler.trace import trace
 from moec.errors import CompileError, MissingDependencyError
-from tests.support.segments import GENERATION
-from tests.support.tiny_models import TINY
+from tests.support.graphs import parts
 
 PTX = b".version 9.1\n.target sm_120\n"
 
@@ -38,16 +34,13 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("cuda")
-    _lower("deepseek_v3", "cuda", output)
+    _lower("mixtral", "cuda", output)
     return output
 
 
 def _lower(name: str, target: str, output: Path) -> LoweredModule:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        traced = trace(TINY[name]().to_dict(), dtype="bfloat16", max_context=64)
-    parts = partition(traced, generation=GENERATION, config_sha256="0" * 64)
-    return lower(parts.model, parts.functions, parse_target(target), output)
+    model = parts(name, "bfloat16")
+    return lower(model.model, model.functions, parse_target(target), output)
 
 
 @needs_compiler
@@ -82,8 +75,10 @@ def test_every_kernel_of_the_table_is_in_the_machine_code(folder: Path) -> None:
 
 
 @needs_compiler
-def test_one_named_architecture(tmp_path: Path) -> None:
-    module = _lower("gpt_oss", "cuda-sm_89", tmp_path)
+@pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3"])
+def test_one_named_architecture(name: str, tmp_path: Path) -> None:
+    """Of models whose attention has sinks, and latents."""
+    module = _lower(name, "cuda-sm_89", tmp_path)
     assert [str(path) for path in module.files] == ["host.so", "kernels.fatbin", "kernels.json"]
     assert architectures(tmp_path / "kernels.fatbin") == ["sm_89", "compute_89"]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from moec.compiler.lowering.lower import lower
 from moec.compiler.lowering.targets import parse_target
 from moec.errors import CompileError
-from tests.support.segments import Graph, Module, Norm, Router, bare_model, trace
+from tests.support.segments import Embed, Graph, Module, Norm, Router, bare_model, trace
 
 TOKENS = (1, 3, 1200)
 """One, a few, and enough that the loops are shared between threads."""
@@ -26,7 +27,14 @@ def _segments() -> dict[str, Graph]:
     torch.manual_seed(0)
     norm = (torch.randn(1, 5, 64), torch.randn(64), torch.randn(24, 64), torch.randn(24))
     router = (torch.randn(5, 32), torch.randn(12, 32), torch.randn(12))
-    return {"segment_0": trace(Norm(), norm, 1), "segment_1": trace(Router(), router, 0)}
+    embed = (torch.zeros(1, 5, dtype=torch.int64), torch.randn(37, 64).bfloat16())
+    narrow = (norm[0], norm[1], norm[2].half(), norm[3])
+    return {
+        "segment_0": trace(Norm(), norm, 1),
+        "segment_1": trace(Router(), router, 0),
+        "segment_2": trace(Embed(), embed, 1),
+        "segment_3": trace(Norm(), narrow, 1),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +51,35 @@ def test_norm_and_biased_product(compiled: Compiled, tokens: int) -> None:
     found = Module(compiled.path)("segment_0", *arguments)
     for value, expected in zip(found, Norm()(*arguments), strict=True):
         np.testing.assert_allclose(value, expected.numpy(), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_product_with_a_narrow_weight(compiled: Compiled, tokens: int) -> None:
+    arguments = torch.randn(1, tokens, 64), torch.randn(64), torch.randn(24, 64).half(), torch.randn(24)
+    found = Module(compiled.path)("segment_3", *arguments)
+    for value, expected in zip(found, Norm()(*arguments), strict=True):
+        np.testing.assert_allclose(value, expected.numpy(), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_rows_of_a_narrow_table(compiled: Compiled, tokens: int) -> None:
+    ids, table = torch.randint(0, 37, (1, tokens)), torch.randn(37, 64).bfloat16()
+    rows, logits = Module(compiled.path)("segment_2", ids, table)
+    expected_rows, expected_logits = Embed()(ids, table)
+    np.testing.assert_array_equal(rows, expected_rows.numpy())
+    np.testing.assert_allclose(logits, expected_logits.numpy(), rtol=1e-5, atol=2e-5)
+
+
+def test_wrong_ids_stay_within_the_table(compiled: Compiled) -> None:
+    table = torch.randn(37, 64).bfloat16()
+    rows, _ = Module(compiled.path)("segment_2", torch.tensor([[-5, 37, 1 << 40]]), table)
+    np.testing.assert_array_equal(rows[0], table[[0, 36, 36]].float().numpy())
+
+
+def test_rows_are_looked_up_and_widened_in_one_loop(compiled: Compiled) -> None:
+    (fused,) = compiled.dump.glob("*-FuseTIR.py")
+    calls = re.findall(r"cls\.(\w*take\w*)", fused.read_text())
+    assert [name.rstrip("0123456789") for name in calls] == ["fused_take_cast"]
 
 
 @pytest.mark.parametrize("tokens", TOKENS)

@@ -15,6 +15,7 @@ from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear, Linear
 from moec.compiler.lowering.passes.dispatch_topk import DispatchTopk
 from moec.compiler.lowering.passes.order_shape_stores import OrderShapeStores
 from moec.compiler.lowering.passes.schedule_cpu import ScheduleCpu
+from moec.compiler.lowering.pipeline import fuse_passes
 
 HEADER = """@I.ir_module
 class Module:
@@ -22,13 +23,11 @@ class Module:
 
 LINEAR_BEFORE = """
     @R.function
-    def main(x: R.Tensor((1, 6, 8), "bfloat16"), w: R.Tensor((4, 8), "bfloat16"), b: R.Tensor((4,), "bfloat16")):
+    def main(x: R.Tensor((1, 6, 8), "float32"), w: R.Tensor((4, 8), "bfloat16"), b: R.Tensor((4,), "float32")):
         with R.dataflow():
             wt = R.permute_dims(w, axes=[1, 0])
             product = R.matmul(x, wt, out_dtype="float32")
-            wide = R.astype(b, dtype="float32")
-            shifted = R.add(product, wide)
-            y = R.astype(shifted, dtype="bfloat16")
+            y = R.add(product, b)
             gv = (y,)
             R.output(gv)
         return gv
@@ -36,10 +35,21 @@ LINEAR_BEFORE = """
 
 LINEAR_AFTER = [
     "R.reshape(x, R.shape([6, 8]))",
-    'R.call_tir(linear_4_8_bfloat16_bias, (lv, w, b), out_ty=R.Tensor((6, 4), dtype="bfloat16"))',
+    'R.call_tir(linear_4_8_bfloat16_bias, (lv, w, b), out_ty=R.Tensor((6, 4), dtype="float32"))',
     "R.reshape(lv1, R.shape([1, 6, 4]))",
     "(lv2,)",
 ]
+
+TAKE_BEFORE = """
+    @R.function
+    def main(x: R.Tensor((1, 6), "int64"), w: R.Tensor((4, 8), "bfloat16")):
+        with R.dataflow():
+            rows = R.take(w, x, axis=0, mode="clip")
+            wide = R.astype(rows, dtype="float32")
+            gv = (wide,)
+            R.output(gv)
+        return gv
+"""
 
 TOPK_BEFORE = """
     @R.function
@@ -64,8 +74,70 @@ SHAPES_BEFORE = """
     @T.prim_func(private=True, s_tir=True)
     def shape_func(H: T.Buffer((T.int64(3),), "int64")):
         T.func_attr({"tirx.is_host_func": True})
+        H[T.int64(2)] = T.int64(7) * H[T.int64(0)]
+        H[T.int64(1)] = T.int64(9) * H[T.int64(0)]
+
+    @T.prim_func(private=True, s_tir=True)
+    def shape_func1(H: T.Buffer((T.int64(3),), "int64")):
+        T.func_attr({"tirx.is_host_func": True})
         H[T.int64(2)] = T.int64(1024) * H[T.int64(0)]
         H[T.int64(1)] = T.int64(512) * H[T.int64(0)]
+
+    @T.prim_func(private=True, s_tir=True)
+    def shape_func2(H: T.Buffer((T.int64(3),), "int64")):
+        T.func_attr({"tirx.is_host_func": True})
+        H[T.int64(1)] = T.int64(512) * H[T.int64(0)]
+        H[T.int64(2)] = T.int64(1024) * H[T.int64(0)]
+
+    @R.function(pure=False)
+    def segment_0(heap: R.Tensor((3,), "int64")):
+        cls = Module
+        _0: R.Tuple = cls.shape_func2(heap)
+        return heap
+
+    @R.function(pure=False)
+    def segment_1(heap: R.Tensor((3,), "int64")):
+        cls = Module
+        _0: R.Tuple = cls.shape_func(heap)
+        return heap
+
+    @R.function(pure=False)
+    def segment_2(heap: R.Tensor((3,), "int64")):
+        cls = Module
+        _0: R.Tuple = cls.shape_func1(heap)
+        return heap
+"""
+
+SHAPES_AFTER = """
+    @T.prim_func(private=True, s_tir=True)
+    def shape_func(H: T.Buffer((T.int64(3),), "int64")):
+        T.func_attr({"tirx.is_host_func": True})
+        H[T.int64(1)] = T.int64(512) * H[T.int64(0)]
+        H[T.int64(2)] = T.int64(1024) * H[T.int64(0)]
+
+    @T.prim_func(private=True, s_tir=True)
+    def shape_func1(H: T.Buffer((T.int64(3),), "int64")):
+        T.func_attr({"tirx.is_host_func": True})
+        H[T.int64(1)] = T.int64(9) * H[T.int64(0)]
+        H[T.int64(2)] = T.int64(7) * H[T.int64(0)]
+
+    @R.function(pure=False)
+    def segment_0(heap: R.Tensor((3,), "int64")):
+        cls = Module
+        _0: R.Tuple = cls.shape_func(heap)
+        return heap
+
+    @R.function(pure=False)
+    def segment_1(heap: R.Tensor((3,), "int64")):
+        cls = Module
+        _0: R.Tuple = cls.shape_func1(heap)
+        return heap
+
+    @R.function(pure=False)
+    def segment_2(heap: R.Tensor((3,), "int64")):
+        cls = Module
+        _0: R.Tuple = cls.shape_func(heap)
+        return heap
 """
 
 SUM_BEFORE = """
@@ -116,6 +188,16 @@ def test_dispatch_linear_leaves_products_of_activations() -> None:
     assert "R.matmul" in str(apply(DispatchLinear(kernels().linear), before)["main"])
 
 
+def test_legalized_take_fuses_with_the_cast_after_it() -> None:
+    module = parse(TAKE_BEFORE)
+    for step in fuse_passes():
+        module = apply(step, module)
+    assert bindings(module) == [
+        'R.call_tir(fused_take_cast, (w, x), out_ty=R.Tensor((1, 6, 8), dtype="float32"))',
+        "(lv,)",
+    ]
+
+
 def test_linear_names_are_distinct() -> None:
     shapes = [
         LinearShape(4, 8, "float32", None, bias=False),
@@ -141,11 +223,7 @@ def test_dispatch_topk_leaves_the_smallest() -> None:
 
 def test_order_shape_stores() -> None:
     after = apply(OrderShapeStores(), parse(SHAPES_BEFORE))
-    lines = SHAPES_BEFORE.strip().splitlines()
-    expected = parse(
-        "\n".join(["", *(f"    {line.strip()}" for line in lines[:2]), lines[2], lines[4], lines[3], ""])
-    )
-    tvm.ir.assert_structural_equal(after, expected)
+    tvm.ir.assert_structural_equal(after, parse(SHAPES_AFTER))
 
 
 def test_schedule_cpu_sums_in_lanes() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,21 @@ import onnxruntime
 import pytest
 import torch
 
-from moec.artifacts.model import ExpertBody, TensorSpec
+from moec.artifacts.model import DType, ExpertBody, TensorSpec
 from moec.compiler.lowering.lower import lower
 from moec.compiler.lowering.targets import parse_target
 from moec.compiler.onnx_export import ExpertModule, expert_inputs, export_onnx
-from moec.compiler.partition import PartitionedModel, partition
-from moec.compiler.trace import trace
-from tests.support.segments import GENERATION, Module
-from tests.support.tiny_models import TINY
+from moec.compiler.partition import PartitionedModel
+from tests.support.graphs import parts
+from tests.support.segments import Module
+
+CASES: list[tuple[str, DType]] = [("deepseek_v3", "bfloat16"), ("gpt_oss", "float16")]
+ONNX_TYPES = {
+    torch.bfloat16: onnx.TensorProto.BFLOAT16,
+    torch.float16: onnx.TensorProto.FLOAT16,
+    torch.float32: onnx.TensorProto.FLOAT,
+    torch.int64: onnx.TensorProto.INT64,
+}
 
 
 @dataclass(frozen=True)
@@ -30,16 +36,13 @@ class Exported:
     module: Path
 
 
-@pytest.fixture(scope="module", params=["deepseek_v3"])
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        traced = trace(TINY[request.param]().to_dict(), dtype="float32", max_context=64)
-    parts = partition(traced, generation=GENERATION, config_sha256="0" * 64)
+    model = parts(*request.param)
     folder, output = tmp_path_factory.mktemp("onnx") / "deep" / "folder", tmp_path_factory.mktemp("module")
-    export_onnx(parts, folder)
-    lower(parts.model, parts.functions, parse_target("cpu"), output)
-    return Exported(parts, folder, output / "model.so")
+    export_onnx(model, folder)
+    lower(model.model, model.functions, parse_target("cpu"), output)
+    return Exported(model, folder, output / "model.so")
 
 
 def test_one_checked_file_for_each_segment_and_expert(exported: Exported) -> None:
@@ -56,6 +59,22 @@ def test_tokens_are_the_dynamic_dimension(exported: Exported) -> None:
         1,
         "T",
     ]
+
+
+def test_narrow_weights_are_cast_and_then_multiplied_in_float32(exported: Exported) -> None:
+    for path in exported.onnx.iterdir():
+        graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+        types = {
+            value.name: value.type.tensor_type.elem_type
+            for value in (*graph.input, *graph.value_info, *graph.output)
+        }
+        products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+        assert products
+        assert {types[name] for node in products for name in node.input if name} == {onnx.TensorProto.FLOAT}
+        weights = [value for value in graph.input if types[value.name] in (10, 16)]
+        assert weights
+        readers = {node.op_type for node in graph.node if {w.name for w in weights} & set(node.input)}
+        assert readers <= {"Cast", "Gather", "Transpose"}
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 33])
@@ -79,6 +98,8 @@ def test_experts_agree_with_torch(exported: Exported, tokens: int) -> None:
 def _check_expert(body: ExpertBody, path: Path, tokens: int) -> None:
     generator = torch.Generator().manual_seed(tokens)
     arguments = [_random(spec, tokens, generator) for _, spec in expert_inputs(body)]
+    assert arguments[0].dtype == torch.float32
+    assert {argument.dtype for argument in arguments[1:]} == {getattr(torch, body.dtype)}
     _compare(_run(path, arguments)[0], ExpertModule(body)(*arguments).numpy())
 
 
@@ -86,16 +107,22 @@ def _random(spec: TensorSpec, tokens: int, generator: torch.Generator) -> torch.
     shape = [tokens if extent == "T" else int(extent) for extent in spec.shape]
     if spec.dtype == "int64":
         return torch.randint(0, 4, shape, generator=generator)
-    return torch.randn(shape, generator=generator) * 0.5
+    return (torch.randn(shape, generator=generator) * 0.5).to(getattr(torch, spec.dtype))
 
 
 def _run(path: Path, arguments: list[torch.Tensor]) -> list[Any]:
     session = onnxruntime.InferenceSession(str(path))
     names = [value.name for value in session.get_inputs()]
-    assert len(names) == len(arguments)
-    return list(
-        session.run(None, {name: value.numpy() for name, value in zip(names, arguments, strict=True)})
-    )
+    values = [_ort_value(argument) for argument in arguments]
+    outputs = session.run_with_ort_values(None, dict(zip(names, values, strict=True)))
+    return [output.numpy() for output in outputs]
+
+
+def _ort_value(tensor: torch.Tensor) -> Any:
+    """A 16-bit type goes as its bits: numpy has no bfloat16."""
+    bits = tensor.view(torch.int16) if tensor.element_size() == 2 else tensor
+    kind = ONNX_TYPES[tensor.dtype]
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits.contiguous().numpy(), kind)
 
 
 def _compare(found: Any, expected: Any) -> None:

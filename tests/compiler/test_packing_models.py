@@ -19,7 +19,7 @@ from moec.compiler.packing.recipes import evaluate
 from moec.compiler.partition import partition
 from moec.compiler.trace import trace
 from tests.support.packing_records import expected_dense, expected_expert, raw, records
-from tests.support.tiny_models import TINY, save
+from tests.support.tiny_models import TINY, build, save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,25 +128,50 @@ def test_dense_file_is_aligned(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["deepseek_v2_lite", "gpt_oss", "ernie4_5_moe"])
-def test_traced_and_partitioned_models_pack(name: str, tmp_path: Path) -> None:
-    """With the compiler's own records: derived tensors come out as their recipes say of the loaded model."""
-    save(name, tmp_path / "model", shard="100KB")
-    checkpoint = open_checkpoint(tmp_path / "model")
+def packs_as_recorded(folder: Path, output: Path) -> dict[str, torch.Tensor]:
+    """Compile ``folder`` for bfloat16 and pack it; all bytes are as the recipes say of the loaded model."""
+    checkpoint = open_checkpoint(folder)
     parts = partition(
         trace(checkpoint.config, dtype="bfloat16", max_context=64),
         generation=generation_defaults(checkpoint.config, checkpoint.generation_config),
         config_sha256=checkpoint.config_sha256,
     )
     source = CountingSource()
-    pack(checkpoint, parts.model, parts.packing, parts.constants, tmp_path / "out", source=source)
-    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
-    state = reference.state_dict() | {f"constant:{key}": value for key, value in parts.constants.items()}
-    packed = load_file(tmp_path / "out/weights/dense.safetensors")
+    pack(checkpoint, parts.model, parts.packing, parts.constants, output, source=source)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    state = reference.state_dict()
+    dtypes = parts.packing.parameter_dtypes
+    assert set(dtypes.values()) == {"bfloat16", "float32"}
+    sources = {name: state[name].to(getattr(torch, dtype)) for name, dtype in dtypes.items()}
+    sources |= {f"constant:{key}": value for key, value in parts.constants.items()}
+    packed: dict[str, torch.Tensor] = load_file(output / "weights/dense.safetensors")
     for tensor in parts.packing.dense:
-        assert raw(packed[tensor.name]) == raw(evaluate(tensor, state.__getitem__)), tensor.name
+        assert raw(packed[tensor.name]) == raw(evaluate(tensor, sources.__getitem__)), tensor.name
+        assert packed[tensor.name].dtype == getattr(torch, tensor.dtype)
     for expert_source, layer in zip(parts.packing.experts, parts.model.experts, strict=True):
-        data = (tmp_path / f"out/weights/experts-{layer.layer:05d}.bin").read_bytes()
+        data = (output / f"weights/experts-{layer.layer:05d}.bin").read_bytes()
         wanted = [expected_expert(reference, parts.model, expert_source, e) for e in range(layer.experts)]
         assert data == b"".join(wanted)
     assert source.overlaps() == 0
+    return packed
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_compiled_models_pack_a_narrow_checkpoint(name: str, tmp_path: Path) -> None:
+    save(name, tmp_path / "model", dtype=torch.bfloat16)
+    packed = packs_as_recorded(tmp_path / "model", tmp_path / "out")
+    stored = load_file(tmp_path / "model/model.safetensors")["model.norm.weight"]
+    assert stored.dtype == torch.bfloat16
+    assert packed["model.norm.weight"].dtype == torch.float32
+    assert torch.equal(packed["model.norm.weight"], stored.float())
+
+
+@pytest.mark.parametrize("name", ["deepseek_v2_lite", "gpt_oss"])
+def test_only_matrices_of_a_wide_checkpoint_are_rounded(name: str, tmp_path: Path) -> None:
+    save(name, tmp_path / "model", shard="100KB")
+    packed = packs_as_recorded(tmp_path / "model", tmp_path / "out")
+    norm, matrix = "model.norm.weight", "model.layers.0.self_attn.o_proj.weight"
+    exact = build(name).state_dict()
+    assert torch.equal(packed[norm], exact[norm])
+    assert not torch.equal(packed[norm], exact[norm].bfloat16().float()), "its values need float32"
+    assert torch.equal(packed[matrix], exact[matrix].bfloat16())

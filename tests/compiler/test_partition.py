@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -12,27 +11,18 @@ from moec.artifacts.codec import from_json, to_json
 from moec.artifacts.model import (
     AttentionStep,
     ExpertsStep,
-    GenerationDefaults,
     ModelRecord,
     SegmentStep,
 )
 from moec.artifacts.packing import PackingRecord
-from moec.compiler.partition import PartitionedModel, partition
-from moec.compiler.trace import trace
 from tests.support.chain import Sequence, TorchChain
+from tests.support.graphs import parts, traced
 from tests.support.tiny_models import TINY, build
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-GENERATION = GenerationDefaults(None, (), None, False, 1.0, 0, 1.0, 1.0)
 PROMPT, NEW = 40, 6
-
-
-@cache
-def parts(name: str, dtype: Any = "float32") -> PartitionedModel:
-    traced = trace(TINY[name]().to_dict(), dtype=dtype, max_context=128)
-    return partition(traced, generation=GENERATION, config_sha256="0" * 64)
 
 
 def tokens(count: int, seed: int) -> list[int]:
@@ -73,16 +63,33 @@ def test_logits_are_those_of_transformers(name: str) -> None:
     assert relative_error(ours, reference(model, second)[: len(ours)]) < 2e-6
 
 
+def rounded(name: str) -> PreTrainedModel:
+    """A model that computes in float32, with weights that bfloat16 has."""
+    model = build(name)
+    for parameter in model.parameters():
+        parameter.copy_(parameter.bfloat16())
+    return model
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_narrow_weights_cost_only_their_own_rounding(name: str) -> None:
+    model, ids = rounded(name), tokens(PROMPT, 3)
+    chain, one = TorchChain(parts(name, "bfloat16"), model, exact_cache=True), Sequence()
+    got = torch.cat([chain.step([(one, ids[:-3])]), chain.step([(one, ids[-3:])])])
+    assert got.dtype == torch.float32
+    assert relative_error(got, reference(model, ids)) < 2e-6
+
+
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
 @torch.no_grad()
-def test_bfloat16_stays_near_transformers(name: str) -> None:
-    model = build(name, dtype=torch.bfloat16)
-    ids = tokens(PROMPT, 3)
-    chain = TorchChain(parts(name, "bfloat16"), model)
+def test_a_narrow_cache_stays_near_transformers(name: str) -> None:
+    model, ids = rounded(name), tokens(PROMPT, 3)
+    got = TorchChain(parts(name, "bfloat16"), model).step([(Sequence(), ids)])
     expected = reference(model, ids)
-    got = chain.step([(Sequence(), ids)])
-    assert got.dtype == torch.bfloat16
-    assert torch.nn.functional.cosine_similarity(got.float(), expected.float(), dim=-1).min() > 0.995
+    assert relative_error(got, expected) > 1e-5
+    near = torch.nn.functional.cosine_similarity(got, expected, dim=-1) > 0.999
+    assert near.sum() >= PROMPT - 1, "at most one token is routed otherwise"
 
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
@@ -133,6 +140,28 @@ def test_every_parameter_is_packed(name: str) -> None:
     assert expected <= used <= state
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_matrices_keep_their_type_and_all_else_is_widened(name: str) -> None:
+    partitioned = parts(name, "bfloat16")
+    packing, model = partitioned.packing, partitioned.model
+    stored = traced(name, "bfloat16").stored
+    dimensions = {path: value.dim() for path, value in build(name).state_dict().items()}
+    of_experts = {
+        source
+        for experts in packing.experts
+        for source in (experts.up, experts.down, experts.up_bias, experts.down_bias)
+        if source is not None
+    }
+    for path, dtype in packing.parameter_dtypes.items():
+        narrow = stored[path] == torch.bfloat16 and (path in of_experts or dimensions[path] > 1)
+        assert dtype == ("bfloat16" if narrow else "float32"), path
+    for item in packing.dense:
+        assert item.dtype == packing.parameter_dtypes.get(item.sources[0], "float32"), item.name
+    assert {value.dtype for value in model.values.values()} <= {"float32", "int64"}
+    assert {body.dtype for body in model.bodies} == {"bfloat16"}
+    assert {spec.dtype for spec in model.attentions} == {"float16"}
+
+
 @pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss"])
 def test_records_survive_json(name: str) -> None:
     assert from_json(ModelRecord, to_json(parts(name).model)) == parts(name).model
@@ -178,12 +207,6 @@ def test_latent_weights_are_made_when_packing() -> None:
     assert keys.shape == (4, 32, 16)  # heads, rank, nope: products contract over the last
     assert values.shape == (4, 12, 32)
     assert keys.sources == values.sources == ("model.layers.0.self_attn.kv_b_proj.weight",)
-
-
-def test_router_weights_are_widened_when_packing() -> None:
-    packing = parts("deepseek_v3", "bfloat16").packing
-    router = next(item for item in packing.dense if "mlp.gate.weight" in item.name)
-    assert (router.dtype, packing.parameter_dtypes[router.sources[0]]) == ("float32", "bfloat16")
 
 
 def test_tied_embeddings_are_one_tensor() -> None:

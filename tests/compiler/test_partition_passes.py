@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from moec.artifacts.ids import TensorName
 from moec.artifacts.packing import DenseTensor, RecipeStep
@@ -22,26 +19,14 @@ from moec.compiler.partition.segments import Functions, build_segment
 from moec.compiler.partition.stages import assign_stages
 from moec.compiler.tracing import markers
 from moec.errors import UnsupportedModelError
+from tests.support.graphs import H, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-H = 8
 
-
-def record(function: Callable[..., Any], *weights: tuple[int, ...]) -> tuple[fx.Graph, str, list[fx.Node]]:
-    """The graph of ``function(weights..., x [1, T, H])``, T's name, and the weights' placeholders."""
-    mode = FakeTensorMode(shape_env=ShapeEnv())
-    context: Any = StatelessSymbolicContext(
-        dynamic_sizes=[DimDynamic.STATIC, DimDynamic.DUCK, DimDynamic.STATIC]
-    )
-    with mode:
-        fakes = [torch.empty(shape) for shape in weights]
-    x = mode.from_tensor(torch.zeros(1, 37, H), symbolic_context=context)
-    with mode:
-        graph = make_fx(function)(*fakes, x).graph
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    return graph, str(x.shape[1]), inputs[:-1]
+def wide(_: fx.Node) -> None:
+    """Nothing is stored in a narrower type."""
 
 
 def targets(graph: fx.Graph) -> list[str]:
@@ -63,7 +48,7 @@ def test_weight_products_take_one_form(function: Callable[..., Any], shapes: lis
     canonicalise(graph, weights.__contains__)
     assert targets(graph).count(markers.LINEAR) == 1
     assert not {"aten.mm.default", "aten.bmm.default", "aten.addmm.default"} & set(targets(graph))
-    dense, loose = fold(graph, weights.__contains__, lambda node: node.name)
+    dense, loose = fold(graph, weights.__contains__, lambda node: node.name, wide)
     assert not loose
     given = [torch.randn(shape) for shape in shapes]
     x = torch.randn(1, 3, H)
@@ -92,7 +77,7 @@ def test_equal_work_is_done_once() -> None:
 def test_a_folded_weight_that_would_grow_stays_in_the_segment() -> None:
     graph, _, weights = record(lambda w, x: x + w.expand(64, H).sum(0) + w * 2, (1, H))
     canonicalise(graph, weights.__contains__)
-    dense, loose = fold(graph, weights.__contains__, lambda node: node.name)
+    dense, loose = fold(graph, weights.__contains__, lambda node: node.name, wide)
     assert sorted(len(item.steps) for item in dense.values()) == [0, 1]
     assert {str(node.target) for node in loose} == {"aten.expand.default", "aten.sum.dim_IntList"}
 
@@ -149,7 +134,7 @@ def test_work_that_a_marker_does_not_wait_for_goes_to_the_side() -> None:
 
     graph, _, weights = record(layer, (H, H))
     canonicalise(graph, weights.__contains__)
-    dense, loose = fold(graph, weights.__contains__, lambda node: node.name)
+    dense, loose = fold(graph, weights.__contains__, lambda node: node.name, wide)
     staging = assign_stages(graph, loose | set(dense))
     kinds = [
         (group.stage, group.side, [str(node.target) for node in group.nodes]) for group in staging.groups
@@ -163,7 +148,7 @@ def test_segments_are_equal_whatever_their_place() -> None:
     graph, symbol, weights = record(
         lambda v, w, x: markers.linear(markers.linear(x, v).exp(), w).exp(), (H, H), (H, H)
     )
-    dense, loose = fold(graph, weights.__contains__, lambda node: node.name)
+    dense, loose = fold(graph, weights.__contains__, lambda node: node.name, wide)
     nodes = [node for node in graph.nodes if node.op == "call_function"]
     functions = Functions.empty(symbol)
     names = [

@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from moec.artifacts.checks import schedule_problems
 from moec.artifacts.codec import from_json, to_json
 from moec.artifacts.experts import layout
+from moec.artifacts.footprint import footprint
+from moec.artifacts.hosting import Hosted, host_experts, take_prefix
 from moec.artifacts.ids import TensorName
 from moec.artifacts.model import ModelRecord, SegmentStep
 from moec.artifacts.records import read_machine
 from moec.artifacts.schedule import Budgets, ScheduleRecord, best_schedule
 from moec.artifacts.traces import Traces, layer_trace
 from moec.compiler.schedule import analyse, memory_report, plan, plan_analysed, plan_many
-from moec.compiler.schedule.allocate import hull_rates, take_prefix
+from moec.compiler.schedule.allocate import hull_rates
 from moec.compiler.schedule.cost import miss_cost, slot_curve, token_cost
-from moec.compiler.schedule.facts import model_facts
 from moec.errors import BudgetError, BundleError
 from tests.support.tiny_bundle import CPU, GPU, HEADS, H, V, tiny_model, tiny_traces
 
@@ -60,7 +61,7 @@ def traces_for(model: ModelRecord, seed: int) -> Traces | None:
 
 def floor_bytes(model: ModelRecord) -> int:
     """What must lie on either tier, whichever holds the dense weights."""
-    facts = model_facts(model)
+    facts = footprint(model)
     fixed = facts.dense_bytes + facts.cache_bytes(64) + facts.activation_bytes(8) + facts.table_bytes
     return fixed + 2 * facts.working_set_bytes + 8 * facts.staging_bytes_per_token
 
@@ -166,7 +167,7 @@ def test_one_byte_less_is_one_expert_less() -> None:
 
 def test_a_budget_that_is_too_small_says_by_how_much() -> None:
     model = tiny_model()
-    facts = model_facts(model)
+    facts = footprint(model)
     fixed = (
         facts.dense_bytes
         + facts.cache_bytes(64)
@@ -207,7 +208,7 @@ def test_without_a_gpu_the_most_used_experts_lie_in_host_memory() -> None:
 
 
 def test_facts_of_the_tiny_model() -> None:
-    facts = model_facts(tiny_model())
+    facts = footprint(tiny_model())
     assert facts.dense_bytes == 4 * (V * H + 2 * H * H)
     assert facts.dense_bytes_per_token == facts.dense_bytes, (
         "the embedding is tied: the last product reads it"
@@ -215,16 +216,18 @@ def test_facts_of_the_tiny_model() -> None:
     assert facts.cache_bytes(33) == 2 * facts.cache_page_bytes
     assert facts.cache_page_bytes == 2 * 32 * HEADS * (8 + 8) * 4
     state, heads, routed = 4 * H, 4 * HEADS * 8, 2 * (8 + 4)
-    # In a layer's segment: the state, q, k, v and the routing, and a product of its matrix; or, later, the
-    # attention's result beside q, k and v; or two experts' gate and up beside the routing.
-    segment, attention = state + 3 * heads + routed + 4 * H, state + 4 * heads + routed
+    # In a layer's segment: the state, q, k, v and the routing, all of them once more, and a product of its matrix;
+    # or, later, the attention's result beside q, k and v; or two experts' gate and up beside the routing.
+    segment, attention = 2 * (state + 3 * heads + routed) + 4 * H, state + 4 * heads + routed
     experts = 2 * state + routed + 4 * 2 * 2 * 8
     assert facts.activation_bytes_per_token == max(segment, attention, experts)
-    assert facts.logits_bytes_per_row == state + 4 * V + 4 * V
+    assert facts.logits_bytes_per_row == 2 * state + 4 * V + 4 * V
     assert (
         facts.activation_bytes(200)
+        == facts.activation_bytes(200, sequences=128)
         == 200 * facts.activation_bytes_per_token + 128 * facts.logits_bytes_per_row
     )
+    assert facts.activation_bytes(200, sequences=129) == facts.activation_bytes(200) + 2 * 129 * 4 * V
 
 
 def test_an_embedding_of_its_own_costs_one_row() -> None:
@@ -232,7 +235,7 @@ def test_an_embedding_of_its_own_costs_one_row() -> None:
     last = model.steps[-1]
     assert isinstance(last, SegmentStep)
     untied = dataclasses.replace(last, weights=(TensorName("head"),))
-    facts = model_facts(dataclasses.replace(model, steps=(*model.steps[:-1], untied)))
+    facts = footprint(dataclasses.replace(model, steps=(*model.steps[:-1], untied)))
     assert facts.dense_bytes == 4 * (2 * V * H + 2 * H * H)
     assert facts.dense_bytes_per_token == 4 * (V * H + 2 * H * H + H)
 
@@ -258,7 +261,7 @@ def test_nothing_traced_is_uniform() -> None:
     assert analysis.profile.provenance == "uniform"
     assert analysis.profile.layers[0].use_share == (0.25,) * 8
     everything = plan(None, model, Budgets(1 << 20, 1 << 20, 64, 8), GPU).device.total
-    half = everything - 7 * model_facts(model).layers[0].stride_bytes
+    half = everything - 7 * footprint(model).layers[0].stride_bytes
     schedule = plan(None, model, Budgets(half, 1 << 20, 64, 8), GPU)
     assert 0.3 < schedule.prediction.hit_rate < 0.7
 
@@ -269,7 +272,7 @@ def test_traces_of_another_model_are_refused() -> None:
 
 
 def test_the_cpu_takes_its_share_of_many_misses() -> None:
-    facts = model_facts(tiny_model(((8, 8, 200),))).layers[0]
+    facts = footprint(tiny_model(((8, 8, 200),))).layers[0]
     fast_host = dataclasses.replace(GPU, link_gb_s=10.0, host_bandwidth_gb_s=40.0, handshake_us=0.0)
     cost = miss_cost(fast_host, facts)
     assert cost.cpu_share[0] == 0
@@ -311,8 +314,19 @@ def test_the_hull_looks_over_flat_stretches() -> None:
     assert hull_rates(np.array([1.0])).tolist() == []
 
 
+def test_host_memory_keeps_room_for_a_tokens_experts() -> None:
+    layers = footprint(tiny_model(((4, 2, 8), (4, 2, 8)))).layers
+    shares, stride = [[1.0, 0.6, 0.3, 0.1], [0.8, 0.7, 0.3, 0.2]], layers[0].stride_bytes
+    # 5 strides hold (2, 3) or (3, 2): each token finds a place for its two in either layer.
+    assert host_experts(layers, shares, 5 * stride) == Hosted((3, 2), 0)
+    # 3 strides would hold (1, 2): the first layer's second expert would find none, so two strides stay free.
+    assert host_experts(layers, shares, 3 * stride) == Hosted((1, 0), 2 * stride)
+    assert host_experts(layers, shares, 2 * stride + 1) == Hosted((0, 0), 2 * stride)
+    assert host_experts((), (), 0) == Hosted((), 0)
+
+
 def test_prefixes_nest() -> None:
-    layers = model_facts(tiny_model(((4, 1, 8), (4, 1, 200)))).layers
+    layers = footprint(tiny_model(((4, 1, 8), (4, 1, 200)))).layers
     order = [1, 0, 0, 1, 0, 0, 1, 1]
     counts = [take_prefix(order, layers, budget) for budget in range(0, 200_000, 1000)]
     for less, more in itertools.pairwise(counts):
@@ -358,7 +372,7 @@ def test_best_schedule_is_the_fastest_that_fits() -> None:
 
 def test_the_curve_agrees_with_the_cost_of_each_number_of_slots() -> None:
     model = tiny_model()
-    facts, replay = model_facts(model).layers[0], analyse(tiny_traces(model), model).layers[0]
+    facts, replay = footprint(model).layers[0], analyse(tiny_traces(model), model).layers[0]
     split = miss_cost(GPU, facts)
     curve = slot_curve(GPU, facts, replay, split)
     one_by_one = [token_cost(GPU, facts, replay, split, slots, 8).milliseconds for slots in range(9)]

@@ -12,6 +12,7 @@ import transformers
 from moec.compiler.trace import trace
 from moec.compiler.tracing.markers import ATTENTION, EXPERTS
 from moec.errors import CheckpointError, UnsupportedModelError
+from tests.support.graphs import traced
 from tests.support.tiny_models import TINY, build
 
 
@@ -24,27 +25,27 @@ def markers(graph: torch.fx.Graph, target: str) -> list[torch.fx.Node]:
 
 
 def test_a_model_has_a_marker_for_each_attention_and_each_experts_module() -> None:
-    traced = trace(config("deepseek_v3"), dtype="float32", max_context=128)
-    graph = traced.graph.graph
+    model = traced("deepseek_v3")
+    graph = model.graph.graph
     assert [node.args[4] for node in markers(graph, ATTENTION)] == [
         f"model.layers.{i}.self_attn" for i in range(3)
     ]
     assert [node.args[3] for node in markers(graph, EXPERTS)] == [
         f"model.layers.{i}.mlp.experts" for i in (1, 2)
     ]
-    assert traced.class_name == "DeepseekV3ForCausalLM"
-    assert (traced.vocab_size, traced.hidden_size) == (157, 64)
+    assert model.class_name == "DeepseekV3ForCausalLM"
+    assert (model.vocab_size, model.hidden_size) == (157, 64)
 
 
 def test_no_size_of_the_graph_is_the_example_length() -> None:
-    traced = trace(config("mixtral"), dtype="float32", max_context=128)
-    (logits,) = next(reversed(traced.graph.graph.nodes)).all_input_nodes
-    assert [str(size) for size in logits.meta["val"].shape] == ["1", traced.symbol, "131"]
+    model = traced("mixtral")
+    (logits,) = next(reversed(model.graph.graph.nodes)).all_input_nodes
+    assert [str(size) for size in logits.meta["val"].shape] == ["1", model.symbol, "131"]
 
 
 def test_latent_attention_caches_its_latents() -> None:
-    traced = trace(config("deepseek_v2"), dtype="float32", max_context=128)
-    node = markers(traced.graph.graph, ATTENTION)[0]
+    model = traced("deepseek_v2")
+    node = markers(model.graph.graph, ATTENTION)[0]
     query, key, value = node.args[:3]
     assert isinstance(query, torch.fx.Node)
     assert isinstance(key, torch.fx.Node)
@@ -55,22 +56,29 @@ def test_latent_attention_caches_its_latents() -> None:
 
 
 def test_nodes_know_their_module() -> None:
-    traced = trace(config("mixtral"), dtype="float32", max_context=128)
-    modules = {node.meta["module"] for node in traced.graph.graph.nodes if node.op == "call_function"}
+    model = traced("mixtral")
+    modules = {node.meta["module"] for node in model.graph.graph.nodes if node.op == "call_function"}
     assert {"model.layers.0.self_attn.q_proj", "model.layers.1.mlp.gate", "lm_head"} <= modules
 
 
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss", "minimax_m2"])
+def test_graphs_compute_in_float32(name: str) -> None:
+    values = [node.meta.get("val") for node in traced(name, "bfloat16").graph.graph.nodes]
+    dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    assert dtypes <= {torch.float32, torch.int64, torch.int32, torch.bool}
+
+
 def test_parameters_that_transformers_keeps_wide_stay_wide() -> None:
-    traced = trace(config("deepseek_v3"), dtype="bfloat16", max_context=128)
-    dtypes = traced.stored
+    model = traced("deepseek_v3", "bfloat16")
+    dtypes = model.stored
     assert dtypes["model.layers.1.mlp.gate.e_score_correction_bias"] == torch.float32
     assert dtypes["model.layers.1.mlp.gate.weight"] == torch.bfloat16
 
 
 def test_frequencies_are_those_of_a_real_model() -> None:
-    traced = trace(config("gpt_oss"), dtype="float32", max_context=128)
+    model = traced("gpt_oss")
     expected = dict(build("gpt_oss").named_buffers())["model.rotary_emb.inv_freq"]
-    assert torch.equal(traced.constants["model.rotary_emb.inv_freq"], expected)
+    assert torch.equal(model.constants["model.rotary_emb.inv_freq"], expected)
 
 
 def test_how_a_checkpoint_is_stored_does_not_matter() -> None:

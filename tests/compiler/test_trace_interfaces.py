@@ -139,7 +139,7 @@ def test_rotary_tables_are_settled_for_the_context() -> None:
 
 
 def test_linear_accumulates_in_float32() -> None:
-    x = torch.full((1, 4096), 1.0, dtype=torch.bfloat16)
-    weight = torch.full((2, 4096), 1.0, dtype=torch.bfloat16)
-    assert markers.linear(x, weight).tolist() == [[4096.0, 4096.0]]
-    assert markers.linear(x, weight, torch.ones(2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    x = torch.full((1, 4099), 1.0)
+    weight = torch.full((2, 4099), 1.0, dtype=torch.bfloat16)
+    assert markers.linear(x, weight).tolist() == [[4099.0, 4099.0]]
+    assert markers.linear(x, weight, torch.tensor([0.5, 0.25])).tolist() == [[4099.5, 4099.25]]

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.compiling import compile_checkpoint
 from tests.support.tiny_models import save
 
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 BundleMaker = Callable[..., tuple[Path, Path]]
 
 
@@ -21,7 +23,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleMaker:
     def make(name: str, dtype: str = "f32") -> tuple[Path, Path]:
         if (name, dtype) not in made:
             folder = tmp_path_factory.mktemp(f"{name}-{dtype}")
-            save(name, folder / "checkpoint")
+            save(name, folder / "checkpoint", dtype=DTYPES[dtype])
             compile_checkpoint(folder / "checkpoint", folder / "model.moec", dtype=dtype)
             made[name, dtype] = folder / "checkpoint", folder / "model.moec"
         return made[name, dtype]

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from moec import runtime
+from moec.compiler.reference import compare, reference_logits
 from tests.end_to_end.conftest import BundleMaker
 from tests.support.tiny_models import TINY
 
@@ -60,3 +61,16 @@ def relative_error(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) 
     assert found.shape == expected.shape
     assert found.dtype == np.float32
     return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss", "qwen3_moe", "phimoe", "qwen2_moe"])
+def test_bfloat16_agrees_with_float32(name: str, make_bundle: BundleMaker) -> None:
+    checkpoint, bundle = make_bundle(name, "bf16")
+    with runtime.load(bundle) as model:
+        vocab = model.record.vocab_size
+        sequences = [ids.tolist() for ids in random_ids(vocab, 4, 128, seed=1)]
+        measured = (model.forward(ids)[0] for ids in sequences)
+        expected = reference_logits(checkpoint, sequences, "float32")
+        agreement = compare(sequences, expected, measured)
+    assert agreement.tokens == 512
+    assert agreement.argmax_agreement >= 0.99

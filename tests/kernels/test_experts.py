@@ -53,9 +53,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("lanes", "dtype", "hidden", "intermediate", "gated", "bias", "activation"), CASES
-)
+@pytest.mark.parametrize(("lanes", "dtype", "hidden", "intermediate", "gated", "bias", "activation"), CASES)
 def test_experts_match_the_reference(
     compiled: Compile,
     lanes: int,

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from moec.artifacts.footprint import footprint
 from moec.errors import BudgetError, RequestError
-from moec.runtime.budget import activation_bytes, page_bytes, parse_memory, plan_memory
+from moec.runtime.budget import parse_memory, plan_memory
 from tests.support import fake_chain
 
 GIB = 1 << 30
@@ -44,21 +45,22 @@ def plan(host_memory: int | None, dense: int = 1000, **options: Any) -> Any:
         "max_batch": 2,
         "max_step_tokens": 16,
     }
-    return plan_memory(fake_chain.record(), dense, host_memory=host_memory, **(arguments | options))
+    model = dataclasses.replace(footprint(fake_chain.record()), dense_bytes=dense)
+    return plan_memory(model, max_context=256, host_memory=host_memory, **(arguments | options))
 
 
 def test_without_a_budget_all_experts_may_be_resident() -> None:
     memory = plan(None)
     assert memory.expert_capacity_bytes == memory.expert_bytes == 5 * 4096
     assert memory.cache_pages == 2
-    assert memory.cache_bytes == 2 * page_bytes(fake_chain.record())
+    assert memory.cache_bytes == 2 * footprint(fake_chain.record()).cache_page_bytes
 
 
 def test_a_page_holds_keys_and_values_of_all_layers() -> None:
     model = fake_chain.record()
-    assert page_bytes(model) == 32 * 2 * (8 + 8) * 4
+    assert footprint(model).cache_page_bytes == 32 * 2 * (8 + 8) * 4
     latent = dataclasses.replace(model.attentions[0], latent=True)
-    assert page_bytes(dataclasses.replace(model, attentions=(latent,))) == 32 * 2 * 8 * 4
+    assert footprint(dataclasses.replace(model, attentions=(latent,))).cache_page_bytes == 32 * 2 * 8 * 4
 
 
 def test_a_budget_is_kept_to_the_byte() -> None:
@@ -74,8 +76,8 @@ def test_a_budget_is_kept_to_the_byte() -> None:
 def test_the_cache_shrinks_to_leave_room_for_the_experts_of_a_token() -> None:
     full = plan(None, 10**6, cache_tokens=None)
     assert full.cache_pages == 2 * 256 // 32
-    page = page_bytes(fake_chain.record())
-    least = full.dense_bytes + full.activation_bytes + 2 * 4096
+    page = footprint(fake_chain.record()).cache_page_bytes
+    least = full.dense_bytes + full.activation_bytes + full.table_bytes + 2 * 4096
     small = plan(least + 3 * page + 5, 10**6, cache_tokens=None)
     assert small.cache_pages == 3
     with pytest.raises(BudgetError, match="cache_tokens"):
@@ -83,10 +85,10 @@ def test_the_cache_shrinks_to_leave_room_for_the_experts_of_a_token() -> None:
 
 
 def test_the_cache_takes_at_most_a_quarter_of_what_is_free() -> None:
-    page = page_bytes(fake_chain.record())
+    page = footprint(fake_chain.record()).cache_page_bytes
     assert plan(None, cache_tokens=None, available_bytes=20 * page).cache_pages == 5
 
 
 def test_activations_grow_with_the_step() -> None:
-    model = fake_chain.record()
-    assert activation_bytes(model, 64, 2) > activation_bytes(model, 16, 2) > 16 * 16 * 4
+    model = footprint(fake_chain.record())
+    assert model.activation_bytes(64, 2) > model.activation_bytes(16, 2) > 16 * 16 * 4

@@ -62,10 +62,17 @@ class Sequence:
 
 
 class TorchChain:
-    """Runs the steps of a partitioned model on the weights of the transformers model it was made from."""
+    """Runs the steps of a partitioned model on the weights of the transformers model it was made from.
 
-    def __init__(self, parts: PartitionedModel, model: torch.nn.Module) -> None:
+    Args:
+        parts: the chain.
+        model: a transformers model of the same config, of any dtype.
+        exact_cache: keep keys and values in float32 whatever the chain's dtype.
+    """
+
+    def __init__(self, parts: PartitionedModel, model: torch.nn.Module, *, exact_cache: bool = False) -> None:
         self.parts = parts
+        self._exact_cache = exact_cache
         self._state = model.state_dict()
         self._weights = {item.name: evaluate(item, self._load) for item in parts.packing.dense}
         self._attentions = {spec.name: spec for spec in parts.model.attentions}
@@ -102,8 +109,12 @@ class TorchChain:
     def _load(self, source: str) -> torch.Tensor:
         if source.startswith("constant:"):
             return self.parts.constants[source.removeprefix("constant:")]
-        found: torch.Tensor = self._state[source]
-        return found
+        return self._parameter(source)
+
+    def _parameter(self, name: str) -> torch.Tensor:
+        """As packing reads it from the checkpoint."""
+        found: torch.Tensor = self._state[name]
+        return found.to(getattr(torch, self.parts.packing.parameter_dtypes[name]))
 
     def _rows(self, name: Any, value: torch.Tensor, rows: list[int]) -> torch.Tensor:
         shape = self.parts.model.values[name].shape
@@ -116,6 +127,7 @@ class TorchChain:
         for name, output in zip(step.outputs, outputs, strict=True):
             spec = self.parts.model.values[name]
             assert output.dtype == getattr(torch, spec.dtype), name
+            assert output.dtype in (torch.float32, torch.int64), f"{name}: graphs compute in float32"
             assert len(output.shape) == len(spec.shape), name
             values[name] = output
 
@@ -126,6 +138,8 @@ class TorchChain:
         query, key = values[step.query][0], values[step.key][0]
         value = key[..., : spec.value_dim] if step.value is None else values[step.value][0]
         sinks = None if step.sinks is None else self._weights[step.sinks]
+        if not self._exact_cache:
+            key, value = (item.to(getattr(torch, spec.dtype)) for item in (key, value))
         results, begin = [], 0
         for sequence, new in batch:
             end = begin + len(new)
@@ -147,24 +161,24 @@ class TorchChain:
         result = torch.zeros(x.shape, dtype=torch.float32)
         for expert in sorted(set(index.flatten().tolist())):
             assert 0 <= expert < layer.experts
-            up, down = (self._state[name][expert] for name in (source.up, source.down))
+            up, down = (self._parameter(name)[expert].float() for name in (source.up, source.down))
             if source.transposed:
                 up, down = up.T, down.T
             hidden = x @ up.T
             if source.up_bias is not None:
-                hidden = hidden + self._state[source.up_bias][expert]
+                hidden = hidden + self._parameter(source.up_bias)[expert]
             gate = None
             if body.gated and source.interleaved:
                 gate, hidden = hidden[:, ::2], hidden[:, 1::2]
             elif body.gated:
                 gate, hidden = hidden.chunk(2, -1)
             assert hidden.shape[1] == body.intermediate
-            output = apply_expression(body.activation, gate, hidden).to(x.dtype) @ down.T
+            output = apply_expression(body.activation, gate, hidden) @ down.T
             if source.down_bias is not None:
-                output = output + self._state[source.down_bias][expert]
+                output = output + self._parameter(source.down_bias)[expert]
             token, choice = torch.where(index == expert)
-            result[token] += output[token].float() * weight[token, choice, None].float()
-        return result.to(x.dtype)
+            result[token] += output[token] * weight[token, choice, None]
+        return result
 
 
 def attend(
@@ -178,8 +192,8 @@ def attend(
 
     Args:
         spec: which attention.
-        query: ``[new, Hq, Dk]``.
-        key: ``[all, Hkv, Dk]``.
+        query: ``[new, Hq, Dk]`` float32.
+        key: ``[all, Hkv, Dk]``, of the cache's dtype, as ``value``.
         value: ``[all, Hkv, Dv]``.
         sinks: ``[Hq]`` or none.
 
@@ -189,7 +203,7 @@ def attend(
     assert (query.shape[1], key.shape[1], key.shape[2]) == (spec.query_heads, spec.kv_heads, spec.key_dim)
     group = spec.query_heads // spec.kv_heads
     k, v = (item.float().repeat_interleave(group, 1) for item in (key, value))
-    scores = torch.einsum("qhd,khd->hqk", query.float(), k) * spec.scaling
+    scores = torch.einsum("qhd,khd->hqk", query, k) * spec.scaling
     if spec.softcap:
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
     seen = torch.arange(key.shape[0])[None]
@@ -201,7 +215,7 @@ def attend(
         visible = visible & (seen // spec.chunk == own // spec.chunk)
     scores = scores.masked_fill(~visible, float("-inf"))
     if sinks is not None:
-        column = sinks.float()[:, None, None].expand(-1, query.shape[0], 1)
+        column = sinks[:, None, None].expand(-1, query.shape[0], 1)
         scores = torch.cat([scores, column], -1)
     probabilities = torch.softmax(scores, -1)[..., : key.shape[0]]
-    return torch.einsum("hqk,khd->qhd", probabilities, v).to(query.dtype)
+    return torch.einsum("hqk,khd->qhd", probabilities, v)

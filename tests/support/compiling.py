@@ -12,7 +12,8 @@ from moec.compiler.request import Calibration, CompileRequest, Surroundings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from moec.artifacts.manifest import Manifest
+    from moec.artifacts.machine import MachineRecord
+from moec.artifacts.manifest import Manifest
 
 
 def compile_checkpoint(
@@ -25,6 +26,7 @@ def compile_checkpoint(
     modules_only: bool = False,
     force: bool = False,
     max_context: int | None = None,
+    machines: tuple[MachineRecord, ...] = (),
 ) -> Manifest:
     """``compile_model`` with what a test cares about."""
     request = CompileRequest(
@@ -37,5 +39,5 @@ def compile_checkpoint(
         modules_only=modules_only,
         force=force,
     )
-    around = Surroundings(StageLog(quiet=True), ProgressBar("pack"), RuntimeProbe(), ())
+    around = Surroundings(StageLog(quiet=True), ProgressBar("pack"), RuntimeProbe(), machines)
     return compile_model(request, around)

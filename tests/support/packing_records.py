@@ -75,7 +75,8 @@ def expected_expert(model: PreTrainedModel, record: ModelRecord, source: ExpertS
     buffer = bytearray(place.stride_bytes)
     for part in place.parts:
         assert tuple(values[part.name].shape) == part.shape
-        buffer[part.offset_bytes : part.offset_bytes + part.size_bytes] = raw(values[part.name])
+        value = values[part.name].to(getattr(torch, body.dtype))
+        buffer[part.offset_bytes : part.offset_bytes + part.size_bytes] = raw(value)
     return bytes(buffer)
 
 

@@ -12,14 +12,13 @@ import tvm_ffi
 from torch.export import Dim
 
 import moec.compiler.tracing.markers
-from moec.artifacts.model import GenerationDefaults, ModelRecord
+from moec.artifacts.model import ModelRecord
+from tests.support.graphs import GENERATION
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 assert moec.compiler.tracing.markers.LINEAR == "moec.linear.default"
-
-GENERATION = GenerationDefaults(None, (), None, False, 1.0, 0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,23 @@ class Norm(torch.nn.Module):
     """RMSNorm and a biased product, with the residual: ``(h [1, T, H], g [H], w [N, H], b [N])``."""
 
     def forward(self, h: Any, g: Any, w: Any, b: Any) -> tuple[Any, ...]:
-        wide = h.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
-        x = g * (wide * scale).to(h.dtype)
+        x = g * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6))
         return h + x, torch.ops.moec.linear(x, w, b)
+
+
+class Embed(torch.nn.Module):
+    """Rows of a table of any type, widened, and the table as the last matrix: ``(ids [1, T], table [V, H])``."""
+
+    def forward(self, ids: Any, table: Any) -> tuple[Any, ...]:
+        rows = torch.nn.functional.embedding(ids, table).to(torch.float32)
+        return rows, torch.ops.moec.linear(rows, table, None)
 
 
 class Router(torch.nn.Module):
     """Group-limited sigmoid routing: ``(x [T, H], w [E, H], bias [E])``."""
 
     def forward(self, x: Any, w: Any, bias: Any) -> tuple[Any, ...]:
-        scores = torch.ops.moec.linear(x.float(), w, None).sigmoid()
+        scores = torch.ops.moec.linear(x, w, None).sigmoid()
         choice = scores + bias
         groups = choice.view(-1, 4, 3).topk(2, dim=-1)[0].sum(-1)
         chosen = torch.topk(groups, k=2, dim=-1, sorted=False)[1]
@@ -78,8 +83,14 @@ class Module:
         self._machine["vm_initialization"](1, 0, 2)
 
     def __call__(self, name: str, *arguments: torch.Tensor) -> list[np.ndarray[Any, Any]]:
-        given = [tvm_ffi.from_dlpack(aligned(argument.numpy())) for argument in arguments]
+        given = [tvm_ffi.from_dlpack(_aligned_tensor(argument)) for argument in arguments]
         return [np.from_dlpack(value).copy() for value in self._machine[name](*given)]
+
+
+def _aligned_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` at a 64-byte boundary; numpy has no bfloat16."""
+    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return torch.from_numpy(aligned(data)).view(tensor.dtype).view(tensor.shape)
 
 
 def aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

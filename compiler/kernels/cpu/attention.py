@@ -55,7 +55,8 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
     Its arguments: ``q [1, T, Hq, Dk]``, ``k_cache [pages, Hkv, P, Dk]``, ``v_cache [pages, Hkv, P, Dv]`` (not where
     latent), ``page_table [B, M]`` int32, ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``sinks [Hq]``
     (where the spec has them), ``out [1, T, Hq, Dv]``. Tokens of one sequence are adjacent, in increasing position.
-    T, B, M and the number of pages are symbolic; the caches are of the spec's dtype, all else is float32. See ``AttentionSpec`` for which positions a token sees.
+    T, B, M and the number of pages are symbolic; the caches are of the spec's dtype, all else is float32.
+    See ``AttentionSpec`` for which positions a token sees.
     """
 
     def body() -> None:

@@ -21,14 +21,14 @@ from moec.compiler.kernels.cpu.emit import (
     mod,
     symbol,
 )
-
 from moec.compiler.kernels.cpu.machine import Machine
-from moec.compiler.kernels.cpu.numeric import narrow_store
+from moec.compiler.kernels.cpu.numeric import narrow_store, saturate_f16
 
 if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.artifacts.model import AttentionSpec
+
 
 def cache_append(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> tirx.PrimFunc:
     """The kernel ``cache_append_<attention>``.
@@ -36,9 +36,8 @@ def cache_append(spec: AttentionSpec, *, lanes: int, name: str | None = None) ->
     Its arguments: ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent), ``k_cache [pages, Hkv, P, Dk]``,
     ``v_cache [pages, Hkv, P, Dv]`` (not where latent), ``page_table [B, M]`` int32, ``token_sequence [T]`` int32,
     ``token_position [T]`` int32. P is ``PAGE_TOKENS``; T, B, M and the number of pages are symbolic. ``k`` and ``v``
-    are float32 and rounded to the spec's dtype, which the caches have.
+    are float32 and rounded to the spec's dtype, which the caches have; float16 saturates.
     """
-
     machine = Machine(lanes)
 
     def body() -> None:
@@ -79,6 +78,8 @@ def _copy(
 
     def move(offset: Expr, width: int) -> None:
         value = load(source, start + offset, width)
+        if dtype == "float16":
+            value = saturate_f16(value, width)
         narrow_store(target, dtype, end + offset, value, width, native_f16=machine.native_f16)
 
     with loop(size // lanes) as step:

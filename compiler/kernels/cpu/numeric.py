@@ -6,6 +6,8 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, keep, load, store
 
+F16_LARGEST = 65504.0
+
 
 def widen(buffer: Buffer, dtype: str, offset: Expr | int, lanes: int, *, native_f16: bool) -> Expr:
     """Load ``lanes`` elements of a tensor of ``dtype`` as float32."""
@@ -30,6 +32,13 @@ def narrow_store(
         store(buffer, offset, T.cast(value, _type("float16", lanes)), lanes)
     else:
         store(buffer, offset, _narrow_f16(value, lanes), lanes)
+
+
+def saturate_f16(value: Expr, lanes: int) -> Expr:
+    """``value`` within what float16 holds: beyond its largest number it stays there; NaN stays NaN."""
+    value = keep(value)
+    highest, lowest = (_floats(sign * F16_LARGEST, lanes) for sign in (1.0, -1.0))
+    return T.Select(value > highest, highest, T.Select(value < lowest, lowest, value))
 
 
 def _narrow_bf16(value: Expr, lanes: int) -> Expr:
@@ -71,6 +80,10 @@ def _narrow_f16(value: Expr, lanes: int) -> Expr:
 
 def _type(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def _floats(value: float, lanes: int) -> Expr:
+    return T.float32(value) if lanes == 1 else T.Broadcast(T.float32(value), lanes)
 
 
 def _const(value: int, lanes: int) -> Expr:

@@ -19,6 +19,7 @@ from moec.compiler.kernels.cpu.emit import (
     mod,
     symbol,
 )
+from moec.compiler.kernels.cpu.numeric import saturate_f16
 from moec.compiler.kernels.cuda.threads import threads, write
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ def cache_append(spec: AttentionSpec) -> tirx.PrimFunc:
                 token, head = T.bind(div(row, spec.kv_heads)), T.bind(mod(row, spec.kv_heads))
                 place = T.bind(T.cast(load(position, token), "int64"))
                 slot = cache_row(table, width, load(sequence, token), place, spec.kv_heads, head)
-                write(target, spec.dtype, slot * i64(size) + mod(number, size), load(source, number))
+                value = load(source, number)
+                if spec.dtype == "float16":
+                    value = saturate_f16(value, 1)
+                write(target, spec.dtype, slot * i64(size) + mod(number, size), value)
 
     return build(f"cache_append_{spec.name}", body)
 

@@ -55,7 +55,7 @@ def command(
         cache_tokens=batch * (prompt_tokens + new_tokens),
         verify="sizes",
     ) as model:
-        facts = measure(model, prompt_tokens, new_tokens, batch, cpu_threads)
+        facts = measure(model, prompt_tokens, new_tokens, batch)
     if as_json:
         print_json(facts)
         return
@@ -70,17 +70,14 @@ def command(
     click.echo(f"ratio    {facts['ratio_to_floor']:.2f}" + (" (batch 1 floor)" if batch > 1 else ""))
 
 
-def measure(
-    model: Model, prompt_tokens: int, new_tokens: int, batch: int, threads: int | None
-) -> dict[str, Any]:
+def measure(model: Model, prompt_tokens: int, new_tokens: int, batch: int) -> dict[str, Any]:
     """Time one batch from its first step to its last; facts as JSON values."""
-    from moec.compiler.schedule.facts import model_facts
-    from moec.runtime.libraries import default_threads
+    from moec.artifacts.footprint import footprint
     from moec.runtime.measure import read_bandwidth
 
-    facts = model_facts(model.record)
+    facts = footprint(model.record)
     active = facts.dense_bytes_per_token + sum(layer.top_k * layer.expert_bytes for layer in facts.layers)
-    bandwidth = read_bandwidth(threads or default_threads())
+    bandwidth = read_bandwidth(model.cpu_threads)
     run_batch(model.engine, model.record.vocab_size, min(prompt_tokens, 8), 2, 1)
     model.stats.reset()
     prefill, steps = run_batch(model.engine, model.record.vocab_size, prompt_tokens, new_tokens, batch)
@@ -91,6 +88,7 @@ def measure(
         "new_tokens": new_tokens,
         "batch": batch,
         "target": model.target,
+        "cpu_threads": model.cpu_threads,
         "prefill_tokens_per_s": batch * prompt_tokens / prefill,
         "decode_ms_per_step": decode * 1e3,
         "decode_tokens_per_s": batch / decode,

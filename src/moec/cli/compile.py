@@ -41,7 +41,7 @@ calibration_option = click.option(
 @click.option(
     "--dtype",
     type=click.Choice(["bf16", "f16", "f32"]),
-    help="Of weights and activations.  [default: as stored]",
+    help="Of stored weights; arithmetic is float32.  [default: the checkpoint's]",
 )
 @click.option(
     "--max-context",

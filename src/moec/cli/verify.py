@@ -42,7 +42,7 @@ SEQUENCE_TOKENS = 128
     type=click.Choice(["float32", "bundle"]),
     default="float32",
     show_default=True,
-    help="What transformers computes in, on weights rounded to the bundle's dtype.",
+    help="What transformers loads and computes in; bundle: the dtype that the bundle stores weights in.",
 )
 @threads_option
 @json_option
@@ -107,7 +107,7 @@ def compare_logits(
         sequences = choose_sequences(model, tokens, text)
         dtype = model.record.dtype
         compute = dtype if reference_dtype == "bundle" else reference_dtype
-        expected = reference_logits(checkpoint.path, sequences, weights=dtype, compute=compute)
+        expected = reference_logits(checkpoint.path, sequences, compute)
         agreement = compare(sequences, expected, _measured(model, sequences))
     return {"reference_dtype": compute, **to_json(agreement)}
 

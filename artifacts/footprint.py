@@ -1,4 +1,4 @@
-"""What a model needs, in bytes, read off its chain of steps."""
+"""What a model needs, in bytes, read off its chain: the one place where planner and runtime do this arithmetic."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
 from moec.artifacts.experts import layout
-from moec.artifacts.model import DTYPE_BYTES, AttentionStep, ExpertsStep, SegmentStep
+from moec.artifacts.model import DTYPE_BYTES, AttentionStep, ExpertsStep, SegmentStep, TensorSpec
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import LayerId, TensorName, ValueId
-    from moec.artifacts.model import ModelRecord, Step, TensorSpec
+    from moec.artifacts.model import AttentionSpec, ModelRecord, Step
 
 DENSE_ALIGNMENT = 64
 TABLE_ENTRY_BYTES = 8
 LOGIT_ROWS = 128
-SCRATCH_BYTES = 4
-"""Accumulators are float32."""
-STREAM_BUFFERS = 2
-"""One is filled while the other is read."""
+"""The runtime computes logits of so many rows at once."""
+VALUE_BYTES = 4
+"""Values and whatever a step makes inside are float32."""
 
 
 @dataclass(frozen=True)
-class LayerFacts:
+class LayerFootprint:
     """One MoE layer."""
 
     layer: LayerId
@@ -38,10 +37,10 @@ class LayerFacts:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """A model as the scheduler sees it."""
+class Footprint:
+    """Bytes of a model, by what they are for."""
 
-    layers: tuple[LayerFacts, ...]
+    layers: tuple[LayerFootprint, ...]
     dense_bytes: int
     """All weights outside routed experts, each 64-byte aligned."""
     dense_bytes_per_token: int
@@ -52,8 +51,10 @@ class ModelFacts:
     """The most that the steps before the last ones need at once, for one token of a step."""
     logits_bytes_per_row: int
     """The same for the last steps, for one row whose logits are wanted."""
+    result_bytes_per_row: int
+    """The logits of one row by themselves."""
     staging_bytes_per_token: int
-    """An expert's input and result, for experts that the CPU computes for the GPU."""
+    """An expert's input and result, for experts that the CPU computes for a GPU."""
 
     @property
     def table_bytes(self) -> int:
@@ -62,37 +63,67 @@ class ModelFacts:
 
     @property
     def working_set_bytes(self) -> int:
-        """The experts a token chooses, in the layer where they are largest; prefill streams such pieces."""
+        """The experts a token chooses, in the layer where they are largest."""
         return max((layer.top_k * layer.stride_bytes for layer in self.layers), default=0)
 
-    def activation_bytes(self, step_tokens: int) -> int:
-        """Values of a step of so many tokens; logits are made for at most ``LOGIT_ROWS`` rows at once."""
+    @property
+    def experts_bytes(self) -> int:
+        """All routed experts."""
+        return sum(layer.experts * layer.stride_bytes for layer in self.layers)
+
+    def activation_bytes(self, step_tokens: int, sequences: int = 1) -> int:
+        """Values of a step of so many tokens, of which ``sequences`` rows have their logits wanted.
+
+        Logits are made for at most ``LOGIT_ROWS`` rows at once; where more are wanted, the pieces and the whole
+        exist side by side.
+        """
         rows = min(step_tokens, LOGIT_ROWS)
-        return self.activation_bytes_per_token * step_tokens + self.logits_bytes_per_row * rows
+        joined = 2 * sequences * self.result_bytes_per_row if sequences > LOGIT_ROWS else 0
+        return self.activation_bytes_per_token * step_tokens + self.logits_bytes_per_row * rows + joined
 
     def cache_bytes(self, context_tokens: int) -> int:
         """The key-value cache for ``context_tokens``, in whole pages."""
         return self.cache_page_bytes * -(-context_tokens // PAGE_TOKENS)
 
 
-def model_facts(model: ModelRecord) -> ModelFacts:
+def footprint(model: ModelRecord) -> Footprint:
     """Add up what ``model`` needs."""
-    weights = _dense_weights(model)
-    return ModelFacts(
+    weights = dense_weights(model)
+    return Footprint(
         layers=_layers(model),
         dense_bytes=sum(-(-_bytes(spec) // DENSE_ALIGNMENT) * DENSE_ALIGNMENT for spec in weights.values()),
         dense_bytes_per_token=_dense_bytes_per_token(model, weights),
         cache_page_bytes=_cache_page_bytes(model),
         activation_bytes_per_token=_peak_bytes(model, 0, model.last_step),
         logits_bytes_per_row=_peak_bytes(model, model.last_step, len(model.steps)),
-        staging_bytes_per_token=2 * model.hidden_size * DTYPE_BYTES[model.dtype],
+        result_bytes_per_row=VALUE_BYTES * model.vocab_size,
+        staging_bytes_per_token=2 * model.hidden_size * VALUE_BYTES,
     )
 
 
-def _layers(model: ModelRecord) -> tuple[LayerFacts, ...]:
+def dense_weights(model: ModelRecord) -> dict[TensorName, TensorSpec]:
+    """Every weight outside routed experts that a step of the chain reads."""
+    functions = {function.name: function for function in model.functions}
+    attentions = {attention.name: attention for attention in model.attentions}
+    weights: dict[TensorName, TensorSpec] = {}
+    for step in model.steps:
+        if isinstance(step, SegmentStep):
+            weights.update(zip(step.weights, functions[step.function].weights, strict=True))
+        elif isinstance(step, AttentionStep) and step.sinks is not None:
+            weights[step.sinks] = TensorSpec("float32", (attentions[step.attention].query_heads,))
+    return weights
+
+
+def cache_token_bytes(spec: AttentionSpec) -> int:
+    """What one layer of this attention caches for one token."""
+    width = spec.key_dim + (0 if spec.latent else spec.value_dim)
+    return spec.kv_heads * width * DTYPE_BYTES[spec.dtype]
+
+
+def _layers(model: ModelRecord) -> tuple[LayerFootprint, ...]:
     layouts = {body.name: layout(body) for body in model.bodies}
     return tuple(
-        LayerFacts(
+        LayerFootprint(
             layer.layer,
             layer.experts,
             layer.top_k,
@@ -105,25 +136,15 @@ def _layers(model: ModelRecord) -> tuple[LayerFacts, ...]:
 
 def _bytes(spec: TensorSpec) -> int:
     """Bytes of a tensor, for one token where a dimension is T."""
-    size = DTYPE_BYTES[spec.dtype]
-    for extent in spec.shape:
-        size *= 1 if extent == "T" else extent
-    return size
-
-
-def _dense_weights(model: ModelRecord) -> dict[TensorName, TensorSpec]:
-    functions = {function.name: function for function in model.functions}
-    weights: dict[TensorName, TensorSpec] = {}
-    for step in model.steps:
-        if isinstance(step, SegmentStep):
-            weights.update(zip(step.weights, functions[step.function].weights, strict=True))
-    return weights
+    return DTYPE_BYTES[spec.dtype] * math.prod(1 if extent == "T" else extent for extent in spec.shape)
 
 
 def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorSpec]) -> int:
     gathered: set[TensorName] = set()
     read: set[TensorName] = set()
     for step in model.steps:
+        if isinstance(step, AttentionStep) and step.sinks is not None:
+            read.add(step.sinks)
         if not isinstance(step, SegmentStep):
             continue
         for name in step.weights:
@@ -136,13 +157,8 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
 
 def _cache_page_bytes(model: ModelRecord) -> int:
     attentions = {attention.name: attention for attention in model.attentions}
-    total = 0
-    for step in model.steps:
-        if isinstance(step, AttentionStep):
-            spec = attentions[step.attention]
-            head = spec.key_dim + (0 if spec.latent else spec.value_dim)
-            total += PAGE_TOKENS * spec.kv_heads * head * DTYPE_BYTES[spec.dtype]
-    return total
+    steps = [step for step in model.steps if isinstance(step, AttentionStep)]
+    return PAGE_TOKENS * sum(cache_token_bytes(attentions[step.attention]) for step in steps)
 
 
 def _peak_bytes(model: ModelRecord, first: int, last: int) -> int:
@@ -162,7 +178,10 @@ def _peak_bytes(model: ModelRecord, first: int, last: int) -> int:
 
 
 def _scratch_bytes(model: ModelRecord, step: Step) -> int:
-    """An upper bound of what a step allocates inside, for one token: each product's result, in float32."""
+    """An upper bound of what a step allocates inside, for one token.
+
+    Inside a segment: every product's result, and each input and output once more (normed, rotated, added).
+    """
     if isinstance(step, SegmentStep):
         function = next(function for function in model.functions if function.name == step.function)
         embeds = CHAIN_INPUTS[0] in step.inputs
@@ -171,9 +190,14 @@ def _scratch_bytes(model: ModelRecord, step: Step) -> int:
             for spec in function.weights
             if len(spec.shape) > 1 and not (embeds and spec.shape[0] == model.vocab_size)
         ]
-        return SCRATCH_BYTES * sum(math.prod(int(extent) for extent in shape) for shape in products)
+        inside = VALUE_BYTES * sum(math.prod(int(extent) for extent in shape) for shape in products)
+        # Logits come out of their product as they are.
+        beside = [
+            spec for spec in (*function.inputs, *function.outputs) if model.vocab_size not in spec.shape
+        ]
+        return inside + sum(map(_bytes, beside))
     if isinstance(step, ExpertsStep):
         layer = model.experts[step.layer]
         body = next(body for body in model.bodies if body.name == layer.body)
-        return SCRATCH_BYTES * layer.top_k * (body.intermediate * (2 if body.gated else 1))
+        return VALUE_BYTES * layer.top_k * (body.intermediate * (2 if body.gated else 1))
     return 0

@@ -1,0 +1,59 @@
+"""Every target's kernels take the same tensors: float32 values, and weights and caches in their stored type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tvm import tirx
+
+from moec.artifacts.model import ModelRecord
+from moec.compiler.lowering.kernel_library import CpuKernels, CudaKernels
+from moec.compiler.lowering.passes.dispatch_linear import LinearShape
+from tests.support.graphs import parts
+
+LANES = 8
+
+
+def tensors(function: Any) -> list[tuple[str, list[str]]]:
+    """Type and shape of each argument; symbolic extents as ``?``."""
+    types = [parameter.ty for parameter in function.params]
+    return [
+        (str(kind.dtype), [str(int(n)) if isinstance(n, tirx.IntImm) else "?" for n in kind.shape])
+        for kind in types
+    ]
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3"])
+def test_named_kernels_take_the_same_tensors_on_every_target(name: str) -> None:
+    model = parts(name, "bfloat16").model
+    cpu = {kernel: tensors(function) for kernel, function in CpuKernels(LANES).model(model)}
+    cuda = {kernel: tensors(function) for kernel, function in CudaKernels().model(model)}
+    assert cpu == cuda
+    _check_types(model, cpu)
+
+
+def _check_types(model: ModelRecord, kernels: dict[str, list[tuple[str, list[str]]]]) -> None:
+    for spec in model.attentions:
+        caches = 1 if spec.latent else 2
+        appended = [dtype for dtype, _ in kernels[f"cache_append_{spec.name}"]]
+        assert appended == ["float32"] * caches + [spec.dtype] * caches + ["int32"] * 3
+        attended = [dtype for dtype, _ in kernels[f"attention_{spec.name}"]]
+        assert attended == [
+            "float32",
+            *[spec.dtype] * caches,
+            *["int32"] * 3,
+            *["float32"] * (1 + spec.sinks),
+        ]
+    for body in model.bodies:
+        dtypes = [dtype for dtype, _ in kernels[f"experts_{body.name}"]]
+        assert dtypes == ["float32", "int64", "float32", "int64", "float32"]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_products_take_the_same_tensors_on_every_target(dtype: str, bias: bool) -> None:
+    shape = LinearShape(12, 16, dtype, None if bias else 3, bias)
+    cpu, cuda = (tensors(kernels.linear(shape)) for kernels in (CpuKernels(LANES), CudaKernels()))
+    assert cpu == cuda
+    assert [kind for kind, _ in cpu] == ["float32", dtype, *["float32"] * (1 + bias)]

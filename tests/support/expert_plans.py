@@ -1,0 +1,34 @@
+"""Plans for experts that are all used alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moec.artifacts.footprint import LayerFootprint
+from moec.artifacts.ids import LayerId
+from moec.artifacts.schedule import LayerProfile, Policy, RoutingProfile
+from moec.runtime.residency import LayerPlan, plan_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def uniform_plans(
+    shapes: Sequence[tuple[int, int, int]], capacity_bytes: int, orders: Sequence[Sequence[int]] | None = None
+) -> tuple[LayerPlan, ...]:
+    """Plans of layers given as (experts, top-k, bytes of one expert) within ``capacity_bytes``."""
+    layers = [
+        LayerFootprint(LayerId(n), experts, top_k, size, size)
+        for n, (experts, top_k, size) in enumerate(shapes)
+    ]
+    ranked = orders or [range(experts) for experts, _, _ in shapes]
+    profile = RoutingProfile(
+        "uniform",
+        0,
+        0,
+        tuple(
+            LayerProfile(layer.layer, tuple(order), (layer.top_k / layer.experts,) * layer.experts, ())
+            for layer, order in zip(layers, ranked, strict=True)
+        ),
+    )
+    return plan_layers(layers, profile, Policy("lru", 0), capacity_bytes)
