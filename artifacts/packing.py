@@ -59,6 +59,6 @@ class PackingRecord:
     config_sha256: str
     """Of the canonical JSON of the checkpoint's config: packing another model's weights is an error."""
     parameter_dtypes: dict[str, DType]
-    """Element type that each parameter is read as: its storage type where anything made of it keeps that, else float32."""
+    """Type that each parameter is read as: its storage type where anything made of it keeps that, else float32."""
     dense: tuple[DenseTensor, ...]
     experts: tuple[ExpertSource, ...]
