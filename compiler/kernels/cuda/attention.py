@@ -19,12 +19,11 @@ from moec.compiler.kernels.cpu.emit import (
     load,
     loop,
     mod,
-    registers,
     store,
     symbol,
 )
 from moec.compiler.kernels.cuda.cache_append import cache_row
-from moec.compiler.kernels.cuda.threads import read, threads
+from moec.compiler.kernels.cuda.threads import read, registers, threads
 
 if TYPE_CHECKING:
     from tvm import tirx

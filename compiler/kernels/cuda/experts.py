@@ -21,14 +21,13 @@ from moec.compiler.kernels.cpu.emit import (
     load,
     loop,
     mod,
-    registers,
     scratch,
     store,
     symbol,
     when,
 )
 from moec.compiler.kernels.cuda.activation import evaluate
-from moec.compiler.kernels.cuda.threads import read, threads
+from moec.compiler.kernels.cuda.threads import read, registers, threads
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody

@@ -25,6 +25,11 @@ def threads(count: Expr) -> Iterator[Expr]:
             yield number
 
 
+def registers(size: int, dtype: str = "float32") -> Buffer:
+    """A small array of a thread's own."""
+    return T.alloc_buffer((size,), dtype, scope="local")
+
+
 def read(buffer: Buffer, dtype: str, place: Expr) -> Expr:
     """One element as float32; bfloat16 is stored as its bits."""
     value = load(buffer, place)

@@ -15,12 +15,11 @@ from moec.compiler.kernels.cpu.emit import (
     i64,
     load,
     loop,
-    registers,
     store,
     symbol,
     when,
 )
-from moec.compiler.kernels.cuda.threads import read, threads, write
+from moec.compiler.kernels.cuda.threads import read, registers, threads, write
 
 if TYPE_CHECKING:
     from tvm import tirx
