@@ -9,15 +9,10 @@ Prints a table and writes ``benchmarks/results/cpu_kernels.json``. A ratio is th
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
-import sys
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
@@ -25,6 +20,7 @@ os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 import torch
 import tvm
 
+from benchmarks.common import write_result
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.experts import layout
 from moec.artifacts.model import AttentionSpec, ExpertBody
@@ -32,12 +28,12 @@ from moec.compiler.kernels.cpu.attention import attention
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, fill, i64, load, loop, registers, store
 from moec.compiler.kernels.cpu.experts import experts
 from moec.compiler.kernels.cpu.linear import linear
+from moec.runtime.measure import cpu_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PROCESSORS = {16: "x86-64-v4", 8: "x86-64-v3", 4: "x86-64"}
-RESULT = Path(__file__).parent / "results" / "cpu_kernels.json"
 READ_FLOATS = 1 << 27
 FMA_STEPS = 1 << 16
 TASKS = 256
@@ -261,13 +257,6 @@ def measure(cases: list[Case], lanes: int, repeats: int) -> tuple[dict[str, floa
     return {name: statistics.median(values) for name, values in rates.items()}, rows
 
 
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -279,25 +268,21 @@ def main() -> None:
     cases = [*linear_cases(lanes), *expert_cases(lanes), *attention_cases(lanes)]
     ceilings, rows = measure(cases, lanes, arguments_.repeats)
     threads = os.environ["TVM_NUM_THREADS"]
-    print(f"{_processor()}, {threads} threads, {lanes} lanes")
+    print(f"{cpu_model()}, {threads} threads, {lanes} lanes")
     print(f"read {ceilings['read'] / 1e9:.1f} GB/s, multiply-add {ceilings['multiply'] / 1e9:.0f} GFLOP/s")
     for row in rows:
         print(
             f"{row.kernel:48} {row.milliseconds:9.2f} ms {row.read_gigabytes_per_second:7.1f} GB/s "
             f"{row.gigaflops:7.0f} GFLOP/s  {row.ratio:5.2f} of {row.ceiling}"
         )
-    RESULT.parent.mkdir(exist_ok=True)
-    record = {
-        "machine": _processor(),
-        "threads": int(threads),
-        "lanes": lanes,
-        "load_average": os.getloadavg(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-        "ceilings": {"read_bytes_per_second": ceilings["read"], "multiply_flops": ceilings["multiply"]},
-        "rows": [asdict(row) for row in rows],
-    }
-    RESULT.write_text(json.dumps(record, indent=2) + "\n")
+    write_result(
+        "cpu_kernels",
+        [asdict(row) for row in rows],
+        threads=int(threads),
+        lanes=lanes,
+        load_average=os.getloadavg(),
+        ceilings={"read_bytes_per_second": ceilings["read"], "multiply_flops": ceilings["multiply"]},
+    )
 
 
 if __name__ == "__main__":

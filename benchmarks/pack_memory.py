@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.common import print_rows, write_result
 
 ROOT = Path(__file__).parent.parent
 SHARD_BYTES = 1 << 30
@@ -163,7 +163,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=6.0)
     parser.add_argument("--scratch", type=Path, default=None, help="where the checkpoint and the weights go")
-    parser.add_argument("--result", type=Path, default=ROOT / "benchmarks/results/pack_memory.json")
     parser.add_argument(
         "--child", type=Path, nargs="+", metavar="CHECKPOINT", help="pack these, print figures"
     )
@@ -177,13 +176,15 @@ def main() -> None:
         result = measure(scratch / "model")[0]
     finally:
         shutil.rmtree(scratch)
-    result |= {
-        "checkpoint_bytes": size,
-        "megabytes_per_second": size / 1e6 / result["seconds"],
-        "machine": {"cpu_count": os.cpu_count(), "machine": platform.machine(), "system": platform.system()},
+    row = {
+        "checkpoint GB": size / 1e9,
+        "MB/s": size / 1e6 / result["seconds"],
+        "peak resident MiB": result["resident_peak_bytes"] / 2**20,
+        "of it before packing MiB": result["resident_before_bytes"] / 2**20,
     }
-    options.result.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    path = write_result("pack_memory", [row], **result)
+    print_rows([row])
+    print(path)
 
 
 if __name__ == "__main__":
