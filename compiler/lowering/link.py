@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,8 +53,15 @@ def link(output: str, objects: Sequence[str], options: Sequence[str] | None = No
 
     Raises:
         CompileError: the linker failed; the message has what it said.
+        OSError: ``output`` cannot be written. It is copied there, so that a full disk is no failure of the linker.
     """
-    command = [*link_command(), "-o", output, *objects, *(options or ())]
+    with tempfile.TemporaryDirectory() as folder:
+        linked = Path(folder, "linked.so")
+        _run([*link_command(), "-o", str(linked), *objects, *(options or ())], output)
+        shutil.copyfile(linked, output)
+
+
+def _run(command: list[str], output: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise CompileError(

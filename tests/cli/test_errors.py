@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +117,25 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", "x.moec"]) == 2
     assert run(["no-such-command"]) == 2
     assert "Usage" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_half_way(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    modules = tmp_path / "modules"
+    assert run(["compile", str(EXAMPLE), "-o", str(modules), "--modules-only"]) == 0
+    command = [
+        sys.executable,
+        "-m",
+        "moec",
+        "pack",
+        str(EXAMPLE),
+        str(modules),
+        "-o",
+        str(tmp_path / "out.moec"),
+    ]
+    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    assert done.returncode == errors.OutputError.exit_code, done.stderr
+    assert "File too large" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["modules"]
