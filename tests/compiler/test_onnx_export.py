@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
-from moec.artifacts.model import DType, ExpertBody, TensorSpec
+from moec.artifacts.model import DType, TensorSpec
 from moec.compiler.lowering.lower import lower
 from moec.compiler.lowering.targets import parse_target
 from moec.compiler.onnx_export import ExpertModule, expert_inputs, export_onnx
@@ -90,17 +90,14 @@ def test_segments_agree_with_the_compiled_module(exported: Exported, tokens: int
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
-def test_experts_agree_with_torch(exported: Exported, tokens: int) -> None:
+def test_experts_agree_with_the_compiled_kernel_and_with_torch(exported: Exported, tokens: int) -> None:
     (body,) = exported.parts.model.bodies
-    _check_expert(body, exported.onnx / f"expert_{body.name}.onnx", tokens)
-
-
-def _check_expert(body: ExpertBody, path: Path, tokens: int) -> None:
     generator = torch.Generator().manual_seed(tokens)
-    arguments = [_random(spec, tokens, generator) for _, spec in expert_inputs(body)]
-    assert arguments[0].dtype == torch.float32
-    assert {argument.dtype for argument in arguments[1:]} == {getattr(torch, body.dtype)}
-    _compare(_run(path, arguments)[0], ExpertModule(body)(*arguments).numpy())
+    x, *weights = (_random(spec, tokens, generator) for _, spec in expert_inputs(body))
+    assert {weight.dtype for weight in weights} == {getattr(torch, body.dtype)}
+    reference = _run(exported.onnx / f"expert_{body.name}.onnx", [x, *weights])[0]
+    _compare(Module(exported.module).experts(body, x, weights), reference)
+    _compare(ExpertModule(body)(x, *weights).numpy(), reference)
 
 
 def _random(spec: TensorSpec, tokens: int, generator: torch.Generator) -> torch.Tensor:

@@ -12,7 +12,8 @@ import tvm_ffi
 from torch.export import Dim
 
 import moec.compiler.tracing.markers
-from moec.artifacts.model import ModelRecord
+from moec.artifacts.experts import layout
+from moec.artifacts.model import ExpertBody, ModelRecord
 from tests.support.graphs import GENERATION
 
 if TYPE_CHECKING:
@@ -85,6 +86,20 @@ class Module:
     def __call__(self, name: str, *arguments: torch.Tensor) -> list[np.ndarray[Any, Any]]:
         given = [tvm_ffi.from_dlpack(_aligned_tensor(argument)) for argument in arguments]
         return [np.from_dlpack(value).copy() for value in self._machine[name](*given)]
+
+    def experts(self, body: ExpertBody, x: torch.Tensor, parts: list[torch.Tensor]) -> np.ndarray[Any, Any]:
+        """The experts kernel on one expert, with weight 1 for every token."""
+        place = layout(body)
+        memory = aligned(np.zeros(place.stride_bytes, np.uint8))
+        for part, tensor in zip(place.parts, parts, strict=True):
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+            memory[part.offset_bytes : part.offset_bytes + part.size_bytes] = data
+        index, weight = np.zeros((len(x), 1), np.int64), np.ones((len(x), 1), np.float32)
+        table, out = np.array([memory.ctypes.data]), np.empty(x.shape, np.float32)
+        held = [aligned(array) for array in (x.numpy(), index, weight, table, out)]
+        kernel = self._library.get_function(f"experts_{body.name}", query_imports=True)
+        kernel(*(tvm_ffi.from_dlpack(array) for array in held))
+        return held[-1]
 
 
 def _aligned_tensor(tensor: torch.Tensor) -> torch.Tensor:
