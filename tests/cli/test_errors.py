@@ -14,6 +14,7 @@ import pytest
 
 from moec import errors
 from moec.__main__ import run
+from tests.support.tiny_bundle import make_bundle
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"
 
@@ -110,6 +111,13 @@ def test_bad_calibration(checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
 def test_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["inspect"], ["verify"], ["plan"], ["generate", "--token-ids", "1"]):
         expect([command[0], str(tmp_path / "absent.moec"), *command[1:]], errors.BundleError, capsys)
+
+
+def test_device_memory_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = make_bundle(tmp_path / "tiny.moec")
+    machine = str(EXAMPLE.parent / "machines" / "cpu-2core.json")
+    arguments = ["plan", str(bundle), "--machine", machine, "--device-memory", "1GiB"]
+    assert "no GPU" in expect(arguments, errors.DeviceError, capsys)
 
 
 def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

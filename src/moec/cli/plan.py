@@ -9,7 +9,7 @@ import click
 
 from moec.cli.options import bundle_argument, json_option
 from moec.cli.output import human_bytes, print_json
-from moec.errors import OutputError
+from moec.errors import DeviceError
 
 if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
@@ -51,6 +51,12 @@ def command(
 
     opened = open_bundle(bundle, verify="sizes")
     described = _describe(machine, bundle)
+    if device_memory is not None and described.gpu_name is None:
+        raise DeviceError(
+            f"{described.name} has no GPU to give --device-memory of.",
+            "The machine to plan for is this one, or the one that --machine describes.",
+            "Describe the machine you mean with --machine FILE (see examples/machines/), or leave the option out.",
+        )
     budgets = budgets_for(
         described,
         opened.model,
@@ -59,14 +65,7 @@ def command(
     )
     schedule = plan(opened.traces(), opened.model, budgets, described)
     if not dry_run:
-        try:
-            add_schedule(opened, schedule)
-        except OSError as error:
-            raise OutputError(
-                f"{bundle} cannot be changed.",
-                str(error),
-                "Use --dry-run --json to keep the schedule elsewhere.",
-            ) from error
+        add_schedule(opened, schedule)
     if as_json:
         print_json(to_json(schedule))
     else:
