@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 ALIGNMENT_BYTES = 64
+CPU_DEVICE = 1
+"""DLPack's device type."""
 
 _DLPACK_TYPES = {
     "int64": (0, 64),
@@ -75,8 +77,8 @@ _new_capsule.restype = ctypes.py_object
 _new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 
 
-def tensor_at(address: int, dtype: str, shape: tuple[int, ...]) -> Any:
-    """A ``tvm_ffi.Tensor`` over contiguous CPU memory at ``address``; no copy, no ownership."""
+def tensor_at(address: int, dtype: str, shape: tuple[int, ...], device_type: int = CPU_DEVICE) -> Any:
+    """A ``tvm_ffi.Tensor`` over contiguous memory at ``address``; no copy, no ownership."""
     import tvm_ffi
 
     assert address % ALIGNMENT_BYTES == 0, f"tensor at {address:#x} is not {ALIGNMENT_BYTES}-byte aligned"
@@ -88,7 +90,9 @@ def tensor_at(address: int, dtype: str, shape: tuple[int, ...]) -> Any:
     numbers = (ctypes.c_int64 * (2 * ndim)).from_address(block + head)
     numbers[:] = [*shape, *strides]
     managed = _DLManagedTensor.from_address(block)
-    managed.tensor = _DLTensor(address, 1, 0, ndim, code, bits, 1, block + head, block + head + 8 * ndim, 0)
+    managed.tensor = _DLTensor(
+        address, device_type, 0, ndim, code, bits, 1, block + head, block + head + 8 * ndim, 0
+    )
     managed.context, managed.deleter = None, _FREE
     return tvm_ffi.from_dlpack(_new_capsule(block, b"dltensor", None))
 

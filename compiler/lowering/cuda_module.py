@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from tvm import relax, tirx
 from tvm.relax.vm_build import VMExecutable, _filter_tir, _vmcodegen
 from tvm.tirx.build import split_host_device_mods
 
+from moec.compiler.kernels.cpu.emit import HAND_WRITTEN
+from moec.compiler.kernels.cuda.primitives import HEADER
+from moec.compiler.lowering.cuda_kernels import finish_kernels, lower_kernels
 from moec.compiler.lowering.fatbin import FatbinEntry, write_fatbin
 from moec.compiler.lowering.link import link
 from moec.compiler.lowering.nvrtc import compile_cubin, compile_ptx
@@ -25,6 +29,10 @@ if TYPE_CHECKING:
     from moec.compiler.lowering.targets import Target
 
 HOST_NAME, FATBIN_NAME, KERNELS_NAME = "host.so", "kernels.fatbin", "kernels.json"
+
+DYNAMIC_MEMORY = "tirx.use_dyn_shared_memory"
+EARLY_LAUNCH = "tirx.use_programtic_dependent_launch"
+"""TVM's words for launch parameters; the first must come last."""
 
 PREAMBLE = """#include <cuda/std/cstdint>
 #include <cuda/std/limits>
@@ -68,7 +76,7 @@ def export_cuda(module: tvm.IRModule, target: Target, output: Path) -> tuple[Pat
     """
     builder = relax.ExecBuilder()
     loops = _filter_tir(_vmcodegen(builder, module, "bytecode"))
-    host, code = _split(loops, target)
+    host, code = split_kernels(loops, target)
     executable = VMExecutable(relax.vm_build._ffi_api.VMLink(builder, cuda_target(target), host, [], {}))
     executable.export_library(str(output / HOST_NAME), fcompile=link)
     write_fatbin(output / FATBIN_NAME, _machine_code(code.source, target))
@@ -77,21 +85,34 @@ def export_cuda(module: tvm.IRModule, target: Target, output: Path) -> tuple[Pat
     return Path(HOST_NAME), Path(FATBIN_NAME), Path(KERNELS_NAME)
 
 
-def _split(module: tvm.IRModule, target: Target) -> tuple[tvm.runtime.Module, DeviceCode]:
+def split_kernels(module: tvm.IRModule, target: Target) -> tuple[tvm.runtime.Module, DeviceCode]:
     """The host's compiled module, and the CUDA source of everything that runs on the GPU."""
-    device_target = cuda_target(target)
-    lower, finish_host, finish_device = tirx.get_tir_pipeline("default")
-    module = lower(tirx.transform.BindTarget(device_target)(module))
-    host_module, device_modules = split_host_device_mods(module)
-    host = tvm.get_global_func("target.build.llvm")(finish_host()(host_module), host_target(target))
+    lower_loops, finish_host, finish_device = tirx.get_tir_pipeline("default")
+    generated, written = _by_origin(tirx.transform.BindTarget(cuda_target(target))(module))
+    host, loops = split_host_device_mods(lower_loops(generated))
+    host_written, kernels = split_host_device_mods(lower_kernels(written))
+    host.update(host_written)
+    finished = [
+        *((where, finish_device()(device)) for where, device in loops.items()),
+        *((where, finish_kernels(device)) for where, device in kernels.items()),
+    ]
     sources: list[str] = []
     functions: dict[str, Any] = {}
     with _source_instead_of_code():
-        for found_target, device_module in device_modules.items():
-            finished = finish_device()(device_module)
-            sources.append(tvm.get_global_func("target.build.cuda")(finished, found_target).inspect_source())
-            functions |= _function_table(finished)
-    return host, DeviceCode("\n".join(sources), functions)
+        for where, device in finished:
+            sources.append(tvm.get_global_func("target.build.cuda")(device, where).inspect_source())
+            functions |= _function_table(device, sources[-1])
+    code = DeviceCode("\n".join(sources), functions)
+    return tvm.get_global_func("target.build.llvm")(finish_host()(host), host_target(target)), code
+
+
+def _by_origin(module: tvm.IRModule) -> tuple[tvm.IRModule, tvm.IRModule]:
+    """Functions whose loops TVM generated, and those that were written by hand."""
+    groups: tuple[dict[Any, Any], dict[Any, Any]] = {}, {}
+    for name, function in module.functions_items():
+        groups[bool(function.attrs.get(HAND_WRITTEN, False))][name] = function
+    generated, written = (tvm.IRModule(group) for group in groups)
+    return generated, written
 
 
 @contextmanager
@@ -108,16 +129,27 @@ def _source_instead_of_code() -> Iterator[None]:
             tvm_ffi.register_global_func(name, callback, override=True)
 
 
-def _function_table(module: tvm.IRModule) -> dict[str, Any]:
+def _function_table(module: tvm.IRModule, source: str) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for name, function in module.functions_items():
         symbol = str(function.attrs.get("global_symbol", name.name_hint))
+        tags = [str(tag) for tag in function.attrs.get("tirx.kernel_launch_params", [])]
+        if _waits(symbol, source):
+            tags.insert(len(tags) - (DYNAMIC_MEMORY in tags), EARLY_LAUNCH)
         table[symbol] = {
             "name": symbol,
             "arg_types": [_argument_type(parameter) for parameter in function.params],
-            "launch_param_tags": [str(tag) for tag in function.attrs.get("tirx.kernel_launch_params", [])],
+            "launch_param_tags": tags,
         }
     return table
+
+
+def _waits(symbol: str, source: str) -> bool:
+    """Whether a kernel itself waits for the one before it, so that it can be launched early."""
+    start = re.search(rf"\b{re.escape(symbol)}\([^;{{]*\) \{{", source)
+    assert start is not None, symbol
+    end = source.find('extern "C" __global__', start.end())
+    return "moec_wait_previous()" in source[start.end() : end if end > 0 else None]
 
 
 def _argument_type(parameter: Any) -> str:
@@ -125,7 +157,7 @@ def _argument_type(parameter: Any) -> str:
 
 
 def _machine_code(source: str, target: Target) -> list[FatbinEntry]:
-    text = PREAMBLE + source
+    text = PREAMBLE + HEADER.read_text() + source
     entries = [FatbinEntry("elf", name, compile_cubin(text, name)) for name in target.architectures]
     newest = target.architectures[-1]
     return [*entries, FatbinEntry("ptx", newest, compile_ptx(text, newest))]

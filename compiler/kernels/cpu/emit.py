@@ -22,6 +22,9 @@ Expr: TypeAlias = Any
 
 Buffer: TypeAlias = Any
 
+HAND_WRITTEN = "moec.kernel"
+"""Attribute of functions that are written out: the loops of all others are TVM's to order."""
+
 ALIGNMENT_BYTES = 64
 CPU = 1
 """DLPack's device type."""
@@ -43,7 +46,7 @@ def build(name: str, body: Callable[[], None]) -> tirx.PrimFunc:
     """Run ``body``, which declares its arguments with ``argument``, into a PrimFunc called ``name``."""
     with IRBuilder() as builder, T.prim_func():
         T.func_name(name)
-        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        T.func_attr({"global_symbol": name, "tirx.noalias": True, HAND_WRITTEN: True})
         with _scope():
             body()
     return builder.get().with_attr("global_symbol", name)

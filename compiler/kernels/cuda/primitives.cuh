@@ -1,0 +1,106 @@
+// What CUDA has and TIRx's core language has not: the device functions that kernels call through primitives.py.
+// tests/support/cuda_emulator/emulator.h has the same functions in plain C++, one for one.
+#define MOEC_DEVICE static __device__ __forceinline__
+
+MOEC_DEVICE void moec_wait_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+MOEC_DEVICE void moec_launch_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Conversions between float32 and packed pairs of 16-bit floats; the low half is the first of the pair.
+MOEC_DEVICE unsigned moec_pack_bf16(float low, float high) {
+  unsigned result;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+MOEC_DEVICE unsigned moec_pack_f16(float low, float high) {
+  unsigned result;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+MOEC_DEVICE float moec_low_bf16(unsigned pair) { return __uint_as_float(pair << 16); }
+MOEC_DEVICE float moec_high_bf16(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
+MOEC_DEVICE float moec_low_f16(unsigned pair) {
+  float result;
+  asm("{.reg .b16 a, b; mov.b32 {a, b}, %1; cvt.f32.f16 %0, a;}" : "=f"(result) : "r"(pair));
+  return result;
+}
+MOEC_DEVICE float moec_high_f16(unsigned pair) {
+  float result;
+  asm("{.reg .b16 a, b; mov.b32 {a, b}, %1; cvt.f32.f16 %0, b;}" : "=f"(result) : "r"(pair));
+  return result;
+}
+
+// 2^x, to about 2 ulp; 0 for -infinity.
+MOEC_DEVICE float moec_exp2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// Memory. Addresses of 16-byte accesses are multiples of 16.
+MOEC_DEVICE void moec_load_stream(unsigned *to, const void *from) {  // 16 bytes that are read once
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(from));
+}
+MOEC_DEVICE void moec_load_16(unsigned *to, const void *from) {
+  uint4 value = *reinterpret_cast<const uint4 *>(from);
+  to[0] = value.x, to[1] = value.y, to[2] = value.z, to[3] = value.w;
+}
+MOEC_DEVICE void moec_store_16(void *to, unsigned a, unsigned b, unsigned c, unsigned d) {
+  *reinterpret_cast<uint4 *>(to) = make_uint4(a, b, c, d);
+}
+MOEC_DEVICE void moec_copy_async_16(void *shared, const void *global) {
+  unsigned place = (unsigned)__cvta_generic_to_shared(shared);
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(place), "l"(global) : "memory");
+}
+MOEC_DEVICE void moec_copy_async_16_if(void *shared, const void *global, bool valid) {  // zeros where not valid
+  unsigned place = (unsigned)__cvta_generic_to_shared(shared);
+  int size = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(place), "l"(global), "r"(size)
+               : "memory");
+}
+MOEC_DEVICE void moec_copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+MOEC_DEVICE void moec_copy_wait(int groups) {  // until at most so many committed groups (0 to 4) are under way
+  if (groups == 0) asm volatile("cp.async.wait_group 0;" ::: "memory");
+  else if (groups == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
+  else if (groups == 2) asm volatile("cp.async.wait_group 2;" ::: "memory");
+  else if (groups == 3) asm volatile("cp.async.wait_group 3;" ::: "memory");
+  else asm volatile("cp.async.wait_group 4;" ::: "memory");
+}
+
+// Warp-wide operations: all 32 lanes take part.
+MOEC_DEVICE void moec_sync_warp() { __syncwarp(); }
+MOEC_DEVICE float moec_shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+MOEC_DEVICE float moec_shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+MOEC_DEVICE int moec_shuffle_int(int value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+MOEC_DEVICE unsigned moec_ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
+MOEC_DEVICE int moec_count_bits(unsigned value) { return __popc(value); }
+
+// Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
+MOEC_DEVICE void moec_load_matrix(unsigned *to, const void *row) {
+  unsigned place = (unsigned)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(place));
+}
+MOEC_DEVICE void moec_load_matrix_transposed(unsigned *to, const void *row) {
+  unsigned place = (unsigned)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(place));
+}
+
+// d[16x8] += a[16x16] b[16x8]; fragments as PTX's mma.m16n8k16 has them.
+MOEC_DEVICE void moec_mma_bf16(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+MOEC_DEVICE void moec_mma_f16(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}

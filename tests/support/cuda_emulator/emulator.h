@@ -1,0 +1,266 @@
+// CUDA kernels on the CPU: one block after the other, one fiber a thread, for tests of what a kernel computes.
+//
+// Barriers and warp-wide operations are rendezvous points between fibers. What a GPU would forgive or hang on is an
+// error here: a barrier that not all threads reach, a warp operation that some lanes skip, shared memory read before
+// cp.async was waited for (it is copied only then).
+#pragma once
+#include <csetjmp>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+#include <vector>
+#include <ucontext.h>
+
+#define __global__
+#define __device__
+#define __forceinline__
+#define __restrict__
+#define __launch_bounds__(...)
+#define __shared__ static
+#define uint unsigned int
+#define uchar unsigned char
+#define ushort unsigned short
+
+struct Dim3 { int x, y, z; };
+static Dim3 blockIdx, threadIdx, blockDim, gridDim;
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(8) float2 { float x, y; };
+static inline uint4 make_uint4(unsigned a, unsigned b, unsigned c, unsigned d) { return {a, b, c, d}; }
+static inline float4 make_float4(float a, float b, float c, float d) { return {a, b, c, d}; }
+static inline float2 make_float2(float a, float b) { return {a, b}; }
+
+typedef _Float16 half;
+static inline half __float2half_rn(float x) { return (half)x; }
+static inline float __half2float(half x) { return (float)x; }
+template <typename T> static inline T max(T a, T b) { return a > b ? a : b; }
+template <typename T> static inline T min(T a, T b) { return a < b ? a : b; }
+static inline float __uint_as_float(unsigned x) { float y; std::memcpy(&y, &x, 4); return y; }
+static inline unsigned __float_as_uint(float x) { unsigned y; std::memcpy(&y, &x, 4); return y; }
+static inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+
+namespace emulator {
+constexpr int kStack = 256 << 10, kLanes = 32;
+enum State { kReady, kBarrier, kWarp, kDone };
+struct Copy { void *to; const void *from; bool valid; };
+struct Fiber {
+  ucontext_t start;
+  jmp_buf place;
+  bool begun = false;
+  State state = kReady;
+  int number = 0, turn = 0;
+  std::vector<Copy> pending;
+  std::vector<std::vector<Copy>> groups;
+};
+struct Exchange { unsigned words[2][kLanes][8]; };
+static std::vector<Fiber> fibers;
+static std::vector<Exchange> exchanges;
+static std::vector<char> stacks;
+static Fiber *current;
+static jmp_buf scheduler;
+static void (*body)(void *);
+static void *arguments;
+
+[[noreturn]] static void fail(const char *what) {
+  std::fprintf(stderr, "emulator: %s (block %d %d %d, thread %d)\n", what, blockIdx.x, blockIdx.y, blockIdx.z,
+               current ? current->number : -1);
+  std::abort();
+}
+static void yield(State state) {
+  current->state = state;
+  if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
+}
+static void entry() {
+  body(arguments);
+  if (!current->pending.empty()) fail("cp.async that was never committed");
+  current->state = kDone;
+  _longjmp(scheduler, 1);
+}
+static void resume(Fiber &fiber) {
+  current = &fiber;
+  threadIdx = {fiber.number, 0, 0};
+  if (_setjmp(scheduler) != 0) return;
+  if (fiber.begun) _longjmp(fiber.place, 1);
+  fiber.begun = true;
+  setcontext(&fiber.start);
+}
+static bool release(size_t first, size_t count, State state) {
+  size_t waiting = 0, done = 0;
+  for (size_t i = first; i < first + count; ++i) {
+    waiting += fibers[i].state == state;
+    done += fibers[i].state == kDone;
+  }
+  if (waiting == 0 || waiting + done < count) return false;
+  if (state == kWarp && done) fail("a warp operation after some lanes have returned");
+  for (size_t i = first; i < first + count; ++i)
+    if (fibers[i].state == state) fibers[i].state = kReady;
+  return true;
+}
+static void run_block(int threads) {
+  fibers.assign(threads, Fiber());
+  exchanges.resize((threads + kLanes - 1) / kLanes);
+  stacks.resize((size_t)threads * kStack);
+  for (int i = 0; i < threads; ++i) {
+    Fiber &fiber = fibers[i];
+    fiber.number = i;
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = &stacks[(size_t)i * kStack];
+    fiber.start.uc_stack.ss_size = kStack;
+    makecontext(&fiber.start, entry, 0);
+  }
+  for (;;) {
+    size_t done = 0;
+    bool advanced = false;
+    for (Fiber &fiber : fibers) {
+      if (fiber.state == kReady) resume(fiber), advanced = true;
+      done += fiber.state == kDone;
+    }
+    if (done == fibers.size()) return;
+    for (int warp = 0; warp * kLanes < threads; ++warp) {
+      int lanes = threads - warp * kLanes < kLanes ? threads - warp * kLanes : kLanes;
+      advanced |= release(warp * kLanes, lanes, kWarp);
+    }
+    advanced |= release(0, threads, kBarrier);
+    if (!advanced) fail("threads wait for each other at different places");
+  }
+}
+// Give words to the other lanes of the warp and get theirs.
+static unsigned (*exchange(const unsigned *words, int count))[8] {
+  Exchange &own = exchanges[current->number / kLanes];
+  int turn = current->turn++ & 1;
+  std::memcpy(own.words[turn][current->number % kLanes], words, 4 * count);
+  yield(kWarp);
+  return own.words[turn];
+}
+static void finish(std::vector<Copy> &copies) {
+  for (Copy &copy : copies) {
+    if (copy.valid) std::memcpy(copy.to, copy.from, 16);
+    else std::memset(copy.to, 0, 16);
+  }
+}
+}  // namespace emulator
+
+extern "C" void moec_emulate(void (*body)(void *), void *arguments, const int64_t *grid, int threads) {
+  emulator::body = body, emulator::arguments = arguments;
+  blockDim = {threads, 1, 1}, gridDim = {(int)grid[0], (int)grid[1], (int)grid[2]};
+  for (int z = 0; z < grid[2]; ++z)
+    for (int y = 0; y < grid[1]; ++y)
+      for (int x = 0; x < grid[0]; ++x) blockIdx = {x, y, z}, emulator::run_block(threads);
+}
+
+static inline void __syncthreads() { emulator::yield(emulator::kBarrier); }
+
+// The primitives of compiler/kernels/cuda/primitives.cuh.
+static inline void moec_wait_previous() {}
+static inline void moec_launch_next() {}
+static inline unsigned emulated_bf16(float x) {
+  unsigned bits = __float_as_uint(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+  return (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+}
+static inline unsigned emulated_f16(float x) {
+  _Float16 y = (_Float16)x;
+  uint16_t bits;
+  std::memcpy(&bits, &y, 2);
+  return bits;
+}
+static inline float emulated_f16_to_f32(unsigned bits) {
+  uint16_t word = (uint16_t)bits;
+  _Float16 y;
+  std::memcpy(&y, &word, 2);
+  return (float)y;
+}
+static inline unsigned moec_pack_bf16(float low, float high) { return emulated_bf16(low) | emulated_bf16(high) << 16; }
+static inline unsigned moec_pack_f16(float low, float high) { return emulated_f16(low) | emulated_f16(high) << 16; }
+static inline float moec_low_bf16(unsigned pair) { return __uint_as_float(pair << 16); }
+static inline float moec_high_bf16(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
+static inline float moec_low_f16(unsigned pair) { return emulated_f16_to_f32(pair & 0xffffu); }
+static inline float moec_high_f16(unsigned pair) { return emulated_f16_to_f32(pair >> 16); }
+static inline float moec_exp2(float x) { return std::exp2(x); }
+static inline void emulated_aligned(const void *place) {
+  if ((uintptr_t)place % 16) emulator::fail("a 16-byte access at an address that is no multiple of 16");
+}
+static inline void moec_load_16(unsigned *to, const void *from) { emulated_aligned(from), std::memcpy(to, from, 16); }
+static inline void moec_load_stream(unsigned *to, const void *from) { moec_load_16(to, from); }
+static inline void moec_store_16(void *to, unsigned a, unsigned b, unsigned c, unsigned d) {
+  unsigned words[4] = {a, b, c, d};
+  emulated_aligned(to), std::memcpy(to, words, 16);
+}
+static inline void moec_copy_async_16_if(void *shared, const void *global, bool valid) {
+  emulated_aligned(shared), emulated_aligned(global);
+  std::memset(shared, 0xff, 16);  // not there before it is waited for
+  emulator::current->pending.push_back({shared, global, valid});
+}
+static inline void moec_copy_async_16(void *shared, const void *global) { moec_copy_async_16_if(shared, global, true); }
+static inline void moec_copy_commit() {
+  emulator::current->groups.push_back(std::move(emulator::current->pending));
+  emulator::current->pending.clear();
+}
+static inline void moec_copy_wait(int groups) {
+  auto &all = emulator::current->groups;
+  size_t finished = all.size() > (size_t)groups ? all.size() - groups : 0;
+  for (size_t i = 0; i < finished; ++i) emulator::finish(all[i]);
+  all.erase(all.begin(), all.begin() + finished);
+}
+static inline void moec_sync_warp() { unsigned nothing = 0; emulator::exchange(&nothing, 1); }
+static inline float moec_shuffle(float value, int lane) {
+  unsigned word = __float_as_uint(value);
+  return __uint_as_float(emulator::exchange(&word, 1)[lane & 31][0]);
+}
+static inline int moec_shuffle_int(int value, int lane) {
+  unsigned word = (unsigned)value;
+  return (int)emulator::exchange(&word, 1)[lane & 31][0];
+}
+static inline float moec_shuffle_xor(float value, int mask) {
+  return moec_shuffle(value, (emulator::current->number ^ mask) & 31);
+}
+static inline unsigned moec_ballot(bool value) {
+  unsigned word = value, result = 0;
+  auto *all = emulator::exchange(&word, 1);
+  for (int lane = 0; lane < 32; ++lane) result |= all[lane][0] << lane;
+  return result;
+}
+static inline int moec_count_bits(unsigned value) { return __builtin_popcount(value); }
+static inline void emulated_load_matrix(unsigned *to, const void *row, bool transposed) {
+  emulated_aligned(row);
+  unsigned words[4];
+  std::memcpy(words, row, 16);
+  auto *all = emulator::exchange(words, 4);
+  int lane = emulator::current->number & 31;
+  for (int m = 0; m < 4; ++m) {
+    uint16_t pair[2];
+    for (int j = 0; j < 2; ++j) {
+      int r = transposed ? 2 * (lane % 4) + j : lane / 4, c = transposed ? lane / 4 : 2 * (lane % 4) + j;
+      pair[j] = (uint16_t)(all[8 * m + r][c / 2] >> (16 * (c % 2)));
+    }
+    to[m] = pair[0] | (unsigned)pair[1] << 16;
+  }
+}
+static inline void moec_load_matrix(unsigned *to, const void *row) { emulated_load_matrix(to, row, false); }
+static inline void moec_load_matrix_transposed(unsigned *to, const void *row) { emulated_load_matrix(to, row, true); }
+static inline void emulated_mma(float *d, const unsigned *words, float (*low)(unsigned), float (*high)(unsigned)) {
+  auto *all = emulator::exchange(words, 6);
+  int lane = emulator::current->number & 31;
+  for (int i = 0; i < 4; ++i) {
+    int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+    float sum = d[i];
+    for (int k = 0; k < 16; ++k) {
+      unsigned a = all[4 * (row % 8) + (k % 8) / 2][row / 8 + 2 * (k / 8)];
+      unsigned b = all[4 * column + (k % 8) / 2][4 + k / 8];
+      sum += (k % 2 ? high(a) : low(a)) * (k % 2 ? high(b) : low(b));
+    }
+    d[i] = sum;
+  }
+}
+static inline void moec_mma_bf16(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  unsigned words[6] = {a0, a1, a2, a3, b0, b1};
+  emulated_mma(d, words, moec_low_bf16, moec_high_bf16);
+}
+static inline void moec_mma_f16(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  unsigned words[6] = {a0, a1, a2, a3, b0, b1};
+  emulated_mma(d, words, moec_low_f16, moec_high_f16);
+}
