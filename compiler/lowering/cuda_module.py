@@ -92,17 +92,16 @@ def split_kernels(module: tvm.IRModule, target: Target) -> tuple[tvm.runtime.Mod
     host, loops = split_host_device_mods(lower_loops(generated))
     host_written, kernels = split_host_device_mods(lower_kernels(written))
     host.update(host_written)
-    finished = [
-        *((where, finish_device()(device)) for where, device in loops.items()),
-        *((where, finish_kernels(device)) for where, device in kernels.items()),
-    ]
-    sources: list[str] = []
-    functions: dict[str, Any] = {}
+    device = tvm.IRModule({})
+    for group in loops.values():
+        device.update(finish_device()(group))
+    for group in kernels.values():
+        device.update(finish_kernels(group))
+    where = next(iter((*loops, *kernels)))
     with _source_instead_of_code():
-        for where, device in finished:
-            sources.append(tvm.get_global_func("target.build.cuda")(device, where).inspect_source())
-            functions |= _function_table(device, sources[-1])
-    code = DeviceCode("\n".join(sources), functions)
+        built = tvm.get_global_func("target.build.cuda")(device, where)
+    source = built.inspect_source()
+    code = DeviceCode(source, _function_table(device, source))
     return tvm.get_global_func("target.build.llvm")(finish_host()(host), host_target(target)), code
 
 
