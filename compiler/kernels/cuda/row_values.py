@@ -47,6 +47,8 @@ def rebuild(value: Expr, axes: dict[Any, Expr], element: Callable[[Any, list[Exp
             return type(node)(visit(node.a), visit(node.b))
         if isinstance(node, prim.Not):
             return prim.Not(visit(node.a))
+        if isinstance(node, prim.BitwiseNot):
+            return prim.Not(visit(node.a)) if str(node.ty.dtype) == "bool" else ~visit(node.a)
         if isinstance(node, prim.Select):
             return T.if_then_else(visit(node.condition), visit(node.true_value), visit(node.false_value))
         if isinstance(node, tvm.ir.Call):

@@ -20,22 +20,27 @@ are no rows is left as it is, and counts as a product.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import tvm
 import tvm_ffi
+from numpy.typing import NDArray
 from tvm import relax, tirx
 
 from moec.compiler.kernels.cpu.emit import HAND_WRITTEN
 from moec.compiler.lowering.passes.kernel_block import as_private_block
 from moec.compiler.lowering.rows.region import Region, build_region, is_costly, must_be_stored, sources
-from moec.compiler.lowering.rows.stages import Item, Key, NotRowwise, Tensor, TopK, View, parse, tensor_of
+from moec.compiler.lowering.rows.stages import Item, Key, NotRowwise, Stage, Tensor, TopK, View, parse, tensor_of
+from moec.errors import CompileError
 
 VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "flatten"))
 KEPT = (*VIEWS, "relax.topk")
 """Operators that this pass takes as they are, before they are loops."""
+
+LISTED = 64
+"""Numbers of a constant that are written into a kernel one by one."""
 
 Kernel = Callable[[Region, str], tirx.PrimFunc]
 
@@ -113,10 +118,19 @@ class _Rewriter:
         if isinstance(value, relax.Tuple):
             return [key for item in value.fields for key in self._keys(item)]
         if isinstance(value, tvm.ir.expr.Constant):
-            self._external(value, value, 0)
-            return [value]
+            return [self._constant(value)]
         names = self.read.names[value]
         return list(names) if isinstance(names, tuple) else [names]
+
+    def _constant(self, value: Any) -> Key:
+        """A constant: part of every expression that reads it."""
+        key = Item(value, 0)
+        if key not in self.read.definitions:
+            self._declare(key, value.ty, 0)
+            tensor = self.read.tensors[key]
+            axes = tuple(tirx.Var(f"c{axis}", "int64") for axis in range(len(tensor.shape)))
+            self.read.definitions[key] = Stage(key, tensor, axes, constant(value.value.numpy(), axes), {})
+        return key
 
     def _external(self, key: Key, value: Any, level: int) -> None:
         self._declare(key, value.ty, level)
@@ -132,7 +146,7 @@ class _Rewriter:
             return
 
     def _read(self, variable: Any, value: Any) -> None:
-        if isinstance(value, (tvm.ir.Var, relax.Tuple)):
+        if isinstance(value, (tvm.ir.Var, tvm.ir.expr.Constant, relax.Tuple)):
             keys = self._keys(value)
             self.read.names[variable] = tuple(keys) if isinstance(value, relax.Tuple) else keys[0]
         elif isinstance(value, relax.TupleGetItem):
@@ -159,7 +173,7 @@ class _Rewriter:
         attributes, rank = value.attrs, len(value.args[0].ty.shape)
         plain = str(attributes.ret_type) == "both" and bool(attributes.largest)
         if not plain or int(attributes.axis) not in (-1, rank - 1) or source not in self.read.tensors:
-            raise NotRowwise(f"{value.op.name} of an unknown kind")
+            raise CompileError(f"A segment uses topk in a way that no router does: {attributes}")
         keys = (Item(variable, 0), Item(variable, 1))
         for key, kind in zip(keys, variable.ty.fields, strict=True):
             self._declare(key, kind, self.read.levels[source])
@@ -171,7 +185,7 @@ class _Rewriter:
     def _operator(self, variable: Any, value: Any) -> None:
         """A call of loops: stages where they are rows, a barrier otherwise."""
         if _name(value) != "relax.call_tir":
-            raise NotRowwise(f"{_name(value)} is not lowered to loops")
+            raise CompileError(f"{_name(value) or type(value).__name__} is not lowered to loops")
         function = self.module[value.args[0]]
         operands = self._keys(value.args[1])
         level = max((self._settled(key) for key in operands), default=0)
@@ -320,6 +334,23 @@ class _Rewriter:
             root = self._value(builder, self._root(key))
             self.memory[key] = builder.emit(relax.op.reshape(root, self.read.types[key].shape))
         return self.memory[key]
+
+
+def constant(array: NDArray[Any], axes: Sequence[Any]) -> Any:
+    """The element of ``array`` at ``axes`` as an expression: numbers in even steps are computed, few others listed."""
+    flat, dtype = array.ravel().tolist(), str(array.dtype)
+    place: Any = tirx.const(0, "int64")
+    for extent, axis in zip(array.shape, axes, strict=True):
+        place = place * extent + axis
+    step = flat[1] - flat[0] if len(flat) > 1 else 0
+    if flat == [flat[0] + step * number for number in range(len(flat))]:
+        return tirx.const(flat[0], dtype) + place.astype(dtype) * tirx.const(step, dtype) if step else tirx.const(flat[0], dtype)
+    if len(flat) > LISTED:
+        raise CompileError(f"A segment holds a constant of {len(flat)} numbers, which no kernel can hold")
+    result = tirx.const(flat[-1], dtype)
+    for number in range(len(flat) - 2, -1, -1):
+        result = tirx.if_then_else(place == number, tirx.const(flat[number], dtype), result)
+    return result
 
 
 def _name(value: Any) -> str:
