@@ -30,7 +30,9 @@ def program_problems(model: ModelRecord, program: ProgramRecord) -> Iterator[str
     called |= {f"experts_{body.name}" for body in model.bodies}
     wanting = [workspace.function for workspace in program.workspaces]
     yield from (f"there are two workspaces for {name}" for name in _twice(wanting))
-    yield from (f"there is a workspace for {name}, which is not called" for name in wanting if name not in called)
+    yield from (
+        f"there is a workspace for {name}, which is not called" for name in wanting if name not in called
+    )
 
 
 def _segment_problems(function: FunctionSpec, segment: SegmentProgram) -> Iterator[str]:

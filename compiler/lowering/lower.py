@@ -77,9 +77,7 @@ def lower(
     module = run_passes(module, pipeline(target), dump_ir)
     kernels = kernels_for(target)
     inputs = {function.name: len(function.inputs) for function in model.functions}
-    segments = tuple(
-        read_segment(name, module[name], inputs[name], model.class_name) for name in functions
-    )
+    segments = tuple(read_segment(name, module[name], inputs[name], model.class_name) for name in functions)
     packed = packed_functions(module, segments, dict(kernels.model(model)))
     export = export_cuda if target.kind == "cuda" else export_cpu
     files = export(packed, target, output)

@@ -1,7 +1,8 @@
 """Attention over the paged cache: one online softmax for prefill and decode, any ratio of query to key heads.
 
-The step's own keys and values are put into their pages first. Then a task is a key head, some of its query heads, and some adjacent tokens. Query rows of one sequence share what is
-read of the cache; scores of one page at a time exist, never a matrix of tokens by context.
+The step's own keys and values are put into their pages first. Then a task is a key head, some of its query heads, and
+some adjacent tokens. Query rows of one sequence share what is read of the cache; scores of one page at a time exist,
+never a matrix of tokens by context.
 """
 
 from __future__ import annotations
