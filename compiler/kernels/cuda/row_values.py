@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import tvm
@@ -34,7 +35,7 @@ def rebuild(value: Expr, axes: dict[Any, Expr], element: Callable[[Any, list[Exp
         if isinstance(node, prim.IntImm):
             return _integer(node)
         if isinstance(node, prim.FloatImm):
-            return tirx.FloatImm("float32", float(node.value))
+            return _float(float(node.value))
         if isinstance(node, tvm.ir.expr.TensorLoad):
             return element(node.source, [visit(index) for index in node.indices])
         if isinstance(node, prim.Cast):
@@ -61,6 +62,13 @@ def rebuild(value: Expr, axes: dict[Any, Expr], element: Callable[[Any, list[Exp
 def narrow(dtype: str) -> str:
     """The type in which a kernel computes with values of ``dtype``."""
     return {"int64": "int32", "bfloat16": "float32", "float16": "float32"}.get(dtype, dtype)
+
+
+def _float(number: float) -> Expr:
+    """A float32 constant; infinities by their bits, for which CUDA has no literal."""
+    if math.isfinite(number):
+        return tirx.FloatImm("float32", number)
+    return T.reinterpret("float32", T.uint32(0xFF800000 if number < 0 else 0x7F800000))
 
 
 def _integer(node: Any) -> Expr:

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, build, i64, load, loop, store, symbol, when
+from moec.compiler.kernels.cpu.emit import (
+    Argument,
+    Buffer,
+    Expr,
+    arguments,
+    build,
+    i64,
+    load,
+    loop,
+    store,
+    symbol,
+    when,
+)
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 from moec.compiler.kernels.cuda.row_values import flat_place, rebuild, split_place
@@ -26,6 +38,7 @@ if TYPE_CHECKING:
     from moec.compiler.lowering.rows.region import Region
 
 STARTS = {"sum": 0.0, "max": -3.4028234663852886e38, "min": 3.4028234663852886e38}
+FLOATS = ("float32", "float16", "bfloat16")
 NOWHERE = 1 << 30
 """An index larger than any."""
 
@@ -37,7 +50,11 @@ def rows(region: Region, name: str) -> tirx.PrimFunc:
         tokens = symbol("T")
         keys = (*region.inputs, *region.outputs)
         declared = [
-            Argument(f"a{number}", tuple(tokens if extent is None else extent for extent in tensor.shape), tensor.dtype)
+            Argument(
+                f"a{number}",
+                tuple(tokens if extent is None else extent for extent in tensor.shape),
+                tensor.dtype,
+            )
             for number, tensor in enumerate(region.tensors[key] for key in keys)
         ]
         buffers = dict(zip(keys, arguments(*declared), strict=True))
@@ -120,10 +137,15 @@ class RowBlock:
 
     def value(self, stage: Stage, axes: dict[Any, Expr]) -> Expr:
         """A stage's expression where its axes have these values."""
-        return rebuild(stage.value, axes, lambda buffer, indices: self.element(stage.sources[buffer], indices))
+        return rebuild(
+            stage.value, axes, lambda buffer, indices: self.element(stage.sources[buffer], indices)
+        )
 
     def _read(self, key: Key, tensor: Tensor, indices: Sequence[Expr]) -> Expr:
-        value = read(self.arguments[key], tensor.dtype, self._offset(tensor, indices))
+        buffer, place = self.arguments[key], self._offset(tensor, indices)
+        if tensor.dtype in FLOATS:
+            return read(buffer, tensor.dtype, place)
+        value = load(buffer, place)
         return T.cast(value, "int32") if tensor.dtype == "int64" else value
 
     def _offset(self, tensor: Tensor, indices: Sequence[Expr]) -> Expr:
@@ -143,7 +165,7 @@ class RowBlock:
             store(self.shared[key], row_place, T.cast(value, self.shared[key].dtype))
         if key in self.arguments:
             place = self._offset(tensor, split_place(tensor, row_place, self.token))
-            if tensor.dtype in ("float32", "float16", "bfloat16"):
+            if tensor.dtype in FLOATS:
                 write(self.arguments[key], tensor.dtype, place, T.cast(value, "float32"))
             else:
                 store(self.arguments[key], place, T.cast(value, tensor.dtype))
@@ -152,7 +174,7 @@ class RowBlock:
         """Room in shared memory for what others of this block read, unless they read it from global memory."""
         tensor = self.region.tensors[key]
         if key in self.region.shared:
-            kind = "float32" if tensor.dtype.startswith(("float", "bfloat")) else "int32"
+            kind = "float32" if tensor.dtype in FLOATS else "int32"
             self.shared[key] = gpu.shared(math.prod(tensor.row) or 1, kind)
 
     def _settle(self, key: Key) -> None:
@@ -262,9 +284,7 @@ class RowBlock:
         for key in stage.keys:
             self._settle(key)
 
-    def _best(
-        self, stage: TopK, values: Buffer, taken: Buffer, lane: Expr, place: Expr, each: int
-    ) -> None:
+    def _best(self, stage: TopK, values: Buffer, taken: Buffer, lane: Expr, place: Expr, each: int) -> None:
         best, entry = gpu.registers(1), gpu.registers(1, "int32")
         store(best, 0, T.float32(STARTS["max"]))
         store(entry, 0, i32(NOWHERE))
@@ -301,4 +321,3 @@ def _combine(stage: Stage, a: Expr, b: Expr) -> Expr:
     assert stage.reduction is not None
     kinds: dict[str, Callable[[Expr, Expr], Expr]] = {"sum": lambda a, b: a + b, "max": T.max, "min": T.min}
     return kinds[stage.reduction.kind](a, b)
-

@@ -20,27 +20,33 @@ are no rows is left as it is, and counts as a product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import tvm
 import tvm_ffi
-from numpy.typing import NDArray
 from tvm import relax, tirx
 
 from moec.compiler.kernels.cpu.emit import HAND_WRITTEN
 from moec.compiler.lowering.passes.kernel_block import as_private_block
 from moec.compiler.lowering.rows.region import Region, build_region, is_costly, must_be_stored, sources
-from moec.compiler.lowering.rows.stages import Item, Key, NotRowwise, Stage, Tensor, TopK, View, parse, tensor_of
+from moec.compiler.lowering.rows.stages import (
+    Item,
+    Key,
+    NotRowwise,
+    Stage,
+    Tensor,
+    TopK,
+    View,
+    parse,
+    tensor_of,
+)
 from moec.errors import CompileError
 
 VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "flatten"))
 KEPT = (*VIEWS, "relax.topk")
 """Operators that this pass takes as they are, before they are loops."""
-
-LISTED = 64
-"""Numbers of a constant that are written into a kernel one by one."""
 
 Kernel = Callable[[Region, str], tirx.PrimFunc]
 
@@ -123,13 +129,15 @@ class _Rewriter:
         return list(names) if isinstance(names, tuple) else [names]
 
     def _constant(self, value: Any) -> Key:
-        """A constant: part of every expression that reads it."""
+        """A number: part of every expression that reads it."""
         key = Item(value, 0)
         if key not in self.read.definitions:
+            array = value.value.numpy()
+            if array.ndim:
+                raise CompileError(f"A segment holds a constant of shape {array.shape}; only numbers can be")
             self._declare(key, value.ty, 0)
-            tensor = self.read.tensors[key]
-            axes = tuple(tirx.Var(f"c{axis}", "int64") for axis in range(len(tensor.shape)))
-            self.read.definitions[key] = Stage(key, tensor, axes, constant(value.value.numpy(), axes), {})
+            number = tirx.const(array.item(), str(array.dtype))
+            self.read.definitions[key] = Stage(key, self.read.tensors[key], (), number, {})
         return key
 
     def _external(self, key: Key, value: Any, level: int) -> None:
@@ -192,8 +200,10 @@ class _Rewriter:
         fields = list(variable.ty.fields) if isinstance(variable.ty, relax.TupleType) else [variable.ty]
         keys = [Item(variable, number) for number in range(len(fields))]
         self.read.names[variable] = tuple(keys) if isinstance(variable.ty, relax.TupleType) else keys[0]
-        if not function.attrs.get(HAND_WRITTEN, False) and len(value.args) == 2 and self._stages(
-            function, operands, keys, fields, level
+        if (
+            not function.attrs.get(HAND_WRITTEN, False)
+            and len(value.args) == 2
+            and self._stages(function, operands, keys, fields, level)
         ):
             return
         for key, kind in zip(keys, fields, strict=True):
@@ -299,7 +309,9 @@ class _Rewriter:
         if key in self.read.types:
             return self.read.types[key]
         tensor, tokens = self.read.tensors[key], self._tokens()
-        return relax.TensorType([tokens if extent is None else extent for extent in tensor.shape], tensor.dtype)
+        return relax.TensorType(
+            [tokens if extent is None else extent for extent in tensor.shape], tensor.dtype
+        )
 
     def _tokens(self) -> Any:
         return next(
@@ -334,23 +346,6 @@ class _Rewriter:
             root = self._value(builder, self._root(key))
             self.memory[key] = builder.emit(relax.op.reshape(root, self.read.types[key].shape))
         return self.memory[key]
-
-
-def constant(array: NDArray[Any], axes: Sequence[Any]) -> Any:
-    """The element of ``array`` at ``axes`` as an expression: numbers in even steps are computed, few others listed."""
-    flat, dtype = array.ravel().tolist(), str(array.dtype)
-    place: Any = tirx.const(0, "int64")
-    for extent, axis in zip(array.shape, axes, strict=True):
-        place = place * extent + axis
-    step = flat[1] - flat[0] if len(flat) > 1 else 0
-    if flat == [flat[0] + step * number for number in range(len(flat))]:
-        return tirx.const(flat[0], dtype) + place.astype(dtype) * tirx.const(step, dtype) if step else tirx.const(flat[0], dtype)
-    if len(flat) > LISTED:
-        raise CompileError(f"A segment holds a constant of {len(flat)} numbers, which no kernel can hold")
-    result = tirx.const(flat[-1], dtype)
-    for number in range(len(flat) - 2, -1, -1):
-        result = tirx.if_then_else(place == number, tirx.const(flat[number], dtype), result)
-    return result
 
 
 def _name(value: Any) -> str:

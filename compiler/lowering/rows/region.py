@@ -76,14 +76,17 @@ def is_costly(definition: Definition) -> bool:
     if not isinstance(definition, Stage):
         return False
     return any(
-        (isinstance(node, tvm.ir.Call) and str(node.op.name).rpartition(".")[2] in COSTLY) or isinstance(node, prim.Div)
+        (isinstance(node, tvm.ir.Call) and str(node.op.name).rpartition(".")[2] in COSTLY)
+        or isinstance(node, prim.Div)
         for node in nodes(definition.value)
     )
 
 
 def must_be_stored(definition: Definition) -> bool:
     """Whether others can only read it from memory."""
-    return isinstance(definition, TopK) or (isinstance(definition, Stage) and definition.reduction is not None)
+    return isinstance(definition, TopK) or (
+        isinstance(definition, Stage) and definition.reduction is not None
+    )
 
 
 def build_region(
@@ -108,7 +111,11 @@ def build_region(
 
     for key in chosen:
         visit(key)
-    stored = [key for key in order if key in chosen or _worth_storing(definitions[key], tensors[key], users.get(key, set()), definitions)]
+    stored = [
+        key
+        for key in order
+        if key in chosen or _worth_storing(definitions[key], tensors[key], users.get(key, set()), definitions)
+    ]
     stored = _without_second_keys(stored, definitions)
     shared = _shared(stored, chosen, definitions, tensors, users)
     spilled = tuple(key for key in stored if key not in shared and key not in chosen)

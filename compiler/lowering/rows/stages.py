@@ -130,7 +130,7 @@ def parse(function: tirx.PrimFunc, arguments: list[Key], variable: Any) -> list[
     def visit(statement: Any) -> None:
         if isinstance(statement, tvm.s_tir.SBlockRealize):
             block = statement.block
-            if block.iter_vars:
+            if block.iter_vars or isinstance(block.body, tirx.BufferStore):
                 stages.append(_stage(block, sources))
                 return
             for buffer in block.alloc_buffers:
@@ -166,7 +166,8 @@ def _stage(block: Any, sources: dict[Any, Key]) -> Stage:
             axes.append(tirx.Var("unit", "int64"))
         else:
             raise NotRowwise("a store at a computed place")
-    if set(spatial) - set(places):
+    hidden = [item for item in block.iter_vars if item.var in spatial and item.var not in places]
+    if any(not isinstance(item.dom.extent, tirx.IntImm) or int(item.dom.extent) != 1 for item in hidden):
         raise NotRowwise("a loop that the result does not show")
     value, reduction = store.value, None
     if reduced:
