@@ -28,6 +28,7 @@ STORAGE: dict[str, Any] = {
     "float16": np.float16,
     "bfloat16": np.uint16,
     "int64": np.int64,
+    "int32": np.int32,
     "bool": np.bool_,
 }
 
