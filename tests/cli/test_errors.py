@@ -98,6 +98,21 @@ def test_unknown_target(checkpoint: Path, tmp_path: Path, capsys: pytest.Capture
     arguments = [*compile_arguments(checkpoint, tmp_path), "--target", "cuda-sm_12"]
     assert "cuda-sm_89" in expect(arguments, errors.CompileError, capsys)
     assert_nothing_left(tmp_path)
+    # It is said before anything is read or fetched.
+    arguments[1] = "owner/a-model-that-would-be-downloaded"
+    assert "cuda-sm_89" in expect(arguments, errors.CompileError, capsys)
+
+
+def test_without_the_compilers_packages(tmp_path: Path) -> None:
+    arguments = ["compile", str(EXAMPLE), "-o", "out.moec"]
+    code = f"import sys; sys.modules['torch'] = None\nfrom moec.__main__ import main; main({arguments!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == errors.MissingDependencyError.exit_code, done.stderr
+    assert "torch is not installed" in done.stderr
+    assert "moec[compile]" in done.stderr
+    assert_nothing_left(tmp_path)
 
 
 def test_bad_calibration(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
