@@ -111,14 +111,25 @@ def import_tvm_ffi() -> Any:
 
 
 class Functions:
-    """The functions of one target's modules, by name."""
+    """The functions of one target's modules, by name.
+
+    Raises:
+        DeviceError: a module is not made for this kind of machine.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         import tvm_ffi
 
         self._modules: list[Any] = []
         for path in paths:
-            library = tvm_ffi.load_module(str(path))
+            try:
+                library = tvm_ffi.load_module(str(path))
+            except RuntimeError as error:
+                raise DeviceError(
+                    f"The module {path.name} cannot be loaded on this machine.",
+                    f"{str(error).splitlines()[0][-300:]}.",
+                    "It was made for another kind of machine: compile again with --target cpu on one like this.",
+                ) from error
             start = library.get_function("vm_load_executable", query_imports=True)
             if start is not None:
                 machine = start()

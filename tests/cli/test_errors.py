@@ -115,6 +115,13 @@ def test_without_the_compilers_packages(tmp_path: Path) -> None:
     assert_nothing_left(tmp_path)
 
 
+def test_a_module_for_another_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = make_bundle(tmp_path / "tiny.moec")
+    assert "segments.so cannot be loaded" in expect(
+        ["generate", str(bundle), "--token-ids", "1"], errors.DeviceError, capsys
+    )
+
+
 def test_bad_calibration(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "checkpoint" / "prompts.jsonl"
     prompts.write_text('{"prompt": "fine"}\n{"promt": "typo"}\n')
