@@ -122,6 +122,22 @@ def test_a_module_for_another_machine(tmp_path: Path, capsys: pytest.CaptureFixt
     )
 
 
+def test_options_of_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(make_bundle(tmp_path / "tiny.moec"))
+    for option in (
+        ["--text", "a.txt"],
+        ["--tokens", "9"],
+        ["--reference-dtype", "bundle"],
+        ["--cpu-threads", "1"],
+    ):
+        assert run(["verify", bundle, *option]) == 2
+        assert "--reference" in capsys.readouterr().err
+    for text in (tmp_path / "absent.txt", tmp_path / "latin.txt"):
+        (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+        arguments = ["verify", bundle, "--reference", str(EXAMPLE), "--text", str(text)]
+        assert text.name in expect(arguments, errors.RequestError, capsys)
+
+
 def test_bad_calibration(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "checkpoint" / "prompts.jsonl"
     prompts.write_text('{"prompt": "fine"}\n{"promt": "typo"}\n')
