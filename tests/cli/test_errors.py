@@ -103,6 +103,16 @@ def test_unknown_target(checkpoint: Path, tmp_path: Path, capsys: pytest.Capture
     assert "cuda-sm_89" in expect(arguments, errors.CompileError, capsys)
 
 
+def test_output_where_no_folder_can_be(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compile", str(checkpoint), "-o", str(checkpoint / "config.json" / "out.moec")]
+    said = expect(arguments, errors.OutputError, capsys)
+    assert "config.json is not a folder" in said
+    assert "trace" not in said, "it is said before long work"
+    assert_nothing_left(tmp_path)
+
+
 def test_without_the_compilers_packages(tmp_path: Path) -> None:
     arguments = ["compile", str(EXAMPLE), "-o", "out.moec"]
     code = f"import sys; sys.modules['torch'] = None\nfrom moec.__main__ import main; main({arguments!r})"
