@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -60,6 +61,14 @@ def test_token_ids_in_and_out(bundle: Path, capsys: pytest.CaptureFixture[str]) 
     new_ids = output_of([*arguments, "--json"], capsys)["token_ids"]
     assert run(arguments) == 0
     assert capsys.readouterr().out.strip() == ",".join(map(str, new_ids))
+
+
+def test_every_file_is_as_readable_as_the_umask_lets_it_be(bundle: Path) -> None:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for path in bundle.rglob("*"):
+        if path.is_file():
+            assert path.stat().st_mode & 0o666 == 0o666 & ~mask, path
 
 
 def test_inspect_says_what_is_inside(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
