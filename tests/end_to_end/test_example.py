@@ -63,6 +63,22 @@ def test_token_ids_in_and_out(bundle: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.strip() == ",".join(map(str, new_ids))
 
 
+def test_chat_answers_line_by_line(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["chat", str(bundle), "--max-new-tokens", "8", "--greedy"]
+    talk = f"{PROMPT}\n\nAnd he said\n/exit\nnever read\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(talk))
+    assert run([*arguments, "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["role"] for answer in answers] == ["assistant", "assistant"]
+    assert answers[1]["prompt_tokens"] > answers[0]["prompt_tokens"] + len(answers[0]["token_ids"])
+    monkeypatch.setattr("sys.stdin", io.StringIO(talk))
+    assert run(arguments) == 0
+    assert capsys.readouterr().out == "".join(answer["content"] + "\n" for answer in answers)
+    assert run([*arguments, "--top-k", "3"]) == 2
+
+
 def test_every_file_is_as_readable_as_the_umask_lets_it_be(bundle: Path) -> None:
     mask = os.umask(0o077)
     os.umask(mask)
