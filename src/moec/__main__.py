@@ -9,7 +9,7 @@ import sys
 import click
 
 from moec.cli import moec
-from moec.errors import MissingDependencyError, MoecError, OutputError
+from moec.errors import BudgetError, MissingDependencyError, MoecError, OutputError
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -41,6 +41,10 @@ def run(arguments: list[str] | None = None) -> int:
         if error.name is None or error.name.partition(".")[0] == "moec":
             raise
         return _report(_missing(error.name))
+    except MemoryError as error:
+        return _report(
+            BudgetError("Memory ran out.", str(error), "Give --host-memory, or ask for fewer tokens at once.")
+        )
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM):
             raise

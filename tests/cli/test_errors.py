@@ -168,6 +168,14 @@ def test_device_memory_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "no GPU" in expect(arguments, errors.DeviceError, capsys)
 
 
+def test_memory_that_runs_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(**_: Any) -> None:
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    monkeypatch.setattr("moec.cli.moec.main", exhausted)
+    assert "9 TiB" in expect(["models"], errors.BudgetError, capsys)
+
+
 def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compile"]) == 2
     assert run(["generate", "x.moec"]) == 2

@@ -117,6 +117,11 @@ def test_bench_reports_a_ratio(bundle: Path, capsys: pytest.CaptureFixture[str])
     facts = output_of(arguments, capsys)
     assert facts["ratio_to_floor"] == pytest.approx(facts["decode_ms_per_step"] / facts["floor_ms_per_step"])
     assert facts["active_bytes_per_token"] > 1 << 20
+    # More sequences than a step has tokens for by default.
+    many = ["bench", str(bundle), "--prompt-tokens", "1", "--new-tokens", "2", "--batch", "600", "--json"]
+    assert output_of(many, capsys)["batch"] == 600
+    endless = ["bench", str(bundle), "--prompt-tokens", "2000", "--new-tokens", "2", "--batch", "10000000"]
+    assert run(endless) == BudgetError.exit_code
 
 
 def test_any_changed_byte_is_found(bundle: Path, tmp_path: Path) -> None:
