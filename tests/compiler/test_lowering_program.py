@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TypeVar
 
 import pytest
@@ -10,14 +9,12 @@ from tvm.script import from_source, ir
 from tvm.script import relax as script_relax
 from tvm.script import tirx as script_tirx
 
-from moec.artifacts.program import Call, LocalSpec, Operand, ProgramRecord, SegmentProgram
+from moec.artifacts.program import Call, LocalSpec, Operand, SegmentProgram
 from moec.artifacts.program_checks import program_problems
-from moec.compiler.lowering.lower import import_segments
-from moec.compiler.lowering.pipeline import dispatch_passes, fuse_passes, run_passes, simplify_passes
 from moec.compiler.lowering.program import read_segment
-from moec.compiler.lowering.targets import parse_target
 from moec.errors import CompileError
 from tests.support.graphs import parts
+from tests.support.programs import program
 from tests.support.tiny_models import TINY
 
 SEGMENT = """@I.ir_module
@@ -107,18 +104,6 @@ def test_what_is_no_program_is_an_error_that_names_it(line: str, instead: str, w
     with pytest.raises(CompileError, match="segment_0 of TinyForCausalLM") as error:
         read(SEGMENT.replace(line, instead))
     assert why in error.value.what
-
-
-@cache
-def program(name: str, target: str) -> ProgramRecord:
-    model, chosen = parts(name, "bfloat16"), parse_target(target)
-    passes = [*simplify_passes(), *dispatch_passes(chosen), *fuse_passes()]
-    module = run_passes(import_segments(model.functions, model.model.class_name), passes, None)
-    segments = [
-        read_segment(spec.name, module[spec.name], len(spec.inputs), model.model.class_name)
-        for spec in model.model.functions
-    ]
-    return ProgramRecord(tuple(segments), ())
 
 
 @pytest.mark.parametrize("name", TINY)

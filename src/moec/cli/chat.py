@@ -11,10 +11,12 @@ from moec.cli.generate import choose_sampling
 from moec.cli.options import (
     bundle_argument,
     host_memory_option,
+    json_option,
     max_new_tokens_option,
     sampling_options,
     threads_option,
 )
+from moec.cli.output import print_json_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +34,7 @@ FAREWELLS = ("/exit", "/quit")
 @sampling_options
 @threads_option
 @host_memory_option
+@json_option
 def command(
     bundle: Path,
     system: str | None,
@@ -44,10 +47,11 @@ def command(
     seed: int | None,
     cpu_threads: int | None,
     host_memory: str | None,
+    as_json: bool,
 ) -> None:
     """Talk to the model in BUNDLE, line by line; /exit or the end of input ends it.
 
-    A model without a chat template simply continues the text so far.
+    A model without a chat template simply continues the text so far. With --json each answer is one line of JSON.
 
     \b
     Example:
@@ -55,6 +59,7 @@ def command(
     """
     from moec import runtime
 
+    do_sample = choose_sampling(greedy, temperature, top_p, top_k)
     with runtime.load(bundle, device="cpu", cpu_threads=cpu_threads, host_memory=host_memory) as model:
         messages = [{"role": "system", "content": system}] if system else []
         for line in _lines():
@@ -63,15 +68,18 @@ def command(
             output = model.generate(
                 ids,
                 max_new_tokens=max_new_tokens,
-                do_sample=choose_sampling(greedy, temperature, top_p, top_k),
+                do_sample=do_sample,
                 temperature=temperature,
                 top_p=top_p,
                 top_k=top_k,
                 repetition_penalty=repetition_penalty,
                 seed=seed,
-                streamer=runtime.TextStreamer(model.tokenizer),
+                streamer=None if as_json else runtime.TextStreamer(model.tokenizer),
             )
-            messages.append({"role": "assistant", "content": model.decode(output[0][len(ids) :])})
+            new_ids = [int(token) for token in output[0][len(ids) :]]
+            messages.append({"role": "assistant", "content": model.decode(new_ids)})
+            if as_json:
+                print_json_line(messages[-1] | {"token_ids": new_ids, "prompt_tokens": len(ids)})
 
 
 def _lines() -> Iterator[str]:
