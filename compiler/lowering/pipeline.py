@@ -8,7 +8,8 @@ import tvm
 from tvm import relax
 
 from moec.compiler.kernels.cuda.rows import rows
-from moec.compiler.lowering.kernel_library import CpuKernels, CudaKernels
+from moec.compiler.kernels.cuda.product import declare, product
+from moec.compiler.lowering.kernel_library import CpuKernels
 from moec.compiler.lowering.legalize import LEGALIZATIONS
 from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear
 from moec.compiler.lowering.passes.dispatch_topk import DispatchTopk
@@ -49,9 +50,9 @@ def cpu_passes(target: Target) -> list[Any]:
 def cuda_passes(target: Target) -> list[Any]:
     """Kernels for products; everything between two of them is one kernel, a block for each token."""
     return [
-        DispatchLinear(CudaKernels().linear),
+        DispatchLinear(declare),
         relax.transform.LegalizeOps({**LEGALIZATIONS, **dict.fromkeys(KEPT, _keep)}),
-        FuseRows(rows),
+        FuseRows(rows, product),
         relax.transform.DeadCodeElimination(),
         ScheduleCuda(cuda_target(target)),
     ]

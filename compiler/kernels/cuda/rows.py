@@ -181,7 +181,7 @@ class RowBlock:
         if key not in self.shared:
             self.done.add(key)
 
-    def _each(self, count: int, body: Callable[[Expr], None]) -> None:
+    def each(self, count: int, body: Callable[[Expr], None]) -> None:
         """``body(place)`` for all places of a row, one a thread at a time."""
         whole, rest = divmod(count, self.threads)
         if whole:
@@ -198,7 +198,7 @@ class RowBlock:
             self._keep(key, place, T.bind(self._define(key, split_place(tensor, place, self.token))))
 
         self._share(key)
-        self._each(math.prod(tensor.row), one)
+        self.each(math.prod(tensor.row), one)
         self._settle(key)
 
     def _reduce(self, stage: Stage) -> None:

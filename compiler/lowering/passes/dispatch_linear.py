@@ -18,7 +18,8 @@ The reshapes cost nothing at run time. A weight ``[B, N, K]`` (one matrix a head
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import tvm
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+PRODUCT = "moec.product"
+"""Attribute of a kernel: its `LinearShape`."""
+
+
 @dataclass(frozen=True)
 class LinearShape:
     """What a linear kernel is compiled for: ``y [.., T, rows] = x [.., T, columns] @ w [.., rows, columns]^T``."""
@@ -41,6 +46,12 @@ class LinearShape:
     """Of the weight; all else is float32."""
     batch: int | None
     bias: bool
+
+    @classmethod
+    def of(cls, function: Any) -> LinearShape | None:
+        """The shape that ``function`` was made for, where it is a kernel of this pass."""
+        text = function.attrs.get(PRODUCT)
+        return None if text is None else cls(**json.loads(str(text)))
 
     @property
     def name(self) -> str:
@@ -153,7 +164,8 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]  # TVM has no stubs
     def _call(self, match: LinearMatch, shape: list[Any]) -> Any:
         spec, emit = match.shape, self.builder_.emit
         if spec not in self.kernels:
-            self.kernels[spec] = self.builder_.add_func(as_private_block(self.linear(spec)), spec.name)
+            kernel = as_private_block(self.linear(spec)).with_attr(PRODUCT, json.dumps(asdict(spec)))
+            self.kernels[spec] = self.builder_.add_func(kernel, spec.name)
         x, *weights = (self.visit_expr(argument) for argument in match.arguments)
         leading = [] if spec.batch is None else [spec.batch]
         tokens = x.ty.shape[-2] if spec.batch is not None else _product(list(x.ty.shape)[:-1])

@@ -29,6 +29,7 @@ import tvm_ffi
 from tvm import relax, tirx
 
 from moec.compiler.kernels.cpu.emit import HAND_WRITTEN
+from moec.compiler.lowering.passes.dispatch_linear import LinearShape
 from moec.compiler.lowering.passes.kernel_block import as_private_block
 from moec.compiler.lowering.rows.region import Region, build_region, is_costly, must_be_stored, sources
 from moec.compiler.lowering.rows.stages import (
@@ -45,10 +46,15 @@ from moec.compiler.lowering.rows.stages import (
 from moec.errors import CompileError
 
 VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "flatten"))
+VECTOR = 8
+"""Columns that kernels of products take at a time."""
 KEPT = (*VIEWS, "relax.topk")
 """Operators that this pass takes as they are, before they are loops."""
 
-Kernel = Callable[[Region, str], tirx.PrimFunc]
+RowsFactory = Callable[[Region, str], tirx.PrimFunc]
+"""``(inputs..., outputs...)`` of a region."""
+ProductFactory = Callable[["Product"], tirx.PrimFunc]
+"""``(inputs..., (weight, [bias])..., [rounded], outputs...)`` of products that share their input."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="FuseRows")
@@ -56,11 +62,12 @@ class FuseRows:
     """Regions of row-wise operators become kernels.
 
     Args:
-        rows: makes the kernel of a region: ``(inputs..., outputs...)``.
+        rows: makes the kernel of a region.
+        product: makes the kernel of products.
     """
 
-    def __init__(self, rows: Kernel) -> None:
-        self.rows = rows
+    def __init__(self, rows: RowsFactory, product: ProductFactory) -> None:
+        self.rows, self.product = rows, product
 
     def transform_module(self, module: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """Rewrite every Relax function of ``module``."""
@@ -68,9 +75,19 @@ class FuseRows:
         kernels: dict[int, Any] = {}
         for name, function in module.functions_items():
             if isinstance(function, relax.Function):
-                rewritten = _Rewriter(module, builder, kernels, self.rows).rewrite(function)
+                rewritten = _Rewriter(module, builder, kernels, self).rewrite(function)
                 builder.update_func(name, rewritten.with_attr("global_symbol", name.name_hint))
         return relax.transform.DeadCodeElimination()(builder.get())
+
+
+@dataclass(frozen=True)
+class Product:
+    """Products that share their input, and what the input is computed from."""
+
+    shapes: tuple[LinearShape, ...]
+    region: Region | None
+    """What the kernel computes ``source`` from; ``None``: it reads it."""
+    source: Key
 
 
 @dataclass
@@ -82,6 +99,22 @@ class _Barrier:
     operands: list[Key]
     results: list[Item]
     level: int
+    shape: LinearShape | None
+    """Of a product."""
+
+
+@dataclass
+class _Group:
+    """Products of one level that share their input."""
+
+    barriers: list[_Barrier]
+    fused: bool = False
+    """Whether the input is computed by the kernel itself, from what lies before it."""
+
+    @property
+    def source(self) -> Key:
+        """The input."""
+        return self.barriers[0].operands[0]
 
 
 @dataclass
@@ -100,8 +133,8 @@ class _Reading:
 
 
 class _Rewriter:
-    def __init__(self, module: Any, builder: Any, kernels: dict[int, Any], rows: Kernel) -> None:
-        self.module, self.builder, self.kernels, self.rows = module, builder, kernels, rows
+    def __init__(self, module: Any, builder: Any, kernels: dict[int, Any], make: FuseRows) -> None:
+        self.module, self.builder, self.kernels, self.make = module, builder, kernels, make
         self.read = _Reading()
         self.memory: dict[Key, Any] = {}
 
@@ -208,7 +241,7 @@ class _Rewriter:
             return
         for key, kind in zip(keys, fields, strict=True):
             self._declare(key, kind, level + 1)
-        self.read.barriers.append(_Barrier(variable, value, operands, keys, level))
+        self.read.barriers.append(_Barrier(variable, value, operands, keys, level, LinearShape.of(function)))
 
     def _settled(self, key: Key) -> int:
         return self.read.levels[key]
@@ -232,15 +265,53 @@ class _Rewriter:
     # What follows writes the function anew.
 
     def _emit(self, builder: Any, results: list[Key]) -> None:
-        needed = self._needed(results)
+        groups = self._groups(results)
+        needed = self._needed(results, groups)
         for level in sorted({*needed, *(barrier.level for barrier in self.read.barriers)}):
             if needed.get(level):
                 self._emit_region(builder, list(needed[level]), level)
             for barrier in self.read.barriers:
-                if barrier.level == level:
+                if barrier.level == level and barrier.shape is None:
                     self._emit_barrier(builder, barrier)
+            for group in groups:
+                if group.barriers[0].level == level:
+                    self._emit_product(builder, group, level)
 
-    def _needed(self, results: list[Key]) -> dict[int, dict[Key, None]]:
+    def _groups(self, results: list[Key]) -> list[_Group]:
+        """Products by what they share; a product of a batch is a group of its own."""
+        found: dict[Any, _Group] = {}
+        for number, barrier in enumerate(self.read.barriers):
+            shape = barrier.shape
+            if shape is None:
+                continue
+            alike = (self._root(barrier.operands[0]), barrier.level, shape.columns, shape.dtype)
+            key = alike if shape.batch is None else number
+            found.setdefault(key, _Group([])).barriers.append(barrier)
+        groups = list(found.values())
+        for group in groups:
+            group.fused = self._can_fuse(group, groups, results)
+        return groups
+
+    def _can_fuse(self, group: _Group, groups: list[_Group], results: list[Key]) -> bool:
+        """Whether nobody else wants the group's input, and each of its elements stands for itself."""
+        shape, root = group.barriers[0].shape, self._root(group.source)
+        assert shape is not None
+        others = [key for barrier in self.read.barriers if barrier not in group.barriers for key in barrier.operands]
+        if shape.dtype == "float32" or shape.columns % VECTOR or root not in self.read.definitions:
+            return False
+        if any(self._root(key) == root for key in (*others, *results)) or group.source not in self.read.tensors:
+            return False
+        return self._stands_alone(root, group.barriers[0].level)
+
+    def _stands_alone(self, key: Key, level: int) -> bool:
+        definition = self.read.definitions.get(key)
+        if definition is None or self._kept_earlier(key, level):
+            return True
+        if must_be_stored(definition):
+            return False
+        return all(self._stands_alone(source, level) for source in sources(definition))
+
+    def _needed(self, results: list[Key], groups: list[_Group]) -> dict[int, dict[Key, None]]:
         """By level, what regions must put into memory: for barriers, for the result, for later regions."""
         needed: dict[int, dict[Key, None]] = {}
 
@@ -249,8 +320,16 @@ class _Rewriter:
             if root in self.read.definitions:
                 needed.setdefault(self.read.levels[root], {})[root] = None
 
-        for key in (*results, *(key for barrier in self.read.barriers for key in barrier.operands)):
+        fused = [group for group in groups if group.fused]
+        computed = {id(barrier) for group in fused for barrier in group.barriers}
+        for key in results:
             need(key)
+        for barrier in self.read.barriers:
+            for key in barrier.operands[1 if id(barrier) in computed else 0 :]:
+                need(key)
+        for group in fused:
+            for earlier in self._read_from_earlier(self._root(group.source), group.barriers[0].level):
+                need(earlier)
         for level in range(max(needed, default=0), -1, -1):
             for key in list(needed.get(level, ())):
                 for earlier in self._read_from_earlier(key, level):
@@ -290,20 +369,41 @@ class _Rewriter:
             else:
                 return key
 
-    def _emit_region(self, builder: Any, outputs: list[Key], level: int) -> None:
+    def _region(self, outputs: list[Key], level: int) -> Region:
         definitions = {
             key: definition
             for key, definition in self.read.definitions.items()
             if key not in self.memory and not self._kept_earlier(key, level)
         }
-        region = build_region(definitions, self.read.tensors, outputs)
-        kernel = self._kernel(region)
+        return build_region(definitions, self.read.tensors, outputs)
+
+    def _emit_region(self, builder: Any, outputs: list[Key], level: int) -> None:
+        region = self._region(outputs, level)
+        kernel = self._kernel("rows", self.make.rows(region, "rows"))
         inputs = [self._value(builder, key) for key in region.inputs]
-        types = [self._type(key) for key in region.outputs]
+        self._call(builder, kernel, inputs, [(key, self._type(key)) for key in region.outputs])
+
+    def _emit_product(self, builder: Any, group: _Group, level: int) -> None:
+        """One call for all products of a group; the input rounded for tensor cores is a result beside theirs."""
+        shapes = tuple(barrier.shape for barrier in group.barriers if barrier.shape is not None)
+        region = self._region([group.source], level) if group.fused else None
+        kernel = self._kernel(shapes[0].name, self.make.product(Product(shapes, region, group.source)))
+        inputs = [self._value(builder, key) for key in (region.inputs if region else (group.source,))]
+        weights = [self._value(builder, key) for barrier in group.barriers for key in barrier.operands[1:]]
+        results = [(key, self._type(key)) for barrier in group.barriers for key in barrier.results]
+        if shapes[0].dtype != "float32":
+            *lead, columns = self.read.types[group.source].shape
+            rounded = relax.TensorType([*lead, -(-int(columns) // VECTOR) * VECTOR], shapes[0].dtype)
+            results.insert(0, (Item(group.barriers[0].variable, INSIDE), rounded))
+        self._call(builder, kernel, [*inputs, *weights], results)
+
+    def _call(self, builder: Any, kernel: Any, inputs: list[Any], results: list[tuple[Key, Any]]) -> None:
+        types = [kind for _, kind in results]
         call = relax.call_tir(kernel, inputs, types if len(types) > 1 else types[0])
         result = builder.emit(call)
-        for number, key in enumerate(region.outputs):
-            self.memory[key] = result if len(types) == 1 else builder.emit(relax.TupleGetItem(result, number))
+        for number, (key, _) in enumerate(results):
+            single = len(types) == 1
+            self.memory[key] = result if single else builder.emit(relax.TupleGetItem(result, number))
 
     def _type(self, key: Key) -> Any:
         if key in self.read.types:
@@ -321,13 +421,12 @@ class _Rewriter:
             if isinstance(extent, tvm.ir.Var)
         )
 
-    def _kernel(self, region: Region) -> Any:
-        function = self.rows(region, "rows")
+    def _kernel(self, name: str, function: tirx.PrimFunc) -> Any:
+        """``function`` in the module, once however often it is made."""
         digest = tvm_ffi.structural_hash(function, map_free_vars=True)
         if digest not in self.kernels:
-            name = f"rows_{len(self.kernels)}"
             named = as_private_block(function)
-            self.kernels[digest] = self.builder.add_func(named, name)
+            self.kernels[digest] = self.builder.add_func(named, f"{name}_{len(self.kernels)}")
         return self.kernels[digest]
 
     def _emit_barrier(self, builder: Any, barrier: _Barrier) -> None:
