@@ -60,20 +60,6 @@ class CpuKernels:
 class CudaKernels:
     """The kernels of ``compiler/kernels/cuda``."""
 
-    def linear(self, shape: LinearShape) -> tvm.tirx.PrimFunc:
-        """A product with a weight."""
-        from moec.compiler.kernels.cuda.linear import linear
-
-        return linear(
-            rows=shape.rows, columns=shape.columns, dtype=shape.dtype, batch=shape.batch, bias=shape.bias
-        )
-
-    def topk(self, entries: int, count: int, dtype: str) -> tvm.tirx.PrimFunc:
-        """The largest entries of each row."""
-        from moec.compiler.kernels.cuda.topk import topk
-
-        return topk(entries=entries, count=count, dtype=dtype)
-
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
         from moec.compiler.kernels.cuda.attention import attention

@@ -6,44 +6,33 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import (
-    Argument,
-    arguments,
-    build,
-    div,
-    i64,
-    load,
-    loop,
-    mod,
-    store,
-    symbol,
-)
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, div, i64, load, loop, mod, store
 from moec.compiler.kernels.cuda.threads import read, registers, threads
 
 if TYPE_CHECKING:
-    from tvm import tirx
+    from moec.compiler.lowering.passes.dispatch_linear import LinearShape
 
 
-def linear_plain(*, rows: int, columns: int, dtype: str, batch: int | None, bias: bool) -> tirx.PrimFunc:
-    """The kernel ``linear(x, weight, [bias], out)``; shapes as in ``kernels/cpu/linear.py``."""
-    lead = () if batch is None else (batch,)
+def emit_plain(
+    shape: LinearShape, tokens: Expr, x: Buffer, weight: Buffer, bias: Buffer | None, out: Buffer
+) -> None:
+    """Emit one launch.
 
-    def body() -> None:
-        tokens = symbol("T")
-        x, weight, offset, out = arguments(
-            Argument("x", (*lead, tokens, columns), "float32"),
-            Argument("weight", (*lead, rows, columns), dtype),
-            Argument("bias", (*lead, rows), "float32") if bias else None,
-            Argument("out", (*lead, tokens, rows), "float32"),
-        )
-        with threads(i64((batch or 1) * rows) * tokens) as number:
-            row, token = T.bind(mod(number, rows)), T.bind(div(number, rows))
-            weight_row = T.bind(div(token, tokens) * i64(rows) + row)
-            total = registers(1)
-            store(total, 0, T.float32(0) if offset is None else load(offset, weight_row))
-            with loop(columns) as k:
-                left = load(x, token * i64(columns) + k)
-                store(total, 0, load(total, 0) + left * read(weight, dtype, weight_row * i64(columns) + k))
-            store(out, number, load(total, 0))
-
-    return build("linear", body)
+    Args:
+        shape: N rows, K columns, and a batch B where there is one.
+        tokens: T, int64.
+        x: float32 ``[.., T, K]``.
+        weight: ``[.., N, K]`` of the shape's dtype.
+        bias: float32 ``[.., N]`` or ``None``.
+        out: float32 ``[.., T, N]``.
+    """
+    rows, columns = shape.rows, shape.columns
+    with threads(i64((shape.batch or 1) * rows) * tokens) as number:
+        row, token = T.bind(mod(number, rows)), T.bind(div(number, rows))
+        weight_row = T.bind(div(token, tokens) * i64(rows) + row)
+        total = registers(1)
+        store(total, 0, T.float32(0) if bias is None else load(bias, weight_row))
+        with loop(columns) as k:
+            left = load(x, token * i64(columns) + k)
+            store(total, 0, load(total, 0) + left * read(weight, shape.dtype, weight_row * i64(columns) + k))
+        store(out, number, load(total, 0))

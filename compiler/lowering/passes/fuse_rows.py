@@ -33,6 +33,7 @@ from moec.compiler.lowering.passes.dispatch_linear import LinearShape
 from moec.compiler.lowering.passes.kernel_block import as_private_block
 from moec.compiler.lowering.rows.region import Region, build_region, is_costly, must_be_stored, sources
 from moec.compiler.lowering.rows.stages import (
+    INSIDE,
     Item,
     Key,
     NotRowwise,
