@@ -140,3 +140,14 @@ def test_decoding(name: str) -> None:
     cache.fill(2, 31)
     check(cache, [(0, 1), (1, 1), (2, 1)], EXACT)
     check(cache, [(3, 3), (0, 2), (2, 3)], EXACT)
+
+
+STEPS: list[list[tuple[int, int]]] = [[(0, 9)], [(1, 40)], [(0, 70), (2, 1), (3, 20), (1, 1)]]
+
+
+@pytest.mark.parametrize("name", DECODED)
+def test_prefill(name: str) -> None:
+    cache = Cache(DECODED[name])
+    cache.fill(2, 100)
+    for step in STEPS:
+        check(cache, step, ROUNDED)

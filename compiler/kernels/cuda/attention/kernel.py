@@ -10,6 +10,7 @@ from moec.compiler.kernels.cuda.attention.decode import decode
 from moec.compiler.kernels.cuda.attention.decode_plan import WIDEST, plan
 from moec.compiler.kernels.cuda.attention.operands import FEW_TOKENS, Operands, declare
 from moec.compiler.kernels.cuda.attention.plain import plain
+from moec.compiler.kernels.cuda.attention.prefill import prefill
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -35,7 +36,7 @@ def attention(spec: AttentionSpec) -> tirx.PrimFunc:
         either(
             operands.tokens <= i64(FEW_TOKENS),
             lambda: decode(plan(spec), operands),
-            lambda: _plainly(spec, operands),
+            lambda: _prefill(spec, operands),
         )
 
     return build(f"attention_{spec.name}", body)
@@ -52,6 +53,11 @@ def workspace(spec: AttentionSpec) -> tuple[int, int]:
 def _on_tensor_cores(spec: AttentionSpec) -> bool:
     dims = (spec.key_dim, spec.value_dim)
     return spec.dtype != "float32" and all(size % 8 == 0 and size <= WIDEST for size in dims)
+
+
+def _prefill(spec: AttentionSpec, operands: Operands) -> None:
+    append(spec, operands)
+    prefill(spec, operands)
 
 
 def _plainly(spec: AttentionSpec, operands: Operands) -> None:
