@@ -64,3 +64,16 @@ def move(spec: AttentionSpec, operands: Operands, row: Expr, slot: Expr, place: 
             else:
                 call("store_16", element(cache, end), *stored(spec.dtype, floats(source, start, piece)))
         begin += pieces
+
+
+def append_token(
+    spec: AttentionSpec, operands: Operands, token: Expr, head: Expr, thread: Expr, threads: int
+) -> None:
+    """Append one token's key and value of one head, with the threads of a block."""
+    row = T.bind(T.cast(token, "int64") * i64(spec.kv_heads) + T.cast(head, "int64"))
+    slot = cache_row(operands, spec, load(operands.sequence, token), load(operands.position, token), head)
+    pieces = sum(size for _, _, size in parts(spec, operands)) // piece_size(spec)
+    for start in range(0, pieces, threads):
+        place = T.bind(T.cast(thread, "int64") + i64(start))
+        with when(place < i64(pieces)):
+            move(spec, operands, row, slot, place)

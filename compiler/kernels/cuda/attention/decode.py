@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Expr, i64, load, store, when
-from moec.compiler.kernels.cuda.attention.append import move, parts, piece_size
+from moec.compiler.kernels.cpu.emit import Expr, i64, store, when
+from moec.compiler.kernels.cuda.attention.append import append_token
 from moec.compiler.kernels.cuda.attention.decode_merge import Output, finish, shared_bytes
 from moec.compiler.kernels.cuda.attention.decode_plan import BLOCK_TILES, THREADS, TILE, WARPS, Plan
 from moec.compiler.kernels.cuda.attention.decode_softmax import (
@@ -26,14 +26,14 @@ from moec.compiler.kernels.cuda.attention.decode_softmax import (
 )
 from moec.compiler.kernels.cuda.attention.decode_tile import (
     Held,
-    Where,
     key_numbers,
     load_keys,
     load_values,
     read_page,
     seen,
 )
-from moec.compiler.kernels.cuda.attention.operands import Operands, cache_row, first_seen
+from moec.compiler.kernels.cuda.attention.operands import Operands
+from moec.compiler.kernels.cuda.attention.where import Where, locate
 from moec.compiler.kernels.cuda.primitives import (
     i32,
     launch,
@@ -41,7 +41,6 @@ from moec.compiler.kernels.cuda.primitives import (
     registers,
     shared_dynamic,
     sync,
-    value,
     wait_previous,
 )
 
@@ -53,7 +52,7 @@ def decode(plan: Plan, operands: Operands) -> None:
     """Launch the kernel, which also appends."""
     with launch((plan.splits, plan.units, operands.tokens), THREADS) as ((part, unit, token), thread):
         warp, lane = T.bind(thread // i32(32)), T.bind(thread % i32(32))
-        where = locate(plan, operands, token, T.bind(unit // i32(plan.tiles)), lane)
+        where = locate(plan.spec, operands, token, T.bind(unit // i32(plan.tiles)), lane, TILE)
         tiles = T.bind(where.cached + i32(1))
         active = T.bind(
             T.min((tiles + i32(BLOCK_TILES - 1)) // i32(BLOCK_TILES), i32(plan.splits))
@@ -76,7 +75,7 @@ def decode(plan: Plan, operands: Operands) -> None:
                 load_values(plan, operands, where, held, mine, lane_part)
             wait_previous()
             with when(T.And(part == i32(0), unit % i32(plan.tiles) == i32(0))):
-                _append(plan, operands, where, thread)
+                append_token(plan.spec, operands, where.token, where.head, thread, THREADS)
             put_queries(plan, operands, memory, row, count, warp, lane)
             sync()
             with when(T.And(mine < end, mine == where.cached)):
@@ -88,25 +87,6 @@ def decode(plan: Plan, operands: Operands) -> None:
             sync()
             output = Output(token, unit, part, active, row, count)
             finish(plan, operands, memory, running, output, thread)
-
-
-def locate(plan: Plan, operands: Operands, token: Expr, head: Expr, lane: Expr) -> Where:
-    """Where the token's keys are: in the cache up to its sequence's first token in this step."""
-    sequence = T.bind(load(operands.sequence, token))
-    position = T.bind(load(operands.position, token))
-    same = registers(1, "int32")
-    store(same, 0, i32(0))
-    with when(lane <= token):
-        store(same, 0, T.cast(load(operands.sequence, lane) == sequence, "int32"))
-    own = value("uint32", "ballot", load(same, 0) != i32(0))
-    count = value("int32", "count_bits", own)
-    base = T.bind(position - count + i32(1))
-    first = first_seen(plan.spec, position)
-    tile = T.bind(first // i32(TILE))
-    cached = T.Select(base > first, (base + i32(TILE - 1)) // i32(TILE) - tile, i32(0))
-    table = T.bind(T.cast(sequence, "int64") * operands.width)
-    step_first = T.bind(token - count + i32(1))
-    return Where(token, head, table, position, first, base, step_first, tile, T.bind(cached))
 
 
 def _registers(plan: Plan) -> Held:
@@ -151,14 +131,3 @@ def _tile(
     add_values(plan, running, scores, held)
     with when(following < end):
         load_values(plan, operands, where, held, following, lane_part)
-
-
-def _append(plan: Plan, operands: Operands, where: Where, thread: Expr) -> None:
-    spec = plan.spec
-    row = T.bind(T.cast(where.token, "int64") * i64(spec.kv_heads) + T.cast(where.head, "int64"))
-    slot = cache_row(operands, spec, load(operands.sequence, where.token), where.position, where.head)
-    pieces = sum(size for _, _, size in parts(spec, operands)) // piece_size(spec)
-    for start in range(0, pieces, THREADS):
-        place = T.bind(T.cast(thread, "int64") + i64(start))
-        with when(place < i64(pieces)):
-            move(spec, operands, row, slot, place)

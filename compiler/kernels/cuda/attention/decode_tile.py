@@ -15,34 +15,13 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, store
 from moec.compiler.kernels.cuda.attention.convert import floats, stored
 from moec.compiler.kernels.cuda.attention.decode_plan import TILE, Plan
+from moec.compiler.kernels.cuda.attention.where import Where
 from moec.compiler.kernels.cuda.primitives import call, element, i32
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moec.compiler.kernels.cuda.attention.operands import Operands
-
-
-@dataclass(frozen=True)
-class Where:
-    """What a block knows about its token (int32 unless said otherwise)."""
-
-    token: Expr
-    head: Expr
-    """Key head."""
-    table: Expr
-    """Where the sequence's pages start in the page table, int64."""
-    position: Expr
-    first: Expr
-    """First position that is seen."""
-    base: Expr
-    """Position of the sequence's first token in this step: what is before it lies in the cache."""
-    step_first: Expr
-    """Number of that token in the step."""
-    tile: Expr
-    """Number of the first tile in the sequence."""
-    cached: Expr
-    """Tiles to read from the cache; the tile after them is the step's own tokens."""
 
 
 @dataclass(frozen=True)

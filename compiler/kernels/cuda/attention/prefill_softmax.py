@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
+from moec.compiler.kernels.cuda.attention.fragments import load_a, load_b, load_b_transposed
 from moec.compiler.kernels.cuda.attention.operands import HIDDEN, LOG2E, LOWEST, Operands, exponent
 from moec.compiler.kernels.cuda.primitives import (
-    call,
     element,
     i32,
     mma,
@@ -61,32 +61,6 @@ def begin(spec: AttentionSpec, tiles: int, thread: Expr) -> Sums:
     return Sums(tiles, first, lane, rows, highest, total, values, fragments)
 
 
-def load_a(tile: Tile, row: Expr, lane: Expr, step: int) -> list[Expr]:
-    """The left operand of a product: 16 rows from ``row``, 16 columns from ``16 * step``."""
-    words = registers(4, "uint32")
-    place = T.bind(tile.at(row + lane % i32(16), lane // i32(16) + i32(2 * step)))
-    call("load_matrix", element(words, 0), element(tile.memory, place))
-    return [load(words, number) for number in range(4)]
-
-
-def load_b(tile: Tile, row: int, lane: Expr, step: int) -> list[list[Expr]]:
-    """The right operands of two products with rows as columns: 16 rows from ``row``, 16 columns from ``16 * step``."""
-    words = registers(4, "uint32")
-    inside = T.bind(lane % i32(8) + lane // i32(16) * i32(8))
-    place = T.bind(tile.at(inside + i32(row), lane // i32(8) % i32(2) + i32(2 * step)))
-    call("load_matrix", element(words, 0), element(tile.memory, place))
-    return [[load(words, 2 * number), load(words, 2 * number + 1)] for number in range(2)]
-
-
-def load_b_transposed(tile: Tile, row: int, lane: Expr, piece: Expr | int) -> list[list[Expr]]:
-    """The right operands of two products: 16 rows from ``row``, 16 columns from ``8 * piece``."""
-    words = registers(4, "uint32")
-    column = lane // i32(16) + (i32(piece) if isinstance(piece, int) else piece)
-    place = T.bind(tile.at(lane % i32(16) + i32(row), column))
-    call("load_matrix_transposed", element(words, 0), element(tile.memory, place))
-    return [[load(words, 2 * number), load(words, 2 * number + 1)] for number in range(2)]
-
-
 def score(spec: AttentionSpec, sums: Sums, queries: Tile, keys: Tile) -> Buffer:
     """Products of the warp's queries with a tile's keys: ``[tiles][keys / 8][4]``."""
     count = keys.rows // 8
@@ -98,7 +72,7 @@ def score(spec: AttentionSpec, sums: Sums, queries: Tile, keys: Tile) -> Buffer:
             load_a(queries, sums.first_row + i32(16 * tile), sums.lane, step) for tile in range(sums.tiles)
         ]
         for pair in range(count // 2):
-            for odd, b in enumerate(load_b(keys, 16 * pair, sums.lane, step)):
+            for odd, b in enumerate(load_b(keys, 16 * pair, sums.lane, 2 * step)):
                 for tile in range(sums.tiles):
                     mma(spec.dtype, element(scores, 4 * (tile * count + 2 * pair + odd)), a[tile], b)
     return scores

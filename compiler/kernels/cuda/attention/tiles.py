@@ -26,8 +26,8 @@ class Tile:
     """A matrix of 16-bit elements in shared memory."""
 
     memory: Buffer
-    start: int
-    """Bytes."""
+    start: int | Expr
+    """Byte offset."""
     rows: int
     size: int
     """Elements of a row that exist."""
@@ -44,12 +44,15 @@ class Tile:
 
     @property
     def end(self) -> int:
-        """Bytes."""
+        """Byte offset behind a tile whose start is a number."""
+        assert isinstance(self.start, int)
         return self.start + self.rows * self.pitch
 
     def at(self, row: Expr, piece: Expr | int) -> Expr:
         """Byte offset of a piece."""
-        return i32(self.start) + row * i32(self.pitch) + (i32(piece) if isinstance(piece, int) else piece) * i32(16)
+        column = i32(16 * piece) if isinstance(piece, int) else piece * i32(16)
+        start = i32(self.start) if isinstance(self.start, int) else self.start
+        return start + row * i32(self.pitch) + column
 
 
 def put_queries(place: Place, operands: Operands, tile: Tile, thread: Expr, threads: int) -> None:
