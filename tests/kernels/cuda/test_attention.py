@@ -128,6 +128,8 @@ DECODED = {
     "float32": spec_of((4, 2), (24, 16), dtype="float32", window=40, sinks=True),
     "float32, latent": spec_of((4, 1), (24, 16), dtype="float32", latent=True, softcap=5.0),
     "odd": spec_of((4, 2), (33, 17)),
+    "latent": spec_of((16, 1), (576, 512), latent=True),
+    "latent of many heads": spec_of((40, 1), (288, 264), latent=True, window=300, sinks=True),
     "narrow latent": spec_of((4, 1), (40, 24), latent=True),
 }
 

@@ -46,3 +46,8 @@ def split(dtype: str, low: Expr, high: Expr) -> tuple[Expr, Expr]:
     rounded = pack(dtype, low, high)
     first, second = unpack(dtype, rounded)
     return rounded, pack(dtype, low - first, high - second)
+
+
+def floats_2(buffer: Buffer, place: Expr) -> list[Expr]:
+    """Two adjacent float32."""
+    return [T.bind(load(buffer, place)), T.bind(load(buffer, place + type_of(place, 1)))]
