@@ -70,9 +70,15 @@ class CudaKernels:
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body)
 
-    def workspaces(self, _model: ModelRecord) -> Iterator[Workspace]:
-        """What kernels need beside their tensors: nothing yet."""
-        return iter(())
+    def workspaces(self, model: ModelRecord) -> Iterator[Workspace]:
+        """What kernels need beside their tensors."""
+        from moec.artifacts.program import Workspace
+        from moec.compiler.kernels.cuda.attention import workspace
+
+        for spec in model.attentions:
+            fixed, each = workspace(spec)
+            if fixed or each:
+                yield Workspace(f"attention_{spec.name}", fixed, each)
 
 
 def kernels_for(target: Target) -> CpuKernels | CudaKernels:

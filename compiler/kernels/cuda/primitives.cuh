@@ -128,3 +128,11 @@ MOEC_DEVICE void moec_mma_f16(float *d, unsigned a0, unsigned a1, unsigned a2, u
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+
+// The low, or the high, halves of two words in one.
+MOEC_DEVICE unsigned moec_low_halves(unsigned a, unsigned b) { return __byte_perm(a, b, 0x5410); }
+MOEC_DEVICE unsigned moec_high_halves(unsigned a, unsigned b) { return __byte_perm(a, b, 0x7632); }
+
+// Between blocks: what a thread wrote before the fence is seen by who reads after it sees the count.
+MOEC_DEVICE void moec_fence() { __threadfence(); }
+MOEC_DEVICE int moec_atomic_add(int *place, int value) { return atomicAdd(place, value); }

@@ -284,3 +284,7 @@ static inline void moec_mma_f16(float *d, unsigned a0, unsigned a1, unsigned a2,
   unsigned words[6] = {a0, a1, a2, a3, b0, b1};
   emulated_mma(d, words, moec_low_f16, moec_high_f16);
 }
+static inline unsigned moec_low_halves(unsigned a, unsigned b) { return (a & 0xffffu) | b << 16; }
+static inline unsigned moec_high_halves(unsigned a, unsigned b) { return a >> 16 | (b & 0xffff0000u); }
+static inline void moec_fence() {}
+static inline int moec_atomic_add(int *place, int value) { return *place += value, *place - value; }

@@ -1,0 +1,79 @@
+"""Write the keys and values of a step's tokens into their pages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, div, i64, load, mod, store, when
+from moec.compiler.kernels.cpu.numeric import saturate_f16
+from moec.compiler.kernels.cuda.attention.convert import floats, stored
+from moec.compiler.kernels.cuda.attention.operands import Operands, cache_row
+from moec.compiler.kernels.cuda.primitives import call, element, launch, launch_next, wait_previous
+from moec.compiler.kernels.cuda.threads import write
+
+if TYPE_CHECKING:
+    from moec.artifacts.model import AttentionSpec
+
+BLOCK_THREADS = 256
+
+
+def parts(spec: AttentionSpec, operands: Operands) -> list[tuple[Buffer, Buffer, int]]:
+    """What is appended: source, cache, and the elements of a row."""
+    keys = (operands.k, operands.k_cache, spec.key_dim)
+    return [keys] if operands.v is None else [keys, (operands.v, operands.v_cache, spec.value_dim)]
+
+
+def piece_size(spec: AttentionSpec) -> int:
+    """Elements that a thread moves: 16 bytes of the cache where rows allow that."""
+    aligned = spec.key_dim % 8 == 0 and (spec.latent or spec.value_dim % 8 == 0)
+    return 8 if spec.dtype != "float32" and aligned else 1
+
+
+def append(spec: AttentionSpec, operands: Operands) -> None:
+    """Launch a kernel that appends all tokens of the step."""
+    piece = piece_size(spec)
+    total = sum(size for _, _, size in parts(spec, operands)) // piece
+    count = operands.tokens * i64(spec.kv_heads * total)
+    with launch((ceildiv(count, BLOCK_THREADS),), BLOCK_THREADS) as ((block,), thread):
+        number = T.bind(T.cast(block, "int64") * i64(BLOCK_THREADS) + T.cast(thread, "int64"))
+        wait_previous()
+        launch_next()
+        with when(number < count):
+            row, place = T.bind(div(number, total)), T.bind(mod(number, total))
+            token, head = T.bind(div(row, spec.kv_heads)), T.bind(mod(row, spec.kv_heads))
+            slot = cache_row(
+                operands, spec, load(operands.sequence, token), load(operands.position, token), head
+            )
+            move(spec, operands, row, slot, place)
+
+
+def move(spec: AttentionSpec, operands: Operands, row: Expr, slot: Expr, place: Expr) -> None:
+    """Piece number ``place`` of a token and head's key and value: row ``row`` of the step to row ``slot``."""
+    piece = piece_size(spec)
+    begin = 0
+    for source, cache, size in parts(spec, operands):
+        pieces = size // piece
+        with when(T.And(place >= i64(begin), place < i64(begin + pieces))):
+            offset = T.bind((place - i64(begin)) * i64(piece))
+            start, end = T.bind(row * i64(size) + offset), T.bind(slot * i64(size) + offset)
+            if piece == 1:
+                value = load(source, start)
+                write(cache, spec.dtype, end, saturate_f16(value, 1) if spec.dtype == "float16" else value)
+            else:
+                call("store_16", element(cache, end), *stored(spec.dtype, floats(source, start, piece)))
+        begin += pieces
+
+
+def append_token(
+    spec: AttentionSpec, operands: Operands, token: Expr, head: Expr, thread: Expr, threads: int
+) -> None:
+    """Append one token's key and value of one head, with the threads of a block."""
+    row = T.bind(T.cast(token, "int64") * i64(spec.kv_heads) + T.cast(head, "int64"))
+    slot = cache_row(operands, spec, load(operands.sequence, token), load(operands.position, token), head)
+    pieces = sum(size for _, _, size in parts(spec, operands)) // piece_size(spec)
+    for start in range(0, pieces, threads):
+        place = T.bind(T.cast(thread, "int64") + i64(start))
+        with when(place < i64(pieces)):
+            move(spec, operands, row, slot, place)

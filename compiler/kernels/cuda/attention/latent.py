@@ -1,0 +1,287 @@
+"""Attention over latents: one wide key head, whose first dimensions are the value too.
+
+A block of 16 query rows for each pair of warps goes through the keys 32 at a time; keys are read once for scores and
+values. Each warp holds half the dimensions of its 16 queries in registers, so two warps add up their scores and each
+turns half of them to weights; then each warp has all rows, and its share of the values' dimensions. Two tiles of keys
+fit beside that in 99 KB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm.script.ir_builder import tirx as T
+
+from moec.artifacts.cache import PAGE_TOKENS
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, load, store, when
+from moec.compiler.kernels.cuda.attention.convert import split
+from moec.compiler.kernels.cuda.attention.fragments import load_a, load_b, load_b_transposed
+from moec.compiler.kernels.cuda.attention.operands import HIDDEN, LOWEST, exponent
+from moec.compiler.kernels.cuda.attention.tiles import Tile
+from moec.compiler.kernels.cuda.primitives import (
+    element,
+    i32,
+    mma,
+    pack,
+    registers,
+    shared_dynamic,
+    sync,
+    value,
+    warp_max,
+)
+
+if TYPE_CHECKING:
+    from moec.artifacts.model import AttentionSpec
+
+WIDTH = PAGE_TOKENS
+"""Keys of a tile."""
+WIDEST_KEY, WIDEST_VALUE = 576, 512
+OWN = 8
+"""Scores that a lane turns to weights: of one row, keys 2t and 2t + 1 of every eight."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The division of one kernel."""
+
+    spec: AttentionSpec
+    row_tiles: int
+    """Times 16 rows."""
+    exact: bool
+    """The upper eight rows of a tile hold what rounding the lower eight left out: of queries, and of weights."""
+
+    @property
+    def rows(self) -> int:
+        """Rows on the tensor cores."""
+        return 16 * self.row_tiles
+
+    @property
+    def warps(self) -> int:
+        """Two for each tile of rows."""
+        return 2 * self.row_tiles
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 32 * self.warps
+
+    @property
+    def steps(self) -> int:
+        """Pieces of 16 dimensions that each of two warps has of a query."""
+        return -(-self.spec.key_dim // 32)
+
+    @property
+    def columns(self) -> int:
+        """Dimensions of values that a warp has, a multiple of 16."""
+        return -(-self.spec.value_dim // (16 * self.warps)) * 16
+
+    @property
+    def fragments(self) -> int:
+        """Fragments of 8 columns that a warp has of each tile of rows."""
+        return self.columns // 8
+
+    @property
+    def tile_bytes(self) -> int:
+        """One tile of keys, with room for both warps' steps."""
+        return self._tile(None, 0).end
+
+    @property
+    def shared_bytes(self) -> int:
+        """Two tiles of keys, weights, scores on their way between warps, and a number for each row."""
+        weights = Tile(None, 2 * self.tile_bytes, self.rows, WIDTH)
+        return weights.end + 4 * (32 * OWN * self.warps + self.rows)
+
+    def _tile(self, memory: Buffer, start: int | Expr) -> Tile:
+        return Tile(memory, start, WIDTH, 32 * self.steps)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block's memory, and a lane's part of the running softmax."""
+
+    shape: Shape
+    memory: Buffer
+    words: Buffer
+    """The same memory as float32."""
+    bits: Buffer
+    """The same memory as uint32."""
+    warp: Expr
+    lane: Expr
+    row_tile: Expr
+    half: Expr
+    """Which dimensions of the queries, and which rows of the tile are this warp's."""
+    row: Expr
+    """The lane's row."""
+    queries: Buffer
+    highest: Buffer
+    total: Buffer
+    """Of the lane's own keys."""
+    values: Buffer
+    """``[row_tiles][fragments][4]``."""
+
+    def keys(self, number: Expr) -> Tile:
+        """One of the two tiles of keys."""
+        start = T.bind(number * i32(self.shape.tile_bytes))
+        return Tile(self.memory, start, WIDTH, 32 * self.shape.steps)
+
+    @property
+    def weights(self) -> Tile:
+        """Weights of a tile's keys, 16 bits."""
+        return Tile(self.memory, 2 * self.shape.tile_bytes, self.shape.rows, WIDTH)
+
+    @property
+    def exchange(self) -> int:
+        """Where scores are handed over, in words."""
+        return self.weights.end // 4
+
+    @property
+    def row_numbers(self) -> int:
+        """Where a number for each row is, in words."""
+        return self.exchange + 32 * OWN * self.shape.warps
+
+
+def begin(shape: Shape, thread: Expr) -> Block:
+    """Nothing seen yet; the queries' registers are zero."""
+    memory = shared_dynamic(shape.shared_bytes)
+    count = shape.shared_bytes // 4
+    words, bits = (T.decl_buffer((count,), kind, data=memory.data) for kind in ("float32", "uint32"))
+    warp, lane = T.bind(thread // i32(32)), T.bind(thread % i32(32))
+    row_tile, half = T.bind(warp % i32(shape.row_tiles)), T.bind(warp // i32(shape.row_tiles))
+    row = T.bind(row_tile * i32(16) + half * i32(8) + lane // i32(4))
+    size = 4 * shape.row_tiles * shape.fragments
+    queries, values = registers(4 * shape.steps, "uint32"), registers(size)
+    highest, total = registers(1), registers(1)
+    for place in range(4 * shape.steps):
+        store(queries, place, T.uint32(0))
+    for place in range(size):
+        store(values, place, T.float32(0))
+    store(highest, 0, T.float32(LOWEST))
+    store(total, 0, T.float32(0))
+    return Block(shape, memory, words, bits, warp, lane, row_tile, half, row, queries, highest, total, values)
+
+
+def attend(block: Block, keys: Tile, start: Expr, first: Expr, last: Expr) -> None:
+    """Attend to a tile of keys that is in shared memory, before and after which all threads wait for each other.
+
+    Args:
+        block: the block.
+        keys: the tile.
+        start: position of its first key.
+        first: first position that the lane's row sees.
+        last: last position that it sees in this tile; may be before the tile.
+    """
+    scores = _shared_scores(block, _score(block, keys))
+    _weigh(block, scores, start, first, last)
+    sync()
+    _rescale(block)
+    _add_values(block, keys)
+
+
+def _score(block: Block, keys: Tile) -> Buffer:
+    """Products of the warp's queries and a tile's keys over the warp's dimensions: four fragments."""
+    shape = block.shape
+    scores = registers(2 * OWN)
+    for place in range(2 * OWN):
+        store(scores, place, T.float32(0))
+    begin_piece = T.bind(block.half * i32(2 * shape.steps))
+    for step in range(shape.steps):
+        a = [load(block.queries, 4 * step + word) for word in range(4)]
+        for pair in range(WIDTH // 16):
+            for odd, b in enumerate(load_b(keys, 16 * pair, block.lane, begin_piece + i32(2 * step))):
+                mma(shape.spec.dtype, element(scores, 4 * (2 * pair + odd)), a, b)
+    return scores
+
+
+def _shared_scores(block: Block, scores: Buffer) -> list[Expr]:
+    """The lane's row's scores, of all dimensions: this warp's, and those of the warp with the other half."""
+    shape = block.shape
+    partner = T.bind((block.warp + i32(shape.row_tiles)) % i32(shape.warps))
+    kept = []
+    for number in range(OWN):
+        place = number // 2 * 4 + number % 2
+        lower, upper = load(scores, place), load(scores, place + 2)
+        if shape.exact:
+            kept.append(T.bind(lower + upper))
+            given = kept[-1]
+        else:
+            kept.append(T.bind(T.Select(block.half == i32(0), lower, upper)))
+            given = T.Select(block.half == i32(0), upper, lower)
+        store(block.words, _handed(block, block.warp, number), given)
+    sync()
+    return [
+        T.bind(score + load(block.words, _handed(block, partner, number)))
+        for number, score in enumerate(kept)
+    ]
+
+
+def _handed(block: Block, warp: Expr, number: int) -> Expr:
+    return i32(block.exchange + 32 * number) + warp * i32(32 * OWN) + block.lane
+
+
+def _weigh(block: Block, scores: list[Expr], start: Expr, first: Expr, last: Expr) -> None:
+    """The lane's row's scores to weights in shared memory; what its sums are to be multiplied with beside them."""
+    spec = block.shape.spec
+    begin_position = T.bind(start + block.lane % i32(4) * i32(2))
+    below, beyond = T.bind(first - begin_position), T.bind(last - begin_position)
+    shown = []
+    largest = T.bind(load(block.highest, 0))
+    for number, score in enumerate(scores):
+        offset = i32(number // 2 * 8 + number % 2)
+        seen = T.And(offset >= below, offset <= beyond)
+        shown.append(T.bind(T.Select(seen, exponent(spec, score), T.float32(HIDDEN))))
+        largest = T.bind(T.max(largest, shown[-1]))
+    largest = warp_max(largest, 4)
+    scale = value("float32", "exp2", load(block.highest, 0) - largest)
+    store(block.highest, 0, largest)
+    weights = [value("float32", "exp2", score - largest) for score in shown]
+    total = T.bind(load(block.total, 0) * scale)
+    for weight in weights:
+        total = T.bind(total + weight)
+    store(block.total, 0, total)
+    for pair in range(OWN // 2):
+        word = _weight_word(block, weights[2 * pair], weights[2 * pair + 1])
+        place = block.weights.at(block.row, pair) // i32(4) + block.lane % i32(4)
+        store(block.bits, T.bind(place), word)
+    with when(block.lane % i32(4) == i32(0)):
+        store(block.words, i32(block.row_numbers) + block.row, scale)
+
+
+def _weight_word(block: Block, low: Expr, high: Expr) -> Expr:
+    dtype = block.shape.spec.dtype
+    if not block.shape.exact:
+        return pack(dtype, low, high)
+    rounded, rest = split(dtype, low, high)
+    return T.Select(block.half == i32(0), rounded, rest)
+
+
+def row_number(block: Block, row_tile: int, upper: int) -> Expr:
+    """The number that is kept for row g, or 8 + g, of a tile of rows."""
+    return load(
+        block.words, T.bind(i32(block.row_numbers + 16 * row_tile + 8 * upper) + block.lane // i32(4))
+    )
+
+
+def _rescale(block: Block) -> None:
+    for tile in range(block.shape.row_tiles):
+        for upper in range(2):
+            scale = T.bind(row_number(block, tile, upper))
+            for fragment in range(block.shape.fragments):
+                for odd in range(2):
+                    place = 4 * (tile * block.shape.fragments + fragment) + 2 * upper + odd
+                    store(block.values, place, load(block.values, place) * scale)
+
+
+def _add_values(block: Block, keys: Tile) -> None:
+    shape = block.shape
+    first = T.bind(block.warp * i32(shape.columns // 8))
+    for step in range(WIDTH // 16):
+        a = [load_a(block.weights, 16 * tile, block.lane, step) for tile in range(shape.row_tiles)]
+        for column in range(shape.fragments // 2):
+            for odd, b in enumerate(
+                load_b_transposed(keys, 16 * step, block.lane, first + i32(2 * column))
+            ):
+                for tile in range(shape.row_tiles):
+                    place = 4 * (tile * shape.fragments + 2 * column + odd)
+                    mma(shape.spec.dtype, element(block.values, place), a[tile], b)
+

@@ -1,0 +1,282 @@
+"""Steps of few tokens over latents: blocks share a token's context, and a second kernel puts their results together.
+
+As in `decode`, the step's own tokens are read from ``k``, and what is in the cache before the previous kernel is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, store, when
+from moec.compiler.kernels.cuda.attention.append import append_token
+from moec.compiler.kernels.cuda.attention.convert import clamped, floats, floats_2, split, stored
+from moec.compiler.kernels.cuda.attention.latent import WIDTH, Block, Shape, attend, begin, row_number
+from moec.compiler.kernels.cuda.attention.operands import FEW_TOKENS, Operands, query_scale
+from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total
+from moec.compiler.kernels.cuda.attention.rows import Segment
+from moec.compiler.kernels.cuda.attention.tiles import PIECE, Source, Tile
+from moec.compiler.kernels.cuda.attention.where import Where, locate
+from moec.compiler.kernels.cuda.primitives import (
+    call,
+    element,
+    i32,
+    launch,
+    launch_next,
+    registers,
+    sync,
+    wait_previous,
+    warp_sum,
+)
+
+if TYPE_CHECKING:
+    from moec.artifacts.model import AttentionSpec
+
+PROCESSORS = 132
+MOST_PARTS = 64
+
+
+@dataclass(frozen=True)
+class LatentPlan:
+    """How a token is divided over blocks; all step's tokens together have some ``splits`` parts for a unit."""
+
+    spec: AttentionSpec
+
+    @property
+    def group(self) -> int:
+        """Query heads of a key head."""
+        return self.spec.query_heads // self.spec.kv_heads
+
+    @property
+    def shape(self) -> Shape:
+        """Of a block."""
+        return Shape(self.spec, 2 if self.group <= 16 else 4, exact=True)
+
+    @property
+    def heads(self) -> int:
+        """Query heads of a block."""
+        return 8 * self.shape.row_tiles
+
+    @property
+    def head_tiles(self) -> int:
+        """Blocks that share a key head's query heads."""
+        return -(-self.group // self.heads)
+
+    @property
+    def splits(self) -> int:
+        """The most blocks that share a context."""
+        return max(1, min(MOST_PARTS, PROCESSORS // (self.spec.kv_heads * self.head_tiles)))
+
+    @property
+    def slots(self) -> int:
+        """Results of a query head that are in the workspace at once."""
+        return self.splits + FEW_TOKENS - 1
+
+    @property
+    def facts(self) -> int:
+        """Where maxima and totals begin in the workspace, in floats."""
+        return self.slots * self.spec.query_heads * self.spec.value_dim
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Partial results of the largest step that is decoded."""
+        return 4 * (self.facts + 2 * self.slots * self.spec.query_heads)
+
+    def parts(self, tokens: Expr) -> Expr:
+        """Blocks that share a token's context, int32."""
+        count = T.cast(tokens, "int32")
+        return tirx.truncdiv(i32(self.splits - 1) + count, count)
+
+    def active(self, where: Where, parts: Expr) -> Expr:
+        """How many of them have something to do."""
+        return T.bind(T.min(where.cached + i32(1), parts))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of which result a block has."""
+
+    number: Expr
+    active: Expr
+    slot: Expr
+    first_head: Expr
+    """In the block, of all query heads."""
+    count: Expr
+    """Heads of the block."""
+
+
+def latent_decode(spec: AttentionSpec, operands: Operands) -> None:
+    """Launch the kernel that attends; it also appends."""
+    plan = LatentPlan(spec)
+    shape = plan.shape
+    parts = plan.parts(operands.tokens)
+    units = spec.kv_heads * plan.head_tiles
+    with launch((T.cast(parts, "int64"), units, operands.tokens), shape.threads) as (
+        (number, unit, token),
+        thread,
+    ):
+        parts = T.bind(parts)
+        head_tile = T.bind(unit % i32(plan.head_tiles))
+        lane = T.bind(thread % i32(32))
+        where = locate(spec, operands, token, T.bind(unit // i32(plan.head_tiles)), lane, WIDTH)
+        active = plan.active(where, parts)
+        with when(number < active):
+            head = T.bind(where.head * i32(plan.group) + head_tile * i32(plan.heads))
+            count = T.bind(T.min(i32(plan.group) - head_tile * i32(plan.heads), i32(plan.heads)))
+            part = Part(number, active, T.bind(token * parts + number), head, count)
+            block = begin(shape, thread)
+            _attend(block, operands, where, part, thread, head_tile)
+            launch_next()
+            _write(plan, block, operands, where, part)
+
+
+def _attend(
+    block: Block, operands: Operands, where: Where, part: Part, thread: Expr, head_tile: Expr
+) -> None:
+    spec, threads = block.shape.spec, block.shape.threads
+    tiles = T.bind(where.cached + i32(1))
+    first = T.bind(tirx.truncdiv(part.number * tiles, part.active))
+    end = T.bind(tirx.truncdiv((part.number + i32(1)) * tiles, part.active))
+    source = Source(operands.k_cache, spec.kv_heads, spec.key_dim, operands.table)
+    cached = Segment(
+        where.token,
+        where.token + i32(1),
+        where.table,
+        where.position,
+        T.bind(where.base - i32(1)),
+        where.first,
+        where.first,
+    )
+    page = registers(1, "int32")
+
+    def copy(target: Tile, tile: Expr) -> None:
+        number = T.bind(where.tile + tile)
+        source.read_pages(page, cached, number, WIDTH)
+        source.copy(target, page, where.head, cached, number, thread, threads)
+
+    with when(first < where.cached):
+        copy(block.keys(i32(0)), first)
+    call("copy_commit")
+    wait_previous()
+    with when(T.And(part.number == i32(0), head_tile == i32(0))):
+        append_token(spec, operands, where.token, where.head, thread, threads)
+    _load_queries(block, operands, where, part)
+    with when(first == where.cached):
+        _put_own(block, block.keys(i32(0)), operands, where, thread)
+    with T.serial(i32(0), end - first) as step:
+        tile, following = T.bind(first + step), T.bind(first + step + i32(1))
+        call("copy_wait", i32(0))
+        sync()
+        with when(following < end):
+            target = block.keys(T.bind((step + i32(1)) % i32(2)))
+            either(
+                following < where.cached,
+                lambda: copy(target, following),
+                lambda: _put_own(block, target, operands, where, thread),
+            )
+        call("copy_commit")
+        own = tile == where.cached
+        start = T.bind(T.Select(own, where.base, (where.tile + tile) * i32(WIDTH)))
+        last = T.bind(T.Select(own, where.position, where.base - i32(1)))
+        attend(block, block.keys(T.bind(step % i32(2))), start, where.first, last)
+
+
+def _put_own(block: Block, target: Tile, operands: Operands, where: Where, thread: Expr) -> None:
+    """The sequence's tokens of this step up to this one, rounded as the cache has them, as a tile."""
+    spec, threads = block.shape.spec, block.shape.threads
+    total = target.rows * target.pieces
+    with T.serial(i32(0), i32(-(-total // threads))) as step:
+        number = T.bind(thread + step * i32(threads))
+        row, piece = T.bind(number // i32(target.pieces)), T.bind(number % i32(target.pieces))
+        token = T.bind(where.step_first + row)
+        words = registers(4, "uint32")
+        for word in range(4):
+            store(words, word, T.uint32(0))
+        with when(T.And(token <= where.token, piece < i32(spec.key_dim // PIECE))):
+            source = T.cast(token, "int64") * i64(spec.kv_heads) + T.cast(where.head, "int64")
+            start = T.bind(source * i64(spec.key_dim) + T.cast(piece * i32(PIECE), "int64"))
+            for word, pair in enumerate(stored(spec.dtype, floats(operands.k, start, PIECE))):
+                store(words, word, pair)
+        with when(number < i32(total)):
+            place = element(target.memory, T.bind(target.at(row, piece)))
+            call("store_16", place, *(T.bind(load(words, word)) for word in range(4)))
+
+
+def _load_queries(block: Block, operands: Operands, where: Where, part: Part) -> None:
+    """The warp's half of its 8 queries' dimensions, as left operands: rounded above, the rest below."""
+    spec, steps = block.shape.spec, block.shape.steps
+    head = T.bind(block.row_tile * i32(8) + block.lane // i32(4))
+    with when(head < part.count):
+        row = T.cast(where.token, "int64") * i64(spec.query_heads) + T.cast(part.first_head + head, "int64")
+        source = T.bind(row * i64(spec.key_dim))
+        for step in range(steps):
+            for side in range(2):
+                column = T.bind(
+                    (block.half * i32(steps) + i32(step)) * i32(16)
+                    + block.lane % i32(4) * i32(2)
+                    + i32(8 * side)
+                )
+                with when(column < i32(spec.key_dim)):
+                    numbers = floats_2(operands.q, T.bind(source + T.cast(column, "int64")))
+                    scale = T.float32(query_scale(spec))
+                    low, high = (clamped(spec.dtype, T.bind(x * scale)) for x in numbers)
+                    for upper, pair in enumerate(split(spec.dtype, low, high)):
+                        store(block.queries, 4 * step + 2 * side + upper, pair)
+
+
+def _write(plan: LatentPlan, block: Block, operands: Operands, where: Where, part: Part) -> None:
+    """Write the results to the output, or to the workspace for the kernel that puts them together."""
+    spec = plan.spec
+    memory = results(plan, operands)
+    total = warp_sum(load(block.total, 0), 4)
+    highest = T.bind(load(block.highest, 0))
+    head = T.bind(block.row_tile * i32(8) + block.lane // i32(4))
+    slot = T.bind(T.cast(part.slot * i32(spec.query_heads) + part.first_head, "int64"))
+    output = T.bind(T.cast(where.token * i32(spec.query_heads) + part.first_head, "int64"))
+    sync()
+
+    def alone() -> None:
+        with when(T.And(block.lane % i32(4) == i32(0), head < part.count)):
+            inverse = inverse_total(operands, highest, total, part.first_head + head)
+            store(block.words, i32(block.row_numbers) + block.row, inverse)
+        sync()
+        _write_values(block, operands.out, output, part, scaled=True)
+
+    def together() -> None:
+        with when(
+            T.And(T.And(block.lane % i32(4) == i32(0), block.half == i32(0)), head < part.count)
+        ):
+            fact = T.bind(i64(plan.facts) + (slot + T.cast(head, "int64")) * i64(2))
+            store(memory, fact, highest)
+            store(memory, fact + i64(1), total)
+        _write_values(block, memory, slot, part, scaled=False)
+
+    either(part.active == i32(1), alone, together)
+
+
+def results(plan: LatentPlan, operands: Operands) -> Buffer:
+    """The workspace as float32: sums of values ``[slots, Hq, Dv]``, then maximum and total ``[slots, Hq, 2]``."""
+    assert operands.workspace is not None
+    return T.decl_buffer((i64(plan.workspace_bytes // 4),), "float32", data=operands.workspace.data)
+
+
+def _write_values(block: Block, target: Buffer, first_row: Expr, part: Part, *, scaled: bool) -> None:
+    shape = block.shape
+    for tile in range(shape.row_tiles):
+        head = T.bind(i32(8 * tile) + block.lane // i32(4))
+        with when(head < part.count):
+            scale = T.bind(row_number(block, tile, 0)) if scaled else None
+            row = T.bind((first_row + T.cast(head, "int64")) * i64(shape.spec.value_dim))
+            for fragment in range(shape.fragments):
+                column = T.bind(
+                    block.warp * i32(shape.columns) + i32(8 * fragment) + block.lane % i32(4) * i32(2)
+                )
+                with when(column < i32(shape.spec.value_dim)):
+                    start = T.bind(row + T.cast(column, "int64"))
+                    for odd in range(2):
+                        place = 4 * (tile * shape.fragments + fragment) + odd
+                        number = load(block.values, place) + load(block.values, place + 2)
+                        store(target, start + i64(odd), number if scale is None else number * scale)

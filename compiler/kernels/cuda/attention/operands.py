@@ -1,0 +1,98 @@
+"""What every attention kernel on a GPU takes, and where keys and values lie."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from moec.artifacts.cache import PAGE_TOKENS
+from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, div, i64, load, mod, symbol
+from moec.compiler.kernels.cuda.primitives import i32
+
+if TYPE_CHECKING:
+    from moec.artifacts.model import AttentionSpec
+
+FEW_TOKENS = 8
+"""Steps of at most so many tokens are decoded: each token by itself."""
+
+LOWEST = -1.0e30
+"""The running maximum before the first score."""
+
+HIDDEN = -3.0e38
+"""The score of what a token does not see: 2^(HIDDEN - LOWEST) is 0."""
+
+LOG2E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The tensors of one call, flat; where keys are latent the value cache is the key cache."""
+
+    q: Buffer
+    k: Buffer
+    v: Buffer | None
+    k_cache: Buffer
+    v_cache: Buffer
+    table: Buffer
+    width: Expr
+    sequence: Buffer
+    position: Buffer
+    sinks: Buffer | None
+    workspace: Buffer | None
+    out: Buffer
+    tokens: Expr
+
+
+def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
+    """Declare the arguments of ``attention_<name>`` in their order."""
+    tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
+    step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
+    q, k, v, k_cache, v_cache, table, sequence, position, sinks, memory, out = arguments(
+        Argument("q", (1, tokens, spec.query_heads, spec.key_dim), "float32"),
+        Argument("k", (*step, spec.key_dim), "float32"),
+        None if spec.latent else Argument("v", (*step, spec.value_dim), "float32"),
+        Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
+        None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
+        Argument("page_table", (sequences, width), "int32"),
+        Argument("token_sequence", (tokens,), "int32"),
+        Argument("token_position", (tokens,), "int32"),
+        Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
+        Argument("workspace", (symbol("W"),), "uint8") if workspace else None,
+        Argument("out", (1, tokens, spec.query_heads, spec.value_dim), "float32"),
+    )
+    values = k_cache if spec.latent else v_cache
+    return Operands(
+        q, k, v, k_cache, values, table, width, sequence, position, sinks, memory, out, tokens
+    )
+
+
+def first_seen(spec: AttentionSpec, position: Expr) -> Expr:
+    """The first position that a token at ``position`` sees, int32."""
+    first: Expr = i32(0)
+    if spec.window:
+        first = T.max(first, position - i32(spec.window - 1))
+    if spec.chunk:
+        first = T.max(first, position - tirx.truncmod(position, i32(spec.chunk)))
+    return T.bind(first)
+
+
+def cache_row(operands: Operands, spec: AttentionSpec, sequence: Expr, place: Expr, head: Expr) -> Expr:
+    """Row of the cache (int64) that holds position ``place`` of a sequence for one key head."""
+    number = T.cast(sequence, "int64") * operands.width + div(T.cast(place, "int64"), PAGE_TOKENS)
+    page = T.cast(load(operands.table, number), "int64")
+    row = page * i64(spec.kv_heads) + T.cast(head, "int64")
+    return T.bind(row * i64(PAGE_TOKENS) + mod(T.cast(place, "int64"), PAGE_TOKENS))
+
+
+def query_scale(spec: AttentionSpec) -> float:
+    """What queries are multiplied with: the rest of a score's way to a power of 2 is `exponent`."""
+    return spec.scaling / spec.softcap if spec.softcap else spec.scaling * LOG2E
+
+
+def exponent(spec: AttentionSpec, product: Expr) -> Expr:
+    """The power of 2 of a scaled query's product with a key."""
+    return T.bind(T.tanh(product) * T.float32(spec.softcap * LOG2E)) if spec.softcap else product

@@ -1,0 +1,61 @@
+"""Where the keys of a token lie that is decoded: in the cache, and among the step's own tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels.cpu.emit import Expr, load, store, when
+from moec.compiler.kernels.cuda.attention.operands import Operands, first_seen
+from moec.compiler.kernels.cuda.primitives import i32, registers, value
+
+if TYPE_CHECKING:
+    from moec.artifacts.model import AttentionSpec
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a block knows about its token (int32 unless said otherwise)."""
+
+    token: Expr
+    head: Expr
+    """Key head."""
+    table: Expr
+    """Where the sequence's pages start in the page table, int64."""
+    position: Expr
+    first: Expr
+    """First position that is seen."""
+    base: Expr
+    """Position of the sequence's first token in this step: what is before it lies in the cache."""
+    step_first: Expr
+    """Number of that token in the step."""
+    tile: Expr
+    """Number of the first tile in the sequence."""
+    cached: Expr
+    """Tiles to read from the cache; the tile after them is the step's own tokens."""
+
+
+def locate(
+    spec: AttentionSpec, operands: Operands, token: Expr, head: Expr, lane: Expr, width: int
+) -> Where:
+    """Where the token's keys are: in the cache up to its sequence's first token in this step.
+
+    Tiles are of ``width`` positions. All lanes of a warp take part.
+    """
+    sequence = T.bind(load(operands.sequence, token))
+    position = T.bind(load(operands.position, token))
+    same = registers(1, "int32")
+    store(same, 0, i32(0))
+    with when(lane <= token):
+        store(same, 0, T.cast(load(operands.sequence, lane) == sequence, "int32"))
+    own = value("uint32", "ballot", load(same, 0) != i32(0))
+    count = value("int32", "count_bits", own)
+    base = T.bind(position - count + i32(1))
+    first = first_seen(spec, position)
+    tile = T.bind(first // i32(width))
+    cached = T.Select(base > first, (base + i32(width - 1)) // i32(width) - tile, i32(0))
+    table = T.bind(T.cast(sequence, "int64") * operands.width)
+    step_first = T.bind(token - count + i32(1))
+    return Where(token, head, table, position, first, base, step_first, tile, T.bind(cached))
