@@ -77,7 +77,13 @@ _new_capsule.restype = ctypes.py_object
 _new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 
 
-def tensor_at(address: int, dtype: str, shape: tuple[int, ...], device_type: int = CPU_DEVICE) -> Any:
+def tensor_at(
+    address: int,
+    dtype: str,
+    shape: tuple[int, ...],
+    device_type: int = CPU_DEVICE,
+    device_number: int = 0,
+) -> Any:
     """A ``tvm_ffi.Tensor`` over contiguous memory at ``address``; no copy, no ownership."""
     import tvm_ffi
 
@@ -91,7 +97,7 @@ def tensor_at(address: int, dtype: str, shape: tuple[int, ...], device_type: int
     numbers[:] = [*shape, *strides]
     managed = _DLManagedTensor.from_address(block)
     managed.tensor = _DLTensor(
-        address, device_type, 0, ndim, code, bits, 1, block + head, block + head + 8 * ndim, 0
+        address, device_type, device_number, ndim, code, bits, 1, block + head, block + head + 8 * ndim, 0
     )
     managed.context, managed.deleter = None, _FREE
     return tvm_ffi.from_dlpack(_new_capsule(block, b"dltensor", None))

@@ -1,0 +1,55 @@
+"""Memory on the GPU and pinned memory of the host, each given back with its last reference."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moec.runtime.devices.cuda.resources import Resources
+
+ALIGNMENT_BYTES = 256
+"""What the driver gives, and what planners round to."""
+
+
+class DeviceMemory:
+    """Contiguous memory on the GPU (see `moec.runtime.devices.protocol.Memory`).
+
+    Raises:
+        BudgetError: there is not so much.
+    """
+
+    __slots__ = ("_resources", "address", "size_bytes")
+
+    def __init__(self, resources: Resources, size_bytes: int) -> None:
+        self._resources = resources
+        self.size_bytes = size_bytes
+        self.address = 0
+        self.address = resources.allocate(max(ALIGNMENT_BYTES, size_bytes))
+
+    def __del__(self) -> None:
+        self._resources.free(self.address)
+
+
+class PinnedMemory:
+    """Host memory that copies from and to the GPU run at full speed with, as bytes ``[size]``.
+
+    Raises:
+        BudgetError: the system does not give it.
+    """
+
+    __slots__ = ("_resources", "address", "bytes")
+
+    def __init__(self, resources: Resources, size_bytes: int) -> None:
+        self._resources = resources
+        self.address = 0
+        self.address = resources.pin(size_bytes)
+        block = (ctypes.c_uint8 * size_bytes).from_address(self.address)
+        self.bytes: NDArray[Any] = np.frombuffer(block, np.uint8)
+
+    def __del__(self) -> None:
+        self._resources.unpin(self.address)

@@ -1,0 +1,147 @@
+"""What the executor asks of a device: memory, tensors over it, copies, and running lists of calls.
+
+The executor plans one arena, takes its memory from the device, and makes for each token count T the list of calls
+of a step. How a list runs is the device's: one call after the other on the CPU, captured graphs on a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+ALIGNMENT_BYTES = 256
+"""Every allocation and every tensor of the arena begins at a multiple of so many bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedCall:
+    """A compiled function on tensors of the device; it reads nothing of the host, so that it can be captured."""
+
+    stage: str
+    """One of `moec.runtime.stats.STAGES`."""
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostCall:
+    """Work of the host between packed calls (bringing experts in); it may launch functions itself."""
+
+    stage: str
+    run: Callable[[], None]
+
+
+Call: TypeAlias = PackedCall | HostCall
+
+
+class Memory(Protocol):
+    """Contiguous memory that kernels of the device can read and write; it is given back with the last reference."""
+
+    @property
+    def address(self) -> int:
+        """As the device's kernels see it; a multiple of `ALIGNMENT_BYTES` where the device allocated it."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes from ``address``."""
+        ...
+
+
+class Mirror(Protocol):
+    """A host array as the device's kernels see it: the array itself on the CPU, a copy on a GPU."""
+
+    @property
+    def address(self) -> int:
+        """Where kernels find the array's first element; it never changes."""
+        ...
+
+    def update(self, items: int | None = None) -> None:
+        """Show the device what the host has written: the first ``items`` of the first axis, or everything.
+
+        In order with the calls run before and after; the host may write to the array again at once.
+        """
+        ...
+
+
+class Functions(Protocol):
+    """The functions of one target's module."""
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """The packed function called ``name``.
+
+        Raises:
+            BundleError: the module has none.
+        """
+        ...
+
+
+class Device(Protocol):
+    """A processor with its memory. One thread uses it at a time, and what it is asked is done in that order."""
+
+    @property
+    def kind(self) -> str:
+        """``cpu`` or ``cuda``, as in `moec.artifacts.manifest.TargetRecord`."""
+        ...
+
+    def load(self, folder: Path, files: Sequence[str]) -> Functions:
+        """Load a target's module; ``files`` are the target's in the manifest, relative to the bundle ``folder``."""
+        ...
+
+    def allocate(self, size_bytes: int) -> Memory:
+        """Memory whose contents are undefined.
+
+        Raises:
+            BudgetError: there is not so much.
+        """
+        ...
+
+    def hold(self, data: NDArray[Any]) -> Memory:
+        """Memory with the bytes of ``data``, for kernels to read: its own on the CPU (kept alive), a copy on a GPU."""
+        ...
+
+    def mirror(self, array: NDArray[Any]) -> Mirror:
+        """Let kernels see a C-contiguous host array that changes from step to step."""
+        ...
+
+    def tensor(self, address: int, dtype: str, shape: tuple[int, ...]) -> Any:
+        """A ``tvm_ffi.Tensor`` over memory of the device; no copy, no ownership."""
+        ...
+
+    def write(self, address: int, source: NDArray[Any]) -> None:
+        """Copy a C-contiguous host array into the device's memory."""
+        ...
+
+    def read(self, address: int, target: NDArray[Any]) -> None:
+        """Copy from the device's memory into a C-contiguous host array, once all calls before are finished."""
+        ...
+
+    def gather(self, source: int, target: int, rows: Sequence[int], row_bytes: int) -> None:
+        """Copy ``rows`` (each of ``row_bytes``) from address ``source`` to lie one after the other at ``target``."""
+        ...
+
+    def prepare(self, calls: Sequence[Call], milliseconds: dict[str, float]) -> Callable[[], None]:
+        """Make a list of calls ready to run again and again, in order.
+
+        Args:
+            calls: one part of a step for one T: the same functions on the same tensors each time.
+            milliseconds: wall time per stage, to be added to by each run.
+
+        Returns:
+            What runs them. It may return before a GPU has finished; `read` waits.
+        """
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all calls have finished.
+
+        Raises:
+            DeviceError: one of them failed.
+        """
+        ...
