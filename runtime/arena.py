@@ -1,7 +1,7 @@
 """One memory block for everything a step computes: who lies where is planned once, for the largest step.
 
-Pure arithmetic. What lives at the same time never overlaps; what does not may. Sizes are at most linear in the tokens
-of a step, so places that fit the largest step fit every smaller one.
+Pure arithmetic. What lives at the same time never overlaps; what does not may. Sizes do not shrink as a step's tokens
+grow, so places that fit the largest step fit every smaller one.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moec.runtime.devices.protocol import ALIGNMENT_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
-
-ALIGNMENT_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ def plan_arena(lifetimes: Sequence[Lifetime]) -> ArenaPlan:
 
     Ties go to what is needed first, then to the order given: the same input gives the same plan.
     """
-    order = sorted(lifetimes, key=lambda life: (-life.size_bytes, life.first))
-    placed: list[tuple[int, int, Lifetime]] = []
-    for life in order:
-        taken = sorted((start, end) for start, end, other in placed if _meet(life, other))
-        start, size = _first_gap(taken, life.size_bytes), _aligned(life.size_bytes)
-        placed.append((start, start + size, life))
-    offsets = {life.key: start for start, _, life in placed}
-    assert len(offsets) == len(lifetimes), "two things have the same key"
-    return ArenaPlan(max((end for _, end, _ in placed), default=0), offsets)
-
-
-def _meet(left: Lifetime, right: Lifetime) -> bool:
-    return left.first <= right.last and right.first <= left.last
+    taken: dict[int, set[tuple[int, int]]] = {}
+    offsets: dict[Hashable, int] = {}
+    total = 0
+    for life in sorted(lifetimes, key=lambda life: (-life.size_bytes, life.first)):
+        assert life.key not in offsets, "two things have the same key"
+        calls = range(life.first, life.last + 1)
+        ranges = set[tuple[int, int]]().union(*(taken.get(call, ()) for call in calls))
+        size = -(-life.size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        start = offsets[life.key] = _first_gap(sorted(ranges), size)
+        total = max(total, start + size)
+        for call in calls:
+            taken.setdefault(call, set()).add((start, start + size))
+    return ArenaPlan(total, offsets)
 
 
 def _first_gap(taken: list[tuple[int, int]], size: int) -> int:
@@ -62,7 +62,3 @@ def _first_gap(taken: list[tuple[int, int]], size: int) -> int:
             break
         free = max(free, end)
     return free
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

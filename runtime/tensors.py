@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 ALIGNMENT_BYTES = 64
-CPU_DEVICE = 1
-"""DLPack's device type."""
+
+CPU = (1, 0)
+"""DLPack's type of the device, and its number."""
 
 _DLPACK_TYPES = {
     "int64": (0, 64),
@@ -26,6 +27,7 @@ _DLPACK_TYPES = {
     "float32": (2, 32),
     "float16": (2, 16),
     "bfloat16": (4, 16),
+    "uint8": (1, 8),
     "bool": (6, 8),
 }
 
@@ -77,14 +79,11 @@ _new_capsule.restype = ctypes.py_object
 _new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 
 
-def tensor_at(
-    address: int,
-    dtype: str,
-    shape: tuple[int, ...],
-    device_type: int = CPU_DEVICE,
-    device_number: int = 0,
-) -> Any:
-    """A ``tvm_ffi.Tensor`` over contiguous memory at ``address``; no copy, no ownership."""
+def tensor_at(address: int, dtype: str, shape: tuple[int, ...], device: tuple[int, int] = CPU) -> Any:
+    """A ``tvm_ffi.Tensor`` over contiguous memory at ``address``; no copy, no ownership.
+
+    ``device`` is DLPack's type of the device that has the memory, and its number.
+    """
     import tvm_ffi
 
     assert address % ALIGNMENT_BYTES == 0, f"tensor at {address:#x} is not {ALIGNMENT_BYTES}-byte aligned"
@@ -96,9 +95,7 @@ def tensor_at(
     numbers = (ctypes.c_int64 * (2 * ndim)).from_address(block + head)
     numbers[:] = [*shape, *strides]
     managed = _DLManagedTensor.from_address(block)
-    managed.tensor = _DLTensor(
-        address, device_type, device_number, ndim, code, bits, 1, block + head, block + head + 8 * ndim, 0
-    )
+    managed.tensor = _DLTensor(address, *device, ndim, code, bits, 1, block + head, block + head + 8 * ndim, 0)
     managed.context, managed.deleter = None, _FREE
     return tvm_ffi.from_dlpack(_new_capsule(block, b"dltensor", None))
 
@@ -107,3 +104,10 @@ def tensor_of(array: NDArray[Any]) -> Any:
     """A view of a contiguous numpy array."""
     assert array.flags.c_contiguous
     return tensor_at(array.ctypes.data, str(array.dtype), array.shape)
+
+
+def array_at(address: int, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A numpy array over contiguous memory at ``address``; no copy, no ownership."""
+    kind = np.dtype(dtype)
+    memory = (ctypes.c_uint8 * (math.prod(shape) * kind.itemsize)).from_address(address)
+    return np.frombuffer(memory, kind).reshape(shape)

@@ -7,7 +7,7 @@ of a step. How a list runs is the device's: one call after the other on the CPU,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,8 +15,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from moec.runtime.stats import Stats
+
 ALIGNMENT_BYTES = 256
 """Every allocation and every tensor of the arena begins at a multiple of so many bytes."""
+
+
+class View(NamedTuple):
+    """A contiguous tensor in memory of the device, by where it lies."""
+
+    address: int
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +120,7 @@ class Device(Protocol):
         """Let kernels see a C-contiguous host array that changes from step to step."""
         ...
 
-    def tensor(self, address: int, dtype: str, shape: tuple[int, ...]) -> Any:
+    def tensor(self, view: View) -> Any:
         """A ``tvm_ffi.Tensor`` over memory of the device; no copy, no ownership."""
         ...
 
@@ -118,20 +128,20 @@ class Device(Protocol):
         """Copy a C-contiguous host array into the device's memory."""
         ...
 
-    def read(self, address: int, target: NDArray[Any]) -> None:
-        """Copy from the device's memory into a C-contiguous host array, once all calls before are finished."""
+    def read(self, view: View) -> NDArray[Any]:
+        """What is in ``view``, once all calls before are finished: the memory itself on the CPU, else a copy."""
         ...
 
     def gather(self, source: int, target: int, rows: Sequence[int], row_bytes: int) -> None:
         """Copy ``rows`` (each of ``row_bytes``) from address ``source`` to lie one after the other at ``target``."""
         ...
 
-    def prepare(self, calls: Sequence[Call], milliseconds: dict[str, float]) -> Callable[[], None]:
+    def prepare(self, calls: Sequence[Call], stats: Stats) -> Callable[[], None]:
         """Make a list of calls ready to run again and again, in order.
 
         Args:
             calls: one part of a step for one T: the same functions on the same tensors each time.
-            milliseconds: wall time per stage, to be added to by each run.
+            stats: each run adds its wall time to the milliseconds of the calls' stages.
 
         Returns:
             What runs them. It may return before a GPU has finished; `read` waits.

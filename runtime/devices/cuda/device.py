@@ -6,6 +6,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from moec.errors import DeviceError
 from moec.runtime.devices.cuda.graphs import CallList
 from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.driver import Driver, Handle
     from moec.runtime.devices.cuda.module import CudaFunctions
     from moec.runtime.devices.cuda.staging import StagedMirror
-    from moec.runtime.devices.protocol import Call
+    from moec.runtime.devices.protocol import Call, View
+    from moec.runtime.stats import Stats
 
 CUDA_DEVICE = 2
 """DLPack's device type."""
@@ -111,9 +114,9 @@ class CudaDevice:
         """Give a host array its copy on the GPU."""
         return self.staging.mirror(array)
 
-    def tensor(self, address: int, dtype: str, shape: tuple[int, ...]) -> Any:
+    def tensor(self, view: View) -> Any:
         """A ``tvm_ffi.Tensor`` over memory of the GPU."""
-        return tensor_at(address, dtype, shape, CUDA_DEVICE, self.ordinal)
+        return tensor_at(*view, (CUDA_DEVICE, self.ordinal))
 
     def write(self, address: int, source: NDArray[Any]) -> None:
         """Copy a host array to the GPU, in order with the calls before and after."""
@@ -125,15 +128,17 @@ class CudaDevice:
             self.driver.copy_in(address + start, bounce.address, piece.size, self._stream)
             self.driver.synchronize(self._stream)
 
-    def read(self, address: int, target: NDArray[Any]) -> None:
-        """Copy from the GPU into a host array, once all calls before are finished."""
+    def read(self, view: View) -> NDArray[Any]:
+        """A copy of what is in ``view``, once all calls before are finished."""
         self.enter()
-        data, bounce = as_bytes(target), self._bounce
+        result: NDArray[Any] = np.empty(view.shape, view.dtype)
+        data, bounce = as_bytes(result), self._bounce
         for start in range(0, data.size, BOUNCE_BYTES):
             piece = data[start : start + BOUNCE_BYTES]
-            self.driver.copy_out(bounce.address, address + start, piece.size, self._stream)
+            self.driver.copy_out(bounce.address, view.address + start, piece.size, self._stream)
             self.driver.synchronize(self._stream)
             piece[:] = bounce.bytes[: piece.size]
+        return result
 
     def gather(self, source: int, target: int, rows: Sequence[int], row_bytes: int) -> None:
         """Copy rows to lie one after the other; neighbours go in one copy."""
@@ -147,9 +152,9 @@ class CudaDevice:
             self.driver.copy_within(begin, end, count * row_bytes, self._stream)
             place += count
 
-    def prepare(self, calls: Sequence[Call], milliseconds: dict[str, float]) -> CallList:
+    def prepare(self, calls: Sequence[Call], stats: Stats) -> CallList:
         """Make calls ready to be launched again and again, as a graph from the second time on."""
-        return CallList(self.driver, self._stream, self.staging, calls, milliseconds, self.enter)
+        return CallList(self.resources, self._stream, self.staging, calls, stats, self.enter)
 
     def synchronize(self) -> None:
         """Wait until all calls have finished.

@@ -12,9 +12,11 @@ from moec.runtime.devices.protocol import HostCall, PackedCall
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from moec.runtime.devices.cuda.driver import Driver, Handle
+    from moec.runtime.devices.cuda.driver import Handle
+    from moec.runtime.devices.cuda.resources import Resources
     from moec.runtime.devices.cuda.staging import Staging
     from moec.runtime.devices.protocol import Call
+    from moec.runtime.stats import Stats
 
 
 class CallList:
@@ -26,28 +28,29 @@ class CallList:
     The copy of what the host staged goes before the calls, inside the graph where it was needed when it was captured.
 
     Args:
-        driver: the CUDA driver.
+        resources: of the GPU.
         stream: where calls are launched; TVM's current stream of this thread too.
         staging: what is copied first.
         calls: see `moec.runtime.devices.protocol.Device.prepare`.
-        milliseconds: wall time per stage; of a graph all goes to the first call's stage.
+        stats: gets the time that launching takes; of a graph all goes to the first call's stage.
         enter: makes the GPU the calling thread's.
     """
 
     def __init__(
         self,
-        driver: Driver,
+        resources: Resources,
         stream: Handle,
         staging: Staging,
         calls: Sequence[Call],
-        milliseconds: dict[str, float],
+        stats: Stats,
         enter: Callable[[], None],
     ) -> None:
-        self._driver = driver
+        self._resources = resources
+        self._driver = resources.driver
         self._stream = stream
         self._staging = staging
         self._calls = tuple(calls)
-        self._milliseconds = milliseconds
+        self._stats = stats
         self._enter = enter
         self._capturable = bool(calls) and all(isinstance(call, PackedCall) for call in calls)
         self._warm = False
@@ -60,6 +63,7 @@ class CallList:
         return self._graph is not None
 
     def __call__(self) -> None:
+        """Put the calls into the stream."""
         self._enter()
         if not (self._capturable and self._warm):
             self._run_each()
@@ -75,7 +79,7 @@ class CallList:
         self._driver.launch(self._graph, self._stream)
         if self._copies:
             staging.copied()
-        self._milliseconds[self._calls[0].stage] += (perf_counter() - started) * 1e3
+        self._stats.milliseconds[self._calls[0].stage] += (perf_counter() - started) * 1e3
 
     def _run_each(self) -> None:
         if self._staging.dirty:
@@ -88,7 +92,7 @@ class CallList:
             else:
                 call.function(*call.arguments)
             after = perf_counter()
-            self._milliseconds[call.stage] += (after - before) * 1e3
+            self._stats.milliseconds[call.stage] += (after - before) * 1e3
             before = after
 
     def _capture(self) -> Handle:
@@ -106,9 +110,10 @@ class CallList:
             with contextlib.suppress(DeviceError):
                 driver.destroy_graph(driver.end_capture(stream))
             raise
-        return driver.end_capture(stream)
+        graph = driver.end_capture(stream)
+        self._resources.keep_graph(graph)
+        return graph
 
     def __del__(self) -> None:
         if self._graph is not None:
-            with contextlib.suppress(DeviceError):
-                self._driver.destroy_graph(self._graph)
+            self._resources.drop_graph(self._graph)

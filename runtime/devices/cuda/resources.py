@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moec.errors import BudgetError, DeviceError
 from moec.runtime.devices.cuda.driver import OutOfDeviceMemoryError
@@ -39,6 +39,7 @@ class Resources:
         self._lock = threading.Lock()
         self._device: dict[int, int] = {}
         self._pinned: dict[int, int] = {}
+        self._graphs: dict[int, Handle] = {}
         self._others: list[tuple[Callable[[Handle], None], Handle]] = []
         self._context: Handle | None = driver.retain_context(ordinal)
         self.enter()
@@ -131,8 +132,15 @@ class Resources:
         return event
 
     def keep_graph(self, graph: Handle) -> None:
-        """Let go of a graph at the end."""
-        self._others.append((self.driver.destroy_graph, graph))
+        """Let go of a graph at the end, where `drop_graph` has not."""
+        with self._lock:
+            self._graphs[id(graph)] = graph
+
+    def drop_graph(self, graph: Handle) -> None:
+        """Let go of a graph; nothing happens where that is done already."""
+        with self._lock:
+            if self._graphs.pop(id(graph), None) is not None:
+                self._quietly(self.driver.destroy_graph, graph)
 
     def close(self) -> None:
         """Give everything back, the newest first; errors of a broken GPU do not stop that."""
@@ -140,6 +148,8 @@ class Resources:
             return
         with contextlib.suppress(DeviceError):
             self.enter()
+        for graph in list(self._graphs.values()):
+            self.drop_graph(graph)
         for destroy, handle in reversed(self._others):
             if destroy == self.driver.destroy_stream:
                 with contextlib.suppress(DeviceError):
@@ -164,9 +174,9 @@ class Resources:
                 LOWER,
             )
 
-    def _quietly(self, release: Callable[[int], None], address: int) -> None:
+    def _quietly(self, release: Callable[[Any], None], handle: Any) -> None:
         """A release in whichever thread the last reference went; a broken GPU has nothing to give back."""
         with contextlib.suppress(DeviceError):
             if self._context is not None:
                 self.driver.use_context(self._context)
-            release(address)
+            release(handle)

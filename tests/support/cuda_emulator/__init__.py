@@ -79,7 +79,7 @@ def _plain(value: Any) -> Any:
 def _tensor(argument: NDArray[Any] | tuple[NDArray[Any], str]) -> Any:
     array, dtype = argument if isinstance(argument, tuple) else (argument, str(argument.dtype))
     assert array.flags.c_contiguous
-    return tensor_at(array.ctypes.data, dtype, array.shape, device_type=CUDA_DEVICE)
+    return tensor_at(array.ctypes.data, dtype, array.shape, device=(CUDA_DEVICE, 0))
 
 
 def _compile(code: DeviceCode, folder: Path) -> ctypes.CDLL:

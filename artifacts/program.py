@@ -1,0 +1,107 @@
+"""``modules/<target>/program.json``: which packed functions of a target's module make up each dense segment.
+
+A program has no control flow: each segment is a list of calls on contiguous tensors, results last, and a reader of the
+chain in ``model.json`` needs no more than this to run it. T is the number of tokens of a step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from moec.artifacts.model import DTYPE_BYTES, DType
+
+Shape: TypeAlias = tuple[int | str, ...]
+"""Extents: an integer, ``"T"``, or n times the tokens of a step, such as ``"16T"``."""
+
+Source: TypeAlias = Literal["input", "weight", "output", "local"]
+
+
+@dataclass(frozen=True)
+class LocalSpec:
+    """A tensor that lives only while its segment runs."""
+
+    dtype: DType
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor as one call sees it: views of another shape share the memory of what they are views of."""
+
+    source: Source
+    number: int
+    """Among the segment's inputs, weights, outputs or locals."""
+    dtype: DType
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Call:
+    """``function(operands...)``: a packed function of the target's module; what it writes comes last."""
+
+    function: str
+    operands: tuple[Operand, ...]
+
+
+@dataclass(frozen=True)
+class SegmentProgram:
+    """One dense segment: the function of this name in ``model.json``."""
+
+    name: str
+    locals: tuple[LocalSpec, ...]
+    calls: tuple[Call, ...]
+    outputs: tuple[Operand, ...]
+    """Where each output lies: in memory of its own (output i itself), or as a view of an input or of an output that has."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Memory that a function needs beside its tensors: uint8 ``[fixed_bytes + token_bytes * T]``.
+
+    It is an argument before the last one, in every call of the function, and holds nothing between two calls.
+    """
+
+    function: str
+    fixed_bytes: int
+    token_bytes: int
+
+    def at(self, tokens: int) -> int:
+        """Its bytes for so many tokens."""
+        return self.fixed_bytes + self.token_bytes * tokens
+
+
+@dataclass(frozen=True)
+class ProgramRecord:
+    """The whole of ``program.json``."""
+
+    segments: tuple[SegmentProgram, ...]
+    workspaces: tuple[Workspace, ...]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes or elements: ``each * T ** power``."""
+
+    each: int
+    power: int
+
+    def at(self, tokens: int) -> int:
+        """Their number for a step of so many tokens."""
+        return self.each * tokens**self.power
+
+
+def resolve(shape: Shape, tokens: int) -> tuple[int, ...]:
+    """``shape`` with T = ``tokens``."""
+    return tuple(extent if isinstance(extent, int) else _times(extent) * tokens for extent in shape)
+
+
+def size_bytes(dtype: str, shape: Shape) -> Size:
+    """Bytes of a tensor."""
+    each = math.prod(extent if isinstance(extent, int) else _times(extent) for extent in shape)
+    return Size(DTYPE_BYTES[dtype] * each, sum(isinstance(extent, str) for extent in shape))
+
+
+def _times(extent: str) -> int:
+    return int(extent[:-1] or "1")

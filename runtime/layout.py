@@ -1,0 +1,168 @@
+"""Everything a step of the chain needs memory for, and from which call to which: what the arena is planned from.
+
+The calls of all steps are numbered through: those before ``last_step``, which run on T tokens, and those after it,
+which run on the rows whose logits are wanted. Pure arithmetic on the records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
+from moec.artifacts.model import AttentionStep, SegmentStep, TensorSpec
+from moec.artifacts.program import size_bytes
+from moec.runtime.arena import Lifetime
+
+if TYPE_CHECKING:
+    from moec.artifacts.ids import ValueId
+    from moec.artifacts.model import ExpertsStep, ModelRecord
+    from moec.artifacts.program import LocalSpec, ProgramRecord, SegmentProgram
+
+Part: TypeAlias = Literal["main", "last"]
+
+
+class ValueKey(NamedTuple):
+    """Memory of a value of the chain; a value that crosses ``last_step`` has a copy of the wanted rows in ``last``."""
+
+    part: Part
+    name: ValueId
+
+
+class LocalKey(NamedTuple):
+    """A local of the segment that is step ``step``."""
+
+    step: int
+    number: int
+
+
+class WorkspaceKey(NamedTuple):
+    """What call ``call`` of step ``step`` needs beside its tensors."""
+
+    step: int
+    call: int
+    name: str = "workspace"
+
+
+Key: TypeAlias = ValueKey | LocalKey | WorkspaceKey
+
+
+@dataclass(frozen=True)
+class ChainLayout:
+    """The arena's contents."""
+
+    lifetimes: tuple[Lifetime, ...]
+    roots: dict[ValueKey, ValueKey]
+    """The memory in which each value lies: its own, or that of a value it is a view of."""
+
+
+def chain_layout(model: ModelRecord, program: ProgramRecord, tokens: int, rows: int) -> ChainLayout:
+    """What a step of ``tokens`` tokens needs, of which at most ``rows`` rows have their logits made at once."""
+    main = _Numbering(model, program, "main", tokens)
+    for name in CHAIN_INPUTS:
+        main.own(name)
+    main.run(0, model.last_step)
+    crossing = crossing_values(model)
+    last = _Numbering(model, program, "last", rows, main.clock)
+    for name in crossing:
+        last.own(name)
+        last.use(name)
+    last.clock += 1
+    last.run(model.last_step, len(model.steps))
+    last.use(CHAIN_OUTPUT)
+    main.clock = last.clock
+    for name in crossing:
+        main.use(name)
+    inputs = {ValueKey("main", name) for name in CHAIN_INPUTS}
+    lives = {key: life for key, life in main.lives.items() if key not in inputs} | last.lives
+    return ChainLayout(tuple(Lifetime(key, *life) for key, life in lives.items()), main.roots | last.roots)
+
+
+def crossing_values(model: ModelRecord) -> list[ValueId]:
+    """Values that steps before ``last_step`` make (or the chain's inputs) and later steps read."""
+    known: set[ValueId] = set(CHAIN_INPUTS)
+    for step in model.steps[: model.last_step]:
+        known.update(step_values(step)[1])
+    crossing: dict[ValueId, None] = {}
+    for step in model.steps[model.last_step :]:
+        crossing.update(dict.fromkeys(name for name in step_values(step)[0] if name in known))
+    return list(crossing)
+
+
+def value_spec(model: ModelRecord, name: ValueId) -> TensorSpec:
+    """Type and shape of a value of the chain, its inputs included."""
+    return TensorSpec("int64", (1, "T")) if name in CHAIN_INPUTS else model.values[name]
+
+
+def kernel_name(model: ModelRecord, step: AttentionStep | ExpertsStep) -> str:
+    """The packed function that runs a step which is no segment."""
+    if isinstance(step, AttentionStep):
+        return f"attention_{step.attention}"
+    return f"experts_{model.experts[step.layer].body}"
+
+
+class _Numbering:
+    """Numbers the calls of one part, and notes who is touched by which."""
+
+    def __init__(
+        self, model: ModelRecord, program: ProgramRecord, part: Part, count: int, clock: int = 0
+    ) -> None:
+        self.clock = clock
+        self.roots: dict[ValueKey, ValueKey] = {}
+        self.lives: dict[Key, tuple[int, int, int]] = {}
+        """Bytes, first and last call."""
+        self._model, self._part, self._count = model, part, count
+        self._segments = {segment.name: segment for segment in program.segments}
+        self._workspaces = {workspace.function: workspace for workspace in program.workspaces}
+
+    def own(self, name: ValueId) -> None:
+        """The value has memory of its own."""
+        key = ValueKey(self._part, name)
+        self.roots[key] = key
+
+    def use(self, name: ValueId) -> None:
+        """The call that comes next touches a value."""
+        key = self.roots[ValueKey(self._part, name)]
+        self._touch(key, value_spec(self._model, key.name))
+
+    def run(self, first: int, last: int) -> None:
+        """Number the calls of the steps ``first .. last - 1``."""
+        for number in range(first, last):
+            step = self._model.steps[number]
+            if isinstance(step, SegmentStep):
+                self._segment(number, step, self._segments[step.function])
+            else:
+                self.own(step.output)
+                for name in (*step_values(step)[0], step.output):
+                    self.use(name)
+                self._workspace(kernel_name(self._model, step), WorkspaceKey(number, 0))
+                self.clock += 1
+
+    def _segment(self, number: int, step: SegmentStep, segment: SegmentProgram) -> None:
+        for name, place in zip(step.outputs, segment.outputs, strict=True):
+            if place.source == "output" and step.outputs[place.number] == name:
+                self.own(name)
+        for name, place in zip(step.outputs, segment.outputs, strict=True):
+            names = step.outputs if place.source == "output" else step.inputs
+            self.roots[ValueKey(self._part, name)] = self.roots[ValueKey(self._part, names[place.number])]
+        for which, call in enumerate(segment.calls):
+            for operand in call.operands:
+                if operand.source == "local":
+                    self._touch(LocalKey(number, operand.number), segment.locals[operand.number])
+                elif operand.source != "weight":
+                    names = step.outputs if operand.source == "output" else step.inputs
+                    self.use(names[operand.number])
+            self._workspace(call.function, WorkspaceKey(number, which))
+            self.clock += 1
+
+    def _workspace(self, function: str, key: WorkspaceKey) -> None:
+        workspace = self._workspaces.get(function)
+        if workspace is not None:
+            self._extend(key, workspace.at(self._count))
+
+    def _touch(self, key: Key, spec: TensorSpec | LocalSpec) -> None:
+        self._extend(key, size_bytes(spec.dtype, spec.shape).at(self._count))
+
+    def _extend(self, key: Key, size: int) -> None:
+        _, first, _ = self.lives.get(key, (size, self.clock, self.clock))
+        self.lives[key] = (size, first, self.clock)
