@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from moec.runtime.tensors import array_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,8 +49,7 @@ class PinnedMemory:
         self._resources = resources
         self.address = 0
         self.address = resources.pin(size_bytes)
-        block = (ctypes.c_uint8 * size_bytes).from_address(self.address)
-        self.bytes: NDArray[Any] = np.frombuffer(block, np.uint8)
+        self.bytes: NDArray[Any] = array_at(self.address, np.uint8, (size_bytes,))
 
     def __del__(self) -> None:
         self._resources.unpin(self.address)

@@ -59,7 +59,8 @@ class CudaFunctions:
         described = launch_table(json.loads((folder / table).read_text()), capability)
         functions = tvm_ffi.get_global_func("runtime.LoadMetaDataFromJSON")(json.dumps(described))
         create = tvm_ffi.get_global_func("ffi.Module.create.cuda")
-        self._host: Any = tvm_ffi.load_module(str(folder / library))
+        # Kept alive it would keep the GPU's code loaded.
+        self._host: Any = tvm_ffi.load_module(str(folder / library), keep_module_alive=False)
         self._host.import_module(create((folder / machine_code).read_bytes(), "fatbin", functions, {}))
 
     def get(self, name: str) -> Callable[..., Any]:

@@ -50,8 +50,13 @@ class Resources:
         return self._context is None
 
     def enter(self) -> None:
-        """Make the GPU the calling thread's."""
-        assert self._context is not None, "used after close"
+        """Make the GPU the calling thread's.
+
+        Raises:
+            DeviceError: everything was given back.
+        """
+        if self._context is None:
+            raise DeviceError("The device is closed.", "The model that used it was closed.", "Load it again.")
         self.driver.use_context(self._context)
 
     def reserve(self, size_bytes: int) -> None:

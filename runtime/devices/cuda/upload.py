@@ -149,7 +149,7 @@ class _Worker:
                     raise _Stopped
                 lane = lanes[turn]
                 driver.wait(lane.done)
-                view = memoryview(lane.buffer.bytes)[: min(PIECE_BYTES, part.end - place)]
+                view = lane.buffer.bytes.data[: min(PIECE_BYTES, part.end - place)]
                 count = os.preadv(source.fileno(), [view], place)
                 if count == 0:
                     raise damaged(self._folder, f"The file {file.name} ends after {place} bytes.")

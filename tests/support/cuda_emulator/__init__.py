@@ -39,7 +39,7 @@ class Emulated:
         named = {str(function.attrs["global_symbol"]): function for function in functions}
         host, code = split_kernels(tvm.IRModule(named), parse_target("cuda-sm_80"))
         self._folder = tempfile.TemporaryDirectory()
-        self._library = _compile(code, Path(self._folder.name))
+        self._library = ctypes.CDLL(str(compile_kernels(code, Path(self._folder.name))))
         self._host = host
         self._code = code
 
@@ -82,7 +82,8 @@ def _tensor(argument: NDArray[Any] | tuple[NDArray[Any], str]) -> Any:
     return tensor_at(array.ctypes.data, dtype, array.shape, device=(CUDA_DEVICE, 0))
 
 
-def _compile(code: DeviceCode, folder: Path) -> ctypes.CDLL:
+def compile_kernels(code: DeviceCode, folder: Path) -> Path:
+    """A library with ``emulate_<kernel>(arguments, grid, threads)`` for every kernel."""
     source = code.source[code.source.index('extern "C" __global__') :]
     source = re.sub(
         r"__shared__ (alignas\(\d+\))", r"\1 static", re.sub(r"extern __shared__ .*?\[\];", "", source)
@@ -116,4 +117,4 @@ def _compile(code: DeviceCode, folder: Path) -> ctypes.CDLL:
         [*command, str(path), "-o", str(folder / "kernels.so")], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr[-4000:]
-    return ctypes.CDLL(str(folder / "kernels.so"))
+    return folder / "kernels.so"
