@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from moec.artifacts.experts import layout
 from moec.artifacts.ids import ValueId
 from moec.artifacts.model import AttentionStep, SegmentStep
-from moec.artifacts.paths import experts_name
+from moec.artifacts.paths import PROGRAM_NAME, experts_name, program_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -196,6 +196,8 @@ def manifest_problems(manifest: Manifest) -> Iterator[str]:
     for target in manifest.targets:
         if not target.files:
             yield f"target {target.name} has no files"
+        elif program_name(target.name) not in target.files:
+            yield f"target {target.name} has no {PROGRAM_NAME}"
 
 
 def _duplicates(what: str, names: Sequence[str]) -> Iterable[str]:

@@ -37,7 +37,7 @@ class FunctionSpec:
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """One distinct attention: kernels ``cache_append_<name>`` and ``attention_<name>`` in every module.
+    """One distinct attention: kernel ``attention_<name>`` in every module.
 
     A token at position p sees positions ``max(0, p - window + 1) .. p`` (``window`` 0: all of them), and with
     ``chunk`` only those of its own chunk. Scores are ``softcap * tanh(scaling * q.k / softcap)`` where

@@ -15,6 +15,15 @@ CONSTANTS_NAME = "constants.safetensors"
 RECORD_FILES = ("model.json", "packing.json", "schedule.json")
 
 
+PROGRAM_NAME = "program.json"
+"""In the folder of each target."""
+
+
+def program_name(target: str) -> str:
+    """The program of a target."""
+    return f"modules/{target}/{PROGRAM_NAME}"
+
+
 def experts_name(layer: int) -> str:
     """The file with the routed experts of one MoE layer."""
     return f"weights/experts-{layer:05d}.bin"

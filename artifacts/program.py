@@ -53,7 +53,8 @@ class SegmentProgram:
     locals: tuple[LocalSpec, ...]
     calls: tuple[Call, ...]
     outputs: tuple[Operand, ...]
-    """Where each output lies: in memory of its own (output i itself), or as a view of an input or of an output that has."""
+    """Where each output lies: in memory of its own (output i itself), or as a view of an input or of an output that
+    has."""
 
 
 @dataclass(frozen=True)

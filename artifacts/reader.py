@@ -13,7 +13,9 @@ from moec.artifacts.experts import layout
 from moec.artifacts.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, manifest_intact
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.packing import PackingRecord
-from moec.artifacts.paths import DENSE_NAME, experts_name, is_safe
+from moec.artifacts.paths import DENSE_NAME, experts_name, is_safe, program_name
+from moec.artifacts.program import ProgramRecord
+from moec.artifacts.program_checks import program_problems
 from moec.artifacts.records import decode, parse_json, read_record
 from moec.artifacts.safetensors import TensorPlace, read_table
 from moec.artifacts.schedule import ScheduleRecord
@@ -39,6 +41,8 @@ class Modules:
     manifest: Manifest
     model: ModelRecord
     packing: PackingRecord
+    programs: dict[str, ProgramRecord]
+    """By name of the target."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Bundle:
     manifest: Manifest
     model: ModelRecord
     packing: PackingRecord
+    programs: dict[str, ProgramRecord]
+    """By name of the target."""
     schedule: ScheduleRecord
     dense: dict[TensorName, TensorPlace]
     _maps: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict, repr=False, compare=False)
@@ -112,6 +118,7 @@ def open_bundle(
     """
     folder, manifest = _open(path, "bundle", verify, progress)
     model, packing = _read_model(folder)
+    programs = _read_programs(folder, manifest, model)
     for name in ("schedule.json", DENSE_NAME, *(experts_name(layer.layer) for layer in model.experts)):
         if name not in manifest.files:
             raise damaged(folder, f"It has no {name}.")
@@ -121,13 +128,14 @@ def open_bundle(
     _raise_first(folder, "schedule.json", checks.schedule_problems(model, schedule))
     _raise_first(folder, "model.json", checks.dense_problems(model, dense))
     _raise_first(folder, "model.json", checks.experts_problems(model, sizes))
-    return Bundle(folder, manifest, model, packing, schedule, dense)
+    return Bundle(folder, manifest, model, packing, programs, schedule, dense)
 
 
 def open_modules(path: str | Path, *, verify: Level = "full") -> Modules:
     """Open what ``moec compile --modules-only`` made; raises as ``open_bundle`` does."""
     folder, manifest = _open(path, "modules", verify, None)
-    return Modules(folder, manifest, *_read_model(folder))
+    model, packing = _read_model(folder)
+    return Modules(folder, manifest, model, packing, _read_programs(folder, manifest, model))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -194,6 +202,15 @@ def _read_model(folder: Path) -> tuple[ModelRecord, PackingRecord]:
     model = read_record(ModelRecord, "model", folder / "model.json")
     _raise_first(folder, "model.json", checks.model_problems(model))
     return model, read_record(PackingRecord, "packing", folder / "packing.json")
+
+
+def _read_programs(folder: Path, manifest: Manifest, model: ModelRecord) -> dict[str, ProgramRecord]:
+    programs: dict[str, ProgramRecord] = {}
+    for target in manifest.targets:
+        name = program_name(target.name)
+        programs[target.name] = read_record(ProgramRecord, "program", folder / name)
+        _raise_first(folder, name, program_problems(model, programs[target.name]))
+    return programs
 
 
 def _raise_first(folder: Path, name: str, problems: Iterator[str]) -> None:

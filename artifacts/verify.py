@@ -84,7 +84,7 @@ def damaged(folder: Path, why: str) -> BundleError:
 
 
 def _is_record(path: str) -> bool:
-    return path.endswith(".json") and "/" not in path
+    return path.endswith(".json") and ("/" not in path or path.startswith("modules/"))
 
 
 def _compare_tables(folder: Path, found: Mapping[str, int], listed: Mapping[str, FileRecord]) -> None:

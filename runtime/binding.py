@@ -1,133 +1,255 @@
-"""From the records and a loaded target to an executor: every name is looked up here, once."""
+"""From the records and a loaded target to the calls of a step: every name is looked up here, once.
+
+For each token count the same calls come with tensors of other shapes at the same addresses.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
+from moec.artifacts.checks import CHAIN_INPUTS
 from moec.artifacts.model import AttentionStep, SegmentStep
-from moec.runtime.executor import ChainExecutor, crossing_values
-from moec.runtime.steps import Allocator, AttentionCall, ExpertsCall, SegmentCall
-from moec.runtime.tensors import tensor_at
+from moec.artifacts.program import resolve
+from moec.runtime.arena import plan_arena
+from moec.runtime.devices.protocol import PackedCall, View
+from moec.runtime.layout import (
+    LocalKey,
+    ValueKey,
+    WorkspaceKey,
+    chain_layout,
+    crossing_values,
+    kernel_name,
+    value_spec,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moec.artifacts.ids import TensorName, ValueId
-    from moec.artifacts.model import ExpertsStep, ModelRecord
+    from moec.artifacts.model import ExpertsStep, Step
+    from moec.artifacts.program import Operand, ProgramRecord, SegmentProgram
     from moec.artifacts.reader import Bundle
     from moec.runtime.cache.storage import CacheStorage
-    from moec.runtime.experts import ExpertStore
-    from moec.runtime.libraries import Functions
-    from moec.runtime.stats import Stats
-    from moec.runtime.steps import Call
+    from moec.runtime.devices.protocol import Call, Device, Functions, Memory
+    from moec.runtime.engine.batch import StepBatch
+    from moec.runtime.expert_calls import ExpertCalls
+    from moec.runtime.layout import Part
 
 
-def bind(
-    bundle: Bundle, functions: Functions, cache: CacheStorage, experts: ExpertStore, stats: Stats
-) -> ChainExecutor:
-    """Bind the chain of ``bundle``.
+class BatchMirrors:
+    """The arrays of a `StepBatch` as the device's kernels see them."""
+
+    def __init__(self, device: Device, batch: StepBatch) -> None:
+        self.batch = batch
+        arrays = (batch.tokens, batch.positions, batch.token_sequence, batch.token_position)
+        self._tokens = tuple(map(device.mirror, arrays))
+        self._page_table = device.mirror(batch.page_table)
+
+    def update(self) -> None:
+        """Show the device the step that the batch holds now."""
+        for mirror in self._tokens:
+            mirror.update(self.batch.count)
+        self._page_table.update()
+
+    def chain_input(self, name: ValueId) -> int:
+        """The address of ``tokens`` or ``positions``."""
+        return self._tokens[CHAIN_INPUTS.index(name)].address
+
+    def where(self, count: int) -> tuple[View, View, View]:
+        """Page table, and page table row and position of each of ``count`` tokens."""
+        table = View(self._page_table.address, "int32", self.batch.page_table.shape)
+        row, place = (View(mirror.address, "int32", (count,)) for mirror in self._tokens[2:])
+        return table, row, place
+
+
+class Binder:
+    """Makes the calls of a step.
+
+    Args:
+        device: what runs them.
+        bundle: its model and dense weights.
+        program: of the target that ``functions`` are of.
+        functions: the target's functions.
+        cache: keys and values of each attention layer.
+        experts: makes the calls of routed experts.
+        tokens: of the largest step.
+        rows: the most rows of which logits are made at once.
 
     Raises:
         BundleError: a function is missing in the module.
+        BudgetError: the device has too little memory.
     """
-    model = bundle.model
-    slots = value_slots(model)
-    allocator = Allocator()
-    binder = _Binder(bundle, functions, cache, experts, slots, allocator)
-    freed = last_uses(model)
-    calls = [
-        binder.call(step, [slots[name] for name in names])
-        for step, names in zip(model.steps, freed, strict=True)
-    ]
-    return ChainExecutor(model, calls, slots, allocator, (bundle, cache, experts), stats)
 
-
-def value_slots(model: ModelRecord) -> dict[ValueId, int]:
-    """A number for each value: the chain's inputs first, then in the order in which steps make them."""
-    names = list(CHAIN_INPUTS)
-    for step in model.steps:
-        names += step_values(step)[1]
-    return {name: number for number, name in enumerate(names)}
-
-
-def last_uses(model: ModelRecord) -> list[list[ValueId]]:
-    """For each step, the values that nothing needs after it.
-
-    Values that cross ``last_step`` are kept to the end of the step: the rows wanted are gathered from them.
-    """
-    kept = {*CHAIN_INPUTS, CHAIN_OUTPUT, *crossing_values(model)}
-    freed: list[list[ValueId]] = [[] for _ in model.steps]
-    last: dict[ValueId, int] = {}
-    for number, step in enumerate(model.steps):
-        reads, writes = step_values(step)
-        last.update(dict.fromkeys((*reads, *writes), number))
-    for name, number in last.items():
-        if name not in kept:
-            freed[number].append(name)
-    return freed
-
-
-class _Binder:
     def __init__(
         self,
+        device: Device,
         bundle: Bundle,
+        program: ProgramRecord,
         functions: Functions,
         cache: CacheStorage,
-        experts: ExpertStore,
-        slots: dict[ValueId, int],
-        allocator: Allocator,
+        experts: ExpertCalls,
+        tokens: int,
+        rows: int,
     ) -> None:
-        self._bundle = bundle
-        self._functions = functions
-        self._cache = cache
-        self._experts = experts
-        self._slots = slots
-        self._allocator = allocator
-        self._weights: dict[TensorName, Any] = {}
+        self.model = bundle.model
+        self.crossing = tuple(crossing_values(self.model))
+        self._device, self._bundle, self._cache, self._experts = device, bundle, cache, experts
+        self._segments = {segment.name: segment for segment in program.segments}
+        self._workspaces = {workspace.function: workspace for workspace in program.workspaces}
+        layout = chain_layout(self.model, program, tokens, rows)
+        self._roots = layout.roots
+        self._arena = plan_arena(layout.lifetimes)
+        self._memory = device.allocate(self._arena.size_bytes)
+        self._weights: dict[TensorName, Memory] = {}
+        self._lasting: dict[View, Any] = {}
+        self._functions = {name: functions.get(name) for name in self._function_names()}
 
-    def call(self, step: SegmentStep | AttentionStep | ExpertsStep, freed: list[int]) -> Call:
-        if isinstance(step, SegmentStep):
-            inputs, outputs = self._places(step.inputs), self._places(step.outputs)
-            weights = [self._weight(name) for name in step.weights]
-            function = self._functions.get(step.function)
-            return SegmentCall(function, inputs, weights, outputs, self._allocator.item, freed)
-        if isinstance(step, AttentionStep):
-            return self._attention(step, freed)
-        return self._experts_call(step, freed)
+    @property
+    def arena_bytes(self) -> int:
+        """What all values and locals take."""
+        return self._arena.size_bytes
 
-    def _attention(self, step: AttentionStep, freed: list[int]) -> AttentionCall:
-        return AttentionCall(
-            self._functions.get(f"cache_append_{step.attention}"),
-            self._functions.get(f"attention_{step.attention}"),
-            self._cache.layer(step.layer),
-            self._slots[step.query],
-            self._places((step.key,) if step.value is None else (step.key, step.value)),
-            () if step.sinks is None else (self._weight(step.sinks),),
-            self._slots[step.output],
-            self._bundle.model.values[step.output],
-            self._allocator,
-            freed,
-        )
+    def calls(self, part: Part, count: int, mirrors: BatchMirrors, *, gathered: bool = False) -> list[Call]:
+        """The calls of one part of a step, in order.
 
-    def _experts_call(self, step: ExpertsStep, freed: list[int]) -> ExpertsCall:
-        values = self._bundle.model.values
-        hidden, index, weight, output = step.hidden, step.index, step.weight, step.output
-        return ExpertsCall(
-            self._functions.get(f"experts_{self._bundle.model.experts[step.layer].body}"),
-            step.layer,
-            self._experts,
-            (self._slots[hidden], self._slots[index], self._slots[weight], self._slots[output]),
-            (values[hidden], values[index], values[weight], values[output]),
-            self._allocator,
-            freed,
-        )
+        Args:
+            part: ``main``, or ``last`` for the steps from ``last_step`` on.
+            count: tokens, or in the last part rows.
+            mirrors: the step's batch.
+            gathered: whether values that cross into the last part have been copied there, row by row.
+        """
+        first, last = self.model.last_step, len(self.model.steps)
+        steps = range(first) if part == "main" else range(first, last)
+        binding = _PartBinding(self, part, count, mirrors, gathered)
+        return [call for number in steps for call in binding.step(number, self.model.steps[number])]
 
-    def _places(self, names: tuple[ValueId, ...]) -> list[int]:
-        return [self._slots[name] for name in names]
+    def value(
+        self, part: Part, name: ValueId, count: int, mirrors: BatchMirrors, *, gathered: bool = False
+    ) -> View:
+        """Where a value of the chain lies; arguments as for `calls`."""
+        key = self._roots[ValueKey(part, name)]
+        if part == "last" and key.name in self.crossing and not gathered:
+            key = self._roots[ValueKey("main", key.name)]
+        inside = key.part == "last" or key.name not in CHAIN_INPUTS
+        address = self.place(key) if inside else mirrors.chain_input(key.name)
+        spec = value_spec(self.model, name)
+        return View(address, spec.dtype, resolve(spec.shape, count))
 
-    def _weight(self, name: TensorName) -> Any:
-        """A view of a dense weight in the mapped file, made once however often it is used."""
+    def place(self, key: ValueKey | LocalKey | WorkspaceKey) -> int:
+        """The address of something in the arena."""
+        return self._memory.address + self._arena.offsets[key]
+
+    def weight(self, name: TensorName) -> View:
+        """A dense weight on the device, brought there once however often it is used."""
         if name not in self._weights:
-            place = self._bundle.dense[name]
-            address = self._bundle.dense_view(name).ctypes.data
-            self._weights[name] = tensor_at(address, place.dtype, place.shape)
-        return self._weights[name]
+            self._weights[name] = self._device.hold(self._bundle.dense_view(name))
+        place = self._bundle.dense[name]
+        return View(self._weights[name].address, place.dtype, place.shape)
+
+    def lasting(self, view: View) -> Any:
+        """The tensor of a view whose shape does not depend on the step."""
+        if view not in self._lasting:
+            self._lasting[view] = self._device.tensor(view)
+        return self._lasting[view]
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """A packed function of the target."""
+        return self._functions[name]
+
+    def segment(self, name: str) -> SegmentProgram:
+        """The program of a segment."""
+        return self._segments[name]
+
+    def workspace(self, function: str, step: int, call: int, count: int) -> tuple[View, ...]:
+        """The extra tensor of a function that needs one."""
+        workspace = self._workspaces.get(function)
+        if workspace is None:
+            return ()
+        return (View(self.place(WorkspaceKey(step, call)), "uint8", (workspace.at(count),)),)
+
+    def cache(self, layer: int) -> tuple[Any, ...]:
+        """The pages of an attention layer."""
+        return self._cache.layer(layer)
+
+    def experts(self) -> ExpertCalls:
+        """What makes the calls of routed experts."""
+        return self._experts
+
+    def tensor(self, view: View) -> Any:
+        """A tensor of the device."""
+        return self._device.tensor(view)
+
+    def _function_names(self) -> list[str]:
+        names: dict[str, None] = {}
+        for step in self.model.steps:
+            if isinstance(step, SegmentStep):
+                names.update(dict.fromkeys(call.function for call in self._segments[step.function].calls))
+            else:
+                names[kernel_name(self.model, step)] = None
+        return list(names)
+
+
+class _PartBinding:
+    """The calls of one part for one count; tensors of equal views are made once."""
+
+    def __init__(self, binder: Binder, part: Part, count: int, mirrors: BatchMirrors, gathered: bool) -> None:
+        self._binder, self._part, self._count = binder, part, count
+        self._mirrors, self._gathered = mirrors, gathered
+        self._tensors: dict[View, Any] = {}
+
+    def step(self, number: int, step: Step) -> list[Call]:
+        if isinstance(step, SegmentStep):
+            return self._segment(number, step)
+        if isinstance(step, AttentionStep):
+            return [self._attention(number, step)]
+        return [self._routed(number, step)]
+
+    def _segment(self, number: int, step: SegmentStep) -> list[Call]:
+        binder = self._binder
+        calls: list[Call] = []
+        for which, call in enumerate(binder.segment(step.function).calls):
+            tensors = [self._operand(number, step, operand) for operand in call.operands]
+            extra = map(self._tensor, binder.workspace(call.function, number, which, self._count))
+            arguments = (*tensors[:-1], *extra, tensors[-1])
+            calls.append(PackedCall("segments", binder.function(call.function), arguments))
+        return calls
+
+    def _operand(self, number: int, step: SegmentStep, operand: Operand) -> Any:
+        binder = self._binder
+        if operand.source == "weight":
+            weight = binder.weight(step.weights[operand.number])
+            return binder.lasting(View(weight.address, operand.dtype, resolve(operand.shape, 0)))
+        shape = resolve(operand.shape, self._count)
+        if operand.source == "local":
+            address = binder.place(LocalKey(number, operand.number))
+        else:
+            names = step.inputs if operand.source == "input" else step.outputs
+            address = self._value(names[operand.number]).address
+        return self._tensor(View(address, operand.dtype, shape))
+
+    def _attention(self, number: int, step: AttentionStep) -> Call:
+        binder, name = self._binder, kernel_name(self._binder.model, step)
+        own = (step.query, step.key) if step.value is None else (step.query, step.key, step.value)
+        arguments = (
+            *(self._tensor(self._value(value)) for value in own),
+            *binder.cache(step.layer),
+            *map(self._tensor, self._mirrors.where(self._count)),
+            *(() if step.sinks is None else (binder.lasting(binder.weight(step.sinks)),)),
+            *map(self._tensor, binder.workspace(name, number, 0, self._count)),
+            self._tensor(self._value(step.output)),
+        )
+        return PackedCall("attention", binder.function(name), arguments)
+
+    def _routed(self, number: int, step: ExpertsStep) -> Call:
+        binder, name = self._binder, kernel_name(self._binder.model, step)
+        views = tuple(self._value(value) for value in (step.hidden, step.index, step.weight, step.output))
+        extra = binder.workspace(name, number, 0, self._count)
+        return binder.experts().call(step.layer, binder.function(name), views, extra)
+
+    def _value(self, name: ValueId) -> View:
+        return self._binder.value(self._part, name, self._count, self._mirrors, gathered=self._gathered)
+
+    def _tensor(self, view: View) -> Any:
+        if view not in self._tensors:
+            self._tensors[view] = self._binder.tensor(view)
+        return self._tensors[view]

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
     from moec.artifacts.manifest import TargetRecord
 
-_CPU_DEVICE = 1
-_NAIVE_ALLOCATOR = 1
-"""Of the VM. The pooled one keeps a free list for each size it saw, and steps have any number of tokens."""
-
 _runtime_library: ctypes.CDLL | None = None
 
 
@@ -110,34 +106,26 @@ def import_tvm_ffi() -> Any:
     return tvm_ffi
 
 
-class Functions:
-    """The functions of one target's modules, by name."""
+class LibraryFunctions:
+    """The packed functions of shared libraries, by name."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         import tvm_ffi
 
-        self._modules: list[Any] = []
-        for path in paths:
-            library = tvm_ffi.load_module(str(path))
-            start = library.get_function("vm_load_executable", query_imports=True)
-            if start is not None:
-                machine = start()
-                machine["vm_initialization"](_CPU_DEVICE, 0, _NAIVE_ALLOCATOR)
-                self._modules.append(machine)
-            self._modules.append(library)
+        self._libraries = [tvm_ffi.load_module(str(path)) for path in paths]
 
     def get(self, name: str) -> Callable[..., Any]:
         """The function called ``name``.
 
         Raises:
-            BundleError: no module has it.
+            BundleError: no library has it.
         """
-        for module in self._modules:
-            function: Callable[..., Any] | None = module.get_function(name, query_imports=True)
+        for library in self._libraries:
+            function: Callable[..., Any] | None = library.get_function(name, query_imports=True)
             if function is not None:
                 return function
         raise BundleError(
             f"The bundle's modules have no function {name}.",
-            "model.json and the modules were not made together.",
+            "program.json and the modules were not made together.",
             "Compile the model again.",
         )

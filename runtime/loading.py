@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.footprint import footprint
+from moec.artifacts.footprint import LOGIT_ROWS, footprint
 from moec.artifacts.model import AttentionStep
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import DEFAULT_PRIOR_TOKENS, Policy, best_schedule
 from moec.errors import DeviceError
+from moec.runtime.binding import Binder
 from moec.runtime.budget import MemoryPlan, parse_memory, plan_memory
+from moec.runtime.cache.storage import CacheStorage
+from moec.runtime.devices.cpu import CpuDevice
 from moec.runtime.engine import Engine, Limits
+from moec.runtime.executor import ChainExecutor
+from moec.runtime.expert_calls import HostExperts
+from moec.runtime.experts import ExpertStore
 from moec.runtime.libraries import (
-    Functions,
     choose_cpu_target,
     host_cpu_features,
     load_runtime,
@@ -27,11 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.model import AttentionSpec, ModelRecord
     from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import PolicyName
     from moec.artifacts.verify import Level
-    from moec.runtime.executor import ChainExecutor
     from moec.runtime.residency import LayerPlan
 
 
@@ -94,31 +99,37 @@ def load(
         max_step_tokens=max_step_tokens,
     )
     threads = load_runtime(cpu_threads)
-    functions = Functions([bundle.path / name for name in target.files if name.endswith(".so")])
     limits = Limits(max_batch, max_step_tokens, bundle.model.max_context, memory.cache_pages)
     policy = _policy(bundle, memory)
     layers = plan_layers(needs.layers, bundle.schedule.profile, policy, memory.expert_capacity_bytes)
-    engine, executor = _assemble(bundle, functions, limits, layers, policy.name)
+    engine, executor = _assemble(bundle, target, limits, layers, policy.name)
     return Model(bundle.path, bundle.model, target.name, memory, engine, executor, threads)
 
 
 def _assemble(
     bundle: Bundle,
-    functions: Functions,
+    target: TargetRecord,
     limits: Limits,
     layers: tuple[LayerPlan, ...],
     policy: PolicyName,
 ) -> tuple[Engine, ChainExecutor]:
-    # These import tvm_ffi's users, which a process that only inspects bundles never needs.
-    from moec.runtime.binding import bind
-    from moec.runtime.cache.storage import CacheStorage
-    from moec.runtime.experts import ExpertStore
-
-    stats = Stats()
+    device, stats = CpuDevice(), Stats()
     views = [bundle.experts_view(layer.layer) for layer in bundle.model.experts]
-    experts = ExpertStore(views, layers, stats, policy)
-    cache = CacheStorage(_attention_layers(bundle.model), limits.cache_pages)
-    executor = bind(bundle, functions, cache, experts, stats)
+    experts = HostExperts(ExpertStore(views, layers, stats, policy))
+    cache = CacheStorage(device, _attention_layers(bundle.model), limits.cache_pages)
+    functions = device.load(bundle.path, target.files)
+    rows = min(limits.max_step_tokens, LOGIT_ROWS)
+    binder = Binder(
+        device,
+        bundle,
+        bundle.programs[target.name],
+        functions,
+        cache,
+        experts,
+        limits.max_step_tokens,
+        rows,
+    )
+    executor = ChainExecutor(device, binder, experts, stats)
     return Engine(executor, limits, bundle.model.vocab_size, stats), executor
 
 

@@ -95,7 +95,9 @@ def tensor_at(address: int, dtype: str, shape: tuple[int, ...], device: tuple[in
     numbers = (ctypes.c_int64 * (2 * ndim)).from_address(block + head)
     numbers[:] = [*shape, *strides]
     managed = _DLManagedTensor.from_address(block)
-    managed.tensor = _DLTensor(address, *device, ndim, code, bits, 1, block + head, block + head + 8 * ndim, 0)
+    managed.tensor = _DLTensor(
+        address, *device, ndim, code, bits, 1, block + head, block + head + 8 * ndim, 0
+    )
     managed.context, managed.deleter = None, _FREE
     return tvm_ffi.from_dlpack(_new_capsule(block, b"dltensor", None))
 

@@ -17,6 +17,7 @@ SCHEMAS: dict[str, str] = {
     "model": "model.schema.json",
     "packing": "packing.schema.json",
     "schedule": "schedule.schema.json",
+    "program": "program.schema.json",
     "machine": "machine.schema.json",
 }
 """Schema name to file; ``<name>.json`` is the file in a bundle that it describes (machines:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tvm
 import tvm_ffi
-from tvm import relax, tirx
-from tvm.relax.vm_build import VMExecutable, _filter_tir, _vmcodegen
+from tvm import tirx
 from tvm.tirx.build import split_host_device_mods
 
 from moec.compiler.kernels.cpu.emit import HAND_WRITTEN
@@ -67,18 +66,15 @@ def export_cuda(module: tvm.IRModule, target: Target, output: Path) -> tuple[Pat
     inside ``host.so`` imports; ``runtime.LoadMetaDataFromJSON`` reads ``kernels.json`` into ``functions``.
 
     Args:
-        module: Relax functions ready for the virtual machine, and PrimFuncs with GPU threads.
+        module: PrimFuncs with GPU threads, public under their names.
         target: a ``cuda`` target.
         output: an existing folder.
 
     Returns:
         The files, relative to ``output``.
     """
-    builder = relax.ExecBuilder()
-    loops = _filter_tir(_vmcodegen(builder, module, "bytecode"))
-    host, code = split_kernels(loops, target)
-    executable = VMExecutable(relax.vm_build._ffi_api.VMLink(builder, cuda_target(target), host, [], {}))
-    executable.export_library(str(output / HOST_NAME), fcompile=link)
+    host, code = split_kernels(module, target)
+    host.export_library(str(output / HOST_NAME), fcompile=link)
     write_fatbin(output / FATBIN_NAME, _machine_code(code.source, target))
     record = {"tvm_version": tvm.__version__, "func_info": code.functions}
     (output / KERNELS_NAME).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import tvm
 
     from moec.artifacts.model import ModelRecord
+    from moec.artifacts.program import Workspace
     from moec.compiler.lowering.passes.dispatch_linear import LinearShape
     from moec.compiler.lowering.targets import Target
 
@@ -43,14 +44,16 @@ class CpuKernels:
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
         from moec.compiler.kernels.cpu.attention import attention
-        from moec.compiler.kernels.cpu.cache_append import cache_append
         from moec.compiler.kernels.cpu.experts import experts
 
         for spec in model.attentions:
-            yield f"cache_append_{spec.name}", cache_append(spec, lanes=self.lanes)
             yield f"attention_{spec.name}", attention(spec, lanes=self.lanes)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body, lanes=self.lanes)
+
+    def workspaces(self, _model: ModelRecord) -> Iterator[Workspace]:
+        """What kernels need beside their tensors: nothing, threads have workspaces of their own."""
+        return iter(())
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,16 @@ class CudaKernels:
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
         from moec.compiler.kernels.cuda.attention import attention
-        from moec.compiler.kernels.cuda.cache_append import cache_append
         from moec.compiler.kernels.cuda.experts import experts
 
         for spec in model.attentions:
-            yield f"cache_append_{spec.name}", cache_append(spec)
             yield f"attention_{spec.name}", attention(spec)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body)
+
+    def workspaces(self, _model: ModelRecord) -> Iterator[Workspace]:
+        """What kernels need beside their tensors: nothing yet."""
+        return iter(())
 
 
 def kernels_for(target: Target) -> CpuKernels | CudaKernels:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tvm import topi
+import tvm
+from tvm import te, tirx, topi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,5 +25,34 @@ def _take(builder: Any, call: Any) -> Any:
     )
 
 
-LEGALIZATIONS: Mapping[str, Callable[[Any, Any], Any]] = {"relax.take": _take}
+def _where(builder: Any, call: Any) -> Any:
+    """TVM passes a constant as a tensor of no dimensions, which somebody would have to keep: here it is in the code."""
+    return builder.call_te(_choose, *(_number(argument) for argument in call.args))
+
+
+def _choose(condition: Any, left: Any, right: Any) -> Any:
+    return topi.where(condition, _tensor(left), _tensor(right))
+
+
+def _number(argument: Any) -> Any:
+    """The number that a constant of no dimensions holds; anything else as it is."""
+    if not isinstance(argument, tvm.ir.GenericConst) or len(argument.ty.shape):
+        return argument
+    return tirx.const(argument.value.numpy().item(), str(argument.ty.dtype.dtype))
+
+
+def _tensor(value: Any) -> Any:
+    return value if isinstance(value, te.Tensor) else te.compute((), lambda: value, name="number")
+
+
+def _arange(builder: Any, call: Any) -> Any:
+    """TVM makes a constant tensor of a range of known numbers: here it is a loop, which fuses with what reads it."""
+    return builder.call_te(topi.arange, *call.args, call.attrs.dtype)
+
+
+LEGALIZATIONS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "relax.take": _take,
+    "relax.where": _where,
+    "relax.arange": _arange,
+}
 """Relax operator to ``(block builder, call) -> call of loops``."""

@@ -7,26 +7,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import tvm
-from tvm import relax
+from tvm import tirx
 
+from moec.artifacts.paths import PROGRAM_NAME
+from moec.artifacts.program import ProgramRecord
+from moec.artifacts.records import write_record
 from moec.compiler.lowering.cuda_module import export_cuda
 from moec.compiler.lowering.kernel_library import kernels_for
 from moec.compiler.lowering.link import link
 from moec.compiler.lowering.pipeline import pipeline, run_passes
+from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.relax_import import import_segment
 from moec.compiler.lowering.tir_pipeline import CPU_PIPELINE, register_cpu_pipeline
 from moec.compiler.lowering.tvm_targets import host_target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import torch.fx
 
     from moec.artifacts.model import ModelRecord
+    from moec.artifacts.program import SegmentProgram
     from moec.compiler.lowering.targets import Target
 
 MODULE_NAME = "model.so"
-"""The one file of a CPU module."""
+"""The machine code of a CPU module."""
 
 
 class Segment(Protocol):
@@ -56,30 +61,46 @@ def lower(
     """Compile ``functions``, and the kernels that the steps of ``model`` name, for ``target`` into ``output``.
 
     Args:
-        model: the chain; its attentions and bodies say which kernels are needed.
+        model: the chain; its attentions and bodies say which kernels are needed, its functions which parameters of a
+            segment are inputs.
         functions: every segment by its name.
         target: see ``targets.parse_target``.
         output: an existing folder, ``modules/<target.name>`` of the bundle.
         dump_ir: a folder for the IR after each pass.
 
     Raises:
-        CompileError: an operator cannot be imported, or a tool failed.
+        CompileError: an operator cannot be imported or made part of a program, or a tool failed.
         MissingDependencyError: a compiler piece is not installed.
         OutputError: ``dump_ir`` cannot be written.
     """
     module = import_segments(functions, model.class_name)
     module = run_passes(module, pipeline(target), dump_ir)
-    for name, kernel in kernels_for(target).model(model):
-        module.update_func(tvm.ir.GlobalVar(name), kernel.with_attr("global_symbol", name))
+    kernels = kernels_for(target)
+    inputs = {function.name: len(function.inputs) for function in model.functions}
+    segments = tuple(read_segment(name, module[name], inputs[name], model.class_name) for name in functions)
+    packed = packed_functions(module, segments, dict(kernels.model(model)))
     export = export_cuda if target.kind == "cuda" else export_cpu
-    return LoweredModule(target, export(module, target, output))
+    files = export(packed, target, output)
+    write_record(ProgramRecord(segments, tuple(kernels.workspaces(model))), output / PROGRAM_NAME)
+    return LoweredModule(target, (*files, Path(PROGRAM_NAME)))
+
+
+def packed_functions(
+    module: tvm.IRModule, segments: Iterable[SegmentProgram], kernels: Mapping[str, tvm.tirx.PrimFunc]
+) -> tvm.IRModule:
+    """Every loop nest that ``segments`` call and all ``kernels``, each public under its name."""
+    called = sorted({call.function for segment in segments for call in segment.calls})
+    assert not kernels.keys() & set(called), "a loop nest has the name of a kernel"
+    functions = {name: module[name] for name in called} | dict(kernels)
+    public = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
+    return tvm.IRModule({tvm.ir.GlobalVar(name): function for name, function in public.items()})
 
 
 def export_cpu(module: tvm.IRModule, target: Target, output: Path) -> tuple[Path, ...]:
     """Compile ``module`` with LLVM into one shared library; returns it relative to ``output``."""
     register_cpu_pipeline()
-    executable = relax.build(module, host_target(target), relax_pipeline=None, tir_pipeline=CPU_PIPELINE)
-    executable.export_library(str(output / MODULE_NAME), fcompile=link)
+    library = tirx.build(module, host_target(target), pipeline=CPU_PIPELINE)
+    library.export_library(str(output / MODULE_NAME), fcompile=link)
     return (Path(MODULE_NAME),)
 
 

@@ -1,4 +1,4 @@
-"""The passes in order: Relax segments with dense operators in, what the virtual machine's code generator takes out."""
+"""The passes in order: Relax segments with dense operators in, calls of scheduled loops out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from moec.compiler.lowering.kernel_library import kernels_for
 from moec.compiler.lowering.legalize import LEGALIZATIONS
 from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear
 from moec.compiler.lowering.passes.dispatch_topk import DispatchTopk
-from moec.compiler.lowering.passes.order_shape_stores import OrderShapeStores
 from moec.compiler.lowering.passes.schedule_cpu import ScheduleCpu
 from moec.compiler.lowering.passes.schedule_cuda import ScheduleCuda
 from moec.compiler.lowering.tvm_targets import cuda_target
@@ -52,23 +51,6 @@ def schedule_passes(target: Target) -> list[Any]:
     return [ScheduleCuda(cuda_target(target))] if target.kind == "cuda" else [ScheduleCpu(target.lanes)]
 
 
-def machine_passes() -> list[Any]:
-    """Values get memory, and calls become those of the virtual machine."""
-    return [
-        relax.transform.ToNonDataflow(),
-        relax.transform.RemovePurityChecking(),
-        relax.transform.CallTIRRewrite(),
-        relax.transform.StaticPlanBlockMemory(),
-        relax.transform.LowerAllocTensor(),
-        relax.transform.KillAfterLastUse(),
-        relax.transform.LowerRuntimeBuiltin(),
-        relax.transform.ComputePrimValue(),
-        relax.transform.VMShapeLower(),
-        OrderShapeStores(),
-        relax.transform.AttachGlobalSymbol(),
-    ]
-
-
 def pipeline(target: Target) -> list[Any]:
     """Every pass for ``target``, in order."""
     return [
@@ -76,7 +58,6 @@ def pipeline(target: Target) -> list[Any]:
         *dispatch_passes(target),
         *fuse_passes(),
         *schedule_passes(target),
-        *machine_passes(),
     ]
 
 

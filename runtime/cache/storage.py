@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.model import DTYPE_BYTES
-from moec.runtime.tensors import tensor_at
+from moec.runtime.devices.protocol import View
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
+    from moec.runtime.devices.protocol import Device
 
 
 class CacheStorage:
-    """One anonymous mapping that holds all layers' pages; memory comes as they are first written.
+    """One piece of the device's memory that holds all layers' pages.
 
     Args:
+        device: whose kernels use it.
         layers: the attention of each attention layer, in order.
         pages: pages of each layer.
+
+    Raises:
+        BudgetError: the device has too little memory.
     """
 
-    def __init__(self, layers: tuple[AttentionSpec, ...], pages: int) -> None:
-        shapes = [_shapes(spec, pages) for spec in layers]
-        sizes = [
-            [_size(shape, spec.dtype) for shape in group] for spec, group in zip(layers, shapes, strict=True)
-        ]
-        self._memory = mmap.mmap(-1, max(mmap.PAGESIZE, sum(map(sum, sizes))))
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+    def __init__(self, device: Device, layers: tuple[AttentionSpec, ...], pages: int) -> None:
+        shapes = [(spec, shape) for spec in layers for shape in _shapes(spec, pages)]
+        self._memory = device.allocate(sum(_size(shape, spec.dtype) for spec, shape in shapes))
+        address = self._memory.address
         self._layers: list[tuple[Any, ...]] = []
-        for spec, group, bytes_each in zip(layers, shapes, sizes, strict=True):
+        for spec in layers:
             tensors: list[Any] = []
-            for shape, size in zip(group, bytes_each, strict=True):
-                tensors.append(tensor_at(address, spec.dtype, shape))
-                address += size
+            for shape in _shapes(spec, pages):
+                tensors.append(device.tensor(View(address, spec.dtype, shape)))
+                address += _size(shape, spec.dtype)
             self._layers.append(tuple(tensors))
 
     def layer(self, number: int) -> tuple[Any, ...]:

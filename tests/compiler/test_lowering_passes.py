@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import tvm
+from moec.compiler.lowering.passes.order_shape_stores import OrderShapeStores
 from tvm import relax
 from tvm.script import from_source, ir
 from tvm.script import relax as script_relax
@@ -13,7 +14,6 @@ from tvm.script import tirx as script_tirx
 from moec.compiler.lowering.kernel_library import CpuKernels
 from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear, LinearShape
 from moec.compiler.lowering.passes.dispatch_topk import DispatchTopk
-from moec.compiler.lowering.passes.order_shape_stores import OrderShapeStores
 from moec.compiler.lowering.passes.schedule_cpu import ScheduleCpu
 from moec.compiler.lowering.pipeline import fuse_passes
 

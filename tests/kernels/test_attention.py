@@ -11,7 +11,6 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.model import AttentionSpec
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.attention import attention
-from moec.compiler.kernels.cpu.cache_append import cache_append
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 TOLERANCE = 5e-6
@@ -72,17 +71,16 @@ class _Cache:
     ("lanes", "dtype"), [(16, "bfloat16"), (4, "bfloat16"), (4, "float16"), (8, "float16")]
 )
 def test_cached_values_are_rounded_to_nearest_even(compiled: Compile, lanes: int, dtype: str) -> None:
-    spec = _spec((1, 1), (64, 64), dtype, latent=True)
-    append = compiled(cache_append(spec, lanes=lanes), lanes)
+    spec = _spec((1, 1), (64, 64), dtype, latent=True, window=1)
+    attend = compiled(attention(spec, lanes=lanes), lanes)
     bits = torch.arange(-(1 << 31), 1 << 31, 524_287, dtype=torch.int64).to(torch.int32)
     numbers = bits.view(torch.float32)[: len(bits) // 64 * 64]
     tokens = len(numbers) // 64
     pages = -(-tokens // PAGE_TOKENS)
     cache = torch.zeros(pages, 1, PAGE_TOKENS, 64, dtype=DTYPES[dtype])
     table = torch.arange(pages).reshape(1, -1).int()
-    append(
-        numbers.reshape(1, tokens, 1, 64), cache, table, torch.zeros(tokens).int(), torch.arange(tokens).int()
-    )
+    values, place = numbers.reshape(1, tokens, 1, 64), torch.arange(tokens).int()
+    attend(values, values, cache, table, torch.zeros(tokens).int(), place, torch.empty(1, tokens, 1, 64))
     largest = torch.finfo(DTYPES[dtype]).max
     held = numbers.clamp(-largest, largest) if dtype == "float16" else numbers
     found, expected = cache.reshape(-1)[: tokens * 64], held.to(DTYPES[dtype])
@@ -93,17 +91,15 @@ def test_cached_values_are_rounded_to_nearest_even(compiled: Compile, lanes: int
 @pytest.mark.parametrize(("lanes", "spec"), CASES)
 def test_attention_matches_the_reference(compiled: Compile, lanes: int, spec: AttentionSpec) -> None:
     attend = compiled(attention(spec, lanes=lanes), lanes)
-    append = compiled(cache_append(spec, lanes=lanes), lanes)
     cache = _Cache(spec, torch.Generator().manual_seed(3))
     sinks = cache.random(spec.query_heads)
     for step in STEPS:
-        _step(spec, cache, append, attend, sinks, step)
+        _step(spec, cache, attend, sinks, step)
 
 
 def _step(
     spec: AttentionSpec,
     cache: _Cache,
-    append: Any,
     attend: Any,
     sinks: torch.Tensor,
     step: list[tuple[int, int]],
@@ -118,8 +114,8 @@ def _step(
         cache.history[number].append((cache.rounded(k[0, token]), cache.rounded(v[0, token])))
     place = (cache.table, torch.tensor(sequence).int(), torch.tensor(position).int())
     out = torch.full((1, len(sequence), spec.query_heads, spec.value_dim), 7.0).to(q.dtype)
-    append(k, *([] if spec.latent else [v]), *cache.tensors, *place)
-    attend(q, *cache.tensors, *place, *([sinks] if spec.sinks else []), out)
+    own = [k] if spec.latent else [k, v]
+    attend(q, *own, *cache.tensors, *place, *([sinks] if spec.sinks else []), out)
     for token, number in enumerate(sequence):
         keys = torch.stack([key for key, _ in cache.history[number]]).double().numpy()
         values = torch.stack([value for _, value in cache.history[number]]).double().numpy()

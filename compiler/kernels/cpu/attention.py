@@ -1,7 +1,8 @@
 """Attention over the paged cache: one online softmax for prefill and decode, any ratio of query to key heads.
 
-A task is a key head, some of its query heads, and some adjacent tokens. Query rows of one sequence share what is
-read of the cache; scores of one page at a time exist, never a matrix of tokens by context.
+The step's own keys and values are put into their pages first. Then a task is a key head, some of its query heads, and
+some adjacent tokens. Query rows of one sequence share what is read of the cache; scores of one page at a time exist,
+never a matrix of tokens by context.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.cache_append import page_of
+from moec.compiler.kernels.cpu.cache_append import Append, append, page_of
 from moec.compiler.kernels.cpu.emit import (
     Argument,
     Buffer,
@@ -50,20 +51,24 @@ DECODE_TOKENS = 32
 
 
 def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> tirx.PrimFunc:
-    """The kernel ``attention_<attention>``; call it after ``cache_append`` of the same tokens.
+    """The kernel ``attention_<attention>``: append the step's keys and values to the cache, then attend.
 
-    Its arguments: ``q [1, T, Hq, Dk]``, ``k_cache [pages, Hkv, P, Dk]``, ``v_cache [pages, Hkv, P, Dv]`` (not where
-    latent), ``page_table [B, M]`` int32, ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``sinks [Hq]``
-    (where the spec has them), ``out [1, T, Hq, Dv]``. Tokens of one sequence are adjacent, in increasing position.
-    T, B, M and the number of pages are symbolic; the caches are of the spec's dtype, all else is float32.
-    See ``AttentionSpec`` for which positions a token sees.
+    Its arguments: ``q [1, T, Hq, Dk]``, ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent),
+    ``k_cache [pages, Hkv, P, Dk]``, ``v_cache [pages, Hkv, P, Dv]`` (not where latent), ``page_table [B, M]`` int32,
+    ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``sinks [Hq]`` (where the spec has them), ``out [1, T,
+    Hq, Dv]``. Tokens of one sequence are adjacent, in increasing position. P is ``PAGE_TOKENS``; T, B, M and the
+    number of pages are symbolic; the caches are of the spec's dtype, all else is float32. See ``AttentionSpec`` for
+    which positions a token sees.
     """
+    machine = Machine(lanes)
 
     def body() -> None:
         tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
-        cache = (pages, spec.kv_heads, PAGE_TOKENS)
-        q, k_cache, v_cache, table, sequence, position, sinks, out = arguments(
+        step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
+        q, k, v, k_cache, v_cache, table, sequence, position, sinks, out = arguments(
             Argument("q", (1, tokens, spec.query_heads, spec.key_dim), "float32"),
+            Argument("k", (*step, spec.key_dim), "float32"),
+            None if spec.latent else Argument("v", (*step, spec.value_dim), "float32"),
             Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
             None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
             Argument("page_table", (sequences, width), "int32"),
@@ -72,8 +77,9 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
             Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
             Argument("out", (1, tokens, spec.query_heads, spec.value_dim), "float32"),
         )
+        append(spec, machine, Append(k, v, k_cache, v_cache, table, width, sequence, position, tokens))
         call = _Call(q, k_cache, v_cache, table, width, sequence, position, sinks, out, tokens)
-        _Attention(spec, Machine(lanes), call).emit()
+        _Attention(spec, machine, call).emit()
 
     return build(name or f"attention_{spec.name}", body)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
+from moec.compiler.kernels.cpu.cache_append import Append
 from moec.compiler.kernels.cpu.emit import (
     Argument,
     Buffer,
@@ -22,7 +23,7 @@ from moec.compiler.kernels.cpu.emit import (
     store,
     symbol,
 )
-from moec.compiler.kernels.cuda.cache_append import cache_row
+from moec.compiler.kernels.cuda.cache_append import append, cache_row
 from moec.compiler.kernels.cuda.threads import read, registers, threads
 
 if TYPE_CHECKING:
@@ -52,9 +53,11 @@ def attention(spec: AttentionSpec) -> tirx.PrimFunc:
 
     def body() -> None:
         tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
-        cache = (pages, spec.kv_heads, PAGE_TOKENS)
-        q, k_cache, v_cache, table, sequence, position, sinks, out = arguments(
+        step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
+        q, k, v, k_cache, v_cache, table, sequence, position, sinks, out = arguments(
             Argument("q", (1, tokens, spec.query_heads, spec.key_dim), "float32"),
+            Argument("k", (*step, spec.key_dim), "float32"),
+            None if spec.latent else Argument("v", (*step, spec.value_dim), "float32"),
             Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
             None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
             Argument("page_table", (sequences, width), "int32"),
@@ -63,6 +66,7 @@ def attention(spec: AttentionSpec) -> tirx.PrimFunc:
             Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
             Argument("out", (1, tokens, spec.query_heads, spec.value_dim), "float32"),
         )
+        append(spec, Append(k, v, k_cache, v_cache, table, width, sequence, position, tokens))
         call = _Call(q, k_cache, v_cache, table, width, sequence, position, sinks, out)
         with threads(tokens * i64(spec.query_heads)) as row:
             _row(spec, call, row)

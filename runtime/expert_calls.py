@@ -1,0 +1,103 @@
+"""The calls of routed experts: on the CPU each makes its experts resident, then runs them where they are."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+from moec.artifacts.model import DTYPE_BYTES
+from moec.runtime.devices.protocol import HostCall, View
+from moec.runtime.tensors import ALIGNMENT_BYTES, aligned_empty, array_at, tensor_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moec.runtime.devices.protocol import Call
+    from moec.runtime.experts import ExpertStore
+    from moec.runtime.routing import RoutingRecorder
+
+
+class ExpertCalls(Protocol):
+    """Makes the calls of routed experts for a device."""
+
+    recorder: RoutingRecorder | None
+    """Gets every token's routing while set."""
+
+    def call(
+        self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
+    ) -> Call:
+        """The call of one layer.
+
+        Args:
+            layer: ordinal of the MoE layer.
+            function: ``function(hidden, index, weight, table, workspace..., out)``.
+            views: hidden ``[T, H]``, index ``[T, K]`` int64, weight ``[T, K]`` and the result ``[T, H]``.
+            workspace: one view, or none.
+        """
+        ...
+
+
+class HostExperts:
+    """Experts that the CPU runs from the mapped files."""
+
+    def __init__(self, store: ExpertStore) -> None:
+        self.recorder: RoutingRecorder | None = None
+        self._store = store
+        self._tables: dict[int, Any] = {}
+
+    def call(
+        self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
+    ) -> Call:
+        """See `ExpertCalls.call`."""
+        if layer not in self._tables:
+            self._tables[layer] = self._store.table(layer)
+        table, extra = self._tables[layer], tuple(tensor_at(*view) for view in workspace)
+        hidden, index, weight, out = (tensor_at(*view) for view in views)
+        choices, weights = array_at(*views[1]), array_at(*views[2])
+        store = self._store
+
+        def run() -> None:
+            if self.recorder is not None:
+                self.recorder.record(layer, choices, weights)
+            parts = store.parts(layer, choices)
+            if parts is None:
+                store.use(layer, choices)
+                function(hidden, index, weight, table, *extra, out)
+                return
+            for start, end in parts:
+                store.use(layer, choices[start:end])
+                _run_rows(function, views, (table, *extra), start, end)
+
+        return HostCall("experts", run)
+
+
+def _run_rows(
+    function: Callable[..., Any], views: tuple[View, ...], shared: tuple[Any, ...], start: int, end: int
+) -> None:
+    """Run rows whose experts fit the budget; each row's result is the same as in one run of all."""
+    hidden, chosen, weight, out = (RowSlice(view, start, end) for view in views)
+    function(hidden.tensor, chosen.tensor, weight.tensor, *shared, out.tensor)
+    out.write_back()
+
+
+class RowSlice:
+    """Rows ``start .. end - 1`` of a tensor ``[T, ...]`` of the host: a view where aligned, else a copy."""
+
+    def __init__(self, view: View, start: int, end: int) -> None:
+        shape = (end - start, *view.shape[1:])
+        row_bytes = DTYPE_BYTES[view.dtype] * math.prod(shape[1:])
+        self._address = view.address + start * row_bytes
+        self._bytes = row_bytes * (end - start)
+        self._copy = None
+        address = self._address
+        if address % ALIGNMENT_BYTES != 0:
+            self._copy = aligned_empty((self._bytes,), "uint8")
+            address = self._copy.ctypes.data
+            ctypes.memmove(address, self._address, self._bytes)
+        self.tensor = tensor_at(address, view.dtype, shape)
+
+    def write_back(self) -> None:
+        """Copy the rows back where they were copied."""
+        if self._copy is not None:
+            ctypes.memmove(self._address, self._copy.ctypes.data, self._bytes)
