@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moec.runtime.devices.cuda.device import CudaDevice, tvm_stream
+from moec.runtime.devices.cuda.device import CudaDevice
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.libraries import load_runtime
@@ -29,7 +29,8 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Stub:
 @pytest.fixture
 def device(stub: Stub) -> Iterator[CudaDevice]:
     """One whose every resource must be given back at the end."""
-    device = CudaDevice(NvidiaDriver(), 0, 64 << 20, 1 << 16, tvm_stream)
+    device = CudaDevice(NvidiaDriver(), 0)
+    device.open(64 << 20, 1 << 16)
     yield device
     device.close()
     counts = stub.counts()

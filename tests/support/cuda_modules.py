@@ -7,15 +7,14 @@ from pathlib import Path
 
 import tvm
 from tvm import tirx
-from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, store, symbol, when
 from moec.compiler.kernels.cuda.primitives import launch, launch_next, wait_previous
 from moec.compiler.lowering.cuda_module import FATBIN_NAME, HOST_NAME, KERNELS_NAME, split_kernels
 from moec.compiler.lowering.link import link
 from moec.compiler.lowering.targets import parse_target
-from tests.support.cuda_emulator import compile_kernels
-from tests.support.cuda_stub import image
+from tests.support.cuda_stub import write_image
 
 FILES = (HOST_NAME, FATBIN_NAME, KERNELS_NAME)
 THREADS = 64
@@ -43,5 +42,5 @@ def write_emulated(folder: Path, *functions: tirx.PrimFunc) -> None:
     named = {str(function.attrs["global_symbol"]): function for function in functions}
     host, code = split_kernels(tvm.IRModule(named), parse_target("cuda-sm_80"))
     host.export_library(str(folder / HOST_NAME), fcompile=link)
-    (folder / FATBIN_NAME).write_bytes(image(compile_kernels(code, folder), code.functions))
+    write_image(folder / FATBIN_NAME, code.source)
     (folder / KERNELS_NAME).write_text(json.dumps({"func_info": code.functions}))

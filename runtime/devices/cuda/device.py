@@ -37,19 +37,21 @@ _thread = threading.local()
 """``device``: the `CudaDevice` that this thread's driver and TVM's launches are set to."""
 
 
+def tvm_stream(ordinal: int, stream: Handle) -> None:
+    """Have TVM launch in ``stream`` from now on, in this thread."""
+    import tvm_ffi
+
+    handle: Any = stream
+    tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", ordinal), int(handle)).__enter__()
+
+
 class CudaDevice:
     """See `moec.runtime.devices.protocol.Device`.
 
     Args:
         driver: the CUDA driver.
         ordinal: the GPU's number.
-        limit_bytes: of device memory, hard.
-        staging_bytes: room for all mirrors (see `moec.runtime.devices.cuda.staging.staged_bytes`).
         set_stream: tells TVM in which stream this thread launches.
-
-    Raises:
-        DeviceError: there is no such GPU.
-        BudgetError: the limit does not hold even the staging block.
     """
 
     kind = "cuda"
@@ -58,24 +60,32 @@ class CudaDevice:
         self,
         driver: Driver,
         ordinal: int,
-        limit_bytes: int,
-        staging_bytes: int,
-        set_stream: Callable[[int, Handle], None],
+        set_stream: Callable[[int, Handle], None] = tvm_stream,
     ) -> None:
         self.driver = driver
         self.ordinal = ordinal
         self.name = driver.device_name(ordinal)
         self.capability = driver.capability(ordinal)
-        self.resources = Resources(driver, ordinal, limit_bytes)
+        self.resources = Resources(driver, ordinal)
         self._finalizer = weakref.finalize(self, Resources.close, self.resources)
         self._set_stream = set_stream
-        try:
-            self._stream = self.resources.stream()
-            self.staging = Staging(self.resources, self._stream, staging_bytes)
-            self._bounce = PinnedMemory(self.resources, BOUNCE_BYTES)
-        except BaseException:
-            self.close()
-            raise
+        self._stream = self.resources.stream()
+
+    def open(self, limit_bytes: int, staging_bytes: int, driver_bytes: int = 0) -> None:
+        """Set the budget, and take what every copy needs.
+
+        Args:
+            limit_bytes: of device memory, hard.
+            staging_bytes: room for all mirrors.
+            driver_bytes: what the driver will take of the budget by itself, for code and graphs.
+
+        Raises:
+            BudgetError: the limit does not hold even these.
+        """
+        self.resources.limit_bytes = limit_bytes
+        self.resources.reserve(driver_bytes)
+        self.staging = Staging(self.resources, self._stream, staging_bytes)
+        self._bounce = PinnedMemory(self.resources, BOUNCE_BYTES)
 
     def close(self) -> None:
         """Give everything back. The device cannot be used any more."""
@@ -96,13 +106,15 @@ class CudaDevice:
         return load_functions(folder, tuple(files), self.capability)
 
     def allocate(self, size_bytes: int) -> DeviceMemory:
-        """Memory whose contents are undefined.
+        """Memory full of zeros: a cache with rubbish in it could be infinite, and 0 times that is not 0.
 
         Raises:
             BudgetError: there is not so much, or not within the limit.
         """
         self.enter()
-        return DeviceMemory(self.resources, size_bytes)
+        memory = DeviceMemory(self.resources, size_bytes)
+        self.driver.fill(memory.address, 0, memory.size_bytes, self._stream)
+        return memory
 
     def hold(self, data: NDArray[Any]) -> DeviceMemory:
         """A copy of ``data`` on the GPU."""
@@ -166,20 +178,6 @@ class CudaDevice:
         self.driver.synchronize(self._stream)
 
 
-def parse_ordinal(device: str) -> int:
-    """``cuda`` and ``cuda:0`` as 0, ``cuda:1`` as 1.
-
-    Raises:
-        DeviceError: it is neither.
-    """
-    number = device.removeprefix("cuda").removeprefix(":")
-    if device == "cuda":
-        return 0
-    if not device.startswith("cuda:") or not number.isdigit():
-        raise DeviceError(f"There is no device {device!r}.", "GPUs are called cuda:0, cuda:1, …", "")
-    return int(number)
-
-
 def check_ordinal(driver: Driver, ordinal: int) -> None:
     """See that there is a GPU with this number.
 
@@ -194,11 +192,3 @@ def check_ordinal(driver: Driver, ordinal: int) -> None:
             f"This process sees {names or 'none'}.",
             "Choose one of these, or check CUDA_VISIBLE_DEVICES.",
         )
-
-
-def tvm_stream(ordinal: int, stream: Handle) -> None:
-    """Have TVM launch in ``stream`` from now on, in this thread."""
-    import tvm_ffi
-
-    handle: Any = stream
-    tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", ordinal), int(handle)).__enter__()

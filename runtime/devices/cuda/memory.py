@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec.runtime.devices.protocol import ALIGNMENT_BYTES
 from moec.runtime.tensors import array_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.runtime.devices.cuda.resources import Resources
-
-ALIGNMENT_BYTES = 256
-"""What the driver gives, and what planners round to."""
 
 
 class DeviceMemory:
@@ -28,9 +26,9 @@ class DeviceMemory:
 
     def __init__(self, resources: Resources, size_bytes: int) -> None:
         self._resources = resources
-        self.size_bytes = size_bytes
+        self.size_bytes = max(ALIGNMENT_BYTES, -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
         self.address = 0
-        self.address = resources.allocate(max(ALIGNMENT_BYTES, size_bytes))
+        self.address = resources.allocate(self.size_bytes)
 
     def __del__(self) -> None:
         self._resources.free(self.address)

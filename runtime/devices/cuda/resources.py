@@ -23,12 +23,12 @@ class Resources:
     Args:
         driver: the CUDA driver.
         ordinal: the GPU's number.
-        limit_bytes: device memory is never allocated beyond it.
     """
 
-    def __init__(self, driver: Driver, ordinal: int, limit_bytes: int) -> None:
+    def __init__(self, driver: Driver, ordinal: int) -> None:
         self.driver = driver
-        self.limit_bytes = limit_bytes
+        self.limit_bytes = 0
+        """Device memory is never allocated beyond it."""
         self.used_bytes = 0
         """Device memory allocated now."""
         self.reserved_bytes = 0
@@ -130,9 +130,9 @@ class Resources:
         self._others.append((self.driver.destroy_stream, stream))
         return stream
 
-    def event(self) -> Handle:
+    def event(self, timed: bool = False) -> Handle:
         """A new event, kept to the end."""
-        event = self.driver.create_event()
+        event = self.driver.create_event(timed)
         self._others.append((self.driver.destroy_event, event))
         return event
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.runtime.devices.cuda.memory import ALIGNMENT_BYTES, DeviceMemory, PinnedMemory
+from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
+from moec.runtime.devices.protocol import ALIGNMENT_BYTES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,7 +66,7 @@ class Staging:
     def mirror(self, array: NDArray[Any]) -> StagedMirror:
         """Give an array its place in the block."""
         offset = self._used
-        self._used += staged_bytes(array.nbytes)
+        self._used += -(-array.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         assert self._used <= self.bytes.size, "the staging block was planned too small"
         assert array.flags.c_contiguous
         return StagedMirror(self, array, offset)
@@ -84,11 +85,6 @@ class Staging:
         """Note that a copy is in the stream."""
         self._driver.record(self._copied, self._stream)
         self.dirty = False
-
-
-def staged_bytes(*sizes: int) -> int:
-    """Bytes of a block that holds arrays of these sizes."""
-    return sum(-(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for size in sizes)
 
 
 def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

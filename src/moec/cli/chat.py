@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from moec.cli.generate import choose_sampling
+from moec.cli.loading import load_model
 from moec.cli.options import (
     bundle_argument,
+    device_memory_option,
+    device_option,
     host_memory_option,
     max_new_tokens_option,
     sampling_options,
@@ -32,6 +35,8 @@ FAREWELLS = ("/exit", "/quit")
 @sampling_options
 @threads_option
 @host_memory_option
+@device_option
+@device_memory_option
 def command(
     bundle: Path,
     system: str | None,
@@ -44,6 +49,8 @@ def command(
     seed: int | None,
     cpu_threads: int | None,
     host_memory: str | None,
+    device: str,
+    device_memory: str | None,
 ) -> None:
     """Talk to the model in BUNDLE, line by line; /exit or the end of input ends it.
 
@@ -55,7 +62,9 @@ def command(
     """
     from moec import runtime
 
-    with runtime.load(bundle, device="cpu", cpu_threads=cpu_threads, host_memory=host_memory) as model:
+    with load_model(
+        bundle, device, device_memory=device_memory, host_memory=host_memory, cpu_threads=cpu_threads
+    ) as model:
         messages = [{"role": "system", "content": system}] if system else []
         for line in _lines():
             messages.append({"role": "user", "content": line})

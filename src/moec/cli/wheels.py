@@ -142,9 +142,9 @@ def tvm_wheel() -> WheelContents:
             )
         files[name] = path.read_bytes()
     info = f"apache_tvm-{about.version}.dist-info"
-    for path in about.files or ():
-        if f"{info}/licenses/" in path.as_posix():
-            files[path.as_posix()] = Path(str(about.locate_file(path))).read_bytes()
+    for entry in about.files or ():
+        if f"{info}/licenses/" in entry.as_posix():
+            files[entry.as_posix()] = Path(str(about.locate_file(entry))).read_bytes()
     kept = (
         "Metadata-Version",
         "Name",
@@ -154,7 +154,8 @@ def tvm_wheel() -> WheelContents:
         "License-File",
         "Project-URL",
     )
-    lines = [f"{key}: {value}" for key, value in about.metadata.items() if key in kept]
+    described = email.message_from_string(about.read_text("METADATA") or "")
+    lines = [f"{key}: {value}" for key, value in described.items() if key in kept]
     lines.append(f"Requires-Dist: apache-tvm-ffi=={importlib.metadata.version('apache-tvm-ffi')}")
     wheel = email.message_from_string(about.read_text("WHEEL") or "")
     tags = tuple(str(tag) for tag in wheel.get_all("Tag") or ())

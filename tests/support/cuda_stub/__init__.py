@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from moec.runtime.devices.cuda import libraries
+from tests.support.cuda_emulator import compile_kernels
 
 FOLDER = Path(__file__).parent
 CUDART = "libcudart.so.13"
 GLOBAL = ctypes.RTLD_GLOBAL
-_SIZES = {"handle": 8, "int64": 8, "int32": 4, "float32": 4}
 
 
 class Counts(NamedTuple):
@@ -44,7 +45,7 @@ class Stub:
         versions.write_text(f"{CUDART} {{ global: *; }};\n")
         self._cuda = _build(folder / "libcuda.so.1", "cuda.cpp", include, "-ldl")
         _build(folder / CUDART, "cudart.cpp", include, f"-Wl,--version-script={versions}")
-        libraries._cudart = lambda: str(folder / CUDART)  # type: ignore[assignment]
+        libraries._cudart = lambda: str(folder / CUDART)
 
     def counts(self) -> Counts:
         """See `Counts`."""
@@ -61,9 +62,7 @@ def _build(path: Path, source: str, include: Path, *options: str) -> ctypes.CDLL
     return ctypes.CDLL(str(path), GLOBAL)
 
 
-def image(library: Path, functions: dict[str, Any]) -> bytes:
-    """What stands for a fat binary: a library of the emulator, and its kernels as ``kernels.json`` has them."""
-    lines = [str(library)]
-    for name, facts in functions.items():
-        lines.append(" ".join([name, *(str(_SIZES[kind]) for kind in facts["arg_types"])]))
-    return ("\n".join(lines) + "\n\0").encode()
+def write_image(path: Path, source: str) -> None:
+    """Write what stands for a fat binary made of ``source``: where the emulator's library is."""
+    folder = Path(tempfile.mkdtemp(prefix="moec-emulated-"))
+    path.write_bytes(str(compile_kernels(source, folder)).encode() + b"\0")

@@ -133,23 +133,14 @@ EXPORT cuGraphLaunch(CUgraphExec graph, CUstream stream) {
   for (Work &work : ((Graph *)graph)->works) put(stream, work);
   return CUDA_SUCCESS;
 }
-// The image is text: the path of a library made by the emulator, then a line for each kernel with its arguments' sizes.
+// The image is text: the path of a library made by the emulator.
 EXPORT cuModuleLoadData(CUmodule *module, const void *image) {
   GUARD;
   for (Stream *stream : streams)
     if (stream->capture) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   auto *made = new Module;
-  std::istringstream lines((const char *)image);
-  std::string line;
-  std::getline(lines, line);
-  made->library = dlopen(line.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!made->library) return CUDA_ERROR_NO_BINARY_FOR_GPU;
-  while (std::getline(lines, line)) {
-    std::istringstream words(line);
-    std::string name;
-    words >> name;
-    for (int size; words >> size;) made->sizes[name].push_back(size);
-  }
+  made->library = dlopen((const char *)image, RTLD_NOW | RTLD_LOCAL);
+  if (!made->library) return complain(dlerror()), CUDA_ERROR_NO_BINARY_FOR_GPU;
   return live_modules++, *module = (CUmodule)made, CUDA_SUCCESS;
 }
 EXPORT cuModuleUnload(CUmodule module) {
@@ -159,8 +150,9 @@ EXPORT cuModuleUnload(CUmodule module) {
 EXPORT cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
   auto *own = (Module *)module;
   void *symbol = dlsym(own->library, (std::string("emulate_") + name).c_str());
-  if (!symbol) return CUDA_ERROR_NOT_FOUND;
-  *function = (CUfunction) new Kernel{(void (*)(void **, const int64_t *, int))symbol, own->sizes[name]};
+  void *sizes = dlsym(own->library, (std::string("sizes_") + name).c_str());
+  if (!symbol || !sizes) return CUDA_ERROR_NOT_FOUND;
+  *function = (CUfunction) new Kernel{(void (*)(void **, const int64_t *, int))symbol, (const int *)sizes};
   return CUDA_SUCCESS;
 }
 EXPORT cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_SUCCESS; }
@@ -171,7 +163,7 @@ EXPORT cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void 
         setting("MOEC_STUB_CAPABILITY", 90) < 90)
       return complain("an early launch on a GPU that has none");
   std::vector<std::vector<char>> values;
-  for (size_t i = 0; i < kernel->sizes.size(); ++i)
+  for (int i = 0; kernel->sizes[i]; ++i)
     values.emplace_back((char *)arguments[i], (char *)arguments[i] + kernel->sizes[i]);
   int64_t x = config->gridDimX, y = config->gridDimY, z = config->gridDimZ;
   int threads = (int)config->blockDimX;
@@ -179,6 +171,7 @@ EXPORT cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void 
     std::vector<void *> places;
     for (auto &value : values) places.push_back(value.data());
     int64_t grid[3] = {x, y, z};
+    if (std::getenv("MOEC_STUB_TRACE")) { Dl_info info; dladdr((void *)kernel->run, &info); std::fprintf(stderr, "run %s grid %ld %ld %ld threads %d\n", info.dli_sname, x, y, z, threads); }
     return launches++, kernel->run(places.data(), grid, threads), CUDA_SUCCESS;
   });
 }

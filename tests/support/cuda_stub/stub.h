@@ -14,7 +14,6 @@
 #include <map>
 #include <mutex>
 #include <set>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -27,8 +26,8 @@ struct Stream {
   Graph *capture = nullptr;
   uint64_t last = 0;
 };
-struct Kernel { void (*run)(void **, const int64_t *, int); std::vector<int> sizes; };
-struct Module { void *library; std::map<std::string, std::vector<int>> sizes; };
+struct Kernel { void (*run)(void **, const int64_t *, int); const int *sizes; };
+struct Module { void *library; };
 
 inline std::recursive_mutex lock;
 inline std::map<uintptr_t, size_t> device, pinned;
