@@ -104,7 +104,11 @@ class Bundle:
 
 
 def open_bundle(
-    path: str | Path, *, verify: Level = "full", progress: Callable[[int], None] | None = None
+    path: str | Path,
+    *,
+    verify: Level = "full",
+    progress: Callable[[int], None] | None = None,
+    weights_later: bool = False,
 ) -> Bundle:
     """Open a bundle.
 
@@ -112,11 +116,12 @@ def open_bundle(
         path: the bundle's folder.
         verify: ``full`` reads and hashes every file; ``sizes`` hashes the JSON files only.
         progress: told the bytes of each piece hashed, from several threads.
+        weights_later: the caller hashes the files below ``weights/`` itself, while it reads them.
 
     Raises:
         BundleError: it is not there, damaged, incomplete, inconsistent, or of a newer format.
     """
-    folder, manifest = _open(path, "bundle", verify, progress)
+    folder, manifest = _open(path, "bundle", verify, progress, "weights/" if weights_later else None)
     model, packing = _read_model(folder)
     for name in ("schedule.json", DENSE_NAME, *(experts_name(layer.layer) for layer in model.experts)):
         if name not in manifest.files:
@@ -184,7 +189,11 @@ def _check_version(folder: Path, value: Any) -> None:
 
 
 def _open(
-    path: str | Path, contents: Contents, verify: Level, progress: Callable[[int], None] | None
+    path: str | Path,
+    contents: Contents,
+    verify: Level,
+    progress: Callable[[int], None] | None,
+    unread: str | None = None,
 ) -> tuple[Path, Manifest]:
     folder = Path(path).absolute()
     manifest = read_manifest(folder)
@@ -194,7 +203,7 @@ def _open(
             "modules": ("is a whole bundle", "Give the folder that `moec compile --modules-only` made."),
         }[contents]
         raise BundleError(f"{folder} {what}.", "It cannot be used here.", do)
-    check(folder, manifest, verify, progress)
+    check(folder, manifest, verify, progress, unread)
     return folder, manifest
 
 

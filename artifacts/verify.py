@@ -50,7 +50,11 @@ def hash_files(
 
 
 def check(
-    folder: Path, manifest: Manifest, level: Level = "full", progress: Callable[[int], None] | None = None
+    folder: Path,
+    manifest: Manifest,
+    level: Level = "full",
+    progress: Callable[[int], None] | None = None,
+    unread: str | None = None,
 ) -> None:
     """Compare the files below ``folder`` with the manifest's table.
 
@@ -59,6 +63,7 @@ def check(
         manifest: its manifest, already read.
         level: how much to read.
         progress: told the bytes of each piece read, from several threads.
+        unread: files below this folder (``weights/``) are not read at any level.
 
     Raises:
         BundleError: a file is missing, added, of another size, or (where read) of another SHA-256.
@@ -68,6 +73,7 @@ def check(
         found.pop(MANIFEST_NAME, None)
         _compare_tables(folder, found, manifest.files)
         to_read = [path for path in manifest.files if level == "full" or _is_record(path)]
+        to_read = [path for path in to_read if unread is None or not path.startswith(unread)]
         hashed = hash_files(folder, to_read, progress)
     except OSError as error:
         raise BundleError(

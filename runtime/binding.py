@@ -23,7 +23,7 @@ from moec.runtime.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -81,6 +81,7 @@ class Binder:
         experts: makes the calls of routed experts.
         tokens: of the largest step.
         rows: the most rows of which logits are made at once.
+        resident: addresses of dense weights that are on the device already.
 
     Raises:
         BundleError: a function is missing in the module.
@@ -97,6 +98,7 @@ class Binder:
         experts: ExpertCalls,
         tokens: int,
         rows: int,
+        resident: Mapping[TensorName, int] | None = None,
     ) -> None:
         self.model = bundle.model
         self.crossing = tuple(crossing_values(self.model))
@@ -108,6 +110,7 @@ class Binder:
         self._arena = plan_arena(layout.lifetimes)
         self._memory = device.allocate(self._arena.size_bytes)
         self._weights: dict[TensorName, Memory] = {}
+        self._resident = resident or {}
         self._lasting: dict[View, Any] = {}
         self._functions = {name: functions.get(name) for name in self._function_names()}
 
@@ -148,9 +151,11 @@ class Binder:
 
     def weight(self, name: TensorName) -> View:
         """A dense weight on the device, brought there once however often it is used."""
+        place = self._bundle.dense[name]
+        if name in self._resident:
+            return View(self._resident[name], place.dtype, place.shape)
         if name not in self._weights:
             self._weights[name] = self._device.hold(self._bundle.dense_view(name))
-        place = self._bundle.dense[name]
         return View(self._weights[name].address, place.dtype, place.shape)
 
     def lasting(self, view: View) -> Any:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.runtime.binding import Binder
-    from moec.runtime.devices.protocol import Device
+    from moec.runtime.devices.protocol import Call, Device
     from moec.runtime.engine.batch import StepBatch
     from moec.runtime.expert_calls import ExpertCalls
     from moec.runtime.layout import Part
@@ -45,7 +45,7 @@ class ChainExecutor:
         self._device, self._binder, self._experts, self._stats = device, binder, experts, stats
         self._model = binder.model
         self._mirrors: BatchMirrors | None = None
-        self._bound: OrderedDict[tuple[Part, bool, int], Callable[[], None]] = OrderedDict()
+        self._bound: OrderedDict[tuple[str, bool, int], Callable[[], None]] = OrderedDict()
 
     @property
     def recorder(self) -> RoutingRecorder | None:
@@ -55,6 +55,12 @@ class ChainExecutor:
     @recorder.setter
     def recorder(self, recorder: RoutingRecorder | None) -> None:
         self._experts.recorder = recorder
+        self._bound.clear()
+
+    def close(self) -> None:
+        """Let go of all memory."""
+        self._bound.clear()
+        self._device.close()
 
     def run(self, batch: StepBatch) -> NDArray[np.float32]:
         """See `moec.runtime.engine.batch.Executor`; the result is good until the next run."""
@@ -63,21 +69,37 @@ class ChainExecutor:
             mirrors = self._mirrors = BatchMirrors(self._device, batch)
             self._bound.clear()
         mirrors.update()
+        if self.recorder is None and len(batch.wanted) == batch.count <= LOGIT_ROWS:
+            self._whole(batch.count, mirrors)()
+            return self._read_logits(mirrors, batch.count, gathered=False)
         self._part("main", batch.count, mirrors)()
         if self.recorder is None:
             return self._logits_of(mirrors, batch.wanted)
         return self._logits_of(mirrors, list(range(batch.count)))[batch.wanted]
 
+    def _whole(self, count: int, mirrors: BatchMirrors) -> Callable[[], None]:
+        """A step whose every row's logits are wanted, as decoding has: both parts as one list of calls."""
+
+        def calls() -> list[Call]:
+            parts = [self._binder.calls(part, count, mirrors) for part in ("main", "last")]
+            return [call for part in parts for call in part]
+
+        return self._prepared(("whole", False, count), calls)
+
     def _part(
         self, part: Part, count: int, mirrors: BatchMirrors, *, gathered: bool = False
     ) -> Callable[[], None]:
-        key = (part, gathered, count)
+        return self._prepared(
+            (part, gathered, count),
+            lambda: self._binder.calls(part, count, mirrors, gathered=gathered),
+        )
+
+    def _prepared(self, key: tuple[str, bool, int], calls: Callable[[], list[Call]]) -> Callable[[], None]:
         run = self._bound.get(key)
         if run is None:
             if len(self._bound) >= COUNTS_KEPT:
                 self._bound.popitem(last=False)
-            calls = self._binder.calls(part, count, mirrors, gathered=gathered)
-            run = self._bound[key] = self._device.prepare(calls, self._stats)
+            run = self._bound[key] = self._device.prepare(calls(), self._stats)
         else:
             self._bound.move_to_end(key)
         return run
@@ -99,6 +121,9 @@ class ChainExecutor:
 
     def _run_last(self, mirrors: BatchMirrors, rows: int, *, gathered: bool) -> NDArray[np.float32]:
         self._part("last", rows, mirrors, gathered=gathered)()
+        return self._read_logits(mirrors, rows, gathered=gathered)
+
+    def _read_logits(self, mirrors: BatchMirrors, rows: int, *, gathered: bool) -> NDArray[np.float32]:
         place = self._binder.value("last", CHAIN_OUTPUT, rows, mirrors, gathered=gathered)
         logits: NDArray[np.float32] = self._device.read(place).reshape(rows, self._model.vocab_size)
         return logits

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import LOGIT_ROWS, footprint
-from moec.artifacts.model import AttentionStep
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import DEFAULT_PRIOR_TOKENS, Policy, best_schedule
 from moec.errors import DeviceError
 from moec.runtime.binding import Binder
 from moec.runtime.budget import MemoryPlan, parse_memory, plan_memory
-from moec.runtime.cache.storage import CacheStorage
+from moec.runtime.cache.storage import CacheStorage, attention_layers
 from moec.runtime.devices.cpu import CpuDevice
+from moec.runtime.devices.names import parse_ordinal
 from moec.runtime.engine import Engine, Limits
 from moec.runtime.executor import ChainExecutor
 from moec.runtime.expert_calls import HostExperts
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moec.artifacts.manifest import TargetRecord
-    from moec.artifacts.model import AttentionSpec, ModelRecord
     from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import PolicyName
     from moec.artifacts.verify import Level
@@ -57,8 +56,10 @@ def load(
 
     Args:
         path: the bundle's folder.
-        device: ``cpu``.
-        device_memory: a budget for a GPU; there is none to give it to on ``cpu``, so it must be ``None``.
+        device: ``cpu``, or ``cuda:0``: the first GPU, with all weights in its memory.
+        device_memory: hard limit on what the model allocates on the GPU (weights, cache, activations, code): bytes, a
+            text such as ``8GiB`` or ``75%``, or a ratio of the GPU's memory. ``None``: what is free, less some. The
+            driver's own context is not counted. On ``cpu`` it must be ``None``.
         host_memory: hard limit on what the model keeps resident (weights, cache, activations): bytes, a text
             such as ``8GiB`` or ``75%``, or a ratio such as 0.75 of the machine's memory. Experts beyond it
             stay in the file. ``None``: no limit. Python itself and its libraries are not counted.
@@ -68,14 +69,16 @@ def load(
         max_batch: sequences that run at once.
         max_step_tokens: tokens of one step; longer prompts are run in several.
         cache_tokens: room in the key-value cache, all sequences together; ``None``: ``max_batch`` full
-            contexts, but at most a quarter of ``host_memory`` (of the free memory where there is no limit).
+            contexts, but at most a quarter of ``host_memory`` (of the free memory where there is no limit); on a
+            GPU at most what its weights leave.
         verify: ``full`` reads and hashes every file, ``sizes`` only the JSON files.
-        progress: told the bytes of each piece hashed, from several threads.
+        progress: told the bytes of each piece hashed or brought to the GPU, from several threads.
 
     Raises:
         BundleError: the bundle is missing, damaged or too new.
         DeviceError: this machine cannot run the bundle on ``device``.
-        BudgetError: ``host_memory`` does not hold the least that is needed; nothing was allocated.
+        BudgetError: ``host_memory`` or ``device_memory`` does not hold the least that is needed; nothing was
+            allocated.
         RequestError: an option is out of range.
     """
     _check_device(device, device_memory)
@@ -85,6 +88,12 @@ def load(
         check_count("cpu_threads", cpu_threads, least=1)
     if cache_tokens is not None:
         check_count("cache_tokens", cache_tokens, least=1)
+    if device.startswith("cuda"):
+        from moec.runtime.loading_cuda import CudaOptions, load_cuda
+
+        sizes = max_batch, max_step_tokens, cache_tokens
+        options = CudaOptions(parse_ordinal(device), device_memory, cpu_threads, *sizes, verify)
+        return load_cuda(path, options, progress)
     budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")
     bundle = open_bundle(path, verify=verify, progress=progress)
     target = choose_cpu_target(bundle.manifest.targets, host_cpu_features())
@@ -116,7 +125,7 @@ def _assemble(
     device, stats = CpuDevice(), Stats()
     views = [bundle.experts_view(layer.layer) for layer in bundle.model.experts]
     experts = HostExperts(ExpertStore(views, layers, stats, policy))
-    cache = CacheStorage(device, _attention_layers(bundle.model), limits.cache_pages)
+    cache = CacheStorage(device, attention_layers(bundle.model), limits.cache_pages)
     functions = device.load(bundle.path, target.files)
     rows = min(limits.max_step_tokens, LOGIT_ROWS)
     binder = Binder(
@@ -140,21 +149,14 @@ def _policy(bundle: Bundle, memory: MemoryPlan) -> Policy:
     return Policy("lfru", DEFAULT_PRIOR_TOKENS) if schedule is None else schedule.policy
 
 
-def _attention_layers(model: ModelRecord) -> tuple[AttentionSpec, ...]:
-    specs = {spec.name: spec for spec in model.attentions}
-    steps = [step for step in model.steps if isinstance(step, AttentionStep)]
-    return tuple(specs[step.attention] for step in sorted(steps, key=lambda step: step.layer))
-
-
 def _check_device(device: str, device_memory: object) -> None:
     if device.startswith("cuda"):
-        raise DeviceError(
-            f"The device {device} cannot be used yet.",
-            "This version of the runtime runs the CPU modules of a bundle only.",
-            'Load it with device="cpu".',
-        )
+        parse_ordinal(device)
+        return
     if device != "cpu":
-        raise DeviceError(f"There is no device {device!r}.", "Known devices: cpu.", 'Use device="cpu".')
+        raise DeviceError(
+            f"There is no device {device!r}.", "Known devices: cpu, cuda:0, cuda:1, …", 'Use device="cpu".'
+        )
     if device_memory is not None:
         raise DeviceError(
             "device_memory does not apply to the device cpu.",

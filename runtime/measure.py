@@ -9,18 +9,25 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moec.artifacts.machine import MachineRecord
+from moec.runtime.devices.names import parse_ordinal
 from moec.runtime.machine import total_memory
 from moec.runtime.threads import default_threads
+
+if TYPE_CHECKING:
+    from moec.runtime.devices.cuda.measure import GpuRecord
 
 PROBE_BYTES = 256 << 20
 """Large enough to leave every cache level behind."""
 DISK_PROBE_BYTES = 64 << 20
 REPEATS = 5
 GIGA = 1e9
+HANDSHAKE_US = 2.2
+"""Of GPU and CPU in one captured step, as it was on an H100; not measured here."""
 
 
 def cpu_model() -> str:
@@ -60,20 +67,45 @@ def disk_bandwidth(folder: Path) -> float:
         return DISK_PROBE_BYTES / (time.perf_counter() - start) / GIGA
 
 
-def this_machine(folder: Path, threads: int | None = None) -> MachineRecord:
-    """Measure this machine as one without a GPU; ``folder`` says which disk the bundle lies on."""
+def gpu_records() -> list[GpuRecord]:
+    """Measure every GPU that this process may use.
+
+    Raises:
+        DeviceError: there is no driver.
+        MissingDependencyError: cuda-bindings is not installed.
+    """
+    from moec.runtime.devices.cuda.measure import measure_gpu
+    from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+
+    driver = NvidiaDriver()
+    return [measure_gpu(driver, ordinal) for ordinal in range(driver.device_count())]
+
+
+def gpu_record(device: str) -> GpuRecord:
+    """Measure one GPU, such as ``cuda:0``; raises as `gpu_records` does, or where there is no such GPU."""
+    from moec.runtime.devices.cuda.device import check_ordinal
+    from moec.runtime.devices.cuda.measure import measure_gpu
+    from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+
+    driver, ordinal = NvidiaDriver(), parse_ordinal(device)
+    check_ordinal(driver, ordinal)
+    return measure_gpu(driver, ordinal)
+
+
+def this_machine(folder: Path, threads: int | None = None, gpu: GpuRecord | None = None) -> MachineRecord:
+    """Measure this machine; ``folder`` says which disk the bundle lies on, ``gpu`` is one measured already."""
     threads = threads or default_threads()
     return MachineRecord(
         name=platform.node() or "this machine",
-        gpu_name=None,
-        gpu_memory_bytes=0,
-        gpu_bandwidth_gb_s=0.0,
-        link_gb_s=0.0,
+        gpu_name=None if gpu is None else gpu.name,
+        gpu_memory_bytes=0 if gpu is None else gpu.memory_bytes,
+        gpu_bandwidth_gb_s=0.0 if gpu is None else round(gpu.bandwidth_gb_s, 1),
+        link_gb_s=0.0 if gpu is None else round(gpu.link_gb_s, 2),
         unified_memory=False,
         host_memory_bytes=total_memory(),
         host_bandwidth_gb_s=round(read_bandwidth(threads), 2),
         cpu_threads=threads,
         disk_gb_s=round(disk_bandwidth(folder), 2),
-        handshake_us=0.0,
-        source=f"measured by moec on {cpu_model()}",
+        handshake_us=0.0 if gpu is None else HANDSHAKE_US,
+        source=f"measured by moec on {cpu_model()}" + ("" if gpu is None else f" and {gpu.name}"),
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.traces import Traces
     from moec.runtime.budget import MemoryPlan
+    from moec.runtime.device_budget import DevicePlan
     from moec.runtime.engine import Engine
     from moec.runtime.engine import Sequence as RunningSequence
     from moec.runtime.executor import ChainExecutor
@@ -49,7 +50,7 @@ class Model:
         path: Path,
         record: ModelRecord,
         target: str,
-        memory: MemoryPlan,
+        memory: MemoryPlan | DevicePlan,
         engine: Engine,
         executor: ChainExecutor | None,
         cpu_threads: int = 1,
@@ -217,6 +218,8 @@ class Model:
     def close(self) -> None:
         """Let go of all memory. The model cannot be used any more."""
         self._engine = None
+        if self._executor is not None:
+            self._executor.close()
         self._executor = None
 
     def __enter__(self) -> Self:

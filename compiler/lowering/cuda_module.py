@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +155,11 @@ def _argument_type(parameter: Any) -> str:
 
 def _machine_code(source: str, target: Target) -> list[FatbinEntry]:
     text = PREAMBLE + HEADER.read_text() + source
-    entries = [FatbinEntry("elf", name, compile_cubin(text, name)) for name in target.architectures]
     newest = target.architectures[-1]
-    return [*entries, FatbinEntry("ptx", newest, compile_ptx(text, newest))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NVRTC works outside of Python's lock
+        ptx = pool.submit(compile_ptx, text, newest)
+        cubins = pool.map(lambda name: compile_cubin(text, name), target.architectures)
+        entries = [
+            FatbinEntry("elf", name, code) for name, code in zip(target.architectures, cubins, strict=True)
+        ]
+    return [*entries, FatbinEntry("ptx", newest, ptx.result())]

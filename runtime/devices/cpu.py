@@ -111,5 +111,8 @@ class CpuDevice:
 
         return run
 
+    def close(self) -> None:
+        """Memory goes with its last reference."""
+
     def synchronize(self) -> None:
         """Nothing runs beside the caller."""

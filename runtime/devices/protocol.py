@@ -148,6 +148,10 @@ class Device(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give everything back. The device, its memory and its tensors cannot be used any more."""
+        ...
+
     def synchronize(self) -> None:
         """Wait until all calls have finished.
 

@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "bench": "moec.cli.bench",
     "models": "moec.cli.models",
     "doctor": "moec.cli.doctor",
+    "kit": "moec.cli.kit",
 }
 """Every command, in the order in which help lists it; each module has a ``command``."""
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moec.cli.options import bundle_argument, host_memory_option, json_option, threads_option
+from moec.cli.options import (
+    bundle_argument,
+    device_memory_option,
+    device_option,
+    host_memory_option,
+    json_option,
+    threads_option,
+)
 from moec.cli.output import human_bytes, print_json
 
 if TYPE_CHECKING:
@@ -32,6 +39,8 @@ STEP_TOKENS = 512
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences at once.")
 @threads_option
 @host_memory_option
+@device_option
+@device_memory_option
 @json_option
 def command(
     bundle: Path,
@@ -40,6 +49,8 @@ def command(
     batch: int,
     cpu_threads: int | None,
     host_memory: str | None,
+    device: str,
+    device_memory: str | None,
     as_json: bool,
 ) -> None:
     """Time prefill and decode of BUNDLE on random tokens, as a ratio to the memory's speed measured in the same run.
@@ -52,6 +63,8 @@ def command(
 
     with runtime.load(
         bundle,
+        device=device,
+        device_memory=device_memory,
         cpu_threads=cpu_threads,
         host_memory=host_memory,
         max_batch=batch,
@@ -59,7 +72,7 @@ def command(
         cache_tokens=batch * (prompt_tokens + new_tokens),
         verify="sizes",
     ) as model:
-        facts = measure(model, prompt_tokens, new_tokens, batch)
+        facts = measure(model, prompt_tokens, new_tokens, batch, device)
     if as_json:
         print_json(facts)
         return
@@ -74,14 +87,16 @@ def command(
     click.echo(f"ratio    {facts['ratio_to_floor']:.2f}" + (" (batch 1 floor)" if batch > 1 else ""))
 
 
-def measure(model: Model, prompt_tokens: int, new_tokens: int, batch: int) -> dict[str, Any]:
+def measure(
+    model: Model, prompt_tokens: int, new_tokens: int, batch: int, device: str = "cpu"
+) -> dict[str, Any]:
     """Time one batch from its first step to its last; facts as JSON values."""
     from moec.artifacts.footprint import footprint
-    from moec.runtime.measure import read_bandwidth
+    from moec.runtime.measure import gpu_record, read_bandwidth
 
     facts = footprint(model.record)
     active = facts.dense_bytes_per_token + sum(layer.top_k * layer.expert_bytes for layer in facts.layers)
-    bandwidth = read_bandwidth(model.cpu_threads)
+    bandwidth = read_bandwidth(model.cpu_threads) if device == "cpu" else gpu_record(device).bandwidth_gb_s
     run_batch(model.engine, model.record.vocab_size, min(prompt_tokens, 8), 2, 1)
     model.stats.reset()
     prefill, steps = run_batch(model.engine, model.record.vocab_size, prompt_tokens, new_tokens, batch)

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from moec.cli.generate import choose_sampling
+from moec.cli.loading import load_model
 from moec.cli.options import (
     bundle_argument,
+    device_memory_option,
+    device_option,
     host_memory_option,
     json_option,
     max_new_tokens_option,
@@ -35,6 +38,8 @@ FAREWELLS = ("/exit", "/quit")
 @threads_option
 @host_memory_option
 @json_option
+@device_option
+@device_memory_option
 def command(
     bundle: Path,
     system: str | None,
@@ -48,6 +53,8 @@ def command(
     cpu_threads: int | None,
     host_memory: str | None,
     as_json: bool,
+    device: str,
+    device_memory: str | None,
 ) -> None:
     """Talk to the model in BUNDLE, line by line; /exit or the end of input ends it.
 
@@ -60,7 +67,9 @@ def command(
     from moec import runtime
 
     do_sample = choose_sampling(greedy, temperature, top_p, top_k)
-    with runtime.load(bundle, device="cpu", cpu_threads=cpu_threads, host_memory=host_memory) as model:
+    with load_model(
+        bundle, device, device_memory=device_memory, host_memory=host_memory, cpu_threads=cpu_threads
+    ) as model:
         messages = [{"role": "system", "content": system}] if system else []
         for line in _lines():
             messages.append({"role": "user", "content": line})

@@ -14,6 +14,7 @@ import click
 
 from moec.cli.options import json_option
 from moec.cli.output import human_bytes, print_json
+from moec.errors import MoecError
 
 COMPILE_PACKAGES = ("torch", "transformers", "safetensors", "huggingface_hub", "tvm")
 RUNTIME_PACKAGES = ("tvm_ffi", "numpy", "tokenizers", "jinja2", "jsonschema")
@@ -46,6 +47,14 @@ def command(as_json: bool) -> None:
         f"disk           read at {machine['disk_gb_s']} GB/s, {human_bytes(facts['free_disk_bytes'])} free here"
     )
     click.echo(f"NVIDIA driver  {facts['cuda_driver'] or 'none'}")
+    for gpu in facts["gpus"]:
+        click.echo(
+            f"cuda:{gpu['ordinal']}         {gpu['name']}, {gpu['architecture']}, {human_bytes(gpu['memory_bytes'])} "
+            f"({human_bytes(gpu['free_bytes'])} free), copies at {gpu['bandwidth_gb_s']:.0f} GB/s, "
+            f"link {gpu['link_gb_s']:.1f} GB/s there, {gpu['back_link_gb_s']:.1f} back"
+        )
+    if facts["gpu_problem"]:
+        click.echo(f"GPUs           not usable: {facts['gpu_problem']}")
     click.echo(f"python         {facts['python']}")
     for what, missing in (
         ("runtime", facts["missing_for_runtime"]),
@@ -60,17 +69,25 @@ def examine() -> dict[str, Any]:
     from moec.compiler.lowering.targets import CPU_LEVELS, required_flags
     from moec.runtime.libraries import host_cpu_features
     from moec.runtime.machine import available_memory
-    from moec.runtime.measure import cpu_model, this_machine
+    from moec.runtime.measure import cpu_model, gpu_records, this_machine
 
     features = host_cpu_features()
+    driver, gpus, problem = cuda_driver(), [], ""
+    if driver is not None:
+        try:
+            gpus = gpu_records()
+        except MoecError as error:
+            problem = f"{error.what} {error.do}"
     linked = any(map(shutil.which, LINKERS)) or importlib.util.find_spec("ziglang") is not None
     return {
         "processor": cpu_model(),
         "cpu_targets": [name for name in CPU_LEVELS if features.issuperset(required_flags(name))],
-        "machine": to_json(this_machine(Path.cwd())),
+        "machine": to_json(this_machine(Path.cwd(), gpu=gpus[0] if gpus else None)),
         "available_memory_bytes": available_memory(),
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
-        "cuda_driver": cuda_driver(),
+        "cuda_driver": driver,
+        "gpus": [to_json(gpu) for gpu in gpus],
+        "gpu_problem": problem,
         "python": f"{platform.python_version()} at {sys.executable}",
         "missing_for_runtime": _missing(RUNTIME_PACKAGES),
         "missing_for_compiler": _missing(COMPILE_PACKAGES)

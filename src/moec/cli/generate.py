@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.cli.loading import load_model
 from moec.cli.options import (
     bundle_argument,
+    device_memory_option,
+    device_option,
     host_memory_option,
     json_option,
     max_new_tokens_option,
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 @sampling_options
 @threads_option
 @host_memory_option
+@device_option
+@device_memory_option
 @click.option("--stats", is_flag=True, help="Say afterwards how fast it was and where the time went.")
 @json_option
 def command(
@@ -48,6 +53,8 @@ def command(
     seed: int | None,
     cpu_threads: int | None,
     host_memory: str | None,
+    device: str,
+    device_memory: str | None,
     stats: bool,
     as_json: bool,
 ) -> None:
@@ -65,7 +72,9 @@ def command(
     text = sys.stdin.read() if prompt == "-" else prompt
     if (text is None) == (token_ids is None):
         raise click.UsageError("give a prompt (or - for stdin), or --token-ids, and not both")
-    with runtime.load(bundle, device="cpu", cpu_threads=cpu_threads, host_memory=host_memory) as model:
+    with load_model(
+        bundle, device, device_memory=device_memory, host_memory=host_memory, cpu_threads=cpu_threads
+    ) as model:
         ids = parse_token_ids(token_ids) if token_ids is not None else model.encode(text or "")
         streamer = None if as_json or token_ids is not None else runtime.TextStreamer(model.tokenizer)
         start = time.perf_counter()

@@ -17,6 +17,17 @@ threads_option = click.option(
     help="Threads to compute with.  [default: all cores]",
 )
 
+device_option = click.option(
+    "--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, or cuda:0 for the first GPU."
+)
+
+device_memory_option = click.option(
+    "--device-memory",
+    metavar="SIZE",
+    default=None,
+    help="Most GPU memory to use: bytes, 8GiB, or a share such as 0.75.  [default: what is free]",
+)
+
 host_memory_option = click.option(
     "--host-memory",
     metavar="SIZE",

@@ -9,7 +9,7 @@ import click
 
 from moec.cli.options import bundle_argument, json_option
 from moec.cli.output import human_bytes, print_json
-from moec.errors import DeviceError
+from moec.errors import DeviceError, MissingDependencyError
 
 if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
@@ -74,9 +74,15 @@ def command(
 
 def _describe(machine: Path | None, bundle: Path) -> MachineRecord:
     from moec.artifacts.records import read_machine
-    from moec.runtime.measure import this_machine
+    from moec.runtime.measure import gpu_records, this_machine
 
-    return this_machine(bundle) if machine is None else read_machine(machine)
+    if machine is not None:
+        return read_machine(machine)
+    try:
+        gpus = gpu_records()
+    except (DeviceError, MissingDependencyError):
+        gpus = []
+    return this_machine(bundle, gpu=gpus[0] if gpus else None)
 
 
 def _size(text: str | None, total_bytes: int, name: str) -> int | None:

@@ -15,7 +15,7 @@ import tvm_ffi
 from numpy.typing import NDArray
 from tvm import tirx
 
-from moec.compiler.lowering.cuda_module import DeviceCode, split_kernels
+from moec.compiler.lowering.cuda_module import split_kernels
 from moec.compiler.lowering.targets import parse_target
 from moec.runtime.tensors import tensor_at
 
@@ -39,7 +39,7 @@ class Emulated:
         named = {str(function.attrs["global_symbol"]): function for function in functions}
         host, code = split_kernels(tvm.IRModule(named), parse_target("cuda-sm_80"))
         with tempfile.TemporaryDirectory() as folder:
-            self._library = _compile(code, Path(folder))
+            self._library = ctypes.CDLL(str(compile_kernels(code.source, Path(folder))))
         self._host = host
         self._code = code
 
@@ -82,8 +82,9 @@ def _tensor(argument: NDArray[Any] | tuple[NDArray[Any], str]) -> Any:
     return tensor_at(array.ctypes.data, dtype, array.shape, device=(CUDA_DEVICE, 0))
 
 
-def _compile(code: DeviceCode, folder: Path) -> ctypes.CDLL:
-    source = code.source[code.source.index('extern "C" __global__') :]
+def compile_kernels(source: str, folder: Path) -> Path:
+    """A library that has ``emulate_<kernel>(arguments, grid, threads)`` and the arguments' ``sizes_<kernel>``."""
+    source = source[source.index('extern "C" __global__') :]
     source = re.sub(
         r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];", r"\1 *\2 = (\1 *)emulated_dynamic;", source
     )
@@ -91,13 +92,13 @@ def _compile(code: DeviceCode, folder: Path) -> ctypes.CDLL:
     wrappers = []
     for name, parameters in _DECLARATION.findall(source):
         kinds = [parameter.strip().rsplit(" ", 1)[0] for parameter in parameters.split(",")]
-        loads = ", ".join(
-            f"*({kind.replace('__restrict__', '')}*)places[{i}]" for i, kind in enumerate(kinds)
-        )
+        plain = [kind.replace("__restrict__", "") for kind in kinds]
+        loads = ", ".join(f"*({kind}*)places[{i}]" for i, kind in enumerate(plain))
         wrappers.append(
             f"static void body_{name}(void *all) {{ void **places = (void **)all; {name}({loads}); }}\n"
             f'extern "C" void emulate_{name}(void **places, const int64_t *grid, int threads) '
-            f"{{ moec_emulate(body_{name}, places, grid, threads); }}"
+            f"{{ moec_emulate(body_{name}, places, grid, threads); }}\n"
+            f'extern "C" const int sizes_{name}[] = {{ {", ".join(f"sizeof({kind})" for kind in plain)}, 0 }};'
         )
     dynamic = "alignas(128) static unsigned char emulated_dynamic[232448];\n"
     text = "\n".join((f'#include "{HEADER}"', dynamic, source, *wrappers))
@@ -117,4 +118,4 @@ def _compile(code: DeviceCode, folder: Path) -> ctypes.CDLL:
         [*command, str(path), "-o", str(folder / "kernels.so")], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr[-4000:]
-    return ctypes.CDLL(str(folder / "kernels.so"))
+    return folder / "kernels.so"

@@ -235,6 +235,21 @@ static inline int moec_shuffle_int(int value, int lane) {
   unsigned word = (unsigned)value;
   return (int)emulator::exchange(&word, 1)[lane & 31][0];
 }
+// What loops that TVM generates use.
+struct nv_bfloat16 {
+  uint16_t bits;
+  nv_bfloat16() = default;
+  nv_bfloat16(float x) : bits((uint16_t)emulated_bf16(x)) {}
+  operator float() const { return __uint_as_float((unsigned)bits << 16); }
+};
+static inline unsigned __activemask() { return 0xffffffffu; }
+static inline float __shfl_down_sync(unsigned, float value, int delta, int width) {
+  int lane = emulator::current->number & 31;
+  return moec_shuffle(value, lane % width + delta < width ? lane + delta : lane);
+}
+static inline float __shfl_sync(unsigned, float value, int lane, int width) {
+  return moec_shuffle(value, (emulator::current->number & 31) / width * width + lane);
+}
 static inline float moec_shuffle_xor(float value, int mask) {
   return moec_shuffle(value, (emulator::current->number ^ mask) & 31);
 }

@@ -1,0 +1,147 @@
+"""What a model will take on a GPU, held against the budget before anything is allocated. Pure arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.footprint import LOGIT_ROWS, TABLE_ENTRY_BYTES, footprint
+from moec.artifacts.paths import DENSE_NAME, experts_name
+from moec.errors import BudgetError
+from moec.runtime.arena import plan_arena
+from moec.runtime.cache.pages import pages_for
+from moec.runtime.devices.protocol import ALIGNMENT_BYTES
+from moec.runtime.layout import chain_layout
+
+if TYPE_CHECKING:
+    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.reader import Bundle
+
+GRAPH_BYTES = 32 << 20
+"""Set aside for captured graphs, which the driver keeps on the GPU."""
+
+
+@dataclass(frozen=True)
+class DeviceNeeds:
+    """What does not depend on how long the cache is."""
+
+    dense_bytes: int
+    expert_bytes: int
+    """All routed experts."""
+    table_bytes: int
+    """Addresses of the experts."""
+    arena_bytes: int
+    """Values of the largest step, workspaces included."""
+    staging_bytes: int
+    """Tokens and page tables of a step."""
+    code_bytes: int
+    """Machine code, an upper bound, and graphs."""
+    cache_page_bytes: int
+    """One page in all attention layers."""
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Everything but the cache."""
+        return (
+            self.dense_bytes
+            + self.expert_bytes
+            + self.table_bytes
+            + self.arena_bytes
+            + self.staging_bytes
+            + self.code_bytes
+        )
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """Bytes on the GPU by purpose; within the budget. The driver's own context is not counted."""
+
+    needs: DeviceNeeds
+    cache_pages: int
+    limit_bytes: int
+
+    @property
+    def cache_bytes(self) -> int:
+        """The key-value cache."""
+        return _aligned(self.cache_pages * self.needs.cache_page_bytes)
+
+    @property
+    def total_bytes(self) -> int:
+        """The most that will be allocated."""
+        return self.needs.fixed_bytes + self.cache_bytes
+
+
+def device_needs(
+    bundle: Bundle, target: TargetRecord, *, max_batch: int, max_step_tokens: int
+) -> DeviceNeeds:
+    """Add up what ``bundle`` needs with all its experts on the GPU."""
+    model, files = bundle.model, bundle.manifest.files
+    layout = chain_layout(
+        model, bundle.programs[target.name], max_step_tokens, min(max_step_tokens, LOGIT_ROWS)
+    )
+    code = [files[name].size_bytes for name in target.files if name.endswith(".fatbin")]
+    return DeviceNeeds(
+        dense_bytes=_aligned(files[DENSE_NAME].size_bytes),
+        expert_bytes=sum(_aligned(files[experts_name(layer.layer)].size_bytes) for layer in model.experts),
+        table_bytes=sum(_aligned(TABLE_ENTRY_BYTES * layer.experts) for layer in model.experts),
+        arena_bytes=_aligned(plan_arena(layout.lifetimes).size_bytes),
+        staging_bytes=staging_bytes(max_batch, max_step_tokens, model.max_context),
+        code_bytes=sum(code) + GRAPH_BYTES,
+        cache_page_bytes=footprint(model).cache_page_bytes,
+    )
+
+
+def staging_bytes(max_batch: int, max_step_tokens: int, max_context: int) -> int:
+    """The arrays of a `moec.runtime.engine.batch.StepBatch`, each in a place of its own."""
+    table = 4 * (max_batch + 1) * pages_for(max_context)
+    return sum(_aligned(size * max_step_tokens) for size in (8, 8, 4, 4)) + _aligned(table)
+
+
+def plan_device_memory(
+    needs: DeviceNeeds,
+    *,
+    max_context: int,
+    limit_bytes: int,
+    cache_tokens: int | None,
+    max_batch: int,
+) -> DevicePlan:
+    """Give the cache its share.
+
+    Args:
+        needs: everything else.
+        max_context: tokens of one sequence.
+        limit_bytes: the budget, or what is free where there is none.
+        cache_tokens: tokens of key-value cache, all sequences together; ``None``: ``max_batch`` full contexts, or
+            what the rest of the limit holds.
+        max_batch: sequences at once.
+
+    Raises:
+        BudgetError: the limit does not hold the weights, a step and the cache.
+    """
+    page = needs.cache_page_bytes
+    if cache_tokens is None:
+        room = (limit_bytes - needs.fixed_bytes - ALIGNMENT_BYTES) // max(1, page)
+        pages = max(1, min(max_batch * pages_for(max_context), room))
+    else:
+        pages = pages_for(cache_tokens)
+    plan = DevicePlan(needs, pages, limit_bytes)
+    if plan.total_bytes > limit_bytes:
+        raise _too_small(plan)
+    return plan
+
+
+def _too_small(plan: DevicePlan) -> BudgetError:
+    needs = plan.needs
+    return BudgetError(
+        f"device_memory is {plan.total_bytes - plan.limit_bytes} bytes too small: "
+        f"{plan.limit_bytes} of at least {plan.total_bytes}.",
+        f"Dense weights take {needs.dense_bytes} bytes, routed experts {needs.expert_bytes}, the key-value cache "
+        f"{plan.cache_bytes} for {plan.cache_pages * PAGE_TOKENS} tokens, a step {needs.arena_bytes}, "
+        f"tables and staging {needs.table_bytes + needs.staging_bytes}, code and graphs {needs.code_bytes}.",
+        "Raise device_memory, or lower cache_tokens, max_step_tokens or max_batch.",
+    )
+
+
+def _aligned(size: int) -> int:
+    return max(ALIGNMENT_BYTES, -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)

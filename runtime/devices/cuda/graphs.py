@@ -1,0 +1,119 @@
+"""A list of calls that runs again and again: as single launches first, then as one captured graph."""
+
+from __future__ import annotations
+
+import contextlib
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from moec.errors import DeviceError
+from moec.runtime.devices.protocol import HostCall, PackedCall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from moec.runtime.devices.cuda.driver import Handle
+    from moec.runtime.devices.cuda.resources import Resources
+    from moec.runtime.devices.cuda.staging import Staging
+    from moec.runtime.devices.protocol import Call
+    from moec.runtime.stats import Stats
+
+
+class CallList:
+    """Runs ``calls``: one by one the first time, and from the second time on as a graph.
+
+    The first run loads each kernel's code into the GPU, which a capture forbids; and what runs but once is not worth a
+    graph. Where the host has a part in it (`HostCall`), each run is one by one.
+
+    The copy of what the host staged goes before the calls, inside the graph where it was needed when it was captured.
+
+    Args:
+        resources: of the GPU.
+        stream: where calls are launched; TVM's current stream of this thread too.
+        staging: what is copied first.
+        calls: see `moec.runtime.devices.protocol.Device.prepare`.
+        stats: gets the time that launching takes; of a graph all goes to the first call's stage.
+        enter: makes the GPU the calling thread's.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        stream: Handle,
+        staging: Staging,
+        calls: Sequence[Call],
+        stats: Stats,
+        enter: Callable[[], None],
+    ) -> None:
+        self._resources = resources
+        self._driver = resources.driver
+        self._stream = stream
+        self._staging = staging
+        self._calls = tuple(calls)
+        self._stats = stats
+        self._enter = enter
+        self._capturable = bool(calls) and all(isinstance(call, PackedCall) for call in calls)
+        self._warm = False
+        self._graph: Handle | None = None
+        self._copies = False
+
+    @property
+    def captured(self) -> bool:
+        """Whether it runs as a graph by now."""
+        return self._graph is not None
+
+    def __call__(self) -> None:
+        """Put the calls into the stream."""
+        self._enter()
+        if not (self._capturable and self._warm):
+            self._run_each()
+            self._warm = True
+            return
+        started = perf_counter()
+        if self._graph is None:
+            self._graph = self._capture()
+        staging = self._staging
+        if staging.dirty and not self._copies:
+            staging.copy()
+            staging.copied()
+        self._driver.launch(self._graph, self._stream)
+        if self._copies:
+            staging.copied()
+        self._stats.milliseconds[self._calls[0].stage] += (perf_counter() - started) * 1e3
+
+    def _run_each(self) -> None:
+        if self._staging.dirty:
+            self._staging.copy()
+            self._staging.copied()
+        before = perf_counter()
+        for call in self._calls:
+            if isinstance(call, HostCall):
+                call.run()
+            else:
+                call.function(*call.arguments)
+            after = perf_counter()
+            self._stats.milliseconds[call.stage] += (after - before) * 1e3
+            before = after
+
+    def _capture(self) -> Handle:
+        driver, stream = self._driver, self._stream
+        self._copies = self._staging.dirty
+        driver.begin_capture(stream)
+        try:
+            if self._copies:
+                self._staging.copy()
+            for call in self._calls:
+                assert isinstance(call, PackedCall)
+                call.function(*call.arguments)
+        except BaseException:
+            # The stream must not stay in capture; what was noted so far is worth nothing.
+            with contextlib.suppress(DeviceError):
+                driver.destroy_graph(driver.end_capture(stream))
+            raise
+        graph = driver.end_capture(stream)
+        self._resources.keep_graph(graph)
+        return graph
+
+    def __del__(self) -> None:
+        if self._graph is not None:
+            self._resources.drop_graph(self._graph)

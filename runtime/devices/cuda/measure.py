@@ -1,0 +1,97 @@
+"""A GPU's facts and speeds, measured: what `moec doctor` prints and plans are made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from moec.runtime.devices.cuda.architecture import architecture_name
+from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
+from moec.runtime.devices.cuda.resources import Resources
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moec.runtime.devices.cuda.driver import Driver, Handle
+
+COPY_BYTES = 1 << 30
+"""Far beyond any cache; less where the GPU has less."""
+LINK_BYTES = 256 << 20
+REPEATS = 5
+GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class GpuRecord:
+    """One GPU. Speeds in GB/s, where 1 GB is 10^9 bytes."""
+
+    ordinal: int
+    name: str
+    architecture: str
+    driver: str
+    """The newest CUDA version that the driver supports."""
+    memory_bytes: int
+    free_bytes: int
+    bandwidth_gb_s: float
+    """Of a copy within the GPU's memory, bytes read and bytes written both counted."""
+    link_gb_s: float
+    """From pinned host memory to the GPU."""
+    back_link_gb_s: float
+    """From the GPU to pinned host memory."""
+
+
+def measure_gpu(driver: Driver, ordinal: int) -> GpuRecord:
+    """Measure one GPU; takes a second or two, and everything is given back."""
+    resources = Resources(driver, ordinal)
+    try:
+        free, total = driver.memory_info()
+        resources.limit_bytes = free
+        stream = resources.stream()
+        link, back = _link(resources, stream)
+        return GpuRecord(
+            ordinal,
+            driver.device_name(ordinal),
+            architecture_name(driver.capability(ordinal)),
+            "CUDA {}.{}".format(*driver.version()),
+            total,
+            free,
+            _within(resources, stream, min(COPY_BYTES, free // 4)),
+            link,
+            back,
+        )
+    finally:
+        resources.close()
+
+
+def _within(resources: Resources, stream: Handle, size: int) -> float:
+    source, target = DeviceMemory(resources, size), DeviceMemory(resources, size)
+    copy = resources.driver.copy_within
+    return 2 * _rate(resources, stream, size, lambda: copy(target.address, source.address, size, stream))
+
+
+def _link(resources: Resources, stream: Handle) -> tuple[float, float]:
+    device, host = DeviceMemory(resources, LINK_BYTES), PinnedMemory(resources, LINK_BYTES)
+    there, back = resources.driver.copy_in, resources.driver.copy_out
+    ahead = _rate(
+        resources, stream, LINK_BYTES, lambda: there(device.address, host.address, LINK_BYTES, stream)
+    )
+    behind = _rate(
+        resources, stream, LINK_BYTES, lambda: back(host.address, device.address, LINK_BYTES, stream)
+    )
+    return ahead, behind
+
+
+def _rate(resources: Resources, stream: Handle, size: int, copy: Callable[[], None]) -> float:
+    """Median GB/s of a copy, by the GPU's own clock."""
+    driver = resources.driver
+    start, end = resources.event(timed=True), resources.event(timed=True)
+    copy()
+    rates: list[float] = []
+    for _ in range(REPEATS):
+        driver.record(start, stream)
+        copy()
+        driver.record(end, stream)
+        driver.wait(end)
+        rates.append(size / driver.milliseconds(start, end) * 1e3 / GIGA)
+    return median(rates)

@@ -1,0 +1,53 @@
+"""Memory on the GPU and pinned memory of the host, each given back with its last reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moec.runtime.devices.protocol import ALIGNMENT_BYTES
+from moec.runtime.tensors import array_at
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moec.runtime.devices.cuda.resources import Resources
+
+
+class DeviceMemory:
+    """Contiguous memory on the GPU (see `moec.runtime.devices.protocol.Memory`).
+
+    Raises:
+        BudgetError: there is not so much.
+    """
+
+    __slots__ = ("_resources", "address", "size_bytes")
+
+    def __init__(self, resources: Resources, size_bytes: int) -> None:
+        self._resources = resources
+        self.size_bytes = max(ALIGNMENT_BYTES, -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
+        self.address = 0
+        self.address = resources.allocate(self.size_bytes)
+
+    def __del__(self) -> None:
+        self._resources.free(self.address)
+
+
+class PinnedMemory:
+    """Host memory that copies from and to the GPU run at full speed with, as bytes ``[size]``.
+
+    Raises:
+        BudgetError: the system does not give it.
+    """
+
+    __slots__ = ("_resources", "address", "bytes")
+
+    def __init__(self, resources: Resources, size_bytes: int) -> None:
+        self._resources = resources
+        self.address = 0
+        self.address = resources.pin(size_bytes)
+        self.bytes: NDArray[Any] = array_at(self.address, np.uint8, (size_bytes,))
+
+    def __del__(self) -> None:
+        self._resources.unpin(self.address)

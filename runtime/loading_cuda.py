@@ -1,0 +1,118 @@
+"""A bundle onto a GPU, with all its experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moec.artifacts.footprint import LOGIT_ROWS
+from moec.artifacts.reader import open_bundle
+from moec.errors import BudgetError
+from moec.runtime.binding import Binder
+from moec.runtime.budget import parse_memory
+from moec.runtime.cache.storage import CacheStorage, attention_layers
+from moec.runtime.device_budget import DevicePlan, device_needs, plan_device_memory
+from moec.runtime.devices.cuda.architecture import choose_cuda_target
+from moec.runtime.devices.cuda.device import CudaDevice, check_ordinal, tvm_stream
+from moec.runtime.devices.cuda.libraries import load_cuda_libraries
+from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
+from moec.runtime.engine import Engine, Limits
+from moec.runtime.executor import ChainExecutor
+from moec.runtime.libraries import host_cpu_features, load_runtime
+from moec.runtime.model import Model
+from moec.runtime.stats import Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.reader import Bundle
+    from moec.artifacts.verify import Level
+
+HEADROOM_BYTES = 256 << 20
+"""Of a GPU's free memory, left alone where no budget is given: its context grows while kernels are loaded."""
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """What `moec.runtime.load` was told, checked."""
+
+    ordinal: int
+    device_memory: int | float | str | None
+    cpu_threads: int | None
+    max_batch: int
+    max_step_tokens: int
+    cache_tokens: int | None
+    verify: Level
+
+
+def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], None] | None) -> Model:
+    """See `moec.runtime.load`."""
+    driver = NvidiaDriver()
+    check_ordinal(driver, options.ordinal)
+    bundle = open_bundle(path, verify=options.verify, progress=progress, weights_later=True)
+    name, capability = driver.device_name(options.ordinal), driver.capability(options.ordinal)
+    target = choose_cuda_target(bundle.manifest.targets, capability, name, host_cpu_features())
+    needs = device_needs(bundle, target, max_batch=options.max_batch, max_step_tokens=options.max_step_tokens)
+    threads = load_runtime(options.cpu_threads)
+    load_cuda_libraries()
+    device = CudaDevice(driver, options.ordinal, tvm_stream)
+    try:
+        plan = plan_device_memory(
+            needs,
+            max_context=bundle.model.max_context,
+            limit_bytes=_limit(options.device_memory, *driver.memory_info()),
+            cache_tokens=options.cache_tokens,
+            max_batch=options.max_batch,
+        )
+        engine, executor = _assemble(device, bundle, target, plan, options, progress)
+    except BaseException:
+        device.close()
+        raise
+    return Model(bundle.path, bundle.model, target.name, plan, engine, executor, threads)
+
+
+def _limit(device_memory: int | float | str | None, free: int, total: int) -> int:
+    if device_memory is None:
+        return max(0, free - HEADROOM_BYTES)
+    limit = parse_memory(device_memory, total, "device_memory")
+    if limit > free:
+        raise BudgetError(
+            f"device_memory is {limit} bytes, and {limit - free} of them are not free.",
+            f"The GPU has {total} bytes, of which {free} are free; others may use the same GPU.",
+            "Lower device_memory, or end other programs on the GPU.",
+        )
+    return limit
+
+
+def _assemble(
+    device: CudaDevice,
+    bundle: Bundle,
+    target: TargetRecord,
+    plan: DevicePlan,
+    options: CudaOptions,
+    progress: Callable[[int], None] | None,
+) -> tuple[Engine, ChainExecutor]:
+    stats = Stats()
+    device.open(plan.limit_bytes, plan.needs.staging_bytes, plan.needs.code_bytes)
+    functions = device.load(bundle.path, target.files)
+    weights = ResidentWeights(device, bundle, options.verify, progress)
+    stats.bytes_moved = plan.needs.expert_bytes
+    experts = ResidentExperts(device, bundle, weights)
+    cache = CacheStorage(device, attention_layers(bundle.model), plan.cache_pages)
+    limits = Limits(options.max_batch, options.max_step_tokens, bundle.model.max_context, plan.cache_pages)
+    binder = Binder(
+        device,
+        bundle,
+        bundle.programs[target.name],
+        functions,
+        cache,
+        experts,
+        options.max_step_tokens,
+        min(options.max_step_tokens, LOGIT_ROWS),
+        weights.dense,
+    )
+    executor = ChainExecutor(device, binder, experts, stats)
+    return Engine(executor, limits, bundle.model.vocab_size, stats), executor

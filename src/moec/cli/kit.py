@@ -1,0 +1,130 @@
+"""``moec kit``: a bundle and all that runs it, for a machine that reaches nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moec.cli.options import bundle_argument
+from moec.cli.output import StageLog, human_bytes
+from moec.errors import OutputError
+
+if TYPE_CHECKING:
+    from moec.artifacts.manifest import Manifest
+
+INSTALL = """#!/bin/sh
+# Make a Python environment beside this file from the wheels beside this file. No network is used.
+# PYTHON names the interpreter, a CPython {python}; KIT_ENV the folder to make (default: env, here).
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+python=${{PYTHON:-python{python}}}
+command -v "$python" >/dev/null || python=python3
+found=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+if [ "$found" != "{python}" ]; then
+  echo "This kit is for Python {python}; $python is $found. Set PYTHON to a Python {python}." >&2
+  exit 1
+fi
+env=${{KIT_ENV:-$here/env}}
+rm -rf "$env"
+options="--quiet --no-index --no-deps --disable-pip-version-check"
+if "$python" -m venv "$env" >/dev/null 2>&1; then
+  "$env/bin/python" -m pip install $options --find-links "$here/wheels" "$here"/wheels/*.whl
+else
+  # No venv module: the packages in a folder, found through PYTHONPATH.
+  rm -rf "$env"
+  mkdir -p "$env/bin"
+  "$python" -m pip install $options --target "$env/site" "$here"/wheels/*.whl
+  printf '#!/bin/sh\\nPYTHONPATH="%s" exec "%s" "$@"\\n' "$env/site" "$(command -v "$python")" >"$env/bin/python"
+  chmod +x "$env/bin/python"
+fi
+"""
+
+RUN = """#!/bin/sh
+# The moec command with this kit's environment, which is made first where it is missing.
+#   ./run.sh                                       continue a prompt with the bundle of this kit
+#   ./run.sh generate bundle "Once upon a time"    any command and options, see ./run.sh --help
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+env=${{KIT_ENV:-$here/env}}
+[ -x "$env/bin/python" ] || sh "$here/install.sh"
+if [ $# -eq 0 ]; then
+  set -- generate "$here/bundle" "Once upon a time" --device {device}
+fi
+exec "$env/bin/python" -m moec "$@"
+"""
+
+
+@click.command("kit")
+@bundle_argument
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to make.")
+@click.option(
+    "--python",
+    default=f"{sys.version_info.major}.{sys.version_info.minor}",
+    metavar="VERSION",
+    help="CPython of the machine that it is for, such as 3.12.  [default: this one's]",
+)
+@click.option("--force", is_flag=True, help="Replace OUTPUT where it exists.")
+def command(bundle: Path, output: Path, python: str, force: bool) -> None:
+    """Make a folder that runs BUNDLE on a Linux machine without any network.
+
+    It holds the bundle, wheels of the runtime and of everything that it needs, and scripts that install them there.
+
+    \b
+    Example:
+      moec kit dsv2.moec -o dsv2-kit --python 3.12
+      (on the other machine)  dsv2-kit/run.sh generate dsv2-kit/bundle "Hello" --device cuda:0
+    """
+    from moec.artifacts.reader import read_manifest
+
+    manifest = read_manifest(bundle.absolute())
+    log = StageLog()
+    _make_folder(output, force)
+    with log.stage("wheels"):
+        _write_wheels(manifest, python, output / "wheels")
+    with log.stage("bundle"):
+        shutil.copytree(bundle, output / "bundle", copy_function=_link)
+    cuda = any(target.kind == "cuda" for target in manifest.targets)
+    for name, text in (("install.sh", INSTALL), ("run.sh", RUN)):
+        path = output / name
+        path.write_text(text.format(python=python, device="cuda:0" if cuda else "cpu"))
+        path.chmod(0o755)
+    sizes = [sum(path.stat().st_size for path in (output / part).rglob("*")) for part in ("wheels", "bundle")]
+    click.echo(
+        f"{output}: {human_bytes(sizes[0])} of wheels, {human_bytes(sizes[1])} of bundle; run {output}/run.sh"
+    )
+
+
+def _make_folder(output: Path, force: bool) -> None:
+    if output.exists():
+        if not force:
+            raise OutputError(
+                f"{output} exists.", "A kit is a new folder.", "Choose another, or give --force."
+            )
+        shutil.rmtree(output)
+    (output / "wheels").mkdir(parents=True)
+
+
+def _write_wheels(manifest: Manifest, python: str, folder: Path) -> None:
+    from moec.cli import wheels
+
+    packages = list(wheels.RUNTIME_PACKAGES)
+    if any(target.kind == "cuda" for target in manifest.targets):
+        packages += wheels.CUDA_PACKAGES
+    wheels.download(packages, python, platform.machine(), folder)
+    for contents in (wheels.moec_wheel(), wheels.tvm_wheel()):
+        wheels.write_wheel(contents, folder)
+
+
+def _link(source: str, target: str) -> str:
+    """A second name of the same file where the disk can do that (weights are large), else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target

@@ -1,0 +1,39 @@
+"""Load a bundle for a command, with a bar of what is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moec.cli.output import ProgressBar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moec.runtime import Model
+
+
+def load_model(
+    bundle: Path,
+    device: str,
+    *,
+    device_memory: str | None = None,
+    host_memory: str | None = None,
+    cpu_threads: int | None = None,
+) -> Model:
+    """``runtime.load``, every byte verified."""
+    from moec import runtime
+    from moec.artifacts.reader import read_manifest
+
+    bar = ProgressBar("load")
+    bar.start(sum(record.size_bytes for record in read_manifest(bundle.absolute()).files.values()))
+    try:
+        return runtime.load(
+            bundle,
+            device=device,
+            device_memory=device_memory,
+            host_memory=host_memory,
+            cpu_threads=cpu_threads,
+            progress=bar.advance,
+        )
+    finally:
+        bar.close()
