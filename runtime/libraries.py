@@ -106,41 +106,15 @@ def import_tvm_ffi() -> Any:
     return tvm_ffi
 
 
-<<<<<<< HEAD
-class Functions:
-    """The functions of one target's modules, by name.
+class LibraryFunctions:
+    """The packed functions of shared libraries, by name.
 
     Raises:
-        DeviceError: a module is not made for this kind of machine.
+        DeviceError: a library is not made for this kind of machine.
     """
-=======
-class LibraryFunctions:
-    """The packed functions of shared libraries, by name."""
->>>>>>> program
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        import tvm_ffi
-
-<<<<<<< HEAD
-        self._modules: list[Any] = []
-        for path in paths:
-            try:
-                library = tvm_ffi.load_module(str(path))
-            except RuntimeError as error:
-                raise DeviceError(
-                    f"The module {path.name} cannot be loaded on this machine.",
-                    f"{str(error).splitlines()[0][-300:]}.",
-                    "It was made for another kind of machine: compile again with --target cpu on one like this.",
-                ) from error
-            start = library.get_function("vm_load_executable", query_imports=True)
-            if start is not None:
-                machine = start()
-                machine["vm_initialization"](_CPU_DEVICE, 0, _NAIVE_ALLOCATOR)
-                self._modules.append(machine)
-            self._modules.append(library)
-=======
-        self._libraries = [tvm_ffi.load_module(str(path)) for path in paths]
->>>>>>> program
+        self._libraries = [_load(path) for path in paths]
 
     def get(self, name: str) -> Callable[..., Any]:
         """The function called ``name``.
@@ -157,3 +131,16 @@ class LibraryFunctions:
             "program.json and the modules were not made together.",
             "Compile the model again.",
         )
+
+
+def _load(path: Path) -> Any:
+    import tvm_ffi
+
+    try:
+        return tvm_ffi.load_module(str(path))
+    except RuntimeError as error:
+        raise DeviceError(
+            f"The module {path.name} cannot be loaded on this machine.",
+            f"{str(error).splitlines()[0][-300:]}.",
+            "It was made for another kind of machine: compile again with --target cpu on one like this.",
+        ) from error
