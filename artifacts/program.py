@@ -90,7 +90,7 @@ class Size:
 
     def at(self, tokens: int) -> int:
         """Their number for a step of so many tokens."""
-        return self.each * tokens**self.power
+        return self.each * int(tokens**self.power)
 
 
 def resolve(shape: Shape, tokens: int) -> tuple[int, ...]:

@@ -123,7 +123,6 @@ def open_bundle(
     """
     folder, manifest = _open(path, "bundle", verify, progress, "weights/" if weights_later else None)
     model, packing = _read_model(folder)
-    programs = _read_programs(folder, manifest, model)
     for name in ("schedule.json", DENSE_NAME, *(experts_name(layer.layer) for layer in model.experts)):
         if name not in manifest.files:
             raise damaged(folder, f"It has no {name}.")
@@ -133,6 +132,7 @@ def open_bundle(
     _raise_first(folder, "schedule.json", checks.schedule_problems(model, schedule))
     _raise_first(folder, "model.json", checks.dense_problems(model, dense))
     _raise_first(folder, "model.json", checks.experts_problems(model, sizes))
+    programs = _read_programs(folder, manifest, model)
     return Bundle(folder, manifest, model, packing, programs, schedule, dense)
 
 

@@ -55,10 +55,11 @@ class BundleWriter:
         self._aside = self.output.with_name(self.output.name + ".replaced")
         self._force, self._resume_key = force, resume_key
         self._lock = -1
+        self._made_parents: list[Path] = []
 
     def __enter__(self) -> BundleWriter:
         try:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
+            self._make_parents()
             self._restore_replaced()
             check_output(self.output, force=self._force)
             self._open_staging()
@@ -139,6 +140,10 @@ class BundleWriter:
         if replaced:
             shutil.rmtree(self._aside, ignore_errors=True)
 
+    def _make_parents(self) -> None:
+        self._made_parents = [folder for folder in self.output.parents if not folder.exists()]
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+
     def _restore_replaced(self) -> None:
         # A process killed between the two renames of _take_name left the old bundle aside.
         if self._aside.exists() and not self.output.exists():
@@ -183,10 +188,15 @@ class BundleWriter:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+        # Folders made for an output that did not come to be; one that holds something stays.
+        with contextlib.suppress(OSError):
+            for folder in self._made_parents:
+                folder.rmdir()
 
 
 def check_output(output: Path, *, force: bool) -> None:
     """Raise ``OutputError`` where a bundle cannot go to ``output``; call it before long work."""
+    _check_place(output)
     if not output.exists() and not output.is_symlink():
         return
     if not force:
@@ -198,6 +208,14 @@ def check_output(output: Path, *, force: bool) -> None:
             "--force only replaces bundles.",
             "Choose another output.",
         )
+
+
+def _check_place(output: Path) -> None:
+    place = next((folder for folder in output.absolute().parents if os.path.lexists(folder)), output)
+    if not place.is_dir():
+        raise output_error(output, NotADirectoryError(errno.ENOTDIR, f"{place} is not a folder"))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise output_error(output, PermissionError(errno.EACCES, f"No permission to write in {place}"))
 
 
 def output_error(output: Path, error: OSError) -> OutputError:

@@ -23,7 +23,7 @@ def write_result(name: str, rows: Any, **facts: Any) -> Path:
     record = {
         "benchmark": name,
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "machine": {
             "processor": cpu_model(),
             "cores": default_threads(),

@@ -6,6 +6,7 @@ python -m benchmarks.compile_large deepseek_v3 --target cpu
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,9 @@ import click
 import transformers
 
 from benchmarks.common import print_rows, write_result
+
+PUBLISHED = Path(__file__).with_name("configs")
+"""``config.json`` of models as they were published, by model type."""
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "deepseek_v3": {},
@@ -38,11 +42,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "topk_method": "greedy",
     },
 }
-"""Model types by their default config in transformers (DeepSeek-V3's is the 671B model), or as the fields say."""
+"""Model types as published (see ``PUBLISHED``), or else by their default config in transformers with these fields."""
 
 
 def write_config(name: str, folder: Path) -> None:
     """Write ``config.json`` alone: a checkpoint without weights."""
+    published = PUBLISHED / f"{name}.json"
+    if published.is_file():
+        shutil.copyfile(published, folder / "config.json")
+        return
     config = transformers.AutoConfig.for_model(name, **CONFIGS[name])
     (folder / "config.json").write_text(json.dumps(config.to_dict() | {"dtype": "bfloat16"}))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moec.artifacts.model import GenerationDefaults
+from moec.errors import CheckpointError
 
 TOP_K = 50
 """What transformers samples from where neither the checkpoint nor the caller says."""
@@ -19,14 +20,33 @@ def generation_defaults(
         config: the checkpoint's ``config.json``; token ids are taken from it (or from its text part) where
             the other file is missing.
         generation_config: the checkpoint's ``generation_config.json``, if it has one.
+
+    Raises:
+        CheckpointError: an option has a value of another kind.
     """
     text = config.get("text_config") or {}
     source = {**text, **config} if generation_config is None else generation_config
+    try:
+        return _read(source)
+    except (TypeError, ValueError) as error:
+        name = "config.json" if generation_config is None else "generation_config.json"
+        raise CheckpointError(
+            f"The checkpoint's {name} has generation options that are no numbers.",
+            f"{error}.",
+            "Download or copy this file again.",
+        ) from error
+
+
+def _read(source: dict[str, Any]) -> GenerationDefaults:
     eos = source.get("eos_token_id")
     top_k = source.get("top_k")
     return GenerationDefaults(
         bos_token_id=_one(source.get("bos_token_id")),
-        eos_token_id=tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (int(eos),),
+        eos_token_id=tuple(map(int, eos))
+        if isinstance(eos, (list, tuple))
+        else ()
+        if eos is None
+        else (int(eos),),
         pad_token_id=_one(source.get("pad_token_id")),
         do_sample=bool(source.get("do_sample") or False),
         temperature=_number(source.get("temperature"), 1.0),

@@ -21,13 +21,13 @@ TOKENIZER_FOLDER = "tokenizer"
 
 def save_modules(parts: PartitionedModel, folder: Path) -> None:
     """Write ``model.json``, ``packing.json`` and the constants that packing needs."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     write_record(parts.model, folder / "model.json")
     write_record(parts.packing, folder / "packing.json")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in parts.constants.items()}, folder / CONSTANTS_NAME
-    )
+    constants = {name: tensor.contiguous() for name, tensor in parts.constants.items()}
+    # Not save_file: what it writes only the owner may read, whatever the umask.
+    (folder / CONSTANTS_NAME).write_bytes(save(constants))
 
 
 def save_side_files(checkpoint: Checkpoint, folder: Path) -> None:

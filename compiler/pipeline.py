@@ -16,6 +16,7 @@ from moec.compiler.stages import stage
 from moec.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from moec.artifacts.manifest import Manifest
@@ -32,16 +33,20 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
             but what an interrupted packing needs to go on.
     """
     check_output(request.output, force=request.force)
+    names = check_targets(request.targets)
     with stage("checkpoint", around.log):
         checkpoint = open_checkpoint(request.model)
-        if not request.modules_only:
+        if not request.modules_only and not checkpoint.hub:
             checkpoint = fetch_weights(checkpoint)
+    parts = build_parts(request, checkpoint, around)
+    if not request.modules_only:
+        with stage("weights", around.log):
+            checkpoint = complete(checkpoint, parts)
     key = None if request.modules_only else f"{fingerprint(checkpoint)} {request.dtype} {request.max_context}"
     with BundleWriter(request.output, force=request.force, resume_key=key) as writer:
-        parts = build_modules(request, checkpoint, writer.folder, around)
-        targets = tuple(
-            lower_for(name, parts, writer.folder, request, around) for name in dict.fromkeys(request.targets)
-        )
+        save_modules(parts, writer.folder)
+        save_side_files(checkpoint, writer.folder)
+        targets = tuple(lower_for(name, parts, writer.folder, request, around) for name in names)
         if request.modules_only:
             return writer.commit(describe_modules(writer.folder, checkpoint, targets))
         spare = None
@@ -53,11 +58,27 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
         return finish_bundle(writer, checkpoint, targets, request.calibration, around, spare)
 
 
-def build_modules(
-    request: CompileRequest, checkpoint: Checkpoint, folder: Path, around: Surroundings
-) -> PartitionedModel:
-    """Trace and partition, and write below ``folder`` what needs neither weights nor a target."""
+def check_targets(names: Sequence[str]) -> tuple[str, ...]:
+    """The names without repetitions; raises ``CompileError`` where there is no such target, before any long work."""
+    from moec.compiler.lowering.targets import parse_target
+
+    return tuple(parse_target(name).name for name in dict.fromkeys(names))
+
+
+def complete(checkpoint: Checkpoint, parts: PartitionedModel) -> Checkpoint:
+    """The checkpoint with its weights, held against what the model needs.
+
+    A hub's weights are fetched only here, where the model is known to compile.
+    """
     from moec.compiler.packing import check_weights
+
+    fetched = fetch_weights(checkpoint)
+    check_weights(fetched, parts.model, parts.packing, parts.constants)
+    return fetched
+
+
+def build_parts(request: CompileRequest, checkpoint: Checkpoint, around: Surroundings) -> PartitionedModel:
+    """Trace and partition, and write the graphs as ONNX where that is asked for; no weights are needed."""
     from moec.compiler.partition import partition
     from moec.compiler.trace import trace
 
@@ -69,10 +90,6 @@ def build_modules(
     with stage("partition", around.log):
         parts = partition(traced, generation=generation, config_sha256=checkpoint.config_sha256)
     around.log.note(f"{len(parts.model.steps)} steps, {len(parts.functions)} distinct segments")
-    if not request.modules_only:
-        check_weights(checkpoint, parts.model, parts.packing, parts.constants)
-    save_modules(parts, folder)
-    save_side_files(checkpoint, folder)
     if request.onnx is not None:
         from moec.compiler.onnx_export import export_onnx
 

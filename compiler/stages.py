@@ -18,12 +18,13 @@ def stage(name: str, log: Log) -> Iterator[None]:
     """Report a stage, and turn a failure that nobody foresaw into an error that names it.
 
     Raises:
-        CompileError: something in the stage raised an error that is neither typed nor the operating system's.
+        CompileError: something in the stage raised an error that is neither typed, nor the operating system's,
+            nor about a package that is not installed.
     """
     with log.stage(name):
         try:
             yield
-        except (MoecError, OSError):
+        except (MoecError, OSError, ModuleNotFoundError):
             raise
         except Exception as error:
             raise CompileError(

@@ -12,21 +12,23 @@ from moec.__main__ import BROKEN_PIPE, INTERRUPTED
 from moec.cli import COMMANDS, moec
 
 TARGET = Path(__file__).with_name("cli.md")
+WIDTH = 100
+"""Columns of the terminal that the help is laid out for."""
 
 
 def render() -> str:
     """The whole of ``docs/cli.md``."""
-    context = click.Context(moec, info_name="moec", max_content_width=100, terminal_width=100)
+    context = click.Context(moec, info_name="moec", terminal_width=WIDTH, **moec.context_settings)
     parts = [
         "# The command line\n",
-        "Written by `make docs` from `--help`; do not edit. Data goes to stdout, progress to stderr; every command",
-        "with `--json` prints one JSON document.\n",
+        "Written by `make docs` from `--help`; do not edit. Data goes to stdout, progress to stderr; with `--json`",
+        "every command prints one JSON document (`chat` one a line for each answer).\n",
         _help("moec", moec, context),
     ]
     for name in COMMANDS:
         command = moec.get_command(context, name)
         assert command is not None
-        child = click.Context(command, info_name=f"moec {name}", max_content_width=100, terminal_width=100)
+        child = click.Context(command, context, info_name=name)
         parts.append(_help(f"moec {name}", command, child))
     parts.append(_exit_codes())
     return "\n".join(parts)

@@ -25,6 +25,8 @@ from moec.runtime.layout import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from numpy.typing import NDArray
+
     from moec.artifacts.ids import TensorName, ValueId
     from moec.artifacts.model import ExpertsStep, Step
     from moec.artifacts.program import Operand, ProgramRecord, SegmentProgram
@@ -41,7 +43,12 @@ class BatchMirrors:
 
     def __init__(self, device: Device, batch: StepBatch) -> None:
         self.batch = batch
-        arrays = (batch.tokens, batch.positions, batch.token_sequence, batch.token_position)
+        arrays: tuple[NDArray[Any], ...] = (
+            batch.tokens,
+            batch.positions,
+            batch.token_sequence,
+            batch.token_position,
+        )
         self._tokens = tuple(map(device.mirror, arrays))
         self._page_table = device.mirror(batch.page_table)
 

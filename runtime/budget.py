@@ -94,14 +94,15 @@ def plan_memory(
         model: what its parts take.
         max_context: tokens of one sequence.
         host_memory: the budget in bytes; ``None``: no limit.
-        available_bytes: what the machine has free, to size the cache where ``cache_tokens`` is ``None``.
+        available_bytes: what the machine has free; also to size the cache where ``cache_tokens`` is ``None``.
         cache_tokens: tokens of key-value cache, all sequences together. ``None``: ``max_batch`` full
             contexts, but no more than a quarter of the budget or of what is free.
         max_batch: sequences at once.
         max_step_tokens: tokens of the largest step.
 
     Raises:
-        BudgetError: the budget does not hold the least that is needed; nothing was allocated.
+        BudgetError: the budget does not hold the least that is needed, or the machine has not so much free for what
+            is no file; nothing was allocated.
     """
     least_experts, page = model.working_set_bytes, model.cache_page_bytes
     activations = model.activation_bytes(max_step_tokens, max_batch)
@@ -116,6 +117,12 @@ def plan_memory(
     cache = model.cache_bytes(pages * PAGE_TOKENS)
     if host_memory is not None and fixed + cache + least_experts > host_memory:
         raise _too_small(host_memory, model, cache, activations)
+    if cache + activations > available_bytes:
+        raise BudgetError(
+            f"This machine has {available_bytes} bytes of memory free, and {cache + activations} are needed.",
+            f"The key-value cache takes {cache} bytes, activations {activations}; weights stay in their files.",
+            "Lower cache_tokens, max_step_tokens or max_batch: fewer or shorter sequences at once.",
+        )
     capacity = model.experts_bytes
     if host_memory is not None:
         capacity = min(capacity, host_memory - fixed - cache)

@@ -107,12 +107,14 @@ def import_tvm_ffi() -> Any:
 
 
 class LibraryFunctions:
-    """The packed functions of shared libraries, by name."""
+    """The packed functions of shared libraries, by name.
+
+    Raises:
+        DeviceError: a library is not made for this kind of machine.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        import tvm_ffi
-
-        self._libraries = [tvm_ffi.load_module(str(path)) for path in paths]
+        self._libraries = [_load(path) for path in paths]
 
     def get(self, name: str) -> Callable[..., Any]:
         """The function called ``name``.
@@ -129,3 +131,16 @@ class LibraryFunctions:
             "program.json and the modules were not made together.",
             "Compile the model again.",
         )
+
+
+def _load(path: Path) -> Any:
+    import tvm_ffi
+
+    try:
+        return tvm_ffi.load_module(str(path))
+    except RuntimeError as error:
+        raise DeviceError(
+            f"The module {path.name} cannot be loaded on this machine.",
+            f"{str(error).splitlines()[0][-300:]}.",
+            "It was made for another kind of machine: compile again with --target cpu on one like this.",
+        ) from error

@@ -112,4 +112,4 @@ def array_at(address: int, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[
     """A numpy array over contiguous memory at ``address``; no copy, no ownership."""
     kind = np.dtype(dtype)
     memory = (ctypes.c_uint8 * (math.prod(shape) * kind.itemsize)).from_address(address)
-    return np.frombuffer(memory, kind).reshape(shape)
+    return np.frombuffer(memoryview(memory), kind).reshape(shape)

@@ -27,10 +27,11 @@ def _take(builder: Any, call: Any) -> Any:
 
 def _where(builder: Any, call: Any) -> Any:
     """TVM passes a constant as a tensor of no dimensions, which somebody would have to keep: here it is in the code."""
-    return builder.call_te(_choose, *(_number(argument) for argument in call.args))
+    return builder.call_te(where, *(_number(argument) for argument in call.args))
 
 
-def _choose(condition: Any, left: Any, right: Any) -> Any:
+def where(condition: Any, left: Any, right: Any) -> Any:
+    """``left`` where ``condition`` holds, else ``right``; both tensors or numbers."""
     return topi.where(condition, _tensor(left), _tensor(right))
 
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
-from moec.compiler.lowering.kernel_library import kernels_for
+from moec.compiler.kernels.cuda.rows import rows
+from moec.compiler.lowering.kernel_library import CpuKernels, CudaKernels
 from moec.compiler.lowering.legalize import LEGALIZATIONS
 from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear
 from moec.compiler.lowering.passes.dispatch_topk import DispatchTopk
+from moec.compiler.lowering.passes.fuse_rows import KEPT, FuseRows
 from moec.compiler.lowering.passes.schedule_cpu import ScheduleCpu
 from moec.compiler.lowering.passes.schedule_cuda import ScheduleCuda
 from moec.compiler.lowering.tvm_targets import cuda_target
@@ -28,37 +30,41 @@ def simplify_passes() -> list[Any]:
     return [relax.transform.DeadCodeElimination(), relax.transform.EliminateCommonSubexpr()]
 
 
-def dispatch_passes(target: Target) -> list[Any]:
-    """Operators that have a hand-written kernel for the target become calls of it."""
-    kernels = kernels_for(target)
-    return [DispatchLinear(kernels.linear), DispatchTopk(kernels.topk)]
-
-
-def fuse_passes() -> list[Any]:
-    """All other operators become loops, and chains of element-wise loops become one."""
+def cpu_passes(target: Target) -> list[Any]:
+    """Kernels for products and top-k; all other operators become loops, and chains of element-wise loops one."""
+    kernels = CpuKernels(target.lanes)
     return [
+        DispatchLinear(kernels.linear),
+        DispatchTopk(kernels.topk),
         relax.transform.LegalizeOps(dict(LEGALIZATIONS)),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
         relax.transform.RewriteDataflowReshape(),
+        ScheduleCpu(target.lanes),
     ]
 
 
-def schedule_passes(target: Target) -> list[Any]:
-    """Loops get their order, their threads and their vectors."""
-    return [ScheduleCuda(cuda_target(target))] if target.kind == "cuda" else [ScheduleCpu(target.lanes)]
+def cuda_passes(target: Target) -> list[Any]:
+    """Kernels for products; everything between two of them is one kernel, a block for each token."""
+    return [
+        DispatchLinear(CudaKernels().linear),
+        relax.transform.LegalizeOps({**LEGALIZATIONS, **dict.fromkeys(KEPT, _keep)}),
+        FuseRows(rows),
+        relax.transform.DeadCodeElimination(),
+        ScheduleCuda(cuda_target(target)),
+    ]
+
+
+def _keep(_builder: Any, call: Any) -> Any:
+    """Leave an operator as it is."""
+    return call
 
 
 def pipeline(target: Target) -> list[Any]:
     """Every pass for ``target``, in order."""
-    return [
-        *simplify_passes(),
-        *dispatch_passes(target),
-        *fuse_passes(),
-        *schedule_passes(target),
-    ]
+    return [*simplify_passes(), *(cuda_passes(target) if target.kind == "cuda" else cpu_passes(target))]
 
 
 def run_passes(module: tvm.IRModule, passes: Sequence[Any], dump_ir: Path | None) -> tvm.IRModule:

@@ -73,7 +73,7 @@ class _Reader:
         if isinstance(expression, relax.TupleGetItem):
             value = self.value(expression.tuple_value)
             assert isinstance(value, tuple)
-            return value[expression.index]
+            return value[int(expression.index)]
         operator = expression.op.name if isinstance(expression, relax.Call) else type(expression).__name__
         if operator == "relax.call_tir":
             return self._call(expression)

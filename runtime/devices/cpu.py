@@ -95,8 +95,10 @@ class CpuDevice:
         for call in calls:
             if not stages or stages[-1][0] != call.stage:
                 stages.append((call.stage, []))
-            packed = isinstance(call, PackedCall)
-            stages[-1][1].append((call.function, call.arguments) if packed else (call.run, ()))
+            if isinstance(call, PackedCall):
+                stages[-1][1].append((call.function, call.arguments))
+            else:
+                stages[-1][1].append((call.run, ()))
 
         def run() -> None:
             milliseconds, before = stats.milliseconds, perf_counter()

@@ -9,7 +9,7 @@ import sys
 import click
 
 from moec.cli import moec
-from moec.errors import MoecError, OutputError
+from moec.errors import BudgetError, MissingDependencyError, MoecError, OutputError
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -37,6 +37,14 @@ def run(arguments: list[str] | None = None) -> int:
         return BROKEN_PIPE
     except MoecError as error:
         return _report(error)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "moec":
+            raise
+        return _report(_missing(error.name))
+    except MemoryError as error:
+        return _report(
+            BudgetError("Memory ran out.", str(error), "Give --host-memory, or ask for fewer tokens at once.")
+        )
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
@@ -45,6 +53,14 @@ def run(arguments: list[str] | None = None) -> int:
             OutputError(f"cannot write {where}", str(error.strerror), "free space, or choose another place")
         )
     return 0
+
+
+def _missing(module: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"The Python package {module.partition('.')[0]} is not installed.",
+        "`moec` alone has what the runtime needs; compiling and comparing with transformers need more.",
+        "Run: pip install 'moec[compile]'.",
+    )
 
 
 def _report(error: MoecError) -> int:

@@ -45,6 +45,7 @@ WORDS = {
         "sequence_starts",
         "prefill",
     ),
+    *("input", "weight", "output", "local"),
 }
 """Words in code style that are values, parts of an expert, or arrays, not properties of a JSON file."""
 
@@ -65,7 +66,7 @@ def test_it_is_of_this_version_and_short() -> None:
     assert len(TEXT.splitlines()) <= 130
 
 
-@pytest.mark.parametrize("name", ["manifest", "model", "packing", "schedule"])
+@pytest.mark.parametrize("name", ["manifest", "model", "packing", "schedule", "program"])
 def test_every_json_file_has_a_section_with_its_properties(name: str) -> None:
     text = section(f"{name}.json")
     known = properties(schemas.load(name)) | properties(schemas.load("machine"))

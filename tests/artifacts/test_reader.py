@@ -50,7 +50,7 @@ def edit_json(path: Path, edit: Any) -> None:
     value = json.loads(path.read_text())
     edit(value)
     path.write_text(json.dumps(value))
-    reseal(path.parent)
+    reseal(next(folder for folder in path.parents if (folder / "manifest.json").exists()))
 
 
 def refuses(folder: Path, *words: str) -> None:
@@ -193,7 +193,7 @@ def test_a_newer_format_is_named_even_if_it_has_other_keys(bundle: Path) -> None
     refuses(bundle, "format 7")
 
 
-@pytest.mark.parametrize("name", ["model.json", "packing.json", "schedule.json"])
+@pytest.mark.parametrize("name", ["model.json", "packing.json", "schedule.json", "modules/cpu/program.json"])
 def test_an_unknown_key(bundle: Path, name: str) -> None:
     edit_json(bundle / name, lambda value: value.update(surprise=1))
     refuses(bundle, name, "surprise")
@@ -285,6 +285,17 @@ def test_a_target_that_names_a_file_that_is_not_listed(bundle: Path) -> None:
     refuses(bundle, "modules/cpu/none.so")
 
 
+def test_a_target_without_a_program(bundle: Path) -> None:
+    targets = read_manifest(bundle).targets
+    reseal(bundle, targets=(dataclasses.replace(targets[0], files=("modules/cpu/segments.so",)),))
+    refuses(bundle, "target cpu has no program.json")
+
+
+def test_a_program_that_does_not_fit_the_model(bundle: Path) -> None:
+    edit_json(bundle / "modules/cpu/program.json", lambda record: record["segments"].pop())
+    refuses(bundle, "modules/cpu/program.json", "no segment head")
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -315,10 +326,15 @@ def test_sizes_only_does_not_read_weights_but_does_read_records(bundle: Path) ->
     weights.write_bytes(data)
     open_bundle(bundle, verify="sizes")
     refuses(bundle)
-    text = (bundle / "model.json").read_text()
-    (bundle / "model.json").write_text(text.replace("TinyFor", "TonyFor"))
-    with pytest.raises(BundleError, match=r"model\.json was changed"):
-        open_bundle(bundle, verify="sizes")
+    for name, old, new in (
+        ("modules/cpu/program.json", "loops", "hoops"),
+        ("model.json", "TinyFor", "TonyFor"),
+    ):
+        text = (bundle / name).read_text()
+        (bundle / name).write_text(text.replace(old, new))
+        with pytest.raises(BundleError, match=f"{name} was changed"):
+            open_bundle(bundle, verify="sizes")
+        (bundle / name).write_text(text)
 
 
 def test_modules_are_not_a_bundle_and_the_other_way_round(tmp_path: Path, bundle: Path) -> None:

@@ -91,6 +91,16 @@ def test_leaving_without_commit_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_folders_made_for_an_output_go_with_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="bad"), BundleWriter(tmp_path / "deep/er/out"):
+        raise ValueError("bad")
+    assert names(tmp_path) == []
+    (tmp_path / "deep").mkdir()
+    with pytest.raises(ValueError, match="bad"), BundleWriter(tmp_path / "deep/er/out"):
+        raise ValueError("bad")
+    assert names(tmp_path) == ["deep"]
+
+
 def test_ctrl_c_keeps_a_resumable_staging_folder(tmp_path: Path) -> None:
     output = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):

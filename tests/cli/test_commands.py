@@ -8,6 +8,7 @@ from types import ModuleType
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from moec.cli import COMMANDS, moec
 
@@ -40,7 +41,7 @@ def test_has_help_and_an_example(name: str, context: click.Context) -> None:
             assert parameter.help, f"{parameter.name} has no help"
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "chat"])
+@pytest.mark.parametrize("name", list(COMMANDS))
 def test_has_json(name: str, context: click.Context) -> None:
     command = moec.get_command(context, name)
     assert command is not None
@@ -50,6 +51,14 @@ def test_has_json(name: str, context: click.Context) -> None:
 def test_documentation_is_current() -> None:
     generator = load_generator()
     assert generator.TARGET.read_text(encoding="utf-8") == generator.render(), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_documentation_is_what_the_terminal_shows(name: str) -> None:
+    generator = load_generator()
+    shown = CliRunner().invoke(moec, [name, "--help"], prog_name="moec", terminal_width=generator.WIDTH)
+    assert shown.exit_code == 0
+    assert f"## moec {name}\n\n```text\n{shown.output.strip()}\n```" in generator.TARGET.read_text()
 
 
 def test_readme_names_real_commands(context: click.Context) -> None:

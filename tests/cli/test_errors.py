@@ -98,6 +98,54 @@ def test_unknown_target(checkpoint: Path, tmp_path: Path, capsys: pytest.Capture
     arguments = [*compile_arguments(checkpoint, tmp_path), "--target", "cuda-sm_12"]
     assert "cuda-sm_89" in expect(arguments, errors.CompileError, capsys)
     assert_nothing_left(tmp_path)
+    # It is said before anything is read or fetched.
+    arguments[1] = "owner/a-model-that-would-be-downloaded"
+    assert "cuda-sm_89" in expect(arguments, errors.CompileError, capsys)
+
+
+def test_output_where_no_folder_can_be(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compile", str(checkpoint), "-o", str(checkpoint / "config.json" / "out.moec")]
+    said = expect(arguments, errors.OutputError, capsys)
+    assert "config.json is not a folder" in said
+    assert "trace" not in said, "it is said before long work"
+    assert_nothing_left(tmp_path)
+
+
+def test_without_the_compilers_packages(tmp_path: Path) -> None:
+    arguments = ["compile", str(EXAMPLE), "-o", "out.moec"]
+    code = f"import sys; sys.modules['torch'] = None\nfrom moec.__main__ import main; main({arguments!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == errors.MissingDependencyError.exit_code, done.stderr
+    assert "torch is not installed" in done.stderr
+    assert "moec[compile]" in done.stderr
+    assert_nothing_left(tmp_path)
+
+
+def test_a_module_for_another_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = make_bundle(tmp_path / "tiny.moec")
+    assert "segments.so cannot be loaded" in expect(
+        ["generate", str(bundle), "--token-ids", "1"], errors.DeviceError, capsys
+    )
+
+
+def test_options_of_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(make_bundle(tmp_path / "tiny.moec"))
+    for option in (
+        ["--text", "a.txt"],
+        ["--tokens", "9"],
+        ["--reference-dtype", "bundle"],
+        ["--cpu-threads", "1"],
+    ):
+        assert run(["verify", bundle, *option]) == 2
+        assert "--reference" in capsys.readouterr().err
+    for text in (tmp_path / "absent.txt", tmp_path / "latin.txt"):
+        (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+        arguments = ["verify", bundle, "--reference", str(EXAMPLE), "--text", str(text)]
+        assert text.name in expect(arguments, errors.RequestError, capsys)
 
 
 def test_bad_calibration(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +166,14 @@ def test_device_memory_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixtu
     machine = str(EXAMPLE.parent / "machines" / "cpu-2core.json")
     arguments = ["plan", str(bundle), "--machine", machine, "--device-memory", "1GiB"]
     assert "no GPU" in expect(arguments, errors.DeviceError, capsys)
+
+
+def test_memory_that_runs_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(**_: Any) -> None:
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    monkeypatch.setattr("moec.cli.moec.main", exhausted)
+    assert "9 TiB" in expect(["models"], errors.BudgetError, capsys)
 
 
 def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from moec.compiler.checkpoint import fetch_weights, open_checkpoint
-from moec.errors import CheckpointError, NetworkError
+from moec.errors import CheckpointError, NetworkError, UnsupportedModelError
+from tests.support.compiling import compile_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,6 +114,18 @@ def test_weights_come_last(single: bool, hub: Hub) -> None:
     assert checkpoint.index == {}
     entry = fetch_weights(checkpoint).index["a"]
     assert entry.file.read_bytes()[entry.begin : entry.end] == TENSOR["a"].numpy().tobytes()
+
+
+def test_a_model_that_does_not_compile_is_refused_before_its_weights_are_fetched(
+    hub: Hub, tmp_path: Path
+) -> None:
+    config = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    (hub.folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 1, "vocab_size": 8}))
+    with pytest.raises(UnsupportedModelError, match="not a Mixture-of-Experts"):
+        compile_checkpoint("owner/name", tmp_path / "out.moec")
+    assert "config.json" in hub.fetched
+    assert not any(name.endswith(".safetensors") for name in hub.fetched)
+    assert not (tmp_path / "out.moec").exists()
 
 
 def test_pytorch_weights_alone(hub: Hub) -> None:

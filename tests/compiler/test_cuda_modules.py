@@ -55,7 +55,7 @@ def test_machine_code_for_every_architecture_and_ptx_of_the_newest(folder: Path)
 @needs_compiler
 def test_no_file_holds_cuda_source(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    assert [path.name for path in files] == ["host.so", "kernels.fatbin", "kernels.json"]
+    assert [path.name for path in files] == ["host.so", "kernels.fatbin", "kernels.json", "program.json"]
     for path in files:
         data = path.read_bytes()
         assert b"__global__" not in data
@@ -79,7 +79,12 @@ def test_every_kernel_of_the_table_is_in_the_machine_code(folder: Path) -> None:
 def test_one_named_architecture(name: str, tmp_path: Path) -> None:
     """Of models whose attention has sinks, and latents."""
     module = _lower(name, "cuda-sm_89", tmp_path)
-    assert [str(path) for path in module.files] == ["host.so", "kernels.fatbin", "kernels.json"]
+    assert [str(path) for path in module.files] == [
+        "host.so",
+        "kernels.fatbin",
+        "kernels.json",
+        "program.json",
+    ]
     assert architectures(tmp_path / "kernels.fatbin") == ["sm_89", "compute_89"]
 
 

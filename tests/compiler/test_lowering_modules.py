@@ -40,9 +40,10 @@ def _segments() -> dict[str, Graph]:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     output, dump = tmp_path_factory.mktemp("module"), tmp_path_factory.mktemp("ir")
-    module = lower(bare_model(), _segments(), parse_target("cpu"), output, dump)
-    assert module.files == (Path("model.so"),)
-    return Compiled(output / "model.so", dump)
+    segments = _segments()
+    module = lower(bare_model(segments), segments, parse_target("cpu"), output, dump)
+    assert module.files == (Path("model.so"), Path("program.json"))
+    return Compiled(output, dump)
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -97,8 +98,10 @@ def test_equal_router_scores_go_to_the_lower_index(compiled: Compiled) -> None:
 
 
 def test_same_input_gives_the_same_bytes(compiled: Compiled, tmp_path: Path) -> None:
-    lower(bare_model(), _segments(), parse_target("cpu"), tmp_path)
-    assert (tmp_path / "model.so").read_bytes() == compiled.path.read_bytes()
+    segments = _segments()
+    lower(bare_model(segments), segments, parse_target("cpu"), tmp_path)
+    for name in ("model.so", "program.json"):
+        assert (tmp_path / name).read_bytes() == (compiled.path / name).read_bytes()
 
 
 def test_every_pass_is_dumped_in_order(compiled: Compiled) -> None:
@@ -107,7 +110,7 @@ def test_every_pass_is_dumped_in_order(compiled: Compiled) -> None:
     assert any(name.endswith("-DispatchLinear.py") for name in names)
     assert [int(name[:2]) for name in names] == list(range(len(names)))
     assert "R.matmul" in (compiled.dump / "00-import.py").read_text()
-    assert str(compiled.dump) not in compiled.path.read_bytes().decode("latin-1")
+    assert str(compiled.dump) not in (compiled.path / "model.so").read_bytes().decode("latin-1")
 
 
 def test_unsupported_operator_names_model_segment_and_operator(tmp_path: Path) -> None:
@@ -117,12 +120,12 @@ def test_unsupported_operator_names_model_segment_and_operator(tmp_path: Path) -
 
     segments = {"segment_7": trace(Odd(), (torch.randn(3, 4),), 0)}
     with pytest.raises(CompileError, match="segment_7 of TinyForCausalLM") as error:
-        lower(bare_model(), segments, parse_target("cpu"), tmp_path)
+        lower(bare_model(segments), segments, parse_target("cpu"), tmp_path)
     assert "i0" in str(error.value)
 
 
 @pytest.mark.parametrize("target", ["cpu-x86-64-v3", "cpu-x86-64-v4"])
 def test_named_isas_compile_anywhere(target: str, tmp_path: Path) -> None:
     segments = {"segment_0": _segments()["segment_0"]}
-    assert lower(bare_model(), segments, parse_target(target), tmp_path).target.name == target
+    assert lower(bare_model(segments), segments, parse_target(target), tmp_path).target.name == target
     assert (tmp_path / "model.so").stat().st_size > 0

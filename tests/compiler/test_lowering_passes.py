@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import tvm
-from moec.compiler.lowering.passes.order_shape_stores import OrderShapeStores
 from tvm import relax
 from tvm.script import from_source, ir
 from tvm.script import relax as script_relax
@@ -70,74 +69,16 @@ TOPK_AFTER = [
     ),
 ]
 
-SHAPES_BEFORE = """
-    @T.prim_func(private=True, s_tir=True)
-    def shape_func(H: T.Buffer((T.int64(3),), "int64")):
-        T.func_attr({"tirx.is_host_func": True})
-        H[T.int64(2)] = T.int64(7) * H[T.int64(0)]
-        H[T.int64(1)] = T.int64(9) * H[T.int64(0)]
-
-    @T.prim_func(private=True, s_tir=True)
-    def shape_func1(H: T.Buffer((T.int64(3),), "int64")):
-        T.func_attr({"tirx.is_host_func": True})
-        H[T.int64(2)] = T.int64(1024) * H[T.int64(0)]
-        H[T.int64(1)] = T.int64(512) * H[T.int64(0)]
-
-    @T.prim_func(private=True, s_tir=True)
-    def shape_func2(H: T.Buffer((T.int64(3),), "int64")):
-        T.func_attr({"tirx.is_host_func": True})
-        H[T.int64(1)] = T.int64(512) * H[T.int64(0)]
-        H[T.int64(2)] = T.int64(1024) * H[T.int64(0)]
-
-    @R.function(pure=False)
-    def segment_0(heap: R.Tensor((3,), "int64")):
-        cls = Module
-        _0: R.Tuple = cls.shape_func2(heap)
-        return heap
-
-    @R.function(pure=False)
-    def segment_1(heap: R.Tensor((3,), "int64")):
-        cls = Module
-        _0: R.Tuple = cls.shape_func(heap)
-        return heap
-
-    @R.function(pure=False)
-    def segment_2(heap: R.Tensor((3,), "int64")):
-        cls = Module
-        _0: R.Tuple = cls.shape_func1(heap)
-        return heap
-"""
-
-SHAPES_AFTER = """
-    @T.prim_func(private=True, s_tir=True)
-    def shape_func(H: T.Buffer((T.int64(3),), "int64")):
-        T.func_attr({"tirx.is_host_func": True})
-        H[T.int64(1)] = T.int64(512) * H[T.int64(0)]
-        H[T.int64(2)] = T.int64(1024) * H[T.int64(0)]
-
-    @T.prim_func(private=True, s_tir=True)
-    def shape_func1(H: T.Buffer((T.int64(3),), "int64")):
-        T.func_attr({"tirx.is_host_func": True})
-        H[T.int64(1)] = T.int64(9) * H[T.int64(0)]
-        H[T.int64(2)] = T.int64(7) * H[T.int64(0)]
-
-    @R.function(pure=False)
-    def segment_0(heap: R.Tensor((3,), "int64")):
-        cls = Module
-        _0: R.Tuple = cls.shape_func(heap)
-        return heap
-
-    @R.function(pure=False)
-    def segment_1(heap: R.Tensor((3,), "int64")):
-        cls = Module
-        _0: R.Tuple = cls.shape_func1(heap)
-        return heap
-
-    @R.function(pure=False)
-    def segment_2(heap: R.Tensor((3,), "int64")):
-        cls = Module
-        _0: R.Tuple = cls.shape_func(heap)
-        return heap
+SCATTER_BEFORE = """
+    @R.function
+    def main(x: R.Tensor((3, 4), "int64")):
+        with R.dataflow():
+            places = R.arange(R.prim_value(0), R.prim_value(4), R.prim_value(1), dtype="int64")
+            hit = R.equal(x, places)
+            y = R.where(hit, R.const(float("-inf"), "float32"), R.const(2.0, "float32"))
+            gv = (y,)
+            R.output(gv)
+        return gv
 """
 
 SUM_BEFORE = """
@@ -198,6 +139,14 @@ def test_legalized_take_fuses_with_the_cast_after_it() -> None:
     ]
 
 
+def test_numbers_and_ranges_are_in_the_loops_not_in_constant_tensors() -> None:
+    module = parse(SCATTER_BEFORE)
+    for step in fuse_passes():
+        module = apply(step, module)
+    call, _ = bindings(module)
+    assert call == 'R.call_tir(fused_arange_equal_where, (x,), out_ty=R.Tensor((3, 4), dtype="float32"))'
+
+
 def test_linear_names_are_distinct() -> None:
     shapes = [
         LinearShape(4, 8, "float32", None, bias=False),
@@ -219,11 +168,6 @@ def test_dispatch_topk() -> None:
 def test_dispatch_topk_leaves_the_smallest() -> None:
     before = parse(TOPK_BEFORE.replace("largest=True", "largest=False"))
     assert "R.topk" in str(apply(DispatchTopk(kernels().topk), before)["main"])
-
-
-def test_order_shape_stores() -> None:
-    after = apply(OrderShapeStores(), parse(SHAPES_BEFORE))
-    tvm.ir.assert_structural_equal(after, parse(SHAPES_AFTER))
 
 
 def test_schedule_cpu_sums_in_lanes() -> None:

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING
 from moec.artifacts.model import GenerationDefaults
 from moec.compiler.generation import generation_defaults
 from moec.compiler.supported import MODELS
+from moec.errors import CheckpointError
 from tests.support.tiny_models import TINY
 
 
@@ -63,3 +64,13 @@ def test_generation_defaults(
     config: dict[str, object], generation: dict[str, object] | None, expected: GenerationDefaults
 ) -> None:
     assert generation_defaults(config, generation) == expected
+
+
+@pytest.mark.parametrize(
+    "options", [{"eos_token_id": "</s>"}, {"temperature": [1]}, {"eos_token_id": [1, None]}]
+)
+def test_generation_options_that_are_no_numbers(options: dict[str, object]) -> None:
+    with pytest.raises(CheckpointError, match="generation_config"):
+        generation_defaults({}, options)
+    with pytest.raises(CheckpointError, match="checkpoint's config"):
+        generation_defaults(options, None)

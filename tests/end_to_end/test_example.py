@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -62,6 +63,30 @@ def test_token_ids_in_and_out(bundle: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.strip() == ",".join(map(str, new_ids))
 
 
+def test_chat_answers_line_by_line(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["chat", str(bundle), "--max-new-tokens", "8", "--greedy"]
+    talk = f"{PROMPT}\n\nAnd he said\n/exit\nnever read\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(talk))
+    assert run([*arguments, "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["role"] for answer in answers] == ["assistant", "assistant"]
+    assert answers[1]["prompt_tokens"] > answers[0]["prompt_tokens"] + len(answers[0]["token_ids"])
+    monkeypatch.setattr("sys.stdin", io.StringIO(talk))
+    assert run(arguments) == 0
+    assert capsys.readouterr().out == "".join(answer["content"] + "\n" for answer in answers)
+    assert run([*arguments, "--top-k", "3"]) == 2
+
+
+def test_every_file_is_as_readable_as_the_umask_lets_it_be(bundle: Path) -> None:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for path in bundle.rglob("*"):
+        if path.is_file():
+            assert path.stat().st_mode & 0o666 == 0o666 & ~mask, path
+
+
 def test_inspect_says_what_is_inside(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = output_of(["inspect", str(bundle), "--json"], capsys)
     assert facts["model_type"] == "deepseek_v2"
@@ -92,6 +117,11 @@ def test_bench_reports_a_ratio(bundle: Path, capsys: pytest.CaptureFixture[str])
     facts = output_of(arguments, capsys)
     assert facts["ratio_to_floor"] == pytest.approx(facts["decode_ms_per_step"] / facts["floor_ms_per_step"])
     assert facts["active_bytes_per_token"] > 1 << 20
+    # More sequences than a step has tokens for by default.
+    many = ["bench", str(bundle), "--prompt-tokens", "1", "--new-tokens", "2", "--batch", "600", "--json"]
+    assert output_of(many, capsys)["batch"] == 600
+    endless = ["bench", str(bundle), "--prompt-tokens", "2000", "--new-tokens", "2", "--batch", "10000000"]
+    assert run(endless) == BudgetError.exit_code
 
 
 def test_any_changed_byte_is_found(bundle: Path, tmp_path: Path) -> None:

@@ -15,4 +15,6 @@ def test_deepseek_v3_compiles_within_four_gib(tmp_path: Path) -> None:
     write_config("deepseek_v3", tmp_path / "v3")
     row = compile_modules(tmp_path / "v3", tmp_path / "modules", "cpu")
     assert row["peak GiB"] < 4
+    assert row["seconds"] < 600
+    assert row["steps"] == 297
     assert row["distinct segments"] < 10

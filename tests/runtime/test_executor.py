@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 
-from moec.artifacts.ids import ValueId
-from moec.runtime.binding import bind, last_uses, value_slots
+from moec.artifacts.footprint import LOGIT_ROWS
+from moec.runtime.binding import Binder
 from moec.runtime.cache.storage import CacheStorage
+from moec.runtime.devices.cpu import CpuDevice
 from moec.runtime.engine import Engine, Limits, Request
-from moec.runtime.executor import ChainExecutor, crossing_values
+from moec.runtime.engine.batch import StepBatch
+from moec.runtime.executor import ChainExecutor
+from moec.runtime.expert_calls import HostExperts
 from moec.runtime.experts import ExpertStore
 from moec.runtime.libraries import load_runtime
 from moec.runtime.routing import RoutingRecorder
@@ -19,34 +23,49 @@ from tests.support.expert_plans import uniform_plans
 from tests.support.fake_chain import EXPERTS, TOP, VOCAB, FakeBundle, Weights, expected_logits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from moec.artifacts.reader import Bundle
-    from moec.runtime.libraries import Functions
 
 PAGE = 4096
 
 
 class FakeFunctions:
+    """Numpy functions, counted as they are called."""
+
+    def __init__(self) -> None:
+        self.called: Counter[str] = Counter()
+
     def get(self, name: str) -> Callable[..., Any]:
-        return fake_chain.functions()[name]
+        function = fake_chain.functions()[name]
+
+        def call(*arguments: Any) -> None:
+            self.called[name] += 1
+            function(*arguments)
+
+        return call
 
 
 @pytest.fixture
-def weights(tmp_path: Path) -> Iterator[Weights]:
+def weights(tmp_path: Path) -> Weights:
     load_runtime(1)
-    yield fake_chain.weights(tmp_path / "experts.bin")
-    fake_chain.KEPT.clear()
+    return fake_chain.weights(tmp_path / "experts.bin")
 
 
-def make_engine(weights: Weights, resident: int = EXPERTS, step: int = 16) -> tuple[Engine, ChainExecutor]:
-    stats = Stats()
+def make_engine(
+    weights: Weights, resident: int = EXPERTS, step: int = 16, functions: FakeFunctions | None = None
+) -> tuple[Engine, ChainExecutor]:
+    stats, device = Stats(), CpuDevice()
     view = np.asarray(weights.experts).view(np.uint8).reshape(EXPERTS, PAGE)
-    store = ExpertStore([view], uniform_plans([(EXPERTS, TOP, PAGE)], resident * PAGE), stats)
+    plans = uniform_plans([(EXPERTS, TOP, PAGE)], resident * PAGE)
+    experts = HostExperts(ExpertStore([view], plans, stats))
     bundle = cast("Bundle", FakeBundle(weights))
-    cache = CacheStorage(bundle.model.attentions, 16)
-    executor = bind(bundle, cast("Functions", FakeFunctions()), cache, store, stats)
+    cache = CacheStorage(device, bundle.model.attentions, 16)
+    rows = min(step, LOGIT_ROWS)
+    program, given = fake_chain.program(), functions or FakeFunctions()
+    binder = Binder(device, bundle, program, given, cache, experts, step, rows)
+    executor = ChainExecutor(device, binder, experts, stats)
     return Engine(executor, Limits(4, step, 256, 16), VOCAB, stats), executor
 
 
@@ -102,20 +121,35 @@ def test_hits_and_misses_are_distinct_experts_of_each_step(weights: Weights) -> 
 
 
 def test_prompt_chunks_without_wanted_rows_do_not_run_the_last_steps(weights: Weights) -> None:
-    engine, executor = make_engine(weights, step=8)
-    seen: list[int] = []
-    last = executor._last[0]
-
-    class Counting:
-        stage = "segments"
-
-        def run(self, frame: Any) -> None:
-            seen.append(frame.count)
-            last.run(frame)
-
-    executor._last = cast("Any", [Counting()])
+    functions = FakeFunctions()
+    engine, _ = make_engine(weights, step=8, functions=functions)
     run(engine, [[3] * 20], 2)
-    assert seen == [1, 1]
+    assert functions.called["scatter"] == 4
+    assert functions.called["project"] == 2
+
+
+def test_more_rows_than_logits_are_made_of_at_once(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moec.runtime.executor.LOGIT_ROWS", 3)
+    engine, executor = make_engine(weights, step=16)
+    batch = StepBatch(16, engine.scheduler.table.array)
+    engine.scheduler.table.assign(0, 0, (5,))
+    tokens = [2, 4, 6, 8, 10, 12, 14, 16]
+    batch.fill([(0, 0, tokens)], [0, 1, 2, 4, 5, 6, 7])
+    found = executor.run(batch)
+    np.testing.assert_allclose(found, expected_logits(tokens, weights)[batch.wanted], rtol=2e-4, atol=2e-3)
+
+
+def test_calls_that_were_forgotten_are_bound_again(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, executor = make_engine(weights, step=16)
+    batch = StepBatch(16, engine.scheduler.table.array)
+    engine.scheduler.table.assign(0, 0, (5,))
+    tokens = [(n * 7) % VOCAB for n in range(16)]
+    expected = expected_logits(tokens, weights)
+    monkeypatch.setattr("moec.runtime.executor.COUNTS_KEPT", 3)
+    for count in (1, 2, 3, 4, 5, 16, 1, 2, 3, 4, 5, 16):
+        batch.fill([(0, 0, tokens[:count])], [count - 1])
+        found = executor.run(batch)
+        np.testing.assert_allclose(found[0], expected[count - 1], rtol=2e-4, atol=2e-3)
 
 
 def test_tracing_sees_every_token_in_order_however_sequences_are_batched(weights: Weights) -> None:
@@ -138,17 +172,4 @@ def test_tracing_sees_every_token_in_order_however_sequences_are_batched(weights
 def expected_choices(tokens: list[int], weights: Weights) -> Any:
     q, k, v = fake_chain.scatter(np.array(tokens), weights.embed)
     attended = np.stack([fake_chain.attend(q[n], k[: n + 1], v[: n + 1]) for n in range(len(tokens))])
-    return fake_chain.route(attended, np.array(tokens), weights.embed)[1]
-
-
-def test_values_are_freed_after_their_last_use_unless_they_cross_the_last_step() -> None:
-    model = fake_chain.record()
-    assert [sorted(names) for names in last_uses(model)] == [
-        [],
-        ["k", "q", "v"],
-        ["a"],
-        ["index", "weight"],
-        [],
-    ]
-    assert crossing_values(model) == [ValueId("e"), ValueId("h")]
-    assert value_slots(model)[ValueId("tokens")] == 0
+    return fake_chain.route(fake_chain.combine(attended, np.array(tokens), weights.embed))[1]

@@ -19,6 +19,7 @@ from moec.artifacts.machine import MachineRecord
 from moec.artifacts.manifest import Manifest
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.packing import PackingRecord
+from moec.artifacts.program import ProgramRecord
 from moec.artifacts.records import parse_json, read_machine
 from moec.artifacts.schedule import ScheduleRecord
 from moec.errors import BundleError
@@ -29,6 +30,7 @@ ROOTS: dict[str, type] = {
     "model": ModelRecord,
     "packing": PackingRecord,
     "schedule": ScheduleRecord,
+    "program": ProgramRecord,
     "machine": MachineRecord,
 }
 SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}

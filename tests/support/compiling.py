@@ -17,7 +17,7 @@ from moec.artifacts.manifest import Manifest
 
 
 def compile_checkpoint(
-    model: Path,
+    model: Path | str,
     output: Path,
     *,
     dtype: str | None = None,

@@ -21,14 +21,17 @@ from moec.artifacts.model import (
     SegmentStep,
     TensorSpec,
 )
+from moec.artifacts.program import Call, LocalSpec, Operand, ProgramRecord, SegmentProgram, Workspace
 from moec.artifacts.safetensors import TensorPlace
-from moec.runtime.tensors import aligned_empty, tensor_of
+from moec.runtime.tensors import aligned_empty
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from moec.artifacts.program import Source
 
 VOCAB, HIDDEN, HEADS, WIDTH, EXPERTS, TOP = 23, 16, 2, 8, 5, 2
 
@@ -136,26 +139,19 @@ class FakeBundle:
         return self._arrays[name].view(np.uint8).reshape(-1)
 
 
-def _give(array: Array) -> Any:
-    copy = aligned_empty(array.shape, array.dtype)
-    copy[...] = array
-    KEPT.append(copy)
-    return tensor_of(copy)
-
-
-KEPT: list[Array] = []
-"""Memory behind tensors that fake functions return; real ones own theirs."""
-
-
 def scatter(tokens: Array, embed: Array) -> tuple[Array, Array, Array]:
     """q, k and v ``[T, HEADS, WIDTH]`` of token ids ``[T]``."""
     x = embed[tokens].reshape(-1, HEADS, WIDTH)
     return x * 2, x + 1, x - 1
 
 
-def route(attended: Array, tokens: Array, embed: Array) -> tuple[Array, Array, Array]:
+def combine(attended: Array, tokens: Array, embed: Array) -> Array:
+    """Hidden states ``[T, HIDDEN]``."""
+    return attended.reshape(len(tokens), HIDDEN) + embed[tokens]
+
+
+def route(hidden: Array) -> tuple[Array, Array, Array]:
     """Hidden states ``[T, HIDDEN]``, chosen experts and their weights ``[T, TOP]``."""
-    hidden = attended.reshape(len(tokens), HIDDEN) + embed[tokens]
     scores = hidden[:, :EXPERTS]
     index = np.argsort(-scores, axis=1, kind="stable")[:, :TOP].astype(np.int64)
     return hidden, index, np.take_along_axis(scores, index, 1)
@@ -166,43 +162,98 @@ def attend(q: Array, keys: Array, values: Array) -> Array:
     return np.einsum("hd,nhd,nhe->he", q, keys, values).astype(np.float32) / len(keys)
 
 
+def program() -> ProgramRecord:
+    """The segments of `record` as calls of `functions`; the second has a local, which is copied to its output."""
+    specs = {name: (spec.dtype, spec.shape) for name, spec in VALUES.items()}
+    ids, table, hidden = ("int64", (1, "T")), ("float32", (VOCAB, HIDDEN)), specs["h"]
+
+    def operand(source: Source, number: int, kind: Any) -> Operand:
+        return Operand(source, number, *kind)
+
+    def segment(number: int, calls: list[Call], outputs: str, *local: LocalSpec) -> SegmentProgram:
+        places = tuple(operand("output", place, specs[name]) for place, name in enumerate(outputs.split()))
+        return SegmentProgram(f"segment_{number}", local, tuple(calls), places)
+
+    weight, inputs = operand("weight", 0, table), (operand("input", 0, ids), operand("input", 1, ids))
+    heads = tuple(operand("output", number, specs["q"]) for number in range(3))
+    local = operand("local", 0, ("float32", ("T", HEADS, WIDTH)))
+    flat = operand("local", 0, hidden)
+    attended, tokens = operand("input", 0, specs["a"]), operand("input", 1, ids)
+    routed = tuple(operand("output", n, specs[name]) for n, name in enumerate(("h", "index", "weight")))
+    mixed = (operand("input", 0, specs["e"]), operand("input", 1, hidden))
+    logits = operand("output", 0, specs["logits"])
+    return ProgramRecord(
+        (
+            segment(0, [Call("scatter", (*inputs, weight, *heads))], "q k v"),
+            segment(
+                1,
+                [Call("combine", (attended, tokens, weight, local)), Call("route", (flat, *routed))],
+                "h index weight",
+                LocalSpec("float32", ("T", HIDDEN)),
+            ),
+            segment(2, [Call("project", (*mixed, weight, logits))], "logits"),
+        ),
+        (Workspace("route", 64, 8), Workspace("attention_full", 0, 4)),
+    )
+
+
 def functions() -> dict[str, Callable[..., Any]]:
-    """The chain's functions by name, over DLPack tensors."""
-    read: Callable[[Any], Array] = np.from_dlpack
-
-    def segment_0(tokens: Any, positions: Any, embed: Any) -> tuple[Any, ...]:
-        assert read(tokens).shape == read(positions).shape
-        return tuple(_give(part[None]) for part in scatter(read(tokens)[0], read(embed)))
-
-    def segment_1(attended: Any, tokens: Any, embed: Any) -> tuple[Any, ...]:
-        return tuple(_give(part) for part in route(read(attended)[0], read(tokens)[0], read(embed)))
-
-    def segment_2(experts: Any, hidden: Any, head: Any) -> tuple[Any, ...]:
-        return (_give(((read(experts) + read(hidden)) @ read(head).T)[None]),)
-
+    """The program's functions by name, over DLPack tensors."""
     return {
-        "segment_0": segment_0,
-        "segment_1": segment_1,
-        "segment_2": segment_2,
-        "cache_append_full": _append,
+        "scatter": _scatter,
+        "combine": _combine,
+        "route": _route,
+        "project": _project,
         "attention_full": _attention,
         "experts_body": _experts,
     }
 
 
-def _append(k: Any, v: Any, k_cache: Any, v_cache: Any, table: Any, sequence: Any, position: Any) -> None:
-    rows, places = np.from_dlpack(sequence), np.from_dlpack(position)
-    pages = np.from_dlpack(table)[rows, places // PAGE_TOKENS]
-    np.from_dlpack(k_cache)[pages, :, places % PAGE_TOKENS] = np.from_dlpack(k)[0]
-    np.from_dlpack(v_cache)[pages, :, places % PAGE_TOKENS] = np.from_dlpack(v)[0]
+def _scatter(tokens: Any, positions: Any, embed: Any, *outs: Any) -> None:
+    read: Callable[[Any], Array] = np.from_dlpack
+    assert read(tokens).shape == read(positions).shape
+    for out, part in zip(outs, scatter(read(tokens)[0], read(embed)), strict=True):
+        read(out)[0] = part
+
+
+def _combine(attended: Any, tokens: Any, embed: Any, out: Any) -> None:
+    result = combine(np.from_dlpack(attended)[0], np.from_dlpack(tokens)[0], np.from_dlpack(embed))
+    np.from_dlpack(out)[...] = result.reshape(len(result), HEADS, WIDTH)
+
+
+def _route(hidden: Any, *outs: Any) -> None:
+    *results, workspace, last = outs
+    scratch: Array = np.from_dlpack(workspace)
+    assert scratch.shape == (64 + 8 * len(np.from_dlpack(hidden)),)
+    scratch[...] = 0xFF
+    for out, part in zip((*results, last), route(np.from_dlpack(hidden)), strict=True):
+        np.from_dlpack(out)[...] = part
+
+
+def _project(experts: Any, hidden: Any, head: Any, out: Any) -> None:
+    read: Callable[[Any], Array] = np.from_dlpack
+    read(out)[0] = (read(experts) + read(hidden)) @ read(head).T
 
 
 def _attention(
-    q: Any, k_cache: Any, v_cache: Any, table: Any, sequence: Any, position: Any, out: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    k_cache: Any,
+    v_cache: Any,
+    table: Any,
+    sequence: Any,
+    position: Any,
+    workspace: Any,
+    out: Any,
 ) -> None:
-    rows, places = np.from_dlpack(sequence).tolist(), np.from_dlpack(position).tolist()
     keys, values = np.from_dlpack(k_cache), np.from_dlpack(v_cache)
-    for token, (row, place) in enumerate(zip(rows, places, strict=True)):
+    rows, places = np.from_dlpack(sequence), np.from_dlpack(position)
+    assert np.from_dlpack(workspace).shape == (4 * len(rows),)
+    pages = np.from_dlpack(table)[rows, places // PAGE_TOKENS]
+    keys[pages, :, places % PAGE_TOKENS] = np.from_dlpack(k)[0]
+    values[pages, :, places % PAGE_TOKENS] = np.from_dlpack(v)[0]
+    for token, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
         seen = np.arange(place + 1)
         pages = np.from_dlpack(table)[row, seen // PAGE_TOKENS]
         lines = seen % PAGE_TOKENS
@@ -229,7 +280,7 @@ def expected_logits(tokens: list[int], weights: Weights) -> NDArray[np.float32]:
     ids = np.array(tokens)
     q, k, v = scatter(ids, weights.embed)
     attended = np.stack([attend(q[n], k[: n + 1], v[: n + 1]) for n in range(len(ids))])
-    hidden, index, weight = route(attended, ids, weights.embed)
+    hidden, index, weight = route(combine(attended, ids, weights.embed))
     scales = np.asarray(weights.experts)[index, :HIDDEN]
     mixed = (weight[:, :, None] * scales * hidden[:, None]).sum(1, dtype=np.float32)
     logits: NDArray[np.float32] = ((mixed + hidden) @ weights.head.T).astype(np.float32)

@@ -40,6 +40,8 @@ ARGUMENT: st.SearchStrategy[Any] = st.recursive(
     max_leaves=4,
 )
 
+SHAPE = st.lists(NATURAL | st.from_regex(r"([1-9][0-9]{0,3})?T", fullmatch=True), max_size=3).map(tuple)
+
 ALIASES = {"Expression": EXPRESSION, "tuple[RecipeArgument, ...]": st.lists(ARGUMENT, max_size=3).map(tuple)}
 """By how a field spells its type."""
 
@@ -58,6 +60,7 @@ CONSTRAINED: dict[str, st.SearchStrategy[Any]] = {
     **_fields(NOT_NEGATIVE, "AttentionSpec.softcap GenerationDefaults.temperature"),
     **_fields(st.lists(NOT_NEGATIVE, max_size=3).map(tuple), "LayerProfile.use_share"),
     **_fields(st.floats(0, 1), "Prediction.hit_rate"),
+    **_fields(SHAPE, "LocalSpec.shape Operand.shape"),
     **_fields(
         POSITIVE,
         "ModelRecord.vocab_size ModelRecord.hidden_size ModelRecord.max_context ExpertBody.hidden "

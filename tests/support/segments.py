@@ -13,10 +13,16 @@ from torch.export import Dim
 
 import moec.compiler.tracing.markers
 from moec.artifacts.experts import layout
-from moec.artifacts.model import ExpertBody, ModelRecord
+from moec.artifacts.model import ExpertBody, FunctionSpec, ModelRecord, TensorSpec
+from moec.artifacts.paths import PROGRAM_NAME
+from moec.artifacts.program import Operand, ProgramRecord, SegmentProgram, Shape, resolve, size_bytes
+from moec.artifacts.records import read_record
+from moec.compiler.lowering.lower import MODULE_NAME
+from moec.runtime.tensors import tensor_at
 from tests.support.graphs import GENERATION
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 assert moec.compiler.tracing.markers.LINEAR == "moec.linear.default"
@@ -70,22 +76,64 @@ def trace(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...], tokens_a
     return Graph(program.graph_module)
 
 
-def bare_model() -> ModelRecord:
-    """A model without attention or experts, for segments alone."""
-    return ModelRecord("tiny", "TinyForCausalLM", "float32", 8, 8, 8, {}, (), (), (), (), (), 0, GENERATION)
+def bare_model(segments: Mapping[str, Graph] | None = None) -> ModelRecord:
+    """A model without attention or experts, for segments alone: the first argument is the input."""
+    functions = tuple(_function(name, graph) for name, graph in (segments or {}).items())
+    return ModelRecord(
+        "tiny", "TinyForCausalLM", "float32", 8, 8, 8, {}, functions, (), (), (), (), 0, GENERATION
+    )
+
+
+def _function(name: str, graph: Graph) -> FunctionSpec:
+    nodes = list(graph.graph_module.graph.nodes)
+    arguments = [_spec(node) for node in nodes if node.op == "placeholder"]
+    (results,) = next(node for node in nodes if node.op == "output").args
+    return FunctionSpec(name, (arguments[0],), tuple(arguments[1:]), tuple(map(_spec, results)))
+
+
+def _spec(node: torch.fx.Node) -> TensorSpec:
+    value = node.meta["val"]
+    shape = tuple(extent if isinstance(extent, int) else "T" for extent in value.shape)
+    return TensorSpec(str(value.dtype).removeprefix("torch."), shape)  # type: ignore[arg-type]
 
 
 class Module:
-    """A compiled CPU module's segments, called with numpy arrays."""
+    """A compiled CPU module's segments, called with torch tensors: the calls of its program, one after the other."""
 
-    def __init__(self, path: Path) -> None:
-        self._library = tvm_ffi.load_module(str(path))
-        self._machine = self._library["vm_load_executable"]()
-        self._machine["vm_initialization"](1, 0, 2)
+    def __init__(self, folder: Path) -> None:
+        self._library = tvm_ffi.load_module(str(folder / MODULE_NAME))
+        program = read_record(ProgramRecord, "program", folder / PROGRAM_NAME)
+        self._segments = {segment.name: segment for segment in program.segments}
 
-    def __call__(self, name: str, *arguments: torch.Tensor) -> list[np.ndarray[Any, Any]]:
-        given = [tvm_ffi.from_dlpack(_aligned_tensor(argument)) for argument in arguments]
-        return [np.from_dlpack(value).copy() for value in self._machine[name](*given)]
+    def __call__(self, name: str, *arguments: torch.Tensor, inputs: int = 1) -> list[np.ndarray[Any, Any]]:
+        segment = self._segments[name]
+        tokens = self._tokens(segment, arguments, inputs)
+        memory: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
+        for number, argument in enumerate(arguments):
+            place = ("input", number) if number < inputs else ("weight", number - inputs)
+            memory[place] = aligned(argument.contiguous().reshape(-1).view(torch.uint8).numpy())
+        for number, local in enumerate(segment.locals):
+            memory["local", number] = _empty(local.dtype, local.shape, tokens)
+        for number, output in enumerate(segment.outputs):
+            memory["output", number] = _empty(output.dtype, output.shape, tokens)
+
+        def tensor(operand: Operand) -> Any:
+            address = memory[operand.source, operand.number].ctypes.data
+            return tensor_at(address, operand.dtype, resolve(operand.shape, tokens))
+
+        for call in segment.calls:
+            self._library[call.function](*map(tensor, call.operands))
+        return [np.from_dlpack(tensor(output)).copy() for output in segment.outputs]
+
+    def _tokens(self, segment: SegmentProgram, arguments: tuple[torch.Tensor, ...], inputs: int) -> int:
+        """T, from the first call that sees an input."""
+        for call in segment.calls:
+            for operand in call.operands:
+                if operand.source == "input":
+                    each = size_bytes(operand.dtype, operand.shape).each
+                    argument = arguments[:inputs][operand.number]
+                    return argument.numel() * argument.element_size() // each
+        raise AssertionError("no call sees an input")
 
     def experts(self, body: ExpertBody, x: torch.Tensor, parts: list[torch.Tensor]) -> np.ndarray[Any, Any]:
         """The experts kernel on one expert, with weight 1 for every token."""
@@ -102,10 +150,8 @@ class Module:
         return held[-1]
 
 
-def _aligned_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor`` at a 64-byte boundary; numpy has no bfloat16."""
-    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return torch.from_numpy(aligned(data)).view(tensor.dtype).view(tensor.shape)
+def _empty(dtype: str, shape: Shape, tokens: int) -> np.ndarray[Any, Any]:
+    return aligned(np.full(size_bytes(dtype, shape).at(tokens), 0x7F, np.uint8))
 
 
 def aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -24,7 +24,8 @@ from moec.artifacts.model import (
     TensorSpec,
 )
 from moec.artifacts.packing import DenseTensor, ExpertSource, PackingRecord, RecipeStep
-from moec.artifacts.paths import DENSE_NAME, experts_name
+from moec.artifacts.paths import DENSE_NAME, experts_name, program_name
+from moec.artifacts.program import Call, LocalSpec, Operand, ProgramRecord, SegmentProgram
 from moec.artifacts.records import write_record
 from moec.artifacts.schedule import Budgets
 from moec.artifacts.traces import TRACES_NAME, Traces, layer_trace, save_traces
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
+
+    from moec.artifacts.program import Source
 
 H, V, HEADS, D = 16, 24, 2, 8
 
@@ -105,6 +108,27 @@ def tiny_model(layers: Sequence[tuple[int, int, int]] = ((8, 2, 8), (6, 2, 8))) 
     )
 
 
+def tiny_program(model: ModelRecord) -> ProgramRecord:
+    """One call for each function of ``model``, and a local that it uses."""
+    segments = []
+    for function in model.functions:
+        groups: dict[Source, tuple[TensorSpec, ...]] = {
+            "input": function.inputs,
+            "weight": function.weights,
+            "local": (TensorSpec("float32", ("T", H)),),
+            "output": function.outputs,
+        }
+        operands = tuple(
+            Operand(source, number, spec.dtype, spec.shape)
+            for source, specs in groups.items()
+            for number, spec in enumerate(specs)
+        )
+        outputs = operands[len(operands) - len(function.outputs) :]
+        local = LocalSpec("float32", (1, "T", H))
+        segments.append(SegmentProgram(function.name, (local,), (Call("loops", operands),), outputs))
+    return ProgramRecord(tuple(segments), ())
+
+
 def tiny_traces(model: ModelRecord, tokens: int = 40, seed: int = 0) -> Traces:
     """Traces where low-numbered experts are likelier; two sequences, each begun by a prompt."""
     random = np.random.default_rng(seed)
@@ -144,6 +168,7 @@ def write_dense(path: Path, tensors: dict[str, npt.NDArray[np.float32]]) -> None
 
 def tiny_manifest() -> Manifest:
     """A manifest without its file table, as a compiler gives it to ``commit``."""
+    files = ("modules/cpu/segments.so", program_name("cpu"))
     return Manifest(
         format_version=FORMAT_VERSION,
         contents="bundle",
@@ -151,7 +176,7 @@ def tiny_manifest() -> Manifest:
         tools={"apache-tvm": "0.27.0"},
         model_name="someone/tiny",
         fingerprint="ab" * 32,
-        targets=(TargetRecord("cpu", "cpu", ("x86-64-v3",), ("avx2",), ("modules/cpu/segments.so",)),),
+        targets=(TargetRecord("cpu", "cpu", ("x86-64-v3",), ("avx2",), files),),
         tokenizer=TokenizerRecord(("tokenizer/tokenizer.json",), False),
         files={},
         manifest_sha256="",
@@ -177,6 +202,7 @@ def fill_bundle(folder: Path, model: ModelRecord | None = None) -> None:
         data = random.integers(0, 256, layer.experts * strides[layer.body], np.uint8)
         (folder / experts_name(layer.layer)).write_bytes(data.tobytes())
     (folder / "modules/cpu/segments.so").write_bytes(b"\x7fELF machine code")
+    write_record(tiny_program(model), folder / program_name("cpu"))
     (folder / "tokenizer/tokenizer.json").write_text("{}")
     (folder / "LICENSE").write_text("Do what you like.\n")
 

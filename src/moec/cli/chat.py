@@ -14,10 +14,12 @@ from moec.cli.options import (
     device_memory_option,
     device_option,
     host_memory_option,
+    json_option,
     max_new_tokens_option,
     sampling_options,
     threads_option,
 )
+from moec.cli.output import print_json_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +39,7 @@ FAREWELLS = ("/exit", "/quit")
 @host_memory_option
 @device_option
 @device_memory_option
+@json_option
 def command(
     bundle: Path,
     system: str | None,
@@ -51,10 +54,11 @@ def command(
     host_memory: str | None,
     device: str,
     device_memory: str | None,
+    as_json: bool,
 ) -> None:
     """Talk to the model in BUNDLE, line by line; /exit or the end of input ends it.
 
-    A model without a chat template simply continues the text so far.
+    A model without a chat template simply continues the text so far. With --json each answer is one line of JSON.
 
     \b
     Example:
@@ -62,6 +66,7 @@ def command(
     """
     from moec import runtime
 
+    do_sample = choose_sampling(greedy, temperature, top_p, top_k)
     with load_model(
         bundle, device, device_memory=device_memory, host_memory=host_memory, cpu_threads=cpu_threads
     ) as model:
@@ -72,15 +77,18 @@ def command(
             output = model.generate(
                 ids,
                 max_new_tokens=max_new_tokens,
-                do_sample=choose_sampling(greedy, temperature, top_p, top_k),
+                do_sample=do_sample,
                 temperature=temperature,
                 top_p=top_p,
                 top_k=top_k,
                 repetition_penalty=repetition_penalty,
                 seed=seed,
-                streamer=runtime.TextStreamer(model.tokenizer),
+                streamer=None if as_json else runtime.TextStreamer(model.tokenizer),
             )
-            messages.append({"role": "assistant", "content": model.decode(output[0][len(ids) :])})
+            new_ids = [int(token) for token in output[0][len(ids) :]]
+            messages.append({"role": "assistant", "content": model.decode(new_ids)})
+            if as_json:
+                print_json_line(messages[-1] | {"token_ids": new_ids, "prompt_tokens": len(ids)})
 
 
 def _lines() -> Iterator[str]:

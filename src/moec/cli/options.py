@@ -32,7 +32,7 @@ host_memory_option = click.option(
     "--host-memory",
     metavar="SIZE",
     default=None,
-    help="Most host memory to use: bytes, 8GiB, or a share of what is free such as 0.75.",
+    help="Most host memory to use: bytes, 8GiB, or a share of all memory such as 0.75.",
 )
 
 seed_option = click.option("--seed", type=int, default=None, help="Makes sampling repeatable.")

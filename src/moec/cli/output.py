@@ -22,6 +22,11 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
+def print_json_line(data: Any) -> None:
+    """Print one JSON document on a line of its own, for commands that print several."""
+    click.echo(json.dumps(data, ensure_ascii=False))
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows under a header, columns as wide as their widest cell; numbers to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
@@ -59,7 +64,11 @@ class StageLog:
         """Time one stage."""
         self._write(f"{name} ... " if sys.stderr.isatty() else "")
         start = time.perf_counter()
-        yield
+        try:
+            yield
+        except BaseException:
+            self._write("failed\n" if sys.stderr.isatty() else f"{name}: failed\n")
+            raise
         seconds = time.perf_counter() - start
         self._write(f"{seconds:.1f} s\n" if sys.stderr.isatty() else f"{name}: {seconds:.1f} s\n")
 

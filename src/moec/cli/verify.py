@@ -11,6 +11,7 @@ import click
 
 from moec.cli.options import bundle_argument, json_option, threads_option
 from moec.cli.output import ProgressBar, print_json
+from moec.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from moec.runtime import Model
 
 SEQUENCE_TOKENS = 128
+MINIMUM_TOKENS = 2
+COMPARING = ("tokens", "text", "reference_dtype", "cpu_threads")
+"""Parameters that only a comparison uses."""
 
 
 @click.command("verify")
@@ -27,7 +31,7 @@ SEQUENCE_TOKENS = 128
 @click.option("--reference", metavar="MODEL", help="The checkpoint: compare logits with transformers' on it.")
 @click.option(
     "--tokens",
-    type=click.IntRange(min=2),
+    type=click.IntRange(min=MINIMUM_TOKENS),
     default=512,
     show_default=True,
     help="Tokens to compare, teacher-forced.",
@@ -63,6 +67,8 @@ def command(
     """
     from moec.artifacts.reader import open_bundle
 
+    _check_options(reference)
+    passage = None if text is None else _read_text(text)
     bar = ProgressBar("verify")
     bar.start(
         sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()) if bundle.is_dir() else 0
@@ -71,7 +77,7 @@ def command(
     bar.close()
     facts: dict[str, Any] = {"path": str(bundle), "intact": True, "files": len(opened.manifest.files) + 1}
     if reference is not None:
-        facts |= compare_logits(bundle, reference, tokens, text, reference_dtype, cpu_threads)
+        facts |= compare_logits(bundle, reference, tokens, passage, reference_dtype, cpu_threads)
     if as_json:
         print_json(facts)
         return
@@ -91,7 +97,7 @@ def compare_logits(
     bundle: Path,
     reference: str,
     tokens: int,
-    text: Path | None,
+    text: str | None,
     reference_dtype: str,
     cpu_threads: int | None,
 ) -> dict[str, Any]:
@@ -112,20 +118,46 @@ def compare_logits(
     return {"reference_dtype": compute, **to_json(agreement)}
 
 
-def choose_sequences(model: Model, tokens: int, text: Path | None) -> list[list[int]]:
-    """Sequences with ``tokens`` token ids together, from a text, the shipped prompts, or at random."""
+def choose_sequences(model: Model, tokens: int, text: str | None) -> list[list[int]]:
+    """Sequences with ``tokens`` token ids together, from a text, the shipped prompts, or at random.
+
+    Raises:
+        BundleError: there is a text, but the bundle has no tokenizer for it.
+        RequestError: the text has no token.
+    """
     from moec.compiler.profiling.calibration import DEFAULT_PROMPTS, read_prompts
 
     length = min(SEQUENCE_TOKENS, model.record.max_context)
-    if not model.has_tokenizer:
+    if text is not None:
+        ids = model.encode(text)
+    elif not model.has_tokenizer:
         draw = random.Random(0)  # noqa: S311 - reproducible test data, not a secret
         ids = [draw.randrange(model.record.vocab_size) for _ in range(tokens)]
-    elif text is not None:
-        ids = model.encode(text.read_text(encoding="utf-8"))
     else:
         ids = [token for prompt in read_prompts(DEFAULT_PROMPTS) for token in model.encode(prompt.text or "")]
     ids = ids[:tokens]
+    if len(ids) < MINIMUM_TOKENS:
+        raise RequestError(
+            "There is nothing to compare.", f"The text has {len(ids)} tokens.", "Give a longer --text."
+        )
     return [ids[start : start + length] for start in range(0, len(ids), length)]
+
+
+def _check_options(reference: str | None) -> None:
+    """Refuse the options that say how to compare where there is nothing to compare with."""
+    if reference is not None:
+        return
+    context = click.get_current_context()
+    for name in COMPARING:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} needs --reference")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read.", f"{error}.", "Give a file of UTF-8 text.") from error
 
 
 def _measured(model: Model, sequences: list[list[int]]) -> Iterator[np.ndarray[Any, Any]]:

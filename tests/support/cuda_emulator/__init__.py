@@ -38,8 +38,8 @@ class Emulated:
     def __init__(self, *functions: tirx.PrimFunc) -> None:
         named = {str(function.attrs["global_symbol"]): function for function in functions}
         host, code = split_kernels(tvm.IRModule(named), parse_target("cuda-sm_80"))
-        self._folder = tempfile.TemporaryDirectory()
-        self._library = ctypes.CDLL(str(compile_kernels(code.source, Path(self._folder.name))))
+        with tempfile.TemporaryDirectory() as folder:
+            self._library = ctypes.CDLL(str(compile_kernels(code.source, Path(folder))))
         self._host = host
         self._code = code
 
