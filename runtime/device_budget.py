@@ -67,6 +67,16 @@ class DevicePlan:
         return _aligned(self.cache_pages * self.needs.cache_page_bytes)
 
     @property
+    def dense_bytes(self) -> int:
+        """All weights outside routed experts."""
+        return self.needs.dense_bytes
+
+    @property
+    def expert_bytes(self) -> int:
+        """All routed experts."""
+        return self.needs.expert_bytes
+
+    @property
     def total_bytes(self) -> int:
         """The most that will be allocated."""
         return self.needs.fixed_bytes + self.cache_bytes
