@@ -26,6 +26,7 @@ _DLPACK_TYPES = {
     "float32": (2, 32),
     "float16": (2, 16),
     "bfloat16": (4, 16),
+    "uint8": (1, 8),
     "bool": (6, 8),
 }
 
