@@ -34,6 +34,8 @@ CHUNK = 2048
 """Entries of a row that one block scores."""
 BINS = 2048
 """Bins of a row's histogram."""
+SPAN = 8192
+"""A row of the workspace holds scores for a multiple of this."""
 
 
 def seen_words(vocab: int) -> int:
@@ -41,12 +43,12 @@ def seen_words(vocab: int) -> int:
     return -(-vocab // 32)
 
 
-def chunks(vocab: int) -> int:
-    """Blocks that score one row."""
-    return -(-vocab // CHUNK)
+def padded(vocab: int) -> int:
+    """Scores of a row in the workspace."""
+    return -(-vocab // SPAN) * SPAN
 
 
 def row_bytes(vocab: int) -> int:
     """Bytes of ``workspace`` for one row: scores, a list of as many, chunks' best, counts and masses of bins."""
-    entries = chunks(vocab) * CHUNK
-    return -(-(4 * entries + 4 * entries + 8 * chunks(vocab) + 4 * BINS + 8 * BINS) // 64) * 64
+    entries = padded(vocab)
+    return -(-(8 * entries + 8 * (entries // CHUNK) + 12 * BINS) // 64) * 64

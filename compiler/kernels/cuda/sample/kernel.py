@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.sampling import OPTION_WORDS, row_bytes, seen_words
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, symbol
+from moec.compiler.kernels.cpu.emit import build
+from moec.compiler.kernels.cuda.sample.histogram import histogram
+from moec.compiler.kernels.cuda.sample.operands import declare
+from moec.compiler.kernels.cuda.sample.pick import pick
+from moec.compiler.kernels.cuda.sample.score import score
 
 if TYPE_CHECKING:
     from tvm import tirx
+
+MAX_VOCAB = 1 << 18
+"""So that sums of masses fit in 64 bits, and a block has a thread for every chunk."""
 
 
 def sample(vocab: int) -> tirx.PrimFunc:
@@ -31,14 +37,12 @@ def sample(vocab: int) -> tirx.PrimFunc:
         vocab: V, to 2**18.
     """
 
+    assert 0 < vocab <= MAX_VOCAB, vocab
+
     def body() -> None:
-        rows, slots = symbol("R"), symbol("S")
-        arguments(
-            Argument("logits", (rows, vocab), "float32"),
-            Argument("options", (rows, OPTION_WORDS), "int32"),
-            Argument("seen", (slots, seen_words(vocab)), "int32"),
-            Argument("workspace", (rows * row_bytes(vocab),), "uint8"),
-            Argument("tokens", (rows,), "int64"),
-        )
+        operands = declare(vocab)
+        score(operands)
+        histogram(operands)
+        pick(operands)
 
     return build("sample", body)
