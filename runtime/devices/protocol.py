@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from moec.runtime.engine.sequence import Sequence
     from moec.runtime.stats import Stats
 
 ALIGNMENT_BYTES = 256
@@ -89,6 +90,26 @@ class Functions(Protocol):
         Raises:
             BundleError: the module has none.
         """
+        ...
+
+
+class TokenSampler(Protocol):
+    """Chooses tokens on the device, so that logits stay there."""
+
+    def can_choose(self, sequences: list[Sequence]) -> bool:
+        """Whether it can do what these sequences want; the host does it otherwise."""
+        ...
+
+    def stage(self, sequences: list[Sequence]) -> None:
+        """Tell the device how the next step's rows choose; before its calls run."""
+        ...
+
+    def call(self, logits: View) -> PackedCall:
+        """The call that chooses a token from each row of ``logits``."""
+        ...
+
+    def read(self, sequences: list[Sequence]) -> list[int]:
+        """The tokens of the step that was run, once it is finished; the sequences' samplers know them."""
         ...
 
 

@@ -43,6 +43,7 @@ MOEC_DEVICE float moec_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
+MOEC_DEVICE float moec_exp(float x) { return expf(x); }  // to 1 ulp
 
 // Memory. Addresses of 16-byte accesses are multiples of 16.
 MOEC_DEVICE void moec_load_stream(unsigned *to, const void *from) {  // 16 bytes that are read once
@@ -80,6 +81,9 @@ MOEC_DEVICE void moec_sync_warp() { __syncwarp(); }
 MOEC_DEVICE float moec_shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 MOEC_DEVICE float moec_shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 MOEC_DEVICE int moec_shuffle_int(int value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+MOEC_DEVICE unsigned long long moec_shuffle_wide(unsigned long long value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
 MOEC_DEVICE unsigned moec_ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
 MOEC_DEVICE int moec_count_bits(unsigned value) { return __popc(value); }
 
@@ -103,4 +107,10 @@ MOEC_DEVICE void moec_mma_bf16(float *d, unsigned a0, unsigned a1, unsigned a2, 
 MOEC_DEVICE void moec_mma_f16(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Counters in shared or global memory; sums of integers do not depend on the order. The first returns what was there.
+MOEC_DEVICE int moec_atomic_add(int *place, int value) { return atomicAdd(place, value); }
+MOEC_DEVICE void moec_atomic_add_wide(void *place, unsigned long long value) {
+  atomicAdd(reinterpret_cast<unsigned long long *>(place), value);
 }

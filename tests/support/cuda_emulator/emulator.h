@@ -181,6 +181,7 @@ static inline float moec_high_bf16(unsigned pair) { return __uint_as_float(pair 
 static inline float moec_low_f16(unsigned pair) { return emulated_f16_to_f32(pair & 0xffffu); }
 static inline float moec_high_f16(unsigned pair) { return emulated_f16_to_f32(pair >> 16); }
 static inline float moec_exp2(float x) { return std::exp2(x); }
+static inline float moec_exp(float x) { return std::exp(x); }
 static inline void emulated_aligned(const void *place) {
   if ((uintptr_t)place % 16) emulator::fail("a 16-byte access at an address that is no multiple of 16");
 }
@@ -229,6 +230,11 @@ static inline float __shfl_down_sync(unsigned, float value, int delta, int width
 }
 static inline float __shfl_sync(unsigned, float value, int lane, int width) {
   return moec_shuffle(value, (emulator::current->number & 31) / width * width + lane);
+}
+static inline uint64_t moec_shuffle_wide(uint64_t value, int lane) {
+  unsigned words[2] = {(unsigned)value, (unsigned)(value >> 32)};
+  unsigned *result = emulator::exchange(words, 2)[lane & 31];
+  return result[0] | (uint64_t)result[1] << 32;
 }
 static inline float moec_shuffle_xor(float value, int mask) {
   return moec_shuffle(value, (emulator::current->number ^ mask) & 31);
@@ -279,3 +285,5 @@ static inline void moec_mma_f16(float *d, unsigned a0, unsigned a1, unsigned a2,
   unsigned words[6] = {a0, a1, a2, a3, b0, b1};
   emulated_mma(d, words, moec_low_f16, moec_high_f16);
 }
+static inline int moec_atomic_add(int *place, int value) { return *place += value, *place - value; }
+static inline void moec_atomic_add_wide(void *place, uint64_t value) { *(uint64_t *)place += value; }
