@@ -152,12 +152,13 @@ def plan_device_memory(
 
 def _too_small(plan: DevicePlan) -> BudgetError:
     needs = plan.needs
+    small = needs.table_bytes + needs.staging_bytes + needs.sampler_bytes
     return BudgetError(
         f"device_memory is {plan.total_bytes - plan.limit_bytes} bytes too small: "
         f"{plan.limit_bytes} of at least {plan.total_bytes}.",
         f"Dense weights take {needs.dense_bytes} bytes, routed experts {needs.expert_bytes}, the key-value cache "
         f"{plan.cache_bytes} for {plan.cache_pages * PAGE_TOKENS} tokens, a step {needs.arena_bytes}, "
-        f"tables, staging and sampling {needs.table_bytes + needs.staging_bytes + needs.sampler_bytes}, code and graphs {needs.code_bytes}.",
+        f"tables, staging and sampling {small}, code and graphs {needs.code_bytes}.",
         "Raise device_memory, or lower cache_tokens, max_step_tokens or max_batch.",
     )
 

@@ -40,7 +40,7 @@ class _Key(NamedTuple):
     part: Part | Literal["whole"]
     gathered: bool
     sampled: bool
-    count: int
+    tokens: int
 
 
 class ChainExecutor:
@@ -153,10 +153,10 @@ class ChainExecutor:
 
     def _last_calls(self, key: _Key, mirrors: BatchMirrors) -> list[Call]:
         """The last part's calls, and where the device chooses tokens the call that does."""
-        calls = self._binder.calls("last", key.count, mirrors, gathered=key.gathered)
+        calls = self._binder.calls("last", key.tokens, mirrors, gathered=key.gathered)
         if key.sampled:
             assert self._sampler is not None
-            logits = self._binder.value("last", CHAIN_OUTPUT, key.count, mirrors, gathered=key.gathered)
+            logits = self._binder.value("last", CHAIN_OUTPUT, key.tokens, mirrors, gathered=key.gathered)
             calls.append(self._sampler.call(logits))
         return calls
 

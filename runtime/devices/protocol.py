@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.runtime.engine.sequence import Sequence
+    from moec.runtime.engine.sequence import Sequence as RunningSequence
     from moec.runtime.stats import Stats
 
 ALIGNMENT_BYTES = 256
@@ -96,11 +96,11 @@ class Functions(Protocol):
 class TokenSampler(Protocol):
     """Chooses tokens on the device, so that logits stay there."""
 
-    def can_choose(self, sequences: list[Sequence]) -> bool:
+    def can_choose(self, sequences: list[RunningSequence]) -> bool:
         """Whether it can do what these sequences want; the host does it otherwise."""
         ...
 
-    def stage(self, sequences: list[Sequence]) -> None:
+    def stage(self, sequences: list[RunningSequence]) -> None:
         """Tell the device how the next step's rows choose; before its calls run."""
         ...
 
@@ -108,7 +108,7 @@ class TokenSampler(Protocol):
         """The call that chooses a token from each row of ``logits``."""
         ...
 
-    def read(self, sequences: list[Sequence]) -> list[int]:
+    def read(self, sequences: list[RunningSequence]) -> list[int]:
         """The tokens of the step that was run, once it is finished; the sequences' samplers know them."""
         ...
 
