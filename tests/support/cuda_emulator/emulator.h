@@ -23,6 +23,7 @@
 #define uint unsigned int
 #define uchar unsigned char
 #define ushort unsigned short
+#define CUDART_INF_F INFINITY
 
 struct Dim3 { int x, y, z; };
 static Dim3 blockIdx, threadIdx, blockDim, gridDim;
