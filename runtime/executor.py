@@ -163,7 +163,7 @@ class ChainExecutor:
     def _prepare(self, key: _Key, calls: list[Call]) -> Callable[[], None]:
         if len(self._bound) >= COUNTS_KEPT:
             self._bound.popitem(last=False)
-        run = self._bound[key] = self._device.prepare(calls, self._stats)
+        run = self._bound[key] = self._device.prepare(calls, self._stats, often=key.part == "whole")
         return run
 
     def _logits_of(self, mirrors: BatchMirrors, rows: list[int]) -> NDArray[np.float32]:

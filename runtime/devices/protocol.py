@@ -157,12 +157,13 @@ class Device(Protocol):
         """Copy ``rows`` (each of ``row_bytes``) from address ``source`` to lie one after the other at ``target``."""
         ...
 
-    def prepare(self, calls: Sequence[Call], stats: Stats) -> Callable[[], None]:
+    def prepare(self, calls: Sequence[Call], stats: Stats, *, often: bool = False) -> Callable[[], None]:
         """Make a list of calls ready to run again and again, in order.
 
         Args:
             calls: one part of a step for one T: the same functions on the same tensors each time.
             stats: each run adds its wall time to the milliseconds of the calls' stages.
+            often: whether it will run so often that some work now is worth it, as decoding steps do.
 
         Returns:
             What runs them. It may return before a GPU has finished; `read` waits.
