@@ -14,13 +14,14 @@ import torch
 from moec import runtime
 from moec.compiler.lowering import cuda_module
 from moec.errors import BudgetError, BundleError, DeviceError, RequestError
+from moec.runtime.device_budget import DevicePlan
 from tests.support.compiling import compile_checkpoint
 from tests.support.cuda_stub import Stub, write_image
 from tests.support.tiny_models import save
 
 PROMPTS = ([11, 12, 13, 14, 15, 16, 17], [90, 5, 77], list(range(40, 80)))
 NEW = 12
-CACHE = {"cache_tokens": 512}
+CACHE = 512
 Load = Callable[..., runtime.Model]
 
 
@@ -43,7 +44,9 @@ def load(bundle: Path, stub: Stub) -> Iterator[Load]:
     """``runtime.load`` of it on the GPU; every test leaves the GPU empty."""
 
     def load_it(**options: Any) -> runtime.Model:
-        return runtime.load(bundle, **{"device": "cuda:0", "verify": "sizes", **CACHE, **options})
+        return runtime.load(
+            bundle, **{"device": "cuda:0", "verify": "sizes", "cache_tokens": CACHE, **options}
+        )
 
     yield load_it
     gc.collect()
@@ -62,6 +65,11 @@ def rows(model: runtime.Model, prompts: list[list[int]], **options: Any) -> list
     options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": [], **options}
     width = max(map(len, prompts))
     return [row[width:].tolist() for row in np.atleast_2d(model.generate(prompts, **options))]
+
+
+def planned(model: runtime.Model) -> DevicePlan:
+    assert isinstance(model.memory, DevicePlan)
+    return model.memory
 
 
 @pytest.mark.parametrize(
@@ -115,7 +123,7 @@ def test_a_decode_step_is_one_graph(load: Load, stub: Stub) -> None:
 
 def test_the_budget_is_exact_and_checked_before_anything_is_allocated(load: Load, stub: Stub) -> None:
     with load() as model:
-        plan = model.memory
+        plan = planned(model)
         rows(model, [PROMPTS[0]])
         assert stub.counts().device_bytes == plan.total_bytes - plan.needs.code_bytes
     with load(device_memory=plan.total_bytes) as model:
@@ -129,7 +137,7 @@ def test_the_budget_is_exact_and_checked_before_anything_is_allocated(load: Load
 
 def test_the_cache_takes_what_the_limit_leaves(load: Load) -> None:
     with load() as model:
-        needs = model.memory.needs
+        needs = planned(model).needs
     page = needs.cache_page_bytes
     with load(cache_tokens=None, device_memory=needs.fixed_bytes + 3 * page + 256) as model:
         assert model.memory.cache_pages == 3
@@ -154,7 +162,7 @@ def test_a_damaged_weight_is_found_while_it_is_brought_over(load: Load, bundle: 
     data[1000] ^= 1
     path.write_bytes(data)
     with pytest.raises(BundleError, match=f"{path.name} was changed"):
-        runtime.load(copy, device="cuda:0", **CACHE)
+        runtime.load(copy, device="cuda:0", cache_tokens=CACHE)
 
 
 def test_progress_counts_every_byte_once(bundle: Path, load: Load) -> None:
