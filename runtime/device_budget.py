@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.footprint import LOGIT_ROWS, TABLE_ENTRY_BYTES, footprint
 from moec.artifacts.paths import DENSE_NAME, experts_name
+from moec.artifacts.sampling import OPTION_WORDS
 from moec.errors import BudgetError
 from moec.runtime.arena import plan_arena
 from moec.runtime.cache.pages import pages_for
+from moec.runtime.devices.cuda.sampling import sampler_bytes
 from moec.runtime.devices.protocol import ALIGNMENT_BYTES
 from moec.runtime.layout import chain_layout
 
@@ -35,6 +37,8 @@ class DeviceNeeds:
     """Values of the largest step, workspaces included."""
     staging_bytes: int
     """Tokens and page tables of a step."""
+    sampler_bytes: int
+    """Choosing tokens on the GPU."""
     code_bytes: int
     """Machine code, an upper bound, and graphs."""
     cache_page_bytes: int
@@ -49,6 +53,7 @@ class DeviceNeeds:
             + self.table_bytes
             + self.arena_bytes
             + self.staging_bytes
+            + self.sampler_bytes
             + self.code_bytes
         )
 
@@ -65,6 +70,16 @@ class DevicePlan:
     def cache_bytes(self) -> int:
         """The key-value cache."""
         return _aligned(self.cache_pages * self.needs.cache_page_bytes)
+
+    @property
+    def dense_bytes(self) -> int:
+        """All weights outside routed experts."""
+        return self.needs.dense_bytes
+
+    @property
+    def expert_bytes(self) -> int:
+        """All routed experts."""
+        return self.needs.expert_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -87,15 +102,19 @@ def device_needs(
         table_bytes=sum(_aligned(TABLE_ENTRY_BYTES * layer.experts) for layer in model.experts),
         arena_bytes=_aligned(plan_arena(layout.lifetimes).size_bytes),
         staging_bytes=staging_bytes(max_batch, max_step_tokens, model.max_context),
+        sampler_bytes=sampler_bytes(model.vocab_size, max_batch),
         code_bytes=sum(code) + GRAPH_BYTES,
         cache_page_bytes=footprint(model).cache_page_bytes,
     )
 
 
 def staging_bytes(max_batch: int, max_step_tokens: int, max_context: int) -> int:
-    """The arrays of a `moec.runtime.engine.batch.StepBatch`, each in a place of its own."""
+    """The arrays of a `moec.runtime.engine.batch.StepBatch` and the sampler's options, each in its own place."""
     table = 4 * (max_batch + 1) * pages_for(max_context)
-    return sum(_aligned(size * max_step_tokens) for size in (8, 8, 4, 4)) + _aligned(table)
+    options = 4 * OPTION_WORDS * max_batch
+    return (
+        sum(_aligned(size * max_step_tokens) for size in (8, 8, 4, 4)) + _aligned(table) + _aligned(options)
+    )
 
 
 def plan_device_memory(
@@ -133,12 +152,13 @@ def plan_device_memory(
 
 def _too_small(plan: DevicePlan) -> BudgetError:
     needs = plan.needs
+    small = needs.table_bytes + needs.staging_bytes + needs.sampler_bytes
     return BudgetError(
         f"device_memory is {plan.total_bytes - plan.limit_bytes} bytes too small: "
         f"{plan.limit_bytes} of at least {plan.total_bytes}.",
         f"Dense weights take {needs.dense_bytes} bytes, routed experts {needs.expert_bytes}, the key-value cache "
         f"{plan.cache_bytes} for {plan.cache_pages * PAGE_TOKENS} tokens, a step {needs.arena_bytes}, "
-        f"tables and staging {needs.table_bytes + needs.staging_bytes}, code and graphs {needs.code_bytes}.",
+        f"tables, staging and sampling {small}, code and graphs {needs.code_bytes}.",
         "Raise device_memory, or lower cache_tokens, max_step_tokens or max_batch.",
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from moec.artifacts.checks import CHAIN_OUTPUT
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.artifacts.model import DTYPE_BYTES
 from moec.runtime.binding import BatchMirrors
+from moec.runtime.engine.batch import choose_on_host
 from moec.runtime.layout import value_spec
 
 if TYPE_CHECKING:
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.runtime.binding import Binder
-    from moec.runtime.devices.protocol import Call, Device
+    from moec.runtime.devices.protocol import Call, Device, TokenSampler
     from moec.runtime.engine.batch import StepBatch
+    from moec.runtime.engine.sequence import Sequence
     from moec.runtime.expert_calls import ExpertCalls
     from moec.runtime.layout import Part
     from moec.runtime.routing import RoutingRecorder
@@ -29,6 +32,15 @@ if TYPE_CHECKING:
 
 COUNTS_KEPT = 96
 """Parts of steps, of one token count each, whose calls are kept; a decoding batch has only a few."""
+
+
+class _Key(NamedTuple):
+    """What a prepared list of calls is for."""
+
+    part: Part | Literal["whole"]
+    gathered: bool
+    sampled: bool
+    tokens: int
 
 
 class ChainExecutor:
@@ -39,13 +51,22 @@ class ChainExecutor:
         binder: makes them.
         experts: what the binder makes the calls of routed experts with.
         stats: milliseconds per stage.
+        sampler: chooses tokens on the device; ``None``: the host does, from the logits.
     """
 
-    def __init__(self, device: Device, binder: Binder, experts: ExpertCalls, stats: Stats) -> None:
+    def __init__(
+        self,
+        device: Device,
+        binder: Binder,
+        experts: ExpertCalls,
+        stats: Stats,
+        sampler: TokenSampler | None = None,
+    ) -> None:
         self._device, self._binder, self._experts, self._stats = device, binder, experts, stats
+        self._sampler = sampler
         self._model = binder.model
         self._mirrors: BatchMirrors | None = None
-        self._bound: OrderedDict[tuple[str, bool, int], Callable[[], None]] = OrderedDict()
+        self._bound: OrderedDict[_Key, Callable[[], None]] = OrderedDict()
 
     @property
     def recorder(self) -> RoutingRecorder | None:
@@ -64,11 +85,7 @@ class ChainExecutor:
 
     def run(self, batch: StepBatch) -> NDArray[np.float32]:
         """See `moec.runtime.engine.batch.Executor`; the result is good until the next run."""
-        mirrors = self._mirrors
-        if mirrors is None or mirrors.batch is not batch:
-            mirrors = self._mirrors = BatchMirrors(self._device, batch)
-            self._bound.clear()
-        mirrors.update()
+        mirrors = self._show(batch)
         if self.recorder is None and len(batch.wanted) == batch.count <= LOGIT_ROWS:
             self._whole(batch.count, mirrors)()
             return self._read_logits(mirrors, batch.count, gathered=False)
@@ -77,31 +94,76 @@ class ChainExecutor:
             return self._logits_of(mirrors, batch.wanted)
         return self._logits_of(mirrors, list(range(batch.count)))[batch.wanted]
 
-    def _whole(self, count: int, mirrors: BatchMirrors) -> Callable[[], None]:
+    def next_tokens(self, batch: StepBatch, sequences: list[Sequence]) -> list[int]:
+        """See `moec.runtime.engine.batch.Executor`."""
+        sampler = self._sampler
+        if sampler is None or self.recorder is not None or len(sequences) > LOGIT_ROWS:
+            return self._choose(self.run(batch), sequences)
+        if not sampler.can_choose(sequences):
+            return self._choose(self.run(batch), sequences)
+        sampler.stage(sequences)
+        mirrors, rows = self._show(batch), len(sequences)
+        if rows == batch.count:
+            self._whole(rows, mirrors, sampled=True)()
+        else:
+            self._part("main", batch.count, mirrors)()
+            if rows:
+                self._gather(mirrors, batch.wanted)
+                self._part("last", rows, mirrors, gathered=True, sampled=True)()
+        return sampler.read(sequences) if rows else []
+
+    def _choose(self, logits: NDArray[np.float32], sequences: list[Sequence]) -> list[int]:
+        started = perf_counter()
+        tokens = choose_on_host(logits, sequences)
+        self._stats.milliseconds["sampling"] += (perf_counter() - started) * 1e3
+        return tokens
+
+    def _show(self, batch: StepBatch) -> BatchMirrors:
+        """Let the device see the step."""
+        mirrors = self._mirrors
+        if mirrors is None or mirrors.batch is not batch:
+            mirrors = self._mirrors = BatchMirrors(self._device, batch)
+            self._bound.clear()
+        mirrors.update()
+        return mirrors
+
+    def _whole(self, count: int, mirrors: BatchMirrors, *, sampled: bool = False) -> Callable[[], None]:
         """A step whose every row's logits are wanted, as decoding has: both parts as one list of calls."""
-
-        def calls() -> list[Call]:
-            parts = [self._binder.calls(part, count, mirrors) for part in ("main", "last")]
-            return [call for part in parts for call in part]
-
-        return self._prepared(("whole", False, count), calls)
-
-    def _part(
-        self, part: Part, count: int, mirrors: BatchMirrors, *, gathered: bool = False
-    ) -> Callable[[], None]:
-        return self._prepared(
-            (part, gathered, count),
-            lambda: self._binder.calls(part, count, mirrors, gathered=gathered),
+        key = _Key("whole", False, sampled, count)
+        return self._bound.get(key) or self._prepare(
+            key, self._binder.calls("main", count, mirrors) + self._last_calls(key, mirrors)
         )
 
-    def _prepared(self, key: tuple[str, bool, int], calls: Callable[[], list[Call]]) -> Callable[[], None]:
+    def _part(
+        self,
+        part: Part,
+        count: int,
+        mirrors: BatchMirrors,
+        *,
+        gathered: bool = False,
+        sampled: bool = False,
+    ) -> Callable[[], None]:
+        key = _Key(part, gathered, sampled, count)
         run = self._bound.get(key)
-        if run is None:
-            if len(self._bound) >= COUNTS_KEPT:
-                self._bound.popitem(last=False)
-            run = self._bound[key] = self._device.prepare(calls(), self._stats)
-        else:
+        if run is not None:
             self._bound.move_to_end(key)
+            return run
+        calls = self._last_calls(key, mirrors) if part == "last" else self._binder.calls(part, count, mirrors)
+        return self._prepare(key, calls)
+
+    def _last_calls(self, key: _Key, mirrors: BatchMirrors) -> list[Call]:
+        """The last part's calls, and where the device chooses tokens the call that does."""
+        calls = self._binder.calls("last", key.tokens, mirrors, gathered=key.gathered)
+        if key.sampled:
+            assert self._sampler is not None
+            logits = self._binder.value("last", CHAIN_OUTPUT, key.tokens, mirrors, gathered=key.gathered)
+            calls.append(self._sampler.call(logits))
+        return calls
+
+    def _prepare(self, key: _Key, calls: list[Call]) -> Callable[[], None]:
+        if len(self._bound) >= COUNTS_KEPT:
+            self._bound.popitem(last=False)
+        run = self._bound[key] = self._device.prepare(calls, self._stats, often=key.part == "whole")
         return run
 
     def _logits_of(self, mirrors: BatchMirrors, rows: list[int]) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.artifacts.reader import open_bundle
+from moec.artifacts.sampling import SAMPLE
 from moec.errors import BudgetError
 from moec.runtime.binding import Binder
 from moec.runtime.budget import parse_memory
@@ -16,6 +17,7 @@ from moec.runtime.devices.cuda.architecture import choose_cuda_target
 from moec.runtime.devices.cuda.device import CudaDevice, check_ordinal, tvm_stream
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.sampling import DeviceSampler
 from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
 from moec.runtime.engine import Engine, Limits
 from moec.runtime.executor import ChainExecutor
@@ -114,5 +116,9 @@ def _assemble(
         min(options.max_step_tokens, LOGIT_ROWS),
         weights.dense,
     )
-    executor = ChainExecutor(device, binder, experts, stats)
+    sampler = None
+    if functions.has(SAMPLE):
+        choose = functions.get(SAMPLE)
+        sampler = DeviceSampler(device, choose, bundle.model.vocab_size, options.max_batch)
+    executor = ChainExecutor(device, binder, experts, stats, sampler)
     return Engine(executor, limits, bundle.model.vocab_size, stats), executor

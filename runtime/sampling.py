@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from moec.runtime.randoms import uniform
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,15 +33,18 @@ class Sampling:
 class Sampler:
     """Chooses the tokens of one sequence, with random numbers of its own: a batch cannot change them.
 
+    The n-th token takes the n-th number of `moec.runtime.randoms.uniform` for the seed, on every device.
+
     Args:
         sampling: how to choose.
         prompt: tokens that count as already seen for ``repetition_penalty``.
-        seed: of the random numbers; ``None`` takes one from the system.
+        seed: of the random numbers, modulo 2**64; ``None`` takes one from the system.
     """
 
     def __init__(self, sampling: Sampling, prompt: tuple[int, ...], seed: int | None) -> None:
         self.sampling = sampling
-        self._random = np.random.Generator(np.random.PCG64(seed)) if sampling.do_sample else None
+        self.seed = secrets.randbits(64) if seed is None else seed % 2**64
+        self.drawn = 0
         self._seen: dict[int, None] | None = None
         if sampling.repetition_penalty != 1.0:
             self._seen = dict.fromkeys(prompt)
@@ -51,14 +57,19 @@ class Sampler:
         if forbidden:
             scores = scores.copy() if scores is logits else scores
             scores[list(forbidden)] = -np.inf
-        if self._random is None:
+        if not self.sampling.do_sample:
             token = int(scores.argmax())
         else:
             ids, probabilities = candidates(scores, self.sampling)
-            token = int(ids[_draw(probabilities, self._random)])
+            token = int(ids[draw(probabilities, uniform(self.seed, self.drawn))])
+        self.accept(token)
+        return token
+
+    def accept(self, token: int) -> None:
+        """Note a token that was chosen, here or by a GPU."""
+        self.drawn += 1
         if self._seen is not None:
             self._seen[token] = None
-        return token
 
 
 def penalize(logits: NDArray[np.float32], seen: list[int], penalty: float) -> NDArray[np.float32]:
@@ -80,7 +91,7 @@ def candidates(
         sampling: its ``do_sample`` is not looked at.
 
     Returns:
-        Token ids ``[N]`` and float64 probabilities ``[N]`` that sum to 1.
+        Token ids ``[N]``, rising, and float64 probabilities ``[N]`` that sum to 1.
     """
     scores = scores / np.float32(sampling.temperature)
     if 0 < sampling.top_k < scores.size:
@@ -97,20 +108,22 @@ def candidates(
 
 
 def _nucleus(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
-    """Places that stay when the least likely tokens, up to a mass of ``1 - top_p``, are cut; likeliest last.
+    """Places, rising, that stay when the least likely tokens, up to a mass of ``1 - top_p``, are cut.
 
-    The likeliest 1024 are enough in nearly all cases, and sorting a whole vocabulary takes tens of milliseconds.
+    Of equally likely ones the first are cut first. About the likeliest 1024 are enough in nearly all cases, and
+    sorting a whole vocabulary takes tens of milliseconds.
     """
     places, below = np.arange(probabilities.size), 0.0
     if probabilities.size > _LIKELY:
-        likely = np.argpartition(probabilities, -_LIKELY)[-_LIKELY:]
+        least = np.partition(probabilities, -_LIKELY)[-_LIKELY]
+        likely = np.flatnonzero(probabilities >= least)
         rest = 1.0 - float(probabilities[likely].sum())
         if rest <= 1.0 - top_p:
             places, below = likely, rest
     order = places[np.argsort(probabilities[places], kind="stable")]
     kept = below + np.cumsum(probabilities[order]) > 1.0 - top_p
     kept[-1] = True
-    return order[kept]
+    return np.sort(order[kept])
 
 
 def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -120,7 +133,8 @@ def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:
     return wide
 
 
-def _draw(probabilities: NDArray[np.float64], random: np.random.Generator) -> int:
+def draw(probabilities: NDArray[np.float64], number: float) -> int:
+    """The first place up to which the probabilities sum up to more than the part ``number``, in [0, 1), of them."""
     bounds = np.cumsum(probabilities)
-    place = np.searchsorted(bounds, random.random() * bounds[-1], side="right")
+    place = np.searchsorted(bounds, number * bounds[-1], side="right")
     return min(int(place), probabilities.size - 1)

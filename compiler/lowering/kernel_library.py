@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moec.artifacts.sampling import SAMPLE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -64,11 +66,14 @@ class CudaKernels:
         """The kernels that the chain calls by name, under those names."""
         from moec.compiler.kernels.cuda.attention import attention
         from moec.compiler.kernels.cuda.experts import experts
+        from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body)
+        if model.vocab_size <= MAX_VOCAB:
+            yield SAMPLE, sample(model.vocab_size)
 
     def workspaces(self, model: ModelRecord) -> Iterator[Workspace]:
         """What kernels need beside their tensors."""

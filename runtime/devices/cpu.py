@@ -89,7 +89,7 @@ class CpuDevice:
         for place, row in enumerate(rows):
             ctypes.memmove(target + place * row_bytes, source + row * row_bytes, row_bytes)
 
-    def prepare(self, calls: Sequence[Call], stats: Stats) -> Callable[[], None]:
+    def prepare(self, calls: Sequence[Call], stats: Stats, *, often: bool = False) -> Callable[[], None]:  # noqa: ARG002
         """One call after the other; the clock is read where the stage changes."""
         stages: list[tuple[str, list[tuple[Callable[..., Any], tuple[Any, ...]]]]] = []
         for call in calls:

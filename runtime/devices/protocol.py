@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from moec.runtime.engine.sequence import Sequence as RunningSequence
     from moec.runtime.stats import Stats
 
 ALIGNMENT_BYTES = 256
@@ -92,6 +93,26 @@ class Functions(Protocol):
         ...
 
 
+class TokenSampler(Protocol):
+    """Chooses tokens on the device, so that logits stay there."""
+
+    def can_choose(self, sequences: list[RunningSequence]) -> bool:
+        """Whether it can do what these sequences want; the host does it otherwise."""
+        ...
+
+    def stage(self, sequences: list[RunningSequence]) -> None:
+        """Tell the device how the next step's rows choose; before its calls run."""
+        ...
+
+    def call(self, logits: View) -> PackedCall:
+        """The call that chooses a token from each row of ``logits``."""
+        ...
+
+    def read(self, sequences: list[RunningSequence]) -> list[int]:
+        """The tokens of the step that was run, once it is finished; the sequences' samplers know them."""
+        ...
+
+
 class Device(Protocol):
     """A processor with its memory. One thread uses it at a time, and what it is asked is done in that order."""
 
@@ -136,12 +157,13 @@ class Device(Protocol):
         """Copy ``rows`` (each of ``row_bytes``) from address ``source`` to lie one after the other at ``target``."""
         ...
 
-    def prepare(self, calls: Sequence[Call], stats: Stats) -> Callable[[], None]:
+    def prepare(self, calls: Sequence[Call], stats: Stats, *, often: bool = False) -> Callable[[], None]:
         """Make a list of calls ready to run again and again, in order.
 
         Args:
             calls: one part of a step for one T: the same functions on the same tensors each time.
             stats: each run adds its wall time to the milliseconds of the calls' stages.
+            often: whether it will run so often that some work now is worth it, as decoding steps do.
 
         Returns:
             What runs them. It may return before a GPU has finished; `read` waits.

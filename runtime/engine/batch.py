@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from moec.runtime.engine.sequence import Sequence
+
 
 class StepBatch:
     """Buffers for up to ``capacity`` tokens, filled anew for each step up to ``count``.
@@ -65,3 +67,18 @@ class Executor(Protocol):
     def run(self, batch: StepBatch) -> NDArray[np.float32]:
         """Append the step's tokens to the cache and return float32 logits ``[len(batch.wanted), V]``."""
         ...
+
+    def next_tokens(self, batch: StepBatch, sequences: list[Sequence]) -> list[int]:
+        """Run a step and choose a token for each row of ``batch.wanted``, as the sequence of that row wants it.
+
+        Where tokens are chosen is the executor's: a GPU does it without handing the logits out.
+        """
+        ...
+
+
+def choose_on_host(logits: NDArray[np.float32], sequences: list[Sequence]) -> list[int]:
+    """A token for each row of logits ``[R, V]``, by the samplers of ``sequences``."""
+    return [
+        sequence.sampler.choose(row, sequence.forbidden)
+        for sequence, row in zip(sequences, logits, strict=True)
+    ]

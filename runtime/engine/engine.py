@@ -86,12 +86,12 @@ class Engine:
         """
         started = perf_counter()
         self.last_plan = plan = self.scheduler.schedule()
-        self._fill(plan)
+        sequences = self._fill(plan)
         self.stats.milliseconds["schedule"] += (perf_counter() - started) * 1e3
         if not plan.chunks:
             return []
-        logits = self._executor.run(self._batch)
-        return self._collect(plan, logits)
+        tokens = self._executor.next_tokens(self._batch, sequences)
+        return self._collect(plan, tokens)
 
     def score(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
         """Logits float32 ``[T, V]`` of one sequence at all its positions; running sequences are left alone.
@@ -130,9 +130,11 @@ class Engine:
         if pages_for(prompt + new - 1) > self.limits.cache_pages:
             raise cache_too_small(pages_for(prompt + new - 1), self.limits.cache_pages)
 
-    def _fill(self, plan: StepPlan) -> None:
+    def _fill(self, plan: StepPlan) -> list[Sequence]:
+        """Lay the step's tokens out; the sequences that get a new token from it, in order."""
         pieces: list[tuple[int, int, list[int]]] = []
         wanted: list[int] = []
+        sequences: list[Sequence] = []
         count = 0
         for chunk in plan.chunks:
             tokens, end = chunk.sequence.tokens, chunk.start + chunk.count
@@ -140,11 +142,12 @@ class Engine:
             count += chunk.count
             if end == len(tokens):
                 wanted.append(count - 1)
+                sequences.append(chunk.sequence)
         self._batch.fill(pieces, wanted)
         self.stats.preemptions += len(plan.preempted)
+        return sequences
 
-    def _collect(self, plan: StepPlan, logits: NDArray[np.float32]) -> list[TokenOutput]:
-        started = perf_counter()
+    def _collect(self, plan: StepPlan, tokens: list[int]) -> list[TokenOutput]:
         outputs: list[TokenOutput] = []
         stats = self.stats
         for chunk in plan.chunks:
@@ -154,13 +157,12 @@ class Engine:
             sequence.computed = chunk.start + chunk.count
             if sequence.pending:
                 continue
-            token = sequence.sampler.choose(logits[len(outputs)], sequence.forbidden)
+            token = tokens[len(outputs)]
             sequence.extend(token)
             outputs.append(TokenOutput(sequence, token))
             if sequence.finished is not None:
                 self.scheduler.remove(sequence)
         stats.steps += 1
         stats.generated_tokens += len(outputs)
-        stats.milliseconds["sampling"] += (perf_counter() - started) * 1e3
         outputs.sort(key=lambda output: output.sequence.id)
         return outputs

@@ -51,7 +51,7 @@ def test_a_list_of_calls_becomes_a_graph_when_it_runs_again(
     function = device.load(folder, FILES).get("add_one")
     memory, view = floats(device)
     tensor = device.tensor(view)
-    run = device.prepare([PackedCall("segments", function, (tensor, tensor))] * 3, Stats())
+    run = device.prepare([PackedCall("segments", function, (tensor, tensor))] * 3, Stats(), often=True)
     for turn in range(1, 4):
         run()
         assert run.captured == (turn > 1)
@@ -72,7 +72,9 @@ def test_what_the_host_stages_is_copied_once_a_step_and_in_time(
     mirrors = [device.mirror(array) for array in arrays]
     memory, result = floats(device)
     source = device.tensor(View(mirrors[0].address, "float32", (N,)))
-    run = device.prepare([PackedCall("segments", function, (source, device.tensor(result)))], Stats())
+    run = device.prepare(
+        [PackedCall("segments", function, (source, device.tensor(result)))], Stats(), often=True
+    )
     wanted = []
     for turn in range(6):
         before = stub.counts().copies
@@ -96,7 +98,7 @@ def test_a_call_that_fails_in_a_capture_leaves_the_stream_usable(device: CudaDev
         if len(calls) == 2:
             raise ValueError("not now")
 
-    run = device.prepare([PackedCall("segments", fails_later, ())], Stats())
+    run = device.prepare([PackedCall("segments", fails_later, ())], Stats(), often=True)
     run()
     with pytest.raises(ValueError, match="not now"):
         run()

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.cache import PAGE_TOKENS
+from moec.runtime.engine.batch import choose_on_host
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.runtime.engine.batch import StepBatch
+    from moec.runtime.engine.sequence import Sequence
 
 
 class FakeExecutor:
@@ -33,6 +35,9 @@ class FakeExecutor:
         for number, place in enumerate(batch.wanted):
             logits[number] = self.logits(self._history(batch, place))
         return logits
+
+    def next_tokens(self, batch: StepBatch, sequences: list[Sequence]) -> list[int]:
+        return choose_on_host(self.run(batch), sequences)
 
     def logits(self, history: tuple[int, ...]) -> NDArray[np.float32]:
         seed = 17

@@ -46,6 +46,7 @@ MOEC_DEVICE float moec_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
+MOEC_DEVICE float moec_exp(float x) { return expf(x); }  // to 1 ulp
 
 // Memory. Addresses of 16-byte accesses are multiples of 16.
 MOEC_DEVICE void moec_load_stream(unsigned *to, const void *from) {  // 16 bytes that are read once
@@ -104,6 +105,9 @@ MOEC_DEVICE void moec_sync_warp() { __syncwarp(); }
 MOEC_DEVICE float moec_shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 MOEC_DEVICE float moec_shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 MOEC_DEVICE int moec_shuffle_int(int value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+MOEC_DEVICE unsigned long long moec_shuffle_wide(unsigned long long value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
 MOEC_DEVICE unsigned moec_ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
 MOEC_DEVICE int moec_count_bits(unsigned value) { return __popc(value); }
 
@@ -136,3 +140,7 @@ MOEC_DEVICE unsigned moec_high_halves(unsigned a, unsigned b) { return __byte_pe
 // Between blocks: what a thread wrote before the fence is seen by who reads after it sees the count.
 MOEC_DEVICE void moec_fence() { __threadfence(); }
 MOEC_DEVICE int moec_atomic_add(int *place, int value) { return atomicAdd(place, value); }
+// Counters in shared or global memory; sums of integers do not depend on the order. The first returns what was there.
+MOEC_DEVICE void moec_atomic_add_wide(void *place, unsigned long long value) {
+  atomicAdd(reinterpret_cast<unsigned long long *>(place), value);
+}

@@ -34,7 +34,7 @@ BOUNCE_BYTES = 4 << 20
 """Pinned memory that single reads and writes go through."""
 
 _thread = threading.local()
-"""``device``: the `CudaDevice` that this thread's driver and TVM's launches are set to."""
+"""``device``: a weak reference to the `CudaDevice` that this thread's driver and TVM's launches are set to."""
 
 
 def tvm_stream(ordinal: int, stream: Handle) -> None:
@@ -67,6 +67,7 @@ class CudaDevice:
         self.name = driver.device_name(ordinal)
         self.capability = driver.capability(ordinal)
         self.resources = Resources(driver, ordinal)
+        self._reference = weakref.ref(self)
         self._finalizer = weakref.finalize(self, Resources.close, self.resources)
         self._set_stream = set_stream
         self._stream = self.resources.stream()
@@ -89,16 +90,16 @@ class CudaDevice:
 
     def close(self) -> None:
         """Give everything back. The device cannot be used any more."""
-        if getattr(_thread, "device", None) is self:
+        if getattr(_thread, "device", None) is self._reference:
             _thread.device = None
         self._finalizer()
 
     def enter(self) -> None:
         """Make this GPU and its stream the calling thread's, for the driver and for TVM."""
-        if getattr(_thread, "device", None) is not self:
+        if getattr(_thread, "device", None) is not self._reference:
             self.resources.enter()
             self._set_stream(self.ordinal, self._stream)
-            _thread.device = self
+            _thread.device = self._reference
 
     def load(self, folder: Path, files: Sequence[str]) -> CudaFunctions:
         """Load a target's module; its code enters the GPU as kernels are first launched."""
@@ -164,9 +165,9 @@ class CudaDevice:
             self.driver.copy_within(begin, end, count * row_bytes, self._stream)
             place += count
 
-    def prepare(self, calls: Sequence[Call], stats: Stats) -> CallList:
-        """Make calls ready to be launched again and again, as a graph from the second time on."""
-        return CallList(self.resources, self._stream, self.staging, calls, stats, self.enter)
+    def prepare(self, calls: Sequence[Call], stats: Stats, *, often: bool = False) -> CallList:
+        """Make calls ready to be launched again and again; what runs often is a graph from the second time on."""
+        return CallList(self.resources, self._stream, self.staging, calls, stats, self.enter, often)
 
     def synchronize(self) -> None:
         """Wait until all calls have finished.

@@ -1,4 +1,4 @@
-"""A list of calls that runs again and again: as single launches first, then as one captured graph."""
+"""A list of calls that runs again and again: as single launches, or after the first time as one captured graph."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class CallList:
-    """Runs ``calls``: one by one the first time, and from the second time on as a graph.
+    """Runs ``calls``: one by one, or where they run often from the second time on as a graph.
 
-    The first run loads each kernel's code into the GPU, which a capture forbids; and what runs but once is not worth a
-    graph. Where the host has a part in it (`HostCall`), each run is one by one.
+    The first run loads each kernel's code into the GPU, which a capture forbids. Where the host has a part in it
+    (`HostCall`), each run is one by one.
 
     The copy of what the host staged goes before the calls, inside the graph where it was needed when it was captured.
 
@@ -34,6 +34,7 @@ class CallList:
         calls: see `moec.runtime.devices.protocol.Device.prepare`.
         stats: gets the time that launching takes; of a graph all goes to the first call's stage.
         enter: makes the GPU the calling thread's.
+        often: whether a graph is worth it.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class CallList:
         calls: Sequence[Call],
         stats: Stats,
         enter: Callable[[], None],
+        often: bool,
     ) -> None:
         self._resources = resources
         self._driver = resources.driver
@@ -52,7 +54,7 @@ class CallList:
         self._calls = tuple(calls)
         self._stats = stats
         self._enter = enter
-        self._capturable = bool(calls) and all(isinstance(call, PackedCall) for call in calls)
+        self._capturable = often and all(isinstance(call, PackedCall) for call in self._calls)
         self._warm = False
         self._graph: Handle | None = None
         self._copies = False

@@ -49,5 +49,9 @@ class PinnedMemory:
         self.address = resources.pin(size_bytes)
         self.bytes: NDArray[Any] = array_at(self.address, np.uint8, (size_bytes,))
 
-    def __del__(self) -> None:
+    def release(self) -> None:
+        """Give it back now; nothing may look at ``bytes`` any more."""
         self._resources.unpin(self.address)
+
+    def __del__(self) -> None:
+        self.release()

@@ -63,6 +63,10 @@ class CudaFunctions:
         self._host: Any = tvm_ffi.load_module(str(folder / library), keep_module_alive=False)
         self._host.import_module(create((folder / machine_code).read_bytes(), "fatbin", functions, {}))
 
+    def has(self, name: str) -> bool:
+        """Whether there is a function called ``name``."""
+        return bool(self._host.implements_function(name))
+
     def get(self, name: str) -> Callable[..., Any]:
         """The packed function called ``name``.
 

@@ -55,6 +55,7 @@ class _Lane:
         self.done = resources.driver.create_event()
 
     def release(self) -> None:
+        self.buffer.release()
         self._driver.destroy_event(self.done)
 
 
@@ -133,8 +134,9 @@ class _Worker:
             lanes += [_Lane(resources, PIECE_BYTES), _Lane(resources, PIECE_BYTES)]
             while (part := take()) is not None:
                 self._copy(part, lanes, stream)
-            resources.driver.synchronize(stream)
         finally:
+            # Not left to the garbage collector: an exception keeps all of this alive as long as it lives itself.
+            resources.driver.synchronize(stream)
             for lane in lanes:
                 lane.release()
             resources.driver.destroy_stream(stream)

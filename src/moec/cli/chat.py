@@ -37,9 +37,9 @@ FAREWELLS = ("/exit", "/quit")
 @sampling_options
 @threads_option
 @host_memory_option
-@json_option
 @device_option
 @device_memory_option
+@json_option
 def command(
     bundle: Path,
     system: str | None,
@@ -52,9 +52,9 @@ def command(
     seed: int | None,
     cpu_threads: int | None,
     host_memory: str | None,
-    as_json: bool,
     device: str,
     device_memory: str | None,
+    as_json: bool,
 ) -> None:
     """Talk to the model in BUNDLE, line by line; /exit or the end of input ends it.
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moec.cli.options import bundle_argument
-from moec.cli.output import StageLog, human_bytes
+from moec.cli.options import bundle_argument, json_option
+from moec.cli.output import StageLog, human_bytes, print_json
 from moec.errors import OutputError
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ exec "$env/bin/python" -m moec "$@"
     help="CPython of the machine that it is for, such as 3.12.  [default: this one's]",
 )
 @click.option("--force", is_flag=True, help="Replace OUTPUT where it exists.")
-def command(bundle: Path, output: Path, python: str, force: bool) -> None:
+@json_option
+def command(bundle: Path, output: Path, python: str, force: bool, as_json: bool) -> None:
     """Make a folder that runs BUNDLE on a Linux machine without any network.
 
     It holds the bundle, wheels of the runtime and of everything that it needs, and scripts that install them there.
@@ -95,8 +96,11 @@ def command(bundle: Path, output: Path, python: str, force: bool) -> None:
         path.write_text(text.format(python=python, device="cuda:0" if cuda else "cpu"))
         path.chmod(0o755)
     sizes = [sum(path.stat().st_size for path in (output / part).rglob("*")) for part in ("wheels", "bundle")]
+    if as_json:
+        print_json({"output": str(output), "wheel_bytes": sizes[0], "bundle_bytes": sizes[1]})
+        return
     click.echo(
-        f"{output}: {human_bytes(sizes[0])} of wheels, {human_bytes(sizes[1])} of bundle; run {output}/run.sh"
+        f"{output}: {human_bytes(sizes[0])} of wheels, {human_bytes(sizes[1])} of bundle; run {output}/run.sh there"
     )
 
 

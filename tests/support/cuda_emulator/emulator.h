@@ -23,6 +23,7 @@
 #define uint unsigned int
 #define uchar unsigned char
 #define ushort unsigned short
+#define CUDART_INF_F INFINITY
 
 struct Dim3 { int x, y, z; };
 static Dim3 blockIdx, threadIdx, blockDim, gridDim;
@@ -182,6 +183,7 @@ static inline float moec_low_f16(unsigned pair) { return emulated_f16_to_f32(pai
 static inline float moec_high_f16(unsigned pair) { return emulated_f16_to_f32(pair >> 16); }
 static inline float moec_clamp(float x, float largest) { return x > largest ? largest : x < -largest ? -largest : x; }
 static inline float moec_exp2(float x) { return std::exp2(x); }
+static inline float moec_exp(float x) { return std::exp(x); }
 static inline void emulated_aligned(const void *place) {
   if ((uintptr_t)place % 16) emulator::fail("a 16-byte access at an address that is no multiple of 16");
 }
@@ -250,6 +252,11 @@ static inline float __shfl_down_sync(unsigned, float value, int delta, int width
 static inline float __shfl_sync(unsigned, float value, int lane, int width) {
   return moec_shuffle(value, (emulator::current->number & 31) / width * width + lane);
 }
+static inline uint64_t moec_shuffle_wide(uint64_t value, int lane) {
+  unsigned words[2] = {(unsigned)value, (unsigned)(value >> 32)};
+  unsigned *result = emulator::exchange(words, 2)[lane & 31];
+  return result[0] | (uint64_t)result[1] << 32;
+}
 static inline float moec_shuffle_xor(float value, int mask) {
   return moec_shuffle(value, (emulator::current->number ^ mask) & 31);
 }
@@ -303,3 +310,4 @@ static inline unsigned moec_low_halves(unsigned a, unsigned b) { return (a & 0xf
 static inline unsigned moec_high_halves(unsigned a, unsigned b) { return a >> 16 | (b & 0xffff0000u); }
 static inline void moec_fence() {}
 static inline int moec_atomic_add(int *place, int value) { return *place += value, *place - value; }
+static inline void moec_atomic_add_wide(void *place, uint64_t value) { *(uint64_t *)place += value; }

@@ -1,0 +1,134 @@
+"""A kit: small wheels that are what their RECORD says, and a folder that runs where there is no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from moec.cli import moec, wheels
+from moec.errors import NetworkError
+from tests.support.compiling import compile_checkpoint
+from tests.support.tiny_bundle import make_bundle
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"
+LIMIT_BYTES = 40_000_000
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.parametrize("make", [wheels.moec_wheel, wheels.tvm_wheel])
+def test_wheels_are_what_their_record_says_and_the_same_each_time(make: object, tmp_path: Path) -> None:
+    assert callable(make)
+    (tmp_path / "again").mkdir()
+    first, second = (wheels.write_wheel(make(), folder) for folder in (tmp_path, tmp_path / "again"))
+    assert first.read_bytes() == second.read_bytes()
+    files = contents(first)
+    name = next(name for name in files if name.endswith("/RECORD"))
+    listed = {}
+    for line in files[name].decode().splitlines():
+        path, digest, size = line.rsplit(",", 2)
+        listed[path] = digest, size
+    assert listed.pop(name) == ("", "")
+    assert listed.keys() == files.keys() - {name}
+    for path, (digest, size) in listed.items():
+        own = base64.urlsafe_b64encode(hashlib.sha256(files[path]).digest()).rstrip(b"=").decode()
+        assert (f"sha256={own}", str(len(files[path]))) == (digest, size)
+
+
+def test_moecs_wheel_has_the_runtime_and_no_compiler(tmp_path: Path) -> None:
+    files = contents(wheels.write_wheel(wheels.moec_wheel(), tmp_path))
+    for name in (
+        "moec/__main__.py",
+        "moec/runtime/devices/cuda/device.py",
+        "moec/artifacts/reader.py",
+        "moec/schemas/manifest.schema.json",
+        "moec/compiler/schedule/planner.py",
+    ):
+        assert name in files
+    assert not [name for name in files if name.startswith(("moec/compiler/kernels", "moec/compiler/trac"))]
+    about = next(data for name, data in files.items() if name.endswith("/METADATA")).decode()
+    assert "Requires-Dist: numpy" in about
+    assert "torch" not in about
+    assert b"moec = moec.__main__:main" in next(
+        data for name, data in files.items() if "entry_points" in name
+    )
+
+
+def test_tvms_wheel_has_the_runtime_libraries_and_their_license(tmp_path: Path) -> None:
+    path = wheels.write_wheel(wheels.tvm_wheel(), tmp_path)
+    names = set(contents(path))
+    assert {"tvm/__init__.py", *wheels.TVM_FILES} <= names
+    assert any("licenses/LICENSE" in name for name in names)
+    assert not any("compiler" in name for name in names)
+    assert path.stat().st_size < 3_000_000
+
+
+def test_packages_come_in_the_versions_that_are_installed_here() -> None:
+    import numpy as np
+
+    assert wheels._pinned("numpy") == f"numpy=={np.__version__}"
+    assert wheels._pinned("no-such-package>=1,<2") == "no-such-package>=1,<2"
+
+
+def test_what_the_compilers_files_in_it_import_is_in_it_too(tmp_path: Path) -> None:
+    """``moec plan`` and ``moec doctor`` work in a kit."""
+    with zipfile.ZipFile(wheels.write_wheel(wheels.moec_wheel(), tmp_path)) as archive:
+        archive.extractall(tmp_path / "site")
+    code = """
+import sys
+import moec.compiler.schedule.machines, moec.compiler.schedule, moec.compiler.lowering.targets
+import moec.cli.doctor, moec.cli.plan, moec.cli.generate
+assert moec.__file__.startswith(sys.argv[1]), moec.__file__
+assert not {"torch", "transformers", "tvm"} & set(sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path)
+
+
+def test_without_the_packages_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(NetworkError, match=r"for Python 3\.12 could not be fetched"):
+        wheels.download(["numpy"], "3.12", "x86_64", tmp_path)
+
+
+def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    result = CliRunner().invoke(moec, ["kit", str(bundle), "-o", str(tmp_path)])
+    assert result.exception is not None
+    assert "exists" in str(result.exception)
+
+
+@pytest.mark.slow
+def test_a_kit_installs_and_generates_without_a_network(tmp_path: Path) -> None:
+    compile_checkpoint(EXAMPLE, tmp_path / "model.moec", targets=("cpu", "cuda-sm_90"))
+    output = tmp_path / "kit"
+    result = CliRunner().invoke(moec, ["kit", str(tmp_path / "model.moec"), "-o", str(output)])
+    assert result.exception is None, result.output
+    weights = sum(path.stat().st_size for path in (output / "bundle" / "weights").iterdir())
+    assert sum(path.stat().st_size for path in output.rglob("*") if path.is_file()) - weights < LIMIT_BYTES
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHON": sys.executable,
+        "PIP_INDEX_URL": "http://nowhere.invalid",
+    }
+    arguments = ["generate", str(output / "bundle"), "In the beginning", "--greedy", "--max-new-tokens", "8"]
+    ran = subprocess.run(
+        [str(output / "run.sh"), *arguments], env=environment, capture_output=True, text=True, cwd="/"
+    )
+    assert ran.returncode == 0, ran.stderr
+    expected = CliRunner().invoke(moec, [*arguments[:1], str(tmp_path / "model.moec"), *arguments[2:]])
+    assert ran.stdout == expected.output
+    assert (output / "env" / "bin" / "moec").exists()

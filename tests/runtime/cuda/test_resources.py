@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from moec.errors import BudgetError, DeviceError
+from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
+from moec.runtime.devices.cuda.resources import Resources
+from tests.support.fake_driver import FakeDriver
+
+
+def resources(driver: FakeDriver, limit_bytes: int = 1 << 20) -> Resources:
+    made = Resources(driver, 0)
+    made.limit_bytes = limit_bytes
+    return made
+
+
+def test_the_limit_is_checked_before_the_driver_is_asked() -> None:
+    driver = FakeDriver()
+    own = resources(driver, 1000)
+    own.reserve(200)
+    address = own.allocate(700)
+    driver.log.clear()
+    with pytest.raises(BudgetError, match="device_memory is 1 bytes too small") as caught:
+        own.allocate(101)
+    assert "900 of 1000 bytes are in use, and 101 more" in caught.value.why
+    assert driver.log == []
+    own.free(address)
+    assert own.used_bytes == 0
+    own.allocate(800)
+
+
+def test_a_gpu_that_has_less_than_the_limit_says_what_is_missing() -> None:
+    own = resources(FakeDriver(memory_bytes=1000), 1 << 30)
+    own.allocate(600)
+    with pytest.raises(BudgetError, match="600 bytes are missing"):
+        own.allocate(1000)
+    assert own.used_bytes == 600
+
+
+def test_memory_goes_with_its_last_reference() -> None:
+    driver = FakeDriver()
+    own = resources(driver)
+    memory, pinned = DeviceMemory(own, 300), PinnedMemory(own, 50)
+    assert (own.used_bytes, own.pinned_bytes) == (512, 50)
+    pinned.bytes[:] = 7
+    del memory, pinned
+    gc.collect()
+    assert (own.used_bytes, own.pinned_bytes) == (0, 0)
+    assert not driver.blocks
+    assert not driver.alive["pinned"]
+
+
+def test_close_gives_everything_back_once() -> None:
+    driver = FakeDriver()
+    own = resources(driver)
+    memory, pinned = DeviceMemory(own, 300), PinnedMemory(own, 50)
+    own.stream()
+    own.event()
+    graph = driver.end_capture(own.stream())
+    own.keep_graph(graph)
+    own.close()
+    own.close()
+    own.drop_graph(graph)
+    del memory, pinned
+    assert not driver.blocks
+    assert not any(driver.alive.values())
+    assert driver.log.count("destroy_graph") == 1
+    with pytest.raises(DeviceError, match="closed"):
+        own.enter()
+
+
+def test_a_broken_gpu_does_not_stop_the_release_of_the_rest() -> None:
+    driver = FakeDriver()
+    own = resources(driver)
+    own.allocate(100)
+    own.pin(100)
+    own.stream()
+    driver.broken = True
+    own.close()
+    assert own.closed
+    assert (own.used_bytes, own.pinned_bytes) == (0, 0)
+    assert not driver.alive["stream"]
+    assert not driver.alive["context"]
