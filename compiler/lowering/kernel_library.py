@@ -76,12 +76,14 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.attention import attention
         from moec.compiler.kernels.cuda.cache_append import cache_append
         from moec.compiler.kernels.cuda.experts import experts
+        from moec.compiler.kernels.cuda.sample import sample
 
         for spec in model.attentions:
             yield f"cache_append_{spec.name}", cache_append(spec)
             yield f"attention_{spec.name}", attention(spec)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body)
+        yield "sample", sample(model.vocab_size)
 
 
 def kernels_for(target: Target) -> CpuKernels | CudaKernels:

@@ -56,7 +56,9 @@ def run(logits: Array, rows: list[Array], seen: Array | None = None) -> list[int
     seen = aligned(np.zeros((1, words.seen_words(vocab))), "int32") if seen is None else seen
     workspace = aligned(np.full(count * words.row_bytes(vocab), 0xA5), "uint8")
     tokens = aligned(np.full(count, -1), "int64")
-    emulated(vocab)("sample", aligned(logits, "float32"), aligned(np.stack(rows), "int32"), seen, workspace, tokens)
+    emulated(vocab)(
+        "sample", aligned(logits, "float32"), aligned(np.stack(rows), "int32"), seen, workspace, tokens
+    )
     return [int(token) for token in tokens]
 
 
@@ -81,7 +83,9 @@ CASES = [
 def test_draws_are_those_of_the_cpu(sampling: Sampling) -> None:
     logits = random_logits(1, 3.0)
     seeds = [2**63 + 17 * row for row in range(ROWS)]
-    actual = run(logits, [options(sampling, seed=seed, counter=2**33 + row) for row, seed in enumerate(seeds)])
+    actual = run(
+        logits, [options(sampling, seed=seed, counter=2**33 + row) for row, seed in enumerate(seeds)]
+    )
     for row, seed in enumerate(seeds):
         ids, probabilities = candidates(logits[row], sampling)
         assert actual[row] == ids[draw(probabilities, uniform(seed, 2**33 + row))]
@@ -99,7 +103,9 @@ def test_many_equal_logits(sampling: Sampling) -> None:
 def test_all_logits_equal() -> None:
     logits = np.zeros((ROWS, VOCAB), np.float32)
     actual = run(logits, [options(Sampling(True, top_p=0.25), seed=6, counter=row) for row in range(ROWS)])
-    expected = [VOCAB - int(np.ceil(VOCAB * 0.25)) + int(np.ceil(VOCAB * 0.25) * uniform(6, r)) for r in range(ROWS)]
+    expected = [
+        VOCAB - int(np.ceil(VOCAB * 0.25)) + int(np.ceil(VOCAB * 0.25) * uniform(6, r)) for r in range(ROWS)
+    ]
     assert actual == expected
 
 

@@ -9,10 +9,10 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.sampling import BINS
 from moec.compiler.kernels.cpu.emit import load, loop, store, when
+from moec.compiler.kernels.cuda.block import warp_scan
 from moec.compiler.kernels.cuda.primitives import LANES, registers, shared, sync, value
-from moec.compiler.kernels.cuda.sample.block import warp_scan
 from moec.compiler.kernels.cuda.sample.operands import LOWEST, bin_of, key_of, mass_of, score_of
-from moec.compiler.kernels.cuda.sample.settle import settle
+from moec.compiler.kernels.cuda.settle import settle
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
@@ -132,7 +132,11 @@ def _entry(row: Row, cut: Cut, state: Buffer, length: int, token: Buffer) -> Non
     store(passed_by, 0, T.uint64(0))
     with loop(-(-length // LANES)) as step:
         number = settle(T.cast(step, "int32") * T.int32(LANES) + lane)
-        score = settle(load(operands.floats, operands.score(row.row, T.min(begin + number, T.int32(operands.entries - 1)))))
+        score = settle(
+            load(
+                operands.floats, operands.score(row.row, T.min(begin + number, T.int32(operands.entries - 1)))
+            )
+        )
         key = key_of(score)
         valid = settle(T.And(number < T.int32(length), _counts(row, score)))
         same = settle(T.And(valid, key == cut.least))

@@ -8,6 +8,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.sampling import BINS, CHUNK
 from moec.compiler.kernels.cpu.emit import load, loop, store, when
+from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import (
     call,
     element,
@@ -17,7 +18,6 @@ from moec.compiler.kernels.cuda.primitives import (
     sync,
     wait_previous,
 )
-from moec.compiler.kernels.cuda.sample.block import Block
 from moec.compiler.kernels.cuda.sample.operands import LOWEST, Operands, bin_of, mass_of
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ def _count(
         with when(T.And(score > T.float32(LOWEST), bin_ < T.int32(BINS - 1))):
             mass = mass_of(largest, score)
             low = T.cast(mass & T.uint64((1 << HALF) - 1), "int32")
-            for part, amount in zip(sums, (T.int32(1), low, T.cast(mass >> T.uint64(HALF), "int32")), strict=True):
+            for part, amount in zip(
+                sums, (T.int32(1), low, T.cast(mass >> T.uint64(HALF), "int32")), strict=True
+            ):
                 call("atomic_add", element(part, bin_), amount)
 
 

@@ -36,7 +36,6 @@ def sample(vocab: int) -> tirx.PrimFunc:
     Args:
         vocab: V, to 2**18.
     """
-
     assert 0 < vocab <= MAX_VOCAB, vocab
 
     def body() -> None:

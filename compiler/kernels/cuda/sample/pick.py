@@ -9,8 +9,8 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts import sampling as words
 from moec.artifacts.sampling import BINS, seen_words
 from moec.compiler.kernels.cpu.emit import i64, load, store, when
+from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import launch, launch_next, registers, shared, sync, wait_previous
-from moec.compiler.kernels.cuda.sample.block import Block
 from moec.compiler.kernels.cuda.sample.draw import Cut, draw
 from moec.compiler.kernels.cuda.sample.histogram import best_of_row
 from moec.compiler.kernels.cuda.sample.operands import Operands, mass_of, score_of
@@ -29,7 +29,7 @@ from moec.compiler.kernels.cuda.sample.threshold import (
     select,
     sum_bins,
 )
-from moec.compiler.kernels.cuda.sample.settle import settle
+from moec.compiler.kernels.cuda.settle import settle
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
@@ -57,7 +57,9 @@ def _finish(operands: Operands, row: Expr, token: Expr) -> None:
     store(operands.tokens, T.cast(row, "int64"), T.cast(token, "int64"))
     slot = operands.word(row, words.SLOT)
     with when(slot >= T.int32(0)):
-        place = settle(T.cast(slot, "int64") * i64(seen_words(operands.vocab)) + T.cast(token >> T.int32(5), "int64"))
+        place = settle(
+            T.cast(slot, "int64") * i64(seen_words(operands.vocab)) + T.cast(token >> T.int32(5), "int64")
+        )
         bit = T.int32(1) << (token & T.int32(31))
         store(operands.seen, place, load(operands.seen, place) | bit)
 

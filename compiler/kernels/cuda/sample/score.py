@@ -9,8 +9,8 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts import sampling as words
 from moec.artifacts.sampling import BINS, CHUNK, seen_words
 from moec.compiler.kernels.cpu.emit import i64, load, loop, store, when
+from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import launch, launch_next, registers, unroll, wait_previous
-from moec.compiler.kernels.cuda.sample.block import Block
 from moec.compiler.kernels.cuda.sample.operands import LOWEST, Operands
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def _penalize(operands: Operands, row: Expr, first: Expr, scores: Buffer) -> Non
     with when(T.And(slot >= T.int32(0), penalty != T.float32(1))), unroll(EACH) as step:
         entry = _entry(first, step)
         with when(entry < T.int32(operands.vocab)):
-            place = T.cast(slot, "int64") * i64(seen_words(operands.vocab)) + T.cast(entry >> T.int32(5), "int64")
+            place = T.cast(slot, "int64") * i64(seen_words(operands.vocab)) + T.cast(
+                entry >> T.int32(5), "int64"
+            )
             bits = T.bind(load(operands.seen, place))
             with when(((bits >> (entry & T.int32(31))) & T.int32(1)) != T.int32(0)):
                 old = T.bind(load(scores, step))

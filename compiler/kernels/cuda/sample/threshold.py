@@ -19,13 +19,13 @@ from moec.compiler.kernels.cuda.sample.operands import (
     mass_of,
     score_of,
 )
-from moec.compiler.kernels.cuda.sample.settle import settle
+from moec.compiler.kernels.cuda.settle import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
-    from moec.compiler.kernels.cuda.sample.block import Block
+    from moec.compiler.kernels.cuda.block import Block
 
 DIGIT_BITS = 8
 DIGITS = 1 << DIGIT_BITS
@@ -136,9 +136,8 @@ def listed_mass(row: Row, least: Expr) -> Expr:
     """Mass of the list's keys that are at least ``least``, in every thread."""
     own = registers(1, "uint64")
     store(own, 0, T.uint64(0))
-    with _own_keys(row) as key:
-        with when(key >= least):
-            store(own, 0, load(own, 0) + mass_of(row.largest, score_of(key)))
+    with _own_keys(row) as key, when(key >= least):
+        store(own, 0, load(own, 0) + mass_of(row.largest, score_of(key)))
     return row.block.scan(settle(load(own, 0)))[1]
 
 
@@ -186,15 +185,14 @@ def _count_digits(row: Row, prefix: Expr, shift: int, by_mass: bool) -> None:
         with when(load(sum_now, 0) > T.uint64(0)):
             call("atomic_add_wide", element(row.digits, settle(load(digit_now, 0))), load(sum_now, 0))
 
-    with _own_keys(row) as key:
-        with when((key & T.uint32(known)) == prefix):
-            digit = settle(T.cast((key >> T.uint32(shift)) & T.uint32(DIGITS - 1), "int32"))
-            with when(digit != load(digit_now, 0)):
-                flush()
-                store(digit_now, 0, digit)
-                store(sum_now, 0, T.uint64(0))
-            amount = mass_of(row.largest, score_of(key)) if by_mass else T.uint64(1)
-            store(sum_now, 0, load(sum_now, 0) + amount)
+    with _own_keys(row) as key, when((key & T.uint32(known)) == prefix):
+        digit = settle(T.cast((key >> T.uint32(shift)) & T.uint32(DIGITS - 1), "int32"))
+        with when(digit != load(digit_now, 0)):
+            flush()
+            store(digit_now, 0, digit)
+            store(sum_now, 0, T.uint64(0))
+        amount = mass_of(row.largest, score_of(key)) if by_mass else T.uint64(1)
+        store(sum_now, 0, load(sum_now, 0) + amount)
     flush()
     sync()
 
