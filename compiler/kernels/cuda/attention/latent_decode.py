@@ -15,7 +15,7 @@ from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, stor
 from moec.compiler.kernels.cuda.attention.append import append_token
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats, floats_2, split, stored
 from moec.compiler.kernels.cuda.attention.latent import WIDTH, Block, Shape, attend, begin, row_number
-from moec.compiler.kernels.cuda.attention.operands import FEW_TOKENS, Operands, query_scale
+from moec.compiler.kernels.cuda.attention.operands import FEW_TOKENS, Operands, query_scale, settled
 from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total
 from moec.compiler.kernels.cuda.attention.rows import Segment
 from moec.compiler.kernels.cuda.attention.tiles import PIECE, Source, Tile
@@ -92,7 +92,7 @@ class LatentPlan:
 
     def active(self, where: Where, parts: Expr) -> Expr:
         """How many of them have something to do."""
-        return T.bind(T.min(where.cached + i32(1), parts))
+        return settled(T.min(where.cached + i32(1), parts))
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,15 @@ def latent_decode(spec: AttentionSpec, operands: Operands) -> None:
         (number, unit, token),
         thread,
     ):
-        parts = T.bind(parts)
+        parts = settled(parts)
         head_tile = T.bind(unit % i32(plan.head_tiles))
         lane = T.bind(thread % i32(32))
         where = locate(spec, operands, token, T.bind(unit // i32(plan.head_tiles)), lane, WIDTH)
         active = plan.active(where, parts)
         with when(number < active):
-            head = T.bind(where.head * i32(plan.group) + head_tile * i32(plan.heads))
-            count = T.bind(T.min(i32(plan.group) - head_tile * i32(plan.heads), i32(plan.heads)))
-            part = Part(number, active, T.bind(token * parts + number), head, count)
+            head = settled(where.head * i32(plan.group) + head_tile * i32(plan.heads))
+            count = settled(T.min(i32(plan.group) - head_tile * i32(plan.heads), i32(plan.heads)))
+            part = Part(number, active, settled(token * parts + number), head, count)
             block = begin(shape, thread)
             _attend(block, operands, where, part, thread, head_tile)
             launch_next()
@@ -138,8 +138,8 @@ def _attend(
 ) -> None:
     spec, threads = block.shape.spec, block.shape.threads
     tiles = T.bind(where.cached + i32(1))
-    first = T.bind(tirx.truncdiv(part.number * tiles, part.active))
-    end = T.bind(tirx.truncdiv((part.number + i32(1)) * tiles, part.active))
+    first = settled(tirx.truncdiv(part.number * tiles, part.active))
+    end = settled(tirx.truncdiv((part.number + i32(1)) * tiles, part.active))
     source = Source(operands.k_cache, spec.kv_heads, spec.key_dim, operands.table)
     cached = Segment(
         where.token,

@@ -10,8 +10,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, div, i64, load, mod, symbol
-from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, div, i64, load, mod, store, symbol
+from moec.compiler.kernels.cuda.primitives import i32, registers
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
@@ -96,3 +96,13 @@ def query_scale(spec: AttentionSpec) -> float:
 def exponent(spec: AttentionSpec, product: Expr) -> Expr:
     """The power of 2 of a scaled query's product with a key."""
     return T.bind(T.tanh(product) * T.float32(spec.softcap * LOG2E)) if spec.softcap else product
+
+
+def settled(value: Expr) -> Expr:
+    """An int32, computed once, here, so that TVM cannot see what it is.
+
+    Its passes ask an analyzer about every index, which follows bindings and conditions back: 17 seconds in a kernel.
+    """
+    place = registers(1, "int32")
+    store(place, 0, value)
+    return T.bind(load(place, 0))
