@@ -32,7 +32,7 @@ from moec.compiler.kernels.cuda.attention.decode_tile import (
     read_page,
     seen,
 )
-from moec.compiler.kernels.cuda.attention.operands import Operands
+from moec.compiler.kernels.cuda.attention.operands import Operands, settled
 from moec.compiler.kernels.cuda.attention.where import Where, locate
 from moec.compiler.kernels.cuda.primitives import (
     i32,
@@ -54,7 +54,7 @@ def decode(plan: Plan, operands: Operands) -> None:
         warp, lane = T.bind(thread // i32(32)), T.bind(thread % i32(32))
         where = locate(plan.spec, operands, token, T.bind(unit // i32(plan.tiles)), lane, TILE)
         tiles = T.bind(where.cached + i32(1))
-        active = T.bind(
+        active = settled(
             T.min((tiles + i32(BLOCK_TILES - 1)) // i32(BLOCK_TILES), i32(plan.splits))
         )
         memory = shared_dynamic(shared_bytes(plan) // 4, "float32")
@@ -63,9 +63,9 @@ def decode(plan: Plan, operands: Operands) -> None:
                 T.cast(token, "int64") * i64(plan.spec.query_heads)
                 + T.cast(where.head * i32(plan.group) + unit % i32(plan.tiles) * i32(plan.rows), "int64")
             )
-            count = T.bind(T.min(i32(plan.group) - unit % i32(plan.tiles) * i32(plan.rows), i32(plan.rows)))
-            mine = T.bind(tirx.truncdiv(part * tiles, active) + warp)
-            end = T.bind(tirx.truncdiv((part + i32(1)) * tiles, active))
+            count = settled(T.min(i32(plan.group) - unit % i32(plan.tiles) * i32(plan.rows), i32(plan.rows)))
+            mine = settled(tirx.truncdiv(part * tiles, active) + warp)
+            end = settled(tirx.truncdiv((part + i32(1)) * tiles, active))
             running = begin(plan)
             held = _registers(plan)
             lane_part = (T.bind(lane // i32(4)), T.bind(lane % i32(4)))

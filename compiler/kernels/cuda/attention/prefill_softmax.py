@@ -88,8 +88,19 @@ def weigh(
             store(scores, number, exponent(spec, T.bind(load(scores, number))))
     with when(T.Not(whole)):
         _hide(sums, scores, bounds, begin, count)
-    for row in range(2 * sums.tiles):
-        _weigh_row(sums, scores, row, count)
+    scales = [_weigh_row(sums, scores, row, count) for row in range(2 * sums.tiles)]
+    with when(any_differs(scales)):
+        for row, scale in enumerate(scales):
+            for place in _own(row, sums.fragments):
+                store(sums.values, place, load(sums.values, place) * scale)
+
+
+def any_differs(scales: list[Expr]) -> Expr:
+    """Whether a scale of one of the warp's lanes is not 1: most tiles have no new maximum."""
+    differs = scales[0] != T.float32(1)
+    for scale in scales[1:]:
+        differs = T.Or(differs, scale != T.float32(1))
+    return value("uint32", "ballot", T.bind(differs)) != T.uint32(0)
 
 
 def _own(row: int, count: int) -> list[int]:
@@ -108,7 +119,8 @@ def _hide(sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, count: int) -
             store(scores, place, T.Select(seen, load(scores, place), T.float32(HIDDEN)))
 
 
-def _weigh_row(sums: Sums, scores: Buffer, row: int, count: int) -> None:
+def _weigh_row(sums: Sums, scores: Buffer, row: int, count: int) -> Expr:
+    """Weigh one of the lane's rows; what its sums are to be multiplied with."""
     places = _own(row, count)
     largest = T.bind(load(sums.highest, row))
     for place in places:
@@ -122,8 +134,7 @@ def _weigh_row(sums: Sums, scores: Buffer, row: int, count: int) -> None:
         store(scores, place, weight)
         total = T.bind(total + weight)
     store(sums.total, row, total)
-    for place in _own(row, sums.fragments):
-        store(sums.values, place, load(sums.values, place) * scale)
+    return scale
 
 
 def add_values(spec: AttentionSpec, sums: Sums, scores: Buffer, values: Tile) -> None:
