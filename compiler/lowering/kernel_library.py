@@ -74,11 +74,9 @@ class CudaKernels:
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
         from moec.compiler.kernels.cuda.attention import attention
-        from moec.compiler.kernels.cuda.cache_append import cache_append
         from moec.compiler.kernels.cuda.experts import experts
 
         for spec in model.attentions:
-            yield f"cache_append_{spec.name}", cache_append(spec)
             yield f"attention_{spec.name}", attention(spec)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body)

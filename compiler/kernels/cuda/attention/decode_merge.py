@@ -182,7 +182,9 @@ def _write(
     scale = registers(1)
     store(scale, 0, T.float32(1) / total)
     if operands.sinks is not None:
-        head = output.unit // i32(plan.tiles) * i32(plan.group) + output.unit % i32(plan.tiles) * i32(plan.rows)
+        head = output.unit // i32(plan.tiles) * i32(plan.group) + output.unit % i32(plan.tiles) * i32(
+            plan.rows
+        )
         sink = T.bind(load(operands.sinks, head + row) * T.float32(LOG2E))
         largest = T.bind(T.max(highest, sink))
         own = value("float32", "exp2", highest - largest)

@@ -59,6 +59,11 @@ class Plan:
         return -(-self.spec.value_dim // 64)
 
     @property
+    def value_steps_at_once(self) -> int:
+        """How many of them a lane holds: wider values are loaded piece by piece, for want of registers."""
+        return min(self.value_steps, 2)
+
+    @property
     def halves(self) -> int:
         """Rows of scores that a lane has."""
         return self.rows // 8

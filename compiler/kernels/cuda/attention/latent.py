@@ -280,10 +280,7 @@ def _add_values(block: Block, keys: Tile) -> None:
     for step in range(WIDTH // 16):
         a = [load_a(block.weights, 16 * tile, block.lane, step) for tile in range(shape.row_tiles)]
         for column in range(shape.fragments // 2):
-            for odd, b in enumerate(
-                load_b_transposed(keys, 16 * step, block.lane, first + i32(2 * column))
-            ):
+            for odd, b in enumerate(load_b_transposed(keys, 16 * step, block.lane, first + i32(2 * column))):
                 for tile in range(shape.row_tiles):
                     place = 4 * (tile * shape.fragments + 2 * column + odd)
                     mma(shape.spec.dtype, element(block.values, place), a[tile], b)
-

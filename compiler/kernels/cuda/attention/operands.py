@@ -10,7 +10,18 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, div, i64, load, mod, store, symbol
+from moec.compiler.kernels.cpu.emit import (
+    Argument,
+    Buffer,
+    Expr,
+    arguments,
+    div,
+    i64,
+    load,
+    mod,
+    store,
+    symbol,
+)
 from moec.compiler.kernels.cuda.primitives import i32, registers
 
 if TYPE_CHECKING:
@@ -65,9 +76,7 @@ def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
         Argument("out", (1, tokens, spec.query_heads, spec.value_dim), "float32"),
     )
     values = k_cache if spec.latent else v_cache
-    return Operands(
-        q, k, v, k_cache, values, table, width, sequence, position, sinks, memory, out, tokens
-    )
+    return Operands(q, k, v, k_cache, values, table, width, sequence, position, sinks, memory, out, tokens)
 
 
 def first_seen(spec: AttentionSpec, position: Expr) -> Expr:

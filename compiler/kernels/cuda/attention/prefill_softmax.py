@@ -68,9 +68,7 @@ def score(spec: AttentionSpec, sums: Sums, queries: Tile, keys: Tile) -> Buffer:
     for number in range(4 * sums.tiles * count):
         store(scores, number, T.float32(0))
     for step in range(keys.pieces // 2):
-        a = [
-            load_a(queries, sums.first_row + i32(16 * tile), sums.lane, step) for tile in range(sums.tiles)
-        ]
+        a = [load_a(queries, sums.first_row + i32(16 * tile), sums.lane, step) for tile in range(sums.tiles)]
         for pair in range(count // 2):
             for odd, b in enumerate(load_b(keys, 16 * pair, sums.lane, 2 * step)):
                 for tile in range(sums.tiles):
@@ -78,9 +76,7 @@ def score(spec: AttentionSpec, sums: Sums, queries: Tile, keys: Tile) -> Buffer:
     return scores
 
 
-def weigh(
-    spec: AttentionSpec, sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, whole: Expr
-) -> None:
+def weigh(spec: AttentionSpec, sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, whole: Expr) -> None:
     """Scores to weights, and the running maximum, total and sums along with them."""
     count = int(scores.shape[0]) // (4 * sums.tiles)
     if spec.softcap:

@@ -106,7 +106,14 @@ class Source:
             store(pages, number, load(self.table, segment.table + T.cast(inside, "int64")))
 
     def copy(
-        self, target: Tile, pages: Buffer, head: Expr, segment: Segment, tile: Expr, thread: Expr, threads: int
+        self,
+        target: Tile,
+        pages: Buffer,
+        head: Expr,
+        segment: Segment,
+        tile: Expr,
+        thread: Expr,
+        threads: int,
     ) -> None:
         """Start to copy a tile; what is outside the segment's positions becomes zero."""
         copy = _Copy(self, target, pages, head, thread, threads)
@@ -137,7 +144,9 @@ class _Copy:
         """Emit the copies; ``checked`` is the tile's first position and the segment that it is not all inside of."""
         lanes, rows = self.lanes, self.threads // self.lanes
         first, piece = T.bind(self.thread // i32(lanes)), T.bind(self.thread % i32(lanes))
-        bases = [self._base(load(self.pages, number)) for number in range(max(1, self.target.rows // PAGE_TOKENS))]
+        bases = [
+            self._base(load(self.pages, number)) for number in range(max(1, self.target.rows // PAGE_TOKENS))
+        ]
         inside = T.bind(first % i32(PAGE_TOKENS) * i32(self.source.size) + piece * i32(PIECE))
         starts = [T.bind(base + T.cast(inside, "int64")) for base in bases]
         target = T.bind(self.target.at(first, piece))

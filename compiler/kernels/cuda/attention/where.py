@@ -37,9 +37,7 @@ class Where:
     """Tiles to read from the cache; the tile after them is the step's own tokens."""
 
 
-def locate(
-    spec: AttentionSpec, operands: Operands, token: Expr, head: Expr, lane: Expr, width: int
-) -> Where:
+def locate(spec: AttentionSpec, operands: Operands, token: Expr, head: Expr, lane: Expr, width: int) -> Where:
     """Where the token's keys are: in the cache up to its sequence's first token in this step.
 
     Tiles are of ``width`` positions. All lanes of a warp take part.
