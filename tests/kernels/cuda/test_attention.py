@@ -138,7 +138,7 @@ DECODED = {
 def test_decoding(name: str) -> None:
     cache = Cache(DECODED[name])
     check(cache, [(1, 1)], EXACT)
-    cache.fill(0, 700)
+    cache.fill(0, 450)
     cache.fill(2, 31)
     check(cache, [(0, 1), (1, 1), (2, 1)], EXACT)
     check(cache, [(3, 3), (0, 2), (2, 3)], EXACT)
