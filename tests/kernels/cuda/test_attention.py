@@ -145,7 +145,7 @@ def test_decoding(name: str) -> None:
 
 
 STEPS: list[list[tuple[int, int]]] = [[(0, 9)], [(1, 40)], [(0, 45), (2, 23), (3, 1), (1, 1)]]
-"""(sequence, new tokens): two prompts, then what comes after the one and after a long context, and two decoded tokens."""
+"""(sequence, new tokens): two prompts, then what follows one of them and a long context, and two decoded tokens."""
 
 
 @pytest.mark.parametrize("name", DECODED)

@@ -42,9 +42,9 @@ class Held:
 
 def hold(plan: Plan) -> Held:
     """Registers, zero: dimensions that a row does not have stay so."""
-    sizes = (8 * plan.key_steps, 16 * plan.value_steps_at_once)
-    held = Held(*(registers(size, "uint32") for size in sizes), registers(1, "int32"))
-    for buffer, size in zip((held.keys, held.values), sizes, strict=True):
+    keys, values = 8 * plan.key_steps, 16 * plan.value_steps_at_once
+    held = Held(registers(keys, "uint32"), registers(values, "uint32"), registers(1, "int32"))
+    for buffer, size in ((held.keys, keys), (held.values, values)):
         for place in range(size):
             store(buffer, place, T.uint32(0))
     return held
