@@ -143,4 +143,13 @@ MOEC_DEVICE int moec_atomic_add(int *place, int value) { return atomicAdd(place,
 // Counters in shared or global memory; sums of integers do not depend on the order. The first returns what was there.
 MOEC_DEVICE void moec_atomic_add_wide(void *place, unsigned long long value) {
   atomicAdd(reinterpret_cast<unsigned long long *>(place), value);
+// Counters of blocks that share work: zero when a module is loaded, and again whenever all have arrived.
+static __device__ unsigned moec_counters[4096];
+// For one thread of a block, after a barrier: whether `count` blocks have now arrived at a counter. What the others
+// wrote before that can be read then.
+MOEC_DEVICE bool moec_arrives_last(int counter, int count) {
+  __threadfence();
+  unsigned before = atomicInc(&moec_counters[counter], (unsigned)count - 1);
+  __threadfence();
+  return before == (unsigned)count - 1;
 }

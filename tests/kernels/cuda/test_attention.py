@@ -14,7 +14,7 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.model import AttentionSpec
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cuda.attention import attention, workspace
-from moec.runtime.tensors import aligned_empty, aligned_zeros
+from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated
 
 Array = NDArray[Any]
@@ -56,7 +56,7 @@ class Cache:
         self.table = aligned(self.random.permutation(shape[0]).reshape(SEQUENCES, PAGES_EACH), "int32")
         self.history: list[list[tuple[Array, Array]]] = [[] for _ in range(SEQUENCES)]
         self.sinks = aligned(self.random.normal(size=spec.query_heads), "float32")
-        self.workspace = aligned_zeros((workspace(spec)[0],), "uint8")
+        self.workspace = aligned(np.full(workspace(spec)[0], 255), "uint8")  # floats that are NaN
 
     def rounded(self, values: Array) -> Array:
         limit = 65504.0 if self.spec.dtype == "float16" else np.inf
@@ -138,13 +138,14 @@ DECODED = {
 def test_decoding(name: str) -> None:
     cache = Cache(DECODED[name])
     check(cache, [(1, 1)], EXACT)
-    cache.fill(0, 700)
+    cache.fill(0, 100 if cache.spec.key_dim > 256 else 450)
     cache.fill(2, 31)
     check(cache, [(0, 1), (1, 1), (2, 1)], EXACT)
     check(cache, [(3, 3), (0, 2), (2, 3)], EXACT)
 
 
-STEPS: list[list[tuple[int, int]]] = [[(0, 9)], [(1, 40)], [(0, 70), (2, 1), (3, 20), (1, 1)]]
+STEPS: list[list[tuple[int, int]]] = [[(0, 9)], [(1, 40)], [(0, 45), (2, 23), (3, 1), (1, 1)]]
+"""(sequence, new tokens): two prompts, then what follows one of them and a long context, and two decoded tokens."""
 
 
 @pytest.mark.parametrize("name", DECODED)
@@ -153,3 +154,35 @@ def test_prefill(name: str) -> None:
     cache.fill(2, 100)
     for step in STEPS:
         check(cache, step, ROUNDED)
+
+
+@pytest.mark.parametrize("name", ["grouped 8 to 1", "latent", "float32", "odd"])
+@pytest.mark.parametrize("count", [2, 12])
+def test_what_is_cached_in_float16_saturates(name: str, count: int) -> None:
+    """The keys that the cache then holds are checked in every step."""
+    cache = Cache(DECODED[name])
+    found, _ = cache.step([(0, count)], scale=1e5)
+    assert np.isfinite(found).all()
+    if DECODED[name].dtype == "float16":
+        assert np.abs(np.nan_to_num(cache.keys)).max() == 65504
+
+
+@pytest.mark.parametrize("name", ["grouped 8 to 1", "latent", "softcap"])
+@pytest.mark.parametrize("count", [1, 9])
+def test_the_same_step_gives_the_same_bits(name: str, count: int) -> None:
+    """Whatever the workspace held before."""
+    results = []
+    for held in (1, 255):
+        cache = Cache(DECODED[name])
+        cache.fill(0, 300)
+        cache.workspace[...] = held
+        results.append(cache.step([(0, count)])[0])
+    assert (results[0] == results[1]).all()
+
+
+def test_a_context_over_many_pages_is_divided_and_put_together() -> None:
+    """All blocks that a context can be divided over, several tiles each."""
+    cache = Cache(spec_of((4, 4), (16, 16)))
+    cache.fill(0, 1200)
+    check(cache, [(0, 1)], EXACT)
+    check(cache, [(0, 8)], EXACT)

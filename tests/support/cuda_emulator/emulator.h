@@ -77,10 +77,11 @@ static void yield(State state) {
   if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
 }
 static void entry() {
-  body(arguments);
-  if (!current->pending.empty()) fail("cp.async that was never committed");
-  current->state = kDone;
-  _longjmp(scheduler, 1);
+  for (;;) {  // a fiber lives on from block to block
+    body(arguments);
+    if (!current->pending.empty()) fail("cp.async that was never committed");
+    yield(kDone);
+  }
 }
 static void resume(Fiber &fiber) {
   current = &fiber;
@@ -102,7 +103,7 @@ static bool release(size_t first, size_t count, State state) {
     if (fibers[i].state == state) fibers[i].state = kReady;
   return true;
 }
-static void run_block(int threads) {
+static void prepare(int threads) {
   fibers.assign(threads, Fiber());
   exchanges.resize((threads + kLanes - 1) / kLanes);
   stacks.resize((size_t)threads * kStack);
@@ -114,6 +115,10 @@ static void run_block(int threads) {
     fiber.start.uc_stack.ss_size = kStack;
     makecontext(&fiber.start, entry, 0);
   }
+}
+static void run_block(int threads) {
+  if (fibers.size() != (size_t)threads) prepare(threads);
+  for (Fiber &fiber : fibers) fiber.state = kReady, fiber.turn = 0, fiber.groups.clear();
   for (;;) {
     size_t done = 0;
     bool advanced = false;
@@ -312,3 +317,9 @@ static inline unsigned moec_high_halves(unsigned a, unsigned b) { return a >> 16
 static inline void moec_fence() {}
 static inline int moec_atomic_add(int *place, int value) { return *place += value, *place - value; }
 static inline void moec_atomic_add_wide(void *place, uint64_t value) { *(uint64_t *)place += value; }
+static inline bool moec_arrives_last(int counter, int count) {
+  static int counters[4096];
+  bool last = ++counters[counter] == count;
+  if (last) counters[counter] = 0;
+  return last;
+}

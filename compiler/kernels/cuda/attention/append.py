@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, div, i64, load, mod, store, when
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, div, i64, load, mod, when
 from moec.compiler.kernels.cpu.numeric import saturate_f16
 from moec.compiler.kernels.cuda.attention.convert import floats, stored
 from moec.compiler.kernels.cuda.attention.operands import Operands, cache_row

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Expr, i64, store, when
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, when
 from moec.compiler.kernels.cuda.attention.append import append_token
 from moec.compiler.kernels.cuda.attention.decode_merge import Output, finish, shared_bytes
 from moec.compiler.kernels.cuda.attention.decode_plan import BLOCK_TILES, THREADS, TILE, WARPS, Plan
@@ -23,17 +23,11 @@ from moec.compiler.kernels.cuda.attention.decode_softmax import (
     put_queries,
     score,
     weigh,
+    weights,
 )
-from moec.compiler.kernels.cuda.attention.decode_tile import (
-    Held,
-    key_numbers,
-    load_keys,
-    load_values,
-    read_page,
-    seen,
-)
-from moec.compiler.kernels.cuda.attention.operands import Operands
-from moec.compiler.kernels.cuda.attention.where import Where, locate
+from moec.compiler.kernels.cuda.attention.decode_tile import Loader, hold, key_numbers, seen
+from moec.compiler.kernels.cuda.attention.operands import Operands, settled
+from moec.compiler.kernels.cuda.attention.where import locate
 from moec.compiler.kernels.cuda.primitives import (
     i32,
     launch,
@@ -51,54 +45,45 @@ if TYPE_CHECKING:
 def decode(plan: Plan, operands: Operands) -> None:
     """Launch the kernel, which also appends."""
     with launch((plan.splits, plan.units, operands.tokens), THREADS) as ((part, unit, token), thread):
-        warp, lane = T.bind(thread // i32(32)), T.bind(thread % i32(32))
+        lane = T.bind(thread % i32(32))
         where = locate(plan.spec, operands, token, T.bind(unit // i32(plan.tiles)), lane, TILE)
         tiles = T.bind(where.cached + i32(1))
-        active = T.bind(
-            T.min((tiles + i32(BLOCK_TILES - 1)) // i32(BLOCK_TILES), i32(plan.splits))
-        )
+        active = settled(T.min((tiles + i32(BLOCK_TILES - 1)) // i32(BLOCK_TILES), i32(plan.splits)))
         memory = shared_dynamic(shared_bytes(plan) // 4, "float32")
         with when(part < active):
-            row = T.bind(
-                T.cast(token, "int64") * i64(plan.spec.query_heads)
-                + T.cast(where.head * i32(plan.group) + unit % i32(plan.tiles) * i32(plan.rows), "int64")
-            )
-            count = T.bind(T.min(i32(plan.group) - unit % i32(plan.tiles) * i32(plan.rows), i32(plan.rows)))
-            mine = T.bind(tirx.truncdiv(part * tiles, active) + warp)
-            end = T.bind(tirx.truncdiv((part + i32(1)) * tiles, active))
-            running = begin(plan)
-            held = _registers(plan)
-            lane_part = (T.bind(lane // i32(4)), T.bind(lane % i32(4)))
-            with when(T.And(mine < end, mine < where.cached)):
-                read_page(operands, where, held, mine)
-                load_keys(plan, operands, where, held, mine, lane_part)
-                load_values(plan, operands, where, held, mine, lane_part)
-            wait_previous()
-            with when(T.And(part == i32(0), unit % i32(plan.tiles) == i32(0))):
-                append_token(plan.spec, operands, where.token, where.head, thread, THREADS)
-            put_queries(plan, operands, memory, row, count, warp, lane)
-            sync()
-            with when(T.And(mine < end, mine == where.cached)):
-                load_keys(plan, operands, where, held, mine, lane_part)
-                load_values(plan, operands, where, held, mine, lane_part)
-            with _tiles_of_warp(mine, end) as tile:
-                _tile(plan, operands, where, held, running, memory, (tile, end), lane_part, lane)
+            first_row = T.bind(unit % i32(plan.tiles) * i32(plan.rows))
+            head = T.cast(where.head * i32(plan.group) + first_row, "int64")
+            row = T.bind(T.cast(token, "int64") * i64(plan.spec.query_heads) + head)
+            count = settled(T.min(i32(plan.group) - first_row, i32(plan.rows)))
+            output = Output(token, unit, part, active, row, count)
+            loader = Loader(plan, operands, where, hold(plan), T.bind(lane // i32(4)), T.bind(lane % i32(4)))
+            running = _attend(loader, memory, output, thread)
             launch_next()
             sync()
-            output = Output(token, unit, part, active, row, count)
             finish(plan, operands, memory, running, output, thread)
 
 
-def _registers(plan: Plan) -> Held:
-    held = Held(
-        registers(8 * plan.key_steps, "uint32"),
-        registers(16 * plan.value_steps, "uint32"),
-        registers(1, "int32"),
-    )
-    for buffer, size in ((held.keys, 8 * plan.key_steps), (held.values, 16 * plan.value_steps)):
-        for place in range(size):
-            store(buffer, place, T.uint32(0))
-    return held
+def _attend(loader: Loader, memory: Buffer, output: Output, thread: Expr) -> Running:
+    """The warp's result for its share of the block's tiles."""
+    plan, where = loader.plan, loader.where
+    warp, lane = T.bind(thread // i32(32)), T.bind(thread % i32(32))
+    tiles = T.bind(where.cached + i32(1))
+    mine = settled(tirx.truncdiv(output.part * tiles, output.active) + warp)
+    end = settled(tirx.truncdiv((output.part + i32(1)) * tiles, output.active))
+    running = begin(plan)
+    with when(T.And(mine < end, mine < where.cached)):
+        loader.page(mine)
+        _load(loader, mine)
+    wait_previous()
+    with when(T.And(output.part == i32(0), output.unit % i32(plan.tiles) == i32(0))):
+        append_token(plan.spec, loader.operands, where.token, where.head, thread, THREADS)
+    put_queries(plan, loader.operands, memory, output.row, output.count, warp, lane)
+    sync()
+    with when(T.And(mine < end, mine == where.cached)):
+        _load(loader, mine)
+    with _tiles_of_warp(mine, end) as tile:
+        _tile(loader, running, memory, tile, end, lane)
+    return running
 
 
 @contextmanager
@@ -107,27 +92,39 @@ def _tiles_of_warp(begin: Expr, end: Expr) -> Iterator[Expr]:
         yield T.bind(begin + step * i32(WARPS))
 
 
-def _tile(
-    plan: Plan,
-    operands: Operands,
-    where: Where,
-    held: Held,
-    running: Running,
-    queries: tirx.Buffer,
-    tiles: tuple[Expr, Expr],
-    lane_part: tuple[Expr, Expr],
-    lane: Expr,
-) -> None:
+def _load(loader: Loader, tile: Expr) -> None:
+    """Load a tile as far as there are registers for it before its scores are known."""
+    loader.keys(tile)
+    if loader.plan.value_steps == loader.plan.value_steps_at_once:
+        loader.values(tile)
+
+
+def _tile(loader: Loader, running: Running, queries: Buffer, tile: Expr, end: Expr, lane: Expr) -> None:
     """Attend to one tile, while the next is loaded."""
-    tile, end = tiles
+    plan, where = loader.plan, loader.where
     following = T.bind(tile + i32(WARPS))
     scores = registers(4 * plan.halves)
-    score(plan, queries, held, scores, lane)
-    with when(following < end):
+
+    def next_keys() -> None:
         with when(following < where.cached):
-            read_page(operands, where, held, following)
-        load_keys(plan, operands, where, held, following, lane_part)
-    weigh(plan, running, scores, seen(plan, where, tile), key_numbers(lane_part[1]))
-    add_values(plan, running, scores, held)
+            loader.page(following)
+        loader.keys(following)
+
+    score(plan, queries, loader.held, scores, lane)
+    if plan.value_steps == plan.value_steps_at_once:
+        with when(following < end):
+            next_keys()
+        weigh(plan, running, scores, seen(where, tile), key_numbers(loader.part))
+        add_values(plan, running, weights(plan, scores), loader.held)
+        with when(following < end):
+            loader.values(following)
+        return
+    loader.values(tile)
+    weigh(plan, running, scores, seen(where, tile), key_numbers(loader.part))
+    weighed = weights(plan, scores)
+    for first in range(0, plan.value_steps, plan.value_steps_at_once):
+        if first:
+            loader.values(tile, first)
+        add_values(plan, running, weighed, loader.held, first)
     with when(following < end):
-        load_values(plan, operands, where, held, following, lane_part)
+        next_keys()

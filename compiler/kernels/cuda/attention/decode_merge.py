@@ -76,7 +76,7 @@ def finish(
         memory = _workspace(plan, operands, output)
         with _items(plan, output.count, thread) as (row, place):
             _leave(plan, memory, output, (row, place), *warps.merged(row, place, i32(WARPS)))
-        with when(_arrived_last(plan, operands, shared, output, thread)):
+        with when(_arrived_last(plan, shared, output, thread)):
             blocks = _gather(plan, shared, memory, output, thread)
             with _items(plan, output.count, thread) as (row, place):
                 _write(plan, operands, output, (row, place), *blocks.merged(row, place, output.active))
@@ -182,7 +182,9 @@ def _write(
     scale = registers(1)
     store(scale, 0, T.float32(1) / total)
     if operands.sinks is not None:
-        head = output.unit // i32(plan.tiles) * i32(plan.group) + output.unit % i32(plan.tiles) * i32(plan.rows)
+        head = output.unit // i32(plan.tiles) * i32(plan.group) + output.unit % i32(plan.tiles) * i32(
+            plan.rows
+        )
         sink = T.bind(load(operands.sinks, head + row) * T.float32(LOG2E))
         largest = T.bind(T.max(highest, sink))
         own = value("float32", "exp2", highest - largest)
@@ -196,7 +198,7 @@ def _workspace(plan: Plan, operands: Operands, output: Output) -> tuple[Buffer, 
     assert operands.workspace is not None
     memory = T.decl_buffer((i64(plan.workspace_bytes // 4),), "float32", data=operands.workspace.data)
     unit = T.bind(T.cast(output.token * i32(plan.units) + output.unit, "int64"))
-    return memory, T.bind(unit * i64(plan.splits * plan.partial_floats) + i64(plan.counter_bytes // 4))
+    return memory, T.bind(unit * i64(plan.splits * plan.partial_floats))
 
 
 def _leave(
@@ -219,23 +221,16 @@ def _leave(
         store(buffer, fact + i64(plan.used), total)
 
 
-def _arrived_last(plan: Plan, operands: Operands, shared: Buffer, output: Output, thread: Expr) -> Expr:
-    """Whether all other blocks of the unit have left their results; the counter is 0 again then."""
-    assert operands.workspace is not None
-    counters = T.decl_buffer((i64(plan.counter_bytes // 4),), "int32", data=operands.workspace.data)
-    place = T.bind(output.token * i32(plan.units) + output.unit)
+def _arrived_last(plan: Plan, shared: Buffer, output: Output, thread: Expr) -> Expr:
+    """Whether all other blocks of the unit have left their results."""
     flag = shared_bytes(plan) // 4 - 1
-    call("fence")
     sync()
     with when(thread == i32(0)):
-        before = value("int32", "atomic_add", element(counters, place), i32(1))
-        store(shared, flag, T.cast(before, "float32"))
-        with when(before == output.active - i32(1)):
-            store(counters, place, i32(0))
+        counter = T.bind(output.token * i32(plan.units) + output.unit)
+        last = value("bool", "arrives_last", counter, output.active)
+        store(shared, flag, T.cast(last, "float32"))
     sync()
-    last = T.bind(load(shared, flag) == T.cast(output.active - i32(1), "float32"))
-    call("fence")
-    return last
+    return T.bind(load(shared, flag) != T.float32(0))
 
 
 def _gather(plan: Plan, shared: Buffer, memory: tuple[Buffer, Expr], output: Output, thread: Expr) -> Parts:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.compiler.kernels.cuda.attention.operands import FEW_TOKENS
+from moec.compiler.kernels.cuda.primitives import COUNTERS
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
@@ -59,6 +60,11 @@ class Plan:
         return -(-self.spec.value_dim // 64)
 
     @property
+    def value_steps_at_once(self) -> int:
+        """How many of them a lane holds: wider values are loaded piece by piece, for want of registers."""
+        return min(self.value_steps, 2)
+
+    @property
     def halves(self) -> int:
         """Rows of scores that a lane has."""
         return self.rows // 8
@@ -69,19 +75,14 @@ class Plan:
         return self.spec.kv_heads * self.tiles
 
     @property
-    def counter_bytes(self) -> int:
-        """Counters of arrived blocks, at the start of the workspace."""
-        return -(-FEW_TOKENS * self.units * 4 // 256) * 256
-
-    @property
     def partial_floats(self) -> int:
         """What one block leaves: sums of values, then maximum and total of each row."""
         return self.used * self.spec.value_dim + -(-2 * self.used // 4) * 4
 
     @property
     def workspace_bytes(self) -> int:
-        """Counters and partial results of the largest step that is decoded."""
-        return self.counter_bytes + 4 * FEW_TOKENS * self.units * self.splits * self.partial_floats
+        """Partial results of the largest step that is decoded."""
+        return 4 * FEW_TOKENS * self.units * self.splits * self.partial_floats
 
 
 def plan(spec: AttentionSpec) -> Plan:
@@ -89,5 +90,6 @@ def plan(spec: AttentionSpec) -> Plan:
     group = spec.query_heads // spec.kv_heads
     rows = 8 if group <= 8 else 16
     tiles = -(-group // rows)
-    splits = max(1, min(MOST_SPLITS, PROCESSORS // (spec.kv_heads * tiles)))
+    units = spec.kv_heads * tiles
+    splits = max(1, min(MOST_SPLITS, PROCESSORS // units)) if FEW_TOKENS * units <= COUNTERS else 1
     return Plan(spec, rows, tiles, splits)

@@ -39,9 +39,7 @@ class Running:
 
 def begin(plan: Plan) -> Running:
     """Nothing seen yet."""
-    running = Running(
-        registers(plan.halves), registers(plan.halves), registers(32 * plan.value_steps)
-    )
+    running = Running(registers(plan.halves), registers(plan.halves), registers(32 * plan.value_steps))
     for half in range(plan.halves):
         store(running.highest, half, T.float32(LOWEST))
         store(running.total, half, T.float32(0))
@@ -134,9 +132,7 @@ def weigh(plan: Plan, running: Running, scores: Buffer, visible: Expr, keys: lis
         largest = T.bind(load(running.highest, half))
         for number, key in enumerate(keys):
             bit = (visible >> T.cast(key, "uint32")) & T.uint32(1)
-            shown = T.bind(
-                T.Select(bit != T.uint32(0), load(scores, 4 * half + number), T.float32(HIDDEN))
-            )
+            shown = T.bind(T.Select(bit != T.uint32(0), load(scores, 4 * half + number), T.float32(HIDDEN)))
             store(scores, 4 * half + number, shown)
             largest = T.bind(T.max(largest, shown))
         largest = warp_max(largest, 4)
@@ -154,8 +150,8 @@ def weigh(plan: Plan, running: Running, scores: Buffer, visible: Expr, keys: lis
                 store(running.sums, number, load(running.sums, number) * scale)
 
 
-def add_values(plan: Plan, running: Running, scores: Buffer, held: Held) -> None:
-    """Add a tile's values, weighed."""
+def weights(plan: Plan, scores: Buffer) -> list[list[Expr]]:
+    """Weights as left operands: one, whose upper half is what rounding left out, or two."""
     dtype = plan.spec.dtype
     parts = [
         [
@@ -165,17 +161,19 @@ def add_values(plan: Plan, running: Running, scores: Buffer, held: Held) -> None
         for half in range(plan.halves)
     ]
     if plan.halves == 1:
-        products = [[parts[0][0][0], parts[0][0][1], parts[0][1][0], parts[0][1][1]]]
-    else:
-        products = [
-            [parts[0][0][which], parts[1][0][which], parts[0][1][which], parts[1][1][which]]
-            for which in range(2)
-        ]
-    for step in range(plan.value_steps):
+        return [[parts[0][0][0], parts[0][0][1], parts[0][1][0], parts[0][1][1]]]
+    return [
+        [parts[0][0][which], parts[1][0][which], parts[0][1][which], parts[1][1][which]] for which in range(2)
+    ]
+
+
+def add_values(plan: Plan, running: Running, weighed: list[list[Expr]], held: Held, first: int = 0) -> None:
+    """Add a tile's values that are held, from 64 times ``first``, weighed."""
+    for step in range(min(plan.value_steps_at_once, plan.value_steps - first)):
         for word in range(4):
             words = [load(held.values, 4 * (4 * step + number) + word) for number in range(4)]
             for odd, name in enumerate(("low_halves", "high_halves")):
                 b = [value("uint32", name, words[0], words[1]), value("uint32", name, words[2], words[3])]
-                for a in products:
-                    mma(dtype, element(running.sums, 4 * (8 * step + 2 * word + odd)), a, b)
-
+                place = 4 * (8 * (first + step) + 2 * word + odd)
+                for a in weighed:
+                    mma(plan.spec.dtype, element(running.sums, place), a, b)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Expr, load
-from moec.compiler.kernels.cuda.attention.tiles import Tile
 from moec.compiler.kernels.cuda.primitives import call, element, i32, registers
+
+if TYPE_CHECKING:
+    from moec.compiler.kernels.cuda.attention.tiles import Tile
 
 
 def load_a(tile: Tile, row: Expr | int, lane: Expr, step: int) -> list[Expr]:

@@ -62,11 +62,7 @@ def attention(spec: AttentionSpec) -> tirx.PrimFunc:
 
 
 def workspace(spec: AttentionSpec) -> tuple[int, int]:
-    """Bytes of ``workspace``: once, and for each token of a step; where both are 0 there is no such argument.
-
-    Before the first call the workspace is zero, and nobody else writes to it: it holds counters of blocks, which are
-    zero again after each call.
-    """
+    """Bytes of ``workspace``: once, and for each token of a step; where both are 0 there is no such argument."""
     way = _way(spec)
     return (0, 0) if way is None else (way.workspace_bytes, 0)
 

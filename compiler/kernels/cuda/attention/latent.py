@@ -18,6 +18,7 @@ from moec.compiler.kernels.cpu.emit import Buffer, Expr, load, store, when
 from moec.compiler.kernels.cuda.attention.convert import split
 from moec.compiler.kernels.cuda.attention.fragments import load_a, load_b, load_b_transposed
 from moec.compiler.kernels.cuda.attention.operands import HIDDEN, LOWEST, exponent
+from moec.compiler.kernels.cuda.attention.prefill_softmax import any_differs
 from moec.compiler.kernels.cuda.attention.tiles import Tile
 from moec.compiler.kernels.cuda.primitives import (
     element,
@@ -263,12 +264,13 @@ def row_number(block: Block, row_tile: int, upper: int) -> Expr:
 
 
 def _rescale(block: Block) -> None:
-    for tile in range(block.shape.row_tiles):
-        for upper in range(2):
-            scale = T.bind(row_number(block, tile, upper))
-            for fragment in range(block.shape.fragments):
+    tiles, fragments = block.shape.row_tiles, block.shape.fragments
+    scales = [T.bind(row_number(block, tile, upper)) for tile in range(tiles) for upper in range(2)]
+    with when(any_differs(scales)):
+        for row, scale in enumerate(scales):
+            for fragment in range(fragments):
                 for odd in range(2):
-                    place = 4 * (tile * block.shape.fragments + fragment) + 2 * upper + odd
+                    place = 4 * (row // 2 * fragments + fragment) + 2 * (row % 2) + odd
                     store(block.values, place, load(block.values, place) * scale)
 
 
@@ -278,10 +280,7 @@ def _add_values(block: Block, keys: Tile) -> None:
     for step in range(WIDTH // 16):
         a = [load_a(block.weights, 16 * tile, block.lane, step) for tile in range(shape.row_tiles)]
         for column in range(shape.fragments // 2):
-            for odd, b in enumerate(
-                load_b_transposed(keys, 16 * step, block.lane, first + i32(2 * column))
-            ):
+            for odd, b in enumerate(load_b_transposed(keys, 16 * step, block.lane, first + i32(2 * column))):
                 for tile in range(shape.row_tiles):
                     place = 4 * (tile * shape.fragments + 2 * column + odd)
                     mma(shape.spec.dtype, element(block.values, place), a[tile], b)
-

@@ -10,7 +10,7 @@ from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.convert import floats
 from moec.compiler.kernels.cuda.attention.latent import WIDTH
 from moec.compiler.kernels.cuda.attention.latent_decode import MOST_PARTS, LatentPlan, results
-from moec.compiler.kernels.cuda.attention.operands import LOWEST, Operands
+from moec.compiler.kernels.cuda.attention.operands import LOWEST, Operands, settled
 from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total
 from moec.compiler.kernels.cuda.attention.where import locate
 from moec.compiler.kernels.cuda.primitives import (
@@ -40,7 +40,7 @@ def latent_combine(spec: AttentionSpec, operands: Operands) -> None:
     columns = -(-spec.value_dim // COLUMNS)
     with launch((columns, spec.query_heads, operands.tokens), 32 * WARPS) as ((piece, head, token), thread):
         warp, lane = T.bind(thread // i32(32)), T.bind(thread % i32(32))
-        parts = T.bind(plan.parts(operands.tokens))
+        parts = settled(plan.parts(operands.tokens))
         where = locate(spec, operands, token, i32(0), lane, WIDTH)
         active = plan.active(where, parts)
         memory = results(plan, operands)

@@ -15,7 +15,7 @@ from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, stor
 from moec.compiler.kernels.cuda.attention.append import append_token
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats, floats_2, split, stored
 from moec.compiler.kernels.cuda.attention.latent import WIDTH, Block, Shape, attend, begin, row_number
-from moec.compiler.kernels.cuda.attention.operands import FEW_TOKENS, Operands, query_scale
+from moec.compiler.kernels.cuda.attention.operands import FEW_TOKENS, Operands, query_scale, settled
 from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total
 from moec.compiler.kernels.cuda.attention.rows import Segment
 from moec.compiler.kernels.cuda.attention.tiles import PIECE, Source, Tile
@@ -92,7 +92,7 @@ class LatentPlan:
 
     def active(self, where: Where, parts: Expr) -> Expr:
         """How many of them have something to do."""
-        return T.bind(T.min(where.cached + i32(1), parts))
+        return settled(T.min(where.cached + i32(1), parts))
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,15 @@ def latent_decode(spec: AttentionSpec, operands: Operands) -> None:
         (number, unit, token),
         thread,
     ):
-        parts = T.bind(parts)
+        parts = settled(parts)
         head_tile = T.bind(unit % i32(plan.head_tiles))
         lane = T.bind(thread % i32(32))
         where = locate(spec, operands, token, T.bind(unit // i32(plan.head_tiles)), lane, WIDTH)
         active = plan.active(where, parts)
         with when(number < active):
-            head = T.bind(where.head * i32(plan.group) + head_tile * i32(plan.heads))
-            count = T.bind(T.min(i32(plan.group) - head_tile * i32(plan.heads), i32(plan.heads)))
-            part = Part(number, active, T.bind(token * parts + number), head, count)
+            head = settled(where.head * i32(plan.group) + head_tile * i32(plan.heads))
+            count = settled(T.min(i32(plan.group) - head_tile * i32(plan.heads), i32(plan.heads)))
+            part = Part(number, active, settled(token * parts + number), head, count)
             block = begin(shape, thread)
             _attend(block, operands, where, part, thread, head_tile)
             launch_next()
@@ -138,27 +138,11 @@ def _attend(
 ) -> None:
     spec, threads = block.shape.spec, block.shape.threads
     tiles = T.bind(where.cached + i32(1))
-    first = T.bind(tirx.truncdiv(part.number * tiles, part.active))
-    end = T.bind(tirx.truncdiv((part.number + i32(1)) * tiles, part.active))
-    source = Source(operands.k_cache, spec.kv_heads, spec.key_dim, operands.table)
-    cached = Segment(
-        where.token,
-        where.token + i32(1),
-        where.table,
-        where.position,
-        T.bind(where.base - i32(1)),
-        where.first,
-        where.first,
-    )
-    page = registers(1, "int32")
-
-    def copy(target: Tile, tile: Expr) -> None:
-        number = T.bind(where.tile + tile)
-        source.read_pages(page, cached, number, WIDTH)
-        source.copy(target, page, where.head, cached, number, thread, threads)
+    first = settled(tirx.truncdiv(part.number * tiles, part.active))
+    end = settled(tirx.truncdiv((part.number + i32(1)) * tiles, part.active))
 
     with when(first < where.cached):
-        copy(block.keys(i32(0)), first)
+        _copy(block, operands, where, i32(0), first, thread)
     call("copy_commit")
     wait_previous()
     with when(T.And(part.number == i32(0), head_tile == i32(0))):
@@ -171,17 +155,30 @@ def _attend(
         call("copy_wait", i32(0))
         sync()
         with when(following < end):
-            target = block.keys(T.bind((step + i32(1)) % i32(2)))
+            target = T.bind((step + i32(1)) % i32(2))
             either(
                 following < where.cached,
-                lambda: copy(target, following),
-                lambda: _put_own(block, target, operands, where, thread),
+                lambda: _copy(block, operands, where, target, following, thread),
+                lambda: _put_own(block, block.keys(target), operands, where, thread),
             )
         call("copy_commit")
         own = tile == where.cached
         start = T.bind(T.Select(own, where.base, (where.tile + tile) * i32(WIDTH)))
         last = T.bind(T.Select(own, where.position, where.base - i32(1)))
         attend(block, block.keys(T.bind(step % i32(2))), start, where.first, last)
+
+
+def _copy(block: Block, operands: Operands, where: Where, target: Expr, tile: Expr, thread: Expr) -> None:
+    """Start to copy a tile of the cache into one of the two tiles of keys."""
+    spec = block.shape.spec
+    source = Source(operands.k_cache, spec.kv_heads, spec.key_dim, operands.table)
+    end = T.bind(where.token + i32(1))
+    last = T.bind(where.base - i32(1))
+    cached = Segment(where.token, end, where.table, where.position, last, where.first, where.first)
+    page = registers(1, "int32")
+    number = T.bind(where.tile + tile)
+    source.read_pages(page, cached, number, WIDTH)
+    source.copy(block.keys(target), page, where.head, cached, number, thread, block.shape.threads)
 
 
 def _put_own(block: Block, target: Tile, operands: Operands, where: Where, thread: Expr) -> None:
@@ -246,9 +243,7 @@ def _write(plan: LatentPlan, block: Block, operands: Operands, where: Where, par
         _write_values(block, operands.out, output, part, scaled=True)
 
     def together() -> None:
-        with when(
-            T.And(T.And(block.lane % i32(4) == i32(0), block.half == i32(0)), head < part.count)
-        ):
+        with when(T.And(T.And(block.lane % i32(4) == i32(0), block.half == i32(0)), head < part.count)):
             fact = T.bind(i64(plan.facts) + (slot + T.cast(head, "int64")) * i64(2))
             store(memory, fact, highest)
             store(memory, fact + i64(1), total)

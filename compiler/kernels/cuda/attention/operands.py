@@ -10,8 +10,19 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, div, i64, load, mod, symbol
-from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cpu.emit import (
+    Argument,
+    Buffer,
+    Expr,
+    arguments,
+    div,
+    i64,
+    load,
+    mod,
+    store,
+    symbol,
+)
+from moec.compiler.kernels.cuda.primitives import i32, registers
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
@@ -65,9 +76,7 @@ def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
         Argument("out", (1, tokens, spec.query_heads, spec.value_dim), "float32"),
     )
     values = k_cache if spec.latent else v_cache
-    return Operands(
-        q, k, v, k_cache, values, table, width, sequence, position, sinks, memory, out, tokens
-    )
+    return Operands(q, k, v, k_cache, values, table, width, sequence, position, sinks, memory, out, tokens)
 
 
 def first_seen(spec: AttentionSpec, position: Expr) -> Expr:
@@ -96,3 +105,13 @@ def query_scale(spec: AttentionSpec) -> float:
 def exponent(spec: AttentionSpec, product: Expr) -> Expr:
     """The power of 2 of a scaled query's product with a key."""
     return T.bind(T.tanh(product) * T.float32(spec.softcap * LOG2E)) if spec.softcap else product
+
+
+def settled(value: Expr) -> Expr:
+    """An int32, computed once, here, so that TVM cannot see what it is.
+
+    Its passes ask an analyzer about every index, which follows bindings and conditions back: 17 seconds in a kernel.
+    """
+    place = registers(1, "int32")
+    store(place, 0, value)
+    return T.bind(load(place, 0))

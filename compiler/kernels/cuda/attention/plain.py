@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Expr, ceildiv, div, i64, load, loop, mod, store, when
@@ -21,6 +20,8 @@ from moec.compiler.kernels.cuda.primitives import i32, launch, launch_next, regi
 from moec.compiler.kernels.cuda.threads import read
 
 if TYPE_CHECKING:
+    from tvm import tirx
+
     from moec.artifacts.model import AttentionSpec
 
 BLOCK_THREADS = 64

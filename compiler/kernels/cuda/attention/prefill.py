@@ -13,7 +13,6 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, load, store, when
-from moec.compiler.kernels.cuda.attention.operands import Operands
 from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, add_values, begin, score, weigh, write
 from moec.compiler.kernels.cuda.attention.rows import Bounds, Place, Rows, Segment, find_bounds, segment_at
 from moec.compiler.kernels.cuda.attention.tiles import Source, Tile, put_queries
@@ -30,6 +29,7 @@ from moec.compiler.kernels.cuda.primitives import (
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
+    from moec.compiler.kernels.cuda.attention.operands import Operands
 
 ROWS = 128
 NARROW = 128

@@ -68,9 +68,7 @@ def score(spec: AttentionSpec, sums: Sums, queries: Tile, keys: Tile) -> Buffer:
     for number in range(4 * sums.tiles * count):
         store(scores, number, T.float32(0))
     for step in range(keys.pieces // 2):
-        a = [
-            load_a(queries, sums.first_row + i32(16 * tile), sums.lane, step) for tile in range(sums.tiles)
-        ]
+        a = [load_a(queries, sums.first_row + i32(16 * tile), sums.lane, step) for tile in range(sums.tiles)]
         for pair in range(count // 2):
             for odd, b in enumerate(load_b(keys, 16 * pair, sums.lane, 2 * step)):
                 for tile in range(sums.tiles):
@@ -78,9 +76,7 @@ def score(spec: AttentionSpec, sums: Sums, queries: Tile, keys: Tile) -> Buffer:
     return scores
 
 
-def weigh(
-    spec: AttentionSpec, sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, whole: Expr
-) -> None:
+def weigh(spec: AttentionSpec, sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, whole: Expr) -> None:
     """Scores to weights, and the running maximum, total and sums along with them."""
     count = int(scores.shape[0]) // (4 * sums.tiles)
     if spec.softcap:
@@ -88,8 +84,19 @@ def weigh(
             store(scores, number, exponent(spec, T.bind(load(scores, number))))
     with when(T.Not(whole)):
         _hide(sums, scores, bounds, begin, count)
-    for row in range(2 * sums.tiles):
-        _weigh_row(sums, scores, row, count)
+    scales = [_weigh_row(sums, scores, row, count) for row in range(2 * sums.tiles)]
+    with when(any_differs(scales)):
+        for row, scale in enumerate(scales):
+            for place in _own(row, sums.fragments):
+                store(sums.values, place, load(sums.values, place) * scale)
+
+
+def any_differs(scales: list[Expr]) -> Expr:
+    """Whether a scale of one of the warp's lanes is not 1: most tiles have no new maximum."""
+    differs = scales[0] != T.float32(1)
+    for scale in scales[1:]:
+        differs = T.Or(differs, scale != T.float32(1))
+    return value("uint32", "ballot", T.bind(differs)) != T.uint32(0)
 
 
 def _own(row: int, count: int) -> list[int]:
@@ -108,7 +115,8 @@ def _hide(sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, count: int) -
             store(scores, place, T.Select(seen, load(scores, place), T.float32(HIDDEN)))
 
 
-def _weigh_row(sums: Sums, scores: Buffer, row: int, count: int) -> None:
+def _weigh_row(sums: Sums, scores: Buffer, row: int, count: int) -> Expr:
+    """Weigh one of the lane's rows; what its sums are to be multiplied with."""
     places = _own(row, count)
     largest = T.bind(load(sums.highest, row))
     for place in places:
@@ -122,8 +130,7 @@ def _weigh_row(sums: Sums, scores: Buffer, row: int, count: int) -> None:
         store(scores, place, weight)
         total = T.bind(total + weight)
     store(sums.total, row, total)
-    for place in _own(row, sums.fragments):
-        store(sums.values, place, load(sums.values, place) * scale)
+    return scale
 
 
 def add_values(spec: AttentionSpec, sums: Sums, scores: Buffer, values: Tile) -> None:

@@ -6,16 +6,22 @@ banks, which is what ``ldmatrix`` wants, and addresses stay sums.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats
 from moec.compiler.kernels.cuda.attention.operands import Operands, query_scale
-from moec.compiler.kernels.cuda.attention.rows import Place, Segment
 from moec.compiler.kernels.cuda.primitives import call, element, i32, pack, registers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from moec.compiler.kernels.cuda.attention.rows import Place, Segment
 
 PIECE = 8
 """Elements in 16 bytes."""
@@ -100,30 +106,89 @@ class Source:
             store(pages, number, load(self.table, segment.table + T.cast(inside, "int64")))
 
     def copy(
-        self, target: Tile, pages: Buffer, head: Expr, segment: Segment, tile: Expr, thread: Expr, threads: int
+        self,
+        target: Tile,
+        pages: Buffer,
+        head: Expr,
+        segment: Segment,
+        tile: Expr,
+        thread: Expr,
+        threads: int,
     ) -> None:
         """Start to copy a tile; what is outside the segment's positions becomes zero."""
-        total = target.rows * target.pieces
+        copy = _Copy(self, target, pages, head, thread, threads)
         begin = T.bind(tile * i32(target.rows))
-        for start in range(0, total, threads):
-            number = T.bind(thread + i32(start))
-            row, piece = T.bind(number // i32(target.pieces)), T.bind(number % i32(target.pieces))
-            position = T.bind(begin + row)
-            seen = T.And(position >= segment.first, position <= segment.last)
-            valid = T.bind(T.And(seen, piece < i32(self.size // PIECE)))
-            inside = T.bind(T.Select(valid, (row % i32(PAGE_TOKENS)) * i32(self.size) + piece * i32(PIECE), i32(0)))
-            page = T.cast(self._page(pages, row, target.rows), "int64")
-            base = (page * i64(self.kv_heads) + T.cast(head, "int64")) * i64(PAGE_TOKENS * self.size)
-            source = T.bind(base + T.cast(inside, "int64"))
-            arguments = (element(target.memory, T.bind(target.at(row, piece))), element(self.cache, source), valid)
-            if start + threads <= total:
-                call("copy_async_16_if", *arguments)
-            else:
-                with when(number < i32(total)):
-                    call("copy_async_16_if", *arguments)
+        whole = T.And(begin >= segment.first, begin + i32(target.rows - 1) <= segment.last)
+        if self.size % (2 * PIECE):
+            copy.emit((begin, segment))
+        else:
+            either(whole, lambda: copy.emit(None), lambda: copy.emit((begin, segment)))
 
-    def _page(self, pages: Buffer, row: Expr, rows: int) -> Expr:
-        if rows == PAGE_TOKENS:
-            return load(pages, 0)
-        assert rows == 2 * PAGE_TOKENS, rows
-        return T.bind(T.Select(row < i32(PAGE_TOKENS), load(pages, 0), load(pages, 1)))
+
+@dataclass(frozen=True)
+class _Copy:
+    """Threads over a tile: ``lanes`` of them to a row, so that all addresses are sums with constants."""
+
+    source: Source
+    target: Tile
+    pages: Buffer
+    head: Expr
+    thread: Expr
+    threads: int
+
+    @property
+    def lanes(self) -> int:
+        return min(32, 1 << (self.target.pieces - 1).bit_length())
+
+    def emit(self, checked: tuple[Expr, Segment] | None) -> None:
+        """Emit the copies; ``checked`` is the tile's first position and the segment that it is not all inside of."""
+        lanes, rows = self.lanes, self.threads // self.lanes
+        first, piece = T.bind(self.thread // i32(lanes)), T.bind(self.thread % i32(lanes))
+        bases = [
+            self._base(load(self.pages, number)) for number in range(max(1, self.target.rows // PAGE_TOKENS))
+        ]
+        inside = T.bind(first % i32(PAGE_TOKENS) * i32(self.source.size) + piece * i32(PIECE))
+        starts = [T.bind(base + T.cast(inside, "int64")) for base in bases]
+        target = T.bind(self.target.at(first, piece))
+        for start in range(0, self.target.rows, rows):
+            place = starts[start // PAGE_TOKENS]
+            if rows > PAGE_TOKENS and len(starts) > 1:
+                place = T.bind(T.Select(first % i32(2 * PAGE_TOKENS) < i32(PAGE_TOKENS), *starts))
+            for column in range(0, self.target.pieces, lanes):
+                conditions = []
+                if column + lanes > self.target.pieces:
+                    conditions.append(piece + i32(column) < i32(self.target.pieces))
+                if start + rows > self.target.rows:
+                    conditions.append(first + i32(start) < i32(self.target.rows))
+                with _when_all(conditions):
+                    offset = start % PAGE_TOKENS * self.source.size + column * PIECE
+                    arguments = (
+                        element(self.target.memory, target + i32(start * self.target.pitch + 16 * column)),
+                        element(self.source.cache, place + i64(offset)),
+                    )
+                    if checked is None:
+                        call("copy_async_16", *arguments)
+                    else:
+                        valid = self._valid(*checked, first + i32(start), piece + i32(column))
+                        call("copy_async_16_if", *arguments, valid)
+
+    def _base(self, page: Expr) -> Expr:
+        row = T.cast(page, "int64") * i64(self.source.kv_heads) + T.cast(self.head, "int64")
+        return T.bind(row * i64(PAGE_TOKENS * self.source.size))
+
+    def _valid(self, begin: Expr, segment: Segment, row: Expr, piece: Expr) -> Expr:
+        position = T.bind(begin + row)
+        seen = T.And(position >= segment.first, position <= segment.last)
+        return T.bind(T.And(seen, piece < i32(self.source.size // PIECE)))
+
+
+@contextmanager
+def _when_all(conditions: list[Expr]) -> Iterator[None]:
+    if not conditions:
+        yield
+        return
+    condition = conditions[0]
+    for other in conditions[1:]:
+        condition = T.And(condition, other)
+    with when(condition):
+        yield

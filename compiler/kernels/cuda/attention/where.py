@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Expr, load, store, when
-from moec.compiler.kernels.cuda.attention.operands import Operands, first_seen
+from moec.compiler.kernels.cuda.attention.operands import Operands, first_seen, settled
 from moec.compiler.kernels.cuda.primitives import i32, registers, value
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ class Where:
     """Tiles to read from the cache; the tile after them is the step's own tokens."""
 
 
-def locate(
-    spec: AttentionSpec, operands: Operands, token: Expr, head: Expr, lane: Expr, width: int
-) -> Where:
+def locate(spec: AttentionSpec, operands: Operands, token: Expr, head: Expr, lane: Expr, width: int) -> Where:
     """Where the token's keys are: in the cache up to its sequence's first token in this step.
 
     Tiles are of ``width`` positions. All lanes of a warp take part.
@@ -52,10 +50,10 @@ def locate(
         store(same, 0, T.cast(load(operands.sequence, lane) == sequence, "int32"))
     own = value("uint32", "ballot", load(same, 0) != i32(0))
     count = value("int32", "count_bits", own)
-    base = T.bind(position - count + i32(1))
-    first = first_seen(spec, position)
-    tile = T.bind(first // i32(width))
-    cached = T.Select(base > first, (base + i32(width - 1)) // i32(width) - tile, i32(0))
+    base = settled(position - count + i32(1))
+    first = settled(first_seen(spec, position))
+    tile = settled(first // i32(width))
+    cached = settled(T.Select(base > first, (base + i32(width - 1)) // i32(width) - tile, i32(0)))
     table = T.bind(T.cast(sequence, "int64") * operands.width)
-    step_first = T.bind(token - count + i32(1))
-    return Where(token, head, table, position, first, base, step_first, tile, T.bind(cached))
+    step_first = settled(token - count + i32(1))
+    return Where(token, head, table, position, first, base, step_first, tile, cached)
