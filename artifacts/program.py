@@ -61,15 +61,12 @@ class SegmentProgram:
 class Workspace:
     """Memory that a function needs beside its tensors: uint8 ``[fixed_bytes + token_bytes * T]``.
 
-    It is an argument before the last one, in every call of the function.
+    It is an argument before the last one, in every call of the function, and holds nothing between two calls.
     """
 
     function: str
     fixed_bytes: int
     token_bytes: int
-    kept: bool
-    """The calls of the function share it, it is zero before the first one, and nobody else writes to it; otherwise it
-    holds nothing between two calls."""
 
     def at(self, tokens: int) -> int:
         """Its bytes for so many tokens."""

@@ -177,7 +177,7 @@ class Binder:
         workspace = self._workspaces.get(function)
         if workspace is None:
             return ()
-        return (View(self.place(WorkspaceKey.of(workspace, step, call)), "uint8", (workspace.at(count),)),)
+        return (View(self.place(WorkspaceKey(step, call)), "uint8", (workspace.at(count),)),)
 
     def cache(self, layer: int) -> tuple[Any, ...]:
         """The pages of an attention layer."""

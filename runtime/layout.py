@@ -17,7 +17,7 @@ from moec.runtime.arena import Lifetime
 if TYPE_CHECKING:
     from moec.artifacts.ids import ValueId
     from moec.artifacts.model import ExpertsStep, ModelRecord
-    from moec.artifacts.program import LocalSpec, ProgramRecord, SegmentProgram, Workspace
+    from moec.artifacts.program import LocalSpec, ProgramRecord, SegmentProgram
 
 Part: TypeAlias = Literal["main", "last"]
 
@@ -37,20 +37,11 @@ class LocalKey(NamedTuple):
 
 
 class WorkspaceKey(NamedTuple):
-    """What call ``call`` of step ``step`` needs beside its tensors, or all calls of a function share."""
+    """What call ``call`` of step ``step`` needs beside its tensors."""
 
     step: int
     call: int
-    function: str
-
-    @classmethod
-    def of(cls, workspace: Workspace, step: int, call: int) -> WorkspaceKey:
-        """The key of one call's workspace."""
-        return cls(-1, -1, workspace.function) if workspace.kept else cls(step, call, workspace.function)
-
-
-FOREVER = 1 << 30
-"""A call after every other."""
+    name: str = "workspace"
 
 
 Key: TypeAlias = ValueKey | LocalKey | WorkspaceKey
@@ -144,7 +135,7 @@ class _Numbering:
                 self.own(step.output)
                 for name in (*step_values(step)[0], step.output):
                     self.use(name)
-                self._workspace(kernel_name(self._model, step), number, 0)
+                self._workspace(kernel_name(self._model, step), WorkspaceKey(number, 0))
                 self.clock += 1
 
     def _segment(self, number: int, step: SegmentStep, segment: SegmentProgram) -> None:
@@ -161,18 +152,13 @@ class _Numbering:
                 elif operand.source != "weight":
                     names = step.outputs if operand.source == "output" else step.inputs
                     self.use(names[operand.number])
-            self._workspace(call.function, number, which)
+            self._workspace(call.function, WorkspaceKey(number, which))
             self.clock += 1
 
-    def _workspace(self, function: str, step: int, call: int) -> None:
+    def _workspace(self, function: str, key: WorkspaceKey) -> None:
         workspace = self._workspaces.get(function)
-        if workspace is None:
-            return
-        key, size = WorkspaceKey.of(workspace, step, call), workspace.at(self._count)
-        if workspace.kept:
-            self.lives[key] = (size, 0, FOREVER)
-        else:
-            self._extend(key, size)
+        if workspace is not None:
+            self._extend(key, workspace.at(self._count))
 
     def _touch(self, key: Key, spec: TensorSpec | LocalSpec) -> None:
         self._extend(key, size_bytes(spec.dtype, spec.shape).at(self._count))

@@ -83,7 +83,7 @@ class CudaKernels:
         for spec in model.attentions:
             fixed, each = workspace(spec)
             if fixed or each:
-                yield Workspace(f"attention_{spec.name}", fixed, each, kept=True)
+                yield Workspace(f"attention_{spec.name}", fixed, each)
 
 
 def kernels_for(target: Target) -> CpuKernels | CudaKernels:

@@ -104,11 +104,11 @@ def test_a_view_of_an_output_that_is_a_view_itself() -> None:
         (changed("head", outputs=()), "0 outputs instead of 1"),
         (changed("head", calls=(*segment("head").calls, Call("f", ()))), "calls f on nothing"),
         (
-            dataclasses.replace(PROGRAM, workspaces=(Workspace("f", 1, 2, kept=False),)),
+            dataclasses.replace(PROGRAM, workspaces=(Workspace("f", 1, 2),)),
             "workspace for f, which is not called",
         ),
         (
-            dataclasses.replace(PROGRAM, workspaces=(Workspace("loops", 1, 2, kept=False), Workspace("loops", 1, 2, kept=False))),
+            dataclasses.replace(PROGRAM, workspaces=(Workspace("loops", 1, 2), Workspace("loops", 1, 2))),
             "two workspaces for loops",
         ),
     ],
@@ -119,7 +119,7 @@ def test_what_does_not_fit_the_model(program: ProgramRecord, why: str) -> None:
 
 def test_workspaces_of_kernels_and_loops_are_known() -> None:
     names = ("loops", "attention_attn", "experts_e8")
-    program = dataclasses.replace(PROGRAM, workspaces=tuple(Workspace(name, 64, 16, kept=False) for name in names))
+    program = dataclasses.replace(PROGRAM, workspaces=tuple(Workspace(name, 64, 16) for name in names))
     assert list(program_problems(MODEL, program)) == []
     assert program.workspaces[0].at(3) == 64 + 3 * 16
 

@@ -193,7 +193,7 @@ def program() -> ProgramRecord:
             ),
             segment(2, [Call("project", (*mixed, weight, logits))], "logits"),
         ),
-        (Workspace("route", 64, 8, kept=True), Workspace("attention_full", 0, 4, kept=False)),
+        (Workspace("route", 64, 8), Workspace("attention_full", 0, 4)),
     )
 
 
