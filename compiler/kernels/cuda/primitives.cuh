@@ -137,12 +137,12 @@ MOEC_DEVICE void moec_mma_f16(float *d, unsigned a0, unsigned a1, unsigned a2, u
 MOEC_DEVICE unsigned moec_low_halves(unsigned a, unsigned b) { return __byte_perm(a, b, 0x5410); }
 MOEC_DEVICE unsigned moec_high_halves(unsigned a, unsigned b) { return __byte_perm(a, b, 0x7632); }
 
-// Between blocks: what a thread wrote before the fence is seen by who reads after it sees the count.
-MOEC_DEVICE void moec_fence() { __threadfence(); }
-MOEC_DEVICE int moec_atomic_add(int *place, int value) { return atomicAdd(place, value); }
 // Counters in shared or global memory; sums of integers do not depend on the order. The first returns what was there.
+MOEC_DEVICE int moec_atomic_add(int *place, int value) { return atomicAdd(place, value); }
 MOEC_DEVICE void moec_atomic_add_wide(void *place, unsigned long long value) {
   atomicAdd(reinterpret_cast<unsigned long long *>(place), value);
+}
+
 // Counters of blocks that share work: zero when a module is loaded, and again whenever all have arrived.
 static __device__ unsigned moec_counters[4096];
 // For one thread of a block, after a barrier: whether `count` blocks have now arrived at a counter. What the others

@@ -314,7 +314,6 @@ static inline void moec_mma_f16(float *d, unsigned a0, unsigned a1, unsigned a2,
 }
 static inline unsigned moec_low_halves(unsigned a, unsigned b) { return (a & 0xffffu) | b << 16; }
 static inline unsigned moec_high_halves(unsigned a, unsigned b) { return a >> 16 | (b & 0xffff0000u); }
-static inline void moec_fence() {}
 static inline int moec_atomic_add(int *place, int value) { return *place += value, *place - value; }
 static inline void moec_atomic_add_wide(void *place, uint64_t value) { *(uint64_t *)place += value; }
 static inline bool moec_arrives_last(int counter, int count) {
