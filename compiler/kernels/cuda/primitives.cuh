@@ -56,6 +56,10 @@ MOEC_DEVICE void moec_load_16(unsigned *to, const void *from) {
 MOEC_DEVICE void moec_store_16(void *to, unsigned a, unsigned b, unsigned c, unsigned d) {
   *reinterpret_cast<uint4 *>(to) = make_uint4(a, b, c, d);
 }
+MOEC_DEVICE void moec_store_4(void *to, unsigned value) { *reinterpret_cast<unsigned *>(to) = value; }
+MOEC_DEVICE void moec_store_pair(void *to, float a, float b) {  // at a multiple of 8
+  *reinterpret_cast<float2 *>(to) = make_float2(a, b);
+}
 MOEC_DEVICE void moec_copy_async_16(void *shared, const void *global) {
   unsigned place = (unsigned)__cvta_generic_to_shared(shared);
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(place), "l"(global) : "memory");

@@ -190,6 +190,15 @@ static inline void moec_store_16(void *to, unsigned a, unsigned b, unsigned c, u
   unsigned words[4] = {a, b, c, d};
   emulated_aligned(to), std::memcpy(to, words, 16);
 }
+static inline void moec_store_4(void *to, unsigned value) {
+  if ((uintptr_t)to % 4) emulator::fail("a 4-byte access at an address that is no multiple of 4");
+  std::memcpy(to, &value, 4);
+}
+static inline void moec_store_pair(void *to, float a, float b) {
+  float pair[2] = {a, b};
+  if ((uintptr_t)to % 8) emulator::fail("an 8-byte access at an address that is no multiple of 8");
+  std::memcpy(to, pair, 8);
+}
 static inline void moec_copy_async_16_if(void *shared, const void *global, bool valid) {
   emulated_aligned(shared), emulated_aligned(global);
   std::memset(shared, 0xff, 16);  // not there before it is waited for

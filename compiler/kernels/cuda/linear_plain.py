@@ -1,0 +1,49 @@
+"""``y[.., t, n] = sum_k x[.., t, k] * w[.., n, k] (+ b[.., n])`` with one thread a result: what float32 weights take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels.cpu.emit import (
+    Argument,
+    arguments,
+    build,
+    div,
+    i64,
+    load,
+    loop,
+    mod,
+    store,
+    symbol,
+)
+from moec.compiler.kernels.cuda.threads import read, registers, threads
+
+if TYPE_CHECKING:
+    from tvm import tirx
+
+
+def linear_plain(*, rows: int, columns: int, dtype: str, batch: int | None, bias: bool) -> tirx.PrimFunc:
+    """The kernel ``linear(x, weight, [bias], out)``; shapes as in ``kernels/cpu/linear.py``."""
+    lead = () if batch is None else (batch,)
+
+    def body() -> None:
+        tokens = symbol("T")
+        x, weight, offset, out = arguments(
+            Argument("x", (*lead, tokens, columns), "float32"),
+            Argument("weight", (*lead, rows, columns), dtype),
+            Argument("bias", (*lead, rows), "float32") if bias else None,
+            Argument("out", (*lead, tokens, rows), "float32"),
+        )
+        with threads(i64((batch or 1) * rows) * tokens) as number:
+            row, token = T.bind(mod(number, rows)), T.bind(div(number, rows))
+            weight_row = T.bind(div(token, tokens) * i64(rows) + row)
+            total = registers(1)
+            store(total, 0, T.float32(0) if offset is None else load(offset, weight_row))
+            with loop(columns) as k:
+                left = load(x, token * i64(columns) + k)
+                store(total, 0, load(total, 0) + left * read(weight, dtype, weight_row * i64(columns) + k))
+            store(out, number, load(total, 0))
+
+    return build("linear", body)
