@@ -1,0 +1,156 @@
+"""Products on tensor cores, in the emulator: every tile, ragged sizes, batches, epilogues.
+
+The operands are what the kernel gets, already rounded, so that only the order of float32 sums is between it and the
+reference: a few parts in 10 million of the largest sum.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels import reference
+from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, symbol
+from moec.compiler.kernels.cuda.gemm import (
+    LARGE,
+    SMALL,
+    Operand,
+    Product,
+    Result,
+    emit_gemm,
+    padded,
+    store_float32,
+    store_pair,
+)
+from moec.compiler.kernels.cuda.linear import linear_many
+from moec.compiler.kernels.cuda.tiles import Tile
+from tests.support.arrays import DTYPES, aligned, plain, relative_error
+from tests.support.cuda_emulator import Emulated
+
+TOLERANCE = 2e-6
+TOKENS = (1, 9, 17, 130)
+TILES = {
+    "small": SMALL,
+    "large": LARGE,
+    "wide": Tile(128, 256, 32, 2, 4, 4),
+    "low": Tile(16, 64, 64, 1, 4, 4),
+}
+
+
+def product(tile: Tile, dtype: str, rows: int, depth: int) -> Any:
+    def body() -> None:
+        tokens = symbol("T")
+        a, w, out = arguments(
+            Argument("a", (tokens, padded(depth)), dtype),
+            Argument("w", (rows, depth), dtype),
+            Argument("out", (tokens, rows), "float32"),
+        )
+        shape = Product(tokens, rows, depth, dtype)
+        left, right = Operand(a, padded(depth)), Operand(w, depth)
+        emit_gemm(shape, left, right, store_float32(Operand(out, rows)), tile)
+
+    return build("product", body)
+
+
+@pytest.mark.parametrize(
+    ("tile", "dtype", "rows", "depth"),
+    [
+        ("small", "bfloat16", 72, 64),
+        ("small", "float16", 33, 45),
+        ("large", "bfloat16", 200, 200),
+        ("large", "float16", 128, 256),
+        ("wide", "float16", 300, 96),
+        ("wide", "bfloat16", 7, 3),
+        ("low", "bfloat16", 72, 328),
+    ],
+)
+def test_a_product_is_that_of_its_operands(tile: str, dtype: str, rows: int, depth: int) -> None:
+    kernel = Emulated(product(TILES[tile], dtype, rows, depth))
+    generator = torch.Generator().manual_seed(rows)
+    for tokens in TOKENS:
+        a = torch.zeros(tokens, padded(depth))
+        a[:, :depth] = torch.randn(tokens, depth, generator=generator)
+        a, w = a.to(DTYPES[dtype]), torch.randn(rows, depth, generator=generator).to(DTYPES[dtype])
+        out = aligned(torch.full((tokens, rows), float("nan")))
+        kernel("product", aligned(a), aligned(w), out)
+        expected = reference.linear(a[:, :depth].double().numpy(), w.double().numpy(), None)
+        assert relative_error(plain(out), expected) < TOLERANCE, tokens
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "columns", "batch", "bias"),
+    [
+        ("bfloat16", 72, 96, None, True),
+        ("float16", 200, 64, 3, False),
+        ("bfloat16", 33, 45, 2, True),
+    ],
+)
+def test_linear_rounds_its_input_and_adds_the_bias(
+    dtype: str, rows: int, columns: int, batch: int | None, bias: bool
+) -> None:
+    kernel = Emulated(linear_many(rows=rows, columns=columns, dtype=dtype, batch=batch, bias=bias))
+    lead = () if batch is None else (batch,)
+    generator = torch.Generator().manual_seed(columns)
+    for tokens in TOKENS:
+        x = torch.randn(*lead, tokens, columns, generator=generator)
+        w = torch.randn(*lead, rows, columns, generator=generator).to(DTYPES[dtype])
+        offset = torch.randn(*lead, rows, generator=generator)
+        rounded = torch.full((*lead, tokens, padded(columns)), float("nan")).to(DTYPES[dtype])
+        out = aligned(torch.full((*lead, tokens, rows), float("nan")))
+        operands = (aligned(x), aligned(w), aligned(offset) if bias else None, aligned(rounded), out)
+        kernel("linear_many", *operands)
+        seen = x.to(DTYPES[dtype]).double().numpy()
+        expected = reference.linear(seen, w.double().numpy(), offset.double().numpy() if bias else None)
+        assert relative_error(plain(out), expected) < TOLERANCE, tokens
+
+
+def test_an_epilogue_may_add_a_residual_and_lay_out_its_results_otherwise() -> None:
+    rows, depth = 48, 64
+
+    def body() -> None:
+        tokens = symbol("T")
+        a, w, residual, out = arguments(
+            Argument("a", (tokens, 2, depth), "bfloat16"),
+            Argument("w", (2, rows, depth), "bfloat16"),
+            Argument("residual", (tokens, 2, rows), "float32"),
+            Argument("out", (tokens, 2, rows), "float32"),
+        )
+
+        def add(result: Result) -> None:
+            start = result.row * i64(2 * rows) + result.batch * i64(rows)
+            place = T.bind(start + result.column)
+            values = [value + load(residual, place + i64(k)) for k, value in enumerate(result.values)]
+            store_pair(out, place, tuple(values))
+
+        shape = Product(tokens, rows, depth, "bfloat16", 2)
+        emit_gemm(shape, Operand(a, 2 * depth, depth), Operand(w, depth, rows * depth), add, SMALL)
+
+    kernel = Emulated(build("added", body))
+    generator = torch.Generator().manual_seed(1)
+    a = torch.randn(70, 2, depth, generator=generator).bfloat16()
+    w = torch.randn(2, rows, depth, generator=generator).bfloat16()
+    residual = torch.randn(70, 2, rows, generator=generator)
+    out = aligned(torch.full((70, 2, rows), float("nan")))
+    kernel("added", aligned(a), aligned(w), aligned(residual), out)
+    expected = torch.einsum("tbk,bnk->tbn", a.double(), w.double()) + residual.double()
+    assert relative_error(plain(out), expected) < TOLERANCE
+
+
+def test_large_products_take_the_large_tile_and_small_ones_the_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Emulated(linear_many(rows=72, columns=96, dtype="bfloat16", batch=None, bias=True))
+    grids: list[int] = []
+
+    def launcher(_name: str, facts: dict[str, Any]) -> Any:
+        tags = [tag for tag in facts["launch_param_tags"] if not tag.startswith("tirx.use_prog")]
+        place = tags.index("blockIdx.x") - len(tags)
+        return lambda *values: grids.append(int(values[place]))
+
+    monkeypatch.setattr(kernel, "_launcher", launcher)
+    w, offset = torch.zeros(72, 96).bfloat16(), torch.zeros(72)
+    for tokens, tile in ((64, SMALL), (20_000, LARGE)):
+        x, rounded = torch.zeros(tokens, 96), torch.zeros(tokens, 96).bfloat16()
+        kernel("linear_many", *map(aligned, (x, w, offset, rounded, torch.zeros(tokens, 72))))
+        assert grids[-1] == -(-tokens // tile.rows) * -(-72 // tile.columns)
