@@ -112,10 +112,13 @@ def emit_gemm(
         right = _rows(weight, product.depth, batch, first_column, i32(product.rows) - first_column)
         sums = work.multiply(left, right, cuda.wait_previous)
         cuda.launch_next()
-        for pair in work.pairs():
-            with when(pair.row < rows_left):
-                place = i64(batch), i64(first_row + pair.row), i64(first_column + pair.column)
-                _store(product, tile, Result(*place, pair.values(sums)), epilogue)
+        for result in work.results():
+            with when(result.row < rows_left):
+                row = T.bind(i64(first_row + result.row))
+                for column, place in result.columns:
+                    values = load(sums, place), load(sums, place + 1)
+                    whole = Result(i64(batch), row, i64(first_column + column), values)
+                    _store(product, tile, whole, epilogue)
 
 
 def _order(block: Expr, down: Expr, across: int) -> tuple[Expr, Expr]:

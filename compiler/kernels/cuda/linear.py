@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, symbol
-from moec.compiler.kernels.cuda.gemm import Operand, Product, emit_product, padded, store_float32
-from moec.compiler.kernels.cuda.linear_plain import linear_plain
-from moec.compiler.kernels.cuda.rounding import emit_round
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels.cpu.emit import (
+    Argument,
+    arguments,
+    build,
+    div,
+    i64,
+    load,
+    loop,
+    mod,
+    store,
+    symbol,
+)
+from moec.compiler.kernels.cuda.threads import read, registers, threads
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -15,33 +26,24 @@ if TYPE_CHECKING:
 
 def linear(*, rows: int, columns: int, dtype: str, batch: int | None, bias: bool) -> tirx.PrimFunc:
     """The kernel ``linear(x, weight, [bias], out)``; shapes as in ``kernels/cpu/linear.py``."""
-    return linear_plain(rows=rows, columns=columns, dtype=dtype, batch=batch, bias=bias)
-
-
-def linear_many(*, rows: int, columns: int, dtype: str, batch: int | None, bias: bool) -> tirx.PrimFunc:
-    """The kernel ``linear_many(x, weight, [bias], rounded, out)`` for more than a few tokens, on tensor cores.
-
-    ``rounded [.., T, padded(columns)]``, of the weight's 16-bit type, is scratch. All else as in ``linear``.
-    """
     lead = () if batch is None else (batch,)
-    depth = padded(columns)
 
     def body() -> None:
         tokens = symbol("T")
-        x, weight, offset, rounded, out = arguments(
+        x, weight, offset, out = arguments(
             Argument("x", (*lead, tokens, columns), "float32"),
             Argument("weight", (*lead, rows, columns), dtype),
             Argument("bias", (*lead, rows), "float32") if bias else None,
-            Argument("rounded", (*lead, tokens, depth), dtype),
             Argument("out", (*lead, tokens, rows), "float32"),
         )
-        count = batch or 1
-        emit_round(x, rounded, i64(count) * tokens, columns, dtype)
-        emit_product(
-            Product(tokens, rows, columns, dtype, count),
-            Operand(rounded, depth, tokens * i64(depth)),
-            Operand(weight, columns, rows * columns),
-            store_float32(Operand(out, rows, tokens * i64(rows)), offset, rows),
-        )
+        with threads(i64((batch or 1) * rows) * tokens) as number:
+            row, token = T.bind(mod(number, rows)), T.bind(div(number, rows))
+            weight_row = T.bind(div(token, tokens) * i64(rows) + row)
+            total = registers(1)
+            store(total, 0, T.float32(0) if offset is None else load(offset, weight_row))
+            with loop(columns) as k:
+                left = load(x, token * i64(columns) + k)
+                store(total, 0, load(total, 0) + left * read(weight, dtype, weight_row * i64(columns) + k))
+            store(out, number, load(total, 0))
 
-    return build("linear_many", body)
+    return build("linear", body)

@@ -93,16 +93,13 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Neighbouring results of a thread: row and column within the tile, int32, and the places of two sums."""
+class ResultRow:
+    """A thread's results in one row of the tile."""
 
     row: Expr
-    column: Expr
-    place: int
-
-    def values(self, sums: Buffer) -> tuple[Expr, Expr]:
-        """The two sums, of ``column`` and ``column + 1``."""
-        return load(sums, self.place), load(sums, self.place + 1)
+    """Within the tile, int32."""
+    columns: list[tuple[Expr, int]]
+    """Even columns within the tile (int32), each with the place of its sum; the next column's sum is next to it."""
 
 
 class TileProduct:
@@ -121,7 +118,7 @@ class TileProduct:
         self.memory = cuda.shared_dynamic(tile.stages * tile.stage_bytes)
 
     def multiply(self, a: Rows, w: Rows, before_a: Callable[[], None] = lambda: None) -> Buffer:
-        """Emit the product; returns a thread's sums, float32 registers, see ``pairs``.
+        """Emit the product; returns a thread's sums, float32 registers, see ``results``.
 
         Args:
             a: rows of the left operand; elements from ``w.depth`` on are zeros.
@@ -170,21 +167,19 @@ class TileProduct:
                 cuda.call("copy_commit")
             fragments.multiply(part)
 
-    def pairs(self) -> list[Pair]:
+    def results(self) -> list[ResultRow]:
         """Where a thread's sums belong."""
         tile = self.tile
-        row = T.bind(self.first_row + self.lane // i32(4))
+        first = T.bind(self.first_row + self.lane // i32(4))
         column = T.bind(self.first_column + self.lane % i32(4) * i32(2))
-        return [
-            Pair(
-                row + i32(down * MMA_ROWS + half * 8),
-                column + i32(across * MMA_COLUMNS),
-                (down * tile.across + across) * 4 + half * 2,
-            )
-            for down in range(tile.down)
-            for half in range(2)
-            for across in range(tile.across)
-        ]
+        columns = [column + i32(across * MMA_COLUMNS) for across in range(tile.across)]
+        rows = []
+        for down in range(tile.down):
+            for half in range(2):
+                places = [(down * tile.across + across) * 4 + half * 2 for across in range(tile.across)]
+                row = first + i32(down * MMA_ROWS + half * 8)
+                rows.append(ResultRow(row, list(zip(columns, places, strict=True))))
+        return rows
 
 
 class _Copy:

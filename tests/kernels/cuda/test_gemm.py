@@ -25,7 +25,7 @@ from moec.compiler.kernels.cuda.gemm import (
     store_float32,
     store_pair,
 )
-from moec.compiler.kernels.cuda.linear import linear_many
+from moec.compiler.kernels.cuda.linear_many import linear_many
 from moec.compiler.kernels.cuda.tiles import Tile
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
 from tests.support.cuda_emulator import Emulated
