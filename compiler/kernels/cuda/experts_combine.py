@@ -47,7 +47,9 @@ def emit_combine(
                 expert = T.bind(load(index, pair))
                 with when(T.And(expert >= i64(0), expert < count)):
                     words = cuda.registers(LANE_COLUMNS, "uint32")
-                    cuda.call("load_16", cuda.element(words, 0), cuda.element(results, pair * i64(width) + column))
+                    cuda.call(
+                        "load_16", cuda.element(words, 0), cuda.element(results, pair * i64(width) + column)
+                    )
                     for k in range(LANE_COLUMNS):
                         store(sums, k, load(sums, k) + T.reinterpret("float32", load(words, k)))
             _store(body.hidden, out, token, T.bind(i64(first_column) + column), sums)

@@ -74,12 +74,14 @@ def carve(body: ExpertBody, workspace: Buffer, tokens: Expr, pairs: Expr, expert
     }
     parts = {}
     place = i64(0)
-    for name, (size, dtype) in sizes.items():
-        size = T.bind(size)
+    for name, (elements, dtype) in sizes.items():
+        size = T.bind(elements)
         pointer = T.bind(_address(workspace, place))
         parts[name] = T.decl_buffer((size,), STORAGE.get(dtype, dtype), data=pointer, align=ALIGNMENT_BYTES)
         size_bytes = size * i64(4 if dtype in ("int32", "float32") else 2)
-        place = T.bind(tirx.truncdiv(place + size_bytes + i64(PART_BYTES - 1), i64(PART_BYTES)) * i64(PART_BYTES))
+        place = T.bind(
+            tirx.truncdiv(place + size_bytes + i64(PART_BYTES - 1), i64(PART_BYTES)) * i64(PART_BYTES)
+        )
     return Parts(**parts)
 
 

@@ -7,11 +7,9 @@ the result slice by slice, since a float32 row for every pair would be most of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
@@ -25,6 +23,8 @@ from moec.compiler.kernels.cuda.rounding import emit_round
 from moec.compiler.kernels.cuda.tiles import Tile
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
 
@@ -75,7 +75,9 @@ def emit_experts_many(body: ExpertBody, call: ManyCall) -> None:
 
     def one_slice(first: Expr) -> None:
         _by_tile(pairs, call.count, lambda tile: emit_down(experts, tile, first, width))
-        emit_combine(body, call.index, parts.results, call.out, (call.tokens, call.chosen, call.count), first, width)
+        emit_combine(
+            body, call.index, parts.results, call.out, (call.tokens, call.chosen, call.count), first, width
+        )
 
     slices = -(-body.hidden // width)
     if slices == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +19,8 @@ from moec.compiler.kernels.cuda.threads import read
 from moec.compiler.kernels.cuda.tiles import CHUNK, MMA_COLUMNS, Rows, Tile, TileProduct, clamp
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from moec.artifacts.experts import ExpertLayout
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cpu.emit import Buffer, Expr

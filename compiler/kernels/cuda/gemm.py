@@ -87,9 +87,7 @@ def emit_product(product: Product, a: Operand, weight: Operand, epilogue: Epilog
     )
 
 
-def emit_gemm(
-    product: Product, a: Operand, weight: Operand, epilogue: Epilogue, tile: Tile = LARGE
-) -> None:
+def emit_gemm(product: Product, a: Operand, weight: Operand, epilogue: Epilogue, tile: Tile = LARGE) -> None:
     """Emit one launch.
 
     Args:

@@ -6,7 +6,6 @@ gives the same order. Within an expert, pairs keep theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,8 @@ from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
 
 WARPS = 16
@@ -89,7 +90,7 @@ class _Scan:
         self.first = T.bind(warp * turns * i32(LANES * TURN) + lane)
 
     def _each(self, use: Callable[[Expr, Expr], None]) -> None:
-        """Call ``use`` with a pair's number (int32) and index (-1 beyond the last pair), for a lane's pairs in order."""
+        """Call ``use`` with the number (int32) and index (-1 beyond the last) of a lane's pairs in order."""
         pairs = T.bind(i32(self.grouping.pairs))
         with T.serial(i32(0), self.turns) as turn:
             found = cuda.registers(TURN, "int64")
@@ -140,9 +141,7 @@ class _Scan:
         self._each(use)
 
 
-def _list_tiles(
-    grouping: Grouping, rows: Expr, expert: Expr, start: Expr, size: Expr, thread: Expr
-) -> None:
+def _list_tiles(grouping: Grouping, rows: Expr, expert: Expr, start: Expr, size: Expr, thread: Expr) -> None:
     """Fill the expert's own entries of the tile list; the last expert's block also those that nobody owns."""
     rows = T.bind(rows)
     end = T.bind(start + size)

@@ -8,7 +8,6 @@ in different banks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,8 @@ from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
 
 CHUNK = 8
@@ -77,11 +78,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a 16-bit matrix in global memory, as a block sees them: row r of its tile begins at
-    ``start + unit * offset(r)`` (elements) and is ``depth`` elements long.
+    """Rows of a 16-bit matrix in global memory, as a block sees them.
 
-    ``offset`` is evaluated once for each row that a thread copies and must be inside the matrix for every row of the
-    tile. A ``unit`` of 8 says that rows are 16-byte aligned; rows that are not are copied element by element.
+    Row r of its tile begins at element ``start + unit * offset(r)`` and is ``depth`` elements long. ``offset`` is
+    evaluated once for each row that a thread copies and must be inside the matrix for every row of the tile. A ``unit``
+    of 8 says that rows are 16-byte aligned; rows that are not are copied element by element.
     """
 
     buffer: Buffer

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder import tirx
 
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, symbol
@@ -121,7 +121,7 @@ def test_an_epilogue_may_add_a_residual_and_lay_out_its_results_otherwise() -> N
 
         def add(result: Result) -> None:
             start = result.row * i64(2 * rows) + result.batch * i64(rows)
-            place = T.bind(start + result.column)
+            place = tirx.bind(start + result.column)
             values = [value + load(residual, place + i64(k)) for k, value in enumerate(result.values)]
             store_pair(out, place, tuple(values))
 
