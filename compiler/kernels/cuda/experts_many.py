@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TILES: tuple[tuple[int, Tile], ...] = (
     (24, Tile(rows=32, columns=64, depth=64, warps_down=1, warps_across=4, stages=4)),
-    (192, Tile(rows=64, columns=128, depth=64, warps_down=2, warps_across=2, stages=4)),
+    (192, Tile(rows=64, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)),
     (0, Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)),
 )
 """Tiles, each up to so many pairs an expert on average: few rows stream the weights, many use them again."""
@@ -62,6 +62,7 @@ class ManyCall:
 
 def emit_experts_many(body: ExpertBody, call: ManyCall) -> None:
     """Emit all launches; the body's weights are 16-bit."""
+    assert body.dtype in ("bfloat16", "float16"), "tensor cores take 16-bit weights"
     width = slice_columns(body.hidden, call.top_k)
     pairs = T.bind(call.tokens * call.chosen)
     parts = carve(body, call.workspace, call.tokens, pairs, call.count, width)

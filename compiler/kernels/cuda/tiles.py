@@ -154,17 +154,19 @@ class TileProduct:
         parts = tile.depth // MMA_DEPTH
         stage = T.bind(step % i32(tile.stages))
         next_stage = T.bind((step + i32(1)) % i32(tile.stages))
+        ahead = T.bind(step + i32(tile.stages - 1))
+        turns = [copies] if parts == 2 else [copies[:1], copies[1:]]
         for part in range(parts):
             last = part == parts - 1
             if last:
                 cuda.call("copy_wait", i32(tile.stages - 2))
                 cuda.sync()
             fragments.read((part + 1) % parts, next_stage if last else stage)
-            if part == 0:
-                ahead = T.bind(step + i32(tile.stages - 1))
+            if part < len(turns):
                 with when(ahead < i32(steps)):
-                    for copy in copies:
+                    for copy in turns[part]:
                         copy.emit(ahead, ahead % i32(tile.stages))
+            if part == len(turns) - 1:
                 cuda.call("copy_commit")
             fragments.multiply(part)
 
@@ -198,16 +200,18 @@ class _Copy:
         self.row = T.bind(block.thread // i32(tile.chunks))
         self.active = self.row < i32(count)
         self.place = T.bind(i32(base_bytes) + tile.swizzle(self.row, self.chunk))
-        self.offsets = cuda.registers(self.turns, "int32")
+        self.offsets = cuda.registers(self.turns, "uint32")
+        ahead = self.chunk * i32(CHUNK // rows.unit)
         for turn in range(self.turns):
             row = self.row + i32(turn * self.stride)
-            store(self.offsets, turn, rows.offset(T.min(row, i32(count - 1)) if self.guarded else row))
+            offset = rows.offset(T.min(row, i32(count - 1)) if self.guarded else row)
+            store(self.offsets, turn, T.cast(offset + ahead, "uint32"))
 
     def emit(self, step: Expr, stage: Expr) -> None:
         """Start the copies of step ``step`` of k into a stage."""
         tile = self.block.tile
         first = T.bind(step * i32(tile.depth) + self.chunk * i32(CHUNK))
-        start = T.bind(self.rows.start + i64(first))
+        start = T.bind(self.rows.start + i64(step * i32(tile.depth)))
         place = T.bind(stage * i32(tile.stage_bytes) + self.place)
         for turn in range(self.turns):
             target = cuda.element(self.block.memory, place + i32(turn * self.stride * tile.row_bytes))
