@@ -94,7 +94,8 @@ def emit_gemm(product: Product, a: Operand, weight: Operand, epilogue: Epilogue,
         product: sizes.
         a: ``[T, K]`` for each of the batch, 16-bit, rows 16-byte aligned; where K is no multiple of 8 the elements up
             to the next one are zeros.
-        weight: ``[N, K]`` for each of the batch, 16-bit; where K is no multiple of 8 reading is slow.
+        weight: ``[N, K]`` for each of the batch, 16-bit, which no launch of the same step writes: it is read before the
+            launches ahead of this one are done. Where K is no multiple of 8 reading is slow.
         epilogue: emits what stores a result; runs for every row below T and every column below N.
         tile: of a block.
     """
