@@ -87,16 +87,15 @@ def emit_product(product: Product, a: Operand, weight: Operand, epilogue: Epilog
     )
 
 
-def emit_gemm(
-    product: Product, a: Operand, weight: Operand, epilogue: Epilogue, tile: Tile = LARGE
-) -> None:
+def emit_gemm(product: Product, a: Operand, weight: Operand, epilogue: Epilogue, tile: Tile = LARGE) -> None:
     """Emit one launch.
 
     Args:
         product: sizes.
         a: ``[T, K]`` for each of the batch, 16-bit, rows 16-byte aligned; where K is no multiple of 8 the elements up
             to the next one are zeros.
-        weight: ``[N, K]`` for each of the batch, 16-bit; where K is no multiple of 8 reading is slow.
+        weight: ``[N, K]`` for each of the batch, 16-bit, which no launch of the same step writes: it is read before the
+            launches ahead of this one are done. Where K is no multiple of 8 reading is slow.
         epilogue: emits what stores a result; runs for every row below T and every column below N.
         tile: of a block.
     """
@@ -112,10 +111,13 @@ def emit_gemm(
         right = _rows(weight, product.depth, batch, first_column, i32(product.rows) - first_column)
         sums = work.multiply(left, right, cuda.wait_previous)
         cuda.launch_next()
-        for pair in work.pairs():
-            with when(pair.row < rows_left):
-                place = i64(batch), i64(first_row + pair.row), i64(first_column + pair.column)
-                _store(product, tile, Result(*place, pair.values(sums)), epilogue)
+        for result in work.results():
+            with when(result.row < rows_left):
+                row = T.bind(i64(first_row + result.row))
+                for column, place in result.columns:
+                    values = load(sums, place), load(sums, place + 1)
+                    whole = Result(i64(batch), row, i64(first_column + column), values)
+                    _store(product, tile, whole, epilogue)
 
 
 def _order(block: Expr, down: Expr, across: int) -> tuple[Expr, Expr]:

@@ -8,7 +8,6 @@ in different banks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,8 @@ from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
 
 CHUNK = 8
@@ -77,11 +78,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a 16-bit matrix in global memory, as a block sees them: row r of its tile begins at
-    ``start + unit * offset(r)`` (elements) and is ``depth`` elements long.
+    """Rows of a 16-bit matrix in global memory, as a block sees them.
 
-    ``offset`` is evaluated once for each row that a thread copies and must be inside the matrix for every row of the
-    tile. A ``unit`` of 8 says that rows are 16-byte aligned; rows that are not are copied element by element.
+    Row r of its tile begins at element ``start + unit * offset(r)`` and is ``depth`` elements long. ``offset`` is
+    evaluated once for each row that a thread copies and must be inside the matrix for every row of the tile. A ``unit``
+    of 8 says that rows are 16-byte aligned; rows that are not are copied element by element.
     """
 
     buffer: Buffer
@@ -93,16 +94,13 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Neighbouring results of a thread: row and column within the tile, int32, and the places of two sums."""
+class ResultRow:
+    """A thread's results in one row of the tile."""
 
     row: Expr
-    column: Expr
-    place: int
-
-    def values(self, sums: Buffer) -> tuple[Expr, Expr]:
-        """The two sums, of ``column`` and ``column + 1``."""
-        return load(sums, self.place), load(sums, self.place + 1)
+    """Within the tile, int32."""
+    columns: list[tuple[Expr, int]]
+    """Even columns within the tile (int32), each with the place of its sum; the next column's sum is next to it."""
 
 
 class TileProduct:
@@ -121,7 +119,7 @@ class TileProduct:
         self.memory = cuda.shared_dynamic(tile.stages * tile.stage_bytes)
 
     def multiply(self, a: Rows, w: Rows, before_a: Callable[[], None] = lambda: None) -> Buffer:
-        """Emit the product; returns a thread's sums, float32 registers, see ``pairs``.
+        """Emit the product; returns a thread's sums, float32 registers, see ``results``.
 
         Args:
             a: rows of the left operand; elements from ``w.depth`` on are zeros.
@@ -156,35 +154,35 @@ class TileProduct:
         parts = tile.depth // MMA_DEPTH
         stage = T.bind(step % i32(tile.stages))
         next_stage = T.bind((step + i32(1)) % i32(tile.stages))
+        ahead = T.bind(step + i32(tile.stages - 1))
+        turns = [copies] if parts == 2 else [copies[:1], copies[1:]]
         for part in range(parts):
             last = part == parts - 1
             if last:
                 cuda.call("copy_wait", i32(tile.stages - 2))
                 cuda.sync()
             fragments.read((part + 1) % parts, next_stage if last else stage)
-            if part == 0:
-                ahead = T.bind(step + i32(tile.stages - 1))
+            if part < len(turns):
                 with when(ahead < i32(steps)):
-                    for copy in copies:
+                    for copy in turns[part]:
                         copy.emit(ahead, ahead % i32(tile.stages))
+            if part == len(turns) - 1:
                 cuda.call("copy_commit")
             fragments.multiply(part)
 
-    def pairs(self) -> list[Pair]:
+    def results(self) -> list[ResultRow]:
         """Where a thread's sums belong."""
         tile = self.tile
-        row = T.bind(self.first_row + self.lane // i32(4))
+        first = T.bind(self.first_row + self.lane // i32(4))
         column = T.bind(self.first_column + self.lane % i32(4) * i32(2))
-        return [
-            Pair(
-                row + i32(down * MMA_ROWS + half * 8),
-                column + i32(across * MMA_COLUMNS),
-                (down * tile.across + across) * 4 + half * 2,
-            )
-            for down in range(tile.down)
-            for half in range(2)
-            for across in range(tile.across)
-        ]
+        columns = [column + i32(across * MMA_COLUMNS) for across in range(tile.across)]
+        rows = []
+        for down in range(tile.down):
+            for half in range(2):
+                places = [(down * tile.across + across) * 4 + half * 2 for across in range(tile.across)]
+                row = first + i32(down * MMA_ROWS + half * 8)
+                rows.append(ResultRow(row, list(zip(columns, places, strict=True))))
+        return rows
 
 
 class _Copy:
@@ -202,16 +200,18 @@ class _Copy:
         self.row = T.bind(block.thread // i32(tile.chunks))
         self.active = self.row < i32(count)
         self.place = T.bind(i32(base_bytes) + tile.swizzle(self.row, self.chunk))
-        self.offsets = cuda.registers(self.turns, "int32")
+        self.offsets = cuda.registers(self.turns, "uint32")
+        ahead = self.chunk * i32(CHUNK // rows.unit)
         for turn in range(self.turns):
             row = self.row + i32(turn * self.stride)
-            store(self.offsets, turn, rows.offset(T.min(row, i32(count - 1)) if self.guarded else row))
+            offset = rows.offset(T.min(row, i32(count - 1)) if self.guarded else row)
+            store(self.offsets, turn, T.cast(offset + ahead, "uint32"))
 
     def emit(self, step: Expr, stage: Expr) -> None:
         """Start the copies of step ``step`` of k into a stage."""
         tile = self.block.tile
         first = T.bind(step * i32(tile.depth) + self.chunk * i32(CHUNK))
-        start = T.bind(self.rows.start + i64(first))
+        start = T.bind(self.rows.start + i64(step * i32(tile.depth)))
         place = T.bind(stage * i32(tile.stage_bytes) + self.place)
         for turn in range(self.turns):
             target = cuda.element(self.block.memory, place + i32(turn * self.stride * tile.row_bytes))

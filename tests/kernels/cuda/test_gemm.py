@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder import tirx
 
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, symbol
@@ -25,7 +25,7 @@ from moec.compiler.kernels.cuda.gemm import (
     store_float32,
     store_pair,
 )
-from moec.compiler.kernels.cuda.linear import linear_many
+from moec.compiler.kernels.cuda.linear_many import linear_many
 from moec.compiler.kernels.cuda.tiles import Tile
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
 from tests.support.cuda_emulator import Emulated
@@ -121,7 +121,7 @@ def test_an_epilogue_may_add_a_residual_and_lay_out_its_results_otherwise() -> N
 
         def add(result: Result) -> None:
             start = result.row * i64(2 * rows) + result.batch * i64(rows)
-            place = T.bind(start + result.column)
+            place = tirx.bind(start + result.column)
             values = [value + load(residual, place + i64(k)) for k, value in enumerate(result.values)]
             store_pair(out, place, tuple(values))
 

@@ -1,0 +1,101 @@
+"""The chosen experts of more than a few tokens: products on tensor cores, each over the tokens of one expert.
+
+Round x; sort the pairs (token, choice) by expert; ``middle = activation(gate x, up x)`` of every pair, 16-bit; its
+``down`` product times the pair's weight; the sum of a token's pairs in their order. The last two go over the columns of
+the result slice by slice, since a float32 row for every pair would be most of the memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm.script.ir_builder import tirx as T
+
+from moec.artifacts.experts import layout
+from moec.compiler.kernels.cpu.emit import either, i64
+from moec.compiler.kernels.cuda.experts_combine import emit_combine
+from moec.compiler.kernels.cuda.experts_layout import carve, slice_columns
+from moec.compiler.kernels.cuda.experts_products import Experts, emit_down, emit_gate_up
+from moec.compiler.kernels.cuda.grouping import Grouping, emit_grouping
+from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.rounding import emit_round
+from moec.compiler.kernels.cuda.tiles import Tile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moec.artifacts.model import ExpertBody
+    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+
+TILES: tuple[tuple[int, Tile], ...] = (
+    (24, Tile(rows=32, columns=64, depth=64, warps_down=1, warps_across=4, stages=4)),
+    (192, Tile(rows=64, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)),
+    (0, Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)),
+)
+"""Tiles, each up to so many pairs an expert on average: few rows stream the weights, many use them again."""
+
+
+@dataclass(frozen=True)
+class ManyCall:
+    """The tensors of a call: flat buffers, and their symbolic extents (int64)."""
+
+    x: Buffer
+    """float32 ``[T, H]``."""
+    index: Buffer
+    """int64 ``[T, K]``; what is not in 0 .. E-1 contributes nothing."""
+    weight: Buffer
+    """float32 ``[T, K]``."""
+    table: Buffer
+    """int64 ``[E]``: where each expert's bytes are."""
+    workspace: Buffer
+    """uint8, as ``experts_layout.workspace_bytes`` says."""
+    out: Buffer
+    """float32 ``[T, H]``."""
+    tokens: Expr
+    chosen: Expr
+    count: Expr
+    """T, K and E."""
+    top_k: int
+    """The largest K, for which the workspace was made."""
+
+
+def emit_experts_many(body: ExpertBody, call: ManyCall) -> None:
+    """Emit all launches; the body's weights are 16-bit."""
+    assert body.dtype in ("bfloat16", "float16"), "tensor cores take 16-bit weights"
+    width = slice_columns(body.hidden, call.top_k)
+    pairs = T.bind(call.tokens * call.chosen)
+    parts = carve(body, call.workspace, call.tokens, pairs, call.count, width)
+    experts = Experts(body, layout(body), call.table, call.chosen, pairs, call.count, call.weight, parts)
+    emit_round(call.x, parts.rounded, call.tokens, body.hidden, body.dtype)
+    rows = i64(TILES[-1][1].rows)
+    for limit, tile in reversed(TILES[:-1]):
+        rows = T.Select(pairs <= call.count * i64(limit), i64(tile.rows), rows)
+    emit_grouping(Grouping(call.index, pairs, call.count, parts.order, parts.tiles), T.bind(rows))
+    _by_tile(pairs, call.count, lambda tile: emit_gate_up(experts, tile))
+
+    def one_slice(first: Expr) -> None:
+        _by_tile(pairs, call.count, lambda tile: emit_down(experts, tile, first, width))
+        emit_combine(
+            body, call.index, parts.results, call.out, (call.tokens, call.chosen, call.count), first, width
+        )
+
+    slices = -(-body.hidden // width)
+    if slices == 1:
+        one_slice(i32(0))
+        return
+    with T.serial(i32(0), i32(slices)) as number:
+        one_slice(T.bind(number * i32(width)))
+
+
+def _by_tile(pairs: Expr, count: Expr, emit: Callable[[Tile], None]) -> None:
+    """Branch on the host to the tile that suits the number of pairs."""
+
+    def choose(tiles: tuple[tuple[int, Tile], ...]) -> None:
+        (limit, tile), *rest = tiles
+        if not rest:
+            emit(tile)
+            return
+        either(pairs <= count * i64(limit), lambda: emit(tile), lambda: choose(tuple(rest)))
+
+    choose(TILES)

@@ -1,0 +1,199 @@
+"""The two products of ``experts_many``: a block takes a tile of one expert's pairs and a tile of its rows."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels.cpu.emit import at_address, i64, load, when
+from moec.compiler.kernels.cuda import primitives as cuda
+from moec.compiler.kernels.cuda.activation import evaluate
+from moec.compiler.kernels.cuda.gemm import padded, store_pair
+from moec.compiler.kernels.cuda.grouping import SLOT_WORDS, slots
+from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.threads import read
+from moec.compiler.kernels.cuda.tiles import CHUNK, MMA_COLUMNS, Rows, Tile, TileProduct, clamp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from moec.artifacts.experts import ExpertLayout
+    from moec.artifacts.model import ExpertBody
+    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.cuda.experts_layout import Parts
+
+ELEMENT_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What both products read."""
+
+    body: ExpertBody
+    layout: ExpertLayout
+    table: Buffer
+    chosen: Expr
+    pairs: Expr
+    count: Expr
+    """K, P and E, int64."""
+    weight: Buffer
+    parts: Parts
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One block's work, int32: its thread and tile of columns, and the expert's places that it takes."""
+
+    thread: Expr
+    column: Expr
+    address: Expr
+    """Of the expert, int64."""
+    first: Expr
+    left: Expr
+    """Places from ``first`` to the end of the expert's."""
+
+
+@contextmanager
+def _launch(experts: Experts, tile: Tile, across: int) -> Iterator[_Block]:
+    """One block for each entry of the tile list and tile of columns; those of unused entries do nothing.
+
+    Neighbouring blocks share a tile of pairs; entries that follow share an expert.
+    """
+    entries = slots(experts.pairs, experts.count, i64(tile.rows))
+    tiles = experts.parts.tiles
+    with cuda.launch((entries * i64(across),), tile.threads) as ((block,), thread):
+        cuda.wait_previous()
+        entry = T.bind(i64(block // i32(across)) * i64(SLOT_WORDS))
+        expert = T.bind(load(tiles, entry))
+        with when(expert >= i32(0)):
+            first, end = T.bind(load(tiles, entry + i64(1))), T.bind(load(tiles, entry + i64(2)))
+            address = T.bind(load(experts.table, i64(expert)))
+            yield _Block(thread, T.bind(block % i32(across)), address, first, T.bind(end - first))
+
+
+def _matrix(experts: Experts, name: str, address: Expr) -> tuple[Buffer, int]:
+    """A part of the expert, and the unit of its rows' offsets."""
+    part = experts.layout.part(name)
+    elements = part.size_bytes // ELEMENT_BYTES
+    unit = CHUNK if part.shape[-1] % CHUNK == 0 else 1
+    return at_address(address + i64(part.offset_bytes), elements, experts.body.dtype), unit
+
+
+def _bias(experts: Experts, name: str, address: Expr) -> Callable[[Expr], Expr]:
+    """A bias by row, as float32; zero where the expert has none."""
+    if f"{name}_bias" not in {part.name for part in experts.layout.parts}:
+        return lambda _: T.float32(0)
+    buffer, _ = _matrix(experts, f"{name}_bias", address)
+    return lambda row: read(buffer, experts.body.dtype, i64(row))
+
+
+def emit_gate_up(experts: Experts, tile: Tile) -> None:
+    """Emit ``middle[place] = activation(gate x, up x)`` of the token of each place.
+
+    Rows of gate and up alternate in the tile by eights, so that a thread has both of a column.
+    """
+    body, parts = experts.body, experts.parts
+    names = ("gate", "up") if body.gated else ("up",)
+    columns = tile.columns // len(names)
+    with _launch(experts, tile, -(-padded(body.intermediate) // columns)) as block:
+        base = T.bind(block.column * i32(columns))
+        work = TileProduct(tile, body.dtype, block.thread)
+
+        def token(row: Expr) -> Expr:
+            pair = load(parts.order, i64(block.first + clamp(row, block.left)))
+            return tirx.truncdiv(pair, i32(experts.chosen)) * i32(padded(body.hidden) // CHUNK)
+
+        a = Rows(parts.rounded, i64(0), token, CHUNK, padded(body.hidden))
+        sums = work.multiply(a, _gate_up_rows(experts, names, base, block.address))
+        cuda.launch_next()
+        biases = {name: _bias(experts, name, block.address) for name in names}
+        for result in work.results():
+            with when(result.row < block.left):
+                start = T.bind(i64(block.first + result.row) * i64(padded(body.intermediate)))
+                for number in range(0, len(result.columns), len(names)):
+                    group = result.columns[number : number + len(names)]
+                    row = T.bind(base + _column(group[0][0], len(names)))
+                    places = dict(zip(names, (place for _, place in group), strict=True))
+                    with when(row < i32(padded(body.intermediate))):
+                        _activate(experts, sums, places, biases, row, start)
+
+
+def _column(column: Expr, kinds: int) -> Expr:
+    """Which row of the matrix, counted from the tile's first, a column of the tile is."""
+    if kinds == 1:
+        return column
+    return column // i32(2 * MMA_COLUMNS) * i32(MMA_COLUMNS) + column % i32(MMA_COLUMNS)
+
+
+def _gate_up_rows(experts: Experts, names: tuple[str, ...], base: Expr, address: Expr) -> Rows:
+    body = experts.body
+    buffer, unit = _matrix(experts, names[0], address)
+    between = experts.layout.part("up").offset_bytes // ELEMENT_BYTES // unit
+
+    def offset(row: Expr) -> Expr:
+        place = T.min(base + _column(row, len(names)), i32(body.intermediate - 1)) * i32(body.hidden // unit)
+        if len(names) == 1:
+            return place
+        return place + row // i32(MMA_COLUMNS) % i32(2) * i32(between)
+
+    return Rows(buffer, i64(0), offset, unit, body.hidden)
+
+
+def _activate(
+    experts: Experts,
+    sums: Buffer,
+    places: dict[str, int],
+    biases: dict[str, Callable[[Expr], Expr]],
+    row: Expr,
+    start: Expr,
+) -> None:
+    """Store the middle's values of ``row`` and the next; those beyond the last are zeros."""
+    body = experts.body
+    values = []
+    for number in range(2):
+        own = T.bind(row + i32(number))
+        variables = {
+            name: T.bind(load(sums, place + number) + biases[name](own)) for name, place in places.items()
+        }
+        value = evaluate(body.activation, variables)
+        if body.intermediate % CHUNK:
+            value = T.Select(own < i32(body.intermediate), value, T.float32(0))
+        values.append(value)
+    word = cuda.pack(body.dtype, *values)
+    cuda.call("store_4", cuda.element(experts.parts.middle, start + i64(row)), word)
+
+
+def emit_down(experts: Experts, tile: Tile, first_column: Expr, width: int) -> None:
+    """Emit ``results[pair, n] = weight[pair] * (down middle + bias)[first_column + n]`` for a slice of columns."""
+    body, parts = experts.body, experts.parts
+    depth = padded(body.intermediate)
+    with _launch(experts, tile, width // tile.columns) as block:
+        base = T.bind(first_column + block.column * i32(tile.columns))
+        with when(base < i32(body.hidden)):
+            matrix, unit = _matrix(experts, "down", block.address)
+            work = TileProduct(tile, body.dtype, block.thread)
+
+            def place(row: Expr) -> Expr:
+                return clamp(row, block.left) * i32(depth // CHUNK)
+
+            def weight_row(row: Expr) -> Expr:
+                return T.min(base + row, i32(body.hidden - 1)) * i32(body.intermediate // unit)
+
+            a = Rows(parts.middle, T.bind(i64(block.first) * i64(depth)), place, CHUNK, depth)
+            sums = work.multiply(a, Rows(matrix, i64(0), weight_row, unit, body.intermediate))
+            cuda.launch_next()
+            bias = _bias(experts, "down", block.address)
+            for result in work.results():
+                with when(result.row < block.left):
+                    pair = T.bind(i64(load(parts.order, i64(block.first + result.row))))
+                    factor = T.bind(load(experts.weight, pair))
+                    start = T.bind(pair * i64(width) + i64(block.column * i32(tile.columns)))
+                    for column, number in result.columns:
+                        values = tuple(
+                            factor * (load(sums, number + k) + bias(base + column + i32(k))) for k in range(2)
+                        )
+                        store_pair(parts.results, start + i64(column), values)
