@@ -37,6 +37,9 @@ MOEC_DEVICE float moec_high_f16(unsigned pair) {
   return result;
 }
 
+// x within -largest .. largest; what is not a number stays so.
+MOEC_DEVICE float moec_clamp(float x, float largest) { return x > largest ? largest : x < -largest ? -largest : x; }
+
 // 2^x, to about 2 ulp; 0 for -infinity.
 MOEC_DEVICE float moec_exp2(float x) {
   float result;
@@ -49,8 +52,25 @@ MOEC_DEVICE void moec_load_stream(unsigned *to, const void *from) {  // 16 bytes
   asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(from));
 }
+MOEC_DEVICE long long moec_address(const void *place) { return reinterpret_cast<long long>(place); }
+MOEC_DEVICE void moec_stream_16(unsigned *to, long long address) {
+  moec_load_stream(to, reinterpret_cast<const void *>(address));
+}
+MOEC_DEVICE void moec_stream_16_if(unsigned *to, long long address, bool valid) {  // zeros where not valid
+  to[0] = to[1] = to[2] = to[3] = 0;
+  asm volatile(
+      "{.reg .pred p; setp.ne.s32 p, %5, 0;\n"
+      " @p ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];}"
+      : "+r"(to[0]), "+r"(to[1]), "+r"(to[2]), "+r"(to[3]) : "l"(address), "r"((int)valid));
+}
+MOEC_DEVICE void moec_prefetch_l2(const void *place) { asm volatile("prefetch.global.L2 [%0];" ::"l"(place)); }
 MOEC_DEVICE void moec_load_16(unsigned *to, const void *from) {
   uint4 value = *reinterpret_cast<const uint4 *>(from);
+  to[0] = value.x, to[1] = value.y, to[2] = value.z, to[3] = value.w;
+}
+MOEC_DEVICE void moec_load_16_if(unsigned *to, const void *from, bool valid) {  // zeros where not valid
+  uint4 value = make_uint4(0, 0, 0, 0);
+  if (valid) value = *reinterpret_cast<const uint4 *>(from);
   to[0] = value.x, to[1] = value.y, to[2] = value.z, to[3] = value.w;
 }
 MOEC_DEVICE void moec_store_16(void *to, unsigned a, unsigned b, unsigned c, unsigned d) {

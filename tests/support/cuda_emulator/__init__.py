@@ -85,8 +85,9 @@ def _tensor(argument: NDArray[Any] | tuple[NDArray[Any], str]) -> Any:
 def _compile(code: DeviceCode, folder: Path) -> ctypes.CDLL:
     source = code.source[code.source.index('extern "C" __global__') :]
     source = re.sub(
-        r"__shared__ (alignas\(\d+\))", r"\1 static", re.sub(r"extern __shared__ .*?\[\];", "", source)
+        r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];", r"\1 *\2 = (\1 *)emulated_dynamic;", source
     )
+    source = re.sub(r"__shared__ (alignas\(\d+\))", r"\1 static", source)
     wrappers = []
     for name, parameters in _DECLARATION.findall(source):
         kinds = [parameter.strip().rsplit(" ", 1)[0] for parameter in parameters.split(",")]
@@ -98,7 +99,7 @@ def _compile(code: DeviceCode, folder: Path) -> ctypes.CDLL:
             f'extern "C" void emulate_{name}(void **places, const int64_t *grid, int threads) '
             f"{{ moec_emulate(body_{name}, places, grid, threads); }}"
         )
-    dynamic = "alignas(128) static unsigned char buf_dyn_shmem[232448];\n"
+    dynamic = "alignas(128) static unsigned char emulated_dynamic[232448];\n"
     text = "\n".join((f'#include "{HEADER}"', dynamic, source, *wrappers))
     path = folder / "kernels.cpp"
     path.write_text(text)

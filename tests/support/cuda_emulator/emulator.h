@@ -180,12 +180,23 @@ static inline float moec_low_bf16(unsigned pair) { return __uint_as_float(pair <
 static inline float moec_high_bf16(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
 static inline float moec_low_f16(unsigned pair) { return emulated_f16_to_f32(pair & 0xffffu); }
 static inline float moec_high_f16(unsigned pair) { return emulated_f16_to_f32(pair >> 16); }
+static inline float moec_clamp(float x, float largest) { return x > largest ? largest : x < -largest ? -largest : x; }
 static inline float moec_exp2(float x) { return std::exp2(x); }
 static inline void emulated_aligned(const void *place) {
   if ((uintptr_t)place % 16) emulator::fail("a 16-byte access at an address that is no multiple of 16");
 }
 static inline void moec_load_16(unsigned *to, const void *from) { emulated_aligned(from), std::memcpy(to, from, 16); }
 static inline void moec_load_stream(unsigned *to, const void *from) { moec_load_16(to, from); }
+static inline void moec_load_16_if(unsigned *to, const void *from, bool valid) {
+  if (valid) moec_load_16(to, from);
+  else std::memset(to, 0, 16);
+}
+static inline long long moec_address(const void *place) { return (long long)(uintptr_t)place; }
+static inline void moec_stream_16(unsigned *to, long long address) { moec_load_16(to, (const void *)(uintptr_t)address); }
+static inline void moec_stream_16_if(unsigned *to, long long address, bool valid) {
+  moec_load_16_if(to, (const void *)(uintptr_t)address, valid);
+}
+static inline void moec_prefetch_l2(const void *) {}
 static inline void moec_store_16(void *to, unsigned a, unsigned b, unsigned c, unsigned d) {
   unsigned words[4] = {a, b, c, d};
   emulated_aligned(to), std::memcpy(to, words, 16);

@@ -1,0 +1,83 @@
+"""How a product with at most eight tokens is cut into blocks, warps and loads in flight: a pure function of its shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FEW_TOKENS = 8
+"""The columns of a tensor-core product: steps with more tokens take other kernels."""
+
+TILE_ROWS = 16
+STEP_COLUMNS = 32
+"""What a warp multiplies with one load of 16 bytes a lane and row: two tensor-core products deep."""
+
+LANES = 32
+MOST_BLOCKS_WAITING = 1024
+"""Above so many blocks, each takes several tiles: it then loads the next tile while it adds up one."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the warps of a block share the rows and columns of weights."""
+
+    row_warps: int
+    """Warps on different rows."""
+    column_warps: int
+    """Warps on the same rows, each with its own columns; their sums are added through shared memory."""
+    unroll: int
+    """Steps of 32 columns that a warp has in flight."""
+    tiles: int = 1
+    """Tiles of rows that a block takes one after the other."""
+    streams: int = 1
+    """Tiles of 16 rows that a warp multiplies at once with the same activations."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return LANES * self.row_warps * self.column_warps
+
+    @property
+    def rows(self) -> int:
+        """Rows that a block has in its hands at once."""
+        return TILE_ROWS * self.row_warps * self.streams
+
+    @property
+    def round_columns(self) -> int:
+        """Columns that all warps together have in flight."""
+        return STEP_COLUMNS * self.column_warps * self.unroll
+
+    def rounds(self, columns: int) -> int:
+        """How often a block loads until it has seen ``columns`` columns."""
+        return -(-columns // self.round_columns)
+
+
+def choose_tiling(rows: int, columns: int, *, batch: int = 1, streams: int = 1) -> Tiling:
+    """The tiling for weights ``[batch, rows, columns]``, where ``rows`` are those of all weights of a launch.
+
+    Eight warps or so with 4 steps in flight each, so that one to three blocks fill a multiprocessor; as little waste
+    in the last round as can be.
+    """
+    steps = -(-columns // STEP_COLUMNS)
+    column_warps, unroll = min(_splits(steps, streams), key=lambda split: _cost(steps, *split))
+    row_warps = max(1, min(4, 4 // column_warps))
+    tiles = -(-rows // (TILE_ROWS * row_warps * streams)) * batch
+    several = max(1, min(8, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
+    return Tiling(row_warps, column_warps, unroll, several, streams)
+
+
+def _splits(steps: int, streams: int) -> list[tuple[int, int]]:
+    unrolls = (2, 3, 4) if streams > 1 else (2, 3, 4, 5, 6)
+    return [
+        (warps, unroll)
+        for warps in (1, 2, 4, 6, 7, 8, 9, 10, 11, 12)
+        for unroll in (1, *unrolls)
+        if warps * unroll <= steps or (warps == 1 and unroll == 1)
+    ]
+
+
+def _cost(steps: int, warps: int, unroll: int) -> tuple[float, int, int]:
+    """Time in load rounds of the slowest warp, then distance from what suits a multiprocessor."""
+    rounds = -(-steps // (warps * unroll))
+    waste = rounds * warps * unroll / steps
+    small = max(0.0, (min(32, steps) - warps * unroll) / 32)
+    return (round(waste + small, 2), abs(warps - 8) + 2 * abs(unroll - 4), rounds)

@@ -1,0 +1,214 @@
+"""The activations of at most eight tokens in shared memory, as pairs of 16-bit numbers that tensor cores take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels.cpu.emit import either, load, when
+from moec.compiler.kernels.cuda.few_stream import SPLITS, SUM_STRIDE, WORDS, Lane, quotient
+from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, STEP_COLUMNS, Tiling
+from moec.compiler.kernels.cuda.primitives import (
+    call,
+    element,
+    i32,
+    launch_next,
+    pack,
+    registers,
+    shared,
+    shared_dynamic,
+    sync,
+    unpack,
+    value,
+    wait_previous,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+
+    Reader: TypeAlias = Callable[[Expr, Expr, int], list[Expr]]
+    Prologue: TypeAlias = Callable[["Block"], Reader]
+
+VECTOR = 8
+"""Activations that a thread turns at a time."""
+AT_ONCE = 2
+"""Vectors that a thread reads before it stores the first."""
+PAD = 32
+"""Columns between tokens that keep the banks of shared memory apart."""
+STATIC_BYTES = 48 << 10
+"""Shared memory that a block may have without asking."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a prologue can count on."""
+
+    thread: Expr
+    """int32."""
+    threads: int
+    tokens: Expr
+    """int32, at most 8."""
+    columns: int
+    batch: Expr
+    """Which matrix of a batch this block works for; int32."""
+
+
+def read_floats(buffer: Buffer, place: Expr, count: int) -> list[Expr]:
+    """``count`` float32 from ``place`` on: one, or 8 whose address is a multiple of 16 bytes."""
+    if count == 1:
+        return [T.bind(load(buffer, place))]
+    words = registers(count, "uint32")
+    for first in range(0, count, WORDS):
+        call("load_16", element(words, first), element(buffer, place + tirx.IntImm(place.ty.dtype, first)))
+    return [T.bind(T.reinterpret("float32", load(words, i32(i)))) for i in range(count)]
+
+
+def store_activation(dtype: str, hi: Expr, lo: Expr, values: list[Expr]) -> None:
+    """Split 8 float32 into ``hi`` and ``lo``, which are addresses of 16 bytes each."""
+    split = SPLITS[dtype]
+    high: list[Expr] = []
+    low: list[Expr] = []
+    for first in range(0, VECTOR, 2):
+        pair = [_clamp(item * T.float32(split.scale), split.largest) for item in values[first : first + 2]]
+        word = pack(dtype, *pair)
+        rest = [
+            _clamp((item - part) * T.float32(split.lift), split.largest)
+            for item, part in zip(pair, unpack(dtype, word), strict=True)
+        ]
+        high.append(word)
+        low.append(pack(dtype, *rest))
+    call("store_16", hi, *high)
+    call("store_16", lo, *low)
+
+
+def _clamp(item: Expr, largest: float | None) -> Expr:
+    return item if largest is None else value("float32", "clamp", item, T.float32(largest))
+
+
+class SharedTokens:
+    """Activations of a block in shared memory; segments of rounds where not all columns fit.
+
+    Args:
+        dtype: of the weights.
+        columns: of the weights.
+        tiling: the block's.
+        lane: this thread.
+        block: what the prologue sees.
+        prologue: makes the reader of activations; runs after ``wait_previous``.
+    """
+
+    def __init__(
+        self,
+        dtype: str,
+        columns: int,
+        tiling: Tiling,
+        lane: Lane,
+        block: Block,
+        prologue: Prologue,
+    ) -> None:
+        self.dtype, self.columns, self.tiling, self.lane, self.block = dtype, columns, tiling, lane, block
+        self.prologue = prologue
+        self.rounds = tiling.rounds(columns)
+        self.size = _elements(tiling, self.rounds)
+        self.whole = FEW_TOKENS * self.rounds * tiling.round_columns <= self.size
+        self.lo_start = self.size + FEW_TOKENS * PAD
+        fits = 4 * self.lo_start + _sum_bytes(tiling) <= STATIC_BYTES
+        self.pairs = (shared if fits else shared_dynamic)(2 * self.lo_start, "uint16")
+
+    def ready(self) -> None:
+        """Wait for the activations; write them where all fit."""
+        wait_previous()
+        launch_next()
+        self.reader = self.prologue(self.block)
+        tokens, round_columns = self.block.tokens, self.tiling.round_columns
+        if self.whole:
+            self.segment: Expr = i32(self.rounds)
+            self.stride: Expr = i32(self.rounds * round_columns + PAD)
+            self._fill(i32(0), i32(self.rounds))
+            sync()
+            return
+        fitting = T.truncdiv(i32(self.size // round_columns), tokens)
+        self.segment = T.bind(T.min(fitting, i32(self.rounds)))
+        self.stride = T.bind(self.segment * i32(round_columns) + i32(PAD))
+
+    def prefetch(self, slot: int, tile: Expr, column: Expr, valid: Expr) -> None:
+        """Nothing: shared memory is near."""
+
+    def prepare(self, tile: Expr, round_: Expr) -> None:
+        """Write the next segment where this round begins one."""
+        if self.whole:
+            return
+        begins = T.truncmod(round_, self.segment) == i32(0)
+        missing = tirx.any(tile == i32(0), self.segment < i32(self.rounds))
+        with when(tirx.all(begins, missing)):
+            sync()
+            self._fill(round_, T.bind(T.min(self.segment, i32(self.rounds) - round_)))
+            sync()
+
+    def operands(self, slot: int, round_: Expr) -> tuple[list[Expr], list[Expr]]:
+        """Read a step's activations of this lane's token: zeros where there is none."""
+        inside = round_ if self.whole else T.truncmod(round_, self.segment)
+        column = self.lane.column(self.tiling, inside) + i32(STEP_COLUMNS * slot)
+        place = T.bind(self.lane.group * self.stride + column)
+        present = self.lane.group < self.block.tokens
+        both = []
+        for start in (0, self.lo_start):
+            words = registers(WORDS, "uint32")
+            call("load_16_if", element(words, 0), element(self.pairs, place + i32(start)), present)
+            both.append([load(words, i32(i)) for i in range(WORDS)])
+        return both[0], both[1]
+
+    def _fill(self, first_round: Expr, rounds: Expr) -> None:
+        """Write the activations of some rounds, for all tokens."""
+        vectors = T.bind(rounds * i32(self.tiling.round_columns // VECTOR))
+        count = T.bind(vectors * self.block.tokens)
+        first = T.bind(first_round * i32(self.tiling.round_columns))
+
+        def once() -> None:
+            with when(self.block.thread < count):
+                self._convert([self.block.thread], vectors, count, first)
+
+        def often() -> None:
+            step = AT_ONCE * self.block.threads
+            turns = T.bind(quotient(count + i32(step - 1), step))
+            with T.serial(i32(0), turns) as turn:
+                start = T.bind(turn * i32(step) + self.block.thread)
+                numbers = [T.bind(start + i32(i * self.block.threads)) for i in range(AT_ONCE)]
+                self._convert(numbers, vectors, count, first)
+
+        either(count <= i32(self.block.threads), once, often)
+
+    def _convert(self, numbers: list[Expr], vectors: Expr, count: Expr, first: Expr) -> None:
+        """Read all the numbered vectors, then write them: what lies beyond the last is read as the last."""
+        read = []
+        for number in numbers:
+            inside = T.bind(T.min(number, count - i32(1))) if len(numbers) > 1 else number
+            token, vector = T.bind(T.truncdiv(inside, vectors)), T.bind(T.truncmod(inside, vectors))
+            local = T.bind(vector * i32(VECTOR))
+            column = T.bind(T.min(first + local, i32(self.columns - VECTOR)))
+            values = self.reader(token, column, VECTOR)
+            if self.rounds * self.tiling.round_columns != self.columns:
+                beyond = T.bind(first + local >= i32(self.columns))
+                values = [T.bind(T.Select(beyond, T.float32(0), item)) for item in values]
+            read.append((T.bind(token * self.stride + local), values))
+        for number, (place, values) in zip(numbers, read, strict=True):
+            with when(number < count):
+                low = place + i32(self.lo_start)
+                store_activation(self.dtype, element(self.pairs, place), element(self.pairs, low), values)
+
+
+def _elements(tiling: Tiling, rounds: int) -> int:
+    """Activations to hold at once: all, or as many as fit, and no less than a round of eight tokens."""
+    most = (STATIC_BYTES - _sum_bytes(tiling)) // 4 - FEW_TOKENS * PAD
+    one_round = FEW_TOKENS * tiling.round_columns
+    return one_round if one_round > most else min(one_round * rounds, most // VECTOR * VECTOR)
+
+
+def _sum_bytes(tiling: Tiling) -> int:
+    banks = 1 if tiling.tiles == 1 else 2
+    return banks * tiling.streams * tiling.row_warps * tiling.column_warps * FEW_TOKENS * SUM_STRIDE * 4
