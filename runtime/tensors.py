@@ -29,6 +29,7 @@ _DLPACK_TYPES = {
     "bfloat16": (4, 16),
     "uint8": (1, 8),
     "bool": (6, 8),
+    "uint8": (1, 8),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm import tirx
@@ -14,61 +13,89 @@ from moec.compiler.kernels.cpu.emit import (
     Buffer,
     Expr,
     arguments,
-    at_address,
     build,
     div,
+    either,
     i64,
     load,
     loop,
     mod,
-    scratch,
     store,
     symbol,
     when,
 )
 from moec.compiler.kernels.cuda.activation import evaluate
+from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN, emit_down_few
+from moec.compiler.kernels.cuda.experts_few import (
+    MIDDLE_BYTES,
+    ExpertCall,
+    emit_gate_up_few,
+    names_of_first,
+    part_at,
+    runs_few,
+)
+from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.threads import read, registers, threads
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
 
 
-@dataclass(frozen=True)
-class _Call:
-    x: Buffer
-    index: Buffer
-    weight: Buffer
-    table: Buffer
-    out: Buffer
-    tokens: Expr
-    chosen: Expr
-    count: Expr
+def workspace_bytes(body: ExpertBody, top_k: int) -> tuple[int, int]:
+    """Bytes of workspace that ``experts_<body>`` wants: always, and for each token of a step."""
+    return 0, top_k * body.intermediate * MIDDLE_BYTES
 
 
 def experts(body: ExpertBody) -> tirx.PrimFunc:
-    """The kernel ``experts_<body>``; arguments as in ``kernels/cpu/experts.py``.
+    """The kernel ``experts_<body>(x, index, weight, table, workspace, out)``.
 
-    Two launches: one thread for each value between the two products, then one for each result.
+    Arguments as in ``kernels/cpu/experts.py``, and a workspace (uint8) of at least ``workspace_bytes``, where the values
+    between the two products lie.
     """
 
     def emit() -> None:
-        tokens, chosen, count = symbol("T"), symbol("K"), symbol("E")
-        x, index, weight, table, out = arguments(
-            Argument("x", (tokens, body.hidden), "float32"),
-            Argument("index", (tokens, chosen), "int64"),
-            Argument("weight", (tokens, chosen), "float32"),
-            Argument("table", (count,), "int64"),
-            Argument("out", (tokens, body.hidden), "float32"),
+        tokens, chosen, count, size = symbol("T"), symbol("K"), symbol("E"), symbol("W")
+        call = ExpertCall(
+            *arguments(
+                Argument("x", (tokens, body.hidden), "float32"),
+                Argument("index", (tokens, chosen), "int64"),
+                Argument("weight", (tokens, chosen), "float32"),
+                Argument("table", (count,), "int64"),
+                Argument("workspace", (size,), "uint8"),
+                Argument("out", (tokens, body.hidden), "float32"),
+            ),
+            tokens,
+            chosen,
+            count,
         )
-        call = _Call(x, index, weight, table, out, tokens, chosen, count)
-        middle = scratch(tokens * chosen * i64(body.intermediate))
-        _up(body, call, middle)
-        _down(body, call, middle)
+        if runs_few(body):
+            few = tirx.all(tokens <= i64(FEW_TOKENS), chosen <= i64(MOST_CHOSEN))
+            either(few, lambda: _few(body, call), lambda: _many(body, call))
+        else:
+            _many(body, call)
 
     return build(f"experts_{body.name}", emit)
 
 
-def _up(body: ExpertBody, call: _Call, middle: Buffer) -> None:
+def _few(body: ExpertBody, call: ExpertCall) -> None:
+    middle = _as(call, "uint16")
+    emit_gate_up_few(body, call, middle)
+    emit_down_few(body, call, middle)
+
+
+def _many(body: ExpertBody, call: ExpertCall) -> None:
+    """Two launches: one thread for each value between the two products, then one for each result."""
+    middle = _as(call, "float32")
+    _up(body, call, middle)
+    _down(body, call, middle)
+
+
+def _as(call: ExpertCall, dtype: str) -> Buffer:
+    """The workspace as a flat buffer of other elements."""
+    return T.decl_buffer(call.workspace.shape, dtype, data=call.workspace.data, align=64)
+
+
+def _up(body: ExpertBody, call: ExpertCall, middle: Buffer) -> None:
     size = body.intermediate
     with threads(call.tokens * call.chosen * i64(size)) as number:
         pair, row = T.bind(div(number, size)), T.bind(mod(number, size))
@@ -78,12 +105,12 @@ def _up(body: ExpertBody, call: _Call, middle: Buffer) -> None:
             token = T.bind(div(pair, call.chosen))
             values = {
                 name: _dot(body, name, address, row, lambda k: load(call.x, token * i64(body.hidden) + k))
-                for name in (("gate", "up") if body.gated else ("up",))
+                for name in names_of_first(body)
             }
             store(middle, number, evaluate(body.activation, values))
 
 
-def _down(body: ExpertBody, call: _Call, middle: Buffer) -> None:
+def _down(body: ExpertBody, call: ExpertCall, middle: Buffer) -> None:
     with threads(call.tokens * i64(body.hidden)) as number:
         token, row = T.bind(div(number, body.hidden)), T.bind(mod(number, body.hidden))
         total = registers(1)
@@ -105,19 +132,11 @@ def _dot(body: ExpertBody, name: str, address: Expr, row: Expr, value: object) -
     _, columns = parts[name].shape
     total = registers(1)
     store(total, 0, T.float32(0))
-    matrix = _part(body, name, address)
+    matrix = part_at(body, name, address)
     assert callable(value)
     with loop(columns) as k:
         store(total, 0, load(total, 0) + read(matrix, body.dtype, row * i64(columns) + k) * value(k))
     result = load(total, 0)
     if f"{name}_bias" in parts:
-        result = result + read(_part(body, f"{name}_bias", address), body.dtype, row)
+        result = result + read(part_at(body, f"{name}_bias", address), body.dtype, row)
     return T.bind(result)
-
-
-def _part(body: ExpertBody, name: str, address: Expr) -> Buffer:
-    part = layout(body).part(name)
-    size = 1
-    for extent in part.shape:
-        size *= extent
-    return at_address(address + i64(part.offset_bytes), size, body.dtype)

@@ -1,4 +1,4 @@
-"""How a product with at most eight tokens is cut into blocks, warps and loads in flight: a pure function of its shape."""
+"""How a product with at most eight tokens is cut into blocks, warps and loads in flight; a function of its shape."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ from moec.compiler.kernels.cuda.primitives import (
     call,
     element,
     i32,
-    launch_next,
     pack,
     registers,
     shared,
@@ -23,7 +22,6 @@ from moec.compiler.kernels.cuda.primitives import (
     sync,
     unpack,
     value,
-    wait_previous,
 )
 
 if TYPE_CHECKING:
@@ -70,20 +68,26 @@ def read_floats(buffer: Buffer, place: Expr, count: int) -> list[Expr]:
 
 def store_activation(dtype: str, hi: Expr, lo: Expr, values: list[Expr]) -> None:
     """Split 8 float32 into ``hi`` and ``lo``, which are addresses of 16 bytes each."""
+    words = [_split_pair(dtype, *values[first : first + 2]) for first in range(0, VECTOR, 2)]
+    call("store_16", hi, *(high for high, _ in words))
+    call("store_16", lo, *(low for _, low in words))
+
+
+def split_activation(dtype: str, item: Expr) -> tuple[Expr, Expr]:
+    """One float32 as the bits (uint16) of two numbers."""
+    high, low = _split_pair(dtype, item, item)
+    return T.cast(high, "uint16"), T.cast(low, "uint16")
+
+
+def _split_pair(dtype: str, first: Expr, second: Expr) -> tuple[Expr, Expr]:
     split = SPLITS[dtype]
-    high: list[Expr] = []
-    low: list[Expr] = []
-    for first in range(0, VECTOR, 2):
-        pair = [_clamp(item * T.float32(split.scale), split.largest) for item in values[first : first + 2]]
-        word = pack(dtype, *pair)
-        rest = [
-            _clamp((item - part) * T.float32(split.lift), split.largest)
-            for item, part in zip(pair, unpack(dtype, word), strict=True)
-        ]
-        high.append(word)
-        low.append(pack(dtype, *rest))
-    call("store_16", hi, *high)
-    call("store_16", lo, *low)
+    pair = [_clamp(item * T.float32(split.scale), split.largest) for item in (first, second)]
+    high = pack(dtype, *pair)
+    rest = [
+        _clamp((item - part) * T.float32(split.lift), split.largest)
+        for item, part in zip(pair, unpack(dtype, high), strict=True)
+    ]
+    return high, pack(dtype, *rest)
 
 
 def _clamp(item: Expr, largest: float | None) -> Expr:
@@ -99,7 +103,7 @@ class SharedTokens:
         tiling: the block's.
         lane: this thread.
         block: what the prologue sees.
-        prologue: makes the reader of activations; runs after ``wait_previous``.
+        prologue: makes the reader of activations, and waits for them where need be.
     """
 
     def __init__(
@@ -121,9 +125,7 @@ class SharedTokens:
         self.pairs = (shared if fits else shared_dynamic)(2 * self.lo_start, "uint16")
 
     def ready(self) -> None:
-        """Wait for the activations; write them where all fit."""
-        wait_previous()
-        launch_next()
+        """Run the prologue; write the activations where all fit."""
         self.reader = self.prologue(self.block)
         tokens, round_columns = self.block.tokens, self.tiling.round_columns
         if self.whole:
@@ -136,7 +138,7 @@ class SharedTokens:
         self.segment = T.bind(T.min(fitting, i32(self.rounds)))
         self.stride = T.bind(self.segment * i32(round_columns) + i32(PAD))
 
-    def prefetch(self, slot: int, tile: Expr, column: Expr, valid: Expr) -> None:
+    def prefetch(self, slot: int, tile: Expr, column: Expr, valid: Expr | None) -> None:
         """Nothing: shared memory is near."""
 
     def prepare(self, tile: Expr, round_: Expr) -> None:

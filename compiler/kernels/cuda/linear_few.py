@@ -138,10 +138,21 @@ def _emit_fast(
             tiling,
             lane,
             Block(thread, tiling.threads, count, group.columns, batch),
-            prologue,
+            _waiting(prologue),
         )
         stream = Stream(tiling, group.dtype, group.columns, count, left, rows.locate)
         multiply(stream, lane, activations, rows.finish(epilogue))
+
+
+def _waiting(prologue: Prologue) -> Prologue:
+    """``prologue`` after the kernels before this one are done: weights are on their way by then."""
+
+    def waited(block: Block) -> Reader:
+        wait_previous()
+        launch_next()
+        return prologue(block)
+
+    return waited
 
 
 @dataclass(frozen=True)

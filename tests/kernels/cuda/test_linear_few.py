@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, store, symbol
