@@ -22,6 +22,7 @@ from moec.compiler.kernels.cuda.experts_few import part_at
 from moec.compiler.kernels.cuda.few_stream import WORDS, Lane, Stream, multiply, quotient, remainder
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.primitives import (
+    blocks_at_once,
     call,
     element,
     i32,
@@ -51,6 +52,7 @@ def emit_down_few(body: ExpertBody, call_: ExpertCall, middle: Buffer, tiling: T
     tiling = tiling or choose_tiling(body.hidden, body.intermediate)
     tiles = -(-body.hidden // (TILE_ROWS * tiling.row_warps))
     with launch((tiles,), tiling.threads) as ((tile,), thread):
+        blocks_at_once(tiling.blocks)
         step = _read_step(call_, thread, tiling.threads)
         down = _Down(body, call_, middle, tiling, tile, step, shared(ENTRIES * TILE_ROWS * tiling.row_warps))
         down.clear(thread)

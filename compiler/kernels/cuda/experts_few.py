@@ -20,6 +20,7 @@ from moec.compiler.kernels.cuda.few_stream import Lane, Stream, multiply, remain
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import VECTOR, Block, SharedTokens, read_floats, split_activation
 from moec.compiler.kernels.cuda.primitives import (
+    blocks_at_once,
     call,
     element,
     i32,
@@ -90,6 +91,7 @@ def emit_gate_up_few(body: ExpertBody, call_: ExpertCall, middle: Buffer, tiling
     tiling = tiling or choose_tiling(streams * body.intermediate, body.hidden, streams=streams)
     tiles = -(-body.intermediate // (TILE_ROWS * tiling.row_warps))
     with launch((tiles, call_.tokens * call_.chosen), tiling.threads) as ((tile, entry), thread):
+        blocks_at_once(tiling.blocks)
         with when(T.cast(thread, "int64") * i64(ADDRESSES_A_LINE) < call_.count):
             call("prefetch_l2", element(call_.table, T.cast(thread, "int64") * i64(ADDRESSES_A_LINE)))
         wait_previous()

@@ -38,8 +38,10 @@ AT_ONCE = 2
 """Vectors that a thread reads before it stores the first."""
 PAD = 32
 """Columns between tokens that keep the banks of shared memory apart."""
-STATIC_BYTES = 48 << 10
-"""Shared memory that a block may have without asking."""
+PAIR_BYTES = 4
+"""Of an activation in two parts."""
+STATIC_BYTES = 47 << 10
+"""Shared memory that a block may have without asking, less what a prologue may want."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class SharedTokens:
         self.size = _elements(tiling, self.rounds)
         self.whole = FEW_TOKENS * self.rounds * tiling.round_columns <= self.size
         self.lo_start = self.size + FEW_TOKENS * PAD
-        fits = 4 * self.lo_start + _sum_bytes(tiling) <= STATIC_BYTES
+        fits = PAIR_BYTES * self.lo_start + _sum_bytes(tiling) <= STATIC_BYTES
         self.pairs = (shared if fits else shared_dynamic)(2 * self.lo_start, "uint16")
 
     def ready(self) -> None:
@@ -205,10 +207,9 @@ class SharedTokens:
 
 
 def _elements(tiling: Tiling, rounds: int) -> int:
-    """Activations to hold at once: all, or as many as fit, and no less than a round of eight tokens."""
-    most = (STATIC_BYTES - _sum_bytes(tiling)) // 4 - FEW_TOKENS * PAD
+    """Activations to hold at once: all, or as many as may be, and no less than a round of eight tokens."""
     one_round = FEW_TOKENS * tiling.round_columns
-    return one_round if one_round > most else min(one_round * rounds, most // VECTOR * VECTOR)
+    return max(one_round, min(one_round * rounds, tiling.shared_bytes // PAIR_BYTES))
 
 
 def _sum_bytes(tiling: Tiling) -> int:
