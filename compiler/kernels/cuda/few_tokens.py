@@ -43,6 +43,9 @@ PAIR_BYTES = 4
 STATIC_BYTES = 47 << 10
 """Shared memory that a block may have without asking, less what a prologue may want."""
 
+LEAST_DYNAMIC_BYTES = 48 << 10
+"""Of memory given at launch: TVM's runtime asks the driver for more than usual only from here on."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -124,7 +127,10 @@ class SharedTokens:
         self.whole = FEW_TOKENS * self.rounds * tiling.round_columns <= self.size
         self.lo_start = self.size + FEW_TOKENS * PAD
         fits = PAIR_BYTES * self.lo_start + _sum_bytes(tiling) <= STATIC_BYTES
-        self.pairs = (shared if fits else shared_dynamic)(2 * self.lo_start, "uint16")
+        count = 2 * self.lo_start
+        self.pairs = (
+            shared(count, "uint16") if fits else shared_dynamic(max(count, LEAST_DYNAMIC_BYTES // 2), "uint16")
+        )
 
     def ready(self) -> None:
         """Run the prologue; write the activations where all fit."""
