@@ -108,7 +108,9 @@ def _bound_registers(source: str) -> str:
     for number, kernel in enumerate(kernels):
         blocks = re.search(r"moec_blocks_at_once\((\d+)\);", kernel)
         if blocks is not None:
-            kernels[number] = re.sub(r"__launch_bounds__\((\d+)\)", rf"__launch_bounds__(\1, {blocks[1]})", kernel, count=1)
+            kernels[number] = re.sub(
+                r"__launch_bounds__\((\d+)\)", rf"__launch_bounds__(\1, {blocks[1]})", kernel, count=1
+            )
     return KERNEL.join((head, *kernels))
 
 

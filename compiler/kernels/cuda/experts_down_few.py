@@ -156,7 +156,9 @@ class _Down:
 
     def clear(self, thread: Expr) -> None:
         """Nothing contributes, until it does."""
-        for number in _each(thread, self.tiling.threads, self.step.tokens * self.step.chosen * i32(self.rows)):
+        for number in _each(
+            thread, self.tiling.threads, self.step.tokens * self.step.chosen * i32(self.rows)
+        ):
             store(self.parts, number, T.float32(0))
 
     def emit(self, thread: Expr) -> None:

@@ -78,7 +78,9 @@ def names_of_first(body: ExpertBody) -> tuple[str, ...]:
     return ("gate", "up") if body.gated else ("up",)
 
 
-def emit_gate_up_few(body: ExpertBody, call_: ExpertCall, middle: Buffer, tiling: Tiling | None = None) -> None:
+def emit_gate_up_few(
+    body: ExpertBody, call_: ExpertCall, middle: Buffer, tiling: Tiling | None = None
+) -> None:
     """Emit the first launch.
 
     Args:
@@ -135,7 +137,9 @@ def _find_tokens(call_: ExpertCall, thread: Expr, entry: Expr) -> _Choice:
     lowest = value("int32", "count_bits", T.bitwise_and(mask - T.uint32(1), T.bitwise_not(mask)))
     first = value("int32", "shuffle_int", own_entry, lowest)
     known = tirx.all(expert >= i64(0), expert < call_.count)
-    return _Choice(T.bind(tirx.all(known, first == entry)), expert, value("int32", "count_bits", mask), entries)
+    return _Choice(
+        T.bind(tirx.all(known, first == entry)), expert, value("int32", "count_bits", mask), entries
+    )
 
 
 @dataclass(frozen=True)

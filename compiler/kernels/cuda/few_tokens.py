@@ -129,7 +129,9 @@ class SharedTokens:
         fits = PAIR_BYTES * self.lo_start + _sum_bytes(tiling) <= STATIC_BYTES
         count = 2 * self.lo_start
         self.pairs = (
-            shared(count, "uint16") if fits else shared_dynamic(max(count, LEAST_DYNAMIC_BYTES // 2), "uint16")
+            shared(count, "uint16")
+            if fits
+            else shared_dynamic(max(count, LEAST_DYNAMIC_BYTES // 2), "uint16")
         )
 
     def ready(self) -> None:
