@@ -29,7 +29,6 @@ _DLPACK_TYPES = {
     "bfloat16": (4, 16),
     "uint8": (1, 8),
     "bool": (6, 8),
-    "uint8": (1, 8),
 }
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moec.artifacts.program import Workspace
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import tvm
 
     from moec.artifacts.model import ModelRecord
-    from moec.artifacts.program import Workspace
     from moec.compiler.lowering.passes.dispatch_linear import LinearShape
     from moec.compiler.lowering.targets import Target
 
@@ -84,9 +85,13 @@ class CudaKernels:
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body)
 
-    def workspaces(self, _model: ModelRecord) -> Iterator[Workspace]:
-        """What kernels need beside their tensors: nothing yet."""
-        return iter(())
+    def workspaces(self, model: ModelRecord) -> Iterator[Workspace]:
+        """What kernels need beside their tensors."""
+        from moec.compiler.kernels.cuda.experts import workspace_bytes
+
+        for body in model.bodies:
+            chosen = max(layer.top_k for layer in model.experts if layer.body == body.name)
+            yield Workspace(f"experts_{body.name}", *workspace_bytes(body, chosen))
 
 
 def kernels_for(target: Target) -> CpuKernels | CudaKernels:

@@ -49,25 +49,21 @@ def workspace_bytes(body: ExpertBody, top_k: int) -> tuple[int, int]:
 def experts(body: ExpertBody) -> tirx.PrimFunc:
     """The kernel ``experts_<body>(x, index, weight, table, workspace, out)``.
 
-    Arguments as in ``kernels/cpu/experts.py``, and a workspace (uint8) of at least ``workspace_bytes``, where the values
-    between the two products lie.
+    Arguments as in ``kernels/cpu/experts.py``, and a workspace (uint8) of at least ``workspace_bytes``, where the
+    values between the two products lie.
     """
 
     def emit() -> None:
         tokens, chosen, count, size = symbol("T"), symbol("K"), symbol("E"), symbol("W")
-        call = ExpertCall(
-            *arguments(
-                Argument("x", (tokens, body.hidden), "float32"),
-                Argument("index", (tokens, chosen), "int64"),
-                Argument("weight", (tokens, chosen), "float32"),
-                Argument("table", (count,), "int64"),
-                Argument("workspace", (size,), "uint8"),
-                Argument("out", (tokens, body.hidden), "float32"),
-            ),
-            tokens,
-            chosen,
-            count,
+        x, index, weight, table, workspace, out = arguments(
+            Argument("x", (tokens, body.hidden), "float32"),
+            Argument("index", (tokens, chosen), "int64"),
+            Argument("weight", (tokens, chosen), "float32"),
+            Argument("table", (count,), "int64"),
+            Argument("workspace", (size,), "uint8"),
+            Argument("out", (tokens, body.hidden), "float32"),
         )
+        call = ExpertCall(x, index, weight, table, workspace, out, tokens, chosen, count)
         if runs_few(body):
             few = tirx.all(tokens <= i64(FEW_TOKENS), chosen <= i64(MOST_CHOSEN))
             either(few, lambda: _few(body, call), lambda: _many(body, call))

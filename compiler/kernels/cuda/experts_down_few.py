@@ -86,23 +86,39 @@ class _Step:
 
 
 def _read_step(call_: ExpertCall, thread: Expr, threads: int) -> _Step:
-    chosen = T.bind(T.cast(call_.chosen, "int32"))
-    tokens = T.bind(T.cast(call_.tokens, "int32"))
+    """Every block finds the distinct experts of the step, and who chose them."""
+    chosen, tokens = T.bind(T.cast(call_.chosen, "int32")), T.bind(T.cast(call_.tokens, "int32"))
     count = T.bind(tokens * chosen)
-    experts, weight = shared(ENTRIES, "int32"), shared(ENTRIES)
-    found, first = shared(1, "int32"), shared(ENTRIES, "int32")
-    expert, address = shared(ENTRIES, "int32"), shared(ENTRIES, "int64")
-    pick = shared((ENTRIES + 1) * FEW_TOKENS, "int32")
+    chosen_expert, weight = shared(ENTRIES, "int32"), shared(ENTRIES)
     for entry in _each(thread, threads, count):
         number = T.bind(load(call_.index, T.cast(entry, "int64")))
         known = tirx.all(number >= i64(0), number < call_.count)
-        store(experts, entry, T.Select(known, T.cast(number, "int32"), i32(-1)))
+        store(chosen_expert, entry, T.Select(known, T.cast(number, "int32"), i32(-1)))
         store(weight, entry, load(call_.weight, T.cast(entry, "int64")))
     sync()
+    experts, expert, address = _distinct(call_.table, thread, threads, count, chosen_expert)
+    pick = shared((ENTRIES + 1) * FEW_TOKENS, "int32")
+    for number in _each(thread, threads, experts * i32(FEW_TOKENS)):
+        own, token = T.bind(load(expert, quotient(number, FEW_TOKENS))), T.bind(remainder(number, FEW_TOKENS))
+        store(pick, number, i32(-1))
+        with when(token < tokens), T.serial(i32(0), chosen) as back:
+            entry = T.bind(token * chosen + (chosen - i32(1) - back))
+            with when(load(chosen_expert, entry) == own):
+                store(pick, number, entry)
+    sync()
+    return _Step(tokens, chosen, chosen_expert, weight, experts, expert, address, pick)
+
+
+def _distinct(
+    table: Buffer, thread: Expr, threads: int, count: Expr, chosen_expert: Buffer
+) -> tuple[Expr, Buffer, Buffer]:
+    """How many distinct experts there are, which, and where."""
+    first, found = shared(ENTRIES, "int32"), shared(1, "int32")
+    expert, address = shared(ENTRIES, "int32"), shared(ENTRIES, "int64")
     for entry in _each(thread, threads, count):
-        own = T.bind(load(experts, entry))
+        own = T.bind(load(chosen_expert, entry))
         store(first, entry, T.cast(own >= i32(0), "int32"))
-        with T.serial(i32(0), entry) as other, when(load(experts, other) == own):
+        with T.serial(i32(0), entry) as other, when(load(chosen_expert, other) == own):
             store(first, entry, i32(0))
     sync()
     for entry in _each(thread, threads, count):
@@ -111,22 +127,13 @@ def _read_step(call_: ExpertCall, thread: Expr, threads: int) -> _Step:
         with T.serial(i32(0), entry) as other:
             store(rank, i32(0), load(rank, i32(0)) + load(first, other))
         with when(load(first, entry) == i32(1)):
-            own, place = T.bind(load(experts, entry)), T.bind(load(rank, i32(0)))
+            own, place = T.bind(load(chosen_expert, entry)), T.bind(load(rank, i32(0)))
             store(expert, place, own)
-            store(address, place, load(call_.table, T.cast(own, "int64")))
+            store(address, place, load(table, T.cast(own, "int64")))
         with when(entry == count - i32(1)):
             store(found, i32(0), load(rank, i32(0)) + load(first, entry))
     sync()
-    distinct = T.bind(load(found, i32(0)))
-    for number in _each(thread, threads, distinct * i32(FEW_TOKENS)):
-        own, token = T.bind(load(expert, quotient(number, FEW_TOKENS))), T.bind(remainder(number, FEW_TOKENS))
-        store(pick, number, i32(-1))
-        with when(token < tokens), T.serial(i32(0), chosen) as back:
-            entry = T.bind(token * chosen + (chosen - i32(1) - back))
-            with when(load(experts, entry) == own):
-                store(pick, number, entry)
-    sync()
-    return _Step(tokens, chosen, experts, weight, distinct, expert, address, pick)
+    return T.bind(load(found, i32(0))), expert, address
 
 
 def _each(thread: Expr, threads: int, count: Expr) -> Iterator[Expr]:
@@ -231,9 +238,9 @@ class _MiddleTokens:
             call("load_16_if", target, element(self.middle, place + i64(part * self.columns)), present)
 
     def prepare(self, tile: Expr, round_: Expr) -> None:
-        """Nothing."""
+        """Nothing: what a round needs has been loaded with its weights."""
 
-    def operands(self, slot: int, round_: Expr) -> tuple[list[Expr], list[Expr]]:
+    def operands(self, slot: int, _: Expr) -> tuple[list[Expr], list[Expr]]:
         """What ``prefetch`` has loaded."""
         hi, lo = (
             [load(self.words, i32((2 * slot + part) * WORDS + i)) for i in range(WORDS)] for part in (0, 1)

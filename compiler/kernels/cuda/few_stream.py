@@ -99,7 +99,7 @@ class Activations(Protocol):
     def prepare(self, tile: Expr, round_: Expr) -> None:
         """Emit what precedes the products of a round."""
 
-    def operands(self, slot: int, round_: Expr) -> tuple[list[Expr], list[Expr]]:
+    def operands(self, slot: int, round_: Expr, /) -> tuple[list[Expr], list[Expr]]:
         """The four words of ``hi`` and of ``lo`` for the step of ``slot``."""
 
 
