@@ -22,7 +22,7 @@ from tests.support.graphs import parts
 from tests.support.tiny_models import TINY
 
 TOLERANCE = 5e-5
-"""Relative to the largest element: a few tokens are multiplied with 16 bits of mantissa, each result then enters others."""
+"""Relative to the largest element: products of few tokens have 16 bits of mantissa, and enter other products."""
 STORAGE: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
