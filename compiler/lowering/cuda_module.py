@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 HOST_NAME, FATBIN_NAME, KERNELS_NAME = "host.so", "kernels.fatbin", "kernels.json"
 
+KERNEL = 'extern "C" __global__'
 DYNAMIC_MEMORY = "tirx.use_dyn_shared_memory"
 EARLY_LAUNCH = "tirx.use_programtic_dependent_launch"
 """TVM's words for launch parameters; the first must come last."""
@@ -98,9 +99,21 @@ def split_kernels(module: tvm.IRModule, target: Target) -> tuple[tvm.runtime.Mod
     where = next(iter((*loops, *kernels)))
     with _source_instead_of_code():
         built = tvm.get_global_func("target.build.cuda")(device, where)
-    source = built.inspect_source()
+    source = _bound_registers(built.inspect_source())
     code = DeviceCode(source, _function_table(device, source))
     return tvm.get_global_func("target.build.llvm")(finish_host()(host), host_target(target)), code
+
+
+def _bound_registers(source: str) -> str:
+    """Tell the CUDA compiler what kernels say with ``blocks_at_once``."""
+    head, *kernels = source.split(KERNEL)
+    for number, kernel in enumerate(kernels):
+        blocks = re.search(r"moec_blocks_at_once\((\d+)\);", kernel)
+        if blocks is not None:
+            kernels[number] = re.sub(
+                r"__launch_bounds__\((\d+)\)", rf"__launch_bounds__(\1, {blocks[1]})", kernel, count=1
+            )
+    return KERNEL.join((head, *kernels))
 
 
 def _by_origin(module: tvm.IRModule) -> tuple[tvm.IRModule, tvm.IRModule]:
@@ -145,7 +158,7 @@ def _waits(symbol: str, source: str) -> bool:
     """Whether a kernel itself waits for the one before it, so that it can be launched early."""
     start = re.search(rf"\b{re.escape(symbol)}\([^;{{]*\) \{{", source)
     assert start is not None, symbol
-    end = source.find('extern "C" __global__', start.end())
+    end = source.find(KERNEL, start.end())
     return "moec_wait_previous()" in source[start.end() : end if end > 0 else None]
 
 

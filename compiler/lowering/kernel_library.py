@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moec.artifacts.program import Workspace
 from moec.artifacts.sampling import SAMPLE
 
 if TYPE_CHECKING:
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
 
     import tvm
 
-    from moec.artifacts.model import ModelRecord
-    from moec.artifacts.program import Workspace
+    from moec.artifacts.model import ExpertBody, ModelRecord
     from moec.compiler.lowering.passes.dispatch_linear import LinearShape
     from moec.compiler.lowering.targets import Target
 
@@ -71,19 +71,27 @@ class CudaKernels:
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec)
         for body in model.bodies:
-            yield f"experts_{body.name}", experts(body)
+            yield f"experts_{body.name}", experts(body, _most_chosen(model, body)[0])
         if model.vocab_size <= MAX_VOCAB:
             yield SAMPLE, sample(model.vocab_size)
 
     def workspaces(self, model: ModelRecord) -> Iterator[Workspace]:
         """What kernels need beside their tensors."""
-        from moec.artifacts.program import Workspace
         from moec.compiler.kernels.cuda.attention import workspace
+        from moec.compiler.kernels.cuda.experts import workspace_bytes
 
         for spec in model.attentions:
             fixed, each = workspace(spec)
             if fixed or each:
                 yield Workspace(f"attention_{spec.name}", fixed, each)
+        for body in model.bodies:
+            yield Workspace(f"experts_{body.name}", *workspace_bytes(body, *_most_chosen(model, body)))
+
+
+def _most_chosen(model: ModelRecord, body: ExpertBody) -> tuple[int, int]:
+    """The largest top-k and the most experts of the layers that have ``body``."""
+    layers = [layer for layer in model.experts if layer.body == body.name]
+    return max(layer.top_k for layer in layers), max(layer.experts for layer in layers)
 
 
 def kernels_for(target: Target) -> CpuKernels | CudaKernels:

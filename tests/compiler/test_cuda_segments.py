@@ -21,8 +21,8 @@ from tests.support.cuda_emulator import Emulated
 from tests.support.graphs import parts
 from tests.support.tiny_models import TINY
 
-TOLERANCE = 1e-5
-"""Relative to the largest element: both compute in float32, in another order."""
+TOLERANCE = 5e-5
+"""Relative to the largest element: products of few tokens have 16 bits of mantissa, and enter other products."""
 STORAGE: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,

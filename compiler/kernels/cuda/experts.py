@@ -2,122 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.experts import layout
-from moec.compiler.kernels.cpu.emit import (
-    Argument,
-    Buffer,
-    Expr,
-    arguments,
-    at_address,
-    build,
-    div,
-    i64,
-    load,
-    loop,
-    mod,
-    scratch,
-    store,
-    symbol,
-    when,
-)
-from moec.compiler.kernels.cuda.activation import evaluate
-from moec.compiler.kernels.cuda.threads import read, registers, threads
+from moec.compiler.kernels.cpu.emit import Argument, arguments, build, either, i64, symbol
+from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN, emit_down_few
+from moec.compiler.kernels.cuda.experts_few import MIDDLE_BYTES, ExpertCall, emit_gate_up_few, runs_few
+from moec.compiler.kernels.cuda.experts_layout import workspace_bytes as many_bytes
+from moec.compiler.kernels.cuda.experts_many import ManyCall, emit_experts_many
+from moec.compiler.kernels.cuda.experts_plain import emit_experts_plain, plain_bytes
+from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
 
 
-@dataclass(frozen=True)
-class _Call:
-    x: Buffer
-    index: Buffer
-    weight: Buffer
-    table: Buffer
-    out: Buffer
-    tokens: Expr
-    chosen: Expr
-    count: Expr
+def workspace_bytes(body: ExpertBody, top_k: int, experts: int) -> tuple[int, int]:
+    """Bytes of workspace that ``experts_<body>`` wants: always, and for each token of a step.
+
+    Args:
+        body: one expert.
+        top_k: the most experts that a token chooses.
+        experts: the most that a layer has.
+    """
+    if body.dtype == "float32":
+        return plain_bytes(body, top_k)
+    fixed, each = many_bytes(body, top_k, experts)
+    return fixed, max(each, top_k * body.intermediate * MIDDLE_BYTES)
 
 
-def experts(body: ExpertBody) -> tirx.PrimFunc:
-    """The kernel ``experts_<body>``; arguments as in ``kernels/cpu/experts.py``.
+def experts(body: ExpertBody, top_k: int) -> tirx.PrimFunc:
+    """The kernel ``experts_<body>(x, index, weight, table, workspace, out)``.
 
-    Two launches: one thread for each value between the two products, then one for each result.
+    Arguments as in ``kernels/cpu/experts.py``, and a workspace (uint8) of at least ``workspace_bytes``. At most eight
+    tokens stream each chosen expert's weights once; more tokens are grouped by expert and go through tensor cores.
     """
 
     def emit() -> None:
-        tokens, chosen, count = symbol("T"), symbol("K"), symbol("E")
-        x, index, weight, table, out = arguments(
+        tokens, chosen, count, size = symbol("T"), symbol("K"), symbol("E"), symbol("W")
+        x, index, weight, table, workspace, out = arguments(
             Argument("x", (tokens, body.hidden), "float32"),
             Argument("index", (tokens, chosen), "int64"),
             Argument("weight", (tokens, chosen), "float32"),
             Argument("table", (count,), "int64"),
+            Argument("workspace", (size,), "uint8"),
             Argument("out", (tokens, body.hidden), "float32"),
         )
-        call = _Call(x, index, weight, table, out, tokens, chosen, count)
-        middle = scratch(tokens * chosen * i64(body.intermediate))
-        _up(body, call, middle)
-        _down(body, call, middle)
+        call = ExpertCall(x, index, weight, table, workspace, out, tokens, chosen, count)
+        if body.dtype == "float32":
+            emit_experts_plain(body, call)
+        elif runs_few(body):
+            few = tirx.all(tokens <= i64(FEW_TOKENS), chosen <= i64(MOST_CHOSEN))
+            either(few, lambda: _few(body, call), lambda: _many(body, call, top_k))
+        else:
+            _many(body, call, top_k)
 
     return build(f"experts_{body.name}", emit)
 
 
-def _up(body: ExpertBody, call: _Call, middle: Buffer) -> None:
-    size = body.intermediate
-    with threads(call.tokens * call.chosen * i64(size)) as number:
-        pair, row = T.bind(div(number, size)), T.bind(mod(number, size))
-        expert = T.bind(load(call.index, pair))
-        with when(tirx.all(expert >= i64(0), expert < call.count)):
-            address = T.bind(load(call.table, expert))
-            token = T.bind(div(pair, call.chosen))
-            values = {
-                name: _dot(body, name, address, row, lambda k: load(call.x, token * i64(body.hidden) + k))
-                for name in (("gate", "up") if body.gated else ("up",))
-            }
-            store(middle, number, evaluate(body.activation, values))
+def _few(body: ExpertBody, call: ExpertCall) -> None:
+    middle = T.decl_buffer(call.workspace.shape, "uint16", data=call.workspace.data, align=64)
+    emit_gate_up_few(body, call, middle)
+    emit_down_few(body, call, middle)
 
 
-def _down(body: ExpertBody, call: _Call, middle: Buffer) -> None:
-    with threads(call.tokens * i64(body.hidden)) as number:
-        token, row = T.bind(div(number, body.hidden)), T.bind(mod(number, body.hidden))
-        total = registers(1)
-        store(total, 0, T.float32(0))
-        with loop(call.chosen) as k:
-            pair = T.bind(token * call.chosen + k)
-            expert = T.bind(load(call.index, pair))
-            with when(tirx.all(expert >= i64(0), expert < call.count)):
-                address = T.bind(load(call.table, expert))
-                start = T.bind(pair * i64(body.intermediate))
-                value = _dot(body, "down", address, row, lambda i: load(middle, start + i))
-                store(total, 0, load(total, 0) + load(call.weight, pair) * value)
-        store(call.out, number, load(total, 0))
-
-
-def _dot(body: ExpertBody, name: str, address: Expr, row: Expr, value: object) -> Expr:
-    """Row ``row`` of a matrix of the expert at ``address`` times a vector, plus the bias where there is one."""
-    parts = {part.name: part for part in layout(body).parts}
-    _, columns = parts[name].shape
-    total = registers(1)
-    store(total, 0, T.float32(0))
-    matrix = _part(body, name, address)
-    assert callable(value)
-    with loop(columns) as k:
-        store(total, 0, load(total, 0) + read(matrix, body.dtype, row * i64(columns) + k) * value(k))
-    result = load(total, 0)
-    if f"{name}_bias" in parts:
-        result = result + read(_part(body, f"{name}_bias", address), body.dtype, row)
-    return T.bind(result)
-
-
-def _part(body: ExpertBody, name: str, address: Expr) -> Buffer:
-    part = layout(body).part(name)
-    size = 1
-    for extent in part.shape:
-        size *= extent
-    return at_address(address + i64(part.offset_bytes), size, body.dtype)
+def _many(body: ExpertBody, call: ExpertCall, top_k: int) -> None:
+    tensors = call.x, call.index, call.weight, call.table, call.workspace, call.out
+    emit_experts_many(body, ManyCall(*tensors, call.tokens, call.chosen, call.count, top_k))

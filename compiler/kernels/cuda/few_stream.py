@@ -35,8 +35,8 @@ class Split:
     """How float32 activations become two numbers of 16 bits whose sum is as good.
 
     ``hi = round(x * scale)`` and ``lo = round((x * scale - hi) * lift)``; their products are added up apart. bfloat16
-    has float32's range. float16 is scaled so that activations up to 1,048,064 fit, and beyond that they saturate; lifted
-    so that the rest of small ones does not vanish.
+    has float32's range. float16 is scaled so that activations up to 1,048,064 fit, and beyond that they saturate; and
+    lifted so that the rest of small ones does not vanish.
     """
 
     scale: float
@@ -93,13 +93,13 @@ class Activations(Protocol):
     def ready(self) -> None:
         """Emit what comes after the first weights are on their way: at the least, ``wait_previous``."""
 
-    def prefetch(self, slot: int, tile: Expr, column: Expr, valid: Expr) -> None:
-        """Emit loads that go with those of the weights of ``slot``, of ``column`` and on."""
+    def prefetch(self, slot: int, tile: Expr, column: Expr, valid: Expr | None) -> None:
+        """Emit loads for a later ``operands``: of the step of ``slot`` in a round that begins at ``column``."""
 
     def prepare(self, tile: Expr, round_: Expr) -> None:
         """Emit what precedes the products of a round."""
 
-    def operands(self, slot: int, round_: Expr) -> tuple[list[Expr], list[Expr]]:
+    def operands(self, slot: int, round_: Expr, /) -> tuple[list[Expr], list[Expr]]:
         """The four words of ``hi`` and of ``lo`` for the step of ``slot``."""
 
 
@@ -156,9 +156,12 @@ class _Emitter:
 
     def run(self, finish: Callable[[Expr, Expr, Expr, list[Expr]], None]) -> None:
         self._aim(i32(0), i32(0))
+        first = self.lane.column(self.tiling, i32(0))
         for slot in range(self.tiling.unroll):
-            self._load(slot, i32(0), self.lane.column(self.tiling, i32(0)), None)
+            self._load(slot, first, None)
         self.activations.ready()
+        for slot in range(self.tiling.unroll):
+            self.activations.prefetch(slot, i32(0), first, self._inside(slot, first, None))
         tiles = self.stream.tiles
         with T.serial(i32(0), i32(tiles) if isinstance(tiles, int) else tiles) as tile:
             for place in range(2 * WORDS * self.tiling.streams):
@@ -180,7 +183,8 @@ class _Emitter:
         for slot in range(self.tiling.unroll):
             self._products(slot, round_)
             if not self.single:
-                self._load(slot, next_tile, column, more)
+                valid = self._load(slot, column, more)
+                self.activations.prefetch(slot, next_tile, column, valid)
 
     def _aim(self, tile: Expr, round_: Expr) -> None:
         """Set the addresses of this lane's first loads in a round."""
@@ -190,11 +194,9 @@ class _Emitter:
                 address = self.stream.locate(tile, stream, half) + offset
                 store(self.addresses, i32(2 * stream + half), address)
 
-    def _load(self, slot: int, tile: Expr, column: Expr, more: Expr | None) -> None:
-        valid = more
-        if not self.exact:
-            inside = column + i32(STEP_COLUMNS * slot) < i32(self.stream.columns)
-            valid = T.bind(inside if more is None else tirx.all(more, inside))
+    def _load(self, slot: int, column: Expr, more: Expr | None) -> Expr | None:
+        """Load the weights of one step; returns where that happens, ``None`` for everywhere."""
+        valid = self._inside(slot, column, more)
         for place in range(2 * self.tiling.streams):
             target = element(self.weights, (slot * 2 * self.tiling.streams + place) * WORDS)
             address = load(self.addresses, i32(place)) + T.int64(2 * STEP_COLUMNS * slot)
@@ -202,7 +204,13 @@ class _Emitter:
                 call("stream_16", target, address)
             else:
                 call("stream_16_if", target, address, valid)
-        self.activations.prefetch(slot, tile, column, T.bool(True) if valid is None else valid)
+        return valid
+
+    def _inside(self, slot: int, column: Expr, more: Expr | None) -> Expr | None:
+        if self.exact:
+            return more
+        inside = column + i32(STEP_COLUMNS * slot) < i32(self.stream.columns)
+        return T.bind(inside if more is None else tirx.all(more, inside))
 
     def _products(self, slot: int, round_: Expr) -> None:
         parts = self.activations.operands(slot, round_)
@@ -255,11 +263,6 @@ class _Emitter:
                 total = T.bind(total + load(self.partial, place + i32(first + warp * self.part_size)))
             totals.append(total)
         return totals
-
-
-def word(buffer: Buffer, place: int) -> Expr:
-    """One register of an array of words."""
-    return load(buffer, i32(place))
 
 
 def address_of(buffer: Buffer) -> Expr:

@@ -1,4 +1,4 @@
-"""How a product with at most eight tokens is cut into blocks, warps and loads in flight: a pure function of its shape."""
+"""How a product with at most eight tokens is cut into blocks, warps and loads in flight; a function of its shape."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ class Tiling:
     """Tiles of rows that a block takes one after the other."""
     streams: int = 1
     """Tiles of 16 rows that a warp multiplies at once with the same activations."""
+    blocks: int = 2
+    """Blocks that a multiprocessor is to hold at once: it bounds the registers of a thread."""
+    shared_bytes: int = 32 << 10
+    """Of activations that a block holds at most, where a round of eight tokens is no more."""
 
     @property
     def threads(self) -> int:
@@ -62,7 +66,8 @@ def choose_tiling(rows: int, columns: int, *, batch: int = 1, streams: int = 1) 
     row_warps = max(1, min(4, 4 // column_warps))
     tiles = -(-rows // (TILE_ROWS * row_warps * streams)) * batch
     several = max(1, min(8, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
-    return Tiling(row_warps, column_warps, unroll, several, streams)
+    blocks = 2 if row_warps * column_warps <= 8 else 1
+    return Tiling(row_warps, column_warps, unroll, several, streams, blocks)
 
 
 def _splits(steps: int, streams: int) -> list[tuple[int, int]]:

@@ -15,7 +15,6 @@ from moec.compiler.kernels.cuda.primitives import (
     call,
     element,
     i32,
-    launch_next,
     pack,
     registers,
     shared,
@@ -23,7 +22,6 @@ from moec.compiler.kernels.cuda.primitives import (
     sync,
     unpack,
     value,
-    wait_previous,
 )
 
 if TYPE_CHECKING:
@@ -40,8 +38,13 @@ AT_ONCE = 2
 """Vectors that a thread reads before it stores the first."""
 PAD = 32
 """Columns between tokens that keep the banks of shared memory apart."""
-STATIC_BYTES = 48 << 10
-"""Shared memory that a block may have without asking."""
+PAIR_BYTES = 4
+"""Of an activation in two parts."""
+STATIC_BYTES = 47 << 10
+"""Shared memory that a block may have without asking, less what a prologue may want."""
+
+LEAST_DYNAMIC_BYTES = 48 << 10
+"""Of memory given at launch: TVM's runtime asks the driver for more than usual only from here on."""
 
 
 @dataclass(frozen=True)
@@ -70,20 +73,26 @@ def read_floats(buffer: Buffer, place: Expr, count: int) -> list[Expr]:
 
 def store_activation(dtype: str, hi: Expr, lo: Expr, values: list[Expr]) -> None:
     """Split 8 float32 into ``hi`` and ``lo``, which are addresses of 16 bytes each."""
+    words = [_split_pair(dtype, *values[first : first + 2]) for first in range(0, VECTOR, 2)]
+    call("store_16", hi, *(high for high, _ in words))
+    call("store_16", lo, *(low for _, low in words))
+
+
+def split_activation(dtype: str, item: Expr) -> tuple[Expr, Expr]:
+    """One float32 as the bits (uint16) of two numbers."""
+    high, low = _split_pair(dtype, item, item)
+    return T.cast(high, "uint16"), T.cast(low, "uint16")
+
+
+def _split_pair(dtype: str, first: Expr, second: Expr) -> tuple[Expr, Expr]:
     split = SPLITS[dtype]
-    high: list[Expr] = []
-    low: list[Expr] = []
-    for first in range(0, VECTOR, 2):
-        pair = [_clamp(item * T.float32(split.scale), split.largest) for item in values[first : first + 2]]
-        word = pack(dtype, *pair)
-        rest = [
-            _clamp((item - part) * T.float32(split.lift), split.largest)
-            for item, part in zip(pair, unpack(dtype, word), strict=True)
-        ]
-        high.append(word)
-        low.append(pack(dtype, *rest))
-    call("store_16", hi, *high)
-    call("store_16", lo, *low)
+    pair = [_clamp(item * T.float32(split.scale), split.largest) for item in (first, second)]
+    high = pack(dtype, *pair)
+    rest = [
+        _clamp((item - part) * T.float32(split.lift), split.largest)
+        for item, part in zip(pair, unpack(dtype, high), strict=True)
+    ]
+    return high, pack(dtype, *rest)
 
 
 def _clamp(item: Expr, largest: float | None) -> Expr:
@@ -99,7 +108,7 @@ class SharedTokens:
         tiling: the block's.
         lane: this thread.
         block: what the prologue sees.
-        prologue: makes the reader of activations; runs after ``wait_previous``.
+        prologue: makes the reader of activations, and waits for them where need be.
     """
 
     def __init__(
@@ -117,13 +126,16 @@ class SharedTokens:
         self.size = _elements(tiling, self.rounds)
         self.whole = FEW_TOKENS * self.rounds * tiling.round_columns <= self.size
         self.lo_start = self.size + FEW_TOKENS * PAD
-        fits = 4 * self.lo_start + _sum_bytes(tiling) <= STATIC_BYTES
-        self.pairs = (shared if fits else shared_dynamic)(2 * self.lo_start, "uint16")
+        fits = PAIR_BYTES * self.lo_start + _sum_bytes(tiling) <= STATIC_BYTES
+        count = 2 * self.lo_start
+        self.pairs = (
+            shared(count, "uint16")
+            if fits
+            else shared_dynamic(max(count, LEAST_DYNAMIC_BYTES // 2), "uint16")
+        )
 
     def ready(self) -> None:
-        """Wait for the activations; write them where all fit."""
-        wait_previous()
-        launch_next()
+        """Run the prologue; write the activations where all fit."""
         self.reader = self.prologue(self.block)
         tokens, round_columns = self.block.tokens, self.tiling.round_columns
         if self.whole:
@@ -136,7 +148,7 @@ class SharedTokens:
         self.segment = T.bind(T.min(fitting, i32(self.rounds)))
         self.stride = T.bind(self.segment * i32(round_columns) + i32(PAD))
 
-    def prefetch(self, slot: int, tile: Expr, column: Expr, valid: Expr) -> None:
+    def prefetch(self, slot: int, tile: Expr, column: Expr, valid: Expr | None) -> None:
         """Nothing: shared memory is near."""
 
     def prepare(self, tile: Expr, round_: Expr) -> None:
@@ -203,10 +215,9 @@ class SharedTokens:
 
 
 def _elements(tiling: Tiling, rounds: int) -> int:
-    """Activations to hold at once: all, or as many as fit, and no less than a round of eight tokens."""
-    most = (STATIC_BYTES - _sum_bytes(tiling)) // 4 - FEW_TOKENS * PAD
+    """Activations to hold at once: all, or as many as may be, and no less than a round of eight tokens."""
     one_round = FEW_TOKENS * tiling.round_columns
-    return one_round if one_round > most else min(one_round * rounds, most // VECTOR * VECTOR)
+    return max(one_round, min(one_round * rounds, tiling.shared_bytes // PAIR_BYTES))
 
 
 def _sum_bytes(tiling: Tiling) -> int:

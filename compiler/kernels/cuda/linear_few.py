@@ -17,7 +17,15 @@ from moec.compiler.kernels.cpu.emit import either, load, store, when
 from moec.compiler.kernels.cuda.few_stream import Lane, Stream, address_of, multiply, quotient, remainder
 from moec.compiler.kernels.cuda.few_tiling import LANES, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import VECTOR, Block, SharedTokens, read_floats
-from moec.compiler.kernels.cuda.primitives import i32, launch, launch_next, registers, wait_previous, warp_sum
+from moec.compiler.kernels.cuda.primitives import (
+    blocks_at_once,
+    i32,
+    launch,
+    launch_next,
+    registers,
+    wait_previous,
+    warp_sum,
+)
 from moec.compiler.kernels.cuda.threads import read
 
 if TYPE_CHECKING:
@@ -123,6 +131,7 @@ def _emit_fast(
     ranges, tiles = _ranges(group, tiling)
     blocks = -(-tiles // tiling.tiles)
     with launch((blocks, group.batch), tiling.threads) as ((block, batch), thread):
+        blocks_at_once(tiling.blocks)
         lane = Lane.of(thread, tiling)
         count = T.bind(T.cast(tokens, "int32"))
         first = T.bind(block * i32(tiling.tiles))
@@ -138,10 +147,21 @@ def _emit_fast(
             tiling,
             lane,
             Block(thread, tiling.threads, count, group.columns, batch),
-            prologue,
+            _waiting(prologue),
         )
         stream = Stream(tiling, group.dtype, group.columns, count, left, rows.locate)
         multiply(stream, lane, activations, rows.finish(epilogue))
+
+
+def _waiting(prologue: Prologue) -> Prologue:
+    """``prologue`` after the kernels before this one are done: weights are on their way by then."""
+
+    def waited(block: Block) -> Reader:
+        wait_previous()
+        launch_next()
+        return prologue(block)
+
+    return waited
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 // tests/support/cuda_emulator/emulator.h has the same functions in plain C++, one for one.
 #define MOEC_DEVICE static __device__ __forceinline__
 
+// Says how many blocks a multiprocessor should hold at once: cuda_module.py reads it.
+MOEC_DEVICE void moec_blocks_at_once(int) {}
 MOEC_DEVICE void moec_wait_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

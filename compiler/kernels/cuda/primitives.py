@@ -100,6 +100,11 @@ def launch_next() -> None:
     call("launch_next")
 
 
+def blocks_at_once(count: int) -> None:
+    """Bound the registers of a thread so that a multiprocessor holds ``count`` blocks of this kernel at once."""
+    call("blocks_at_once", i32(count))
+
+
 def pack(dtype: str, low: Expr, high: Expr) -> Expr:
     """Two float32 rounded to ``dtype`` (bfloat16 or float16) in one uint32."""
     return value("uint32", f"pack_{_SHORT[dtype]}", low, high)

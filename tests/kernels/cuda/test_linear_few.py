@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, store, symbol
 from moec.compiler.kernels.cuda.few_tiling import STEP_COLUMNS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import Block
-from moec.compiler.kernels.cuda.linear import linear
+from tests.support.linear_few import linear
 from moec.compiler.kernels.cuda.linear_few import FewGroup, emit_linear_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.primitives import i32, shared, sync
 from moec.runtime.tensors import aligned_empty

@@ -29,7 +29,7 @@ _TYPES: dict[str, Any] = {
     "float32": ctypes.c_float,
     "handle": ctypes.c_void_p,
 }
-_DECLARATION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\((.*?)\) \{')
+_DECLARATION = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([\d, ]+\) )?(\w+)\((.*?)\) \{')
 
 
 class Emulated:

@@ -162,6 +162,7 @@ extern "C" void moec_emulate(void (*body)(void *), void *arguments, const int64_
 static inline void __syncthreads() { emulator::yield(emulator::kBarrier); }
 
 // The primitives of compiler/kernels/cuda/primitives.cuh.
+static inline void moec_blocks_at_once(int) {}
 static inline void moec_wait_previous() {}
 static inline void moec_launch_next() {}
 static inline unsigned emulated_bf16(float x) {

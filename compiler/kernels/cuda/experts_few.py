@@ -1,0 +1,209 @@
+"""The chosen experts of at most eight tokens: each expert's weights are read once, however many tokens chose it.
+
+Two launches. The first has a block for each tile of rows and each of the T * K choices; it goes on where no earlier
+choice is of the same expert, and then for all tokens that chose it. It writes the values between the two products
+already split in two numbers of 16 bits, ``[T * K, 2, I]``. The second is in ``experts_down_few.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from moec.artifacts.experts import layout
+from moec.compiler.kernels.cpu.emit import at_address, i64, load, store, when
+from moec.compiler.kernels.cuda.activation import evaluate
+from moec.compiler.kernels.cuda.few_stream import Lane, Stream, multiply, remainder
+from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
+from moec.compiler.kernels.cuda.few_tokens import VECTOR, Block, SharedTokens, read_floats, split_activation
+from moec.compiler.kernels.cuda.primitives import (
+    blocks_at_once,
+    call,
+    element,
+    i32,
+    launch,
+    launch_next,
+    registers,
+    shared,
+    sync,
+    value,
+    wait_previous,
+)
+from moec.compiler.kernels.cuda.threads import read
+
+if TYPE_CHECKING:
+    from moec.artifacts.model import ExpertBody
+    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.cuda.few_tokens import Reader
+
+MIDDLE_BYTES = 4
+"""Of one value between the two products: two numbers of 16 bits, or a float32 on other ways."""
+ADDRESSES_A_LINE = 16
+
+
+@dataclass(frozen=True)
+class ExpertCall:
+    """The arguments of ``experts_<body>``, flat, and its symbolic extents (int64)."""
+
+    x: Buffer
+    index: Buffer
+    weight: Buffer
+    table: Buffer
+    workspace: Buffer
+    out: Buffer
+    tokens: Expr
+    chosen: Expr
+    count: Expr
+
+
+def runs_few(body: ExpertBody) -> bool:
+    """Whether experts of this shape and type can go through tensor cores a few tokens at a time."""
+    return body.dtype != "float32" and body.hidden % VECTOR == 0 and body.intermediate % VECTOR == 0
+
+
+def part_at(body: ExpertBody, name: str, address: Expr) -> Buffer:
+    """A matrix or bias of the expert at ``address`` as a flat buffer."""
+    part = layout(body).part(name)
+    size = 1
+    for extent in part.shape:
+        size *= extent
+    return at_address(address + i64(part.offset_bytes), size, body.dtype)
+
+
+def names_of_first(body: ExpertBody) -> tuple[str, ...]:
+    """The matrices that an expert's input meets."""
+    return ("gate", "up") if body.gated else ("up",)
+
+
+def emit_gate_up_few(
+    body: ExpertBody, call_: ExpertCall, middle: Buffer, tiling: Tiling | None = None
+) -> None:
+    """Emit the first launch.
+
+    Args:
+        body: the experts.
+        call_: what the kernel was called with; 1 to 8 tokens.
+        middle: uint16 ``[T * K, 2, I]``; only the first of a token's choices of the same expert is written.
+        tiling: instead of the one that ``choose_tiling`` finds.
+    """
+    streams = len(names_of_first(body))
+    tiling = tiling or choose_tiling(streams * body.intermediate, body.hidden, streams=streams)
+    tiles = -(-body.intermediate // (TILE_ROWS * tiling.row_warps))
+    with launch((tiles, call_.tokens * call_.chosen), tiling.threads) as ((tile, entry), thread):
+        blocks_at_once(tiling.blocks)
+        with when(T.cast(thread, "int64") * i64(ADDRESSES_A_LINE) < call_.count):
+            call("prefetch_l2", element(call_.table, T.cast(thread, "int64") * i64(ADDRESSES_A_LINE)))
+        wait_previous()
+        launch_next()
+        choice = _find_tokens(call_, thread, entry)
+        with when(choice.first):
+            _GateUp(body, call_, middle, tiling, tile, choice).emit(thread)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One expert and the tokens that chose it."""
+
+    first: Expr
+    """Whether this block's choice is the first one of its expert."""
+    expert: Expr
+    """int64."""
+    count: Expr
+    """Of tokens that chose it; int32."""
+    entries: Buffer
+    """int32 ``[8]``: their choices' numbers among the T * K, in shared memory."""
+
+
+def _find_tokens(call_: ExpertCall, thread: Expr, entry: Expr) -> _Choice:
+    """Every warp finds the tokens that chose the expert of ``entry``: lane t looks at token t."""
+    lane = T.bind(remainder(thread, LANES))
+    chosen = T.bind(T.cast(call_.chosen, "int32"))
+    expert = T.bind(load(call_.index, T.cast(entry, "int64")))
+    own = registers(1, "int32")
+    store(own, i32(0), i32(-1))
+    with when(lane < T.cast(call_.tokens, "int32")), T.serial(i32(0), chosen) as step:
+        place = T.bind(lane * chosen + (chosen - i32(1) - step))
+        with when(load(call_.index, T.cast(place, "int64")) == expert):
+            store(own, i32(0), place)
+    own_entry = T.bind(load(own, i32(0)))
+    mask = value("uint32", "ballot", own_entry >= i32(0))
+    below = T.bind(T.bitwise_and(mask, (T.uint32(1) << T.cast(lane, "uint32")) - T.uint32(1)))
+    entries = shared(FEW_TOKENS, "int32")
+    with when(tirx.all(thread < i32(LANES), own_entry >= i32(0))):
+        store(entries, value("int32", "count_bits", below), own_entry)
+    lowest = value("int32", "count_bits", T.bitwise_and(mask - T.uint32(1), T.bitwise_not(mask)))
+    first = value("int32", "shuffle_int", own_entry, lowest)
+    known = tirx.all(expert >= i64(0), expert < call_.count)
+    return _Choice(
+        T.bind(tirx.all(known, first == entry)), expert, value("int32", "count_bits", mask), entries
+    )
+
+
+@dataclass(frozen=True)
+class _GateUp:
+    """What a block of the first launch does for its expert."""
+
+    body: ExpertBody
+    call: ExpertCall
+    middle: Buffer
+    tiling: Tiling
+    tile: Expr
+    choice: _Choice
+
+    def emit(self, thread: Expr) -> None:
+        body, tiling = self.body, self.tiling
+        address = T.bind(load(self.call.table, self.choice.expert))
+        lane = Lane.of(thread, tiling)
+        shape = layout(body)
+        offsets = [shape.part(name).offset_bytes for name in names_of_first(body)]
+
+        def locate(_: Expr, stream: int, half: int) -> Expr:
+            local = lane.row_warp * i32(TILE_ROWS) + lane.group + i32(8 * half)
+            row = T.bind(T.min(self._row(local), i32(body.intermediate - 1)))
+            return address + i64(offsets[stream]) + T.cast(row, "int64") * i64(2 * body.hidden)
+
+        block = Block(thread, tiling.threads, self.choice.count, body.hidden, i32(0))
+        activations = SharedTokens(body.dtype, body.hidden, tiling, lane, block, self._reader)
+        stream = Stream(tiling, body.dtype, body.hidden, self.choice.count, 1, locate)
+
+        def finish(_: Expr, local: Expr, token: Expr, sums: list[Expr]) -> None:
+            row = T.bind(self._row(local))
+            with when(row < i32(body.intermediate)):
+                self._store(address, row, load(self.choice.entries, token), sums)
+
+        multiply(stream, lane, activations, finish)
+
+    def _row(self, local: Expr) -> Expr:
+        return self.tile * i32(TILE_ROWS * self.tiling.row_warps) + local
+
+    def _reader(self, _: Block) -> Reader:
+        sync()  # the entries are there
+
+        def read_at(token: Expr, column: Expr, count: int) -> list[Expr]:
+            entry = T.bind(T.cast(load(self.choice.entries, token), "int64"))
+            row = T.truncdiv(entry, self.call.chosen)
+            return read_floats(
+                self.call.x, T.bind(row * i64(self.body.hidden) + T.cast(column, "int64")), count
+            )
+
+        return read_at
+
+    def _store(self, address: Expr, row: Expr, entry: Expr, sums: list[Expr]) -> None:
+        body = self.body
+        values = {}
+        for name, total in zip(names_of_first(body), sums, strict=True):
+            values[name] = total
+            if body.up_bias:
+                bias = part_at(body, f"{name}_bias", address)
+                values[name] = T.bind(total + read(bias, body.dtype, T.cast(row, "int64")))
+        hi, lo = split_activation(body.dtype, T.bind(evaluate(body.activation, values)))
+        size = i64(body.intermediate)
+        place = T.bind(T.cast(entry, "int64") * (i64(2) * size) + T.cast(row, "int64"))
+        store(self.middle, place, hi)
+        store(self.middle, place + size, lo)
+
+
+__all__ = ["MIDDLE_BYTES", "ExpertCall", "emit_gate_up_few", "runs_few"]
