@@ -67,8 +67,8 @@ def gpus() -> list[dict[str, str]]:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Print rows as a table; the keys of the first are the columns, and a row may lack some."""
-    header = list(rows[0])
+    """Print rows as a table; a row may lack some of the columns."""
+    header = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_cell(row.get(key)) for key in header] for row in rows]
     widths = [max(len(key), *(len(row[i]) for row in cells)) for i, key in enumerate(header)]
     for row in [header, *cells]:
