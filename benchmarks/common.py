@@ -36,13 +36,18 @@ def write_result(name: str, rows: Any, **facts: Any) -> Path:
     record = {
         "benchmark": name,
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(Path(sys.argv[0])), *sys.argv[1:]]),
         "machine": machine(),
         **facts,
         "rows": rows,
     }
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def _module(program: Path) -> str:
+    name = program.parent.name if program.stem == "__main__" else program.stem
+    return f"benchmarks.{name}"
 
 
 def machine() -> dict[str, Any]:
