@@ -80,7 +80,7 @@ def rows_of(
         best = fastest(facts, work, "step_seconds")
         if best is not None:
             milliseconds = best["step_seconds"] * 1e3
-            system = f"{name} {best.get('experts', '')}".strip()
+            system = f"{name} {best.get('how', '')}".strip()
             rows.append(
                 {
                     "work": str(work),

@@ -15,7 +15,7 @@ import click
 from benchmarks.children import fastest, run_child
 from benchmarks.common import print_rows, write_result
 from benchmarks.preparing import bundle_of, product_rate, transformers_model
-from benchmarks.work import Work, prefill_flops
+from benchmarks.work import Work, attention_flops, prefill_flops
 from moec.artifacts.reader import open_bundle
 
 PROMPTS = (512, 2048, 4096)
@@ -58,7 +58,8 @@ def main(
     rows = []
     for work in works:
         rows += rows_of(work, prefill_flops(record, work.prompt_tokens), rate, ours, other)
-    facts = {"matrix_tflop_s": rate, "errors": other.get("errors", {})}
+    attention = {str(tokens): attention_flops(record, tokens) / 1e12 for tokens in prompts}
+    facts = {"matrix_tflop_s": rate, "attention_tflop": attention, "errors": other.get("errors", {})}
     path = write_result(
         f"prefill-{device.partition(':')[0]}-{model.stem}", rows, **facts, ours=ours, theirs=other
     )
@@ -77,7 +78,7 @@ def rows_of(
         best = fastest(facts, work, "prefill_seconds")
         if best is not None:
             seconds = best["prefill_seconds"]
-            system = f"{name} {best.get('experts', '')}".strip()
+            system = f"{name} {best.get('how', '')}".strip()
             row = {
                 "tokens": tokens,
                 "system": system,

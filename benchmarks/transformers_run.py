@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EXPERTS = {"cuda": ("grouped_mm", "batched_mm"), "cpu": ("eager",)}
+"""Implementations of experts to try; prompts go through the first, another would copy the weights of each token."""
+GRAPHS = {"cuda": (True, False), "cpu": (False,)}
 WARM_UPS = 3
 
 
@@ -41,12 +44,17 @@ def main(model: Path, works: tuple[Work, ...], device: str, repeats: int, thread
     errors: dict[str, str] = {}
     with torch.inference_mode():
         for work in works:
-            for experts in EXPERTS[place.type]:
+            ids = torch.randint(0, network.config.vocab_size, (work.batch, work.prompt_tokens), device=place)
+            prompt = prefill_seconds(network, ids, repeats)
+            for experts, graph in product(EXPERTS[place.type], GRAPHS[place.type]):
+                how = f"{experts}, {'graph' if graph else 'launches'}"
                 try:
-                    network.set_experts_implementation(experts)
-                    runs.append(measure(network, work, repeats, place) | {"experts": experts})
+                    steps = decode(network, ids, work, experts, graph=graph)
                 except (RuntimeError, ValueError, TypeError) as error:
-                    errors[f"{work} {experts}"] = str(error)[:300]
+                    errors[f"{work} {how}"] = str(error)[:300]
+                    continue
+                facts = {"work": str(work), "prefill_seconds": prompt, "step_seconds": median(steps)}
+                runs.append(facts | {"how": how})
     print(json.dumps({"runs": runs, "errors": errors, "versions": versions()}))
 
 
@@ -74,27 +82,28 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def measure(network: Any, work: Work, repeats: int, device: torch.device) -> dict[str, Any]:
-    """Seconds of the prompts, and the median of a step."""
-    ids = torch.randint(0, network.config.vocab_size, (work.batch, work.prompt_tokens), device=device)
-    prefills = []
+def prefill_seconds(network: Any, ids: torch.Tensor, repeats: int) -> float:
+    """Median seconds from a prompt to the logits of its last token."""
+    network.set_experts_implementation(EXPERTS[ids.device.type][0])
+    times = []
     for _ in range(repeats + 1):
-        before = _now(device)
+        before = _now(ids.device)
         network(ids, use_cache=True, logits_to_keep=1)
-        prefills.append(_now(device) - before)
-    steps = decode(network, ids, work, device)
-    return {"work": str(work), "prefill_seconds": median(prefills[1:]), "step_seconds": median(steps)}
+        times.append(_now(ids.device) - before)
+    return median(times[1:])
 
 
-def decode(network: Any, ids: torch.Tensor, work: Work, device: torch.device) -> list[float]:
+def decode(network: Any, ids: torch.Tensor, work: Work, experts: str, *, graph: bool) -> list[float]:
     """Seconds of each step, the token of one being the input of the next."""
-    cache: Any = None
+    device, cache = ids.device, None
     if device.type == "cuda":
         size = work.prompt_tokens + work.new_tokens + 2 * WARM_UPS
         cache = transformers.StaticCache(config=network.config, max_cache_len=size)
+    network.set_experts_implementation(EXPERTS[device.type][0])
     output = network(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    network.set_experts_implementation(experts)
     step = make_step(network, output.past_key_values, output.logits[:, -1:].argmax(-1), work.prompt_tokens)
-    run = _captured(step) if device.type == "cuda" else step
+    run = _captured(step) if graph else step
     seconds = []
     for _ in range(work.new_tokens):
         before = _now(device)
