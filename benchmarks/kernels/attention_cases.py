@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ DECODE = ((1, 512), (1, 4096), (1, 32768), (8, 4096))
 """(sequences, context of each)."""
 PREFILL_TOKENS = 4096
 PREFILL_AIM = 0.5
+DEEPSEEK_LATENT, DEEPSEEK_HEAD = (576, 512), (192, 128)
+"""Dimensions of keys and values: as the latent has them, and of the heads that it stands for."""
 ROTATED_BYTES = 200 << 20
 """Decode goes round among caches of so many bytes together, so that the second-level cache does not hold them."""
 MOST_CALLS = 400
@@ -81,6 +83,8 @@ def attention_cases(
         for sequences, context in decode:
             yield partial(_decode, module, spec, sequences, context, rotated_bytes)
         yield partial(_prefill, module, spec, prefill_tokens)
+        if spec.latent and (spec.key_dim, spec.value_dim) == DEEPSEEK_LATENT:
+            yield partial(_expanded, module, spec, prefill_tokens)
 
 
 def make_caches(spec: AttentionSpec, pages: int, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -160,6 +164,26 @@ def _prefill(module: Module, spec: AttentionSpec, tokens: int) -> Case:
     aim = None if rival is None else PREFILL_AIM
     return Case(
         describe(spec), f"prefill {tokens}", [call], check, ROUNDED, moved, flops, "torch", aim, rival
+    )
+
+
+def _expanded(module: Module, spec: AttentionSpec, tokens: int) -> Case:
+    """For comparison, torch's attention on expanded heads: less arithmetic than on the latent, if more to prepare."""
+    key_dim, value_dim = DEEPSEEK_HEAD
+    heads = replace(
+        spec,
+        latent=False,
+        kv_heads=spec.query_heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        scaling=key_dim**-0.5,
+    )
+    run = _torch_attention(heads, tokens, module.device)
+    flops = tokens * (tokens + 1) * spec.query_heads * (key_dim + value_dim)
+    moved = tokens * spec.query_heads * (2 * key_dim + 2 * value_dim) * 2
+    name = f"torch's attention, {spec.query_heads} heads {key_dim}/{value_dim}"
+    return Case(
+        name, f"prefill {tokens}", [run], lambda: Judgement(0.0, True), 0.0, moved, flops, "copy", None
     )
 
 

@@ -62,11 +62,18 @@ def measure(case: Case, copy_bandwidth: float, device: torch.device, repeats: in
         "TFLOP/s": case.flops / time / 1e12,
     }
     if case.rival is not None:
-        rival = seconds([case.rival], device, repeats=repeats)
-        row |= {"torch us": rival * 1e6, "of torch": rival / time}
+        row |= _rival(case.rival, time, device, repeats)
     reached = row["of copy"] if case.against == "copy" else row.get("of torch", 0.0)
     row |= {"aim": case.aim, "error": judgement.error, "same bits": judgement.same_bits}
     return row | {"verdict": verdict(case, judgement, float(reached))}
+
+
+def _rival(rival: Callable[[], Any], time: float, device: torch.device, repeats: int) -> dict[str, Any]:
+    try:
+        theirs = seconds([rival], device, repeats=repeats)
+    except RuntimeError:  # no kernel of torch's takes this shape
+        return {}
+    return {"torch us": theirs * 1e6, "of torch": theirs / time}
 
 
 def verdict(case: Case, judgement: Judgement, reached: float) -> str:
