@@ -1,0 +1,89 @@
+"""Run a bundle end to end in this process and print what it took as JSON; the benchmarks start it as a child."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from benchmarks.work import Work, WorkType
+from moec import runtime
+from moec.artifacts.cache import PAGE_TOKENS
+from moec.cli.bench import run_batch
+
+if TYPE_CHECKING:
+    from moec.runtime import Model
+
+WARM_UP_TOKENS = 4
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path, exists=True))
+@click.option("--work", "works", type=WorkType(), multiple=True, required=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--device-memory")
+@click.option("--step-tokens", type=click.IntRange(min=2), default=512, show_default=True)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--verify", type=click.Choice(["full", "sizes"]), default="sizes", show_default=True)
+def main(
+    bundle: Path,
+    works: tuple[Work, ...],
+    device: str,
+    device_memory: str | None,
+    step_tokens: int,
+    repeats: int,
+    verify: Any,
+) -> None:
+    """Load BUNDLE once, and do each work."""
+    start = time.perf_counter()
+    with runtime.load(
+        bundle,
+        device=device,
+        device_memory=device_memory,
+        max_batch=max(work.batch for work in works),
+        max_step_tokens=max(step_tokens, max(work.batch for work in works) + 1),
+        cache_tokens=max(_cache_tokens(work) for work in works),
+        verify=verify,
+    ) as model:
+        loaded = time.perf_counter() - start
+        first, _ = run_batch(model.engine, model.record.vocab_size, 8, 2, 1)
+        facts = {
+            "target": model.target,
+            "cpu_threads": model.cpu_threads,
+            "load_seconds": loaded,
+            "load_to_first_token_seconds": loaded + first,
+            "runs": [measure(model, work, repeats) for work in works],
+        }
+    print(json.dumps(facts))
+
+
+def measure(model: Model, work: Work, repeats: int) -> dict[str, Any]:
+    """Medians over the repeats, after a short run of the same shapes."""
+    vocab = model.record.vocab_size
+    run_batch(model.engine, vocab, work.prompt_tokens, min(WARM_UP_TOKENS, work.new_tokens), work.batch)
+    model.stats.reset()
+    prefills, steps = [], []
+    for _ in range(repeats):
+        prefill, own = run_batch(model.engine, vocab, work.prompt_tokens, work.new_tokens, work.batch)
+        prefills.append(prefill)
+        steps += own
+    return {
+        "work": str(work),
+        "prefill_seconds": median(prefills),
+        "step_seconds": median(steps),
+        "slowest_step_seconds": max(steps),
+        "stats": model.stats.to_dict(),
+    }
+
+
+def _cache_tokens(work: Work) -> int:
+    """Whole pages for each sequence."""
+    return work.batch * (work.prompt_tokens + work.new_tokens + PAGE_TOKENS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Attention over a paged cache: decode reads the context once, prefill against torch's own attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.kernels import reference
+from benchmarks.kernels.cases import EXACT, ROUNDED, Case, Judgement, judge
+from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.footprint import cache_token_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from benchmarks.kernels.module import Module
+    from moec.artifacts.model import AttentionSpec
+
+DECODE = ((1, 512), (1, 4096), (1, 32768), (8, 4096))
+"""(sequences, context of each)."""
+PREFILL_TOKENS = 4096
+PREFILL_AIM = 0.5
+DEEPSEEK_LATENT, DEEPSEEK_HEAD = (576, 512), (192, 128)
+"""Dimensions of keys and values: as the latent has them, and of the heads that it stands for."""
+ROTATED_BYTES = 200 << 20
+"""Decode goes round among caches of so many bytes together, so that the second-level cache does not hold them."""
+MOST_CALLS = 400
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Operands of one call: T tokens of B sequences at the ends of their contexts."""
+
+    spec: AttentionSpec
+    query: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    caches: tuple[torch.Tensor, ...]
+    table: torch.Tensor
+    sequence: torch.Tensor
+    position: torch.Tensor
+    sinks: torch.Tensor | None
+    out: torch.Tensor
+
+    def operands(self) -> list[torch.Tensor]:
+        """In the order of the kernel's arguments."""
+        own = [self.keys] if self.spec.latent else [self.keys, self.values]
+        sinks = [] if self.sinks is None else [self.sinks]
+        places = [self.table, self.sequence, self.position]
+        return [self.query, *own, *self.caches, *places, *sinks, self.out]
+
+    def expected(self) -> torch.Tensor:
+        """By the reference in float64, on what the cache holds once the step's own keys are in it."""
+        results = []
+        for number in range(self.table.shape[0]):
+            rows = self.sequence == number
+            position = self.position[rows]
+            key, *value = (self._context(cache, number, position) for cache in self.caches)
+            for cached, new in zip((key, *value), (self.keys, self.values), strict=False):
+                cached[position.long()] = new[0, rows].to(cached.dtype)
+            values = value[0] if value else key[..., : self.spec.value_dim]
+            query = self.query[0, rows]
+            results.append(reference.attention(self.spec, query, key, values, position, self.sinks))
+        return torch.cat(results)[None]
+
+    def _context(self, cache: torch.Tensor, number: int, position: torch.Tensor) -> torch.Tensor:
+        """A copy of a sequence's cached tensor, ``[C, Hkv, D]``."""
+        pages = cache[self.table[number].long()].transpose(1, 2)
+        return pages.reshape(-1, *pages.shape[2:])[: int(position.max()) + 1].clone()
+
+
+def attention_cases(
+    module: Module,
+    decode: tuple[tuple[int, int], ...] = DECODE,
+    prefill_tokens: int = PREFILL_TOKENS,
+    rotated_bytes: int = ROTATED_BYTES,
+) -> Iterator[Callable[[], Case]]:
+    """What makes each case; the memory is taken when one is made."""
+    for spec in module.model.attentions:
+        for sequences, context in decode:
+            yield partial(_decode, module, spec, sequences, context, rotated_bytes)
+        yield partial(_prefill, module, spec, prefill_tokens)
+        if spec.latent and (spec.key_dim, spec.value_dim) == DEEPSEEK_LATENT:
+            yield partial(_expanded, module, spec, prefill_tokens)
+
+
+def make_caches(spec: AttentionSpec, pages: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Random keys, and values where they are not part of the keys: ``[pages, Hkv, 32, D]``."""
+    dims = [spec.key_dim] if spec.latent else [spec.key_dim, spec.value_dim]
+    dtype = getattr(torch, spec.dtype)
+    return tuple(
+        torch.empty(pages, spec.kv_heads, PAGE_TOKENS, dim, dtype=dtype, device=device).normal_()
+        for dim in dims
+    )
+
+
+def make_step(
+    spec: AttentionSpec,
+    caches: tuple[torch.Tensor, ...],
+    pages: torch.Tensor,
+    new: int,
+    context: int,
+) -> Step:
+    """The last ``new`` tokens of each sequence; ``pages`` ``[B, M]`` says which pages are whose."""
+    device, sequences = pages.device, pages.shape[0]
+    tokens = sequences * new
+    number = torch.arange(sequences, device=device).repeat_interleave(new).int()
+    position = torch.arange(context - new, context, device=device).repeat(sequences).int()
+    return Step(
+        spec,
+        torch.randn(1, tokens, spec.query_heads, spec.key_dim, device=device),
+        torch.randn(1, tokens, spec.kv_heads, spec.key_dim, device=device),
+        torch.randn(1, tokens, spec.kv_heads, spec.value_dim, device=device),
+        caches,
+        pages.int().contiguous(),
+        number,
+        position,
+        torch.randn(spec.query_heads, device=device) if spec.sinks else None,
+        torch.empty(1, tokens, spec.query_heads, spec.value_dim, device=device),
+    )
+
+
+def _decode(module: Module, spec: AttentionSpec, sequences: int, context: int, rotated_bytes: int) -> Case:
+    device, width = module.device, -(-context // PAGE_TOKENS)
+    seen = min(context, spec.window or context, spec.chunk or context)
+    moved = sequences * seen * cache_token_bytes(spec)
+    count = max(1, min(MOST_CALLS, rotated_bytes // moved))
+    caches = make_caches(spec, count * sequences * width, device)
+    pages = torch.randperm(count * sequences * width, device=device).reshape(count, sequences, width)
+    steps = [make_step(spec, caches, own, 1, context) for own in pages]
+    calls = [module.bind(f"attention_{spec.name}", *step.operands(), tokens=sequences) for step in steps]
+    flops = 2 * sequences * seen * spec.query_heads * (spec.key_dim + spec.value_dim)
+    return Case(
+        describe(spec),
+        f"decode {sequences} x {context}",
+        calls,
+        lambda: judge(calls[0], steps[0].out, steps[0].expected()),
+        EXACT,
+        moved,
+        flops,
+        "copy",
+        None,
+    )
+
+
+def _prefill(module: Module, spec: AttentionSpec, tokens: int) -> Case:
+    device, width = module.device, -(-tokens // PAGE_TOKENS)
+    caches = make_caches(spec, width, device)
+    step = make_step(spec, caches, torch.randperm(width, device=device)[None], tokens, tokens)
+    call = module.bind(f"attention_{spec.name}", *step.operands(), tokens=tokens)
+
+    def check() -> Judgement:
+        return judge(call, step.out, step.expected())
+
+    pairs = sum(min(p + 1, spec.window or p + 1) for p in range(tokens))
+    flops = 2 * pairs * spec.query_heads * (spec.key_dim + spec.value_dim)
+    moved = sum(tensor.nbytes for tensor in (step.query, step.keys, step.values, step.out))
+    rival = None
+    if not (spec.window or spec.chunk or spec.softcap or spec.sinks):
+        rival = _torch_attention(spec, tokens, device)
+    aim = None if rival is None else PREFILL_AIM
+    return Case(
+        describe(spec), f"prefill {tokens}", [call], check, ROUNDED, moved, flops, "torch", aim, rival
+    )
+
+
+def _expanded(module: Module, spec: AttentionSpec, tokens: int) -> Case:
+    """For comparison, torch's attention on expanded heads: less arithmetic than on the latent, if more to prepare."""
+    key_dim, value_dim = DEEPSEEK_HEAD
+    heads = replace(
+        spec,
+        latent=False,
+        kv_heads=spec.query_heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        scaling=key_dim**-0.5,
+    )
+    run = _torch_attention(heads, tokens, module.device)
+    flops = tokens * (tokens + 1) * spec.query_heads * (key_dim + value_dim)
+    moved = tokens * spec.query_heads * (2 * key_dim + 2 * value_dim) * 2
+    name = f"torch's attention, {spec.query_heads} heads {key_dim}/{value_dim}"
+    return Case(
+        name, f"prefill {tokens}", [run], lambda: Judgement(0.0, True), 0.0, moved, flops, "copy", None
+    )
+
+
+def _torch_attention(spec: AttentionSpec, tokens: int, device: torch.device) -> Callable[[], Any]:
+    """Torch's causal attention on tensors of the same shape in 16 bits: whichever of its kernels torch picks."""
+    dtype = torch.bfloat16 if device.type == "cpu" else getattr(torch, spec.dtype)
+
+    def make(heads: int, dim: int) -> torch.Tensor:
+        return torch.randn(1, heads, tokens, dim, device=device, dtype=dtype)
+
+    query, key = make(spec.query_heads, spec.key_dim), make(spec.kv_heads, spec.key_dim)
+    value = key[..., : spec.value_dim] if spec.latent else make(spec.kv_heads, spec.value_dim)
+    grouped = spec.kv_heads != spec.query_heads
+    if grouped and spec.key_dim != spec.value_dim:
+        # Kernels for unequal dimensions want as many heads of keys as of queries.
+        group = spec.query_heads // spec.kv_heads
+        key, value, grouped = key.expand(-1, group, -1, -1), value.expand(-1, group, -1, -1), False
+
+    def run() -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=spec.scaling, enable_gqa=grouped
+        )
+
+    return run
+
+
+def describe(spec: AttentionSpec) -> str:
+    """Heads and dimensions, and what else is special."""
+    extras = [name for name in ("window", "chunk", "softcap", "sinks", "latent") if getattr(spec, name)]
+    heads = f"attention {spec.query_heads}/{spec.kv_heads} {spec.key_dim}/{spec.value_dim}"
+    return " ".join([heads, *extras])

@@ -1,0 +1,111 @@
+"""What kernels compute, in torch and float64, at sizes where numpy would take minutes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moec.artifacts.experts import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from moec.artifacts.activation import Expression
+    from moec.artifacts.model import AttentionSpec, ExpertBody
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "neg": torch.neg,
+    "exp": torch.exp,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "silu": torch.nn.functional.silu,
+    "relu": torch.relu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "erf": torch.erf,
+    "sqrt": torch.sqrt,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "min": torch.minimum,
+    "max": torch.maximum,
+    "pow": torch.pow,
+}
+"""As in ``compiler/kernels/reference.py``."""
+
+
+def activate(expression: Expression, variables: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Evaluate an activation expression."""
+    if isinstance(expression, str):
+        return variables[expression]
+    if isinstance(expression, (int, float)):
+        return torch.as_tensor(float(expression), dtype=torch.float64, device=variables["up"].device)
+    operator, *operands = expression
+    result: torch.Tensor = OPERATORS[str(operator)](*(activate(operand, variables) for operand in operands))
+    return result
+
+
+def expert_parts(body: ExpertBody, data: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The parts of one expert, in float64; ``data`` is its ``[stride]`` bytes."""
+    parts = {}
+    for part in layout(body).parts:
+        raw = data[part.offset_bytes : part.offset_bytes + part.size_bytes]
+        parts[part.name] = raw.view(getattr(torch, body.dtype)).reshape(part.shape).double()
+    return parts
+
+
+def experts(
+    body: ExpertBody, memory: torch.Tensor, x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """``out [T, H]``; ``memory`` is ``[E, stride]`` bytes, ``x [T, H]``, ``index [T, K]``, ``weight [T, K]``."""
+    out = torch.zeros_like(x, dtype=torch.float64)
+    for expert in sorted(set(index.flatten().tolist())):
+        token, place = (index == expert).nonzero(as_tuple=True)
+        parts = expert_parts(body, memory[expert])
+        rows = x[token].double()
+        names = ("gate", "up") if body.gated else ("up",)
+        variables = {name: rows @ parts[name].T + parts.get(f"{name}_bias", 0.0) for name in names}
+        product = activate(body.activation, variables) @ parts["down"].T + parts.get("down_bias", 0.0)
+        out.index_add_(0, token, weight[token, place].double()[:, None] * product)
+    return out
+
+
+def attention(
+    spec: AttentionSpec,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    position: torch.Tensor,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """``out [T, Hq, Dv]`` of one sequence.
+
+    Args:
+        spec: which positions a token sees, and how scores are made.
+        query: ``[T, Hq, Dk]``.
+        keys: ``[C, Hkv, Dk]``, as cached, from position 0.
+        values: ``[C, Hkv, Dv]``.
+        position: ``[T]``.
+        sinks: ``[Hq]`` or ``None``.
+    """
+    group = spec.query_heads // spec.kv_heads
+    place, seen_from = torch.arange(keys.shape[0], device=keys.device), position[:, None]
+    hidden = place > seen_from
+    if spec.window:
+        hidden |= place <= seen_from - spec.window
+    if spec.chunk:
+        hidden |= place < seen_from // spec.chunk * spec.chunk
+    heads = []
+    for head in range(spec.query_heads):
+        scores = spec.scaling * (query[:, head].double() @ keys[:, head // group].double().T)
+        if spec.softcap:
+            scores = spec.softcap * torch.tanh(scores / spec.softcap)
+        scores.masked_fill_(hidden, -math.inf)
+        if sinks is not None:
+            scores = torch.cat([scores, sinks[head].double().expand(scores.shape[0], 1)], 1)
+        weights = torch.softmax(scores, -1)[:, : keys.shape[0]]
+        heads.append(weights @ values[:, head // group].double())
+    return torch.stack(heads, 1)

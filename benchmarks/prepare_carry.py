@@ -1,0 +1,125 @@
+"""Everything a machine with a GPU needs and cannot make: bundles compiled here, and what transformers computes.
+
+    python -m benchmarks.prepare_carry                    # tiny bundles and references, and real models' modules
+    python -m benchmarks.prepare_carry --no-real mixtral  # one tiny model only
+
+Fills ``.carry/``: ``tiny/<name>.moec`` with ``tiny/<name>.npz``, and ``modules/<config>`` (no weights). What is
+there already is kept, unless --force is given.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import torch
+
+from benchmarks.common import print_rows
+from benchmarks.make_checkpoint import CONFIGS
+from benchmarks.references import make_reference
+from moec.__main__ import run
+from tests.support.tiny_models import TINY, save
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+ROOT = Path(__file__).parents[1]
+CARRY = ROOT / ".carry"
+EXAMPLE = ROOT / "examples" / "tiny-deepseek-v2"
+EXAMPLE_NAME = "example"
+REAL = ("deepseek-v2-lite", "qwen3-30b-a3b", "mixtral-8x7b", "gpt-oss-20b")
+SEQUENCES, TOKENS = 4, 128
+LIMIT_BYTES = 50 << 20
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice([*TINY, EXAMPLE_NAME]))
+@click.option("--target", "targets", multiple=True, default=("cuda-sm_90",), show_default=True)
+@click.option("--real/--no-real", default=True, help="Real configs' modules, for the same targets and cpu.")
+@click.option("--force", is_flag=True, help="Make again what is there.")
+def main(names: tuple[str, ...], targets: tuple[str, ...], real: bool, force: bool) -> None:
+    """Prepare the tiny models NAMES (all of them by default)."""
+    jobs = [(name, prepare_tiny) for name in names or (*TINY, EXAMPLE_NAME)]
+    jobs += [(name, prepare_modules) for name in REAL] if real else []
+    print_rows([_timed(name, partial(prepare, name, targets, force=force)) for name, prepare in jobs])
+    size = folder_bytes(CARRY)
+    print(f"{CARRY}: {size / 2**20:.1f} MiB")
+    if size > LIMIT_BYTES:
+        raise click.ClickException(f"More than {LIMIT_BYTES >> 20} MiB: leave some out.")
+
+
+def prepare_tiny(name: str, targets: tuple[str, ...], *, force: bool = False) -> Path:
+    """``.carry/tiny/<name>.moec`` and the reference beside it."""
+    bundle, reference = CARRY / "tiny" / f"{name}.moec", CARRY / "tiny" / f"{name}.npz"
+    if bundle.is_dir() and reference.is_file() and not force:
+        return bundle
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = EXAMPLE
+        if name != EXAMPLE_NAME:
+            checkpoint = save(name, Path(folder, name), dtype=torch.bfloat16)
+        compile_for(checkpoint, bundle, targets, ["--calibration", "none", "--dtype", "bf16"])
+        sequences = example_sequences() if name == EXAMPLE_NAME else random_sequences(name)
+        make_reference(checkpoint, sequences, "bfloat16").save(reference)
+    return bundle
+
+
+def prepare_modules(name: str, targets: tuple[str, ...], *, force: bool = False) -> Path:
+    """``.carry/modules/<name>``: compiled from the config alone; the CPU's are the judges of segments."""
+    output = CARRY / "modules" / name
+    if output.is_dir() and not force:
+        return output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder, name)
+        checkpoint.mkdir()
+        shutil.copyfile(CONFIGS[name], checkpoint / "config.json")
+        compile_for(checkpoint, output, (*targets, "cpu-x86-64-v3"), ["--modules-only", "--dtype", "bf16"])
+    return output
+
+
+def compile_for(checkpoint: Path, output: Path, targets: tuple[str, ...], options: list[str]) -> None:
+    """``moec compile`` in this process."""
+    named = [option for target in targets for option in ("--target", target)]
+    code = run(["compile", str(checkpoint), "-o", str(output), "--force", *named, *options])
+    if code:
+        raise click.ClickException(f"moec compile {checkpoint} failed with exit code {code}.")
+
+
+def random_sequences(name: str) -> NDArray[np.int64]:
+    """``[S, L]`` of a tiny model."""
+    return np.random.default_rng(1).integers(2, TINY[name]().vocab_size, (SEQUENCES, TOKENS))
+
+
+def example_sequences() -> NDArray[np.int64]:
+    """``[S, L]`` of the language that the trained example knows: the texts in its README."""
+    from tokenizers import Tokenizer
+
+    lines = (EXAMPLE / "README.md").read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line.removeprefix("> ") for line in lines if line.startswith("> "))
+    ids = Tokenizer.from_file(str(EXAMPLE / "tokenizer.json")).encode(text).ids
+    count = len(ids) // TOKENS
+    return np.array(ids[: count * TOKENS], np.int64).reshape(count, TOKENS)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Of all files below ``folder``."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _timed(name: str, make: Callable[[], Path]) -> dict[str, Any]:
+    start = time.perf_counter()
+    made = make()
+    return {"made": name, "seconds": time.perf_counter() - start, "MiB": folder_bytes(made) / 2**20}
+
+
+if __name__ == "__main__":
+    main()

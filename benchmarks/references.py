@@ -1,0 +1,103 @@
+"""What transformers computes for a checkpoint, kept in a file to hold a bundle against on another machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+PROMPT_TOKENS = 40
+NEW_TOKENS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """S sequences of L tokens, vocabulary V."""
+
+    sequences: NDArray[np.int64]
+    """``[S, L]``: teacher-forced."""
+    logits: NDArray[np.float32]
+    """``[S, L, V]``: transformers eager in float32 on the weights as they are stored."""
+    prompt: NDArray[np.int64]
+    """``[P]``."""
+    greedy: NDArray[np.int64]
+    """``[N]``: what transformers in float32 continues ``prompt`` with."""
+    perplexity: float
+    """Of transformers in the dtype of the stored weights, on ``sequences``."""
+
+    def save(self, path: Path) -> None:
+        """Write ``path``."""
+        np.savez_compressed(
+            path,
+            sequences=self.sequences,
+            logits=self.logits,
+            prompt=self.prompt,
+            greedy=self.greedy,
+            perplexity=np.float64(self.perplexity),
+        )
+
+
+def load_reference(path: Path) -> Reference:
+    """Read what `Reference.save` wrote."""
+    with np.load(path) as found:
+        return Reference(
+            found["sequences"], found["logits"], found["prompt"], found["greedy"], float(found["perplexity"])
+        )
+
+
+def make_reference(checkpoint: Path, sequences: NDArray[np.int64], dtype: str) -> Reference:
+    """Run transformers on ``checkpoint``: in float32, and once more in ``dtype`` for the perplexity."""
+    import torch
+
+    ids = torch.from_numpy(sequences)
+    with torch.inference_mode():
+        judge = _network(checkpoint, "float32")
+        logits = judge(ids).logits.float().numpy()
+        prompt = ids[:1, :PROMPT_TOKENS]
+        continued = judge.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW_TOKENS, do_sample=False
+        )
+        stored = _network(checkpoint, dtype)(ids).logits.float().numpy()
+    return Reference(
+        sequences,
+        logits,
+        prompt[0].numpy(),
+        continued[0, PROMPT_TOKENS:].numpy(),
+        perplexity(sequences, stored),
+    )
+
+
+def _network(checkpoint: Path, dtype: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        checkpoint,
+        dtype=getattr(torch, dtype),
+        attn_implementation="eager",
+        experts_implementation="eager",
+    )
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model.eval()
+
+
+def perplexity(sequences: NDArray[np.int64], logits: NDArray[np.float32]) -> float:
+    """Of each token given those before it, over all ``[S, L]``."""
+    values = logits[:, :-1].astype(np.float64)
+    values -= values.max(-1, keepdims=True)
+    chosen = np.take_along_axis(values, sequences[:, 1:, None], -1)[..., 0]
+    return float(np.exp((np.log(np.exp(values).sum(-1)) - chosen).mean()))
+
+
+def position_errors(found: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float64]:
+    """``|found - expected| / |expected|`` of each row of logits; infinite where one is not a number."""
+    difference = np.linalg.norm(found.astype(np.float64) - expected, axis=-1)
+    errors: NDArray[np.float64] = difference / np.linalg.norm(expected.astype(np.float64), axis=-1)
+    return np.where(np.isfinite(errors), errors, np.inf)

@@ -1,0 +1,113 @@
+"""Random checkpoints load, random bundles verify and generate, and their values are what they should be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from benchmarks.make_checkpoint import CONFIGS
+from benchmarks.random_bundle import write_bundle
+from benchmarks.random_checkpoint import published_tensors, write_checkpoint
+from benchmarks.random_values import SMALL_POOL_VALUES, RandomPool
+from moec import runtime
+from moec.artifacts.reader import open_bundle
+from tests.support.compiling import compile_checkpoint
+from tests.support.tiny_models import TINY, save
+
+ROOT = Path(__file__).parents[2]
+MODELS = ["deepseek_v2_lite", "deepseek_v3", "gpt_oss", "qwen3_moe", "mixtral"]
+
+
+def tiny_config(name: str, folder: Path) -> Path:
+    config = TINY[name]()
+    config.architectures = [transformers.AutoModelForCausalLM._model_mapping[type(config)].__name__]
+    config.save_pretrained(folder)
+    return folder / "config.json"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_checkpoint_is_whole_and_loads(name: str, tmp_path: Path) -> None:
+    config = tiny_config(name, tmp_path / "config")
+    folder = tmp_path / "checkpoint"
+    size = write_checkpoint(config, folder, shard_bytes=100_000, pool_values=SMALL_POOL_VALUES, workers=2)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    assert json.loads((folder / "model.safetensors.index.json").read_text())["metadata"]["total_size"] == size
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert (model.model.norm.weight == 1).all()
+    assert model.model.embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bundle_verifies_and_generates(name: str, tmp_path: Path) -> None:
+    save(name, tmp_path / "checkpoint", dtype=torch.bfloat16)
+    modules, output = tmp_path / "m", tmp_path / "model.moec"
+    compile_checkpoint(tmp_path / "checkpoint", modules, dtype="bf16", modules_only=True)
+    write_bundle(modules, output, deviation=0.1, pool_values=SMALL_POOL_VALUES, workers=2)
+    bundle = open_bundle(output, verify="full")
+    norm = next(place for name, place in bundle.dense.items() if name.endswith("input_layernorm.weight"))
+    assert norm.dtype == "float32"
+    raw = (output / "weights" / "dense.safetensors").read_bytes()
+    first = np.frombuffer(raw[norm.offset_bytes :], np.float32, norm.size_bytes // 4)
+    assert (first == 1).all()
+    with runtime.load(output, device="cpu") as loaded:
+        tokens = loaded.generate([3, 4, 5], max_new_tokens=6, do_sample=False, eos_token_id=[])
+        logits = loaded.forward([3, 4, 5])
+    assert tokens.shape == (1, 9)
+    assert np.isfinite(logits).all()
+    assert logits.std() > 0
+
+
+def test_bundle_needs_no_torch(tmp_path: Path) -> None:
+    code = "import sys, benchmarks.make_checkpoint, benchmarks.random_bundle; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=environment()
+    )
+    assert done.stdout.strip() == "False"
+
+
+def environment() -> dict[str, str]:
+    return {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "PATH": ""}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_pool_is_normal_and_does_not_depend_on_threads(dtype: str) -> None:
+    pool = RandomPool(dtype, 1 << 16, 0.5, workers=1)
+    raw = b"".join(bytes(piece) for piece in pool.pieces(1 << 16, 1 << 16))
+    values = torch.frombuffer(bytearray(raw), dtype=getattr(torch, dtype)).float()
+    assert values.std().item() == pytest.approx(0.5, rel=0.02)
+    assert abs(values.mean().item()) < 0.01
+    assert raw == bytes(RandomPool(dtype, 1 << 16, 0.5, workers=3).values.tobytes())
+
+
+def test_pool_goes_round() -> None:
+    pool = RandomPool("bfloat16", 1009)
+    raw = b"".join(bytes(piece) for piece in pool.pieces(1000, 2000))
+    assert np.array_equal(np.frombuffer(raw, np.uint16), np.resize(np.roll(pool.values, -1000), 2000))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "gigabytes"),
+    [
+        ("deepseek-v2-lite", 5291, 31.4),
+        ("qwen3-30b-a3b", 18867, 61.1),
+        ("mixtral-8x7b", 995, 93.4),
+        ("gpt-oss-20b", 459, 13.8),
+    ],
+)
+def test_real_configs_have_the_published_tensors(
+    name: str, tensors: int, gigabytes: float, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes(CONFIGS[name].read_bytes())
+    found = published_tensors(tmp_path, "bfloat16")
+    assert len(found) == tensors
+    assert sum(tensor.size_bytes for tensor in found) / 1e9 == pytest.approx(gigabytes, abs=0.05)
