@@ -37,7 +37,7 @@ BODIES = {
 
 @cache
 def _kernel(name: str) -> Emulated:
-    return Emulated(experts(BODIES[name]))
+    return Emulated(experts(BODIES[name], MOST))
 
 
 class Pool:
