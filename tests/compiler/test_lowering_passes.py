@@ -14,7 +14,8 @@ from moec.compiler.lowering.kernel_library import CpuKernels
 from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear, LinearShape
 from moec.compiler.lowering.passes.dispatch_topk import DispatchTopk
 from moec.compiler.lowering.passes.schedule_cpu import ScheduleCpu
-from moec.compiler.lowering.pipeline import fuse_passes
+from moec.compiler.lowering.pipeline import cpu_passes
+from moec.compiler.lowering.targets import parse_target
 
 HEADER = """@I.ir_module
 class Module:
@@ -131,7 +132,7 @@ def test_dispatch_linear_leaves_products_of_activations() -> None:
 
 def test_legalized_take_fuses_with_the_cast_after_it() -> None:
     module = parse(TAKE_BEFORE)
-    for step in fuse_passes():
+    for step in cpu_passes(parse_target("cpu-x86-64-v3")):
         module = apply(step, module)
     assert bindings(module) == [
         'R.call_tir(fused_take_cast, (w, x), out_ty=R.Tensor((1, 6, 8), dtype="float32"))',
@@ -141,7 +142,7 @@ def test_legalized_take_fuses_with_the_cast_after_it() -> None:
 
 def test_numbers_and_ranges_are_in_the_loops_not_in_constant_tensors() -> None:
     module = parse(SCATTER_BEFORE)
-    for step in fuse_passes():
+    for step in cpu_passes(parse_target("cpu-x86-64-v3")):
         module = apply(step, module)
     call, _ = bindings(module)
     assert call == 'R.call_tir(fused_arange_equal_where, (x,), out_ty=R.Tensor((3, 4), dtype="float32"))'

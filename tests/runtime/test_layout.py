@@ -68,12 +68,13 @@ def test_crossing_values() -> None:
     assert crossing_values(fake_chain.record()) == ["e", "h"]
 
 
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("tokens", [8, 128, 512])
-def test_the_arena_is_within_the_planners_upper_bound(name: str, tokens: int) -> None:
+def test_the_arena_is_within_the_planners_upper_bound(name: str, tokens: int, target: str) -> None:
     model = parts(name, "bfloat16").model
     rows = min(tokens, LOGIT_ROWS)
-    lives = chain_layout(model, program(name, "cpu"), tokens, rows).lifetimes
+    lives = chain_layout(model, program(name, target), tokens, rows).lifetimes
     plan = plan_arena(lives)
     assert lower_bound(lives) <= plan.size_bytes <= footprint(model).activation_bytes(tokens)
     assert plan.size_bytes <= 1.5 * lower_bound(lives)
