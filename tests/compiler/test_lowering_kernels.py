@@ -29,6 +29,8 @@ def test_named_kernels_take_the_same_tensors_on_every_target(name: str) -> None:
     model = parts(name, "bfloat16").model
     cpu = {kernel: tensors(function) for kernel, function in CpuKernels(LANES).model(model)}
     cuda = {kernel: tensors(function) for kernel, function in CudaKernels().model(model)}
+    sample = cuda.pop("sample")
+    assert [dtype for dtype, _ in sample] == ["float32", "int32", "int32", "uint8", "int64"]
     assert cpu == cuda
     _check_types(model, cpu)
 

@@ -24,6 +24,7 @@
 #define uchar unsigned char
 #define ushort unsigned short
 #define CUDART_INF_F INFINITY
+#define CUDART_NAN_F NAN
 
 struct Dim3 { int x, y, z; };
 static Dim3 blockIdx, threadIdx, blockDim, gridDim;

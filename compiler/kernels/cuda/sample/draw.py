@@ -9,10 +9,10 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.sampling import BINS
 from moec.compiler.kernels.cpu.emit import load, loop, store, when
+from moec.compiler.kernels.cuda.block import warp_scan
 from moec.compiler.kernels.cuda.primitives import LANES, registers, shared, sync, value
-from moec.compiler.kernels.cuda.sample.block import warp_scan
 from moec.compiler.kernels.cuda.sample.operands import LOWEST, bin_of, key_of, mass_of, score_of
-from moec.compiler.kernels.cuda.sample.settle import settle
+from moec.compiler.kernels.cuda.settle import settle
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr

@@ -8,6 +8,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.sampling import BINS, CHUNK
 from moec.compiler.kernels.cpu.emit import load, loop, store, when
+from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import (
     call,
     element,
@@ -17,7 +18,6 @@ from moec.compiler.kernels.cuda.primitives import (
     sync,
     wait_previous,
 )
-from moec.compiler.kernels.cuda.sample.block import Block
 from moec.compiler.kernels.cuda.sample.operands import LOWEST, Operands, bin_of, mass_of
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from moec.compiler.kernels.cuda.sample.score import score
 if TYPE_CHECKING:
     from tvm import tirx
 
-MAX_VOCAB = 1 << 18
-"""So that sums of masses fit in 64 bits, and a block has a thread for every chunk."""
+MAX_VOCAB = 1 << 19
+"""A block of the second launch has a thread for each chunk, and sums of masses stay far below 2**64."""
 
 
 def sample(vocab: int) -> tirx.PrimFunc:
@@ -34,7 +34,7 @@ def sample(vocab: int) -> tirx.PrimFunc:
         tokens: int64 ``[R]``, written.
 
     Args:
-        vocab: V, to 2**18.
+        vocab: V, to 2**19.
     """
     assert 0 < vocab <= MAX_VOCAB, vocab
 

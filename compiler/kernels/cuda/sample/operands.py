@@ -11,7 +11,7 @@ from moec.artifacts import sampling as words
 from moec.artifacts.sampling import BINS, CHUNK, OPTION_WORDS, padded, row_bytes, seen_words
 from moec.compiler.kernels.cpu.emit import ALIGNMENT_BYTES, Argument, arguments, i64, load, symbol
 from moec.compiler.kernels.cuda.primitives import value
-from moec.compiler.kernels.cuda.sample.settle import settle
+from moec.compiler.kernels.cuda.settle import settle
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
@@ -119,7 +119,7 @@ def bin_of(largest: Expr, score: Expr) -> Expr:
 
 
 def mass_of(largest: Expr, score: Expr) -> Expr:
-    """A token's mass, uint64: what is proportional to its probability, as an integer, so that no order of sums matters."""
+    """A token's mass, uint64, proportional to its probability: of integers, all orders of a sum are the same."""
     return settle(T.cast(value("float32", "exp", score - largest) * T.float32(_ONE), "uint64"))
 
 

@@ -8,7 +8,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import load, loop, store
 from moec.compiler.kernels.cuda.primitives import registers
-from moec.compiler.kernels.cuda.sample.settle import settle
+from moec.compiler.kernels.cuda.settle import settle
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Expr

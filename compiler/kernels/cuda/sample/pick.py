@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moec.compiler.kernels.cuda.sample.settle import settle
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import sampling as words
 from moec.artifacts.sampling import BINS, seen_words
 from moec.compiler.kernels.cpu.emit import i64, load, store, when
+from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import launch, launch_next, registers, shared, sync, wait_previous
-from moec.compiler.kernels.cuda.sample.block import Block
 from moec.compiler.kernels.cuda.sample.draw import Cut, draw
 from moec.compiler.kernels.cuda.sample.histogram import best_of_row
 from moec.compiler.kernels.cuda.sample.operands import Operands, mass_of, score_of
 from moec.compiler.kernels.cuda.sample.philox import uniform
-from moec.compiler.kernels.cuda.sample.settle import settle
 from moec.compiler.kernels.cuda.sample.threshold import (
     ABOVE,
     HERE,
@@ -30,6 +30,7 @@ from moec.compiler.kernels.cuda.sample.threshold import (
     select,
     sum_bins,
 )
+from moec.compiler.kernels.cuda.settle import settle
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr

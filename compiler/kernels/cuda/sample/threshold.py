@@ -19,13 +19,13 @@ from moec.compiler.kernels.cuda.sample.operands import (
     mass_of,
     score_of,
 )
-from moec.compiler.kernels.cuda.sample.settle import settle
+from moec.compiler.kernels.cuda.settle import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
-    from moec.compiler.kernels.cuda.sample.block import Block
+    from moec.compiler.kernels.cuda.block import Block
 
 DIGIT_BITS = 8
 DIGITS = 1 << DIGIT_BITS

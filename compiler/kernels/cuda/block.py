@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import load, store, when
 from moec.compiler.kernels.cuda.primitives import LANES, shared, sync, value
-from moec.compiler.kernels.cuda.sample.settle import settle
+from moec.compiler.kernels.cuda.settle import settle
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
