@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.compiler.kernels.cuda.sample.settle import settle
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import sampling as words
