@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
-from moec.compiler.kernels.cuda.rows import rows
 from moec.compiler.kernels.cuda.product import declare, product
+from moec.compiler.kernels.cuda.rows import rows
 from moec.compiler.lowering.kernel_library import CpuKernels
 from moec.compiler.lowering.legalize import LEGALIZATIONS
 from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear

@@ -122,9 +122,13 @@ class _Product:
             [weight.out for weight in self.weights],
             [weight.bias for weight in self.weights],
             rows,
-            lambda number, batch, token, row: self._line(token, batch) * i64(rows[number]) + T.cast(row, "int64"),
+            lambda number, batch, token, row: (
+                self._line(token, batch) * i64(rows[number]) + T.cast(row, "int64")
+            ),
         )
-        emit_linear_few(group, [weight.matrix for weight in self.weights], self.tokens, self._prologue(), epilogue)
+        emit_linear_few(
+            group, [weight.matrix for weight in self.weights], self.tokens, self._prologue(), epilogue
+        )
 
     def _prologue(self) -> Prologue:
         if self.item.region is None:

@@ -297,10 +297,15 @@ class _Rewriter:
         """Whether nobody else wants the group's input, and each of its elements stands for itself."""
         shape, root = group.barriers[0].shape, self._root(group.source)
         assert shape is not None
-        others = [key for barrier in self.read.barriers if barrier not in group.barriers for key in barrier.operands]
+        others = [
+            key for barrier in self.read.barriers if barrier not in group.barriers for key in barrier.operands
+        ]
         if shape.dtype == "float32" or shape.columns % VECTOR or root not in self.read.definitions:
             return False
-        if any(self._root(key) == root for key in (*others, *results)) or group.source not in self.read.tensors:
+        if (
+            any(self._root(key) == root for key in (*others, *results))
+            or group.source not in self.read.tensors
+        ):
             return False
         return self._stands_alone(root, group.barriers[0].level)
 

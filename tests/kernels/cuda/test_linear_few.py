@@ -12,11 +12,11 @@ from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, store, symbol
 from moec.compiler.kernels.cuda.few_tiling import STEP_COLUMNS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import Block
-from tests.support.linear_few import linear
 from moec.compiler.kernels.cuda.linear_few import FewGroup, emit_linear_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.primitives import i32, shared, sync
 from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated
+from tests.support.linear_few import linear
 
 TOLERANCE = {"bfloat16": 8e-6, "float16": 2e-6, "float32": 2e-6}
 """Of a result, relative to the largest: activations have 16 bits of mantissa beside bfloat16, 22 beside float16."""
