@@ -1,4 +1,4 @@
-"""``y[.., t, n] = sum_k x[.., t, k] * w[.., n, k] (+ b[.., n])`` with one thread a result: what float32 weights take."""
+"""``y[.., t, n] = sum_k x[.., t, k] * w[.., n, k] (+ b[.., n])`` one thread a result: for float32 weights."""
 
 from __future__ import annotations
 

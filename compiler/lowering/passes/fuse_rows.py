@@ -290,10 +290,10 @@ class _Rewriter:
             found.setdefault(key, _Group([])).barriers.append(barrier)
         groups = list(found.values())
         for group in groups:
-            group.fused = self._can_fuse(group, groups, results)
+            group.fused = self._can_fuse(group, results)
         return groups
 
-    def _can_fuse(self, group: _Group, groups: list[_Group], results: list[Key]) -> bool:
+    def _can_fuse(self, group: _Group, results: list[Key]) -> bool:
         """Whether nobody else wants the group's input, and each of its elements stands for itself."""
         shape, root = group.barriers[0].shape, self._root(group.source)
         assert shape is not None

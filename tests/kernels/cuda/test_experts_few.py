@@ -37,7 +37,7 @@ BODIES = {
 
 @cache
 def _kernel(name: str) -> Emulated:
-    return Emulated(experts(BODIES[name], MOST))
+    return Emulated(experts(BODIES[name], 8))
 
 
 class Pool:
@@ -61,7 +61,7 @@ class Pool:
         self.table[...] = self.memory.ctypes.data + np.arange(count) * shape.stride_bytes
 
     def run(self, x: NDArray[Any], index: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.float32]:
-        fixed, each = workspace_bytes(self.body, index.shape[1])
+        fixed, each = workspace_bytes(self.body, 8, len(self.parts))
         space = aligned_empty((fixed + each * len(x),), np.uint8)
         space[...] = 0xFF  # not a number, in every type
         out = aligned_empty(x.shape, np.float32)
