@@ -8,6 +8,7 @@ import pytest
 from tvm import tirx
 
 from moec.artifacts.model import ModelRecord
+from moec.compiler.kernels.cuda.product import declare
 from moec.compiler.lowering.kernel_library import CpuKernels, CudaKernels
 from moec.compiler.lowering.passes.dispatch_linear import LinearShape
 from tests.support.graphs import parts
@@ -54,6 +55,6 @@ def _check_types(model: ModelRecord, kernels: dict[str, list[tuple[str, list[str
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_products_take_the_same_tensors_on_every_target(dtype: str, bias: bool) -> None:
     shape = LinearShape(12, 16, dtype, None if bias else 3, bias)
-    cpu, cuda = (tensors(kernels.linear(shape)) for kernels in (CpuKernels(LANES), CudaKernels()))
+    cpu, cuda = (tensors(kernel) for kernel in (CpuKernels(LANES).linear(shape), declare(shape)))
     assert cpu == cuda
     assert [kind for kind, _ in cpu] == ["float32", dtype, *["float32"] * (1 + bias)]
