@@ -61,7 +61,7 @@ def _decode(module: Module, body: ExpertBody, tokens: int, chosen: int, pool_byt
     for start in range(0, count - used + 1, used):
         index = order[start : start + used].reshape(tokens, chosen).clone()
         out = torch.empty(tokens, body.hidden, device=device)
-        calls.append(module.bind(f"experts_{body.name}", x, index, weight, pool.table, out, tokens=tokens))
+        calls.append(_bind(module, body, pool, (x, index, weight), out))
         first = first or (calls[0], index, out)
     assert first is not None
 
@@ -78,6 +78,16 @@ def _decode(module: Module, body: ExpertBody, tokens: int, chosen: int, pool_byt
     return Case(name, f"{used} experts, T={tokens}", calls, check, bound, moved, flops, "copy", aim)
 
 
+def _bind(
+    module: Module, body: ExpertBody, pool: _Pool, operands: tuple[torch.Tensor, ...], out: torch.Tensor
+) -> Callable[[], None]:
+    """A call with a workspace for as many experts as it has: the program's is for the model's own top-k."""
+    tokens, chosen = operands[1].shape
+    own = max((layer.top_k for layer in module.model.experts if layer.body == body.name), default=1)
+    room = max(tokens, -(-tokens * chosen // own))
+    return module.bind(f"experts_{body.name}", *operands, pool.table, out, tokens=room)
+
+
 def _prefill(module: Module, body: ExpertBody, experts: int, tokens: int, chosen: int) -> Case:
     device = module.device
     pool = _Pool(body, experts, device)
@@ -87,7 +97,7 @@ def _prefill(module: Module, body: ExpertBody, experts: int, tokens: int, chosen
     begin = torch.arange(tokens, device=device)[:, None] * chosen
     index = ((begin + torch.arange(chosen, device=device)) % experts).contiguous()
     out = torch.empty_like(x)
-    call = module.bind(f"experts_{body.name}", x, index, weight, pool.table, out, tokens=tokens)
+    call = _bind(module, body, pool, (x, index, weight), out)
     rows = tokens * chosen // experts
     shape = layout(body)
     flops = 2 * tokens * chosen * shape.expert_bytes // DTYPE_BYTES[body.dtype]
