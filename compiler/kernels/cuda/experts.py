@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, either, i64, symbol
 from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN, emit_down_few
 from moec.compiler.kernels.cuda.experts_few import MIDDLE_BYTES, ExpertCall, emit_gate_up_few, runs_few
 from moec.compiler.kernels.cuda.experts_layout import workspace_bytes as many_bytes
-from moec.compiler.kernels.cuda.experts_many import ManyCall, emit_experts_many
+from moec.compiler.kernels.cuda.experts_many import emit_experts_many
 from moec.compiler.kernels.cuda.experts_plain import emit_experts_plain, plain_bytes
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 
 if TYPE_CHECKING:
+    from tvm import tirx
+
     from moec.artifacts.model import ExpertBody
 
 
@@ -27,10 +28,11 @@ def workspace_bytes(body: ExpertBody, top_k: int, experts: int) -> tuple[int, in
         top_k: the most experts that a token chooses.
         experts: the most that a layer has.
     """
+    always, exact = plain_bytes(body, top_k)
     if body.dtype == "float32":
-        return plain_bytes(body, top_k)
+        return always, exact
     fixed, each = many_bytes(body, top_k, experts)
-    return fixed, max(each, top_k * body.intermediate * MIDDLE_BYTES)
+    return max(always, fixed), max(each, exact, top_k * body.intermediate * MIDDLE_BYTES)
 
 
 def experts(body: ExpertBody, top_k: int) -> tirx.PrimFunc:
@@ -53,21 +55,23 @@ def experts(body: ExpertBody, top_k: int) -> tirx.PrimFunc:
         call = ExpertCall(x, index, weight, table, workspace, out, tokens, chosen, count)
         if body.dtype == "float32":
             emit_experts_plain(body, call)
-        elif runs_few(body):
-            few = tirx.all(tokens <= i64(FEW_TOKENS), chosen <= i64(MOST_CHOSEN))
-            either(few, lambda: _few(body, call), lambda: _many(body, call, top_k))
         else:
-            _many(body, call, top_k)
+            few = tokens <= i64(FEW_TOKENS)
+            either(few, lambda: _exact(body, call), lambda: emit_experts_many(body, call, top_k))
 
     return build(f"experts_{body.name}", emit)
+
+
+def _exact(body: ExpertBody, call: ExpertCall) -> None:
+    """Few tokens, in float32: streamed, or where the shape forbids that one thread a result."""
+    if not runs_few(body):
+        emit_experts_plain(body, call)
+        return
+    streams = call.chosen <= i64(MOST_CHOSEN)
+    either(streams, lambda: _few(body, call), lambda: emit_experts_plain(body, call))
 
 
 def _few(body: ExpertBody, call: ExpertCall) -> None:
     middle = T.decl_buffer(call.workspace.shape, "uint16", data=call.workspace.data, align=64)
     emit_gate_up_few(body, call, middle)
     emit_down_few(body, call, middle)
-
-
-def _many(body: ExpertBody, call: ExpertCall, top_k: int) -> None:
-    tensors = call.x, call.index, call.weight, call.table, call.workspace, call.out
-    emit_experts_many(body, ManyCall(*tensors, call.tokens, call.chosen, call.count, top_k))

@@ -7,7 +7,6 @@ the result slice by slice, since a float32 row for every pair would be most of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.cpu.emit import Expr
+    from moec.compiler.kernels.cuda.experts_few import ExpertCall
 
 TILES: tuple[tuple[int, Tile], ...] = (
     (24, Tile(rows=32, columns=64, depth=64, warps_down=1, warps_across=4, stages=4)),
@@ -36,34 +36,10 @@ TILES: tuple[tuple[int, Tile], ...] = (
 """Tiles, each up to so many pairs an expert on average: few rows stream the weights, many use them again."""
 
 
-@dataclass(frozen=True)
-class ManyCall:
-    """The tensors of a call: flat buffers, and their symbolic extents (int64)."""
-
-    x: Buffer
-    """float32 ``[T, H]``."""
-    index: Buffer
-    """int64 ``[T, K]``; what is not in 0 .. E-1 contributes nothing."""
-    weight: Buffer
-    """float32 ``[T, K]``."""
-    table: Buffer
-    """int64 ``[E]``: where each expert's bytes are."""
-    workspace: Buffer
-    """uint8, as ``experts_layout.workspace_bytes`` says."""
-    out: Buffer
-    """float32 ``[T, H]``."""
-    tokens: Expr
-    chosen: Expr
-    count: Expr
-    """T, K and E."""
-    top_k: int
-    """The largest K, for which the workspace was made."""
-
-
-def emit_experts_many(body: ExpertBody, call: ManyCall) -> None:
-    """Emit all launches; the body's weights are 16-bit."""
+def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int) -> None:
+    """Emit all launches; the body's weights are 16-bit, and ``top_k`` is the K that the workspace was made for."""
     assert body.dtype in ("bfloat16", "float16"), "tensor cores take 16-bit weights"
-    width = slice_columns(body.hidden, call.top_k)
+    width = slice_columns(body.hidden, top_k)
     pairs = T.bind(call.tokens * call.chosen)
     parts = carve(body, call.workspace, call.tokens, pairs, call.count, width)
     experts = Experts(body, layout(body), call.table, call.chosen, pairs, call.count, call.weight, parts)

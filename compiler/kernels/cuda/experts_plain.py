@@ -1,4 +1,4 @@
-"""The chosen experts of each token, one thread a result: what float32 weights take."""
+"""The chosen experts of each token, one thread a result: float32 weights, and shapes unfit for tensor cores."""
 
 from __future__ import annotations
 

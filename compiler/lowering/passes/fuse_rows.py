@@ -230,7 +230,7 @@ class _Rewriter:
             raise CompileError(f"{_name(value) or type(value).__name__} is not lowered to loops")
         function = self.module[value.args[0]]
         operands = self._keys(value.args[1])
-        level = max((self._settled(key) for key in operands), default=0)
+        level = max((self.read.levels[key] for key in operands), default=0)
         fields = list(variable.ty.fields) if isinstance(variable.ty, relax.TupleType) else [variable.ty]
         keys = [Item(variable, number) for number in range(len(fields))]
         self.read.names[variable] = tuple(keys) if isinstance(variable.ty, relax.TupleType) else keys[0]
@@ -243,9 +243,6 @@ class _Rewriter:
         for key, kind in zip(keys, fields, strict=True):
             self._declare(key, kind, level + 1)
         self.read.barriers.append(_Barrier(variable, value, operands, keys, level, LinearShape.of(function)))
-
-    def _settled(self, key: Key) -> int:
-        return self.read.levels[key]
 
     def _stages(self, function: Any, operands: list[Key], keys: list[Item], fields: Any, level: int) -> bool:
         try:

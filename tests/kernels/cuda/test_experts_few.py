@@ -35,9 +35,13 @@ BODIES = {
 }
 
 
+MOST = 17
+"""Experts that a token chooses, at most."""
+
+
 @cache
 def _kernel(name: str) -> Emulated:
-    return Emulated(experts(BODIES[name], 8))
+    return Emulated(experts(BODIES[name], MOST))
 
 
 class Pool:
@@ -61,7 +65,7 @@ class Pool:
         self.table[...] = self.memory.ctypes.data + np.arange(count) * shape.stride_bytes
 
     def run(self, x: NDArray[Any], index: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.float32]:
-        fixed, each = workspace_bytes(self.body, 8, len(self.parts))
+        fixed, each = workspace_bytes(self.body, MOST, len(self.parts))
         space = aligned_empty((fixed + each * len(x),), np.uint8)
         space[...] = 0xFF  # not a number, in every type
         out = aligned_empty(x.shape, np.float32)
@@ -92,7 +96,9 @@ def test_experts_match_the_reference(name: str) -> None:
     """With experts that several tokens chose, that a token chose twice, and that there are none of."""
     generator = torch.Generator().manual_seed(1)
     pool = Pool(BODIES[name], 5, generator)
-    sizes = [(1, 3), (8, 1)] if name == "long" else [(1, 1), (1, 6), (3, 4), (8, 7), (8, 17), (11, 3)]
+    sizes = [(1, 3), (8, 1)] if name == "long" else [(1, 1), (1, 6), (3, 4), (8, 7), (8, 17)]
+    if BODIES[name].dtype == "float32":  # of 16-bit experts test_experts_many.py has more tokens
+        sizes.append((11, 3))
     for tokens, chosen in sizes:
         x, index, weight = _step(generator, pool.body, tokens, chosen, 7)
         index[0, 0] = 3

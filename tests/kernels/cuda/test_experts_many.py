@@ -21,8 +21,9 @@ from moec.artifacts.experts import layout
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, symbol
+from moec.compiler.kernels.cuda.experts_few import ExpertCall
 from moec.compiler.kernels.cuda.experts_layout import slice_columns, workspace_bytes
-from moec.compiler.kernels.cuda.experts_many import TILES, ManyCall, emit_experts_many
+from moec.compiler.kernels.cuda.experts_many import TILES, emit_experts_many
 from moec.runtime.tensors import aligned_empty
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
 from tests.support.cuda_emulator import Emulated
@@ -60,7 +61,7 @@ def kernel_of(body: ExpertBody, top_k: int) -> Emulated:
             Argument("workspace", (size,), "uint8"),
             Argument("out", (t, body.hidden), "float32"),
         )
-        emit_experts_many(body, ManyCall(x, index, weight, table, workspace, out, t, k, e, top_k))
+        emit_experts_many(body, ExpertCall(x, index, weight, table, workspace, out, t, k, e), top_k)
 
     return Emulated(build("experts_b", emit))
 

@@ -25,13 +25,15 @@ from moec.compiler.kernels.cuda.gemm import (
     store_float32,
     store_pair,
 )
-from moec.compiler.kernels.cuda.linear_many import linear_many
 from moec.compiler.kernels.cuda.tiles import Tile
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
 from tests.support.cuda_emulator import Emulated
+from tests.support.products import Linear
 
 TOLERANCE = 2e-6
 TOKENS = (1, 9, 17, 130)
+MANY = TOKENS[1:]
+"""Too many for the kernels of few tokens."""
 TILES = {
     "small": SMALL,
     "large": LARGE,
@@ -91,17 +93,15 @@ def test_a_product_is_that_of_its_operands(tile: str, dtype: str, rows: int, dep
 def test_linear_rounds_its_input_and_adds_the_bias(
     dtype: str, rows: int, columns: int, batch: int | None, bias: bool
 ) -> None:
-    kernel = Emulated(linear_many(rows=rows, columns=columns, dtype=dtype, batch=batch, bias=bias))
+    kernel = Linear(rows, columns, dtype, batch, bias)
     lead = () if batch is None else (batch,)
     generator = torch.Generator().manual_seed(columns)
-    for tokens in TOKENS:
+    for tokens in MANY:
         x = torch.randn(*lead, tokens, columns, generator=generator)
         w = torch.randn(*lead, rows, columns, generator=generator).to(DTYPES[dtype])
         offset = torch.randn(*lead, rows, generator=generator)
-        rounded = torch.full((*lead, tokens, padded(columns)), float("nan")).to(DTYPES[dtype])
         out = aligned(torch.full((*lead, tokens, rows), float("nan")))
-        operands = (aligned(x), aligned(w), aligned(offset) if bias else None, aligned(rounded), out)
-        kernel("linear_many", *operands)
+        kernel(aligned(x), aligned(w), aligned(offset) if bias else None, out)
         seen = x.to(DTYPES[dtype]).double().numpy()
         expected = reference.linear(seen, w.double().numpy(), offset.double().numpy() if bias else None)
         assert relative_error(plain(out), expected) < TOLERANCE, tokens
@@ -140,7 +140,7 @@ def test_an_epilogue_may_add_a_residual_and_lay_out_its_results_otherwise() -> N
 
 
 def test_large_products_take_the_large_tile_and_small_ones_the_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = Emulated(linear_many(rows=72, columns=96, dtype="bfloat16", batch=None, bias=True))
+    kernel = Linear(72, 96, "bfloat16", bias=True)
     grids: list[int] = []
 
     def launcher(_name: str, facts: dict[str, Any]) -> Any:
@@ -148,9 +148,8 @@ def test_large_products_take_the_large_tile_and_small_ones_the_small(monkeypatch
         place = tags.index("blockIdx.x") - len(tags)
         return lambda *values: grids.append(int(values[place]))
 
-    monkeypatch.setattr(kernel, "_launcher", launcher)
+    monkeypatch.setattr(kernel.kernel, "_launcher", launcher)
     w, offset = torch.zeros(72, 96).bfloat16(), torch.zeros(72)
     for tokens, tile in ((64, SMALL), (20_000, LARGE)):
-        x, rounded = torch.zeros(tokens, 96), torch.zeros(tokens, 96).bfloat16()
-        kernel("linear_many", *map(aligned, (x, w, offset, rounded, torch.zeros(tokens, 72))))
+        kernel(*map(aligned, (torch.zeros(tokens, 96), w, offset, torch.zeros(tokens, 72))))
         assert grids[-1] == -(-tokens // tile.rows) * -(-72 // tile.columns)

@@ -13,9 +13,10 @@ from moec.compiler.kernels.cuda.attention.latent import WIDEST_KEY, WIDEST_VALUE
 from moec.compiler.kernels.cuda.attention.latent_combine import latent_combine
 from moec.compiler.kernels.cuda.attention.latent_decode import LatentPlan, latent_decode
 from moec.compiler.kernels.cuda.attention.latent_prefill import latent_prefill
-from moec.compiler.kernels.cuda.attention.operands import FEW_TOKENS, Operands, declare
+from moec.compiler.kernels.cuda.attention.operands import Operands, declare
 from moec.compiler.kernels.cuda.attention.plain import plain
 from moec.compiler.kernels.cuda.attention.prefill import prefill
+from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

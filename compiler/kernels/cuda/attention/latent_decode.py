@@ -15,11 +15,12 @@ from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, stor
 from moec.compiler.kernels.cuda.attention.append import append_token
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats, floats_2, split, stored
 from moec.compiler.kernels.cuda.attention.latent import WIDTH, Block, Shape, attend, begin, row_number
-from moec.compiler.kernels.cuda.attention.operands import FEW_TOKENS, Operands, query_scale, settled
+from moec.compiler.kernels.cuda.attention.operands import Operands, query_scale, settled
 from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total
 from moec.compiler.kernels.cuda.attention.rows import Segment
 from moec.compiler.kernels.cuda.attention.tiles import PIECE, Source, Tile
 from moec.compiler.kernels.cuda.attention.where import Where, locate
+from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import (
     call,
     element,

@@ -27,9 +27,6 @@ from moec.compiler.kernels.cuda.primitives import i32, registers
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
 
-FEW_TOKENS = 8
-"""Steps of at most so many tokens are decoded: each token by itself."""
-
 LOWEST = -1.0e30
 """The running maximum before the first score."""
 
