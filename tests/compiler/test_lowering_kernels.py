@@ -32,6 +32,8 @@ def test_named_kernels_take_the_same_tensors_on_every_target(name: str) -> None:
     cuda = {kernel: tensors(function) for kernel, function in CudaKernels().model(model)}
     sample = cuda.pop("sample")
     assert [dtype for dtype, _ in sample] == ["float32", "int32", "int32", "uint8", "int64"]
+    for workspace in CudaKernels().workspaces(model):
+        assert cuda[workspace.function].pop(-2) == ("uint8", ["?"])
     assert cpu == cuda
     _check_types(model, cpu)
 

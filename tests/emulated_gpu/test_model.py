@@ -27,14 +27,18 @@ Load = Callable[..., runtime.Model]
 
 @pytest.fixture(scope="module")
 def bundle(stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a tiny model, with code for the CPU, and for the emulator where a GPU's would be."""
-    folder = tmp_path_factory.mktemp("model")
-    save("deepseek_v2_lite", folder / "checkpoint", dtype=torch.bfloat16)
+    """Of float32 weights, so that the emulated GPU computes what the CPU computes."""
+    return compiled(tmp_path_factory.mktemp("model"), "f32", torch.float32)
+
+
+def compiled(folder: Path, dtype: str, stored: torch.dtype) -> Path:
+    """A tiny model with code for the CPU, and for the emulator where a GPU's would be."""
+    save("deepseek_v2_lite", folder / "checkpoint", dtype=stored)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_module, "_machine_code", lambda source, target: source)
         patch.setattr(cuda_module, "write_fatbin", write_image)
         compile_checkpoint(
-            folder / "checkpoint", folder / "model.moec", dtype="bf16", targets=("cpu", "cuda-sm_90")
+            folder / "checkpoint", folder / "model.moec", dtype=dtype, targets=("cpu", "cuda-sm_90")
         )
     return folder / "model.moec"
 
@@ -100,6 +104,18 @@ def test_logits_are_those_of_the_cpu(load: Load, on_cpu: runtime.Model) -> None:
         found = model.forward([PROMPTS[2]])
         assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
         assert found.tobytes() == model.forward([PROMPTS[2]]).tobytes()
+
+
+def test_16_bit_weights_round_the_input_of_large_steps_alone(stub: Stub, tmp_path: Path) -> None:
+    """In steps of at most eight tokens only cached keys differ, by where they round to 16 bits."""
+    path = compiled(tmp_path, "bf16", torch.bfloat16)
+    with runtime.load(path, verify="sizes") as model:
+        expected = model.forward([PROMPTS[2]])
+    for limits, tolerance in (({"max_batch": 3, "max_step_tokens": 8}, 1e-3), ({}, 2e-2)):
+        with runtime.load(path, device="cuda:0", verify="sizes", cache_tokens=CACHE, **limits) as model:
+            found = model.forward([PROMPTS[2]])
+            assert np.abs(found - expected).max() < tolerance * np.abs(expected).max()
+            assert found.tobytes() == model.forward([PROMPTS[2]]).tobytes()
 
 
 def test_routing_is_traced_on_a_gpu_too(load: Load, on_cpu: runtime.Model) -> None:
