@@ -111,7 +111,9 @@ def test_16_bit_weights_round_the_input_of_large_steps_alone(stub: Stub, tmp_pat
     path = compiled(tmp_path, "bf16", torch.bfloat16)
     with runtime.load(path, verify="sizes") as model:
         expected = model.forward([PROMPTS[2]])
-    for limits, tolerance in (({"max_batch": 3, "max_step_tokens": 8}, 1e-3), ({}, 2e-2)):
+    few: dict[str, Any] = {"max_batch": 3, "max_step_tokens": 8}
+    more: dict[str, Any] = {}
+    for limits, tolerance in ((few, 1e-3), (more, 2e-2)):
         with runtime.load(path, device="cuda:0", verify="sizes", cache_tokens=CACHE, **limits) as model:
             found = model.forward([PROMPTS[2]])
             assert np.abs(found - expected).max() < tolerance * np.abs(expected).max()
