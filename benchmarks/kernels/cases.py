@@ -88,9 +88,12 @@ def verdict(case: Case, judgement: Judgement, reached: float) -> str:
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """``|found - expected| / |expected|``, in float64; infinite where one is not a number."""
-    difference = (found.double() - expected.double()).norm() / expected.double().norm()
-    return float(difference) if torch.isfinite(difference) else float("inf")
+    """``|found - expected| / |expected|``, in float64; 0 where they are equal, infinite where one is not a number."""
+    difference = (found.double() - expected.double()).norm()
+    if difference == 0:  # both may be zero, as the sines of position 0 are
+        return 0.0
+    error = difference / expected.double().norm()
+    return float(error) if torch.isfinite(error) else float("inf")
 
 
 def judge(call: Callable[[], None], out: torch.Tensor, expected: torch.Tensor) -> Judgement:

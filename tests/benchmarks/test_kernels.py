@@ -84,6 +84,11 @@ def test_verdict(judgement: Judgement, reached: float, expected: str) -> None:
     assert verdict(case, judgement, reached) == expected
 
 
+def test_zeros_are_right_where_zeros_are_expected() -> None:
+    assert relative_error(torch.zeros(3), torch.zeros(3)) == 0
+    assert relative_error(torch.ones(3), torch.zeros(3)) == float("inf")
+
+
 def test_what_is_not_a_number_is_infinitely_wrong() -> None:
     expected = torch.ones(3)
     assert relative_error(torch.tensor([1.0, float("nan"), 1.0]), expected) == float("inf")
