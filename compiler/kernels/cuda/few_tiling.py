@@ -58,20 +58,20 @@ class Tiling:
 def choose_tiling(rows: int, columns: int, *, batch: int = 1, streams: int = 1) -> Tiling:
     """The tiling for weights ``[batch, rows, columns]``, where ``rows`` are those of all weights of a launch.
 
-    Eight warps or so with 4 steps in flight each, so that one to three blocks fill a multiprocessor; as little waste
+    Eight warps or so with 4 or 8 steps in flight each, so that one to three blocks fill a multiprocessor; as little waste
     in the last round as can be.
     """
     steps = -(-columns // STEP_COLUMNS)
-    column_warps, unroll = min(_splits(steps, streams), key=lambda split: _cost(steps, *split))
+    column_warps, unroll = min(_splits(steps, streams), key=lambda split: _cost(steps, streams, *split))
     row_warps = max(1, min(4, 4 // column_warps))
     tiles = -(-rows // (TILE_ROWS * row_warps * streams)) * batch
-    several = max(1, min(8, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
+    several = max(1, min(4, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
     blocks = 2 if row_warps * column_warps <= 8 else 1
     return Tiling(row_warps, column_warps, unroll, several, streams, blocks)
 
 
 def _splits(steps: int, streams: int) -> list[tuple[int, int]]:
-    unrolls = (2, 3, 4) if streams > 1 else (2, 3, 4, 5, 6)
+    unrolls = (2, 3, 4) if streams > 1 else (2, 3, 4, 5, 6, 8)
     return [
         (warps, unroll)
         for warps in (1, 2, 4, 6, 7, 8, 9, 10, 11, 12)
@@ -80,9 +80,14 @@ def _splits(steps: int, streams: int) -> list[tuple[int, int]]:
     ]
 
 
-def _cost(steps: int, warps: int, unroll: int) -> tuple[float, int, int]:
-    """Time in load rounds of the slowest warp, then distance from what suits a multiprocessor."""
+def _cost(steps: int, streams: int, warps: int, unroll: int) -> tuple[float, int, int]:
+    """Time in load rounds of the slowest warp, then distance from what suits a multiprocessor.
+
+    On an H100 eight warps that have all of 2,048 columns in flight at once, 8 steps each, were 3 to 9 % faster than
+    with 4 steps each.
+    """
+    in_flight = 4 if streams > 1 or steps < 32 else 8
     rounds = -(-steps // (warps * unroll))
     waste = rounds * warps * unroll / steps
     small = max(0.0, (min(32, steps) - warps * unroll) / 32)
-    return (round(waste + small, 2), abs(warps - 8) + 2 * abs(unroll - 4), rounds)
+    return (round(waste + small, 2), abs(warps - 8) + 2 * abs(unroll - in_flight), rounds)
