@@ -100,20 +100,27 @@ def split_kernels(module: tvm.IRModule, target: Target) -> tuple[tvm.runtime.Mod
     with _source_instead_of_code():
         built = tvm.get_global_func("target.build.cuda")(device, where)
     # Without the promise that nothing else writes to a tensor: a load could else move above `wait_previous`.
-    source = _bound_registers(built.inspect_source()).replace(" __restrict__", "")
+    source = _each_kernel(built.inspect_source()).replace(" __restrict__", "")
     code = DeviceCode(source, _function_table(device, source))
     return tvm.get_global_func("target.build.llvm")(finish_host()(host), host_target(target)), code
 
 
-def _bound_registers(source: str) -> str:
-    """Tell the CUDA compiler what kernels say with ``blocks_at_once``."""
+def _each_kernel(source: str) -> str:
+    """What TVM's code generator cannot say, kernel by kernel: bounds on registers, and names of their own.
+
+    Dynamic shared memory is declared ``extern`` under the name of a variable: two kernels may not give one name to
+    memory of two types.
+    """
     head, *kernels = source.split(KERNEL)
     for number, kernel in enumerate(kernels):
         blocks = re.search(r"moec_blocks_at_once\((\d+)\);", kernel)
         if blocks is not None:
-            kernels[number] = re.sub(
-                r"__launch_bounds__\((\d+)\)", rf"__launch_bounds__(\1, {blocks[1]})", kernel, count=1
-            )
+            bounds = rf"__launch_bounds__(\1, {blocks[1]})"
+            kernel = re.sub(r"__launch_bounds__\((\d+)\)", bounds, kernel, count=1)  # noqa: PLW2901
+        memory = re.search(r"extern __shared__ __align__\(\d+\) \w+ (\w+)\[\];", kernel)
+        if memory is not None:
+            kernel = re.sub(rf"\b{memory[1]}\b", f"{memory[1]}_of_{number}", kernel)  # noqa: PLW2901
+        kernels[number] = kernel
     return KERNEL.join((head, *kernels))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from moec.errors import CompileError, MissingDependencyError
 
-OPTIONS = ("--std=c++17", "-default-device")
+OPTIONS = ("--std=c++17", "-default-device", "--disable-warnings")
 
 
 def compile_cubin(source: str, architecture: str) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from moec.compiler.lowering.cuda_module import KERNEL, _each_kernel
 from moec.compiler.lowering.fatbin import FatbinEntry, architectures, read_fatbin, write_fatbin
 from moec.compiler.lowering.lower import LoweredModule, lower
 from moec.compiler.lowering.nvrtc import compile_cubin, cuda_root
@@ -118,3 +119,14 @@ def _machine_of_cubin(code: bytes) -> int:
     flags: int
     (flags,) = struct.unpack_from("<I", code, 48)
     return flags >> 8 & 0xFF if code[8] >= 8 else flags & 0xFF
+
+
+def test_dynamic_memory_has_a_name_of_its_own_in_every_kernel() -> None:
+    def kernel(kind: str) -> str:
+        return (
+            f"{KERNEL} k() {{\n  extern __shared__ __align__(128) {kind} _ptr[];\n  _ptr[0] = _ptr_1;\n}}\n"
+        )
+
+    first, second = _each_kernel(kernel("uchar") + kernel("ushort")).split(KERNEL)[1:]
+    assert "uchar _ptr_of_0[];\n  _ptr_of_0[0] = _ptr_1;" in first
+    assert "ushort _ptr_of_1[];\n  _ptr_of_1[0] = _ptr_1;" in second

@@ -58,8 +58,8 @@ class Tiling:
 def choose_tiling(rows: int, columns: int, *, batch: int = 1, streams: int = 1) -> Tiling:
     """The tiling for weights ``[batch, rows, columns]``, where ``rows`` are those of all weights of a launch.
 
-    Eight warps or so with 4 or 8 steps in flight each, so that one to three blocks fill a multiprocessor; as little waste
-    in the last round as can be.
+    Eight warps or so with 4 or 8 steps in flight each, so that one to three blocks fill a multiprocessor; as little
+    waste in the last round as can be.
     """
     steps = -(-columns // STEP_COLUMNS)
     column_warps, unroll = min(_splits(steps, streams), key=lambda split: _cost(steps, streams, *split))
