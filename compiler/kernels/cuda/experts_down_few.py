@@ -59,8 +59,8 @@ def emit_down_few(body: ExpertBody, call_: ExpertCall, middle: Buffer, tiling: T
         with when(step.experts > i32(0)):
             down.emit(thread)
         with when(step.experts == i32(0)):
-            wait_previous()
             launch_next()
+            wait_previous()
         sync()
         down.store(thread)
 
@@ -224,8 +224,8 @@ class _MiddleTokens:
 
     def ready(self) -> None:
         """Wait for the first launch."""
-        wait_previous()
         launch_next()
+        wait_previous()
 
     def prefetch(self, slot: int, tile: Expr, column: Expr, valid: Expr | None) -> None:
         """Load a step of this lane's token, where it chose the expert."""

@@ -157,8 +157,8 @@ def _waiting(prologue: Prologue) -> Prologue:
     """``prologue`` after the kernels before this one are done: weights are on their way by then."""
 
     def waited(block: Block) -> Reader:
-        wait_previous()
         launch_next()
+        wait_previous()
         return prologue(block)
 
     return waited
@@ -227,8 +227,8 @@ def _emit_slow(
     (rows,), columns = group.rows, group.columns
     threads = SLOW_WARPS * LANES
     with launch((-(-rows // SLOW_WARPS), group.batch), threads) as ((block, batch), thread):
-        wait_previous()
         launch_next()
+        wait_previous()
         count = T.bind(T.cast(tokens, "int32"))
         reader = prologue(Block(thread, threads, count, columns, batch))
         row = T.bind(block * i32(SLOW_WARPS) + quotient(thread, LANES))

@@ -179,8 +179,8 @@ class _Product:
         assert region is not None
         count = math.prod(region.tensors[self.item.source].row)
         with gpu.launch((self.tokens,), ROUND_THREADS) as ((token,), thread):
-            gpu.wait_previous()
             gpu.launch_next()
+            gpu.wait_previous()
             row = RowBlock(region, self.inputs, self.tokens, token, thread, ROUND_THREADS)
 
             def one(place: Expr) -> None:

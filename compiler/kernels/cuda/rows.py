@@ -60,8 +60,8 @@ def rows(region: Region, name: str) -> tirx.PrimFunc:
         buffers = dict(zip(keys, arguments(*declared), strict=True))
         threads = _threads(region)
         with gpu.launch((tokens,), threads) as ((token,), thread):
-            gpu.wait_previous()
             gpu.launch_next()
+            gpu.wait_previous()
             RowBlock(region, buffers, tokens, token, thread, threads).emit()
 
     return build(name, body)

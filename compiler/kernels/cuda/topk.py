@@ -127,8 +127,8 @@ def _by_warps(kernel: Selection, rows: Expr) -> None:
         row = T.bind(
             T.cast(number, "int64") * i64(WARPS) + T.cast(T.truncdiv(thread, T.int32(LANES)), "int64")
         )
-        wait_previous()
         launch_next()
+        wait_previous()
         with when(row < rows):
             own, search = registers(each), Search.start()
             with unroll(each) as step:
@@ -149,8 +149,8 @@ def _by_warps(kernel: Selection, rows: Expr) -> None:
 def _by_blocks(kernel: Selection, rows: Expr) -> None:
     with launch((rows,), BLOCK_THREADS) as ((number,), thread):
         block, row = Block(thread, BLOCK_THREADS), T.bind(T.cast(number, "int64"))
-        wait_previous()
         launch_next()
+        wait_previous()
         search = Search.start()
         with loop(kernel.count) as place:
             search.clear()

@@ -38,8 +38,8 @@ def append(spec: AttentionSpec, operands: Operands) -> None:
     count = operands.tokens * i64(spec.kv_heads * total)
     with launch((ceildiv(count, BLOCK_THREADS),), BLOCK_THREADS) as ((block,), thread):
         number = T.bind(T.cast(block, "int64") * i64(BLOCK_THREADS) + T.cast(thread, "int64"))
-        wait_previous()
         launch_next()
+        wait_previous()
         with when(number < count):
             row, place = T.bind(div(number, total)), T.bind(mod(number, total))
             token, head = T.bind(div(row, spec.kv_heads)), T.bind(mod(row, spec.kv_heads))

@@ -44,8 +44,8 @@ def latent_combine(spec: AttentionSpec, operands: Operands) -> None:
         where = locate(spec, operands, token, i32(0), lane, WIDTH)
         active = plan.active(where, parts)
         memory = results(plan, operands)
-        wait_previous()
         launch_next()
+        wait_previous()
         with when(active > i32(1)):
             row = T.bind(T.cast(token * parts * i32(spec.query_heads) + head, "int64"))
             highest, total = _totals(plan, memory, row, active, lane)

@@ -32,8 +32,8 @@ def plain(spec: AttentionSpec, operands: Operands) -> None:
     rows = operands.tokens * i64(spec.query_heads)
     with launch((ceildiv(rows, BLOCK_THREADS),), BLOCK_THREADS) as ((block,), thread):
         row = T.bind(T.cast(block, "int64") * i64(BLOCK_THREADS) + T.cast(thread, "int64"))
-        wait_previous()
         launch_next()
+        wait_previous()
         with when(row < rows):
             _row(spec, operands, row)
 

@@ -36,8 +36,8 @@ def histogram(operands: Operands) -> None:
         with loop(BINS // THREADS) as step:
             for part in sums:
                 store(part, T.cast(step, "int32") * T.int32(THREADS) + thread, T.int32(0))
-        wait_previous()
         launch_next()
+        wait_previous()
         with when(operands.draws(row)):
             largest, _ = best_of_row(operands, block, row)
             _count(operands, row, chunk, thread, largest, sums)

@@ -41,8 +41,8 @@ def pick(operands: Operands) -> None:
     """Launch a block for each row."""
     with launch((operands.rows,), THREADS) as ((row,), thread):
         block, token, found = Block(thread, THREADS), shared(1, "int32"), memory()
-        wait_previous()
         launch_next()
+        wait_previous()
         largest, best = best_of_row(operands, block, row)
         with when(thread == T.int32(0)):
             store(token, 0, best)

@@ -1,0 +1,110 @@
+"""What the GPU does in one step, kernel by kernel: when each starts and ends, and what it adds to the step.
+
+    python -m benchmarks.timeline dsv2.moec --work 1x512+16 --work 8x512+16 --work 1x2048+2
+
+Kernels overlap where one is launched before the one in front of it has ended. *Adds* is from the end of all before it
+to its own end: over a step these add up to the step. Needs torch on the same machine (its profiler).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+from benchmarks.common import print_rows, write_result
+from benchmarks.work import Work, WorkType
+from moec import runtime
+from moec.cli.bench import run_batch
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path, exists=True))
+@click.option("--work", "works", type=WorkType(), multiple=True, required=True)
+@click.option("--device", default="cuda:0", show_default=True)
+@click.option("--step-tokens", default=512, show_default=True)
+def main(bundle: Path, works: tuple[Work, ...], device: str, step_tokens: int) -> None:
+    """Profile the last decoding step of each work, or the prefill where it makes at most two tokens."""
+    with runtime.load(
+        bundle,
+        device=device,
+        max_batch=max(work.batch for work in works),
+        max_step_tokens=max(step_tokens, max(work.batch * work.prompt_tokens for work in works)),
+        verify="sizes",
+    ) as model:
+        for work in works:
+            run_batch(model.engine, model.record.vocab_size, work.prompt_tokens, work.new_tokens, work.batch)
+            kernels = profile(model, work)
+            rows = by_kernel(kernels)
+            total = sum(row["adds us"] for row in rows)
+            print(f"{work}: {len(kernels)} kernels, {total:.0f} us")
+            print_rows(rows)
+            write_result(f"timeline-{bundle.stem}-{work}", rows, step_us=total, order=order(kernels))
+
+
+def profile(model: Any, work: Work) -> list[dict[str, Any]]:
+    """The kernels of one step, by start: microseconds from the first one's start."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        run_batch(model.engine, model.record.vocab_size, work.prompt_tokens, work.new_tokens, work.batch)
+        torch.cuda.synchronize()
+    events = sorted(
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in found.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith("Mem")
+    )
+    steps = _steps(events)
+    chosen = steps[0] if work.new_tokens <= 2 else steps[-2]
+    begin = chosen[0][0]
+    return [{"kernel": name, "start": start - begin, "end": end - begin} for start, end, name in chosen]
+
+
+def _steps(events: list[tuple[float, float, str]]) -> list[list[tuple[float, float, str]]]:
+    """Cut after each sampling of tokens."""
+    steps: list[list[tuple[float, float, str]]] = [[]]
+    for event in events:
+        steps[-1].append(event)
+        if "sample" in event[2] and _last_of_sampling(event, events):
+            steps.append([])
+    return [step for step in steps if step]
+
+
+def _last_of_sampling(event: tuple[float, float, str], events: list[tuple[float, float, str]]) -> bool:
+    following = events.index(event) + 1
+    return following == len(events) or "sample" not in events[following][2]
+
+
+def by_kernel(kernels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a kernel, the costliest first."""
+    groups: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    latest = 0.0
+    for kernel in kernels:
+        adds = max(0.0, kernel["end"] - latest)
+        early = max(0.0, latest - kernel["start"])
+        groups[kernel["kernel"]].append((adds, kernel["end"] - kernel["start"], early))
+        latest = max(latest, kernel["end"])
+    rows = [
+        {
+            "kernel": name,
+            "calls": len(items),
+            "adds us": sum(adds for adds, _, _ in items),
+            "adds us a call": median(adds for adds, _, _ in items),
+            "runs us": median(runs for _, runs, _ in items),
+            "begins early us": median(early for _, _, early in items),
+        }
+        for name, items in groups.items()
+    ]
+    return sorted(rows, key=lambda row: -row["adds us"])
+
+
+def order(kernels: list[dict[str, Any]]) -> list[str]:
+    """The step's kernels in order, with when they start and end."""
+    return [f"{kernel['start']:.1f} {kernel['end']:.1f} {kernel['kernel']}" for kernel in kernels]
+
+
+if __name__ == "__main__":
+    main()
