@@ -32,7 +32,7 @@ def main(bundle: Path, works: tuple[Work, ...], device: str, step_tokens: int) -
         bundle,
         device=device,
         max_batch=max(work.batch for work in works),
-        max_step_tokens=max(step_tokens, max(work.batch * work.prompt_tokens for work in works)),
+        max_step_tokens=max(step_tokens, *(work.batch * work.prompt_tokens for work in works)),
         verify="sizes",
     ) as model:
         for work in works:

@@ -22,7 +22,7 @@ from moec.compiler.kernels.cuda.linear_plain import emit_plain
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rounding import emit_round
 from moec.compiler.kernels.cuda.row_values import split_place
-from moec.compiler.kernels.cuda.rows import RowBlock
+from moec.compiler.kernels.cuda.rows import Place, RowBlock
 from moec.compiler.kernels.cuda.threads import write
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class _Product:
         assert region is not None
 
         def read_at(token: Expr, column: Expr, count: int) -> list[Expr]:
-            row = RowBlock(region, self.inputs, self.tokens, token, block.thread, block.threads)
+            row = RowBlock(region, self.inputs, self.tokens, Place(token), block.thread, block.threads)
             start = column if self.batch == 1 else T.bind(block.batch * i32(self.columns) + column)
             return [T.bind(self._activation(row, start + i32(number), token)) for number in range(count)]
 
@@ -181,7 +181,7 @@ class _Product:
         with gpu.launch((self.tokens,), ROUND_THREADS) as ((token,), thread):
             gpu.launch_next()
             gpu.wait_previous()
-            row = RowBlock(region, self.inputs, self.tokens, token, thread, ROUND_THREADS)
+            row = RowBlock(region, self.inputs, self.tokens, Place(token), thread, ROUND_THREADS)
 
             def one(place: Expr) -> None:
                 batch, column = T.truncdiv(place, i32(self.columns)), T.truncmod(place, i32(self.columns))

@@ -1,5 +1,8 @@
 """A row of every tensor that a region makes, for one token: emitted from its stages, by the threads of one block.
 
+Parts of a region that share nothing get blocks of their own, and so do pieces of a row whose elements stand for
+themselves: a step of one token waits for the slowest thread.
+
 A stage is written to memory where others share what is costly in it, or combine it; otherwise it is computed anew
 wherever it is read, as an expression. What crosses a barrier of the block lies in shared memory.
 """
@@ -7,6 +10,7 @@ wherever it is read, as an expression. What crosses a barrier of the block lies 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvm.script.ir_builder import tirx as T
@@ -17,6 +21,7 @@ from moec.compiler.kernels.cpu.emit import (
     Expr,
     arguments,
     build,
+    either,
     i64,
     load,
     loop,
@@ -28,6 +33,7 @@ from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 from moec.compiler.kernels.cuda.row_values import flat_place, rebuild, split_place
 from moec.compiler.kernels.cuda.threads import read, write
+from moec.compiler.lowering.rows.region import is_flat, sections
 from moec.compiler.lowering.rows.stages import Key, Stage, Tensor, TopK, View
 
 if TYPE_CHECKING:
@@ -41,10 +47,12 @@ STARTS = {"sum": 0.0, "max": -3.4028234663852886e38, "min": 3.4028234663852886e3
 FLOATS = ("float32", "float16", "bfloat16")
 NOWHERE = 1 << 30
 """An index larger than any."""
+PIECE = 4
+"""Elements of a row that a thread computes one after the other where others could."""
 
 
 def rows(region: Region, name: str) -> tirx.PrimFunc:
-    """The kernel ``name(inputs..., outputs...)`` of a region: one block a token."""
+    """The kernel ``name(inputs..., outputs...)`` of a region: blocks for each section of each token's rows."""
 
     def body() -> None:
         tokens = symbol("T")
@@ -59,12 +67,42 @@ def rows(region: Region, name: str) -> tirx.PrimFunc:
         ]
         buffers = dict(zip(keys, arguments(*declared), strict=True))
         threads = _threads(region)
-        with gpu.launch((tokens,), threads) as ((token,), thread):
+        parts = sections(region)
+        pieces = [_pieces(part, threads) for part in parts]
+        with gpu.launch((tokens, sum(pieces)), threads) as ((token, number), thread):
             gpu.launch_next()
             gpu.wait_previous()
-            RowBlock(region, buffers, tokens, token, thread, threads).emit()
+
+            def emit(which: int, first: int) -> None:
+                piece = T.bind(number - i32(first))
+                place = Place(token, piece, pieces[which])
+                block = RowBlock(parts[which], buffers, tokens, place, thread, threads)
+                if which + 1 == len(parts):
+                    block.emit()
+                    return
+                end = first + pieces[which]
+                either(number < i32(end), block.emit, lambda: emit(which + 1, end))
+
+            emit(0, 0)
 
     return build(name, body)
+
+
+def _pieces(section: Region, threads: int) -> int:
+    """Blocks that compute a section of one token."""
+    if not is_flat(section):
+        return 1
+    return max(1, -(-math.prod(section.tensors[section.order[0]].row) // (PIECE * threads)))
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a block computes: a token's row, or a piece of it."""
+
+    token: Expr
+    """int32."""
+    piece: int | Expr = 0
+    pieces: int = 1
 
 
 def _threads(region: Region) -> int:
@@ -84,7 +122,7 @@ class RowBlock:
         region: what to compute.
         arguments: the global buffer of every tensor that the region reads or writes.
         tokens: T, int64.
-        token: the block's token, int32.
+        place: the block's part.
         thread: int32.
         threads: of the block, a multiple of 32.
     """
@@ -94,11 +132,12 @@ class RowBlock:
         region: Region,
         arguments: Mapping[Key, Buffer],
         tokens: Expr,
-        token: Expr,
+        place: Place,
         thread: Expr,
         threads: int,
     ) -> None:
-        self.region, self.arguments, self.tokens, self.token = region, arguments, tokens, token
+        self.region, self.arguments, self.tokens, self.token = region, arguments, tokens, place.token
+        self.place = place
         self.thread, self.threads = thread, threads
         self.shared: dict[Key, Buffer] = {}
         self.done: set[Key] = set()
@@ -182,14 +221,18 @@ class RowBlock:
             self.done.add(key)
 
     def each(self, count: int, body: Callable[[Expr], None]) -> None:
-        """``body(place)`` for all places of a row, one a thread at a time."""
-        whole, rest = divmod(count, self.threads)
+        """``body(place)`` for all places of the block's piece of a row, one a thread at a time."""
+        together = self.threads * self.place.pieces
+        own = self.thread
+        if self.place.pieces > 1:
+            own = T.bind(i32(self.place.piece) * i32(self.threads) + self.thread)
+        whole, rest = divmod(count, together)
         if whole:
             with loop(whole) as step:
-                body(T.bind(i32(step) * i32(self.threads) + self.thread))
+                body(T.bind(i32(step) * i32(together) + own))
         if rest:
-            with when(self.thread < i32(rest)):
-                body(T.bind(i32(whole * self.threads) + self.thread))
+            with when(own < i32(rest)):
+                body(T.bind(i32(whole * together) + own))
 
     def _fill(self, key: Key) -> None:
         tensor = self.region.tensors[key]

@@ -267,13 +267,13 @@ class _Rewriter:
         needed = self._needed(results, groups)
         for level in sorted({*needed, *(barrier.level for barrier in self.read.barriers)}):
             if needed.get(level):
-                self._emit_region(builder, list(needed[level]), level)
+                self._emit_region(builder, list(needed[level]))
             for barrier in self.read.barriers:
                 if barrier.level == level and barrier.shape is None:
                     self._emit_barrier(builder, barrier)
             for group in groups:
                 if group.barriers[0].level == level:
-                    self._emit_product(builder, group, level)
+                    self._emit_product(builder, group)
 
     def _groups(self, results: list[Key]) -> list[_Group]:
         """Products by what they share; a product of a batch is a group of its own."""
@@ -325,19 +325,27 @@ class _Rewriter:
 
         fused = [group for group in groups if group.fused]
         computed = {id(barrier) for group in fused for barrier in group.barriers}
-        for key in results:
-            need(key)
         for barrier in self.read.barriers:
             for key in barrier.operands[1 if id(barrier) in computed else 0 :]:
                 need(key)
         for group in fused:
             for earlier in self._read_from_earlier(self._root(group.source), group.barriers[0].level):
                 need(earlier)
+        self._need_results(results, needed)
         for level in range(max(needed, default=0), -1, -1):
             for key in list(needed.get(level, ())):
-                for earlier in self._read_from_earlier(key, level):
+                for earlier in self._read_from_earlier(key, self.read.levels[key]):
                     need(earlier)
         return needed
+
+    def _need_results(self, results: list[Key], needed: dict[int, dict[Key, None]]) -> None:
+        """What only the caller wants waits for the next region that there is anyway, or for the last one."""
+        roots = [self._root(key) for key in results]
+        levels = sorted({*needed, max((self.read.levels[root] for root in roots), default=0)})
+        for root in roots:
+            if root in self.read.definitions:
+                level = next(level for level in levels if level >= self.read.levels[root])
+                needed.setdefault(level, {})[root] = None
 
     def _read_from_earlier(self, key: Key, level: int) -> list[Key]:
         """What a region of ``level`` reads that an earlier one has to keep."""
@@ -372,24 +380,22 @@ class _Rewriter:
             else:
                 return key
 
-    def _region(self, outputs: list[Key], level: int) -> Region:
+    def _region(self, outputs: list[Key]) -> Region:
         definitions = {
-            key: definition
-            for key, definition in self.read.definitions.items()
-            if key not in self.memory and not self._kept_earlier(key, level)
+            key: definition for key, definition in self.read.definitions.items() if key not in self.memory
         }
         return build_region(definitions, self.read.tensors, outputs)
 
-    def _emit_region(self, builder: Any, outputs: list[Key], level: int) -> None:
-        region = self._region(outputs, level)
+    def _emit_region(self, builder: Any, outputs: list[Key]) -> None:
+        region = self._region(outputs)
         kernel = self._kernel("rows", self.make.rows(region, "rows"))
         inputs = [self._value(builder, key) for key in region.inputs]
         self._call(builder, kernel, inputs, [(key, self._type(key)) for key in region.outputs])
 
-    def _emit_product(self, builder: Any, group: _Group, level: int) -> None:
+    def _emit_product(self, builder: Any, group: _Group) -> None:
         """One call for all products of a group; the input rounded for tensor cores is a result beside theirs."""
         shapes = tuple(barrier.shape for barrier in group.barriers if barrier.shape is not None)
-        region = self._region([group.source], level) if group.fused else None
+        region = self._region([group.source]) if group.fused else None
         kernel = self._kernel(shapes[0].name, self.make.product(Product(shapes, region, group.source)))
         inputs = [self._value(builder, key) for key in (region.inputs if region else (group.source,))]
         weights = [self._value(builder, key) for barrier in group.barriers for key in barrier.operands[1:]]

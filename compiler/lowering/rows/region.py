@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import tvm
@@ -120,6 +120,51 @@ def build_region(
     shared = _shared(stored, chosen, definitions, tensors, users)
     spilled = tuple(key for key in stored if key not in shared and key not in chosen)
     return Region(definitions, tensors, tuple(inputs), (*chosen, *spilled), tuple(stored), shared)
+
+
+def sections(region: Region) -> tuple[Region, ...]:
+    """Parts of ``region`` that share nothing which is put into memory: different blocks can compute them."""
+    owner = {key: key for key in region.order}
+    for definition in map(region.definitions.get, region.order):
+        if isinstance(definition, TopK):
+            owner |= dict.fromkeys(definition.keys, definition.key)
+
+    def find(key: Key) -> Key:
+        while owner[key] != key:
+            key = owner[key]
+        return key
+
+    for key in region.order:
+        for source in _stored_sources(region, key, owner):
+            owner[find(source)] = find(key)
+    groups: dict[Key, list[Key]] = {}
+    for key in region.order:
+        groups.setdefault(find(key), []).append(key)
+    return tuple(replace(region, order=tuple(keys)) for keys in groups.values())
+
+
+def is_flat(region: Region) -> bool:
+    """Whether every element stands for itself: any thread of any block can compute it."""
+    return len(region.order) == 1 and not must_be_stored(region.definitions[region.order[0]])
+
+
+def _stored_sources(region: Region, key: Key, stored: Mapping[Key, Key]) -> set[Key]:
+    """What is in memory by the time that ``key`` is computed, and read for that."""
+    found: set[Key] = set()
+    seen: set[Key] = set()
+
+    def visit(inner: Key) -> None:
+        for source in sources(region.definitions[inner]) if inner in region.definitions else ():
+            if source in seen:
+                continue
+            seen.add(source)
+            if source in stored:
+                found.add(source)
+            else:
+                visit(source)
+
+    visit(key)
+    return found
 
 
 def _worth_storing(
