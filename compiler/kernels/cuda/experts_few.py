@@ -172,7 +172,7 @@ class _GateUp:
             row = T.bind(T.min(self._row(local), i32(body.intermediate - 1)))
             return address + i64(offsets[stream]) + T.cast(row, "int64") * i64(2 * body.hidden)
 
-        block = Block(thread, tiling.threads, self.choice.count, body.hidden, i32(0))
+        block = Block(thread, tiling.threads, self.choice.count, body.hidden, i32(0), self.tile)
         activations = SharedTokens(body.dtype, body.hidden, tiling, lane, block, self._reader)
         stream = Stream(tiling, body.dtype, body.hidden, self.choice.count, 1, locate)
 

@@ -41,7 +41,7 @@ PAD = 32
 PAIR_BYTES = 4
 """Of an activation in two parts."""
 STATIC_BYTES = 47 << 10
-"""Shared memory that a block may have without asking, less what a prologue may want."""
+"""Shared memory that a block may have without asking, less what a small prologue may want."""
 
 LEAST_DYNAMIC_BYTES = 48 << 10
 """Of memory given at launch: TVM's runtime asks the driver for more than usual only from here on."""
@@ -59,6 +59,8 @@ class Block:
     columns: int
     batch: Expr
     """Which matrix of a batch this block works for; int32."""
+    number: Expr
+    """Of the block, among those of its matrix; int32."""
 
 
 def read_floats(buffer: Buffer, place: Expr, count: int) -> list[Expr]:
@@ -109,6 +111,8 @@ class SharedTokens:
         lane: this thread.
         block: what the prologue sees.
         prologue: makes the reader of activations, and waits for them where need be.
+        most: tokens at most.
+        prologue_bytes: of shared memory that the prologue has for itself.
     """
 
     def __init__(
@@ -119,14 +123,16 @@ class SharedTokens:
         lane: Lane,
         block: Block,
         prologue: Prologue,
+        most: int = FEW_TOKENS,
+        prologue_bytes: int = 0,
     ) -> None:
         self.dtype, self.columns, self.tiling, self.lane, self.block = dtype, columns, tiling, lane, block
         self.prologue = prologue
         self.rounds = tiling.rounds(columns)
-        self.size = _elements(tiling, self.rounds)
-        self.whole = FEW_TOKENS * self.rounds * tiling.round_columns <= self.size
-        self.lo_start = self.size + FEW_TOKENS * PAD
-        fits = PAIR_BYTES * self.lo_start + _sum_bytes(tiling) <= STATIC_BYTES
+        self.size = _elements(tiling, self.rounds, most)
+        self.whole = most * self.rounds * tiling.round_columns <= self.size
+        self.lo_start = self.size + most * PAD
+        fits = PAIR_BYTES * self.lo_start + _sum_bytes(tiling) + prologue_bytes <= STATIC_BYTES
         count = 2 * self.lo_start
         self.pairs = (
             shared(count, "uint16")
@@ -214,9 +220,9 @@ class SharedTokens:
                 store_activation(self.dtype, element(self.pairs, place), element(self.pairs, low), values)
 
 
-def _elements(tiling: Tiling, rounds: int) -> int:
-    """Activations to hold at once: all, or as many as may be, and no less than a round of eight tokens."""
-    one_round = FEW_TOKENS * tiling.round_columns
+def _elements(tiling: Tiling, rounds: int, most: int) -> int:
+    """Activations to hold at once: all, or as many as may be, and no less than a round of ``most`` tokens."""
+    one_round = most * tiling.round_columns
     return max(one_round, min(one_round * rounds, tiling.shared_bytes // PAIR_BYTES))
 
 

@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import either, load, store, when
 from moec.compiler.kernels.cuda.few_stream import Lane, Stream, address_of, multiply, quotient, remainder
-from moec.compiler.kernels.cuda.few_tiling import LANES, TILE_ROWS, Tiling, choose_tiling
+from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import VECTOR, Block, SharedTokens, read_floats
 from moec.compiler.kernels.cuda.primitives import (
     blocks_at_once,
@@ -81,22 +81,27 @@ def emit_linear_few(
     prologue: Prologue,
     epilogue: Epilogue,
     tiling: Tiling | None = None,
+    most: int = FEW_TOKENS,
+    prologue_bytes: int = 0,
 ) -> None:
     """Emit the launch that multiplies all weights of ``group``.
 
     Args:
         group: shapes.
         weights: one flat buffer each, 64-byte aligned.
-        tokens: 1 to 8, a host value (int64).
+        tokens: 1 to ``most``, a host value (int64).
         prologue: called once in a kernel, all threads of the block present; what it emits may use shared memory and
             barriers. It returns ``reader(token, column, count)``, which emits the reading of ``count`` (8, or 1 on
             the slow way) activations; it is called in divergent code.
         epilogue: ``(number in the group, batch, token, row, sum)``, called to emit the storing of a result; int32.
         tiling: instead of the one that ``choose_tiling`` finds.
+        most: tokens at most, 8 or fewer.
+        prologue_bytes: of shared memory that the prologue uses.
     """
     assert len(weights) == len(group.rows)
     if group.on_tensor_cores:
-        _emit_fast(group, weights, tokens, prologue, epilogue, tiling)
+        tiling = tiling or choose_tiling(sum(group.rows), group.columns, batch=group.batch)
+        _emit_fast(group, weights, tokens, prologue, epilogue, tiling, most, prologue_bytes)
     else:
         for number, weight in enumerate(weights):
             _emit_slow(replace(group, rows=(group.rows[number],)), weight, tokens, prologue, epilogue, number)
@@ -125,9 +130,10 @@ def _emit_fast(
     tokens: Expr,
     prologue: Prologue,
     epilogue: Epilogue,
-    tiling: Tiling | None,
+    tiling: Tiling,
+    most: int,
+    prologue_bytes: int,
 ) -> None:
-    tiling = tiling or choose_tiling(sum(group.rows), group.columns, batch=group.batch)
     ranges, tiles = _ranges(group, tiling)
     blocks = -(-tiles // tiling.tiles)
     with launch((blocks, group.batch), tiling.threads) as ((block, batch), thread):
@@ -146,8 +152,10 @@ def _emit_fast(
             group.columns,
             tiling,
             lane,
-            Block(thread, tiling.threads, count, group.columns, batch),
+            Block(thread, tiling.threads, count, group.columns, batch, block),
             _waiting(prologue),
+            most,
+            prologue_bytes,
         )
         stream = Stream(tiling, group.dtype, group.columns, count, left, rows.locate)
         multiply(stream, lane, activations, rows.finish(epilogue))
@@ -230,7 +238,7 @@ def _emit_slow(
         launch_next()
         wait_previous()
         count = T.bind(T.cast(tokens, "int32"))
-        reader = prologue(Block(thread, threads, count, columns, batch))
+        reader = prologue(Block(thread, threads, count, columns, batch, block))
         row = T.bind(block * i32(SLOW_WARPS) + quotient(thread, LANES))
         lane = T.bind(remainder(thread, LANES))
         with when(row < i32(rows)), T.serial(i32(0), count) as token:

@@ -2,6 +2,9 @@
 
 At most eight tokens take the way of ``linear_few``: one launch, every block computes the input that it needs. More
 tokens take tensor cores: the input is rounded to the weights' type once, then one launch for each weight.
+
+Where others want the input too, or it takes a sum over the row (a norm), every block computes all of it for a step of
+one token, and the first block keeps it for the others; for more tokens a launch of its own does that before.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, build, either, i64, symbol
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
+from moec.compiler.kernels.cuda.few_tokens import read_floats
 from moec.compiler.kernels.cuda.gemm import Operand, emit_product, padded, store_float32
 from moec.compiler.kernels.cuda.gemm import Product as Sizes
 from moec.compiler.kernels.cuda.linear_few import FewGroup, emit_linear_few, read_rows, store_rows
@@ -22,7 +26,7 @@ from moec.compiler.kernels.cuda.linear_plain import emit_plain
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rounding import emit_round
 from moec.compiler.kernels.cuda.row_values import split_place
-from moec.compiler.kernels.cuda.rows import Place, RowBlock
+from moec.compiler.kernels.cuda.rows import Place, RowBlock, emit_rows
 from moec.compiler.kernels.cuda.threads import write
 
 if TYPE_CHECKING:
@@ -53,10 +57,11 @@ def declare(shape: LinearShape) -> tirx.PrimFunc:
 
 
 def product(item: Product) -> tirx.PrimFunc:
-    """The kernel ``(inputs..., (weight, [bias])..., [rounded], outputs...)``; T is symbolic.
+    """The kernel ``(inputs..., (weight, [bias])..., [rounded], kept..., outputs...)``; T is symbolic.
 
     ``inputs`` are those of the region that makes the input, or the input itself, float32 ``[.., T, K]``; ``rounded``,
-    16-bit ``[.., T, K up to a multiple of 8]``, is scratch, and is not there where weights are float32.
+    16-bit ``[.., T, K up to a multiple of 8]``, is scratch, and is not there where weights are float32; ``kept`` are
+    the region's outputs where the product keeps them.
     """
 
     def body() -> None:
@@ -83,41 +88,54 @@ class _Product:
         self.columns, self.dtype, self.batch = first.columns, first.dtype, first.batch or 1
         lead = () if first.batch is None else (first.batch,)
         keys = item.region.inputs if item.region else (item.source,)
-        inputs = [self._input(number, key, lead) for number, key in enumerate(keys)]
-        declared: list[Argument | None] = [*inputs]
+        region, count = item.region, len(item.shapes)
+        keys = region.inputs if region else (item.source,)
+        kept = region.outputs if region and item.keeps else ()
+        declared: list[Argument | None] = [
+            self._row(f"a{number}", key, lead) for number, key in enumerate(keys)
+        ]
         for shape in item.shapes:
             declared.append(Argument("weight", (*lead, shape.rows, shape.columns), shape.dtype))
             declared.append(Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None)
         rounded = Argument("rounded", (*lead, tokens, padded(self.columns)), self.dtype)
         declared.append(rounded if self.dtype != "float32" else None)
+        declared += [self._row(f"kept{number}", key, lead) for number, key in enumerate(kept)]
         declared += [Argument("out", (*lead, tokens, shape.rows), "float32") for shape in item.shapes]
         buffers = arguments(*declared)
-        self.inputs = dict(zip(keys, buffers, strict=False))
-        rest, count = buffers[len(keys) :], len(item.shapes)
-        self.rounded = rest[2 * count]
+        rest, self.rounded = buffers[len(keys) :], buffers[len(keys) + 2 * count]
+        self.rows = dict(zip((*keys, *kept), (*buffers[: len(keys)], *rest[2 * count + 1 :]), strict=False))
         self.weights = [
-            _Weight(shape, rest[2 * number], rest[2 * number + 1], rest[2 * count + 1 + number])
-            for number, shape in enumerate(item.shapes)
+            _Weight(shape, rest[2 * number], rest[2 * number + 1], out)
+            for number, (shape, out) in enumerate(zip(item.shapes, buffers[-count:], strict=True))
         ]
 
-    def _input(self, number: int, key: object, lead: tuple[int, ...]) -> Argument:
+    def _row(self, name: str, key: object, lead: tuple[int, ...]) -> Argument:
+        """An argument that the region reads or writes."""
         if self.item.region is None:
             return Argument("x", (*lead, self.tokens, self.columns), "float32")
         tensor = self.item.region.tensors[key]
         shape = tuple(self.tokens if extent is None else extent for extent in tensor.shape)
-        return Argument(f"a{number}", shape, tensor.dtype)
+        return Argument(name, shape, tensor.dtype)
 
     def emit(self) -> None:
-        """Both ways, and the choice between them on the host."""
-        either(self.tokens <= i64(FEW_TOKENS), self._few, self._many)
+        """Every way, and the choice between them on the host."""
+        region = self.item.region
+        if region is None or not self.item.keeps:
+            either(self.tokens <= i64(FEW_TOKENS), lambda: self._few(self._prologue()), self._many)
+            return
+
+        def several() -> None:
+            emit_rows(region, self.rows, self.tokens)
+            either(self.tokens <= i64(FEW_TOKENS), lambda: self._few(self._prologue()), self._many)
+
+        either(self.tokens == i64(1), lambda: self._few(self._kept, 1, region.shared_bytes), several)
 
     def _line(self, token: Expr, batch: Expr) -> Expr:
         """Row of an input or a result: matrices of a batch one after the other."""
         return T.cast(batch, "int64") * self.tokens + T.cast(token, "int64")
 
-    def _few(self) -> None:
+    def _few(self, prologue: Prologue, most: int = FEW_TOKENS, prologue_bytes: int = 0) -> None:
         rows = tuple(weight.shape.rows for weight in self.weights)
-        group = FewGroup(rows, self.columns, self.dtype, self.batch)
         epilogue = store_rows(
             [weight.out for weight in self.weights],
             [weight.bias for weight in self.weights],
@@ -127,14 +145,36 @@ class _Product:
             ),
         )
         emit_linear_few(
-            group, [weight.matrix for weight in self.weights], self.tokens, self._prologue(), epilogue
+            FewGroup(rows, self.columns, self.dtype, self.batch),
+            [weight.matrix for weight in self.weights],
+            self.tokens,
+            prologue,
+            epilogue,
+            most=most,
+            prologue_bytes=prologue_bytes,
         )
 
+    @property
+    def _in_memory(self) -> bool:
+        """Whether the input is read from memory where there are several tokens."""
+        return self.item.region is None or self.item.keeps
+
     def _prologue(self) -> Prologue:
-        if self.item.region is None:
-            x = self.inputs[self.item.source]
-            return read_rows(x, lambda token, batch: self._line(token, batch) * i64(self.columns))
-        return self._computed
+        if not self._in_memory:
+            return self._computed
+        x = self.rows[self.item.source]
+        return read_rows(x, lambda token, batch: self._line(token, batch) * i64(self.columns))
+
+    def _kept(self, block: Block) -> Reader:
+        """The prologue that computes the whole region for the only token."""
+        region = self.item.region
+        assert region is not None
+        first = block.number == i32(0)
+        place = Place(i32(0))
+        row = RowBlock(region, self.rows, self.tokens, place, block.thread, block.threads, writes=first)
+        row.emit()
+        gpu.sync()
+        return lambda _, column, count: read_floats(row.shared[self.item.source], column, count)
 
     def _computed(self, block: Block) -> Reader:
         """The prologue that computes every activation where it is read."""
@@ -142,7 +182,7 @@ class _Product:
         assert region is not None
 
         def read_at(token: Expr, column: Expr, count: int) -> list[Expr]:
-            row = RowBlock(region, self.inputs, self.tokens, Place(token), block.thread, block.threads)
+            row = RowBlock(region, self.rows, self.tokens, Place(token), block.thread, block.threads)
             start = column if self.batch == 1 else T.bind(block.batch * i32(self.columns) + column)
             return [T.bind(self._activation(row, start + i32(number), token)) for number in range(count)]
 
@@ -155,12 +195,12 @@ class _Product:
     def _many(self) -> None:
         if self.dtype == "float32":
             for weight in self.weights:
-                x = self.inputs[self.item.source]
+                x = self.rows[self.item.source]
                 emit_plain(weight.shape, self.tokens, x, weight.matrix, weight.bias, weight.out)
             return
         depth = padded(self.columns)
-        if self.item.region is None:
-            x = self.inputs[self.item.source]
+        if self._in_memory:
+            x = self.rows[self.item.source]
             emit_round(x, self.rounded, i64(self.batch) * self.tokens, self.columns, self.dtype)
         else:
             self._round_computed(depth)
@@ -181,7 +221,7 @@ class _Product:
         with gpu.launch((self.tokens,), ROUND_THREADS) as ((token,), thread):
             gpu.launch_next()
             gpu.wait_previous()
-            row = RowBlock(region, self.inputs, self.tokens, Place(token), thread, ROUND_THREADS)
+            row = RowBlock(region, self.rows, self.tokens, Place(token), thread, ROUND_THREADS)
 
             def one(place: Expr) -> None:
                 batch, column = T.truncdiv(place, i32(self.columns)), T.truncmod(place, i32(self.columns))

@@ -10,6 +10,7 @@ wherever it is read, as an expression. What crosses a barrier of the block lies 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,27 +66,36 @@ def rows(region: Region, name: str) -> tirx.PrimFunc:
             )
             for number, tensor in enumerate(region.tensors[key] for key in keys)
         ]
-        buffers = dict(zip(keys, arguments(*declared), strict=True))
-        threads = _threads(region)
-        parts = sections(region)
-        pieces = [_pieces(part, threads) for part in parts]
-        with gpu.launch((tokens, sum(pieces)), threads) as ((token, number), thread):
-            gpu.launch_next()
-            gpu.wait_previous()
-
-            def emit(which: int, first: int) -> None:
-                piece = T.bind(number - i32(first))
-                place = Place(token, piece, pieces[which])
-                block = RowBlock(parts[which], buffers, tokens, place, thread, threads)
-                if which + 1 == len(parts):
-                    block.emit()
-                    return
-                end = first + pieces[which]
-                either(number < i32(end), block.emit, lambda: emit(which + 1, end))
-
-            emit(0, 0)
+        emit_rows(region, dict(zip(keys, arguments(*declared), strict=True)), tokens)
 
     return build(name, body)
+
+
+def emit_rows(region: Region, buffers: Mapping[Key, Buffer], tokens: Expr) -> None:
+    """Emit the launch that computes a region.
+
+    Args:
+        region: what to compute.
+        buffers: of every input and output.
+        tokens: T, a host value (int64).
+    """
+    threads = _threads(region)
+    parts = sections(region)
+    pieces = [_pieces(part, threads) for part in parts]
+    with gpu.launch((tokens, sum(pieces)), threads) as ((token, number), thread):
+        gpu.launch_next()
+        gpu.wait_previous()
+
+        def emit(which: int, first: int) -> None:
+            place = Place(token, T.bind(number - i32(first)), pieces[which])
+            block = RowBlock(parts[which], buffers, tokens, place, thread, threads)
+            if which + 1 == len(parts):
+                block.emit()
+                return
+            end = first + pieces[which]
+            either(number < i32(end), block.emit, lambda: emit(which + 1, end))
+
+        emit(0, 0)
 
 
 def _pieces(section: Region, threads: int) -> int:
@@ -125,6 +135,7 @@ class RowBlock:
         place: the block's part.
         thread: int32.
         threads: of the block, a multiple of 32.
+        writes: whether this block writes to global memory; ``None``: it does.
     """
 
     def __init__(
@@ -135,7 +146,9 @@ class RowBlock:
         place: Place,
         thread: Expr,
         threads: int,
+        writes: Expr | None = None,
     ) -> None:
+        self.writes = writes
         self.region, self.arguments, self.tokens, self.token = region, arguments, tokens, place.token
         self.place = place
         self.thread, self.threads = thread, threads
@@ -203,11 +216,15 @@ class RowBlock:
         if key in self.shared:
             store(self.shared[key], row_place, T.cast(value, self.shared[key].dtype))
         if key in self.arguments:
-            place = self._offset(tensor, split_place(tensor, row_place, self.token))
-            if tensor.dtype in FLOATS:
-                write(self.arguments[key], tensor.dtype, place, T.cast(value, "float32"))
-            else:
-                store(self.arguments[key], place, T.cast(value, tensor.dtype))
+            with when(self.writes) if self.writes is not None else nullcontext():
+                self._write(key, tensor, row_place, value)
+
+    def _write(self, key: Key, tensor: Tensor, row_place: Expr, value: Expr) -> None:
+        place = self._offset(tensor, split_place(tensor, row_place, self.token))
+        if tensor.dtype in FLOATS:
+            write(self.arguments[key], tensor.dtype, place, T.cast(value, "float32"))
+        else:
+            store(self.arguments[key], place, T.cast(value, tensor.dtype))
 
     def _share(self, key: Key) -> None:
         """Room in shared memory for what others of this block read, unless they read it from global memory."""

@@ -20,6 +20,7 @@ are no rows is left as it is, and counts as a product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,14 @@ from tvm import relax, tirx
 from moec.compiler.kernels.cpu.emit import HAND_WRITTEN
 from moec.compiler.lowering.passes.dispatch_linear import LinearShape
 from moec.compiler.lowering.passes.kernel_block import as_private_block
-from moec.compiler.lowering.rows.region import Region, build_region, is_costly, must_be_stored, sources
+from moec.compiler.lowering.rows.region import (
+    Region,
+    build_region,
+    for_every_block,
+    is_costly,
+    must_be_stored,
+    sources,
+)
 from moec.compiler.lowering.rows.stages import (
     INSIDE,
     Item,
@@ -49,13 +57,15 @@ from moec.errors import CompileError
 VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "flatten"))
 VECTOR = 8
 """Columns that kernels of products take at a time."""
+MOST_ROWS = 8192
+"""Of products whose every block computes the region before it: with more there are too many blocks."""
 KEPT = (*VIEWS, "relax.topk")
 """Operators that this pass takes as they are, before they are loops."""
 
 RowsFactory = Callable[[Region, str], tirx.PrimFunc]
 """``(inputs..., outputs...)`` of a region."""
 ProductFactory = Callable[["Product"], tirx.PrimFunc]
-"""``(inputs..., (weight, [bias])..., [rounded], outputs...)`` of products that share their input."""
+"""``(inputs..., (weight, [bias])..., [rounded], kept..., outputs...)`` of products that share their input."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="FuseRows")
@@ -89,6 +99,8 @@ class Product:
     region: Region | None
     """What the kernel computes ``source`` from; ``None``: it reads it."""
     source: Key
+    keeps: bool = False
+    """Whether the region's outputs, the source among them, are results of the kernel."""
 
 
 @dataclass
@@ -266,14 +278,37 @@ class _Rewriter:
         groups = self._groups(results)
         needed = self._needed(results, groups)
         for level in sorted({*needed, *(barrier.level for barrier in self.read.barriers)}):
-            if needed.get(level):
-                self._emit_region(builder, list(needed[level]))
-            for barrier in self.read.barriers:
-                if barrier.level == level and barrier.shape is None:
-                    self._emit_barrier(builder, barrier)
-            for group in groups:
-                if group.barriers[0].level == level:
-                    self._emit_product(builder, group)
+            barriers = [barrier for barrier in self.read.barriers if barrier.level == level]
+            others = [barrier for barrier in barriers if barrier.shape is None]
+            own = [group for group in groups if group.barriers[0].level == level]
+            region = self._region(list(needed[level])) if needed.get(level) else None
+            first = None if others or region is None else self._keeper(own, region)
+            if first is not None:
+                self._emit_product(builder, *first, keeps=True)
+            elif region is not None:
+                self._emit_region(builder, region)
+            for barrier in others:
+                self._emit_barrier(builder, barrier)
+            for group in own:
+                if first is None or group is not first[0]:
+                    inside = self._region([group.source]) if group.fused else None
+                    self._emit_product(builder, group, inside)
+
+    def _keeper(self, groups: list[_Group], region: Region) -> tuple[_Group, Region] | None:
+        """Products that can compute the region before them, and what they compute."""
+        for group in groups:
+            shape, source = group.barriers[0].shape, self._root(group.source)
+            assert shape is not None
+            fast = shape.dtype != "float32" and shape.columns % VECTOR == 0 and shape.batch is None
+            fast &= sum(barrier.shape.rows for barrier in group.barriers if barrier.shape) <= MOST_ROWS
+            if not fast or group.fused or source not in region.outputs:
+                continue
+            if math.prod(region.tensors[source].row) != shape.columns:
+                continue
+            whole = for_every_block(region, source)
+            if whole is not None:
+                return group, whole
+        return None
 
     def _groups(self, results: list[Key]) -> list[_Group]:
         """Products by what they share; a product of a batch is a group of its own."""
@@ -386,20 +421,23 @@ class _Rewriter:
         }
         return build_region(definitions, self.read.tensors, outputs)
 
-    def _emit_region(self, builder: Any, outputs: list[Key]) -> None:
-        region = self._region(outputs)
+    def _emit_region(self, builder: Any, region: Region) -> None:
         kernel = self._kernel("rows", self.make.rows(region, "rows"))
         inputs = [self._value(builder, key) for key in region.inputs]
         self._call(builder, kernel, inputs, [(key, self._type(key)) for key in region.outputs])
 
-    def _emit_product(self, builder: Any, group: _Group) -> None:
+    def _emit_product(
+        self, builder: Any, group: _Group, region: Region | None, *, keeps: bool = False
+    ) -> None:
         """One call for all products of a group; the input rounded for tensor cores is a result beside theirs."""
         shapes = tuple(barrier.shape for barrier in group.barriers if barrier.shape is not None)
-        region = self._region([group.source]) if group.fused else None
-        kernel = self._kernel(shapes[0].name, self.make.product(Product(shapes, region, group.source)))
+        source = self._root(group.source) if keeps else group.source
+        kernel = self._kernel(shapes[0].name, self.make.product(Product(shapes, region, source, keeps)))
         inputs = [self._value(builder, key) for key in (region.inputs if region else (group.source,))]
         weights = [self._value(builder, key) for barrier in group.barriers for key in barrier.operands[1:]]
         results = [(key, self._type(key)) for barrier in group.barriers for key in barrier.results]
+        if keeps and region is not None:
+            results = [*((key, self._type(key)) for key in region.outputs), *results]
         if shapes[0].dtype != "float32":
             *lead, columns = self.read.types[group.source].shape
             rounded = relax.TensorType([*lead, -(-int(columns) // VECTOR) * VECTOR], shapes[0].dtype)

@@ -20,6 +20,8 @@ COSTLY = frozenset(("exp", "tanh", "erf", "sigmoid", "sqrt", "rsqrt", "pow", "co
 """Intrinsics that are not computed twice without need."""
 SHARED_BYTES = 40 << 10
 """Of shared memory that a region's rows may take."""
+EVERY_BLOCK_BYTES = 36 << 10
+"""Of shared memory where every block of another kernel computes a region."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Region:
     """What is put into memory, global or shared, one after the other."""
     shared: frozenset[Key]
     """Those of them that are kept in shared memory."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """What these take."""
+        return sum(4 * math.prod(self.tensors[key].row) for key in self.shared)
 
 
 def sources(definition: Definition) -> list[Key]:
@@ -141,6 +148,19 @@ def sections(region: Region) -> tuple[Region, ...]:
     for key in region.order:
         groups.setdefault(find(key), []).append(key)
     return tuple(replace(region, order=tuple(keys)) for keys in groups.values())
+
+
+def for_every_block(region: Region, source: Key) -> Region | None:
+    """The region for blocks that all compute the whole of it and then read ``source``; ``None``: it takes too much.
+
+    Blocks cannot see what another one has written: what is read again must be in shared memory.
+    """
+    whole = replace(region, shared=region.shared | {source})
+    read = {
+        other for key in region.order for other in _stored_sources(region, key, dict.fromkeys(region.order))
+    }
+    small = whole.shared_bytes <= EVERY_BLOCK_BYTES and len(sections(region)) == 1
+    return whole if small and read <= whole.shared and source in region.outputs else None
 
 
 def is_flat(region: Region) -> bool:
