@@ -73,7 +73,7 @@ def lower(
         MissingDependencyError: a compiler piece is not installed.
         OutputError: ``dump_ir`` cannot be written.
     """
-    module = import_segments(functions, model.class_name)
+    module = import_segments(functions, model)
     module = run_passes(module, pipeline(target), dump_ir)
     kernels = kernels_for(target)
     inputs = {function.name: len(function.inputs) for function in model.functions}
@@ -104,9 +104,13 @@ def export_cpu(module: tvm.IRModule, target: Target, output: Path) -> tuple[Path
     return (Path(MODULE_NAME),)
 
 
-def import_segments(functions: Mapping[str, Segment], class_name: str) -> tvm.IRModule:
-    """All segments in one Relax module, each under its name."""
+def import_segments(functions: Mapping[str, Segment], model: ModelRecord) -> tvm.IRModule:
+    """All segments in one Relax module, each under its name and with its number of inputs as ``num_input``."""
+    inputs = {function.name: len(function.inputs) for function in model.functions}
     imported: dict[Any, Any] = {
-        name: import_segment(name, segment.graph_module, class_name) for name, segment in functions.items()
+        name: import_segment(name, segment.graph_module, model.class_name).with_attr(
+            "num_input", inputs[name]
+        )
+        for name, segment in functions.items()
     }
     return tvm.IRModule(imported)

@@ -40,9 +40,7 @@ class Lowered:
 
 
 def _lower(model: Any, target: str) -> Lowered:
-    module = run_passes(
-        import_segments(model.functions, model.model.class_name), pipeline(parse_target(target)), None
-    )
+    module = run_passes(import_segments(model.functions, model.model), pipeline(parse_target(target)), None)
     inputs = {function.name: len(function.inputs) for function in model.model.functions}
     segments = {
         name: read_segment(name, module[name], inputs[name], model.model.class_name)

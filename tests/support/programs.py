@@ -16,7 +16,7 @@ from tests.support.graphs import parts
 def program(name: str, target: str) -> ProgramRecord:
     """The program of a tiny model, made once; nobody changes it."""
     model, chosen = parts(name, "bfloat16"), parse_target(target)
-    module = run_passes(import_segments(model.functions, model.model.class_name), pipeline(chosen), None)
+    module = run_passes(import_segments(model.functions, model.model), pipeline(chosen), None)
     segments = [
         read_segment(spec.name, module[spec.name], len(spec.inputs), model.model.class_name)
         for spec in model.model.functions

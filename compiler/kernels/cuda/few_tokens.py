@@ -15,6 +15,7 @@ from moec.compiler.kernels.cuda.primitives import (
     call,
     element,
     i32,
+    launch_next,
     pack,
     registers,
     shared,
@@ -22,6 +23,7 @@ from moec.compiler.kernels.cuda.primitives import (
     sync,
     unpack,
     value,
+    wait_previous,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +63,11 @@ class Block:
     """Which matrix of a batch this block works for; int32."""
     number: Expr
     """Of the block, among those of its matrix; int32."""
+
+    def wait(self) -> None:
+        """Wait for the kernels before this one: weights are on their way by then."""
+        launch_next()
+        wait_previous()
 
 
 def read_floats(buffer: Buffer, place: Expr, count: int) -> list[Expr]:

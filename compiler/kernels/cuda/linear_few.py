@@ -21,9 +21,7 @@ from moec.compiler.kernels.cuda.primitives import (
     blocks_at_once,
     i32,
     launch,
-    launch_next,
     registers,
-    wait_previous,
     warp_sum,
 )
 from moec.compiler.kernels.cuda.threads import read
@@ -65,6 +63,8 @@ def read_rows(x: Buffer, place: Callable[[Expr, Expr], Expr]) -> Prologue:
     """
 
     def prologue(block: Block) -> Reader:
+        block.wait()
+
         def read_at(token: Expr, column: Expr, count: int) -> list[Expr]:
             start = place(token, block.batch)
             return read_floats(x, T.bind(start + T.cast(column, "int64")), count)
@@ -91,8 +91,9 @@ def emit_linear_few(
         weights: one flat buffer each, 64-byte aligned.
         tokens: 1 to ``most``, a host value (int64).
         prologue: called once in a kernel, all threads of the block present; what it emits may use shared memory and
-            barriers. It returns ``reader(token, column, count)``, which emits the reading of ``count`` (8, or 1 on
-            the slow way) activations; it is called in divergent code.
+            barriers, and calls ``block.wait`` before it reads what others have written. It returns
+            ``reader(token, column, count)``, which emits the reading of ``count`` (8, or 1 on the slow way)
+            activations; it is called in divergent code.
         epilogue: ``(number in the group, batch, token, row, sum)``, called to emit the storing of a result; int32.
         tiling: instead of the one that ``choose_tiling`` finds.
         most: tokens at most, 8 or fewer.
@@ -153,23 +154,12 @@ def _emit_fast(
             tiling,
             lane,
             Block(thread, tiling.threads, count, group.columns, batch, block),
-            _waiting(prologue),
+            prologue,
             most,
             prologue_bytes,
         )
         stream = Stream(tiling, group.dtype, group.columns, count, left, rows.locate)
         multiply(stream, lane, activations, rows.finish(epilogue))
-
-
-def _waiting(prologue: Prologue) -> Prologue:
-    """``prologue`` after the kernels before this one are done: weights are on their way by then."""
-
-    def waited(block: Block) -> Reader:
-        launch_next()
-        wait_previous()
-        return prologue(block)
-
-    return waited
 
 
 @dataclass(frozen=True)
@@ -235,8 +225,6 @@ def _emit_slow(
     (rows,), columns = group.rows, group.columns
     threads = SLOW_WARPS * LANES
     with launch((-(-rows // SLOW_WARPS), group.batch), threads) as ((block, batch), thread):
-        launch_next()
-        wait_previous()
         count = T.bind(T.cast(tokens, "int32"))
         reader = prologue(Block(thread, threads, count, columns, batch, block))
         row = T.bind(block * i32(SLOW_WARPS) + quotient(thread, LANES))

@@ -29,12 +29,12 @@ def prefetch() -> tirx.PrimFunc:
         (ranges,) = arguments(Argument("ranges", (RANGES, 2), "int64"))
         with launch((BLOCKS,), LANES) as ((block,), thread):
             launch_next()
+            wait_previous()  # those before it are hindered by what this sets in motion, attention is not
             with when(thread < T.int32(RANGES)):
                 address, size = (
                     load(ranges, T.cast(thread, "int64") * i64(2) + i64(part)) for part in (0, 1)
                 )
                 _share(T.bind(address), T.bind(size), T.cast(block, "int64"))
-            wait_previous()
 
     return build("prefetch", body)
 

@@ -172,6 +172,8 @@ class _Product:
         first = block.number == i32(0)
         place = Place(i32(0))
         row = RowBlock(region, self.rows, self.tokens, place, block.thread, block.threads, writes=first)
+        row.preload()
+        block.wait()
         row.emit()
         gpu.sync()
         return lambda _, column, count: read_floats(row.shared[self.item.source], column, count)
@@ -180,6 +182,7 @@ class _Product:
         """The prologue that computes every activation where it is read."""
         region = self.item.region
         assert region is not None
+        block.wait()
 
         def read_at(token: Expr, column: Expr, count: int) -> list[Expr]:
             row = RowBlock(region, self.rows, self.tokens, Place(token), block.thread, block.threads)

@@ -84,16 +84,21 @@ def emit_rows(region: Region, buffers: Mapping[Key, Buffer], tokens: Expr) -> No
     pieces = [_pieces(part, threads) for part in parts]
     with gpu.launch((tokens, sum(pieces)), threads) as ((token, number), thread):
         gpu.launch_next()
-        gpu.wait_previous()
 
         def emit(which: int, first: int) -> None:
             place = Place(token, T.bind(number - i32(first)), pieces[which])
             block = RowBlock(parts[which], buffers, tokens, place, thread, threads)
-            if which + 1 == len(parts):
-                block.emit()
-                return
             end = first + pieces[which]
-            either(number < i32(end), block.emit, lambda: emit(which + 1, end))
+
+            def own() -> None:
+                block.preload()
+                gpu.wait_previous()
+                block.emit()
+
+            if which + 1 == len(parts):
+                own()
+            else:
+                either(number < i32(end), own, lambda: emit(which + 1, end))
 
         emit(0, 0)
 
@@ -155,6 +160,22 @@ class RowBlock:
         self.shared: dict[Key, Buffer] = {}
         self.done: set[Key] = set()
         """Outputs that are in global memory already, to be read by others of this block."""
+
+    def preload(self) -> None:
+        """Read small weights of the region to shared memory: they are there before the kernel's other inputs are."""
+        loaded = False
+        for key in self.region.preloaded:
+            tensor = self.region.tensors[key]
+            count = math.prod(tensor.row)
+            self.shared[key] = held = gpu.shared(count)
+
+            def one(place: Expr, key: Key = key, tensor: Tensor = tensor, held: Buffer = held) -> None:
+                store(held, place, self._read(key, tensor, split_place(tensor, place, self.token)))
+
+            self._each(count, one, self.thread, self.threads)
+            loaded = True
+        if loaded:
+            gpu.sync()
 
     def emit(self) -> None:
         """Compute everything that must be in memory, in order."""
@@ -239,10 +260,12 @@ class RowBlock:
 
     def each(self, count: int, body: Callable[[Expr], None]) -> None:
         """``body(place)`` for all places of the block's piece of a row, one a thread at a time."""
-        together = self.threads * self.place.pieces
         own = self.thread
         if self.place.pieces > 1:
             own = T.bind(i32(self.place.piece) * i32(self.threads) + self.thread)
+        self._each(count, body, own, self.threads * self.place.pieces)
+
+    def _each(self, count: int, body: Callable[[Expr], None], own: Expr, together: int) -> None:
         whole, rest = divmod(count, together)
         if whole:
             with loop(whole) as step:

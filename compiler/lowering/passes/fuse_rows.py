@@ -150,10 +150,12 @@ class _Rewriter:
         self.module, self.builder, self.kernels, self.make = module, builder, kernels, make
         self.read = _Reading()
         self.memory: dict[Key, Any] = {}
+        self.weights: frozenset[Key] = frozenset()
 
     def rewrite(self, function: Any) -> Any:
         for parameter in function.params:
             self._external(parameter, parameter, 0)
+        self.weights = frozenset(function.params[int(function.attrs["num_input"]) :])
         (block,) = function.body.blocks
         for binding in block.bindings:
             self._read(binding.var, binding.value)
@@ -419,7 +421,7 @@ class _Rewriter:
         definitions = {
             key: definition for key, definition in self.read.definitions.items() if key not in self.memory
         }
-        return build_region(definitions, self.read.tensors, outputs)
+        return build_region(definitions, self.read.tensors, outputs, self.weights)
 
     def _emit_region(self, builder: Any, region: Region) -> None:
         kernel = self._kernel("rows", self.make.rows(region, "rows"))

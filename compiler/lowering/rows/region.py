@@ -12,7 +12,7 @@ from tvm.ir.prim import expr as prim
 from moec.compiler.lowering.rows.stages import Key, Stage, Tensor, TopK, View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
 Definition = Stage | View | TopK
 
@@ -20,7 +20,10 @@ COSTLY = frozenset(("exp", "tanh", "erf", "sigmoid", "sqrt", "rsqrt", "pow", "co
 """Intrinsics that are not computed twice without need."""
 SHARED_BYTES = 40 << 10
 """Of shared memory that a region's rows may take."""
-EVERY_BLOCK_BYTES = 36 << 10
+FLOATS = ("float32", "float16", "bfloat16")
+WEIGHT_BYTES = 16 << 10
+"""Of a weight, as float32, that is read to shared memory ahead of use."""
+EVERY_BLOCK_BYTES = 40 << 10
 """Of shared memory where every block of another kernel computes a region."""
 
 
@@ -39,11 +42,13 @@ class Region:
     """What is put into memory, global or shared, one after the other."""
     shared: frozenset[Key]
     """Those of them that are kept in shared memory."""
+    preloaded: tuple[Key, ...] = ()
+    """Small weights among the inputs, which can be read before the tokens' rows are there."""
 
     @property
     def shared_bytes(self) -> int:
-        """What these take."""
-        return sum(4 * math.prod(self.tensors[key].row) for key in self.shared)
+        """What is kept in shared memory, small weights among it."""
+        return sum(4 * math.prod(self.tensors[key].row) for key in (*self.shared, *self.preloaded))
 
 
 def sources(definition: Definition) -> list[Key]:
@@ -97,9 +102,12 @@ def must_be_stored(definition: Definition) -> bool:
 
 
 def build_region(
-    definitions: Mapping[Key, Definition], tensors: Mapping[Key, Tensor], outputs: Iterable[Key]
+    definitions: Mapping[Key, Definition],
+    tensors: Mapping[Key, Tensor],
+    outputs: Iterable[Key],
+    weights: Container[Key] = (),
 ) -> Region:
-    """The region that makes ``outputs``; what ``definitions`` does not have is an input."""
+    """The region that makes ``outputs``; what ``definitions`` does not have is an input, or one of ``weights``."""
     order: dict[Key, None] = {}
     inputs: dict[Key, None] = {}
     users: dict[Key, set[Key]] = {}
@@ -126,7 +134,8 @@ def build_region(
     stored = _without_second_keys(stored, definitions)
     shared = _shared(stored, chosen, definitions, tensors, users)
     spilled = tuple(key for key in stored if key not in shared and key not in chosen)
-    return Region(definitions, tensors, tuple(inputs), (*chosen, *spilled), tuple(stored), shared)
+    small = tuple(key for key in inputs if key in weights and _is_small(tensors[key]))
+    return Region(definitions, tensors, tuple(inputs), (*chosen, *spilled), tuple(stored), shared, small)
 
 
 def sections(region: Region) -> tuple[Region, ...]:
@@ -147,7 +156,16 @@ def sections(region: Region) -> tuple[Region, ...]:
     groups: dict[Key, list[Key]] = {}
     for key in region.order:
         groups.setdefault(find(key), []).append(key)
-    return tuple(replace(region, order=tuple(keys)) for keys in groups.values())
+    return tuple(_section(region, tuple(keys)) for keys in groups.values())
+
+
+def _section(region: Region, order: tuple[Key, ...]) -> Region:
+    read = {source for key in order for source in _stored_sources(region, key, region.preloaded)}
+    return replace(region, order=order, preloaded=tuple(key for key in region.preloaded if key in read))
+
+
+def _is_small(tensor: Tensor) -> bool:
+    return tensor.dtype in FLOATS and 1 < math.prod(tensor.row) <= WEIGHT_BYTES // 4
 
 
 def for_every_block(region: Region, source: Key) -> Region | None:
@@ -168,8 +186,8 @@ def is_flat(region: Region) -> bool:
     return len(region.order) == 1 and not must_be_stored(region.definitions[region.order[0]])
 
 
-def _stored_sources(region: Region, key: Key, stored: Mapping[Key, Key]) -> set[Key]:
-    """What is in memory by the time that ``key`` is computed, and read for that."""
+def _stored_sources(region: Region, key: Key, stored: Container[Key]) -> set[Key]:
+    """Which of ``stored`` are read to compute ``key``."""
     found: set[Key] = set()
     seen: set[Key] = set()
 

@@ -194,6 +194,7 @@ def test_a_prologue_may_use_the_whole_block(dtype: str) -> None:
         plain = read_rows(x, lambda token, _: T.cast(token, "int64") * i64(columns))
 
         def prologue(block: Block) -> Any:
+            block.wait()
             sums = shared(8)
             with T.If(block.thread < block.tokens), T.Then():
                 store(sums, block.thread, T.float32(0))
