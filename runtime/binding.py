@@ -23,7 +23,7 @@ from moec.runtime.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -82,7 +82,6 @@ class Binder:
         tokens: of the largest step.
         rows: the most rows of which logits are made at once.
         resident: addresses of dense weights that are on the device already.
-        before: what precedes step ``number`` of the chain in a step of ``tokens``: ``before(number, tokens)``.
 
     Raises:
         BundleError: a function is missing in the module.
@@ -100,7 +99,6 @@ class Binder:
         tokens: int,
         rows: int,
         resident: Mapping[TensorName, int] | None = None,
-        before: Callable[[int, int], Sequence[Call]] | None = None,
     ) -> None:
         self.model = bundle.model
         self.crossing = tuple(crossing_values(self.model))
@@ -113,7 +111,6 @@ class Binder:
         self._memory = device.allocate(self._arena.size_bytes)
         self._weights: dict[TensorName, Memory] = {}
         self._resident = resident or {}
-        self._before = before or (lambda _number, _tokens: ())
         self._lasting: dict[View, Any] = {}
         self._functions = {name: functions.get(name) for name in self._function_names()}
 
@@ -134,11 +131,7 @@ class Binder:
         first, last = self.model.last_step, len(self.model.steps)
         steps = range(first) if part == "main" else range(first, last)
         binding = _PartBinding(self, part, count, mirrors, gathered)
-        return [
-            call
-            for number in steps
-            for call in (*self._before(number, count), *binding.step(number, self.model.steps[number]))
-        ]
+        return [call for number in steps for call in binding.step(number, self.model.steps[number])]
 
     def value(
         self, part: Part, name: ValueId, count: int, mirrors: BatchMirrors, *, gathered: bool = False

@@ -12,7 +12,6 @@ from moec.artifacts.sampling import OPTION_WORDS
 from moec.errors import BudgetError
 from moec.runtime.arena import plan_arena
 from moec.runtime.cache.pages import pages_for
-from moec.runtime.devices.cuda import prefetch
 from moec.runtime.devices.cuda.sampling import sampler_bytes
 from moec.runtime.devices.protocol import ALIGNMENT_BYTES
 from moec.runtime.layout import chain_layout
@@ -33,7 +32,7 @@ class DeviceNeeds:
     expert_bytes: int
     """All routed experts."""
     table_bytes: int
-    """Addresses of the experts, and of weights to prefetch."""
+    """Addresses of the experts."""
     arena_bytes: int
     """Values of the largest step, workspaces included."""
     staging_bytes: int
@@ -100,8 +99,7 @@ def device_needs(
     return DeviceNeeds(
         dense_bytes=_aligned(files[DENSE_NAME].size_bytes),
         expert_bytes=sum(_aligned(files[experts_name(layer.layer)].size_bytes) for layer in model.experts),
-        table_bytes=sum(_aligned(TABLE_ENTRY_BYTES * layer.experts) for layer in model.experts)
-        + _aligned(prefetch.table_bytes(model)),
+        table_bytes=sum(_aligned(TABLE_ENTRY_BYTES * layer.experts) for layer in model.experts),
         arena_bytes=_aligned(plan_arena(layout.lifetimes).size_bytes),
         staging_bytes=staging_bytes(max_batch, max_step_tokens, model.max_context),
         sampler_bytes=sampler_bytes(model.vocab_size, max_batch),

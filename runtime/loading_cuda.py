@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import LOGIT_ROWS
-from moec.artifacts.prefetch import PREFETCH
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.sampling import SAMPLE
 from moec.errors import BudgetError
@@ -14,11 +13,10 @@ from moec.runtime.binding import Binder
 from moec.runtime.budget import parse_memory
 from moec.runtime.cache.storage import CacheStorage, attention_layers
 from moec.runtime.device_budget import DevicePlan, device_needs, plan_device_memory
-from moec.runtime.devices.cuda.architecture import EARLY_LAUNCH_CAPABILITY, choose_cuda_target
+from moec.runtime.devices.cuda.architecture import choose_cuda_target
 from moec.runtime.devices.cuda.device import CudaDevice, check_ordinal, tvm_stream
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
-from moec.runtime.devices.cuda.prefetch import Range, WeightPrefetch
 from moec.runtime.devices.cuda.sampling import DeviceSampler
 from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
 from moec.runtime.engine import Engine, Limits
@@ -28,19 +26,15 @@ from moec.runtime.model import Model
 from moec.runtime.stats import Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.reader import Bundle
     from moec.artifacts.verify import Level
-    from moec.runtime.devices.cuda.module import CudaFunctions
-    from moec.runtime.devices.protocol import Call
 
 HEADROOM_BYTES = 256 << 20
 """Of a GPU's free memory, left alone where no budget is given: its context grows while kernels are loaded."""
-CACHE_SHARE = 0.6
-"""Of the second-level cache, that weights to come may fill."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +115,6 @@ def _assemble(
         options.max_step_tokens,
         min(options.max_step_tokens, LOGIT_ROWS),
         weights.dense,
-        _prefetch(device, bundle, functions, weights),
     )
     sampler = None
     if functions.has(SAMPLE):
@@ -129,14 +122,3 @@ def _assemble(
         sampler = DeviceSampler(device, choose, bundle.model.vocab_size, options.max_batch)
     executor = ChainExecutor(device, binder, experts, stats, sampler)
     return Engine(executor, limits, bundle.model.vocab_size, stats), executor
-
-
-def _prefetch(
-    device: CudaDevice, bundle: Bundle, functions: CudaFunctions, weights: ResidentWeights
-) -> Callable[[int, int], Sequence[Call]] | None:
-    """What brings dense weights into the second-level cache ahead of use, where a kernel can begin early at all."""
-    if not functions.has(PREFETCH) or device.capability < EARLY_LAUNCH_CAPABILITY:
-        return None
-    ranges = {name: Range(weights.dense[name], place.size_bytes) for name, place in bundle.dense.items()}
-    limit = int(CACHE_SHARE * device.driver.cache_bytes(device.ordinal))
-    return WeightPrefetch(device, functions.get(PREFETCH), bundle.model, ranges, limit).before

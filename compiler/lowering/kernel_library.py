@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.prefetch import PREFETCH
 from moec.artifacts.program import Workspace
 from moec.artifacts.sampling import SAMPLE
 
@@ -67,14 +66,12 @@ class CudaKernels:
         """The kernels that the chain calls by name, under those names."""
         from moec.compiler.kernels.cuda.attention import attention
         from moec.compiler.kernels.cuda.experts import experts
-        from moec.compiler.kernels.cuda.prefetch import prefetch
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body, _most_chosen(model, body)[0])
-        yield PREFETCH, prefetch()
         if model.vocab_size <= MAX_VOCAB:
             yield SAMPLE, sample(model.vocab_size)
 

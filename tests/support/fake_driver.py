@@ -36,9 +36,6 @@ class FakeDriver:
     def capability(self, ordinal: int) -> tuple[int, int]:
         return 9, 0
 
-    def cache_bytes(self, ordinal: int) -> int:
-        return 1 << 20
-
     def version(self) -> tuple[int, int]:
         return 13, 0
 

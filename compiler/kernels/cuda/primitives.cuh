@@ -67,11 +67,6 @@ MOEC_DEVICE void moec_stream_16_if(unsigned *to, long long address, bool valid) 
       : "+r"(to[0]), "+r"(to[1]), "+r"(to[2]), "+r"(to[3]) : "l"(address), "r"((int)valid));
 }
 MOEC_DEVICE void moec_prefetch_l2(const void *place) { asm volatile("prefetch.global.L2 [%0];" ::"l"(place)); }
-MOEC_DEVICE void moec_prefetch_range(long long address, unsigned size) {  // multiples of 16; nothing before sm_90
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(size));
-#endif
-}
 MOEC_DEVICE void moec_load_16(unsigned *to, const void *from) {
   uint4 value = *reinterpret_cast<const uint4 *>(from);
   to[0] = value.x, to[1] = value.y, to[2] = value.z, to[3] = value.w;

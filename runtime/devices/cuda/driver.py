@@ -33,10 +33,6 @@ class Driver(Protocol):
         """Compute capability, such as ``(9, 0)``."""
         ...
 
-    def cache_bytes(self, ordinal: int) -> int:
-        """The size of the GPU's second-level cache."""
-        ...
-
     def retain_context(self, ordinal: int) -> Handle:
         """The GPU's primary context, shared with whoever else in the process uses the GPU."""
         ...

@@ -17,7 +17,6 @@ CAPTURE_THIS_THREAD = 1
 STREAM_NON_BLOCKING = 1
 EVENT_TIMED, EVENT_UNTIMED = 0, 2
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
-CACHE_SIZE = 38
 """Device attributes."""
 
 
@@ -69,11 +68,6 @@ class NvidiaDriver:
             for number in (CAPABILITY_MAJOR, CAPABILITY_MINOR)
         )
         return major, minor
-
-    def cache_bytes(self, ordinal: int) -> int:
-        """See `Driver`."""
-        kind = self._api.CUdevice_attribute(CACHE_SIZE)
-        return int(self._call("cuDeviceGetAttribute", kind, self._device(ordinal)))
 
     def retain_context(self, ordinal: int) -> Handle:
         """See `Driver`."""

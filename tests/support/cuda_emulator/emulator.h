@@ -206,11 +206,6 @@ static inline void moec_stream_16_if(unsigned *to, long long address, bool valid
   moec_load_16_if(to, (const void *)(uintptr_t)address, valid);
 }
 static inline void moec_prefetch_l2(const void *) {}
-static inline void moec_prefetch_range(long long address, unsigned size) {
-  if (address % 16 || size % 16) emulator::fail("a prefetch of a range that is no multiple of 16 bytes");
-  volatile char first = *(const char *)(uintptr_t)address, last = ((const char *)(uintptr_t)address)[size - 1];
-  (void)first, (void)last;
-}
 static inline void moec_store_16(void *to, unsigned a, unsigned b, unsigned c, unsigned d) {
   unsigned words[4] = {a, b, c, d};
   emulated_aligned(to), std::memcpy(to, words, 16);

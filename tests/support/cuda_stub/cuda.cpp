@@ -18,7 +18,6 @@ EXPORT cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice) 
   long capability = setting("MOEC_STUB_CAPABILITY", 90);
   *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? (int)capability / 10
            : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? (int)capability % 10
-           : attribute == CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE            ? 1 << 20
                                                                        : 1;
   return CUDA_SUCCESS;
 }
