@@ -55,7 +55,7 @@ def profile(model: Any, work: Work) -> list[dict[str, Any]]:
     events = sorted(
         (event.time_range.start, event.time_range.end, event.name)
         for event in found.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith("Mem")
+        if "CUDA" in str(event.device_type) and not event.name.startswith("Mem")
     )
     steps = _steps(events)
     chosen = steps[0] if work.new_tokens <= 2 else steps[-2]
