@@ -59,6 +59,19 @@ class Tiling:
         return -(-columns // self.round_columns)
 
 
+MOST_WORDS = 64
+"""Steps that all warps of a block have in flight: more leave no registers for a second block."""
+
+
+def tiling_of_warps(columns: int, warps: int) -> Tiling:
+    """The tiling for blocks of so many warps, each block with 16 rows: what suits a launch that others share."""
+    steps = -(-columns // STEP_COLUMNS)
+    most = MOST_WORDS // warps
+    unrolls = [unroll for unroll in (1, 2, 3, 4, 5, 6, 8) if warps * unroll <= max(steps, warps)]
+    unroll = min((each for each in unrolls if each <= most), key=lambda each: _cost(steps, 1, warps, each))
+    return Tiling(1, warps, unroll)
+
+
 def choose_tiling(rows: int, columns: int, *, batch: int = 1, streams: int = 1) -> Tiling:
     """The tiling for weights ``[batch, rows, columns]``, where ``rows`` are those of all weights of a launch.
 
