@@ -195,7 +195,9 @@ class Binder:
 
     def beside(self, number: int, count: int) -> Beside | None:
         """What runs the experts of step ``number`` together with the side segment before them."""
-        found = beside_of(self.model, self._program, number) if 0 < number < len(self.model.steps) else None
+        if not self._experts.runs_beside or not 0 < number < len(self.model.steps):
+            return None
+        found = beside_of(self.model, self._program, number)
         return found if found is not None and count <= found.most_tokens else None
 
     def _function_names(self) -> list[str]:

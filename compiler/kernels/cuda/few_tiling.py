@@ -16,10 +16,6 @@ MOST_BLOCKS_WAITING = 1024
 """Above so many blocks, each takes several tiles: it then loads the next tile while it adds up one."""
 
 
-MULTIPROCESSORS = 132
-"""Of an H100: a little more than two blocks for each of them are three at once, lest the last few run alone."""
-
-
 @dataclass(frozen=True)
 class Tiling:
     """How the warps of a block share the rows and columns of weights."""
@@ -59,19 +55,6 @@ class Tiling:
         return -(-columns // self.round_columns)
 
 
-MOST_WORDS = 64
-"""Steps that all warps of a block have in flight: more leave no registers for a second block."""
-
-
-def tiling_of_warps(columns: int, warps: int) -> Tiling:
-    """The tiling for blocks of so many warps, each block with 16 rows: what suits a launch that others share."""
-    steps = -(-columns // STEP_COLUMNS)
-    most = MOST_WORDS // warps
-    unrolls = [unroll for unroll in (1, 2, 3, 4, 5, 6, 8) if warps * unroll <= max(steps, warps)]
-    unroll = min((each for each in unrolls if each <= most), key=lambda each: _cost(steps, 1, warps, each))
-    return Tiling(1, warps, unroll)
-
-
 def choose_tiling(rows: int, columns: int, *, batch: int = 1, streams: int = 1) -> Tiling:
     """The tiling for weights ``[batch, rows, columns]``, where ``rows`` are those of all weights of a launch.
 
@@ -84,8 +67,6 @@ def choose_tiling(rows: int, columns: int, *, batch: int = 1, streams: int = 1) 
     tiles = -(-rows // (TILE_ROWS * row_warps * streams)) * batch
     several = max(1, min(4, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
     blocks = 2 if row_warps * column_warps <= 8 else 1
-    if streams == 1 and unroll == 8 and 2 * MULTIPROCESSORS < tiles <= 3 * MULTIPROCESSORS:
-        return Tiling(row_warps, column_warps, 4, several, streams, 3)
     return Tiling(row_warps, column_warps, unroll, several, streams, blocks)
 
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from tvm import tirx
 
-    from moec.compiler.kernels.cuda.few_tiling import Tiling
     from moec.compiler.kernels.cuda.few_tokens import Block, Prologue, Reader
     from moec.compiler.lowering.passes.dispatch_linear import LinearShape
     from moec.compiler.lowering.passes.fuse_rows import Product
@@ -97,6 +96,12 @@ def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
     return declared
 
 
+def few_group(item: Product) -> FewGroup:
+    """What the kernel multiplies where there are few tokens."""
+    first = item.shapes[0]
+    return FewGroup(tuple(shape.rows for shape in item.shapes), first.columns, first.dtype, first.batch or 1)
+
+
 def _read(item: Product) -> tuple[Any, ...]:
     """What the kernel computes its input from, or the input."""
     return item.region.inputs if item.region else (item.source,)
@@ -154,10 +159,10 @@ class ProductKernel:
         """Row of an input or a result: matrices of a batch one after the other."""
         return T.cast(batch, "int64") * self.tokens + T.cast(token, "int64")
 
-    def few(self, tiling: Tiling | None = None) -> FewProduct:
+    def few(self) -> FewProduct:
         """The product of at most eight tokens, whose input each block computes or reads."""
-        rows = tuple(weight.shape.rows for weight in self.weights)
-        group = FewGroup(rows, self.columns, self.dtype, self.batch)
+        group = few_group(self.item)
+        rows = group.rows
         epilogue = store_rows(
             [weight.out for weight in self.weights],
             [weight.bias for weight in self.weights],
@@ -167,7 +172,7 @@ class ProductKernel:
             ),
         )
         matrices = [weight.matrix for weight in self.weights]
-        return FewProduct(group, matrices, self.tokens, self._prologue(), epilogue, tiling or group.tiling())
+        return FewProduct(group, matrices, self.tokens, self._prologue(), epilogue, group.tiling())
 
     @property
     def _in_memory(self) -> bool:
