@@ -10,6 +10,8 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.runtime.engine.batch import choose_on_host
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from moec.runtime.engine.batch import StepBatch
@@ -36,8 +38,15 @@ class FakeExecutor:
             logits[number] = self.logits(self._history(batch, place))
         return logits
 
-    def next_tokens(self, batch: StepBatch, sequences: list[Sequence]) -> list[int]:
-        return choose_on_host(self.run(batch), sequences)
+    def next_tokens(
+        self, batch: StepBatch, sequences: list[Sequence], *, ahead: bool = False
+    ) -> Callable[[], list[int]]:
+        assert not ahead
+        tokens = choose_on_host(self.run(batch), sequences)
+        return lambda: tokens
+
+    def can_run_ahead(self, sequences: list[Sequence]) -> bool:
+        return False
 
     def logits(self, history: tuple[int, ...]) -> NDArray[np.float32]:
         seed = 17
