@@ -25,8 +25,6 @@ from moec.runtime.layout import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from numpy.typing import NDArray
-
     from moec.artifacts.ids import TensorName, ValueId
     from moec.artifacts.model import ExpertsStep, Step
     from moec.artifacts.program import Operand, ProgramRecord, SegmentProgram

@@ -12,7 +12,7 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.runtime.cache.pages import pages_for
 from moec.runtime.engine.batch import Executor, StepBatch
-from moec.runtime.engine.scheduler import Limits, Scheduler, StepPlan
+from moec.runtime.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
 from moec.runtime.engine.sequence import Request, Sequence
 from moec.runtime.request import cache_too_small, check_tokens, too_long
 
@@ -32,10 +32,9 @@ class _Begun:
     sequences: list[Sequence]
     tokens: Callable[[], list[int]]
 
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody still needs what it computes."""
-        return any(chunk.sequence.finished is None for chunk in self.plan.chunks)
+    def chunks(self) -> list[Chunk]:
+        """Those of sequences that have not ended since it was begun."""
+        return [chunk for chunk in self.plan.chunks if chunk.sequence.finished is None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class Engine:
         A step that only fills caches returns an empty list; so does a step with nothing to do (see `busy`).
         """
         current, self._ahead = self._ahead, None
-        if current is None or not current.wanted:
+        if current is None or not current.chunks():
             current = self._begin(None)
         if current is None:
             return []
@@ -189,10 +188,8 @@ class Engine:
         tokens = dict(zip(step.sequences, step.tokens(), strict=True))
         outputs: list[TokenOutput] = []
         stats = self.stats
-        for chunk in step.plan.chunks:
+        for chunk in step.chunks():
             sequence = chunk.sequence
-            if sequence.finished is not None:
-                continue
             if chunk.count > 1 or chunk.start < len(sequence.request.prompt):
                 stats.prompt_tokens += chunk.count
             sequence.computed = chunk.start + chunk.count

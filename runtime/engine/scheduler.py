@@ -144,9 +144,7 @@ class Scheduler:
 
     def _can_admit(self) -> bool:
         """Whether there is a row and room for the first that waits."""
-        return bool(
-            self.waiting and self._rows and (not self.running or self._has_headroom(self.waiting[0]))
-        )
+        return bool(self.waiting and self._rows and (not self.running or self._has_headroom(self.waiting[0])))
 
     def _has_headroom(self, sequence: Sequence) -> bool:
         """Room for all its tokens beside what the running ones still need, and a page each to go on.
