@@ -84,7 +84,7 @@ def test_one_step_is_in_front_of_the_host(load: Callable[..., runtime.Model], st
         model.engine.step()
         # What is waited for has run; what is begun waits in the stub's queue.
         assert stub.counts().launches - begun == 2 * one
-        model.forward([PROMPTS[1]])
+        model.forward([[5]])
         assert stub.counts().launches - begun > 3 * one
 
 
@@ -109,6 +109,17 @@ def test_ends_in_the_middle_and_arrivals(load: Callable[..., runtime.Model], nam
     assert found[0] == found[1]
     assert found[1][0] == [token for _, token in alone][: len(found[1][0])]
     assert len(found[1][0]) <= 8
+
+
+def test_scores_in_between_change_nothing(load: Callable[..., runtime.Model]) -> None:
+    """They put other tokens where the next step would read those of the last one."""
+    with load(ahead=True) as model:
+        expected = [token for _, token in run(model, [(0, request(1, 12, Sampling()))])]
+        sequence = model.engine.add(request(1, 12, Sampling()))
+        while model.engine.busy:
+            model.engine.step()
+            model.forward([[5, 6]])
+        assert sequence.new_tokens == expected
 
 
 def test_pages_run_out(load: Callable[..., runtime.Model]) -> None:

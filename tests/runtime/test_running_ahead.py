@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moec.runtime.engine import Engine, Limits, Request, Sequence
+from moec.runtime.engine.scheduler import StepPlan
 from moec.runtime.sampling import Sampling
 from moec.runtime.stats import Stats
 from tests.support.fake_executor import FakeExecutor
@@ -153,6 +154,17 @@ def test_only_one_that_can_join_keeps_steps_from_running_ahead(waiting: bool) ->
     engine.step()
     assert (executor.begun_ahead > begun + 1) == waiting
     assert bool(late.new_tokens) != waiting
+
+
+def test_one_that_runs_and_was_not_in_the_step_is_not_forgotten() -> None:
+    engine, _ = make_engine(True)
+    for _ in range(2):
+        engine.add(Request((1, 2, 3), 9))
+    plan = engine.scheduler.schedule()
+    follows = engine.scheduler.follow(plan)
+    assert follows is not None
+    assert [(chunk.start, chunk.count) for chunk in follows.chunks] == [(3, 1)] * 2
+    assert engine.scheduler.follow(StepPlan(plan.chunks[:1], ())) is None
 
 
 def test_sequences_are_preempted_as_without() -> None:
