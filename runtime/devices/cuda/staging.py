@@ -51,8 +51,8 @@ class StagedMirror:
 class Staging:
     """One block of pinned memory and its copy on the GPU; what the host has written is copied before the next calls.
 
-    Copies are asynchronous, so the host waits before it writes again until the last one is done: some microseconds after
-    the tokens of the step in front of it were read, even if its own step runs by now.
+    Copies are asynchronous, so the host waits before it writes again until the last one is done: some microseconds
+    after the tokens of the step in front of it were read, even if its own step runs by now.
 
     Args:
         resources: where memory comes from.
