@@ -26,8 +26,6 @@ from moec.runtime.layout import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from numpy.typing import NDArray
-
     from moec.artifacts.ids import TensorName, ValueId
     from moec.artifacts.model import ExpertsStep, Step
     from moec.artifacts.program import Beside, Operand, ProgramRecord, SegmentProgram
@@ -44,29 +42,32 @@ class BatchMirrors:
 
     def __init__(self, device: Device, batch: StepBatch) -> None:
         self.batch = batch
-        arrays: tuple[NDArray[Any], ...] = (
-            batch.tokens,
-            batch.positions,
-            batch.token_sequence,
-            batch.token_position,
-        )
-        self._tokens = tuple(map(device.mirror, arrays))
+        self._positions = device.mirror(batch.positions)
+        self._where = device.mirror(batch.token_sequence), device.mirror(batch.token_position)
+        self._tokens = device.mirror(batch.tokens)
         self._page_table = device.mirror(batch.page_table)
-
-    def update(self) -> None:
-        """Show the device the step that the batch holds now."""
-        for mirror in self._tokens:
-            mirror.update(self.batch.count)
         self._page_table.update()
+
+    @property
+    def tokens(self) -> int:
+        """Where the step's token ids lie; a device that chooses tokens puts them there for the next step."""
+        return self._tokens.address
+
+    def update(self, *, ahead: bool = False) -> None:
+        """Show the device the step that the batch holds now; ``ahead``: it has the tokens already."""
+        for mirror in (self._positions, *self._where, *(() if ahead else (self._tokens,))):
+            mirror.update(self.batch.count)
+        for row in self.batch.table.take_changed():
+            self._page_table.update(1, row)
 
     def chain_input(self, name: ValueId) -> int:
         """The address of ``tokens`` or ``positions``."""
-        return self._tokens[CHAIN_INPUTS.index(name)].address
+        return (self._tokens, self._positions)[CHAIN_INPUTS.index(name)].address
 
     def where(self, count: int) -> tuple[View, View, View]:
         """Page table, and page table row and position of each of ``count`` tokens."""
         table = View(self._page_table.address, "int32", self.batch.page_table.shape)
-        row, place = (View(mirror.address, "int32", (count,)) for mirror in self._tokens[2:])
+        row, place = (View(mirror.address, "int32", (count,)) for mirror in self._where)
         return table, row, place
 
 

@@ -35,7 +35,9 @@ class RoutingRecorder:
         self._step[layer].append((index.copy(), weight.copy()))
 
     def end_step(self, plan: StepPlan) -> None:
-        """Say which tokens the choices recorded since the last call belong to."""
+        """Say which tokens the choices recorded since the last call belong to; none: the step began before."""
+        if not all(self._step):
+            return
         layers = [tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in self._step]
         first = 0
         for chunk in plan.chunks:
