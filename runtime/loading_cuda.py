@@ -24,6 +24,7 @@ from moec.runtime.executor import ChainExecutor
 from moec.runtime.libraries import host_cpu_features, load_runtime
 from moec.runtime.model import Model
 from moec.runtime.stats import Stats
+from moec.runtime.step_tokens import plan_largest_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,8 @@ class CudaOptions:
     device_memory: int | float | str | None
     cpu_threads: int | None
     max_batch: int
-    max_step_tokens: int
+    max_step_tokens: int | None
+    """``None``: as many as memory allows, within reason."""
     cache_tokens: int | None
     verify: Level
 
@@ -57,23 +59,34 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
     bundle = open_bundle(path, verify=options.verify, progress=progress, weights_later=True)
     name, capability = driver.device_name(options.ordinal), driver.capability(options.ordinal)
     target = choose_cuda_target(bundle.manifest.targets, capability, name, host_cpu_features())
-    needs = device_needs(bundle, target, max_batch=options.max_batch, max_step_tokens=options.max_step_tokens)
     threads = load_runtime(options.cpu_threads)
     load_cuda_libraries()
     device = CudaDevice(driver, options.ordinal, tvm_stream)
     try:
-        plan = plan_device_memory(
-            needs,
-            max_context=bundle.model.max_context,
-            limit_bytes=_limit(options.device_memory, *driver.memory_info()),
-            cache_tokens=options.cache_tokens,
-            max_batch=options.max_batch,
-        )
+        plan = _plan(bundle, target, options, _limit(options.device_memory, *driver.memory_info()))
         engine, executor = _assemble(device, bundle, target, plan, options, progress)
     except BaseException:
         device.close()
         raise
     return Model(bundle.path, bundle.model, target.name, plan, engine, executor, threads)
+
+
+def _plan(bundle: Bundle, target: TargetRecord, options: CudaOptions, limit_bytes: int) -> DevicePlan:
+    """With the step that was asked for, or the largest that leaves the cache its room."""
+    max_batch, max_context, cache_tokens = options.max_batch, bundle.model.max_context, options.cache_tokens
+
+    def plan(step_tokens: int) -> DevicePlan:
+        return plan_device_memory(
+            device_needs(bundle, target, max_batch=max_batch, max_step_tokens=step_tokens),
+            max_context=max_context,
+            limit_bytes=limit_bytes,
+            cache_tokens=cache_tokens,
+            max_batch=max_batch,
+        )
+
+    if options.max_step_tokens is not None:
+        return plan(options.max_step_tokens)
+    return plan_largest_step(plan, max_batch=max_batch, max_context=max_context, cache_tokens=cache_tokens)
 
 
 def _limit(device_memory: int | float | str | None, free: int, total: int) -> int:
@@ -104,7 +117,8 @@ def _assemble(
     stats.bytes_moved = plan.needs.expert_bytes
     experts = ResidentExperts(device, bundle, weights)
     cache = CacheStorage(device, attention_layers(bundle.model), plan.cache_pages)
-    limits = Limits(options.max_batch, options.max_step_tokens, bundle.model.max_context, plan.cache_pages)
+    step_tokens = plan.needs.step_tokens
+    limits = Limits(options.max_batch, step_tokens, bundle.model.max_context, plan.cache_pages)
     binder = Binder(
         device,
         bundle,
@@ -112,8 +126,8 @@ def _assemble(
         functions,
         cache,
         experts,
-        options.max_step_tokens,
-        min(options.max_step_tokens, LOGIT_ROWS),
+        step_tokens,
+        min(step_tokens, LOGIT_ROWS),
         weights.dense,
     )
     sampler = None
