@@ -28,7 +28,7 @@ WARM_UP_TOKENS = 4
 @click.option("--device-memory")
 @click.option("--step-tokens", type=click.IntRange(min=2), help="[default: the runtime's]")
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--verify", type=click.Choice(["full", "sizes"]), default="sizes", show_default=True)
+@click.option("--verify", type=click.Choice(["full", "once", "sizes"]), default="sizes", show_default=True)
 def main(
     bundle: Path,
     works: tuple[Work, ...],

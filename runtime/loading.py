@@ -50,7 +50,7 @@ def load(
     max_batch: int = 8,
     max_step_tokens: int | None = None,
     cache_tokens: int | None = None,
-    verify: Level = "full",
+    verify: Level = "once",
     progress: Callable[[int], None] | None = None,
 ) -> Model:
     """Load a bundle.
@@ -74,7 +74,9 @@ def load(
         cache_tokens: room in the key-value cache, all sequences together; ``None``: ``max_batch`` full
             contexts, but at most a quarter of ``host_memory`` (of the free memory where there is no limit); on a
             GPU at most what its weights leave.
-        verify: ``full`` reads and hashes every file, ``sizes`` only the JSON files.
+        verify: ``full`` hashes every file. ``once`` hashes weight files only where that was not done before: what was
+            found right is noted in the user's cache folder, with sizes, inodes and times of last change. ``sizes``
+            hashes the JSON files alone. Sizes are always compared.
         progress: told the bytes of each piece hashed or brought to the GPU, from several threads.
 
     Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import LOGIT_ROWS
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.reader import find_bundle, read_bundle, stamp
 from moec.artifacts.sampling import SAMPLE
 from moec.errors import BudgetError
 from moec.runtime.binding import Binder
@@ -14,10 +14,9 @@ from moec.runtime.budget import parse_memory
 from moec.runtime.cache.storage import CacheStorage, attention_layers
 from moec.runtime.device_budget import DevicePlan, device_needs, plan_device_memory
 from moec.runtime.devices.cuda.architecture import choose_cuda_target
-from moec.runtime.devices.cuda.device import CudaDevice, check_ordinal, tvm_stream
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.sampling import DeviceSampler
+from moec.runtime.devices.cuda.starting import start_device
 from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
 from moec.runtime.engine import Engine, Limits
 from moec.runtime.executor import ChainExecutor
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.reader import Bundle
     from moec.artifacts.verify import Level
+    from moec.runtime.devices.cuda.device import CudaDevice
 
 HEADROOM_BYTES = 256 << 20
 """Of a GPU's free memory, left alone where no budget is given: its context grows while kernels are loaded."""
@@ -53,22 +53,27 @@ class CudaOptions:
 
 
 def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], None] | None) -> Model:
-    """See `moec.runtime.load`."""
-    driver = NvidiaDriver()
-    check_ordinal(driver, options.ordinal)
-    bundle = open_bundle(path, verify=options.verify, progress=progress, weights_later=True)
-    name, capability = driver.device_name(options.ordinal), driver.capability(options.ordinal)
-    target = choose_cuda_target(bundle.manifest.targets, capability, name, host_cpu_features())
-    threads = load_runtime(options.cpu_threads)
-    load_cuda_libraries()
-    device = CudaDevice(driver, options.ordinal, tvm_stream)
-    try:
-        plan = _plan(bundle, target, options, _limit(options.device_memory, *driver.memory_info()))
-        engine, executor = _assemble(device, bundle, target, plan, options, progress)
-    except BaseException:
-        device.close()
-        raise
-    return Model(bundle.path, bundle.model, target.name, plan, engine, executor, threads)
+    """See `moec.runtime.load`. The GPU is started while records are parsed, and code is bound while weights arrive."""
+    found = find_bundle(path, options.verify)
+    with start_device(options.ordinal) as starting:
+        bundle = read_bundle(found, progress, weights_later=True)
+        threads = load_runtime(options.cpu_threads)
+        device = starting.device()
+        load_cuda_libraries()
+        targets, features = bundle.manifest.targets, host_cpu_features()
+        target = choose_cuda_target(targets, device.capability, device.name, features)
+        device.resources.enter()
+        plan = _plan(bundle, target, options, _limit(options.device_memory, *device.driver.memory_info()))
+        device.open(plan.limit_bytes, plan.needs.staging_bytes, plan.needs.code_bytes)
+        weights = ResidentWeights(device, bundle, found.unhashed, progress)
+        try:
+            engine, executor = _assemble(device, bundle, target, plan, options, weights)
+            weights.upload.finish()
+        finally:
+            weights.upload.abandon()
+        if found.unhashed or not found.checked:
+            stamp(found)
+        return Model(bundle.path, bundle.model, target.name, plan, engine, executor, threads)
 
 
 def _plan(bundle: Bundle, target: TargetRecord, options: CudaOptions, limit_bytes: int) -> DevicePlan:
@@ -108,12 +113,10 @@ def _assemble(
     target: TargetRecord,
     plan: DevicePlan,
     options: CudaOptions,
-    progress: Callable[[int], None] | None,
+    weights: ResidentWeights,
 ) -> tuple[Engine, ChainExecutor]:
     stats = Stats()
-    device.open(plan.limit_bytes, plan.needs.staging_bytes, plan.needs.code_bytes)
     functions = device.load(bundle.path, target.files)
-    weights = ResidentWeights(device, bundle, options.verify, progress)
     stats.bytes_moved = plan.needs.expert_bytes
     experts = ResidentExperts(device, bundle, weights)
     cache = CacheStorage(device, attention_layers(bundle.model), plan.cache_pages)
