@@ -117,13 +117,17 @@ def _kinds(record: type) -> tuple[Any, ...]:
     return typing.get_args(typing.get_type_hints(record).get("kind"))
 
 
+def _has_kind(value: Any) -> bool:
+    return isinstance(value, dict) and "kind" in value
+
+
 def _read_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
     problems: list[str] = []
     for option in options:
-        if dataclasses.is_dataclass(option) and isinstance(value, dict) and "kind" in value:
-            if value["kind"] not in _kinds(typing.cast("type", option)):
+        if isinstance(option, type) and dataclasses.is_dataclass(option) and _has_kind(value):
+            if value["kind"] not in _kinds(option):
                 continue
-            return _reader(option)(value, path)
+            return _reader(typing.cast("Any", option))(value, path)
         try:
             return _reader(option)(value, path)
         except ValueError as error:

@@ -100,7 +100,12 @@ def test_a_copy_is_another_bundle(bundle: Path, tmp_path: Path) -> None:
 def test_records_are_held_against_their_schemas_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
     validate = schemas.validate
-    monkeypatch.setattr(schemas, "validate", lambda name, *rest: (names.append(name), validate(name, *rest)))
+
+    def note(name: str, *rest: Any) -> None:
+        names.append(name)
+        validate(name, *rest)
+
+    monkeypatch.setattr(schemas, "validate", note)
     open_bundle(bundle, verify="sizes")
     assert set(names) == {"manifest", "model", "packing", "program", "schedule"}
     names.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from moec import runtime
 from moec.compiler.lowering import cuda_module
 from moec.errors import BudgetError, BundleError, DeviceError, RequestError
+from moec.runtime import loading_cuda
 from moec.runtime.device_budget import DevicePlan
 from tests.support.compiling import compile_checkpoint
 from tests.support.cuda_stub import Stub, write_image
@@ -202,6 +204,22 @@ def test_a_damaged_weight_is_found_while_it_is_brought_over(load: Load, bundle: 
     path.write_bytes(data)
     with pytest.raises(BundleError, match=f"{path.name} was changed"):
         runtime.load(copy, device="cuda:0", cache_tokens=CACHE)
+
+
+@pytest.mark.parametrize("stage", ["read_bundle", "Binder", "DeviceSampler", "stamp"])
+def test_a_load_that_fails_leaves_nothing_behind(
+    load: Load, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Also while weights are on their way, and while the GPU is starting."""
+    threads = threading.active_count()
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError(stage)
+
+    monkeypatch.setattr(loading_cuda, stage, fail)
+    with pytest.raises(RuntimeError, match=stage):
+        load(verify="full")
+    assert threading.active_count() == threads
 
 
 def test_progress_counts_every_byte_once(bundle: Path, load: Load) -> None:

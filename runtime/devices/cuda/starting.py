@@ -34,13 +34,14 @@ def start_device(ordinal: int) -> Iterator[StartingDevice]:
     """Start a GPU in a thread; if the block fails, the device is closed, once it has started."""
     pool = ThreadPoolExecutor(1)
     future = pool.submit(_start, ordinal)
-    pool.shutdown(wait=False)
     try:
         yield StartingDevice(future)
     except BaseException:
         if future.exception() is None:
             future.result().close()
         raise
+    finally:
+        pool.shutdown()
 
 
 def _start(ordinal: int) -> CudaDevice:

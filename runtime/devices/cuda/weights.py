@@ -54,7 +54,6 @@ class ResidentWeights:
             )
             for name, memory in self._memory.items()
         ]
-        self.upload = Upload(device.resources, bundle.path, files, progress)
         dense = self._memory[DENSE_NAME].address
         self.dense: dict[TensorName, int] = {
             name: dense + place.offset_bytes for name, place in bundle.dense.items()
@@ -62,6 +61,8 @@ class ResidentWeights:
         """Address of each dense tensor."""
         self.experts = [self._memory[experts_name(layer.layer)].address for layer in bundle.model.experts]
         """Address of the first expert of each MoE layer."""
+        self.upload = Upload(device.resources, bundle.path, files, progress)
+        """Under way; `finish` or `abandon` must come."""
 
 
 class ResidentExperts:
