@@ -26,7 +26,7 @@ from moec.artifacts.verify import Level, check, damaged
 from moec.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     import numpy.typing as npt
 
@@ -130,11 +130,11 @@ def find_bundle(path: str | Path, verify: Level = "full") -> FoundBundle:
         BundleError: it is not there or no bundle, its manifest is damaged, or it is of a newer format.
     """
     folder = Path(path).absolute()
-    stamp = Stamp() if verify == "full" else read_stamp(folder, _claimed_sha256(folder))
-    manifest = _manifest_of(folder, "bundle", stamp.records_checked)
+    known = Stamp() if verify == "full" else read_stamp(folder, _claimed_sha256(folder))
+    manifest = _manifest_of(folder, "bundle", known.records_checked)
     states = file_states(folder, weight_names(manifest))
-    unhashed = frozenset(states) - stamp.unchanged(states) if verify != "sizes" else frozenset()
-    return FoundBundle(folder, manifest, verify, states, unhashed, stamp.records_checked)
+    unhashed = frozenset(states) - known.unchanged(states) if verify != "sizes" else frozenset()
+    return FoundBundle(folder, manifest, verify, states, unhashed, known.records_checked)
 
 
 def read_bundle(
@@ -158,14 +158,19 @@ def read_bundle(
     check(found.path, found.manifest, found.verify, progress, unread)
     bundle = _read_records(found.path, found.manifest, found.checked)
     if not weights_later and (found.unhashed or not found.checked):
-        stamp(found)
+        stamp(found, found.unhashed)
     return bundle
 
 
-def stamp(found: FoundBundle) -> None:
-    """Note that a bundle was found right, as far as ``verify`` says, for later ``verify="once"``."""
-    hashed = () if found.verify == "sizes" else tuple(found.states)
-    write_stamp(found.path, found.manifest.manifest_sha256, found.states, hashed)
+def stamp(found: FoundBundle, hashed: Collection[str]) -> None:
+    """Note what of a bundle was found right, for a later ``verify="once"``.
+
+    Args:
+        found: the bundle; what was known of its files stays known.
+        hashed: weight files that were hashed now.
+    """
+    known = () if found.verify == "sizes" else found.states.keys() - found.unhashed
+    write_stamp(found.path, found.manifest.manifest_sha256, found.states, {*known, *hashed})
 
 
 def weight_names(manifest: Manifest) -> list[str]:

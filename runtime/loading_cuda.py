@@ -72,7 +72,7 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
         finally:
             weights.upload.abandon()
         if found.unhashed or not found.checked:
-            stamp(found)
+            stamp(found, weights.hashed)
         return Model(bundle.path, bundle.model, target.name, plan, engine, executor, threads)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from moec import schemas
 from moec.artifacts import stamps
-from moec.artifacts.reader import find_bundle, open_bundle
+from moec.artifacts.reader import find_bundle, open_bundle, read_bundle, stamp
 from moec.errors import BundleError
 from tests.support.tiny_bundle import make_bundle
 
@@ -157,3 +157,15 @@ def test_without_its_own_variable_the_cache_is_where_the_system_has_it(
             monkeypatch.setenv(name, value)
         open_bundle(bundle, verify="once")
         assert len(list((folder / "verified").iterdir())) == 1
+
+
+def test_only_what_was_hashed_is_vouched_for(bundle: Path) -> None:
+    """A load that leaves experts in the file hashes and notes the other files alone."""
+    dense = "weights/dense.safetensors"
+    found = find_bundle(bundle, "once")
+    read_bundle(found, weights_later=True)
+    stamp(found, [dense])
+    again = find_bundle(bundle, "once")
+    assert again.unhashed == found.unhashed - {dense}
+    stamp(again, [WEIGHTS])
+    assert find_bundle(bundle, "once").unhashed == found.unhashed - {dense, WEIGHTS}

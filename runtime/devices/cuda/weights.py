@@ -61,6 +61,8 @@ class ResidentWeights:
         """Address of each dense tensor."""
         self.experts = [self._memory[experts_name(layer.layer)].address for layer in bundle.model.experts]
         """Address of the first expert of each MoE layer."""
+        self.hashed = [file.name for file in files if file.sha256]
+        """Files that are hashed on their way."""
         self.upload = Upload(device.resources, bundle.path, files, progress)
         """Under way; `finish` or `abandon` must come."""
 
