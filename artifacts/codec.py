@@ -43,25 +43,33 @@ def from_json(record: type[Record], value: Any) -> Record:
     return typing.cast("Record", _read_record(record, value, record.__name__))
 
 
-def _read(kind: Any, value: Any, path: str) -> Any:
+@functools.cache
+def _reader(kind: Any) -> Callable[[Any, str], Any]:
+    """What reads a value of this type, found out once: types are asked for thousands of times in one file."""
     if hasattr(kind, "__supertype__"):
-        return _read(kind.__supertype__, value, path)
+        return _reader(kind.__supertype__)
     if dataclasses.is_dataclass(kind):
-        return _read_record(kind, value, path)
-    origin = typing.get_origin(kind)
+        return functools.partial(_read_record, kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return _read_union(typing.get_args(kind), value, path)
+        return functools.partial(_read_union, arguments)
     if origin is typing.Literal:
-        known = typing.get_args(kind)
-        same = any(value == option and type(value) is type(option) for option in known)
-        return _expect(same, value, f"one of {known}", path)
+        return functools.partial(_read_literal, arguments)
     if origin is tuple:
-        return _read_tuple(typing.get_args(kind), value, path)
+        return functools.partial(_read_tuple, arguments)
     if origin is dict:
-        _expect(isinstance(value, dict), value, "an object", path)
-        item = typing.get_args(kind)[1]
-        return {key: _read(item, entry, f"{path}.{key}") for key, entry in value.items()}
-    return _read_scalar(kind, value, path)
+        return functools.partial(_read_dict, _reader(arguments[1]))
+    return functools.partial(_read_scalar, kind)
+
+
+def _read_literal(known: tuple[Any, ...], value: Any, path: str) -> Any:
+    same = any(value == option and type(value) is type(option) for option in known)
+    return _expect(same, value, f"one of {known}", path)
+
+
+def _read_dict(read: Callable[[Any, str], Any], value: Any, path: str) -> Any:
+    _expect(isinstance(value, dict), value, "an object", path)
+    return {key: read(entry, f"{path}.{key}") for key, entry in value.items()}
 
 
 def _read_scalar(kind: Any, value: Any, path: str) -> Any:
@@ -87,7 +95,7 @@ def _field_readers(record: type) -> dict[str, Callable[[Any, str], Any]]:
     readers: dict[str, Callable[[Any, str], Any]] = {}
     for field in dataclasses.fields(record):
         by_name = ALIAS_READERS.get(str(field.type))
-        readers[field.name] = by_name or functools.partial(_read, hints[field.name])
+        readers[field.name] = by_name or _reader(hints[field.name])
     return readers
 
 
@@ -103,15 +111,25 @@ def _read_record(kind: Any, value: Any, path: str) -> Any:
     return kind(**{name: read(value[name], f"{path}.{name}") for name, read in readers.items()})
 
 
+@functools.cache
+def _kinds(record: type) -> tuple[Any, ...]:
+    """The values of a record's field ``kind``, by which it is told from others; none where it has no such field."""
+    return typing.get_args(typing.get_type_hints(record).get("kind"))
+
+
+def _has_kind(value: Any) -> bool:
+    return isinstance(value, dict) and "kind" in value
+
+
 def _read_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
     problems: list[str] = []
     for option in options:
-        if dataclasses.is_dataclass(option) and isinstance(value, dict) and "kind" in value:
-            if value["kind"] not in typing.get_args(typing.get_type_hints(option).get("kind")):
+        if isinstance(option, type) and dataclasses.is_dataclass(option) and _has_kind(value):
+            if value["kind"] not in _kinds(option):
                 continue
-            return _read(option, value, path)
+            return _reader(typing.cast("Any", option))(value, path)
         try:
-            return _read(option, value, path)
+            return _reader(option)(value, path)
         except ValueError as error:
             problems.append(str(error))
     raise ValueError("; ".join(problems) or f"{path}: unknown kind {value.get('kind')!r}")
@@ -120,10 +138,12 @@ def _read_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
 def _read_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> Any:
     _expect(isinstance(value, list), value, "a list", path)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(_read(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+        read = _reader(arguments[0])
+        return tuple(read(item, f"{path}[{i}]") for i, item in enumerate(value))
     _expect(len(value) == len(arguments), value, f"a list of {len(arguments)}", path)
     return tuple(
-        _read(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(arguments, value, strict=True))
+        _reader(kind)(item, f"{path}[{i}]")
+        for i, (kind, item) in enumerate(zip(arguments, value, strict=True))
     )
 
 

@@ -31,14 +31,22 @@ def parse_json(data: bytes, source: str) -> Any:
         ) from error
 
 
-def decode(record: type[Record], schema: str, value: Any, source: str) -> Record:
+def decode(record: type[Record], schema: str, value: Any, source: str, *, checked: bool = False) -> Record:
     """Check a JSON value against ``schema`` and make a ``record`` of it.
+
+    Args:
+        record: the record's type.
+        schema: its schema's name.
+        value: the JSON value.
+        source: the file it came from, for the message.
+        checked: the same value was held against the schema before; the record's own types are checked all the same.
 
     Raises:
         BundleError: it has an unknown or missing key, or a value of the wrong type; the message has the JSON
             path.
     """
-    schemas.validate(schema, value, source)
+    if not checked:
+        schemas.validate(schema, value, source)
     try:
         return from_json(record, value)
     except ValueError as error:
@@ -49,8 +57,8 @@ def decode(record: type[Record], schema: str, value: Any, source: str) -> Record
         ) from error
 
 
-def read_record(record: type[Record], schema: str, path: Path) -> Record:
-    """Read one JSON file.
+def read_record(record: type[Record], schema: str, path: Path, *, checked: bool = False) -> Record:
+    """Read one JSON file; ``checked`` as for `decode`.
 
     Raises:
         BundleError: it is not there, not JSON, or not of the form that its schema says.
@@ -59,7 +67,7 @@ def read_record(record: type[Record], schema: str, path: Path) -> Record:
         data = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read.", f"{error.strerror}.", "Check the path.") from error
-    return decode(record, schema, parse_json(data, str(path)), str(path))
+    return decode(record, schema, parse_json(data, str(path)), str(path), checked=checked)
 
 
 def write_record(value: Any, path: Path) -> None:

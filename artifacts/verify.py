@@ -12,13 +12,14 @@ from moec.artifacts.paths import list_files
 from moec.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
     from moec.artifacts.manifest import Manifest
 
-Level: TypeAlias = Literal["full", "sizes"]
-"""``full`` reads every byte; ``sizes`` reads only the JSON files and compares the sizes of the others."""
+Level: TypeAlias = Literal["full", "once", "sizes"]
+"""``full`` hashes every file; ``once`` all but the weight files that were hashed before and have not changed since (see
+`moec.artifacts.stamps`); ``sizes`` the JSON files alone. Sizes are always compared."""
 
 _CHUNK_BYTES = 1 << 22
 
@@ -54,7 +55,7 @@ def check(
     manifest: Manifest,
     level: Level = "full",
     progress: Callable[[int], None] | None = None,
-    unread: str | None = None,
+    unread: Collection[str] = (),
 ) -> None:
     """Compare the files below ``folder`` with the manifest's table.
 
@@ -63,7 +64,7 @@ def check(
         manifest: its manifest, already read.
         level: how much to read.
         progress: told the bytes of each piece read, from several threads.
-        unread: files below this folder (``weights/``) are not read at any level.
+        unread: files that are not read at any level.
 
     Raises:
         BundleError: a file is missing, added, of another size, or (where read) of another SHA-256.
@@ -72,8 +73,8 @@ def check(
         found = list_files(folder)
         found.pop(MANIFEST_NAME, None)
         _compare_tables(folder, found, manifest.files)
-        to_read = [path for path in manifest.files if level == "full" or _is_record(path)]
-        to_read = [path for path in to_read if unread is None or not path.startswith(unread)]
+        to_read = [path for path in manifest.files if level != "sizes" or _is_record(path)]
+        to_read = [path for path in to_read if path not in unread]
         hashed = hash_files(folder, to_read, progress)
     except OSError as error:
         raise BundleError(

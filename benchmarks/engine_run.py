@@ -26,15 +26,15 @@ WARM_UP_TOKENS = 4
 @click.option("--work", "works", type=WorkType(), multiple=True, required=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--device-memory")
-@click.option("--step-tokens", type=click.IntRange(min=2), default=512, show_default=True)
+@click.option("--step-tokens", type=click.IntRange(min=2), help="[default: the runtime's]")
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--verify", type=click.Choice(["full", "sizes"]), default="sizes", show_default=True)
+@click.option("--verify", type=click.Choice(["full", "once", "sizes"]), default="sizes", show_default=True)
 def main(
     bundle: Path,
     works: tuple[Work, ...],
     device: str,
     device_memory: str | None,
-    step_tokens: int,
+    step_tokens: int | None,
     repeats: int,
     verify: Any,
 ) -> None:
@@ -45,7 +45,7 @@ def main(
         device=device,
         device_memory=device_memory,
         max_batch=max(work.batch for work in works),
-        max_step_tokens=max(step_tokens, max(work.batch for work in works) + 1),
+        max_step_tokens=step_tokens and max(step_tokens, max(work.batch for work in works) + 1),
         cache_tokens=max(_cache_tokens(work) for work in works),
         verify=verify,
     ) as model:

@@ -43,6 +43,8 @@ class DeviceNeeds:
     """Machine code, an upper bound, and graphs."""
     cache_page_bytes: int
     """One page in all attention layers."""
+    step_tokens: int
+    """Tokens of the largest step."""
 
     @property
     def fixed_bytes(self) -> int:
@@ -105,6 +107,7 @@ def device_needs(
         sampler_bytes=sampler_bytes(model.vocab_size, max_batch),
         code_bytes=sum(code) + GRAPH_BYTES,
         cache_page_bytes=footprint(model).cache_page_bytes,
+        step_tokens=max_step_tokens,
     )
 
 

@@ -27,6 +27,7 @@ from moec.runtime.model import Model
 from moec.runtime.request import check_count
 from moec.runtime.residency import plan_layers
 from moec.runtime.stats import Stats
+from moec.runtime.step_tokens import CPU_STEP_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,9 +48,9 @@ def load(
     host_memory: int | float | str | None = None,
     cpu_threads: int | None = None,
     max_batch: int = 8,
-    max_step_tokens: int = 512,
+    max_step_tokens: int | None = None,
     cache_tokens: int | None = None,
-    verify: Level = "full",
+    verify: Level = "once",
     progress: Callable[[int], None] | None = None,
 ) -> Model:
     """Load a bundle.
@@ -67,11 +68,15 @@ def load(
             cgroup's quota and ``OMP_NUM_THREADS``). The last load decides for all models of the process. Only
             the first can have more threads than there are CPUs.
         max_batch: sequences that run at once.
-        max_step_tokens: tokens of one step; longer prompts are run in several.
+        max_step_tokens: most tokens of one step, all sequences together; longer prompts are run in several. ``None``:
+            512 on ``cpu``; on a GPU 4096, or fewer where memory is short. Prompts that join sequences which are
+            already generating take at most 1024 (see `moec.runtime.engine.scheduler`), so that those go on.
         cache_tokens: room in the key-value cache, all sequences together; ``None``: ``max_batch`` full
             contexts, but at most a quarter of ``host_memory`` (of the free memory where there is no limit); on a
             GPU at most what its weights leave.
-        verify: ``full`` reads and hashes every file, ``sizes`` only the JSON files.
+        verify: ``full`` hashes every file. ``once`` hashes weight files only where that was not done before: what was
+            found right is noted in the user's cache folder, with sizes, inodes and times of last change. ``sizes``
+            hashes the JSON files alone. Sizes are always compared.
         progress: told the bytes of each piece hashed or brought to the GPU, from several threads.
 
     Raises:
@@ -83,7 +88,8 @@ def load(
     """
     _check_device(device, device_memory)
     check_count("max_batch", max_batch, least=1)
-    check_count("max_step_tokens", max_step_tokens, least=max_batch + 1)
+    if max_step_tokens is not None:
+        check_count("max_step_tokens", max_step_tokens, least=max_batch + 1)
     if cpu_threads is not None:
         check_count("cpu_threads", cpu_threads, least=1)
     if cache_tokens is not None:
@@ -94,6 +100,7 @@ def load(
         sizes = max_batch, max_step_tokens, cache_tokens
         options = CudaOptions(parse_ordinal(device), device_memory, cpu_threads, *sizes, verify)
         return load_cuda(path, options, progress)
+    max_step_tokens = max_step_tokens or max(CPU_STEP_TOKENS, max_batch + 1)
     budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")
     bundle = open_bundle(path, verify=verify, progress=progress)
     target = choose_cpu_target(bundle.manifest.targets, host_cpu_features())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import LOGIT_ROWS
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.reader import find_bundle, read_bundle, stamp
 from moec.artifacts.sampling import SAMPLE
 from moec.errors import BudgetError
 from moec.runtime.binding import Binder
@@ -14,16 +14,16 @@ from moec.runtime.budget import parse_memory
 from moec.runtime.cache.storage import CacheStorage, attention_layers
 from moec.runtime.device_budget import DevicePlan, device_needs, plan_device_memory
 from moec.runtime.devices.cuda.architecture import choose_cuda_target
-from moec.runtime.devices.cuda.device import CudaDevice, check_ordinal, tvm_stream
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.sampling import DeviceSampler
+from moec.runtime.devices.cuda.starting import start_device
 from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
 from moec.runtime.engine import Engine, Limits
 from moec.runtime.executor import ChainExecutor
 from moec.runtime.libraries import host_cpu_features, load_runtime
 from moec.runtime.model import Model
 from moec.runtime.stats import Stats
+from moec.runtime.step_tokens import plan_largest_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.reader import Bundle
     from moec.artifacts.verify import Level
+    from moec.runtime.devices.cuda.device import CudaDevice
 
 HEADROOM_BYTES = 256 << 20
 """Of a GPU's free memory, left alone where no budget is given: its context grows while kernels are loaded."""
@@ -45,35 +46,52 @@ class CudaOptions:
     device_memory: int | float | str | None
     cpu_threads: int | None
     max_batch: int
-    max_step_tokens: int
+    max_step_tokens: int | None
+    """``None``: as many as memory allows, within reason."""
     cache_tokens: int | None
     verify: Level
 
 
 def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], None] | None) -> Model:
-    """See `moec.runtime.load`."""
-    driver = NvidiaDriver()
-    check_ordinal(driver, options.ordinal)
-    bundle = open_bundle(path, verify=options.verify, progress=progress, weights_later=True)
-    name, capability = driver.device_name(options.ordinal), driver.capability(options.ordinal)
-    target = choose_cuda_target(bundle.manifest.targets, capability, name, host_cpu_features())
-    needs = device_needs(bundle, target, max_batch=options.max_batch, max_step_tokens=options.max_step_tokens)
-    threads = load_runtime(options.cpu_threads)
-    load_cuda_libraries()
-    device = CudaDevice(driver, options.ordinal, tvm_stream)
-    try:
-        plan = plan_device_memory(
-            needs,
-            max_context=bundle.model.max_context,
-            limit_bytes=_limit(options.device_memory, *driver.memory_info()),
-            cache_tokens=options.cache_tokens,
-            max_batch=options.max_batch,
+    """See `moec.runtime.load`. The GPU is started while records are parsed, and code is bound while weights arrive."""
+    found = find_bundle(path, options.verify)
+    with start_device(options.ordinal) as starting:
+        bundle = read_bundle(found, progress, weights_later=True)
+        threads = load_runtime(options.cpu_threads)
+        device = starting.device()
+        load_cuda_libraries()
+        targets, features = bundle.manifest.targets, host_cpu_features()
+        target = choose_cuda_target(targets, device.capability, device.name, features)
+        device.resources.enter()
+        plan = _plan(bundle, target, options, _limit(options.device_memory, *device.driver.memory_info()))
+        device.open(plan.limit_bytes, plan.needs.staging_bytes, plan.needs.code_bytes)
+        weights = ResidentWeights(device, bundle, found.unhashed, progress)
+        try:
+            engine, executor = _assemble(device, bundle, target, plan, options, weights)
+            weights.upload.finish()
+        finally:
+            weights.upload.abandon()
+        if found.unhashed or not found.checked:
+            stamp(found, weights.hashed)
+        return Model(bundle.path, bundle.model, target.name, plan, engine, executor, threads)
+
+
+def _plan(bundle: Bundle, target: TargetRecord, options: CudaOptions, limit_bytes: int) -> DevicePlan:
+    """With the step that was asked for, or the largest that leaves the cache its room."""
+    max_batch, max_context, cache_tokens = options.max_batch, bundle.model.max_context, options.cache_tokens
+
+    def plan(step_tokens: int) -> DevicePlan:
+        return plan_device_memory(
+            device_needs(bundle, target, max_batch=max_batch, max_step_tokens=step_tokens),
+            max_context=max_context,
+            limit_bytes=limit_bytes,
+            cache_tokens=cache_tokens,
+            max_batch=max_batch,
         )
-        engine, executor = _assemble(device, bundle, target, plan, options, progress)
-    except BaseException:
-        device.close()
-        raise
-    return Model(bundle.path, bundle.model, target.name, plan, engine, executor, threads)
+
+    if options.max_step_tokens is not None:
+        return plan(options.max_step_tokens)
+    return plan_largest_step(plan, max_batch=max_batch, max_context=max_context, cache_tokens=cache_tokens)
 
 
 def _limit(device_memory: int | float | str | None, free: int, total: int) -> int:
@@ -95,16 +113,15 @@ def _assemble(
     target: TargetRecord,
     plan: DevicePlan,
     options: CudaOptions,
-    progress: Callable[[int], None] | None,
+    weights: ResidentWeights,
 ) -> tuple[Engine, ChainExecutor]:
     stats = Stats()
-    device.open(plan.limit_bytes, plan.needs.staging_bytes, plan.needs.code_bytes)
     functions = device.load(bundle.path, target.files)
-    weights = ResidentWeights(device, bundle, options.verify, progress)
     stats.bytes_moved = plan.needs.expert_bytes
     experts = ResidentExperts(device, bundle, weights)
     cache = CacheStorage(device, attention_layers(bundle.model), plan.cache_pages)
-    limits = Limits(options.max_batch, options.max_step_tokens, bundle.model.max_context, plan.cache_pages)
+    step_tokens = plan.needs.step_tokens
+    limits = Limits(options.max_batch, step_tokens, bundle.model.max_context, plan.cache_pages)
     binder = Binder(
         device,
         bundle,
@@ -112,8 +129,8 @@ def _assemble(
         functions,
         cache,
         experts,
-        options.max_step_tokens,
-        min(options.max_step_tokens, LOGIT_ROWS),
+        step_tokens,
+        min(step_tokens, LOGIT_ROWS),
         weights.dense,
     )
     sampler = None

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from moec.runtime.engine.sequence import Sequence
 
 
+MIXED_STEP_TOKENS = 1024
+"""Of a step in which sequences decode: their next tokens wait for all of it."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Sizes that the engine was given memory for."""
@@ -23,6 +27,11 @@ class Limits:
     max_context: int
     """Tokens of one sequence."""
     cache_pages: int
+
+    @property
+    def mixed_step_tokens(self) -> int:
+        """Tokens of a step in which sequences decode; where steps can be so large, half are for prompts."""
+        return min(self.max_step_tokens, max(MIXED_STEP_TOKENS, 2 * self.max_batch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,9 @@ class StepPlan:
 
 class Scheduler:
     """First come, first served; decoding sequences first, then prompts in chunks of what is left.
+
+    A step may be large while all that runs are prompts. As soon as one sequence decodes, steps are short, so that it
+    does not wait long for each of its tokens while others join; prompts still get on in every step.
 
     When pages run out, the youngest running sequence gives its pages back and is recomputed when there is
     room; an older sequence never yields to a younger one, so the oldest always advances.
@@ -77,7 +89,8 @@ class Scheduler:
         """Choose the next step and reserve its pages. ``computed`` advances when the step has run."""
         chunks: dict[int, Chunk] = {}
         preempted: list[Sequence] = []
-        left = self.limits.max_step_tokens
+        decoding = any(sequence.pending == 1 for sequence in self.running)
+        left = self.limits.mixed_step_tokens if decoding else self.limits.max_step_tokens
         for sequence in sorted(self.running, key=lambda item: (item.pending != 1, item.id)):
             if sequence.lease is None or left == 0:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from moec import runtime
 from moec.compiler.lowering import cuda_module
 from moec.errors import BudgetError, BundleError, DeviceError, RequestError
+from moec.runtime import loading_cuda
 from moec.runtime.device_budget import DevicePlan
 from tests.support.compiling import compile_checkpoint
 from tests.support.cuda_stub import Stub, write_image
@@ -147,7 +149,7 @@ def test_the_budget_is_exact_and_checked_before_anything_is_allocated(load: Load
     with load(device_memory=plan.total_bytes) as model:
         assert rows(model, [PROMPTS[0]])
     with pytest.raises(BudgetError, match="device_memory is 1 bytes too small") as caught:
-        load(device_memory=plan.total_bytes - 1)
+        load(device_memory=plan.total_bytes - 1, max_step_tokens=plan.needs.step_tokens)
     assert "lower cache_tokens" in caught.value.do
     with pytest.raises(RequestError, match="device_memory='lots'"):
         load(device_memory="lots")
@@ -157,10 +159,31 @@ def test_the_cache_takes_what_the_limit_leaves(load: Load) -> None:
     with load() as model:
         needs = planned(model).needs
     page = needs.cache_page_bytes
-    with load(cache_tokens=None, device_memory=needs.fixed_bytes + 3 * page + 256) as model:
+    tight: dict[str, Any] = {"device_memory": needs.fixed_bytes + 3 * page + 256, "cache_tokens": None}
+    with load(max_step_tokens=needs.step_tokens, **tight) as model:
         assert model.memory.cache_pages == 3
     with load(cache_tokens=None) as model:
         assert model.memory.cache_pages == 8 * -(-model.record.max_context // 32)
+
+
+def test_steps_get_smaller_before_a_load_is_refused(load: Load, on_cpu: runtime.Model) -> None:
+    with load() as model:
+        largest = planned(model)
+        assert model.engine.limits.max_step_tokens == largest.needs.step_tokens > 512
+    with load(max_step_tokens=9) as model:
+        smallest = planned(model)
+    between = (largest.total_bytes + smallest.total_bytes) // 2
+    for limit, least, most in (
+        (smallest.total_bytes, 9, 9),
+        (between, 10, largest.needs.step_tokens // 2),
+        (largest.total_bytes, largest.needs.step_tokens, largest.needs.step_tokens),
+    ):
+        with load(device_memory=limit) as model:
+            assert least <= model.engine.limits.max_step_tokens <= most
+            assert planned(model).total_bytes <= limit
+            assert rows(model, [PROMPTS[2]]) == rows(on_cpu, [PROMPTS[2]])
+    with pytest.raises(BudgetError, match="device_memory is 1 bytes too small"):
+        load(device_memory=smallest.total_bytes - 1)
 
 
 def test_a_gpu_that_others_use_has_less(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +204,22 @@ def test_a_damaged_weight_is_found_while_it_is_brought_over(load: Load, bundle: 
     path.write_bytes(data)
     with pytest.raises(BundleError, match=f"{path.name} was changed"):
         runtime.load(copy, device="cuda:0", cache_tokens=CACHE)
+
+
+@pytest.mark.parametrize("stage", ["read_bundle", "Binder", "DeviceSampler", "stamp"])
+def test_a_load_that_fails_leaves_nothing_behind(
+    load: Load, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Also while weights are on their way, and while the GPU is starting."""
+    threads = threading.active_count()
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError(stage)
+
+    monkeypatch.setattr(loading_cuda, stage, fail)
+    with pytest.raises(RuntimeError, match=stage):
+        load(verify="full")
+    assert threading.active_count() == threads
 
 
 def test_progress_counts_every_byte_once(bundle: Path, load: Load) -> None:

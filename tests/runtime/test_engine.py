@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.errors import RequestError
 from moec.runtime.engine import Engine, Limits, Request, Sequence
+from moec.runtime.engine.scheduler import MIXED_STEP_TOKENS
 from moec.runtime.sampling import Sampling
 from moec.runtime.stats import Stats
 from tests.support.fake_executor import FakeExecutor
@@ -105,6 +106,29 @@ def test_decoding_goes_on_while_a_long_prompt_is_filled() -> None:
     for _ in range(4):
         assert [output.sequence for output in engine.step()] == [first]
     assert len(first.new_tokens) == before + 4
+
+
+def test_steps_are_large_only_while_nobody_decodes() -> None:
+    engine = make_engine(batch=3, step=4096, pages=400, context=8192)
+    fake = engine._executor
+    assert isinstance(fake, FakeExecutor)
+    first, second = (engine.add(Request((n,) * 2500, 40)) for n in (1, 2))
+    engine.step()
+    assert (fake.step_tokens[-1], len(first.new_tokens), second.computed) == (4096, 1, 1596)
+    engine.step()
+    assert (fake.step_tokens[-1], len(first.new_tokens), len(second.new_tokens)) == (905, 2, 1)
+    third = engine.add(Request((3,) * 2500, 2))
+    for step in range(2):
+        engine.step()
+        assert fake.step_tokens[-1] == MIXED_STEP_TOKENS
+        assert third.computed == (step + 1) * (MIXED_STEP_TOKENS - 2)
+        assert (len(first.new_tokens), len(second.new_tokens)) == (3 + step, 2 + step)
+
+
+def test_a_large_batch_leaves_half_of_a_step_to_prompts() -> None:
+    assert Limits(2, 600, 100, 1).mixed_step_tokens == 600
+    assert Limits(2, 4096, 100, 1).mixed_step_tokens == MIXED_STEP_TOKENS
+    assert Limits(1000, 4096, 100, 1).mixed_step_tokens == 2000
 
 
 def test_sampled_tokens_do_not_depend_on_the_batch() -> None:

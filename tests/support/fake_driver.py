@@ -97,6 +97,10 @@ class FakeDriver:
     def wait(self, event: Handle) -> None:
         self._call("wait")
 
+    def happened(self, event: Handle) -> bool:
+        self._call("happened")
+        return True
+
     def milliseconds(self, start: Handle, end: Handle) -> float:
         return 2.0
 

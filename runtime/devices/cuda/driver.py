@@ -105,6 +105,10 @@ class Driver(Protocol):
         """Wait on the host until what came before the mark has finished; at once where it was never recorded."""
         ...
 
+    def happened(self, event: Handle) -> bool:
+        """Whether what came before the mark has finished; true where it was never recorded."""
+        ...
+
     def milliseconds(self, start: Handle, end: Handle) -> float:
         """Time between two timed events that have happened."""
         ...

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 NO_DEVICE = 100
 OUT_OF_MEMORY = 2
+NOT_READY = 600
 CAPTURE_THIS_THREAD = 1
 """``CU_STREAM_CAPTURE_MODE_THREAD_LOCAL``: other threads may do what a capture forbids."""
 STREAM_NON_BLOCKING = 1
@@ -129,6 +130,13 @@ class NvidiaDriver:
     def wait(self, event: Handle) -> None:
         """See `Driver`."""
         self._call("cuEventSynchronize", event)
+
+    def happened(self, event: Handle) -> bool:
+        """See `Driver`."""
+        (status,) = self._api.cuEventQuery(event)
+        if status and int(status) != NOT_READY:
+            self._fail("cuEventQuery", status)
+        return not status
 
     def milliseconds(self, start: Handle, end: Handle) -> float:
         """See `Driver`."""

@@ -8,51 +8,52 @@ import numpy as np
 
 from moec.artifacts.paths import DENSE_NAME, experts_name
 from moec.runtime.devices.cuda.memory import DeviceMemory
-from moec.runtime.devices.cuda.upload import WeightFile, upload
+from moec.runtime.devices.cuda.upload import Upload, WeightFile
 from moec.runtime.devices.protocol import HostCall, PackedCall, View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from moec.artifacts.ids import TensorName
     from moec.artifacts.reader import Bundle
-    from moec.artifacts.verify import Level
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.protocol import Call
     from moec.runtime.routing import RoutingRecorder
 
 
 class ResidentWeights:
-    """The bundle's weight files in the GPU's memory.
+    """The bundle's weight files in the GPU's memory, as soon as ``upload`` is finished.
 
     Args:
         device: the GPU.
         bundle: its weight files need not have been verified.
-        verify: ``full``: hash what is copied.
+        hashed: those that are hashed while they are read.
         progress: told the bytes of each piece, from several threads.
 
     Raises:
-        BundleError: a file is damaged.
         BudgetError: they do not fit.
     """
 
     def __init__(
-        self, device: CudaDevice, bundle: Bundle, verify: Level, progress: Callable[[int], None] | None
+        self,
+        device: CudaDevice,
+        bundle: Bundle,
+        hashed: Collection[str],
+        progress: Callable[[int], None] | None,
     ) -> None:
         device.enter()
-        names = weight_files(bundle)
+        names = [DENSE_NAME, *(experts_name(layer.layer) for layer in bundle.model.experts)]
         records = bundle.manifest.files
         self._memory = {name: DeviceMemory(device.resources, records[name].size_bytes) for name in names}
         files = [
             WeightFile(
                 name,
-                self._memory[name].address,
+                memory.address,
                 records[name].size_bytes,
-                records[name].sha256 if verify == "full" else None,
+                records[name].sha256 if name in hashed else None,
             )
-            for name in names
+            for name, memory in self._memory.items()
         ]
-        upload(device.resources, bundle.path, files, progress)
         dense = self._memory[DENSE_NAME].address
         self.dense: dict[TensorName, int] = {
             name: dense + place.offset_bytes for name, place in bundle.dense.items()
@@ -60,6 +61,10 @@ class ResidentWeights:
         """Address of each dense tensor."""
         self.experts = [self._memory[experts_name(layer.layer)].address for layer in bundle.model.experts]
         """Address of the first expert of each MoE layer."""
+        self.hashed = [file.name for file in files if file.sha256]
+        """Files that are hashed on their way."""
+        self.upload = Upload(device.resources, bundle.path, files, progress)
+        """Under way; `finish` or `abandon` must come."""
 
 
 class ResidentExperts:
@@ -95,8 +100,3 @@ class ResidentExperts:
             function(*arguments)
 
         return HostCall("experts", run)
-
-
-def weight_files(bundle: Bundle) -> list[str]:
-    """The files with weights, relative to the bundle."""
-    return [DENSE_NAME, *(experts_name(layer.layer) for layer in bundle.model.experts)]

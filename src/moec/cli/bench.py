@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from moec.runtime import Engine, Model
 
-STEP_TOKENS = 512
-"""Tokens of a step; a larger batch needs more."""
-
 
 @click.command("bench")
 @bundle_argument
@@ -68,7 +65,6 @@ def command(
         cpu_threads=cpu_threads,
         host_memory=host_memory,
         max_batch=batch,
-        max_step_tokens=max(STEP_TOKENS, batch + 1),
         cache_tokens=batch * (prompt_tokens + new_tokens),
         verify="sizes",
     ) as model:

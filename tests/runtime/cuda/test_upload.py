@@ -1,75 +1,157 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from moec.errors import BundleError
+from moec.errors import BudgetError, BundleError, DeviceError
 from moec.runtime.devices.cuda import upload as uploading
+from moec.runtime.devices.cuda.driver import OutOfDeviceMemoryError
 from moec.runtime.devices.cuda.resources import Resources
-from moec.runtime.devices.cuda.upload import WeightFile, upload
+from moec.runtime.devices.cuda.upload import Upload, WeightFile
 from tests.support.fake_driver import FakeDriver
+
+SIZES = [1, 999, 1000, 7777, 12345, 0]
 
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploading, "PIECE_BYTES", 1000)
     monkeypatch.setattr(uploading, "PART_BYTES", 2500)
+    monkeypatch.setattr(uploading, "SPARE_PIECES", 2)
 
 
-def prepare(tmp_path: Path, sizes: list[int], hashed: bool) -> tuple[FakeDriver, Resources, list[WeightFile]]:
-    driver = FakeDriver()
-    own = Resources(driver, 0)
-    own.limit_bytes = 1 << 20
-    files = []
-    for number, size in enumerate(sizes):
+class Case:
+    """Files of random bytes, and a GPU that they fit on."""
+
+    def __init__(self, folder: Path, sizes: list[int], hashed: bool) -> None:
+        self.folder, self.driver = folder, FakeDriver()
+        self.resources = Resources(self.driver, 0)
+        self.resources.limit_bytes = 1 << 20
+        self.files = [self._file(number, size, hashed) for number, size in enumerate(sizes)]
+        self.seen: list[int] = []
+
+    def _file(self, number: int, size: int, hashed: bool) -> WeightFile:
         data = np.random.default_rng(number).bytes(size)
-        (tmp_path / f"{number}.bin").write_bytes(data)
+        (self.folder / f"{number}.bin").write_bytes(data)
         digest = hashlib.sha256(data).hexdigest() if hashed else None
-        files.append(WeightFile(f"{number}.bin", own.allocate(max(1, size)), size, digest))
-    return driver, own, files
+        return WeightFile(f"{number}.bin", self.resources.allocate(max(1, size)), size, digest)
+
+    def start(self, readers: int = 2) -> Upload:
+        return Upload(self.resources, self.folder, self.files, self.seen.append, readers)
+
+    def run(self, readers: int = 2) -> None:
+        self.start(readers).finish()
+
+    def arrived(self) -> bool:
+        return all(
+            self.driver.contents(file.address)[: file.size_bytes] == (self.folder / file.name).read_bytes()
+            for file in self.files
+        )
+
+    def given_back(self) -> bool:
+        alive = self.driver.alive
+        return not (alive["pinned"] or alive["stream"] or alive["event"] or self.resources.pinned_bytes)
 
 
 @pytest.mark.parametrize("hashed", [True, False])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_all_bytes_arrive_and_are_counted(tmp_path: Path, hashed: bool, threads: int) -> None:
-    driver, own, files = prepare(tmp_path, [1, 999, 1000, 7777, 12345, 0], hashed)
-    seen: list[int] = []
-    upload(own, tmp_path, files, seen.append, threads)
-    for file in files[:-1]:
-        assert driver.contents(file.address) == (tmp_path / file.name).read_bytes()
-    assert sum(seen) == sum(file.size_bytes for file in files)
-    assert max(seen) == 1000
-    assert not driver.alive["pinned"]
-    assert not driver.alive["stream"]
-    assert not driver.alive["event"]
+    case = Case(tmp_path, SIZES, hashed)
+    case.run(threads)
+    assert case.arrived()
+    assert sum(case.seen) == sum(SIZES)
+    assert case.given_back()
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_an_upload_that_is_abandoned_ends(tmp_path: Path, hashed: bool) -> None:
+    case, threads = Case(tmp_path, [200_000], hashed), threading.active_count()
+    case.start().abandon()
+    upload = case.start()
+    upload.abandon()
+    upload.abandon()
+    assert threading.active_count() == threads
+    assert case.given_back()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_changed_file_is_named(tmp_path: Path, threads: int) -> None:
-    driver, own, files = prepare(tmp_path, [5000, 6000, 7000], hashed=True)
+    case = Case(tmp_path, [5000, 6000, 7000], hashed=True)
     path = tmp_path / "1.bin"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(BundleError, match=r"1\.bin was changed"):
-        upload(own, tmp_path, files, threads=threads)
-    assert not driver.alive["pinned"]
-    assert not driver.alive["stream"]
+        case.run(threads)
+    assert case.given_back()
 
 
 def test_a_short_file_is_named(tmp_path: Path) -> None:
-    driver, own, files = prepare(tmp_path, [5000], hashed=False)
-    (tmp_path / "0.bin").write_bytes(bytes(4000))
-    with pytest.raises(BundleError, match=r"0\.bin ends after 4000 bytes"):
-        upload(own, tmp_path, files)
-    assert not driver.alive["pinned"]
+    case = Case(tmp_path, [2500, 2500], hashed=False)
+    (tmp_path / "1.bin").write_bytes(bytes(1200))
+    with pytest.raises(BundleError, match=r"1\.bin ends after 1200 bytes"):
+        case.run()
+    assert case.given_back()
 
 
-def test_a_buffer_is_not_read_into_before_its_copy_is_done(tmp_path: Path) -> None:
-    """Two buffers take turns, each behind its own event."""
-    driver, own, files = prepare(tmp_path, [5000], hashed=True)
-    driver.log.clear()
-    upload(own, tmp_path, files, threads=1)
-    assert driver.log[2:-3] == ["wait", "copy_in", "record"] * 5
-    assert driver.log[-3:] == ["synchronize", "free_pinned", "free_pinned"]
+def test_a_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    case = Case(tmp_path, [2500, 2500], hashed=False)
+    (tmp_path / "1.bin").unlink()
+    with pytest.raises(BundleError, match=r"1\.bin cannot be read: No such file"):
+        case.run()
+    assert case.given_back()
+
+
+def test_memory_that_cannot_be_pinned_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(tmp_path, [2500, 2500], hashed=False)
+
+    def refuse(size_bytes: int) -> int:
+        raise OutOfDeviceMemoryError
+
+    monkeypatch.setattr(case.driver, "allocate_pinned", refuse)
+    with pytest.raises(BudgetError, match="pinned host memory cannot be had"):
+        case.run()
+    assert case.given_back()
+
+
+def test_a_gpu_that_fails_stops_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, threads = Case(tmp_path, [200_000], hashed=False), threading.active_count()
+
+    def fail(*arguments: object) -> None:
+        raise DeviceError("The GPU failed.", "An illegal address.", "")
+
+    monkeypatch.setattr(case.driver, "copy_in", fail)
+    with pytest.raises(DeviceError, match="The GPU failed"):
+        case.run()
+    assert threading.active_count() == threads
+    assert case.given_back()
+
+
+def test_a_piece_is_not_read_into_before_its_copy_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies run only when they are waited for, and their sources still hold what was read."""
+    case = Case(tmp_path, [9000, 5000], hashed=False)
+    driver, waiting = case.driver, list[Any]()
+    copy = driver.copy_in
+
+    def later(*arguments: Any) -> None:
+        waiting.append(arguments)
+
+    def run(_: object = None) -> None:
+        copy(*waiting.pop(0))
+
+    def run_all(_: object) -> None:
+        while waiting:
+            run()
+
+    monkeypatch.setattr(driver, "copy_in", later)
+    monkeypatch.setattr(driver, "happened", lambda event: False)
+    monkeypatch.setattr(driver, "wait", run)
+    monkeypatch.setattr(driver, "synchronize", run_all)
+    case.run()
+    assert case.arrived()
+    assert case.given_back()

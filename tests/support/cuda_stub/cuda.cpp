@@ -91,6 +91,13 @@ EXPORT cuEventSynchronize(CUevent event) {
   auto *own = (Event *)event;
   return own->stream && streams.count((Stream *)own->stream) ? run_until((Stream *)own->stream, own->ticket) : CUDA_SUCCESS;
 }
+EXPORT cuEventQuery(CUevent event) {
+  GUARD;
+  auto *own = (Event *)event;
+  if (!own->stream || !streams.count((Stream *)own->stream)) return CUDA_SUCCESS;
+  auto &queue = ((Stream *)own->stream)->queue;
+  return !queue.empty() && queue.front().first <= own->ticket ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
+}
 EXPORT cuEventElapsedTime(float *milliseconds, CUevent, CUevent) { return *milliseconds = 1.0f, CUDA_SUCCESS; }
 EXPORT cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t size, CUstream stream) {
   if (!inside(device, to, size)) return complain("a copy to memory that is not the device's");
