@@ -96,9 +96,9 @@ def test_what_is_not_a_number_is_infinitely_wrong() -> None:
 
 
 SPECS = [
-    AttentionSpec("a", 4, 2, 8, 6, 0.3, 0, 0, 0.0, False, False, "float16"),
-    AttentionSpec("a", 4, 1, 8, 6, 0.3, 5, 0, 2.0, True, True, "float16"),
-    AttentionSpec("a", 2, 2, 8, 6, 0.3, 0, 4, 0.0, True, False, "float16"),
+    AttentionSpec("a", 4, 2, 8, 6, 0.3, 0, 0, 0.0, False, False, "float16", None),
+    AttentionSpec("a", 4, 1, 8, 6, 0.3, 5, 0, 2.0, True, True, "float16", None),
+    AttentionSpec("a", 2, 2, 8, 6, 0.3, 0, 4, 0.0, True, False, "float16", None),
 ]
 
 

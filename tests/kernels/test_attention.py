@@ -30,7 +30,7 @@ STEPS: list[list[tuple[int, int]]] = [
 
 def _spec(heads: tuple[int, int], dims: tuple[int, int], dtype: str, **changes: Any) -> AttentionSpec:
     options = {"window": 0, "chunk": 0, "softcap": 0.0, "sinks": False, "latent": False, **changes}
-    return AttentionSpec("a", *heads, *dims, dims[0] ** -0.5, **options, dtype=dtype)  # type: ignore[arg-type]
+    return AttentionSpec("a", *heads, *dims, dims[0] ** -0.5, **options, dtype=dtype, heads=None)  # type: ignore[arg-type]
 
 
 CASES = [

@@ -93,7 +93,7 @@ def record() -> ModelRecord:
         256,
         {ValueId(name): spec for name, spec in VALUES.items()},
         functions,
-        (AttentionSpec("full", HEADS, HEADS, WIDTH, WIDTH, 1.0, 0, 0, 0.0, False, False, "float32"),),
+        (AttentionSpec("full", HEADS, HEADS, WIDTH, WIDTH, 1.0, 0, 0, 0.0, False, False, "float32", None),),
         (ExpertBody("body", HIDDEN, 4, False, False, False, "up", "float32"),),
         (ExpertsLayer(LayerId(0), "experts", "body", EXPERTS, TOP),),
         steps,

@@ -94,7 +94,7 @@ def tiny_model(layers: Sequence[tuple[int, int, int]] = ((8, 2, 8), (6, 2, 8))) 
         max_context=128,
         values=values,
         functions=tuple(functions),
-        attentions=(AttentionSpec("attn", HEADS, HEADS, D, D, 0.5, 0, 0, 0.0, False, False, "float32"),),
+        attentions=(AttentionSpec("attn", HEADS, HEADS, D, D, 0.5, 0, 0, 0.0, False, False, "float32", None),),
         bodies=tuple(
             ExpertBody(f"e{size}", H, size, True, False, False, activation, "float32") for size in sizes
         ),

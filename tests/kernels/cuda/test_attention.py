@@ -25,7 +25,8 @@ EXACT, ROUNDED = 4e-6, 3e-3
 
 def spec_of(heads: tuple[int, int], dims: tuple[int, int], **changes: Any) -> AttentionSpec:
     options = {
-        "window": 0, "chunk": 0, "softcap": 0.0, "sinks": False, "latent": False, "dtype": "float16", **changes
+        "window": 0, "chunk": 0, "softcap": 0.0, "sinks": False, "latent": False, "dtype": "float16",
+        "heads": None, **changes,
     }  # fmt: skip
     return AttentionSpec("a", *heads, *dims, dims[0] ** -0.5, **options)
 

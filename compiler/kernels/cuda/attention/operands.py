@@ -37,6 +37,15 @@ LOG2E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
+class Projections:
+    """The matrices of the heads that latents stand for, see `moec.artifacts.model.LatentWeights`."""
+
+    absorb: Buffer
+    expand: Buffer
+    value: Buffer
+
+
+@dataclass(frozen=True)
 class Operands:
     """The tensors of one call, flat; where keys are latent the value cache is the key cache."""
 
@@ -50,17 +59,20 @@ class Operands:
     sequence: Buffer
     position: Buffer
     sinks: Buffer | None
+    weights: Projections | None
     workspace: Buffer | None
     out: Buffer
     tokens: Expr
+    done: Buffer | None = None
+    """int32 ``[T]``: tokens that are not 0 here need not be attended to, for kernels of many tokens."""
 
 
 def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
     """Declare the arguments of ``attention_<name>`` in their order."""
     tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
     step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
-    q, k, v, k_cache, v_cache, table, sequence, position, sinks, memory, out = arguments(
-        Argument("q", (1, tokens, spec.query_heads, spec.key_dim), "float32"),
+    q, k, v, k_cache, v_cache, table, sequence, position, sinks, *matrices, memory, out = arguments(
+        Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
         Argument("k", (*step, spec.key_dim), "float32"),
         None if spec.latent else Argument("v", (*step, spec.value_dim), "float32"),
         Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
@@ -69,11 +81,28 @@ def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
         Argument("token_sequence", (tokens,), "int32"),
         Argument("token_position", (tokens,), "int32"),
         Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
+        *_matrices(spec),
         Argument("workspace", (symbol("W"),), "uint8") if workspace else None,
-        Argument("out", (1, tokens, spec.query_heads, spec.value_dim), "float32"),
+        Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
     )
     values = k_cache if spec.latent else v_cache
-    return Operands(q, k, v, k_cache, values, table, width, sequence, position, sinks, memory, out, tokens)
+    weights = Projections(*matrices) if matrices else None
+    return Operands(
+        q, k, v, k_cache, values, table, width, sequence, position, sinks, weights, memory, out, tokens
+    )
+
+
+def _matrices(spec: AttentionSpec) -> list[Argument]:
+    """The matrices of the heads that latents stand for."""
+    heads, rank = spec.heads, spec.value_dim
+    if heads is None:
+        return []
+    shapes = {
+        "absorb": (rank, heads.nope_dim),
+        "expand": (heads.nope_dim, rank),
+        "value": (heads.value_dim, rank),
+    }
+    return [Argument(name, (spec.query_heads, *shape), heads.dtype) for name, shape in shapes.items()]
 
 
 def first_seen(spec: AttentionSpec, position: Expr) -> Expr:

@@ -87,7 +87,7 @@ def weigh(spec: AttentionSpec, sums: Sums, scores: Buffer, bounds: Bounds, begin
     scales = [_weigh_row(sums, scores, row, count) for row in range(2 * sums.tiles)]
     with when(any_differs(scales)):
         for row, scale in enumerate(scales):
-            for place in _own(row, sums.fragments):
+            for place in own_places(row, sums.fragments):
                 store(sums.values, place, load(sums.values, place) * scale)
 
 
@@ -99,7 +99,7 @@ def any_differs(scales: list[Expr]) -> Expr:
     return value("uint32", "ballot", T.bind(differs)) != T.uint32(0)
 
 
-def _own(row: int, count: int) -> list[int]:
+def own_places(row: int, count: int) -> list[int]:
     """Where the scores of a lane's row are."""
     tile, half = divmod(row, 2)
     return [4 * (tile * count + fragment) + 2 * half + odd for fragment in range(count) for odd in range(2)]
@@ -109,7 +109,7 @@ def _hide(sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, count: int) -
     start = T.bind(begin + sums.lane % i32(4) * i32(2))
     for row in range(2 * sums.tiles):
         first, last = T.bind(load(bounds.first, row) - start), T.bind(load(bounds.last, row) - start)
-        for number, place in enumerate(_own(row, count)):
+        for number, place in enumerate(own_places(row, count)):
             position = i32(number // 2 * 8 + number % 2)
             seen = T.And(position >= first, position <= last)
             store(scores, place, T.Select(seen, load(scores, place), T.float32(HIDDEN)))
@@ -117,7 +117,7 @@ def _hide(sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, count: int) -
 
 def _weigh_row(sums: Sums, scores: Buffer, row: int, count: int) -> Expr:
     """Weigh one of the lane's rows; what its sums are to be multiplied with."""
-    places = _own(row, count)
+    places = own_places(row, count)
     largest = T.bind(load(sums.highest, row))
     for place in places:
         largest = T.bind(T.max(largest, load(scores, place)))
@@ -175,7 +175,7 @@ def write(place: Place, operands: Operands, sums: Sums) -> None:
             target = T.cast(token, "int64") * i64(spec.query_heads) + T.cast(head, "int64")
             column = T.bind(sums.lane % i32(4) * i32(2))
             start = T.bind(target * i64(spec.value_dim) + T.cast(column, "int64"))
-            places = _own(number, sums.fragments)[: spec.value_dim // 4]
+            places = own_places(number, sums.fragments)[: spec.value_dim // 4]
             for which, source in enumerate(places):
                 offset = i64(which // 2 * 8 + which % 2)
                 store(operands.out, start + offset, load(sums.values, source) * scale)
