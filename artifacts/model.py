@@ -39,9 +39,10 @@ class FunctionSpec:
 class LatentHeads:
     """The heads that one latent stands for (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
-    A cached key is ``[c, r]``: a latent c of ``value_dim`` entries and a rotated part r, which all heads share. Head h
-    has the key ``[A_h c, r]`` and the value ``B_h c``. A step's query is ``[q_nope, q_rope]`` to match. Since ``q_nope .
-    (A_h c) = (A_h^T q_nope) . c``, and sums of values are ``B_h (sum p c)``, a kernel may attend to latents themselves.
+    A cached key is ``[c, r]``: a latent c of the attention's ``value_dim`` entries and a rotated part r, which all heads
+    share. Head h has the key ``[A_h c, r]`` and the value ``B_h c``; a step's query is ``[q_nope, q_rope]`` to match.
+    ``q_nope . (A_h c)`` is ``(A_h^T q_nope) . c``, and a sum of values is ``B_h (sum p c)``: a kernel may attend to
+    latents themselves.
     """
 
     nope_dim: int
@@ -81,9 +82,7 @@ class AttentionSpec:
     @property
     def query_dim(self) -> int:
         """Entries of a query head as the step has it."""
-        return (
-            self.key_dim if self.heads is None else self.heads.nope_dim + self.key_dim - self.value_dim
-        )
+        return self.key_dim if self.heads is None else self.heads.nope_dim + self.key_dim - self.value_dim
 
     @property
     def result_dim(self) -> int:

@@ -57,9 +57,14 @@ class CpuKernels:
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body, lanes=self.lanes)
 
-    def workspaces(self, _model: ModelRecord) -> Iterator[Workspace]:
-        """What kernels need beside their tensors: nothing, threads have workspaces of their own."""
-        return iter(())
+    def workspaces(self, model: ModelRecord) -> Iterator[Workspace]:
+        """What kernels need beside their tensors and their threads' own workspaces."""
+        from moec.compiler.kernels.cpu.latents import workspace
+
+        for spec in model.attentions:
+            fixed, each = workspace(spec)
+            if fixed or each:
+                yield Workspace(f"attention_{spec.name}", fixed, each)
 
     def beside(
         self,

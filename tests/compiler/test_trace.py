@@ -50,9 +50,9 @@ def test_latent_attention_caches_its_latents() -> None:
     assert isinstance(query, torch.fx.Node)
     assert isinstance(key, torch.fx.Node)
     assert value is None
-    assert query.meta["val"].shape[2:] == (4, 40)
+    assert query.meta["val"].shape[2:] == (4, 24)
     assert key.meta["val"].shape[2:] == (1, 40)
-    assert node.meta["val"].shape[2:] == (4, 32)
+    assert node.meta["val"].shape[2:] == (4, 12)
 
 
 def test_nodes_know_their_module() -> None:

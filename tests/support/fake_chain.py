@@ -68,7 +68,15 @@ def record() -> ModelRecord:
     steps = (
         _segment("segment_0", "tokens positions", ("embed",), "q k v"),
         AttentionStep(
-            "attention", "full", LayerId(0), ValueId("q"), ValueId("k"), ValueId("v"), None, ValueId("a")
+            "attention",
+            "full",
+            LayerId(0),
+            ValueId("q"),
+            ValueId("k"),
+            ValueId("v"),
+            None,
+            None,
+            ValueId("a"),
         ),
         _segment("segment_1", "a tokens", ("embed",), "h index weight"),
         ExpertsStep("experts", LayerId(0), ValueId("h"), ValueId("index"), ValueId("weight"), ValueId("e")),

@@ -32,7 +32,14 @@ def spec_of(
 ) -> AttentionSpec:
     """``dims``: entries of a key from the latent, of its shared part, of a value, of the latent."""
     nope, rope, value, rank = dims
-    options = {"window": 0, "chunk": 0, "softcap": 0.0, "sinks": False, "latent": True, "dtype": "float16" if dtype != "float32" else dtype}
+    options = {
+        "window": 0,
+        "chunk": 0,
+        "softcap": 0.0,
+        "sinks": False,
+        "latent": True,
+        "dtype": "float16" if dtype != "float32" else dtype,
+    }
     heads = LatentHeads(nope, value, dtype)  # type: ignore[arg-type]
     return AttentionSpec(
         "a", count, 1, rank + rope, rank, (nope + rope) ** -0.5, **{**options, **changes}, heads=heads
