@@ -39,8 +39,8 @@ class FunctionSpec:
 class LatentHeads:
     """The heads that one latent stands for (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
-    A cached key is ``[c, r]``: a latent c of the attention's ``value_dim`` entries and a rotated part r, which all heads
-    share. Head h has the key ``[A_h c, r]`` and the value ``B_h c``; a step's query is ``[q_nope, q_rope]`` to match.
+    A cached key is ``[c, r]``: a latent c of the attention's ``value_dim`` entries and a rotated part r, which all
+    heads share. Head h has the key ``[A_h c, r]`` and the value ``B_h c``; a step's query is ``[q_nope, q_rope]``.
     ``q_nope . (A_h c)`` is ``(A_h^T q_nope) . c``, and a sum of values is ``B_h (sum p c)``: a kernel may attend to
     latents themselves.
     """

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, div, i64, load, loop, mod, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.attention.convert import floats
-from moec.compiler.kernels.cuda.attention.marks import any_left, is_done
+from moec.compiler.kernels.cuda.attention.marks import any_left, is_done, some_left
 from moec.compiler.kernels.cuda.linear_few import FewGroup, emit_linear_few, read_rows
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 from moec.compiler.kernels.cuda.threads import read, registers, threads
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.attention.latent_room import Absorbed, Room
     from moec.compiler.kernels.cuda.attention.operands import Operands
 
-ROUND_THREADS = 256
-TILE = Tile(rows=64, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)
+ROUND_THREADS, MOST_ROUND_BLOCKS = 256, 1056
+SMALL = Tile(rows=64, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)
+LARGE = Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)
 
 
 def latent_operands(operands: Operands, absorbed: Absorbed) -> Operands:
@@ -121,13 +123,18 @@ def _round(room: Room, operands: Operands, source: tuple[Buffer, int], target: t
     (x, stride), (rounded, size) = source, target
     pieces = size // CHUNK
     count = T.bind(operands.tokens * i64(room.spec.query_heads * pieces))
-    with cuda.launch((ceildiv(count, ROUND_THREADS),), ROUND_THREADS) as ((block,), thread):
-        number = T.bind(i64(block) * i64(ROUND_THREADS) + i64(thread))
+    blocks = T.bind(T.min(ceildiv(count, ROUND_THREADS), i64(MOST_ROUND_BLOCKS)))
+    with cuda.launch((blocks,), ROUND_THREADS) as ((block,), thread):
         cuda.wait_previous()
         cuda.launch_next()
-        with when(number < count):
-            row, piece = T.bind(div(number, pieces)), T.bind(mod(number, pieces))
-            with when(T.Not(is_done(operands.done, div(row, room.spec.query_heads)))):
+        turns = tirx.truncdiv(ceildiv(count, ROUND_THREADS) + blocks - i64(1), blocks)
+        with when(some_left(operands.done)), T.serial(i64(0), turns) as step:
+            number = T.bind((step * blocks + i64(block)) * i64(ROUND_THREADS) + i64(thread))
+            with (
+                when(number < count),
+                when(T.Not(is_done(operands.done, div(number, room.spec.query_heads * pieces)))),
+            ):
+                row, piece = T.bind(div(number, pieces)), T.bind(mod(number, pieces))
                 values = floats(x, T.bind(row * i64(stride) + piece * i64(CHUNK)), CHUNK)
                 words = [cuda.pack(room.heads.dtype, *values[k : k + 2]) for k in range(0, CHUNK, 2)]
                 cuda.call("store_16", cuda.element(rounded, number * i64(CHUNK)), *words)
@@ -143,14 +150,15 @@ def _multiply(
     """Launch: for each head the product of its rows of ``left`` with its matrix; stored with ``finish``."""
     (a, depth), (matrix, columns) = left, right
     heads, done = room.spec.query_heads, operands.done
-    grid = (-(-columns // TILE.columns), ceildiv(operands.tokens, TILE.rows), heads)
-    with cuda.launch(grid, TILE.threads) as ((column_tile, row_tile, head), thread):
+    tile = SMALL if done is None else LARGE
+    grid = (-(-columns // tile.columns), ceildiv(operands.tokens, tile.rows), heads)
+    with cuda.launch(grid, tile.threads) as ((column_tile, row_tile, head), thread):
         cuda.wait_previous()
-        first = T.bind(row_tile * i32(TILE.rows))
-        end = T.bind(T.min(first + i32(TILE.rows), i32(operands.tokens)))
-        begin_column = T.bind(column_tile * i32(TILE.columns))
-        with when(any_left(done, first, end, TILE.rows, T.bind(thread % i32(LANES)))):
-            work = TileProduct(TILE, room.heads.dtype, thread)
+        first = T.bind(row_tile * i32(tile.rows))
+        end = T.bind(T.min(first + i32(tile.rows), i32(operands.tokens)))
+        begin_column = T.bind(column_tile * i32(tile.columns))
+        with when(any_left(done, first, end, tile.rows, T.bind(thread % i32(LANES)))):
+            work = TileProduct(tile, room.heads.dtype, thread)
             begin = T.bind((i64(first) * i64(heads) + i64(head)) * i64(depth))
             matrix_begin = T.bind((i64(head) * i64(columns) + i64(begin_column)) * i64(depth))
             sums = work.multiply(

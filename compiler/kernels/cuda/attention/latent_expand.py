@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.attention.convert import stored
-from moec.compiler.kernels.cuda.attention.latent_plan import RUN_ROW, WIDTH, counted, find
+from moec.compiler.kernels.cuda.attention.latent_plan import RUN_ROW, counted, find
 from moec.compiler.kernels.cuda.attention.operands import Operands, cache_row
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Tile, TileProduct
@@ -19,7 +20,7 @@ from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Tile, TileProduct
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.attention.latent_room import Expanded
 
-GATHER_THREADS = 256
+GATHER_THREADS, GATHER_ROWS = 256, 16
 TILE = Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)
 
 
@@ -27,19 +28,20 @@ def emit_gather(operands: Operands, expanded: Expanded, number: Expr) -> None:
     """Launch: the latents and shared parts of round ``number``, zeros beyond a run's last position."""
     spec, room = expanded.room.spec, expanded.room
     pieces = spec.key_dim // CHUNK
-    with cuda.launch((tirx.truncdiv(expanded.capacity, i64(WIDTH)),), GATHER_THREADS) as ((block,), thread):
+    blocks = tirx.truncdiv(expanded.capacity, i64(GATHER_ROWS))
+    with cuda.launch((blocks,), GATHER_THREADS) as ((block,), thread):
         cuda.wait_previous()
         cuda.launch_next()
-        begin = T.bind(i32(number) * i32(expanded.capacity) + block * i32(WIDTH))
+        begin = T.bind(i32(number) * i32(expanded.capacity) + block * i32(GATHER_ROWS))
         with when(begin < counted(expanded, 2)):
             run = find(expanded, T.bind(thread % i32(32)), begin, RUN_ROW)
             first = T.bind(run.lowest + begin - run.row)
             last = T.bind(run.last)
-            with T.serial(i32(0), i32(-(-WIDTH * pieces // GATHER_THREADS))) as step:
+            with T.serial(i32(0), i32(-(-GATHER_ROWS * pieces // GATHER_THREADS))) as step:
                 item = T.bind(step * i32(GATHER_THREADS) + thread)
                 row, piece = T.bind(item // i32(pieces)), T.bind(item % i32(pieces))
                 position = T.bind(first + row)
-                with when(item < i32(WIDTH * pieces)):
+                with when(item < i32(GATHER_ROWS * pieces)):
                     words = cuda.registers(4, "uint32")
                     for word in range(4):
                         store(words, word, T.uint32(0))
@@ -47,7 +49,7 @@ def emit_gather(operands: Operands, expanded: Expanded, number: Expr) -> None:
                         source = cache_row(operands, spec, run.sequence, position, i32(0))
                         start = T.bind(source * i64(spec.key_dim) + i64(piece) * i64(CHUNK))
                         cuda.call("load_16", cuda.element(words, 0), cuda.element(operands.k_cache, start))
-                    target = T.bind(i64(block) * i64(WIDTH) + i64(row))
+                    target = T.bind(i64(block) * i64(GATHER_ROWS) + i64(row))
                     either(
                         piece < i32(spec.value_dim // CHUNK),
                         lambda: _store_latent(expanded, target, piece, words),
@@ -123,18 +125,32 @@ def emit_expand(operands: Operands, expanded: Expanded, number: Expr) -> None:
                 ),
             )
             cuda.launch_next()
-            for result in work.results():
-                row = T.bind(i64(first + result.row))
-                with when(row < expanded.capacity):
-                    for inside, place in result.columns:
-                        word = stored(spec.dtype, [load(sums, place), load(sums, place + 1)])[0]
-                        at = T.bind(first_column + inside)
-                        with when(at < count):
-                            either(
-                                second,
-                                lambda: _put(halves[1], expanded.capacity, row, at, word),  # noqa: B023
-                                lambda: _put(halves[0], expanded.capacity, row, at, word),  # noqa: B023
-                            )
+            each = [
+                (lambda half=half: _put(half, work, sums, first, first_column, expanded)) for half in halves
+            ]
+            either(second, each[1], each[0])
+
+
+def _put(
+    half: _Half, work: TileProduct, sums: Buffer, first: Expr, first_column: Expr, expanded: Expanded
+) -> None:
+    """Store a tile: pairs of neighbouring entries of a head."""
+    rows = work.results()
+    starts = []
+    for inside, _ in rows[0].columns:
+        column = T.bind(first_column + inside)
+        head, entry = column // i32(half.dim), column % i32(half.dim)
+        start = T.bind(i64(head) * expanded.capacity * i64(half.dim) + i64(entry))
+        starts.append((column < i32(half.columns), start))
+    for result in rows:
+        row = T.bind(i64(first + result.row))
+        with when(row < expanded.capacity):
+            begin = T.bind(row * i64(half.dim))
+            for (exists, start), (_, place) in zip(starts, result.columns, strict=True):
+                with when(exists) if half.columns % TILE.columns else nullcontext():
+                    pair = [load(sums, place), load(sums, place + 1)]
+                    word = stored(expanded.room.spec.dtype, pair)[0]
+                    cuda.call("store_4", cuda.element(half.target, start + begin), word)
 
 
 def _matrix_start(halves: tuple[_Half, _Half], second: Expr) -> Expr:
@@ -147,10 +163,3 @@ def _rows(buffer: Buffer, start: Expr, depth: int, first: Expr, left: Expr) -> R
     stride = i32(depth // CHUNK)
     begin = T.bind(start + i64(first) * i64(depth))
     return Rows(buffer, begin, lambda row: T.min(row, left - i32(1)) * stride, CHUNK, depth)
-
-
-def _put(half: _Half, capacity: Expr, row: Expr, column: Expr, word: Expr) -> None:
-    """Store two neighbouring entries of a head."""
-    head, inside = T.bind(column // i32(half.dim)), T.bind(column % i32(half.dim))
-    place = (i64(head) * capacity + row) * i64(half.dim) + i64(inside)
-    cuda.call("store_4", cuda.element(half.target, T.bind(place)), word)

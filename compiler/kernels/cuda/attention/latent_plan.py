@@ -17,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cpu.emit import Expr, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.latent_room import MOST_RUNS, ROWS, RUN_WORDS
+from moec.compiler.kernels.cuda.attention.marks import LEFT
 from moec.compiler.kernels.cuda.attention.operands import Operands, first_seen
 from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import (
@@ -92,6 +93,10 @@ def emit_plan(spec: AttentionSpec, operands: Operands, expanded: Expanded, round
             store(expanded.head, 0, T.cast(all_ & T.uint64(0xFFFFFFFF), "int32"))
             store(expanded.head, 1, T.cast(all_ >> T.uint64(32), "int32"))
             store(expanded.head, 2, T.min(T.cast(total, "int32"), limit))
+        taken = T.bind(T.Select(chosen, length, i32(0)))
+        _, done = block.scan(T.cast(taken, "uint64"))
+        with when(thread == i32(0)):
+            store(expanded.head, LEFT, i32(operands.tokens) - T.cast(done, "int32"))
         _mark_tokens(operands, expanded, thread, (run.first, run.end, T.cast(chosen, "int32")))
 
 

@@ -112,7 +112,7 @@ class Expanded:
     capacity: Expr
     """Positions of a round, int64."""
     head: Buffer
-    """int32: runs, tiles of query rows, positions of all runs together."""
+    """int32: runs, tiles of query rows, rows of keys, all of chosen runs; tokens that are in none."""
     runs: Buffer
     """int32 ``[runs, RUN_WORDS]``, see `latent_plan`."""
     chosen: Buffer

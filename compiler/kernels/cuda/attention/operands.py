@@ -46,6 +46,16 @@ class Projections:
 
 
 @dataclass(frozen=True)
+class Done:
+    """Tokens of the step that other kernels of the same call have attended to."""
+
+    marks: Buffer
+    """int32 ``[T]``: not 0 for those."""
+    head: Buffer
+    """int32: the fourth number says how many are left."""
+
+
+@dataclass(frozen=True)
 class Operands:
     """The tensors of one call, flat; where keys are latent the value cache is the key cache."""
 
@@ -63,8 +73,8 @@ class Operands:
     workspace: Buffer | None
     out: Buffer
     tokens: Expr
-    done: Buffer | None = None
-    """int32 ``[T]``: tokens that are not 0 here need not be attended to, for kernels of many tokens."""
+    done: Done | None = None
+    """Which tokens kernels of many tokens may leave out."""
 
 
 def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:

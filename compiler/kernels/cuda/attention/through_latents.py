@@ -32,6 +32,7 @@ from moec.compiler.kernels.cuda.attention.latent_plan import (
     rounds_of,
 )
 from moec.compiler.kernels.cuda.attention.latent_room import Absorbed, Room, carve, carve_absorbed
+from moec.compiler.kernels.cuda.attention.operands import Done
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import i32
 
@@ -123,4 +124,4 @@ def _expanded(room: Room, way: Way, operands: Operands) -> None:
         emit_gather(operands, expanded, number)
         emit_expand(operands, expanded, number)
         emit_heads(operands, expanded, number)
-    _through_latents(room, way, replace(operands, done=expanded.chosen), absorbed)
+    _through_latents(room, way, replace(operands, done=Done(expanded.chosen, expanded.head)), absorbed)
