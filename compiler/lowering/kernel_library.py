@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from moec.artifacts.model import ExpertsStep, SegmentStep
-from moec.artifacts.program import Beside, Workspace
+from moec.artifacts.program import HOPPER, Beside, Workspace
 from moec.artifacts.sampling import SAMPLE
 
 if TYPE_CHECKING:
@@ -80,14 +80,19 @@ class CpuKernels:
 class CudaKernels:
     """The kernels of ``compiler/kernels/cuda``."""
 
+    hopper: bool = False
+    """Whether there are kernels for Hopper GPUs among them, beside those for all."""
+
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
-        from moec.compiler.kernels.cuda.attention import attention
+        from moec.compiler.kernels.cuda.attention import attention, has_hopper
         from moec.compiler.kernels.cuda.experts import experts
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec)
+            if self.hopper and has_hopper(spec):
+                yield f"attention_{spec.name}{HOPPER}", attention(spec, hopper=True)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body, _most_chosen(model, body)[0])
         if model.vocab_size <= MAX_VOCAB:
@@ -138,4 +143,6 @@ def _most_chosen(model: ModelRecord, body: ExpertBody) -> tuple[int, int]:
 
 def kernels_for(target: Target) -> CpuKernels | CudaKernels:
     """The kernels of a target."""
-    return CudaKernels() if target.kind == "cuda" else CpuKernels(target.lanes)
+    if target.kind == "cuda":
+        return CudaKernels(hopper="sm_90" in target.architectures)
+    return CpuKernels(target.lanes)

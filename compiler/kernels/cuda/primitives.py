@@ -55,9 +55,12 @@ def shared(size: int, dtype: str = "float32") -> Buffer:
     return T.alloc_buffer((size,), dtype, scope="shared", align=128)
 
 
-def shared_dynamic(size: int, dtype: str = "uint8") -> Buffer:
-    """Memory of a block that is given to it at launch: one such buffer in a kernel, up to 99 KB everywhere."""
-    return T.alloc_buffer((size,), dtype, scope="shared.dyn", align=128)
+def shared_dynamic(size: int, dtype: str = "uint8", align: int = 128) -> Buffer:
+    """Memory of a block that is given to it at launch: one such buffer in a kernel, up to 99 KB everywhere.
+
+    Hopper has 227 KB.
+    """
+    return T.alloc_buffer((size,), dtype, scope="shared.dyn", align=align)
 
 
 def sync() -> None:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.model import AttentionSpec, LatentHeads
+from moec.artifacts.program import HOPPER
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cuda.attention import attention, latent_room, workspace
+from moec.compiler.kernels.cuda.attention import attention, has_hopper, latent_room, workspace
 from moec.compiler.kernels.cuda.attention.latent_plan import LEAST_TOKENS
 from tests.kernels.cuda.test_attention import aligned
 from tests.support import arrays
@@ -47,8 +48,8 @@ def spec_of(
 
 
 @cache
-def emulated(spec: AttentionSpec, _rows: int) -> Emulated:
-    return Emulated(attention(spec))
+def emulated(spec: AttentionSpec, hopper: bool, _rows: int) -> Emulated:
+    return Emulated(attention(spec, hopper=hopper))
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Cache:
     """A paged cache of latents, with what was put in beside it; unwritten places are NaN."""
 
     spec: AttentionSpec
+    hopper: bool = False
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(11))
 
     def __post_init__(self) -> None:
@@ -102,8 +104,8 @@ class Cache:
         out = aligned(np.full((1, count, spec.query_heads, spec.result_dim), 7.0), "float32")
         fixed, each = workspace(spec)
         memory = aligned(np.full(fixed + each * count, held), "uint8")
-        emulated(spec, latent_room.FIXED_ROWS)(
-            "attention_a", q, k, self.keys, self.table, aligned(np.array(sequence), "int32"),
+        emulated(spec, self.hopper, latent_room.FIXED_ROWS)(
+            f"attention_a{HOPPER if self.hopper else ''}", q, k, self.keys, self.table, aligned(np.array(sequence), "int32"),
             aligned(np.array(position), "int32"), self.sinks if spec.sinks else None, *self.matrices, memory, out,
         )  # fmt: skip
         expected = np.stack(
@@ -132,6 +134,7 @@ SPECS = {
     "small": spec_of(6, (32, 16, 32, 64)),
     "float16": spec_of(3, (48, 24, 40, 72), "float16", sinks=True),
     "window": spec_of(2, (32, 16, 16, 64), window=70, sinks=True),
+    "window of wide heads": spec_of(1, (64, 64, 64, 64), window=150, sinks=True, softcap=4.0),
     "chunk and softcap": spec_of(2, (16, 16, 32, 48), chunk=150, softcap=3.0),
     "float32": spec_of(2, (12, 8, 20, 24), "float32"),
     "odd": spec_of(2, (20, 6, 10, 30)),
@@ -163,6 +166,15 @@ def test_a_prompt_in_pieces_beside_decoded_tokens(name: str) -> None:
     held.fill(4, 90)
     check(held, [(1, LEAST_TOKENS + 1)], tolerance)
     check(held, [(0, 1), (4, 1), (1, LEAST_TOKENS), (3, 31), (5, 150), (2, 1)], tolerance)
+
+
+@pytest.mark.parametrize("name", ["as DeepSeek's", "window of wide heads"])
+def test_expanded_keys_on_hopper(name: str) -> None:
+    held = Cache(SPECS[name], hopper=True)
+    assert has_hopper(held.spec)
+    held.fill(4, 90)
+    check(held, [(1, LEAST_TOKENS + 1)], ROUNDED["bfloat16"])
+    check(held, [(0, 1), (4, 1), (1, LEAST_TOKENS), (3, 31), (5, 150), (2, 1)], ROUNDED["bfloat16"])
 
 
 def test_expanded_keys_come_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moec.artifacts.program import HOPPER
 from moec.compiler.kernels.cpu.emit import build, either, i64
 from moec.compiler.kernels.cuda.attention.append import append
 from moec.compiler.kernels.cuda.attention.decode import decode
@@ -11,11 +12,14 @@ from moec.compiler.kernels.cuda.attention.decode_plan import WIDEST, plan
 from moec.compiler.kernels.cuda.attention.latent import WIDEST_KEY, WIDEST_VALUE
 from moec.compiler.kernels.cuda.attention.latent_combine import latent_combine
 from moec.compiler.kernels.cuda.attention.latent_decode import LatentPlan, latent_decode
+from moec.compiler.kernels.cuda.attention.latent_heads_hopper import fits_heads
 from moec.compiler.kernels.cuda.attention.latent_prefill import latent_prefill
 from moec.compiler.kernels.cuda.attention.operands import Operands, declare
 from moec.compiler.kernels.cuda.attention.plain import plain
 from moec.compiler.kernels.cuda.attention.prefill import prefill
-from moec.compiler.kernels.cuda.attention.through_latents import attend_heads, room_of
+from moec.compiler.kernels.cuda.attention.prefill_hopper import prefill_hopper
+from moec.compiler.kernels.cuda.attention.through_latents import attend_heads, on_tensor_cores, room_of
+from moec.compiler.kernels.cuda.attention.warpgroups import fits
 from moec.compiler.kernels.cuda.attention.ways import Way
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 
@@ -25,8 +29,10 @@ if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
 
 
-def attention(spec: AttentionSpec) -> tirx.PrimFunc:
+def attention(spec: AttentionSpec, *, hopper: bool = False) -> tirx.PrimFunc:
     """The function ``attention_<name>``: append the step's keys and values to the cache, then attend.
+
+    With ``hopper`` the one for Hopper GPUs, if that is another (see `has_hopper`).
 
     Its arguments: ``q [1, T, Hq, Dq]``, ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent), all float32;
     ``k_cache [pages, Hkv, P, Dk]`` and ``v_cache [pages, Hkv, P, Dv]`` (not where latent) of the spec's dtype;
@@ -39,17 +45,25 @@ def attention(spec: AttentionSpec) -> tirx.PrimFunc:
 
     def body() -> None:
         operands = declare(spec, workspace=workspace(spec) != (0, 0))
+        way = _way(spec, hopper=hopper)
         if spec.heads is not None:
-            attend_heads(room_of(spec, _way(spec)), _way(spec), operands)
+            attend_heads(room_of(spec, way), way, operands, hopper=hopper)
         else:
-            _attend(spec, operands)
+            _attend(spec, way, operands)
 
-    return build(f"attention_{spec.name}", body)
+    return build(f"attention_{spec.name}{HOPPER if hopper else ''}", body)
 
 
-def _attend(spec: AttentionSpec, operands: Operands) -> None:
+def has_hopper(spec: AttentionSpec) -> bool:
+    """Whether Hopper GPUs have kernels of their own for an attention."""
     way = _way(spec)
+    if spec.heads is not None:
+        room = room_of(spec, way)
+        return on_tensor_cores(room) and fits_heads(room)
+    return way.many is prefill and fits(spec)
 
+
+def _attend(spec: AttentionSpec, way: Way, operands: Operands) -> None:
     def many() -> None:
         append(spec, operands)
         way.many(spec, operands)
@@ -70,14 +84,15 @@ def workspace(spec: AttentionSpec) -> tuple[int, int]:
     return room.fixed_bytes, room.token_bytes
 
 
-def _way(spec: AttentionSpec) -> Way:
+def _way(spec: AttentionSpec, *, hopper: bool = False) -> Way:
     """The kernels for keys and values, or latents, as they are cached."""
     key, size = spec.key_dim, spec.value_dim
     if spec.dtype == "float32" or key % 8 or size % 8:
         return Way(None, plain, 0)
     if max(key, size) <= WIDEST:
         division = plan(spec)
-        return Way(lambda _, operands: decode(division, operands), prefill, division.workspace_bytes)
+        many = prefill_hopper if hopper and fits(spec) else prefill
+        return Way(lambda _, operands: decode(division, operands), many, division.workspace_bytes)
     if spec.latent and key <= WIDEST_KEY and size <= WIDEST_VALUE:
         return Way(_decode_latents, latent_prefill, LatentPlan(spec).workspace_bytes)
     return Way(None, plain, 0)

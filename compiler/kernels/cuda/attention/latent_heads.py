@@ -5,6 +5,7 @@ As in `prefill`, but keys lie in rows one after the other: those of a head, and 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,8 @@ from moec.compiler.kernels.cuda.primitives import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from moec.artifacts.model import AttentionSpec
     from moec.compiler.kernels.cuda.attention.latent_room import Expanded, Room
 
@@ -65,6 +68,52 @@ def heads_spec(room: Room) -> AttentionSpec:
         latent=False,
         heads=None,
     )
+
+
+def query_tiles(operands: Operands) -> Expr:
+    """Tiles of query rows that all runs together can have."""
+    return tirx.truncdiv(operands.tokens + i64(ROWS - 1), i64(ROWS)) + tirx.truncdiv(
+        operands.tokens, i64(LEAST_TOKENS)
+    )
+
+
+@contextmanager
+def tile_at(
+    spec: AttentionSpec, expanded: Expanded, head: Expr, late: Expr, thread: Expr
+) -> Iterator[tuple[Run, Place]]:
+    """What a block has to do, if anything: its run, and which query rows; the longest contexts come first."""
+    tile = T.bind(counted(expanded, 1) - i32(1) - late)
+    with when(tile >= i32(0)):
+        run = find(expanded, T.bind(thread % i32(32)), tile, RUN_TILE)
+        first = T.bind(run.first + (tile - run.tile) * i32(ROWS))
+        end = T.bind(T.min(first + i32(ROWS), run.end))
+        yield run, Place(Rows(spec, ROWS), first, end, head, i32(0))
+
+
+def span_of(
+    spec: AttentionSpec, expanded: Expanded, run: Run, place: Place, number: Expr, width: int
+) -> tuple[tuple[Expr, Expr], Expr, Expr]:
+    """First and last tile of a run's keys, each of ``width``, that are in this round; and that are seen at all."""
+    capacity = T.bind(i32(expanded.capacity))
+    start = T.bind(run.position + place.first_token - run.first)
+    last = T.bind(run.position + place.end_token - i32(1) - run.first)
+    lowest = T.bind((first_seen(spec, start) - run.lowest) // i32(width))
+    highest = T.bind((last - run.lowest) // i32(width))
+    before = T.bind(i32(number) * capacity - run.row)
+    low = T.bind(T.max(lowest, before // i32(width)))
+    high = T.bind(T.min(highest, (before + capacity) // i32(width) - i32(1)))
+    return (low, high), lowest, highest
+
+
+def bounds_of(spec: AttentionSpec, run: Run, place: Place, sums: Sums) -> Bounds:
+    """What each of the lane's rows sees."""
+    bounds = Bounds(registers(2 * sums.tiles, "int32"), registers(2 * sums.tiles, "int32"))
+    for which, row in enumerate(sums.rows):
+        token = place.token(row)
+        position = T.bind(run.position + token - run.first)
+        store(bounds.first, which, first_seen(spec, position))
+        store(bounds.last, which, T.Select(token < place.end_token, position, i32(-1)))
+    return bounds
 
 
 @dataclass(frozen=True)
@@ -87,47 +136,35 @@ def emit_heads(operands: Operands, expanded: Expanded, number: Expr) -> None:
     """Launch round ``number``."""
     spec = heads_spec(expanded.room)
     warps = 4 if spec.value_dim <= NARROW else 8
-    tiles = tirx.truncdiv(operands.tokens + i64(ROWS - 1), i64(ROWS)) + tirx.truncdiv(
-        operands.tokens, i64(LEAST_TOKENS)
-    )
-    with launch((spec.query_heads, tiles), 32 * warps) as ((head, late), thread):
+    threads = 32 * warps
+    with launch((spec.query_heads, query_tiles(operands)), threads) as ((head, late), thread):
         queries = Tile(None, 0, ROWS, spec.key_dim)
         keys = Tile(None, queries.end, WIDTH, spec.key_dim)
         values = Tile(None, keys.end, WIDTH, spec.value_dim)
         memory = shared_dynamic(values.end)
         held = [replace(tile, memory=memory) for tile in (queries, keys, values)]
         wait_previous()
-        tile = T.bind(counted(expanded, 1) - i32(1) - late)
-        with when(tile >= i32(0)):
-            run = find(expanded, T.bind(thread % i32(32)), tile, RUN_TILE)
-            block = _Block(spec, expanded, head, run, *held, thread, 32 * warps)
-            first = T.bind(run.first + (tile - run.tile) * i32(ROWS))
-            end = T.bind(T.min(first + i32(ROWS), run.end))
-            place = Place(Rows(spec, ROWS), first, end, head, i32(0))
+        with tile_at(spec, expanded, head, late, thread) as (run, place):
+            block = _Block(spec, expanded, head, run, *held, thread, threads)
             _tile(block, operands, place, number)
         launch_next()
 
 
 def _tile(block: _Block, operands: Operands, place: Place, number: Expr) -> None:
     """A tile of query rows: which of the keys that it sees are in this round."""
-    run, capacity = block.run, T.bind(i32(block.expanded.capacity))
-    start = T.bind(run.position + place.first_token - run.first)
-    last = T.bind(run.position + place.end_token - i32(1) - run.first)
-    lowest = T.bind((first_seen(block.spec, start) - run.lowest) // i32(WIDTH))
-    highest = T.bind((last - run.lowest) // i32(WIDTH))
-    before = T.bind(i32(number) * capacity - run.row)
-    low = T.bind(T.max(lowest, before // i32(WIDTH)))
-    high = T.bind(T.min(highest, (before + capacity) // i32(WIDTH) - i32(1)))
+    spec, run, expanded = block.spec, block.run, block.expanded
+    span, lowest, highest = span_of(spec, expanded, run, place, number, WIDTH)
+    low, high = span
     with when(low <= high):
         put_queries(place, operands, block.queries, block.thread, block.threads)
-        sums = begin(block.spec, ROWS // (16 * (block.threads // 32)), block.thread)
+        sums = begin(spec, ROWS // (16 * (block.threads // 32)), block.thread)
         with when(low > lowest):
-            _resume(block, operands, place, sums)
-        _keys(block, place, sums, (low, high), before)
+            resume(spec, expanded, operands, place, sums)
+        _keys(block, place, sums, span, T.bind(i32(number) * i32(expanded.capacity) - run.row))
         either(
             high == highest,
             lambda: write(place, operands, sums),
-            lambda: _suspend(block, operands, place, sums),
+            lambda: suspend(spec, expanded, operands, place, sums),
         )
 
 
@@ -135,12 +172,7 @@ def _keys(block: _Block, place: Place, sums: Sums, tiles: tuple[Expr, Expr], bef
     """Attend to tiles of keys, counted from the run's first."""
     spec, run = block.spec, block.run
     low, high = tiles
-    bounds = Bounds(registers(2 * sums.tiles, "int32"), registers(2 * sums.tiles, "int32"))
-    for which, row in enumerate(sums.rows):
-        token = place.token(row)
-        position = T.bind(run.position + token - run.first)
-        store(bounds.first, which, first_seen(spec, position))
-        store(bounds.last, which, T.Select(token < place.end_token, position, i32(-1)))
+    bounds = bounds_of(spec, run, place, sums)
     start = T.bind(run.position + place.first_token - run.first)
     latest = T.bind(run.position + place.end_token - i32(1) - run.first)
     last_first = first_seen(spec, latest)
@@ -220,42 +252,42 @@ def _fill_up(block: _Block, tile: Tile, pieces: int) -> None:
         call("store_16", element(tile.memory, place), zero, zero, zero, zero)
 
 
-def _state(block: _Block, place: Place, token: Expr) -> Expr:
+def _state(spec: AttentionSpec, place: Place, token: Expr) -> Expr:
     """Where a row's maximum is."""
-    row = i64(token) * i64(block.spec.query_heads) + i64(place.kv_head)
-    return T.bind(row * i64(2))
+    return T.bind((i64(token) * i64(spec.query_heads) + i64(place.kv_head)) * i64(2))
 
 
-def _suspend(block: _Block, operands: Operands, place: Place, sums: Sums) -> None:
+def suspend(spec: AttentionSpec, expanded: Expanded, operands: Operands, place: Place, sums: Sums) -> None:
     """Leave a row's sums in the output, and its maximum and total beside."""
     for which, row in enumerate(sums.rows):
         token = place.token(row)
         total = warp_sum(load(sums.total, which), 4)
         with when(place.exists(row, token)):
-            at = _state(block, place, token)
-            store(block.expanded.state, at, load(sums.highest, which))
-            store(block.expanded.state, at + i64(1), total)
-            for target, source in _outputs(block, place, sums, token, which):
+            at = _state(spec, place, token)
+            store(expanded.state, at, load(sums.highest, which))
+            store(expanded.state, at + i64(1), total)
+            for target, source in _outputs(spec, place, sums, token, which):
                 store(operands.out, target, load(sums.values, source))
 
 
-def _resume(block: _Block, operands: Operands, place: Place, sums: Sums) -> None:
+def resume(spec: AttentionSpec, expanded: Expanded, operands: Operands, place: Place, sums: Sums) -> None:
     """Go on where an earlier round stopped: the first of four lanes has the total of all."""
     for which, row in enumerate(sums.rows):
         token = place.token(row)
         with when(place.exists(row, token)):
-            at = _state(block, place, token)
-            store(sums.highest, which, load(block.expanded.state, at))
-            total = T.bind(load(block.expanded.state, at + i64(1)))
+            at = _state(spec, place, token)
+            store(sums.highest, which, load(expanded.state, at))
+            total = T.bind(load(expanded.state, at + i64(1)))
             first = sums.lane % i32(4) == i32(0)
             store(sums.total, which, T.Select(first, total, T.float32(0)))
-            for target, source in _outputs(block, place, sums, token, which):
+            for target, source in _outputs(spec, place, sums, token, which):
                 store(sums.values, source, load(operands.out, target))
 
 
-def _outputs(block: _Block, place: Place, sums: Sums, token: Expr, which: int) -> list[tuple[Expr, int]]:
+def _outputs(
+    spec: AttentionSpec, place: Place, sums: Sums, token: Expr, which: int
+) -> list[tuple[Expr, int]]:
     """Where the sums of a lane's row are in the output, and in registers."""
-    spec = block.spec
     row = i64(token) * i64(spec.query_heads) + i64(place.kv_head)
     start = T.bind(row * i64(spec.value_dim) + i64(sums.lane % i32(4) * i32(2)))
     places = own_places(which, sums.fragments)[: spec.value_dim // 4]

@@ -3,7 +3,7 @@
 To expand a position takes as much arithmetic as some 170 queries save that see it expanded. So a *run* of tokens of one
 sequence is worth it when it is at least `LEAST_TOKENS` long, however long the context: shorter runs (decoded tokens
 beside a prompt) attend to latents. Rows of expanded keys are numbered through all runs; a run's begin and end at
-multiples of `WIDTH`. Runs that would go beyond the last round are not chosen.
+multiples of `ALIGNED`. Runs that would go beyond the last round are not chosen.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 LEAST_TOKENS = 128
 WIDTH = 64
-"""Keys of a tile."""
+"""Keys of a tile, where tensor cores are used warp by warp."""
+ALIGNED = 128
+"""Rows of expanded keys of a run begin and end at multiples of this, so that tiles are of one run."""
 MOST_TOKENS = LEAST_TOKENS * MOST_RUNS
 """In larger steps nothing is expanded."""
 
@@ -114,9 +116,9 @@ def _find_run(spec: AttentionSpec, operands: Operands, thread: Expr) -> tuple[Ru
     mine = T.And(token < tokens, first > token - i32(LEAST_TOKENS))
     length = settle(T.Select(mine, end - first, i32(0)))
     position = T.bind(load(operands.position, first))
-    lowest = T.bind(first_seen(spec, position) // i32(WIDTH) * i32(WIDTH))
+    lowest = T.bind(first_seen(spec, position) // i32(ALIGNED) * i32(ALIGNED))
     seen = position + end - first - lowest
-    rows = T.bind((seen + i32(WIDTH - 1)) // i32(WIDTH) * i32(WIDTH))
+    rows = T.bind((seen + i32(ALIGNED - 1)) // i32(ALIGNED) * i32(ALIGNED))
     return Run(first, end, position, sequence, lowest, i32(0), rows, i32(0)), length
 
 
@@ -185,6 +187,6 @@ RUN_ROW, RUN_TILE = 5, 7
 
 def rounds_of(operands: Operands, expanded: Expanded, most: int) -> Expr:
     """Rounds that may be needed: one sequence's context can be all pages of a row of the page table; int64."""
-    rows = operands.width * i64(PAGE_TOKENS) + i64(WIDTH)
+    rows = operands.width * i64(PAGE_TOKENS) + i64(ALIGNED)
     needed = tirx.truncdiv(rows + expanded.capacity - i64(1), expanded.capacity)
     return T.bind(T.min(needed, i64(most)))

@@ -78,13 +78,24 @@ def score(spec: AttentionSpec, sums: Sums, queries: Tile, keys: Tile) -> Buffer:
 
 def weigh(spec: AttentionSpec, sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, whole: Expr) -> None:
     """Scores to weights, and the running maximum, total and sums along with them."""
+    rescale(sums, weigh_scores(spec, sums, scores, bounds, begin, whole))
+
+
+def weigh_scores(
+    spec: AttentionSpec, sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, whole: Expr
+) -> list[Expr]:
+    """Scores to weights, running maximum and total; returns what each row's sums are yet to be multiplied with."""
     count = int(scores.shape[0]) // (4 * sums.tiles)
     if spec.softcap:
         for number in range(4 * sums.tiles * count):
             store(scores, number, exponent(spec, T.bind(load(scores, number))))
     with when(T.Not(whole)):
         _hide(sums, scores, bounds, begin, count)
-    scales = [_weigh_row(sums, scores, row, count) for row in range(2 * sums.tiles)]
+    return [_weigh_row(sums, scores, row, count) for row in range(2 * sums.tiles)]
+
+
+def rescale(sums: Sums, scales: list[Expr]) -> None:
+    """Multiply the sums of each of the lane's rows."""
     with when(any_differs(scales)):
         for row, scale in enumerate(scales):
             for place in own_places(row, sums.fragments):

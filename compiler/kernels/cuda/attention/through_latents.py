@@ -25,6 +25,7 @@ from moec.compiler.kernels.cuda.attention.latent_absorb import (
 )
 from moec.compiler.kernels.cuda.attention.latent_expand import emit_expand, emit_gather
 from moec.compiler.kernels.cuda.attention.latent_heads import emit_heads
+from moec.compiler.kernels.cuda.attention.latent_heads_hopper import emit_heads_hopper
 from moec.compiler.kernels.cuda.attention.latent_plan import (
     LEAST_TOKENS,
     MOST_TOKENS,
@@ -37,7 +38,11 @@ from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import i32
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moec.artifacts.model import AttentionSpec
+    from moec.compiler.kernels.cpu.emit import Expr
+    from moec.compiler.kernels.cuda.attention.latent_room import Expanded
     from moec.compiler.kernels.cuda.attention.operands import Operands
     from moec.compiler.kernels.cuda.attention.ways import Way
 
@@ -52,7 +57,7 @@ def room_of(spec: AttentionSpec, way: Way) -> Room:
     return Room(spec, spec.heads, way.workspace_bytes)
 
 
-def attend_heads(room: Room, way: Way, operands: Operands) -> None:
+def attend_heads(room: Room, way: Way, operands: Operands, *, hopper: bool) -> None:
     """Emit all launches."""
 
     def few() -> None:
@@ -60,11 +65,11 @@ def attend_heads(room: Room, way: Way, operands: Operands) -> None:
 
     def many() -> None:
         append(room.spec, operands)
-        if _on_tensor_cores(room):
+        if on_tensor_cores(room):
             can_expand = T.And(operands.tokens >= i64(LEAST_TOKENS), operands.tokens <= i64(MOST_TOKENS))
             either(
                 can_expand,
-                lambda: _expanded(room, way, operands),
+                lambda: _expanded(room, way, operands, emit_heads_hopper if hopper else emit_heads),
                 lambda: _through_latents(room, way, operands, _absorbed(room, operands)),
             )
         else:
@@ -74,7 +79,8 @@ def attend_heads(room: Room, way: Way, operands: Operands) -> None:
     either(operands.tokens <= i64(FEW_TOKENS), few, many)
 
 
-def _on_tensor_cores(room: Room) -> bool:
+def on_tensor_cores(room: Room) -> bool:
+    """Whether tensor cores take the heads' matrices, and the heads."""
     heads, spec = room.heads, room.spec
     sizes = (heads.nope_dim, heads.value_dim, room.rope_dim, spec.value_dim)
     return (
@@ -114,7 +120,9 @@ def _through_latents(room: Room, way: Way, operands: Operands, absorbed: Absorbe
     project_many(room, operands, absorbed)
 
 
-def _expanded(room: Room, way: Way, operands: Operands) -> None:
+def _expanded(
+    room: Room, way: Way, operands: Operands, attend: Callable[[Operands, Expanded, Expr], None]
+) -> None:
     """Chosen runs in rounds, then what is not chosen."""
     assert operands.workspace is not None
     expanded, absorbed = carve(room, operands.workspace, operands.tokens)
@@ -123,5 +131,5 @@ def _expanded(room: Room, way: Way, operands: Operands) -> None:
     with T.serial(i32(0), i32(rounds)) as number:
         emit_gather(operands, expanded, number)
         emit_expand(operands, expanded, number)
-        emit_heads(operands, expanded, number)
+        attend(operands, expanded, number)
     _through_latents(room, way, replace(operands, done=Done(expanded.chosen, expanded.head)), absorbed)
