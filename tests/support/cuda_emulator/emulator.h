@@ -328,30 +328,33 @@ static inline uint64_t moec_matrix(const void *shared, int outer) {
   if (place >= sizeof emulated_dynamic || place % 1024) emulator::fail("a matrix that is not where it must be");
   return place >> 4 | (uint64_t)(outer >> 4) << 16 | 1ull << 62;
 }
-static inline float emulated_entry(size_t place) {
+typedef float (*Widen)(unsigned);
+static inline float emulated_entry(size_t place, Widen widen) {
   uint16_t bits;
   std::memcpy(&bits, emulated_dynamic + (place ^ (place >> 3 & 0x70)), 2);
-  return emulated_f16_to_f32(bits);
+  return widen(bits);
 }
 static inline size_t emulated_place(uint64_t matrix) { return (matrix & 0x3fff) << 4; }
-static inline void emulated_wgmma(float *d, int columns, const float (*a)[16], uint64_t b, bool transposed, bool add) {
+static inline void emulated_wgmma(float *d, int columns, const float (*a)[16], uint64_t b, bool transposed, bool add,
+                                  Widen widen) {
   size_t outer = (b >> 16 & 0x3fff) << 4;
   for (int i = 0; i < columns / 2; ++i) {
     int column = i / 4 * 8 + emulator::current->number % 4 * 2 + i % 2;
     float sum = add ? d[i] : 0;
     for (int k = 0; k < 16; ++k) {
       size_t inside = transposed ? column / 64 * outer + column % 64 * 2 + k * 128 : column * 128 + k * 2;
-      sum += a[i / 2 % 2][k] * emulated_entry(emulated_place(b) + inside);
+      sum += a[i / 2 % 2][k] * emulated_entry(emulated_place(b) + inside, widen);
     }
     d[i] = sum;
   }
 }
-static inline void emulated_wgmma_shared(float *d, int columns, uint64_t a, uint64_t b, bool add) {
+static inline void emulated_wgmma_shared(float *d, int columns, uint64_t a, uint64_t b, bool add, Widen widen) {
   float rows[2][16];
   int first = emulator::current->number % 128 / 32 * 16 + emulator::current->number % 32 / 4;
   for (int half = 0; half < 2; ++half)
-    for (int k = 0; k < 16; ++k) rows[half][k] = emulated_entry(emulated_place(a) + (first + 8 * half) * 128 + k * 2);
-  emulated_wgmma(d, columns, rows, b, false, add);
+    for (int k = 0; k < 16; ++k)
+      rows[half][k] = emulated_entry(emulated_place(a) + (first + 8 * half) * 128 + k * 2, widen);
+  emulated_wgmma(d, columns, rows, b, false, add, widen);
 }
 static inline void emulated_wgmma_rows(float *d, int columns, const unsigned *words, uint64_t b) {
   auto *all = emulator::exchange(words, 4);
@@ -361,13 +364,16 @@ static inline void emulated_wgmma_rows(float *d, int columns, const unsigned *wo
       unsigned word = all[(emulator::current->number & 31) / 4 * 4 + k % 8 / 2][half + 2 * (k / 8)];
       rows[half][k] = k % 2 ? moec_high_f16(word) : moec_low_f16(word);
     }
-  emulated_wgmma(d, columns, rows, b, true, true);
+  emulated_wgmma(d, columns, rows, b, true, true, moec_low_f16);
 }
 static inline void moec_wgmma_f16_n64(float *d, uint64_t a, uint64_t b, int add) {
-  emulated_wgmma_shared(d, 64, a, b, add);
+  emulated_wgmma_shared(d, 64, a, b, add, moec_low_f16);
 }
 static inline void moec_wgmma_f16_n128(float *d, uint64_t a, uint64_t b, int add) {
-  emulated_wgmma_shared(d, 128, a, b, add);
+  emulated_wgmma_shared(d, 128, a, b, add, moec_low_f16);
+}
+static inline void moec_wgmma_bf16_n128(float *d, uint64_t a, uint64_t b, int add) {
+  emulated_wgmma_shared(d, 128, a, b, add, moec_low_bf16);
 }
 static inline void moec_wgmma_f16_rows_n64(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, uint64_t b) {
   unsigned words[4] = {a0, a1, a2, a3};

@@ -15,13 +15,15 @@ from moec.compiler.kernels.cuda.attention.convert import stored
 from moec.compiler.kernels.cuda.attention.latent_plan import RUN_ROW, counted, find
 from moec.compiler.kernels.cuda.attention.operands import Operands, cache_row
 from moec.compiler.kernels.cuda.primitives import i32
-from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Tile, TileProduct
+from moec.compiler.kernels.cuda.tiles import CHUNK, ResultRow, Rows, Tile, TileProduct
+from moec.compiler.kernels.cuda.warpgroup_tiles import COLUMNS, ROWS, THREADS, WarpgroupProduct
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.attention.latent_room import Expanded
 
 GATHER_THREADS, GATHER_ROWS = 256, 16
 TILE = Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)
+assert (TILE.rows, TILE.columns) == (ROWS, COLUMNS)
 
 
 def emit_gather(operands: Operands, expanded: Expanded, number: Expr) -> None:
@@ -94,7 +96,7 @@ class _Half:
         return -(-self.columns // TILE.columns)
 
 
-def emit_expand(operands: Operands, expanded: Expanded, number: Expr) -> None:
+def emit_expand(operands: Operands, expanded: Expanded, number: Expr, *, hopper: bool) -> None:
     """Launch: the keys and values of round ``number``; blocks beyond its rows do nothing."""
     assert operands.weights is not None
     spec, heads = expanded.room.spec, expanded.room.heads
@@ -104,12 +106,12 @@ def emit_expand(operands: Operands, expanded: Expanded, number: Expr) -> None:
     )
     across = sum(half.tiles for half in halves)
     down = tirx.truncdiv(expanded.capacity + i64(TILE.rows - 1), i64(TILE.rows))
-    with cuda.launch((across, down), TILE.threads) as ((column, row_tile), thread):
+    with cuda.launch((across, down), THREADS if hopper else TILE.threads) as ((column, row_tile), thread):
         cuda.wait_previous()
         first = T.bind(row_tile * i32(TILE.rows))
         left = T.bind(counted(expanded, 2) - i32(number) * i32(expanded.capacity) - first)
         with when(left > i32(0)):
-            work = TileProduct(TILE, heads.dtype, thread)
+            work = WarpgroupProduct(heads.dtype, thread) if hopper else TileProduct(TILE, heads.dtype, thread)
             second = T.bind(column >= i32(halves[0].tiles))
             tile = T.bind(T.Select(second, column - i32(halves[0].tiles), column))
             count = T.bind(T.Select(second, i32(halves[1].columns), i32(halves[0].columns)))
@@ -126,16 +128,16 @@ def emit_expand(operands: Operands, expanded: Expanded, number: Expr) -> None:
             )
             cuda.launch_next()
             each = [
-                (lambda half=half: _put(half, work, sums, first, first_column, expanded)) for half in halves
+                (lambda half=half: _put(half, work.results(), sums, first, first_column, expanded))
+                for half in halves
             ]
             either(second, each[1], each[0])
 
 
 def _put(
-    half: _Half, work: TileProduct, sums: Buffer, first: Expr, first_column: Expr, expanded: Expanded
+    half: _Half, rows: list[ResultRow], sums: Buffer, first: Expr, first_column: Expr, expanded: Expanded
 ) -> None:
     """Store a tile: pairs of neighbouring entries of a head."""
-    rows = work.results()
     starts = []
     for inside, _ in rows[0].columns:
         column = T.bind(first_column + inside)

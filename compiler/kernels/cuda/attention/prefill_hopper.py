@@ -10,11 +10,11 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.marks import any_left
-from moec.compiler.kernels.cuda.attention.panels import PANEL, PANEL_PIECES, ROW_BYTES, Panels
 from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, begin, write
 from moec.compiler.kernels.cuda.attention.rows import Bounds, Place, Rows, Segment, find_bounds, segment_at
 from moec.compiler.kernels.cuda.attention.tiles import put_queries
 from moec.compiler.kernels.cuda.attention.warpgroups import KEYS, ROWS, THREADS, Memory, allocate, attend
+from moec.compiler.kernels.cuda.panels import PANEL, PANEL_PIECES, ROW_BYTES, Panels
 from moec.compiler.kernels.cuda.primitives import (
     call,
     element,

@@ -38,11 +38,7 @@ from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import i32
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from moec.artifacts.model import AttentionSpec
-    from moec.compiler.kernels.cpu.emit import Expr
-    from moec.compiler.kernels.cuda.attention.latent_room import Expanded
     from moec.compiler.kernels.cuda.attention.operands import Operands
     from moec.compiler.kernels.cuda.attention.ways import Way
 
@@ -69,7 +65,7 @@ def attend_heads(room: Room, way: Way, operands: Operands, *, hopper: bool) -> N
             can_expand = T.And(operands.tokens >= i64(LEAST_TOKENS), operands.tokens <= i64(MOST_TOKENS))
             either(
                 can_expand,
-                lambda: _expanded(room, way, operands, emit_heads_hopper if hopper else emit_heads),
+                lambda: _expanded(room, way, operands, hopper=hopper),
                 lambda: _through_latents(room, way, operands, _absorbed(room, operands)),
             )
         else:
@@ -120,9 +116,7 @@ def _through_latents(room: Room, way: Way, operands: Operands, absorbed: Absorbe
     project_many(room, operands, absorbed)
 
 
-def _expanded(
-    room: Room, way: Way, operands: Operands, attend: Callable[[Operands, Expanded, Expr], None]
-) -> None:
+def _expanded(room: Room, way: Way, operands: Operands, *, hopper: bool) -> None:
     """Chosen runs in rounds, then what is not chosen."""
     assert operands.workspace is not None
     expanded, absorbed = carve(room, operands.workspace, operands.tokens)
@@ -130,6 +124,6 @@ def _expanded(
     emit_plan(room.spec, operands, expanded, rounds)
     with T.serial(i32(0), i32(rounds)) as number:
         emit_gather(operands, expanded, number)
-        emit_expand(operands, expanded, number)
-        attend(operands, expanded, number)
+        emit_expand(operands, expanded, number, hopper=hopper)
+        (emit_heads_hopper if hopper else emit_heads)(operands, expanded, number)
     _through_latents(room, way, replace(operands, done=Done(expanded.chosen, expanded.head)), absorbed)

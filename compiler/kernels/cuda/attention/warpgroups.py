@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, load, store, when
-from moec.compiler.kernels.cuda.attention.panels import (
+from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, rescale, weigh_scores
+from moec.compiler.kernels.cuda.panels import (
     ROW_BYTES,
     WARPGROUP,
     Panels,
@@ -21,7 +22,6 @@ from moec.compiler.kernels.cuda.attention.panels import (
     hold,
     multiply_rows,
 )
-from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, rescale, weigh_scores
 from moec.compiler.kernels.cuda.primitives import call, i32, pack, registers, shared_dynamic, sync, value
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _start_scores(memory: Memory, scores: Buffer, step: Expr, stage_bytes: int) 
     queries, keys, _ = memory.descriptions
     stage = T.bind(keys + T.cast(step % i32(2), "uint64") * T.uint64(stage_bytes // 16))
     call("wgmma_fence")
-    multiply_rows(scores, queries, stage, (memory.queries, memory.keys))
+    multiply_rows("float16", scores, queries, stage, (memory.queries, memory.keys))
     call("wgmma_commit")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import load
-from moec.compiler.kernels.cuda.primitives import call, element, i32, value
+from moec.compiler.kernels.cuda.primitives import SHORT, call, element, i32, value
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
@@ -78,12 +78,23 @@ def add(description: Expr, units: int) -> Expr:
     return T.bind(description + T.uint64(units))
 
 
-def multiply_rows(sums: Buffer, left: Expr, right: Expr, panels: tuple[Panels, Panels]) -> None:
-    """Start ``sums[64, n] = left right^T``, both read along their rows; n rows of the right matrix."""
+def multiply_rows(
+    dtype: str,
+    sums: Buffer,
+    left: Expr,
+    right: Expr,
+    panels: tuple[Panels, Panels],
+    first: Expr | None = None,
+) -> None:
+    """Start ``sums[64, n] = left right^T``, both read along their rows; n rows of the right matrix.
+
+    With ``first`` (int32) the product is added to the sums unless that is 0.
+    """
     a, b = panels
     for step in range(a.size // STEP):
         operands = add(left, a.along_row(step)), add(right, b.along_row(step))
-        call(f"wgmma_f16_n{b.rows}", element(sums, 0), *operands, i32(int(step > 0)))
+        more = i32(1) if step else (i32(0) if first is None else first)
+        call(f"wgmma_{SHORT[dtype]}_n{b.rows}", element(sums, 0), *operands, more)
 
 
 def add_columns(sums: Buffer, weights: Buffer, right: Expr, panels: Panels) -> None:
