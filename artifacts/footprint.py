@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, attention_weights, step_values
 from moec.artifacts.experts import layout
-from moec.artifacts.model import DTYPE_BYTES, AttentionStep, ExpertsStep, SegmentStep, TensorSpec
+from moec.artifacts.model import DTYPE_BYTES, AttentionStep, SegmentStep, TensorSpec
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import LayerId, TensorName, ValueId
@@ -202,8 +202,6 @@ def _scratch_bytes(model: ModelRecord, step: Step) -> int:
         attention = next(spec for spec in model.attentions if spec.name == step.attention)
         width = attention.key_dim + attention.value_dim if attention.heads else 0
         return VALUE_BYTES * attention.query_heads * width  # queries and results in terms of latents
-    if isinstance(step, ExpertsStep):
-        layer = model.experts[step.layer]
-        body = next(body for body in model.bodies if body.name == layer.body)
-        return VALUE_BYTES * layer.top_k * (body.intermediate * (2 if body.gated else 1))
-    return 0
+    layer = model.experts[step.layer]
+    body = next(body for body in model.bodies if body.name == layer.body)
+    return VALUE_BYTES * layer.top_k * (body.intermediate * (2 if body.gated else 1))

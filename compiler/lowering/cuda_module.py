@@ -186,7 +186,7 @@ def _machine_code(source: str, target: Target) -> list[FatbinEntry]:
     newest = target.architectures[-1]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NVRTC works outside of Python's lock
         ptx = pool.submit(compile_ptx, text, newest)
-        cubins = pool.map(lambda name: compile_cubin(text, FEATURES.get(name, name)), target.architectures)
+        cubins = pool.map(lambda name: compile_cubin(text, FEATURES.get(name) or name), target.architectures)
         entries = [
             FatbinEntry("elf", name, code) for name, code in zip(target.architectures, cubins, strict=True)
         ]

@@ -162,7 +162,8 @@ class TorchChain:
             self._weights[name].float() for name in (weights.absorb, weights.expand, weights.value)
         )
         assert torch.equal(absorb, expand.transpose(1, 2))
-        latent, shared = key[:, 0].float().split([spec.value_dim, spec.key_dim - spec.value_dim], -1)
+        wide = key[:, 0].float()
+        latent, shared = wide[:, : spec.value_dim], wide[:, spec.value_dim :]
         own = torch.einsum("tr,hnr->thn", latent, expand)
         keys = torch.cat([own, shared[:, None].expand(-1, spec.query_heads, -1)], -1)
         alone = replace(

@@ -89,8 +89,8 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
         if spec.heads is None:
             attend(q, out)
         else:
-            heads = LatentCall(spec, machine, tokens, q, *more, out)
-            heads.emit(attend)
+            absorb, expand, value, memory = more
+            LatentCall(spec, machine, tokens, q, absorb, expand, value, memory, out).emit(attend)
 
     return build(name or f"attention_{spec.name}", body)
 

@@ -1,7 +1,8 @@
 """A block's part of a product on Hopper GPUs: as `tiles.TileProduct`, with products of four warps.
 
-A tile is 128 x 128, 64 rows for each of two groups of four warps. Three stages of 64 elements of k are in shared memory,
-so that two blocks fit on a multiprocessor: one multiplies while the other waits for its first tiles or stores its results.
+A tile is 128 x 128, 64 rows for each of two groups of four warps. Three stages of 64 elements of k are in shared
+memory, so that two blocks fit on a multiprocessor: one multiplies while the other waits for its first tiles or stores
+its results.
 """
 
 from __future__ import annotations

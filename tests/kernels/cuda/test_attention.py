@@ -87,8 +87,9 @@ class Cache:
             position.append(len(self.history[number]))
             self.history[number].append((self.rounded(k[0, token]), self.rounded(v[0, token])))
         out = aligned(np.full((1, count, spec.query_heads, spec.value_dim), 7.0), "float32")
+        name = f"attention_a{HOPPER if self.hopper else ''}"
         emulated(spec, self.hopper)(
-            f"attention_a{HOPPER if self.hopper else ''}", q, k, None if spec.latent else v, self.keys, None if spec.latent else self.values,
+            name, q, k, None if spec.latent else v, self.keys, None if spec.latent else self.values,
             self.table, aligned(np.array(sequence), "int32"), aligned(np.array(position), "int32"),
             self.sinks if spec.sinks else None, self.workspace if self.workspace.size else None, out,
         )  # fmt: skip

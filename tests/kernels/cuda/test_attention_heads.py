@@ -104,8 +104,9 @@ class Cache:
         out = aligned(np.full((1, count, spec.query_heads, spec.result_dim), 7.0), "float32")
         fixed, each = workspace(spec)
         memory = aligned(np.full(fixed + each * count, held), "uint8")
+        name = f"attention_a{HOPPER if self.hopper else ''}"
         emulated(spec, self.hopper, latent_room.FIXED_ROWS)(
-            f"attention_a{HOPPER if self.hopper else ''}", q, k, self.keys, self.table, aligned(np.array(sequence), "int32"),
+            name, q, k, self.keys, self.table, aligned(np.array(sequence), "int32"),
             aligned(np.array(position), "int32"), self.sinks if spec.sinks else None, *self.matrices, memory, out,
         )  # fmt: skip
         expected = np.stack(

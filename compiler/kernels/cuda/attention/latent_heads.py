@@ -142,10 +142,10 @@ def emit_heads(operands: Operands, expanded: Expanded, number: Expr) -> None:
         keys = Tile(None, queries.end, WIDTH, spec.key_dim)
         values = Tile(None, keys.end, WIDTH, spec.value_dim)
         memory = shared_dynamic(values.end)
-        held = [replace(tile, memory=memory) for tile in (queries, keys, values)]
+        queries, keys, values = (replace(tile, memory=memory) for tile in (queries, keys, values))
         wait_previous()
         with tile_at(spec, expanded, head, late, thread) as (run, place):
-            block = _Block(spec, expanded, head, run, *held, thread, threads)
+            block = _Block(spec, expanded, head, run, queries, keys, values, thread, threads)
             _tile(block, operands, place, number)
         launch_next()
 
