@@ -166,6 +166,10 @@ MOEC_DEVICE void moec_wgmma_wait(int groups) {  // until at most so many committ
   if (groups == 0) asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
   else asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
 }
+// What follows is not moved ahead of what x, which is never negative, is computed from: a branch is in between.
+MOEC_DEVICE void moec_after(float x) {
+  while (x < 0) __nanosleep(100);
+}
 // What this thread has written to shared memory can be read by what runs behind its back, after a barrier.
 MOEC_DEVICE void moec_fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 MOEC_DEVICE void moec_hold_32(float *d) {

@@ -321,6 +321,9 @@ static inline void moec_wgmma_fence() {}
 static inline void moec_wgmma_commit() {}
 static inline void moec_wgmma_wait(int) {}
 static inline void moec_fence_async() {}
+static inline void moec_after(float x) {
+  if (x < 0) emulator::fail("a number that must not be negative is");
+}
 static inline void moec_hold_32(float *) {}
 static inline void moec_hold_64(float *) {}
 static inline uint64_t moec_matrix(const void *shared, int outer) {

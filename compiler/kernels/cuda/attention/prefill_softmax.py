@@ -11,6 +11,7 @@ from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.fragments import load_a, load_b, load_b_transposed
 from moec.compiler.kernels.cuda.attention.operands import HIDDEN, LOG2E, LOWEST, Operands, exponent
 from moec.compiler.kernels.cuda.primitives import (
+    call,
     element,
     i32,
     mma,
@@ -78,19 +79,22 @@ def score(spec: AttentionSpec, sums: Sums, queries: Tile, keys: Tile) -> Buffer:
 
 def weigh(spec: AttentionSpec, sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, whole: Expr) -> None:
     """Scores to weights, and the running maximum, total and sums along with them."""
-    rescale(sums, weigh_scores(spec, sums, scores, bounds, begin, whole))
+    cap(spec, scores)
+    with when(T.Not(whole)):
+        hide(sums, scores, bounds, begin)
+    rescale(sums, weigh_scores(sums, scores))
 
 
-def weigh_scores(
-    spec: AttentionSpec, sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, whole: Expr
-) -> list[Expr]:
+def cap(spec: AttentionSpec, scores: Buffer) -> None:
+    """From products to exponents, where there is a soft cap."""
+    if spec.softcap:
+        for number in range(int(scores.shape[0])):
+            store(scores, number, exponent(spec, T.bind(load(scores, number))))
+
+
+def weigh_scores(sums: Sums, scores: Buffer) -> list[Expr]:
     """Scores to weights, running maximum and total; returns what each row's sums are yet to be multiplied with."""
     count = int(scores.shape[0]) // (4 * sums.tiles)
-    if spec.softcap:
-        for number in range(4 * sums.tiles * count):
-            store(scores, number, exponent(spec, T.bind(load(scores, number))))
-    with when(T.Not(whole)):
-        _hide(sums, scores, bounds, begin, count)
     return [_weigh_row(sums, scores, row, count) for row in range(2 * sums.tiles)]
 
 
@@ -116,7 +120,9 @@ def own_places(row: int, count: int) -> list[int]:
     return [4 * (tile * count + fragment) + 2 * half + odd for fragment in range(count) for odd in range(2)]
 
 
-def _hide(sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, count: int) -> None:
+def hide(sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr) -> None:
+    """Take scores away that a row does not see; ``begin`` is the position of the first."""
+    count = int(scores.shape[0]) // (4 * sums.tiles)
     start = T.bind(begin + sums.lane % i32(4) * i32(2))
     for row in range(2 * sums.tiles):
         first, last = T.bind(load(bounds.first, row) - start), T.bind(load(bounds.last, row) - start)
@@ -187,6 +193,6 @@ def write(place: Place, operands: Operands, sums: Sums) -> None:
             column = T.bind(sums.lane % i32(4) * i32(2))
             start = T.bind(target * i64(spec.value_dim) + T.cast(column, "int64"))
             places = own_places(number, sums.fragments)[: spec.value_dim // 4]
-            for which, source in enumerate(places):
-                offset = i64(which // 2 * 8 + which % 2)
-                store(operands.out, start + offset, load(sums.values, source) * scale)
+            for which in range(0, len(places), 2):
+                pair = [load(sums.values, source) * scale for source in places[which : which + 2]]
+                call("store_pair", element(operands.out, start + i64(which // 2 * 8)), *pair)

@@ -8,12 +8,13 @@ memory. Every warp has all columns of its 16 rows: sums and softmax are those of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, load, store, when
-from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, rescale, weigh_scores
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, load, store, when
+from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, cap, hide, rescale, weigh_scores
 from moec.compiler.kernels.cuda.panels import (
     ROW_BYTES,
     WARPGROUP,
@@ -107,9 +108,26 @@ def attend(
             tiles.copy_values(T.bind(tile + i32(values)), memory.values, stage)
         call("copy_commit")
 
-    def weigh(tile: Expr) -> list[Expr]:
-        position, whole = T.bind(tiles.first_position(tile)), T.bind(tiles.whole(tile))
-        return weigh_scores(spec, sums, scores, bounds, position, whole)
+    def weigh(tile: Expr, *, masked: bool) -> list[Expr]:
+        cap(spec, scores)
+        if masked:
+            hide(sums, scores, bounds, T.bind(tiles.first_position(tile)))
+        return weigh_scores(sums, scores)
+
+    def step_on(tile: Expr, step: Expr, *, masked: bool) -> None:
+        """Add a tile's values while the next one's scores become weights: there must be no branch in between."""
+        hold(sums.values)
+        _start_scores(memory, scores, T.bind(step + i32(1)), key_bytes)
+        _start_values(memory, sums, weights, step, value_bytes)
+        call("wgmma_wait", i32(1))
+        hold(scores)
+        scales = weigh(T.bind(tile + i32(1)), masked=masked)
+        # Every weight is part of a total: the compiler would move exponentials behind the wait.
+        call("after", T.bind(load(sums.total, 0) + load(sums.total, 1)))
+        call("wgmma_wait", i32(0))
+        hold(sums.values)
+        rescale(sums, scales)
+        _pack(spec, scores, weights)
 
     tiles.copy_keys(low, memory.keys, i32(0))
     call("copy_commit")
@@ -118,22 +136,17 @@ def attend(
     _start_scores(memory, scores, i32(0), key_bytes)
     call("wgmma_wait", i32(0))
     hold(scores)
-    rescale(sums, weigh(low))
+    rescale(sums, weigh(low, masked=True))
     _pack(spec, scores, weights)
     with T.serial(i32(0), high - low) as step:
         tile = T.bind(low + step)
         _arrive()
         copy_ahead(tile, step, keys=2, values=1)
-        hold(sums.values)
-        _start_scores(memory, scores, T.bind(step + i32(1)), key_bytes)
-        _start_values(memory, sums, weights, step, value_bytes)
-        call("wgmma_wait", i32(1))
-        hold(scores)
-        scales = weigh(T.bind(tile + i32(1)))
-        call("wgmma_wait", i32(0))
-        hold(sums.values)
-        rescale(sums, scales)
-        _pack(spec, scores, weights)
+        either(
+            T.bind(tiles.whole(T.bind(tile + i32(1)))),
+            partial(step_on, tile, step, masked=False),
+            partial(step_on, tile, step, masked=True),
+        )
     _arrive()
     hold(sums.values)
     call("wgmma_fence")
