@@ -93,14 +93,19 @@ class WarpgroupProduct:
 
     def results(self) -> list[ResultRow]:
         """Where a thread's sums belong."""
-        lane = T.bind(self.thread % i32(32))
-        first = T.bind(self.thread // i32(32) * i32(16) + lane // i32(4))
-        column = T.bind(lane % i32(4) * i32(2))
-        rows = []
-        for half in range(2):
-            columns = [(column + i32(8 * part), 4 * part + 2 * half) for part in range(COLUMNS // 8)]
-            rows.append(ResultRow(first + i32(8 * half), columns))
-        return rows
+        return result_rows(self.thread)
+
+
+def result_rows(thread: Expr) -> list[ResultRow]:
+    """Where a thread's sums of a tile belong."""
+    lane = T.bind(thread % i32(32))
+    first = T.bind(thread // i32(32) * i32(16) + lane // i32(4))
+    column = T.bind(lane % i32(4) * i32(2))
+    rows = []
+    for half in range(2):
+        columns = [(column + i32(8 * part), 4 * part + 2 * half) for part in range(COLUMNS // 8)]
+        rows.append(ResultRow(first + i32(8 * half), columns))
+    return rows
 
 
 class _Copy:

@@ -19,6 +19,7 @@ from moec.compiler.kernels.cuda.attention.latent_room import (
     carve,
 )
 from moec.compiler.kernels.cuda.attention.operands import declare
+from moec.compiler.kernels.cuda.primitives import launch
 from tests.kernels.cuda.test_attention import aligned
 from tests.kernels.cuda.test_attention_heads import spec_of
 from tests.support.cuda_emulator import Emulated
@@ -37,14 +38,15 @@ def emulated(window: int, rounds: int, _rows: int) -> Emulated:
         operands = declare(spec, workspace=True)
         assert operands.workspace is not None
         expanded, _ = carve(room(), operands.workspace, operands.tokens)
-        emit_plan(spec, operands, expanded, i64(rounds))
+        with launch((1,), MOST_RUNS) as (_, thread):
+            emit_plan(spec, operands, expanded, i64(rounds), thread)
 
     return Emulated(build("plan", body))
 
 
 def room() -> Room:
     assert SPEC.heads is not None
-    return Room(SPEC, SPEC.heads, 0)
+    return Room(SPEC, SPEC.heads, 0, rounds=True)
 
 
 def planned(

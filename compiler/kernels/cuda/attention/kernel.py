@@ -12,6 +12,7 @@ from moec.compiler.kernels.cuda.attention.decode_plan import WIDEST, plan
 from moec.compiler.kernels.cuda.attention.latent import WIDEST_KEY, WIDEST_VALUE
 from moec.compiler.kernels.cuda.attention.latent_combine import latent_combine
 from moec.compiler.kernels.cuda.attention.latent_decode import LatentPlan, latent_decode
+from moec.compiler.kernels.cuda.attention.latent_expand_hopper import fits_expand
 from moec.compiler.kernels.cuda.attention.latent_heads_hopper import fits_heads
 from moec.compiler.kernels.cuda.attention.latent_prefill import latent_prefill
 from moec.compiler.kernels.cuda.attention.operands import Operands, declare
@@ -59,7 +60,7 @@ def has_hopper(spec: AttentionSpec) -> bool:
     way = _way(spec)
     if spec.heads is not None:
         room = room_of(spec, way)
-        return on_tensor_cores(room) and fits_heads(room)
+        return on_tensor_cores(room) and fits_heads(room) and fits_expand(room)
     return way.many is prefill and fits(spec)
 
 
@@ -92,9 +93,11 @@ def _way(spec: AttentionSpec, *, hopper: bool = False) -> Way:
     if max(key, size) <= WIDEST:
         division = plan(spec)
         many = prefill_hopper if hopper and fits(spec) else prefill
-        return Way(lambda _, operands: decode(division, operands), many, division.workspace_bytes)
+        return Way(
+            lambda _, operands: decode(division, operands), many, division.workspace_bytes, rounds=True
+        )
     if spec.latent and key <= WIDEST_KEY and size <= WIDEST_VALUE:
-        return Way(_decode_latents, latent_prefill, LatentPlan(spec).workspace_bytes)
+        return Way(_decode_latents, latent_prefill, LatentPlan(spec).workspace_bytes, rounds=True)
     return Way(None, plain, 0)
 
 

@@ -105,10 +105,11 @@ def absorb_many(room: Room, operands: Operands, absorbed: Absorbed) -> None:
 
 
 def project_many(room: Room, operands: Operands, absorbed: Absorbed) -> None:
-    """Launches: results rounded, then multiplied; of tokens that are not done."""
+    """Launches: results rounded, unless they are, then multiplied; of tokens that are not done."""
     assert operands.weights is not None
     heads, rank = room.heads, room.spec.value_dim
-    _round(room, operands, (absorbed.results, rank), (absorbed.rounded_results, rank))
+    if not room.rounds:
+        _round(room, operands, (absorbed.results, rank), (absorbed.rounded_results, rank))
 
     def finish(token: Expr, head: Expr, column: Expr, low: Expr, high: Expr) -> None:
         place = T.bind(_row(room, token, head, heads.value_dim) + i64(column))

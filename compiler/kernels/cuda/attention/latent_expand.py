@@ -16,14 +16,12 @@ from moec.compiler.kernels.cuda.attention.latent_plan import RUN_ROW, counted, f
 from moec.compiler.kernels.cuda.attention.operands import Operands, cache_row
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.tiles import CHUNK, ResultRow, Rows, Tile, TileProduct
-from moec.compiler.kernels.cuda.warpgroup_tiles import COLUMNS, ROWS, THREADS, WarpgroupProduct
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.attention.latent_room import Expanded
 
 GATHER_THREADS, GATHER_ROWS = 256, 16
 TILE = Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)
-assert (TILE.rows, TILE.columns) == (ROWS, COLUMNS)
 
 
 def emit_gather(operands: Operands, expanded: Expanded, number: Expr) -> None:
@@ -83,7 +81,7 @@ def _store(target: Buffer, place: Expr, words: Buffer) -> None:
 
 
 @dataclass(frozen=True)
-class _Half:
+class Half:
     """Keys, or values: the matrix ``[Hq * dim, rank]``, what becomes of it, and its tiles of columns."""
 
     matrix: Buffer
@@ -93,25 +91,32 @@ class _Half:
 
     @property
     def tiles(self) -> int:
+        """Of columns."""
         return -(-self.columns // TILE.columns)
 
 
-def emit_expand(operands: Operands, expanded: Expanded, number: Expr, *, hopper: bool) -> None:
-    """Launch: the keys and values of round ``number``; blocks beyond its rows do nothing."""
+def halves_of(operands: Operands, expanded: Expanded) -> tuple[Half, Half]:
+    """Keys, and values."""
     assert operands.weights is not None
     spec, heads = expanded.room.spec, expanded.room.heads
-    halves = (
-        _Half(operands.weights.expand, expanded.keys, heads.nope_dim, spec.query_heads * heads.nope_dim),
-        _Half(operands.weights.value, expanded.values, heads.value_dim, spec.query_heads * heads.value_dim),
+    return (
+        Half(operands.weights.expand, expanded.keys, heads.nope_dim, spec.query_heads * heads.nope_dim),
+        Half(operands.weights.value, expanded.values, heads.value_dim, spec.query_heads * heads.value_dim),
     )
+
+
+def emit_expand(operands: Operands, expanded: Expanded, number: Expr) -> None:
+    """Launch: the keys and values of round ``number``; blocks beyond its rows do nothing."""
+    spec, heads = expanded.room.spec, expanded.room.heads
+    halves = halves_of(operands, expanded)
     across = sum(half.tiles for half in halves)
     down = tirx.truncdiv(expanded.capacity + i64(TILE.rows - 1), i64(TILE.rows))
-    with cuda.launch((across, down), THREADS if hopper else TILE.threads) as ((column, row_tile), thread):
+    with cuda.launch((across, down), TILE.threads) as ((column, row_tile), thread):
         cuda.wait_previous()
         first = T.bind(row_tile * i32(TILE.rows))
         left = T.bind(counted(expanded, 2) - i32(number) * i32(expanded.capacity) - first)
         with when(left > i32(0)):
-            work = WarpgroupProduct(heads.dtype, thread) if hopper else TileProduct(TILE, heads.dtype, thread)
+            work = TileProduct(TILE, heads.dtype, thread)
             second = T.bind(column >= i32(halves[0].tiles))
             tile = T.bind(T.Select(second, column - i32(halves[0].tiles), column))
             count = T.bind(T.Select(second, i32(halves[1].columns), i32(halves[0].columns)))
@@ -120,7 +125,7 @@ def emit_expand(operands: Operands, expanded: Expanded, number: Expr, *, hopper:
                 _rows(expanded.latents, i64(0), spec.value_dim, first, i32(expanded.capacity) - first),
                 _rows(
                     halves[0].matrix,
-                    _matrix_start(halves, second),
+                    matrix_start(halves, second),
                     spec.value_dim,
                     first_column,
                     count - first_column,
@@ -128,14 +133,14 @@ def emit_expand(operands: Operands, expanded: Expanded, number: Expr, *, hopper:
             )
             cuda.launch_next()
             each = [
-                (lambda half=half: _put(half, work.results(), sums, first, first_column, expanded))
+                (lambda half=half: put_tile(half, work.results(), sums, first, first_column, expanded))
                 for half in halves
             ]
             either(second, each[1], each[0])
 
 
-def _put(
-    half: _Half, rows: list[ResultRow], sums: Buffer, first: Expr, first_column: Expr, expanded: Expanded
+def put_tile(
+    half: Half, rows: list[ResultRow], sums: Buffer, first: Expr, first_column: Expr, expanded: Expanded
 ) -> None:
     """Store a tile: pairs of neighbouring entries of a head."""
     starts = []
@@ -155,7 +160,7 @@ def _put(
                     cuda.call("store_4", cuda.element(half.target, start + begin), word)
 
 
-def _matrix_start(halves: tuple[_Half, _Half], second: Expr) -> Expr:
+def matrix_start(halves: tuple[Half, Half], second: Expr) -> Expr:
     """Where the matrix begins, in elements from the first one's begin."""
     places = [cuda.value("int64", "address", cuda.element(half.matrix, i64(0))) for half in halves]
     return T.bind(T.Select(second, tirx.truncdiv(places[1] - places[0], i64(2)), i64(0)))

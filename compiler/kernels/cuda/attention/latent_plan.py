@@ -22,8 +22,6 @@ from moec.compiler.kernels.cuda.attention.operands import Operands, first_seen
 from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import (
     i32,
-    launch,
-    launch_next,
     registers,
     shared,
     sync,
@@ -69,37 +67,35 @@ class Run:
         return self.position + self.end - self.first - i32(1)
 
 
-def emit_plan(spec: AttentionSpec, operands: Operands, expanded: Expanded, rounds: int) -> None:
-    """Launch the kernel; ``rounds`` are all there can be."""
-    with launch((1,), MOST_RUNS) as (_, thread):
-        run, length = _find_run(spec, operands, thread)
-        wait_previous()
-        launch_next()
-        block = Block(thread, MOST_RUNS)
-        limit = T.bind(i32(expanded.capacity) * i32(rounds))
-        wanted = settle(T.And(length >= i32(LEAST_TOKENS), run.rows <= limit))
-        rows = settle(T.Select(wanted, run.rows, i32(0)))
-        before, total = block.scan(T.cast(rows, "uint64"))
-        row = settle(T.cast(before, "int32"))
-        chosen = settle(T.And(wanted, row + rows <= limit))
-        tiles = settle(T.Select(chosen, (length + i32(ROWS - 1)) // i32(ROWS), i32(0)))
-        both = T.cast(tiles, "uint64") * T.uint64(1 << 32) + T.cast(T.cast(chosen, "int32"), "uint64")
-        earlier, all_ = block.scan(both)
-        with when(chosen):
-            number = T.bind(T.cast(earlier & T.uint64(0xFFFFFFFF), "int32"))
-            tile = T.bind(T.cast(earlier >> T.uint64(32), "int32"))
-            fields = (run.first, run.end, run.position, run.sequence, run.lowest, row, rows, tile)
-            for place, field in enumerate(fields):
-                store(expanded.runs, number * i32(RUN_WORDS) + i32(place), field)
-        with when(thread == i32(0)):
-            store(expanded.head, 0, T.cast(all_ & T.uint64(0xFFFFFFFF), "int32"))
-            store(expanded.head, 1, T.cast(all_ >> T.uint64(32), "int32"))
-            store(expanded.head, 2, T.min(T.cast(total, "int32"), limit))
-        taken = T.bind(T.Select(chosen, length, i32(0)))
-        _, done = block.scan(T.cast(taken, "uint64"))
-        with when(thread == i32(0)):
-            store(expanded.head, LEFT, i32(operands.tokens) - T.cast(done, "int32"))
-        _mark_tokens(operands, expanded, thread, (run.first, run.end, T.cast(chosen, "int32")))
+def emit_plan(
+    spec: AttentionSpec, operands: Operands, expanded: Expanded, rounds: Expr, thread: Expr
+) -> None:
+    """Emit what one block of `MOST_RUNS` threads does; ``rounds`` are all there can be."""
+    run, length = _find_run(spec, operands, thread)
+    wait_previous()
+    block = Block(thread, MOST_RUNS)
+    limit = T.bind(i32(expanded.capacity) * i32(rounds))
+    wanted = settle(T.And(length >= i32(LEAST_TOKENS), run.rows <= limit))
+    rows = settle(T.Select(wanted, run.rows, i32(0)))
+    before, total = block.scan(T.cast(rows, "uint64"))
+    row = settle(T.cast(before, "int32"))
+    chosen = settle(T.And(wanted, row + rows <= limit))
+    tiles = settle(T.Select(chosen, (length + i32(ROWS - 1)) // i32(ROWS), i32(0)))
+    both = T.cast(tiles, "uint64") * T.uint64(1 << 32) + T.cast(T.cast(chosen, "int32"), "uint64")
+    earlier, all_ = block.scan(both)
+    _, done = block.scan(T.cast(T.Select(chosen, length, i32(0)), "uint64"))
+    with when(chosen):
+        number = T.bind(T.cast(earlier & T.uint64(0xFFFFFFFF), "int32"))
+        tile = T.bind(T.cast(earlier >> T.uint64(32), "int32"))
+        fields = (run.first, run.end, run.position, run.sequence, run.lowest, row, rows, tile)
+        for place, field in enumerate(fields):
+            store(expanded.runs, number * i32(RUN_WORDS) + i32(place), field)
+    with when(thread == i32(0)):
+        store(expanded.head, 0, T.cast(all_ & T.uint64(0xFFFFFFFF), "int32"))
+        store(expanded.head, 1, T.cast(all_ >> T.uint64(32), "int32"))
+        store(expanded.head, 2, T.min(T.cast(total, "int32"), limit))
+        store(expanded.head, LEFT, i32(operands.tokens) - T.cast(done, "int32"))
+    _mark_tokens(operands, expanded, thread, (run.first, run.end, T.cast(chosen, "int32")))
 
 
 def _find_run(spec: AttentionSpec, operands: Operands, thread: Expr) -> tuple[Run, Expr]:

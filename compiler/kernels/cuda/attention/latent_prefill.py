@@ -10,7 +10,7 @@ from moec.compiler.kernels.cpu.emit import Expr, ceildiv, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats_2
 from moec.compiler.kernels.cuda.attention.latent import WIDTH, Block, Shape, attend, begin, row_number
 from moec.compiler.kernels.cuda.attention.marks import any_left
-from moec.compiler.kernels.cuda.attention.operands import Operands, query_scale
+from moec.compiler.kernels.cuda.attention.operands import Operands, query_scale, store_results
 from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total
 from moec.compiler.kernels.cuda.attention.rows import Bounds, Place, Rows, Segment, find_bounds, segment_at
 from moec.compiler.kernels.cuda.attention.tiles import Source
@@ -128,6 +128,6 @@ def _write(block: Block, place: Place, operands: Operands) -> None:
                     )
                     with when(column < i32(spec.value_dim)):
                         start = T.bind(target * i64(spec.value_dim) + T.cast(column, "int64"))
-                        for odd in range(2):
-                            number = 4 * (tile * shape.fragments + fragment) + 2 * upper + odd
-                            store(operands.out, start + i64(odd), load(block.values, number) * scale)
+                        number = 4 * (tile * shape.fragments + fragment) + 2 * upper
+                        pair = (load(block.values, number + odd) * scale for odd in range(2))
+                        store_results(operands, start, *pair)

@@ -41,6 +41,8 @@ class Room:
     heads: LatentHeads
     own_bytes: int
     """What kernels that attend to latents need."""
+    rounds: bool
+    """Whether those of many tokens round results themselves."""
 
     @property
     def rope_dim(self) -> int:
@@ -140,7 +142,7 @@ class Absorbed:
     rounded_queries: Buffer
     """``[T, Hq, nope]`` of the weights' type, where results will be."""
     rounded_results: Buffer
-    """``[T, Hq, rank]`` of the weights' type, where queries were."""
+    """``[T, Hq, rank]`` of the weights' type: where results would be, or where queries were."""
 
 
 def carve(room: Room, workspace: Buffer, tokens: Expr) -> tuple[Expanded, Absorbed]:
@@ -177,8 +179,10 @@ def _absorbed(room: Room, workspace: Buffer, start: int | Expr, tokens: Expr) ->
     spec, heads = room.spec, room.heads
     rows = T.bind(tokens * i64(spec.query_heads))
     latents = Carver(workspace, start)
-    rounded_results = Carver(workspace, start).part(rows * i64(spec.value_dim), heads.dtype)
     queries = latents.part(rows * i64(spec.key_dim), "float32")
-    rounded_queries = Carver(workspace, latents.place).part(rows * i64(heads.nope_dim), heads.dtype)
+    second = latents.place
     results = latents.part(rows * i64(spec.value_dim), "float32")
+    rounded_queries = Carver(workspace, second).part(rows * i64(heads.nope_dim), heads.dtype)
+    place = second if room.rounds else start
+    rounded_results = Carver(workspace, place).part(rows * i64(spec.value_dim), heads.dtype)
     return Absorbed(queries, results, rounded_queries, rounded_results)

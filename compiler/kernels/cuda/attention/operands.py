@@ -22,7 +22,7 @@ from moec.compiler.kernels.cpu.emit import (
     store,
     symbol,
 )
-from moec.compiler.kernels.cuda.primitives import i32, registers
+from moec.compiler.kernels.cuda.primitives import call, element, i32, pack, registers
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
@@ -56,6 +56,14 @@ class Done:
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """Results as a product with a matrix takes them: ``[T, Hq, Dv]`` of a 16-bit type."""
+
+    buffer: Buffer
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Operands:
     """The tensors of one call, flat; where keys are latent the value cache is the key cache."""
 
@@ -75,6 +83,8 @@ class Operands:
     tokens: Expr
     done: Done | None = None
     """Which tokens kernels of many tokens may leave out."""
+    rounded: Rounded | None = None
+    """Where kernels of many tokens put results instead of ``out``."""
 
 
 def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
@@ -113,6 +123,15 @@ def _matrices(spec: AttentionSpec) -> list[Argument]:
         "value": (heads.value_dim, rank),
     }
     return [Argument(name, (spec.query_heads, *shape), heads.dtype) for name, shape in shapes.items()]
+
+
+def store_results(operands: Operands, place: Expr, low: Expr, high: Expr) -> None:
+    """Store two neighbouring numbers of a result, from the even element ``place`` on (int64)."""
+    if operands.rounded is None:
+        call("store_pair", element(operands.out, place), low, high)
+    else:
+        word = pack(operands.rounded.dtype, low, high)
+        call("store_4", element(operands.rounded.buffer, place), word)
 
 
 def first_seen(spec: AttentionSpec, position: Expr) -> Expr:

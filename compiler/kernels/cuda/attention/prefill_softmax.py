@@ -9,9 +9,15 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.fragments import load_a, load_b, load_b_transposed
-from moec.compiler.kernels.cuda.attention.operands import HIDDEN, LOG2E, LOWEST, Operands, exponent
+from moec.compiler.kernels.cuda.attention.operands import (
+    HIDDEN,
+    LOG2E,
+    LOWEST,
+    Operands,
+    exponent,
+    store_results,
+)
 from moec.compiler.kernels.cuda.primitives import (
-    call,
     element,
     i32,
     mma,
@@ -195,4 +201,4 @@ def write(place: Place, operands: Operands, sums: Sums) -> None:
             places = own_places(number, sums.fragments)[: spec.value_dim // 4]
             for which in range(0, len(places), 2):
                 pair = [load(sums.values, source) * scale for source in places[which : which + 2]]
-                call("store_pair", element(operands.out, start + i64(which // 2 * 8)), *pair)
+                store_results(operands, T.bind(start + i64(which // 2 * 8)), *pair)

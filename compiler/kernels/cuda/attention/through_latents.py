@@ -24,6 +24,7 @@ from moec.compiler.kernels.cuda.attention.latent_absorb import (
     project_plain,
 )
 from moec.compiler.kernels.cuda.attention.latent_expand import emit_expand, emit_gather
+from moec.compiler.kernels.cuda.attention.latent_expand_hopper import emit_expand_hopper
 from moec.compiler.kernels.cuda.attention.latent_heads import emit_heads
 from moec.compiler.kernels.cuda.attention.latent_heads_hopper import emit_heads_hopper
 from moec.compiler.kernels.cuda.attention.latent_plan import (
@@ -33,7 +34,7 @@ from moec.compiler.kernels.cuda.attention.latent_plan import (
     rounds_of,
 )
 from moec.compiler.kernels.cuda.attention.latent_room import Absorbed, Room, carve, carve_absorbed
-from moec.compiler.kernels.cuda.attention.operands import Done
+from moec.compiler.kernels.cuda.attention.operands import Done, Rounded
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import i32
 
@@ -50,7 +51,7 @@ WIDEST_HEAD = 256
 def room_of(spec: AttentionSpec, way: Way) -> Room:
     """The workspace of an attention that has heads."""
     assert spec.heads is not None
-    return Room(spec, spec.heads, way.workspace_bytes)
+    return Room(spec, spec.heads, way.workspace_bytes, way.rounds)
 
 
 def attend_heads(room: Room, way: Way, operands: Operands, *, hopper: bool) -> None:
@@ -59,17 +60,19 @@ def attend_heads(room: Room, way: Way, operands: Operands, *, hopper: bool) -> N
     def few() -> None:
         _few(room, way, operands)
 
-    def many() -> None:
+    def some() -> None:
         append(room.spec, operands)
         if on_tensor_cores(room):
-            can_expand = T.And(operands.tokens >= i64(LEAST_TOKENS), operands.tokens <= i64(MOST_TOKENS))
-            either(
-                can_expand,
-                lambda: _expanded(room, way, operands, hopper=hopper),
-                lambda: _through_latents(room, way, operands, _absorbed(room, operands)),
-            )
+            _through_latents(room, way, operands, _absorbed(room, operands))
         else:
             _plain(room, way, operands)
+
+    def many() -> None:
+        can_expand = T.And(operands.tokens >= i64(LEAST_TOKENS), operands.tokens <= i64(MOST_TOKENS))
+        if on_tensor_cores(room):
+            either(can_expand, lambda: _expanded(room, way, operands, hopper=hopper), some)
+        else:
+            some()
 
     assert room.spec.kv_heads == 1, "a latent stands for all heads"
     either(operands.tokens <= i64(FEW_TOKENS), few, many)
@@ -112,7 +115,10 @@ def _plain(room: Room, way: Way, operands: Operands) -> None:
 
 def _through_latents(room: Room, way: Way, operands: Operands, absorbed: Absorbed) -> None:
     absorb_many(room, operands, absorbed)
-    way.many(room.spec, latent_operands(operands, absorbed))
+    latents = latent_operands(operands, absorbed)
+    if room.rounds:
+        latents = replace(latents, rounded=Rounded(absorbed.rounded_results, room.heads.dtype))
+    way.many(room.spec, latents)
     project_many(room, operands, absorbed)
 
 
@@ -121,9 +127,9 @@ def _expanded(room: Room, way: Way, operands: Operands, *, hopper: bool) -> None
     assert operands.workspace is not None
     expanded, absorbed = carve(room, operands.workspace, operands.tokens)
     rounds = rounds_of(operands, expanded, MOST_ROUNDS)
-    emit_plan(room.spec, operands, expanded, rounds)
+    append(room.spec, operands, lambda thread: emit_plan(room.spec, operands, expanded, rounds, thread))
     with T.serial(i32(0), i32(rounds)) as number:
         emit_gather(operands, expanded, number)
-        emit_expand(operands, expanded, number, hopper=hopper)
+        (emit_expand_hopper if hopper else emit_expand)(operands, expanded, number)
         (emit_heads_hopper if hopper else emit_heads)(operands, expanded, number)
     _through_latents(room, way, replace(operands, done=Done(expanded.chosen, expanded.head)), absorbed)

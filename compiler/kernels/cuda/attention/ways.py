@@ -21,3 +21,5 @@ class Way:
     many: Callable[[AttentionSpec, Operands], None]
     """Launches for any number of tokens, after the step was appended."""
     workspace_bytes: int
+    rounds: bool = False
+    """Whether launches for many tokens can put rounded results where `Operands.rounded` says."""
