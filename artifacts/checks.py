@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.experts import layout
 from moec.artifacts.ids import ValueId
-from moec.artifacts.model import AttentionStep, SegmentStep
+from moec.artifacts.model import AttentionStep, SegmentStep, TensorSpec
 from moec.artifacts.paths import PROGRAM_NAME, experts_name, program_name
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.ids import TensorName
     from moec.artifacts.manifest import Manifest
-    from moec.artifacts.model import ModelRecord, Step, TensorSpec
+    from moec.artifacts.model import AttentionSpec, ModelRecord, Step
     from moec.artifacts.safetensors import TensorPlace
     from moec.artifacts.schedule import LayerProfile, LayerSchedule, Schedule, ScheduleRecord
 
@@ -78,10 +78,32 @@ def _step_problems(model: ModelRecord, step: Step) -> Iterator[str]:
         attention = next((spec for spec in model.attentions if spec.name == step.attention), None)
         if attention is None:
             yield f"uses the unknown attention {step.attention}"
-        elif (step.value is None) != attention.latent or (step.sinks is not None) != attention.sinks:
+        elif (
+            (step.value is None) != attention.latent
+            or (step.sinks is not None) != attention.sinks
+            or (step.weights is not None) != (attention.heads is not None)
+        ):
             yield f"does not have the operands of the attention {step.attention}"
+        elif attention.heads is not None and not (attention.latent and attention.kv_heads == 1):
+            yield f"uses the attention {step.attention}, whose heads have no latent in common"
     elif not 0 <= step.layer < len(model.experts):
         yield f"uses the unknown MoE layer {step.layer}"
+
+
+def attention_weights(attention: AttentionSpec, step: AttentionStep) -> dict[TensorName, TensorSpec]:
+    """The weights of an attention step."""
+    weights: dict[TensorName, TensorSpec] = {}
+    if step.sinks is not None:
+        weights[step.sinks] = TensorSpec("float32", (attention.query_heads,))
+    if step.weights is not None and attention.heads is not None:
+        heads, rank = attention.heads, attention.value_dim
+        for name, shape in (
+            (step.weights.absorb, (rank, heads.nope_dim)),
+            (step.weights.expand, (heads.nope_dim, rank)),
+            (step.weights.value, (heads.value_dim, rank)),
+        ):
+            weights[name] = TensorSpec(heads.dtype, (attention.query_heads, *shape))
+    return weights
 
 
 def _segment_problems(model: ModelRecord, step: SegmentStep) -> Iterator[str]:
@@ -105,12 +127,14 @@ def _segment_problems(model: ModelRecord, step: SegmentStep) -> Iterator[str]:
 def dense_problems(model: ModelRecord, table: Mapping[TensorName, TensorPlace]) -> Iterator[str]:
     """What the chain expects of ``weights/dense.safetensors`` and does not find."""
     functions = {function.name: function for function in model.functions}
+    attentions = {attention.name: attention for attention in model.attentions}
     for number, step in enumerate(model.steps):
-        if isinstance(step, AttentionStep) and step.sinks is not None and step.sinks not in table:
-            yield f"step {number} uses the weight {step.sinks}, which is not there"
-        if not isinstance(step, SegmentStep) or step.function not in functions:
-            continue
-        for name, spec in zip(step.weights, functions[step.function].weights, strict=False):
+        wanted: Iterable[tuple[TensorName, TensorSpec]] = ()
+        if isinstance(step, AttentionStep) and step.attention in attentions:
+            wanted = attention_weights(attentions[step.attention], step).items()
+        elif isinstance(step, SegmentStep) and step.function in functions:
+            wanted = zip(step.weights, functions[step.function].weights, strict=False)
+        for name, spec in wanted:
             if name not in table:
                 yield f"step {number} uses the weight {name}, which is not there"
             elif not _same_tensor(table[name], spec):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
+from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, attention_weights, step_values
 from moec.artifacts.experts import layout
-from moec.artifacts.model import DTYPE_BYTES, AttentionStep, ExpertsStep, SegmentStep, TensorSpec
+from moec.artifacts.model import DTYPE_BYTES, AttentionStep, SegmentStep, TensorSpec
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import LayerId, TensorName, ValueId
@@ -109,8 +109,8 @@ def dense_weights(model: ModelRecord) -> dict[TensorName, TensorSpec]:
     for step in model.steps:
         if isinstance(step, SegmentStep):
             weights.update(zip(step.weights, functions[step.function].weights, strict=True))
-        elif isinstance(step, AttentionStep) and step.sinks is not None:
-            weights[step.sinks] = TensorSpec("float32", (attentions[step.attention].query_heads,))
+        elif isinstance(step, AttentionStep):
+            weights.update(attention_weights(attentions[step.attention], step))
     return weights
 
 
@@ -143,8 +143,10 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
     gathered: set[TensorName] = set()
     read: set[TensorName] = set()
     for step in model.steps:
-        if isinstance(step, AttentionStep) and step.sinks is not None:
-            read.add(step.sinks)
+        if isinstance(step, AttentionStep):
+            # One token attends to latents as they are: nothing is expanded for it.
+            read.update({step.sinks} if step.sinks else ())
+            read.update((step.weights.absorb, step.weights.value) if step.weights else ())
         if not isinstance(step, SegmentStep):
             continue
         for name in step.weights:
@@ -196,8 +198,10 @@ def _scratch_bytes(model: ModelRecord, step: Step) -> int:
             spec for spec in (*function.inputs, *function.outputs) if model.vocab_size not in spec.shape
         ]
         return inside + sum(map(_bytes, beside))
-    if isinstance(step, ExpertsStep):
-        layer = model.experts[step.layer]
-        body = next(body for body in model.bodies if body.name == layer.body)
-        return VALUE_BYTES * layer.top_k * (body.intermediate * (2 if body.gated else 1))
-    return 0
+    if isinstance(step, AttentionStep):
+        attention = next(spec for spec in model.attentions if spec.name == step.attention)
+        width = attention.key_dim + attention.value_dim if attention.heads else 0
+        return VALUE_BYTES * attention.query_heads * width  # queries and results in terms of latents
+    layer = model.experts[step.layer]
+    body = next(body for body in model.bodies if body.name == layer.body)
+    return VALUE_BYTES * layer.top_k * (body.intermediate * (2 if body.gated else 1))

@@ -36,6 +36,24 @@ class FunctionSpec:
 
 
 @dataclass(frozen=True)
+class LatentHeads:
+    """The heads that one latent stands for (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+    A cached key is ``[c, r]``: a latent c of the attention's ``value_dim`` entries and a rotated part r, which all
+    heads share. Head h has the key ``[A_h c, r]`` and the value ``B_h c``; a step's query is ``[q_nope, q_rope]``.
+    ``q_nope . (A_h c)`` is ``(A_h^T q_nope) . c``, and a sum of values is ``B_h (sum p c)``: a kernel may attend to
+    latents themselves.
+    """
+
+    nope_dim: int
+    """Entries of ``A_h c``."""
+    value_dim: int
+    """Entries of ``B_h c``, and of a head's result."""
+    dtype: DType
+    """Of A and B."""
+
+
+@dataclass(frozen=True)
 class AttentionSpec:
     """One distinct attention: kernel ``attention_<name>`` in every module.
 
@@ -58,6 +76,18 @@ class AttentionSpec:
     """The value is the first ``value_dim`` entries of the key (DeepSeek's MLA); no value cache exists."""
     dtype: DType
     """Of the cached keys and values; queries, results and sinks are float32."""
+    heads: LatentHeads | None
+    """What queries and results are of, where that is not the latent itself; only where ``latent``."""
+
+    @property
+    def query_dim(self) -> int:
+        """Entries of a query head as the step has it."""
+        return self.key_dim if self.heads is None else self.heads.nope_dim + self.key_dim - self.value_dim
+
+    @property
+    def result_dim(self) -> int:
+        """Entries of a head's result."""
+        return self.value_dim if self.heads is None else self.heads.value_dim
 
 
 @dataclass(frozen=True)
@@ -106,11 +136,23 @@ class SegmentStep:
 
 
 @dataclass(frozen=True)
+class LatentWeights:
+    """The matrices of ``LatentHeads``, H heads, rank entries of a latent."""
+
+    absorb: TensorName
+    """A transposed, ``[H, rank, nope_dim]``: queries to what meets latents."""
+    expand: TensorName
+    """A, ``[H, nope_dim, rank]``: latents to keys."""
+    value: TensorName
+    """B, ``[H, value_dim, rank]``: latents, or sums of them, to values."""
+
+
+@dataclass(frozen=True)
 class AttentionStep:
     """Append this step's keys and values to the cache of ``layer``, then attend.
 
-    query ``[1, T, query_heads, key_dim]``, key ``[1, T, kv_heads, key_dim]``, value ``[1, T, kv_heads,
-    value_dim]`` (``None`` where latent), output ``[1, T, query_heads, value_dim]``.
+    query ``[1, T, query_heads, query_dim]``, key ``[1, T, kv_heads, key_dim]``, value ``[1, T, kv_heads,
+    value_dim]`` (``None`` where latent), output ``[1, T, query_heads, result_dim]``.
     """
 
     kind: Literal["attention"]
@@ -120,6 +162,8 @@ class AttentionStep:
     key: ValueId
     value: ValueId | None
     sinks: TensorName | None
+    weights: LatentWeights | None
+    """Where the attention has ``heads``."""
     output: ValueId
 
 

@@ -15,6 +15,9 @@ from moec.artifacts.model import DTYPE_BYTES, DType
 Shape: TypeAlias = tuple[int | str, ...]
 """Extents: an integer, ``"T"``, or n times the tokens of a step, such as ``"16T"``."""
 
+HOPPER = "_sm_90a"
+"""Ends the name of a function that takes the place of the one without it on Hopper GPUs (compute capability 9.0)."""
+
 Source: TypeAlias = Literal["input", "weight", "output", "local"]
 
 

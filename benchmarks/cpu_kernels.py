@@ -173,8 +173,8 @@ def attention_cases(lanes: int) -> list[Case]:
     """Decode of one token and a prefill of 256, over 8192 positions."""
     cases = []
     for spec in (
-        AttentionSpec("gqa", 32, 8, 128, 128, 0.09, 0, 0, 0.0, False, False, "bfloat16"),
-        AttentionSpec("mla", 16, 1, 576, 512, 0.09, 0, 0, 0.0, False, True, "bfloat16"),
+        AttentionSpec("gqa", 32, 8, 128, 128, 0.09, 0, 0, 0.0, False, False, "bfloat16", None),
+        AttentionSpec("mla", 16, 1, 576, 512, 0.09, 0, 0, 0.0, False, True, "bfloat16", None),
     ):
         kernel = compiled(attention(spec, lanes=lanes), lanes)
         context = 8192

@@ -57,7 +57,7 @@ def decode_bytes(model: ModelRecord, batch: int) -> float:
 def prefill_flops(model: ModelRecord, tokens: int) -> float:
     """Multiplications and additions of a prompt: matrices, chosen experts, causal attention; one row of logits.
 
-    As the chain has them: latent attention multiplies with the latent itself, which is more than with expanded heads.
+    Latents are attended to as the heads that they stand for: what that takes is least, their expansion included.
     """
     return 2.0 * (tokens * _matrix_values(model) + _last_values(model)) + attention_flops(model, tokens)
 
@@ -90,7 +90,7 @@ def _segment_values(model: ModelRecord, first: int, last: int) -> float:
 
 
 def attention_flops(model: ModelRecord, tokens: int) -> float:
-    """Of scores and weighted values; a causal mask halves them."""
+    """Of scores and weighted values, which a causal mask halves, and of expanding latents."""
     specs = {spec.name: spec for spec in model.attentions}
     total = 0.0
     for step in model.steps:
@@ -98,5 +98,8 @@ def attention_flops(model: ModelRecord, tokens: int) -> float:
             spec = specs[step.attention]
             reach = min(tokens, spec.window or tokens, spec.chunk or tokens)
             pairs = reach * (reach + 1) / 2 + (tokens - reach) * reach
-            total += 2 * pairs * spec.query_heads * (spec.key_dim + spec.value_dim)
+            total += 2 * pairs * spec.query_heads * (spec.query_dim + spec.result_dim)
+            if spec.heads is not None:
+                width = spec.heads.nope_dim + spec.heads.value_dim
+                total += 2 * tokens * spec.query_heads * spec.value_dim * width
     return total

@@ -261,7 +261,7 @@ class _PartBinding:
             *(self._tensor(self._value(value)) for value in own),
             *binder.cache(step.layer),
             *map(self._tensor, self._mirrors.where(self._count)),
-            *(() if step.sinks is None else (binder.lasting(binder.weight(step.sinks)),)),
+            *(binder.lasting(binder.weight(weight)) for weight in _weights(step)),
             *map(self._tensor, binder.workspace(name, number, 0, self._count)),
             self._tensor(self._value(step.output)),
         )
@@ -287,3 +287,10 @@ class _PartBinding:
         if view not in self._tensors:
             self._tensors[view] = self._binder.tensor(view)
         return self._tensors[view]
+
+
+def _weights(step: AttentionStep) -> list[TensorName]:
+    """In the order of the kernel's arguments."""
+    sinks = [] if step.sinks is None else [step.sinks]
+    matrices = step.weights
+    return sinks if matrices is None else [*sinks, matrices.absorb, matrices.expand, matrices.value]

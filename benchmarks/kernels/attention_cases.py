@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from benchmarks.kernels import reference
 from benchmarks.kernels.cases import EXACT, ROUNDED, Case, Judgement, judge
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.footprint import cache_token_bytes
+from moec.artifacts.model import DTYPE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,8 +24,6 @@ DECODE = ((1, 512), (1, 4096), (1, 32768), (8, 4096))
 """(sequences, context of each)."""
 PREFILL_TOKENS = 4096
 PREFILL_AIM = 0.5
-DEEPSEEK_LATENT, DEEPSEEK_HEAD = (576, 512), (192, 128)
-"""Dimensions of keys and values: as the latent has them, and of the heads that it stands for."""
 ROTATED_BYTES = 200 << 20
 """Decode goes round among caches of so many bytes together, so that the second-level cache does not hold them."""
 MOST_CALLS = 400
@@ -43,6 +42,8 @@ class Step:
     sequence: torch.Tensor
     position: torch.Tensor
     sinks: torch.Tensor | None
+    matrices: tuple[torch.Tensor, ...]
+    """Of the heads that latents stand for: absorb, expand, value."""
     out: torch.Tensor
 
     def operands(self) -> list[torch.Tensor]:
@@ -50,7 +51,7 @@ class Step:
         own = [self.keys] if self.spec.latent else [self.keys, self.values]
         sinks = [] if self.sinks is None else [self.sinks]
         places = [self.table, self.sequence, self.position]
-        return [self.query, *own, *self.caches, *places, *sinks, self.out]
+        return [self.query, *own, *self.caches, *places, *sinks, *self.matrices, self.out]
 
     def expected(self) -> torch.Tensor:
         """By the reference in float64, on what the cache holds once the step's own keys are in it."""
@@ -62,8 +63,10 @@ class Step:
             for cached, new in zip((key, *value), (self.keys, self.values), strict=False):
                 cached[position.long()] = new[0, rows].to(cached.dtype)
             values = value[0] if value else key[..., : self.spec.value_dim]
-            query = self.query[0, rows]
-            results.append(reference.attention(self.spec, query, key, values, position, self.sinks))
+            spec, query = self.spec, self.query[0, rows]
+            if self.matrices:
+                spec, key, values = reference.expand_latents(spec, key, *self.matrices[1:])
+            results.append(reference.attention(spec, query, key, values, position, self.sinks))
         return torch.cat(results)[None]
 
     def _context(self, cache: torch.Tensor, number: int, position: torch.Tensor) -> torch.Tensor:
@@ -83,8 +86,6 @@ def attention_cases(
         for sequences, context in decode:
             yield partial(_decode, module, spec, sequences, context, rotated_bytes)
         yield partial(_prefill, module, spec, prefill_tokens)
-        if spec.latent and (spec.key_dim, spec.value_dim) == DEEPSEEK_LATENT:
-            yield partial(_expanded, module, spec, prefill_tokens)
 
 
 def make_caches(spec: AttentionSpec, pages: int, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -111,7 +112,7 @@ def make_step(
     position = torch.arange(context - new, context, device=device).repeat(sequences).int()
     return Step(
         spec,
-        torch.randn(1, tokens, spec.query_heads, spec.key_dim, device=device),
+        torch.randn(1, tokens, spec.query_heads, spec.query_dim, device=device),
         torch.randn(1, tokens, spec.kv_heads, spec.key_dim, device=device),
         torch.randn(1, tokens, spec.kv_heads, spec.value_dim, device=device),
         caches,
@@ -119,14 +120,28 @@ def make_step(
         number,
         position,
         torch.randn(spec.query_heads, device=device) if spec.sinks else None,
-        torch.empty(1, tokens, spec.query_heads, spec.value_dim, device=device),
+        make_matrices(spec, device),
+        torch.empty(1, tokens, spec.query_heads, spec.result_dim, device=device),
     )
+
+
+def make_matrices(spec: AttentionSpec, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Random ones of the heads that latents stand for, where they stand for any."""
+    if spec.heads is None:
+        return ()
+    own, value = (
+        (torch.randn(spec.query_heads, dim, spec.value_dim, device=device) * spec.value_dim**-0.5).to(
+            getattr(torch, spec.heads.dtype)
+        )
+        for dim in (spec.heads.nope_dim, spec.heads.value_dim)
+    )
+    return own.transpose(1, 2).contiguous(), own, value
 
 
 def _decode(module: Module, spec: AttentionSpec, sequences: int, context: int, rotated_bytes: int) -> Case:
     device, width = module.device, -(-context // PAGE_TOKENS)
     seen = min(context, spec.window or context, spec.chunk or context)
-    moved = sequences * seen * cache_token_bytes(spec)
+    moved = sequences * seen * cache_token_bytes(spec) + _matrix_bytes(spec)
     count = max(1, min(MOST_CALLS, rotated_bytes // moved))
     caches = make_caches(spec, count * sequences * width, device)
     pages = torch.randperm(count * sequences * width, device=device).reshape(count, sequences, width)
@@ -156,35 +171,24 @@ def _prefill(module: Module, spec: AttentionSpec, tokens: int) -> Case:
         return judge(call, step.out, step.expected())
 
     pairs = sum(min(p + 1, spec.window or p + 1) for p in range(tokens))
-    flops = 2 * pairs * spec.query_heads * (spec.key_dim + spec.value_dim)
+    # What latents stand for is attended to with less arithmetic than latents; preparing it is extra, and in the time.
+    flops = 2 * pairs * spec.query_heads * (spec.query_dim + spec.result_dim)
     moved = sum(tensor.nbytes for tensor in (step.query, step.keys, step.values, step.out))
     rival = None
     if not (spec.window or spec.chunk or spec.softcap or spec.sinks):
-        rival = _torch_attention(spec, tokens, device)
+        rival = _torch_attention(reference.heads_alone(spec), tokens, device)
     aim = None if rival is None else PREFILL_AIM
     return Case(
         describe(spec), f"prefill {tokens}", [call], check, ROUNDED, moved, flops, "torch", aim, rival
     )
 
 
-def _expanded(module: Module, spec: AttentionSpec, tokens: int) -> Case:
-    """For comparison, torch's attention on expanded heads: less arithmetic than on the latent, if more to prepare."""
-    key_dim, value_dim = DEEPSEEK_HEAD
-    heads = replace(
-        spec,
-        latent=False,
-        kv_heads=spec.query_heads,
-        key_dim=key_dim,
-        value_dim=value_dim,
-        scaling=key_dim**-0.5,
-    )
-    run = _torch_attention(heads, tokens, module.device)
-    flops = tokens * (tokens + 1) * spec.query_heads * (key_dim + value_dim)
-    moved = tokens * spec.query_heads * (2 * key_dim + 2 * value_dim) * 2
-    name = f"torch's attention, {spec.query_heads} heads {key_dim}/{value_dim}"
-    return Case(
-        name, f"prefill {tokens}", [run], lambda: Judgement(0.0, True), 0.0, moved, flops, "copy", None
-    )
+def _matrix_bytes(spec: AttentionSpec) -> int:
+    """Of the matrices that a decoded token reads: to absorb queries, and to project results."""
+    if spec.heads is None:
+        return 0
+    width = spec.heads.nope_dim + spec.heads.value_dim
+    return spec.query_heads * spec.value_dim * width * DTYPE_BYTES[spec.heads.dtype]
 
 
 def _torch_attention(spec: AttentionSpec, tokens: int, device: torch.device) -> Callable[[], Any]:
@@ -214,4 +218,6 @@ def describe(spec: AttentionSpec) -> str:
     """Heads and dimensions, and what else is special."""
     extras = [name for name in ("window", "chunk", "softcap", "sinks", "latent") if getattr(spec, name)]
     heads = f"attention {spec.query_heads}/{spec.kv_heads} {spec.key_dim}/{spec.value_dim}"
+    if spec.heads is not None:
+        heads += f" for {spec.query_dim}/{spec.result_dim}"
     return " ".join([heads, *extras])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,6 +95,35 @@ def attention(
         total = weights.sum() + (0.0 if sinks is None else np.exp(sinks[head] - largest))
         heads.append(weights @ value / total)
     return np.stack(heads)
+
+
+def expand_latents(
+    spec: AttentionSpec, latents: Array, key_weight: Array, value_weight: Array
+) -> tuple[AttentionSpec, Array, Array]:
+    """What cached latents stand for.
+
+    Args:
+        spec: with ``heads``.
+        latents: ``[positions, 1, key_dim]`` as they are cached: latent, then the part of the key that heads share.
+        key_weight: A ``[Hq, nope_dim, rank]``.
+        value_weight: B ``[Hq, value_dim, rank]``.
+
+    Returns:
+        The attention of the heads by themselves, their keys ``[positions, Hq, query_dim]`` and values ``[positions,
+        Hq, result_dim]``.
+    """
+    latent, shared = latents[:, 0, : spec.value_dim], latents[:, 0, spec.value_dim :]
+    own = np.einsum("pr,hnr->phn", latent, key_weight)
+    spread = np.broadcast_to(shared[:, None], (len(latents), spec.query_heads, shared.shape[-1]))
+    alone = replace(
+        spec,
+        kv_heads=spec.query_heads,
+        key_dim=spec.query_dim,
+        value_dim=spec.result_dim,
+        latent=False,
+        heads=None,
+    )
+    return alone, np.concatenate([own, spread], -1), np.einsum("pr,hvr->phv", latent, value_weight)
 
 
 def experts(

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 HOST_NAME, FATBIN_NAME, KERNELS_NAME = "host.so", "kernels.fatbin", "kernels.json"
 
 KERNEL = 'extern "C" __global__'
+FEATURES = {"sm_90": "sm_90a"}
+"""Compiled with the features that one architecture alone has: all GPUs of its number have them."""
+ONLY_HOPPER = "#if defined(__CUDA_ARCH_FEAT_SM90_ALL)"
 DYNAMIC_MEMORY = "tirx.use_dyn_shared_memory"
 EARLY_LAUNCH = "tirx.use_programtic_dependent_launch"
 """TVM's words for launch parameters; the first must come last."""
@@ -90,12 +93,13 @@ def split_kernels(module: tvm.IRModule, target: Target) -> tuple[tvm.runtime.Mod
     generated, written = _by_origin(tirx.transform.BindTarget(cuda_target(target))(module))
     host, loops = split_host_device_mods(lower_loops(generated))
     host_written, kernels = split_host_device_mods(lower_kernels(written))
-    host.update(host_written)
     device = tvm.IRModule({})
     for group in loops.values():
         device.update(finish_device()(group))
     for group in kernels.values():
-        device.update(finish_kernels(group))
+        host_written, distinct = share_kernels(host_written, group)
+        device.update(finish_kernels(distinct))
+    host.update(host_written)
     where = next(iter((*loops, *kernels)))
     with _source_instead_of_code():
         built = tvm.get_global_func("target.build.cuda")(device, where)
@@ -105,8 +109,28 @@ def split_kernels(module: tvm.IRModule, target: Target) -> tuple[tvm.runtime.Mod
     return tvm.get_global_func("target.build.llvm")(finish_host()(host), host_target(target)), code
 
 
+def share_kernels(host: tvm.IRModule, kernels: tvm.IRModule) -> tuple[tvm.IRModule, tvm.IRModule]:
+    """Host functions that launch one kernel where there were several alike, and what is left of the kernels.
+
+    The way of few tokens is the same for Hopper GPUs and for all.
+    """
+    first: dict[int, str] = {}
+    instead: dict[str, str] = {}
+    kept: dict[Any, Any] = {}
+    for variable, kernel in sorted(kernels.functions_items(), key=lambda item: str(item[0].name_hint)):
+        name = str(kernel.attrs["global_symbol"])
+        digest = tvm_ffi.structural_hash(kernel.without_attr("global_symbol"), map_free_vars=True)
+        if first.setdefault(digest, name) == name:
+            kept[variable] = kernel
+        else:
+            instead[name] = first[digest]
+    # Launches name their kernels by strings, and nothing in Python rewrites those inside a function.
+    text = re.sub(r'"(\w+)"', lambda found: f'"{instead.get(found[1], found[1])}"', tvm.ir.save_json(host))
+    return tvm.ir.load_json(text), tvm.IRModule(kept)
+
+
 def _each_kernel(source: str) -> str:
-    """What TVM's code generator cannot say, kernel by kernel: bounds on registers, and names of their own.
+    """What TVM's code generator cannot say, kernel by kernel: bounds on registers, names, what is Hopper's alone.
 
     Dynamic shared memory is declared ``extern`` under the name of a variable: two kernels may not give one name to
     memory of two types.
@@ -120,6 +144,10 @@ def _each_kernel(source: str) -> str:
         memory = re.search(r"extern __shared__ __align__\(\d+\) \w+ (\w+)\[\];", kernel)
         if memory is not None:
             kernel = re.sub(rf"\b{memory[1]}\b", f"{memory[1]}_of_{number}", kernel)  # noqa: PLW2901
+        if "moec_wgmma" in kernel:  # elsewhere nobody calls it
+            begin, end = kernel.index("{") + 1, kernel.rindex("}")
+            body = kernel[begin:end]
+            kernel = f"{kernel[:begin]}\n{ONLY_HOPPER}\n{body}\n#endif\n{kernel[end:]}"  # noqa: PLW2901
         kernels[number] = kernel
     return KERNEL.join((head, *kernels))
 
@@ -179,7 +207,7 @@ def _machine_code(source: str, target: Target) -> list[FatbinEntry]:
     newest = target.architectures[-1]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NVRTC works outside of Python's lock
         ptx = pool.submit(compile_ptx, text, newest)
-        cubins = pool.map(lambda name: compile_cubin(text, name), target.architectures)
+        cubins = pool.map(lambda name: compile_cubin(text, FEATURES.get(name) or name), target.architectures)
         entries = [
             FatbinEntry("elf", name, code) for name, code in zip(target.architectures, cubins, strict=True)
         ]

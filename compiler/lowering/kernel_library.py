@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from moec.artifacts.model import ExpertsStep, SegmentStep
-from moec.artifacts.program import Beside, Workspace
+from moec.artifacts.program import HOPPER, Beside, Workspace
 from moec.artifacts.sampling import SAMPLE
 
 if TYPE_CHECKING:
@@ -57,9 +57,14 @@ class CpuKernels:
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body, lanes=self.lanes)
 
-    def workspaces(self, _model: ModelRecord) -> Iterator[Workspace]:
-        """What kernels need beside their tensors: nothing, threads have workspaces of their own."""
-        return iter(())
+    def workspaces(self, model: ModelRecord) -> Iterator[Workspace]:
+        """What kernels need beside their tensors and their threads' own workspaces."""
+        from moec.compiler.kernels.cpu.latents import workspace
+
+        for spec in model.attentions:
+            fixed, each = workspace(spec)
+            if fixed or each:
+                yield Workspace(f"attention_{spec.name}", fixed, each)
 
     def beside(
         self,
@@ -75,16 +80,24 @@ class CpuKernels:
 class CudaKernels:
     """The kernels of ``compiler/kernels/cuda``."""
 
+    hopper: bool = False
+    """Whether there are kernels for Hopper GPUs among them, beside those for all."""
+
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
-        from moec.compiler.kernels.cuda.attention import attention
-        from moec.compiler.kernels.cuda.experts import experts
+        from moec.compiler.kernels.cuda.attention import attention, has_hopper
+        from moec.compiler.kernels.cuda.experts import experts, fits_hopper
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec)
+            if self.hopper and has_hopper(spec):
+                yield f"attention_{spec.name}{HOPPER}", attention(spec, hopper=True)
         for body in model.bodies:
-            yield f"experts_{body.name}", experts(body, _most_chosen(model, body)[0])
+            chosen, _ = _most_chosen(model, body)
+            yield f"experts_{body.name}", experts(body, chosen)
+            if self.hopper and fits_hopper(body):
+                yield f"experts_{body.name}{HOPPER}", experts(body, chosen, hopper=True)
         if model.vocab_size <= MAX_VOCAB:
             yield SAMPLE, sample(model.vocab_size)
 
@@ -133,4 +146,6 @@ def _most_chosen(model: ModelRecord, body: ExpertBody) -> tuple[int, int]:
 
 def kernels_for(target: Target) -> CpuKernels | CudaKernels:
     """The kernels of a target."""
-    return CudaKernels() if target.kind == "cuda" else CpuKernels(target.lanes)
+    if target.kind == "cuda":
+        return CudaKernels(hopper="sm_90" in target.architectures)
+    return CpuKernels(target.lanes)

@@ -13,15 +13,17 @@ from moec.artifacts.model import (
     ExpertBody,
     ExpertsLayer,
     ExpertsStep,
+    LatentHeads,
+    LatentWeights,
     SegmentStep,
     Step,
     TensorSpec,
 )
 from moec.artifacts.packing import DenseTensor, ExpertSource
-from moec.compiler.partition.nodes import is_marker, tensor_spec
+from moec.compiler.partition.nodes import DTYPE_NAMES, marker_arguments, tensor_spec
 from moec.compiler.partition.segments import Functions, build_segment
 from moec.compiler.partition.stages import Group, Staging, stage_users
-from moec.compiler.tracing.markers import ATTENTION
+from moec.compiler.tracing.markers import ATTENTION, MATRICES
 from moec.errors import CompileError
 
 if TYPE_CHECKING:
@@ -101,21 +103,23 @@ class Chain:
             self._experts(node)
 
     def _attention(self, node: fx.Node) -> None:
-        query, key, value, sinks, _, scaling, window, chunk, softcap, value_dim = _arguments(node)
-        heads, key_dim = (int(size) for size in query.meta["val"].shape[2:])
+        given = marker_arguments(node)
+        query, key, value, sinks = (given[name] for name in ("query", "key", "value", "sinks"))
+        kv_heads, key_dim = (int(size) for size in key.meta["val"].shape[2:])
         unnamed = AttentionSpec(
             name="",
-            query_heads=heads,
-            kv_heads=int(key.meta["val"].shape[2]),
+            query_heads=int(query.meta["val"].shape[2]),
+            kv_heads=kv_heads,
             key_dim=key_dim,
-            value_dim=int(value_dim),
-            scaling=float(scaling),
-            window=int(window),
-            chunk=int(chunk),
-            softcap=float(softcap),
+            value_dim=int(given["value_dim"]),
+            scaling=float(given["scaling"]),
+            window=int(given["window"]),
+            chunk=int(given["chunk"]),
+            softcap=float(given["softcap"]),
             sinks=sinks is not None,
             latent=value is None,
             dtype=self.dtype,
+            heads=_latent_heads(given["expand"], given["project"]),
         )
         named = replace(unnamed, name=f"attention_{len(self.attentions)}")
         spec = self.attentions.setdefault(unnamed, named)
@@ -128,13 +132,18 @@ class Chain:
                 key=self._value(key),
                 value=None if value is None else self._value(value),
                 sinks=None if sinks is None else self._weight(sinks),
+                weights=self._latent_weights(given),
                 output=self._name(node),
             )
         )
         self._attention_layers += 1
 
+    def _latent_weights(self, given: dict[str, Any]) -> LatentWeights | None:
+        matrices = [given[name] for name in MATRICES]
+        return None if matrices[0] is None else LatentWeights(*map(self._weight, matrices))
+
     def _experts(self, node: fx.Node) -> None:
-        hidden, index, weight, module = _arguments(node)
+        hidden, index, weight, module = marker_arguments(node).values()
         facts = self.facts[module]
         layer = LayerId(len(self.experts))
         body = self._body(facts)
@@ -187,6 +196,14 @@ class Chain:
         return value
 
 
+def _latent_heads(expand: fx.Node | None, project: fx.Node | None) -> LatentHeads | None:
+    """What the matrices of a latent's heads say."""
+    if expand is None or project is None:
+        return None
+    nope, value = (int(matrix.meta["val"].shape[1]) for matrix in (expand, project))
+    return LatentHeads(nope, value, DTYPE_NAMES[expand.meta["val"].dtype])
+
+
 def expert_source(layer: LayerId, facts: ExpertsFacts) -> ExpertSource:
     """Parameter names, as transformers' experts interface fixes them."""
     up = "gate_up_proj" if facts.gated else "up_proj"
@@ -199,11 +216,3 @@ def expert_source(layer: LayerId, facts: ExpertsFacts) -> ExpertSource:
         transposed=facts.transposed,
         interleaved=facts.interleaved,
     )
-
-
-def _arguments(node: fx.Node) -> tuple[Any, ...]:
-    """A marker's arguments in the order of its schema."""
-    assert is_marker(node)
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    return tuple(given[name] for name in names)

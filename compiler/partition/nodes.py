@@ -26,6 +26,14 @@ def is_marker(node: fx.Node) -> bool:
     return node.op == "call_function" and str(node.target) in MARKERS
 
 
+def marker_arguments(node: fx.Node) -> dict[str, Any]:
+    """A marker's arguments by name, in the order of its schema."""
+    assert is_marker(node)
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return {name: given[name] for name in names}
+
+
 def is_symbolic_int(node: fx.Node) -> bool:
     """Whether the node is a size, not a tensor."""
     return isinstance(node.meta.get("val"), (torch.SymInt, int, torch.SymBool, bool))

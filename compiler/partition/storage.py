@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from moec.compiler.tracing.markers import LINEAR
+from moec.compiler.partition.nodes import marker_arguments
+from moec.compiler.tracing.markers import ATTENTION, LINEAR, MATRICES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -86,6 +87,8 @@ def _reads(user: fx.Node, weight: fx.Node) -> bool:
     target = str(user.target)
     if target == LINEAR:
         return user.args[1] is weight and user.args[0] is not weight and weight not in user.args[2:]
+    if target == ATTENTION:
+        return {weight} <= {item for name, item in marker_arguments(user).items() if name in MATRICES}
     return target == EMBEDDING and user.args[0] is weight
 
 

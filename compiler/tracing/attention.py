@@ -1,4 +1,4 @@
-"""Attention's arguments, checked against a table, and multi-head latent attention in its absorbed form."""
+"""Attention's arguments, checked against a table, and multi-head latent attention."""
 
 from __future__ import annotations
 
@@ -51,18 +51,17 @@ def check_arguments(owner: str, arguments: dict[str, Any]) -> None:
         )
 
 
-def absorb_latents(
+def attend_latents(
     module: Any,
     owner: str,
     query: torch.Tensor,
     latents: tuple[torch.Tensor, torch.Tensor],
     options: dict[str, Any],
 ) -> torch.Tensor:
-    """Attend to the latents themselves, with ``kv_b_proj`` moved into the query and the output.
+    """Cache latents, and leave to the kernel whether they are expanded, or ``kv_b_proj`` is moved into the query.
 
-    With q = [q_nope, q_rope], c the latent and W_k, W_v the two parts of ``kv_b_proj``:
-    ``q_nope . (W_k c) = (W_k^T q_nope) . c`` and ``sum p (W_v c) = W_v (sum p c)``, so that one key ``[c,
-    k_rope]`` serves all heads and is all that is cached (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+    One key ``[c, k_rope]`` serves all heads and is all that is cached; what ``kv_b_proj`` has for each head goes along
+    as matrices (see `moec.artifacts.model.LatentHeads`).
 
     Args:
         module: of the DeepSeek kind, with ``kv_b_proj`` and its sizes.
@@ -79,16 +78,14 @@ def absorb_latents(
     latent, rope_key = latents
     heads, nope, rank = query.shape[1], module.qk_nope_head_dim, module.kv_lora_rank
     weight = module.kv_b_proj.weight.view(heads, nope + module.v_head_dim, rank)
-    key_weight = weight[:, :nope].transpose(1, 2).contiguous()  # [heads, rank, nope]
-    value_weight = weight[:, nope:].contiguous()  # [heads, v, rank]
-    query_nope, query_rope = query[0, :, :, :nope], query[0, :, :, nope:]  # [heads, T, ...]
-    query_latent = markers.linear(query_nope, key_weight)  # [heads, T, rank]
-    attended = markers.attention(
-        torch.cat([query_latent, query_rope], -1).transpose(0, 1).unsqueeze(0),
+    attended: torch.Tensor = markers.attention(
+        query.transpose(1, 2),
         torch.cat([latent, rope_key], -1).transpose(1, 2),
         None,
         **options,
+        absorb=weight[:, :nope].transpose(1, 2).contiguous(),
+        expand=weight[:, :nope].contiguous(),
+        project=weight[:, nope:].contiguous(),
         value_dim=rank,
     )
-    output: torch.Tensor = markers.linear(attended[0].transpose(0, 1), value_weight)  # [heads, T, v]
-    return output.transpose(0, 1).unsqueeze(0)
+    return attended

@@ -11,6 +11,8 @@ LINEAR = "moec.linear.default"
 ATTENTION = "moec.attention.default"
 EXPERTS = "moec.experts.default"
 MARKERS = (ATTENTION, EXPERTS)
+MATRICES = ("absorb", "expand", "project")
+"""Arguments of attention that are only multiplied with."""
 
 
 @torch.library.custom_op("moec::linear", mutates_args=())
@@ -38,6 +40,9 @@ def attention(
     key: torch.Tensor,
     value: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    absorb: torch.Tensor | None,
+    expand: torch.Tensor | None,
+    project: torch.Tensor | None,
     module: str,
     scaling: float,
     window: int,
@@ -48,10 +53,13 @@ def attention(
     """Where the cache is appended to and attended. It has a shape and no meaning of its own.
 
     Args:
-        query: ``[1, T, Hq, Dk]``.
+        query: ``[1, T, Hq, Dq]``.
         key: ``[1, T, Hkv, Dk]``.
         value: ``[1, T, Hkv, Dv]``, or ``None`` where it is the first ``value_dim`` entries of the key.
         sinks: ``[Hq]`` or ``None``.
+        absorb: ``[Hq, rank, nope]``, the first of three matrices (see `moec.artifacts.model.LatentWeights`), or none.
+        expand: ``[Hq, nope, rank]``.
+        project: ``[Hq, Dr, rank]``.
         module: path of the attention module.
         scaling: see ``AttentionSpec``, as for the other numbers.
         window: 0 for none.
@@ -60,7 +68,7 @@ def attention(
         value_dim: Dv.
 
     Returns:
-        ``[1, T, Hq, Dv]``.
+        ``[1, T, Hq, Dr]``, where Dr is Dv if there are no matrices.
     """
     raise NotImplementedError("moec::attention is a marker: it is replaced by a kernel")
 
@@ -71,6 +79,9 @@ def _attention_shape(
     key: torch.Tensor,
     value: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    absorb: torch.Tensor | None,
+    expand: torch.Tensor | None,
+    project: torch.Tensor | None,
     module: str,
     scaling: float,
     window: int,
@@ -78,8 +89,8 @@ def _attention_shape(
     softcap: float,
     value_dim: int,
 ) -> torch.Tensor:
-    del key, value, sinks, module, scaling, window, chunk, softcap
-    return query.new_empty([*query.shape[:3], value_dim])
+    del key, value, sinks, absorb, expand, module, scaling, window, chunk, softcap
+    return query.new_empty([*query.shape[:3], value_dim if project is None else project.shape[1]])
 
 
 @torch.library.custom_op("moec::experts", mutates_args=())

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moec.compiler.tracing import markers
-from moec.compiler.tracing.attention import absorb_latents, check_arguments
+from moec.compiler.tracing.attention import attend_latents, check_arguments
 from moec.compiler.tracing.masks import MaskSpec, describe_mask
 from moec.errors import UnsupportedModelError
 
@@ -117,12 +117,15 @@ class Session:
             "softcap": float(arguments.get("softcap") or 0.0),
         }
         if hasattr(module, "expand_kv"):
-            return absorb_latents(module, owner, query, self.cache.recorded[module.layer_idx], options), None
+            return attend_latents(module, owner, query, self.cache.recorded[module.layer_idx], options), None
         attended = markers.attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
             **options,
+            absorb=None,
+            expand=None,
+            project=None,
             value_dim=value.shape[-1],
         )
         return attended, None

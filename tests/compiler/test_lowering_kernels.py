@@ -32,8 +32,9 @@ def test_named_kernels_take_the_same_tensors_on_every_target(name: str) -> None:
     cuda = {kernel: tensors(function) for kernel, function in CudaKernels().model(model)}
     sample = cuda.pop("sample")
     assert [dtype for dtype, _ in sample] == ["float32", "int32", "int32", "uint8", "int64"]
-    for workspace in CudaKernels().workspaces(model):
-        assert cuda[workspace.function].pop(-2) == ("uint8", ["?"])
+    for kernels, found in ((CpuKernels(LANES), cpu), (CudaKernels(), cuda)):
+        for workspace in kernels.workspaces(model):
+            assert found[workspace.function].pop(-2) == ("uint8", ["?"])
     assert cpu == cuda
     _check_types(model, cpu)
 
@@ -46,7 +47,9 @@ def _check_types(model: ModelRecord, kernels: dict[str, list[tuple[str, list[str
             *["float32"] * (1 + caches),
             *[spec.dtype] * caches,
             *["int32"] * 3,
-            *["float32"] * (1 + spec.sinks),
+            *["float32"] * spec.sinks,
+            *([] if spec.heads is None else [spec.heads.dtype] * 3),
+            "float32",
         ]
     for body in model.bodies:
         dtypes = [dtype for dtype, _ in kernels[f"experts_{body.name}"]]

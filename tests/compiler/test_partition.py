@@ -11,6 +11,7 @@ from moec.artifacts.codec import from_json, to_json
 from moec.artifacts.model import (
     AttentionStep,
     ExpertsStep,
+    LatentHeads,
     ModelRecord,
     SegmentStep,
 )
@@ -201,12 +202,22 @@ def test_windows_and_sinks_are_in_the_attentions() -> None:
 
 
 def test_latent_weights_are_made_when_packing() -> None:
-    derived = {item.name: item for item in parts("deepseek_v2").packing.dense if item.steps}
-    keys = derived["model.layers.0.self_attn.kv_b_proj.weight#1"]  # type: ignore[index]
-    values = derived["model.layers.0.self_attn.kv_b_proj.weight#2"]  # type: ignore[index]
-    assert keys.shape == (4, 32, 16)  # heads, rank, nope: products contract over the last
-    assert values.shape == (4, 12, 32)
-    assert keys.sources == values.sources == ("model.layers.0.self_attn.kv_b_proj.weight",)
+    found = parts("deepseek_v2", "bfloat16")
+    derived = {item.name: item for item in found.packing.dense if item.steps}
+    step = next(step for step in found.model.steps if isinstance(step, AttentionStep))
+    assert step.weights is not None
+    absorb, expand, value = (
+        derived[name] for name in (step.weights.absorb, step.weights.expand, step.weights.value)
+    )
+    assert absorb.shape == (4, 32, 16)  # heads, rank, nope: products contract over the last
+    assert expand.shape == (4, 16, 32)
+    assert value.shape == (4, 12, 32)
+    for item in (absorb, expand, value):
+        assert item.sources == ("model.layers.0.self_attn.kv_b_proj.weight",)
+        assert item.dtype == "bfloat16"
+    (spec,) = found.model.attentions
+    assert spec.heads == LatentHeads(16, 12, "bfloat16")
+    assert (spec.query_dim, spec.result_dim, spec.key_dim) == (24, 12, 40)
 
 
 def test_tied_embeddings_are_one_tensor() -> None:

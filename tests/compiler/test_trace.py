@@ -27,7 +27,7 @@ def markers(graph: torch.fx.Graph, target: str) -> list[torch.fx.Node]:
 def test_a_model_has_a_marker_for_each_attention_and_each_experts_module() -> None:
     model = traced("deepseek_v3")
     graph = model.graph.graph
-    assert [node.args[4] for node in markers(graph, ATTENTION)] == [
+    assert [node.args[7] for node in markers(graph, ATTENTION)] == [
         f"model.layers.{i}.self_attn" for i in range(3)
     ]
     assert [node.args[3] for node in markers(graph, EXPERTS)] == [
@@ -50,9 +50,9 @@ def test_latent_attention_caches_its_latents() -> None:
     assert isinstance(query, torch.fx.Node)
     assert isinstance(key, torch.fx.Node)
     assert value is None
-    assert query.meta["val"].shape[2:] == (4, 40)
+    assert query.meta["val"].shape[2:] == (4, 24)
     assert key.meta["val"].shape[2:] == (1, 40)
-    assert node.meta["val"].shape[2:] == (4, 32)
+    assert node.meta["val"].shape[2:] == (4, 12)
 
 
 def test_nodes_know_their_module() -> None:

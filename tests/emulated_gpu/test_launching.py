@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moec.artifacts.program import HOPPER
 from moec.errors import BundleError, DeviceError
 from moec.runtime.devices.cuda.device import CudaDevice
+from moec.runtime.devices.cuda.module import load_functions
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.devices.protocol import PackedCall, View
 from moec.runtime.stats import Stats
@@ -22,7 +24,7 @@ N = 100
 
 @pytest.fixture(scope="module")
 def folder(modules: Path) -> Path:
-    write_emulated(modules, add_one())
+    write_emulated(modules, add_one(), add_one("add_some", 2.0), add_one(f"add_some{HOPPER}", 3.0))
     return modules
 
 
@@ -38,6 +40,16 @@ def test_a_kernel_is_found_by_its_host_function_and_runs(device: CudaDevice, fol
     np.testing.assert_array_equal(device.read(target), np.arange(N) + 1)
     with pytest.raises(BundleError, match="no function add_two"):
         device.load(folder, FILES).get("add_two")
+
+
+@pytest.mark.parametrize(("capability", "added"), [((9, 0), 3), ((8, 9), 2), ((10, 0), 2)])
+def test_hopper_gpus_have_functions_of_their_own(
+    device: CudaDevice, folder: Path, capability: tuple[int, int], added: int
+) -> None:
+    function = load_functions(folder, FILES, capability).get("add_some")
+    (_x, source), (_y, target) = floats(device), floats(device)
+    function(device.tensor(source), device.tensor(target))
+    np.testing.assert_array_equal(device.read(target), np.arange(N) + added)
 
 
 def test_a_target_without_a_file_is_an_error(device: CudaDevice, folder: Path) -> None:

@@ -6,12 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.model import AttentionSpec
+from moec.artifacts.model import AttentionSpec, LatentHeads
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.attention import attention
+from moec.compiler.kernels.cpu.emit import ALIGNMENT_BYTES
+from moec.compiler.kernels.cpu.latents import workspace
 
+Array = NDArray[np.float64]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 TOLERANCE = 5e-6
 """What is cached is compared as rounded; all else is float32."""
@@ -28,9 +32,9 @@ STEPS: list[list[tuple[int, int]]] = [
 """(sequence, new tokens) of each step: prefills and decodes, alone and together."""
 
 
-def _spec(heads: tuple[int, int], dims: tuple[int, int], dtype: str, **changes: Any) -> AttentionSpec:
-    options = {"window": 0, "chunk": 0, "softcap": 0.0, "sinks": False, "latent": False, **changes}
-    return AttentionSpec("a", *heads, *dims, dims[0] ** -0.5, **options, dtype=dtype)  # type: ignore[arg-type]
+def _spec(counts: tuple[int, int], dims: tuple[int, int], dtype: str, **changes: Any) -> AttentionSpec:
+    options = {"window": 0, "chunk": 0, "softcap": 0.0, "sinks": False, "latent": False, "heads": None}
+    return AttentionSpec("a", *counts, *dims, dims[0] ** -0.5, **{**options, **changes}, dtype=dtype)  # type: ignore[arg-type]
 
 
 CASES = [
@@ -40,6 +44,8 @@ CASES = [
     (8, _spec((12, 4), (64, 64), "float16", window=40, sinks=True)),
     (4, _spec((6, 6), (33, 17), "float32", chunk=8, softcap=30.0)),
     (16, _spec((10, 1), (35, 9), "bfloat16", chunk=50, latent=True)),
+    (8, _spec((6, 1), (80, 64), "float16", latent=True, heads=LatentHeads(32, 24, "bfloat16"))),
+    (16, _spec((3, 1), (31, 20), "float32", latent=True, sinks=True, heads=LatentHeads(9, 13, "float32"))),
 ]
 
 
@@ -54,6 +60,27 @@ class _Cache:
         self.values = torch.full((*shape, spec.value_dim), float("nan")).to(dtype)
         self.table = torch.randperm(40, generator=generator)[:36].reshape(6, 6).int()
         self.history: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(6)]
+        self.matrices = self._matrices()
+
+    def _matrices(self) -> list[torch.Tensor]:
+        """Of the heads that a latent stands for, as the kernel takes them."""
+        spec, heads = self.spec, self.spec.heads
+        if heads is None:
+            return []
+        own, value = (
+            (self.random(spec.query_heads, dim, spec.value_dim) * spec.value_dim**-0.5).to(
+                DTYPES[heads.dtype]
+            )
+            for dim in (heads.nope_dim, heads.value_dim)
+        )
+        return [own.transpose(1, 2).contiguous(), own, value]
+
+    def expanded(self, keys: Array, values: Array) -> tuple[AttentionSpec, Array, Array]:
+        """What the reference attends to."""
+        if not self.matrices:
+            return self.spec, keys, values
+        own, value = (matrix.double().numpy() for matrix in self.matrices[1:])
+        return reference.expand_latents(self.spec, keys, own, value)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -105,7 +132,7 @@ def _step(
     step: list[tuple[int, int]],
 ) -> None:
     sequence = [number for number, count in step for _ in range(count)]
-    q = cache.random(1, len(sequence), spec.query_heads, spec.key_dim)
+    q = cache.random(1, len(sequence), spec.query_heads, spec.query_dim)
     k = cache.random(1, len(sequence), spec.kv_heads, spec.key_dim)
     v = cache.random(1, len(sequence), spec.kv_heads, spec.value_dim)
     position = []
@@ -113,14 +140,19 @@ def _step(
         position.append(len(cache.history[number]))
         cache.history[number].append((cache.rounded(k[0, token]), cache.rounded(v[0, token])))
     place = (cache.table, torch.tensor(sequence).int(), torch.tensor(position).int())
-    out = torch.full((1, len(sequence), spec.query_heads, spec.value_dim), 7.0).to(q.dtype)
+    out = torch.full((1, len(sequence), spec.query_heads, spec.result_dim), 7.0).to(q.dtype)
     own = [k] if spec.latent else [k, v]
-    attend(q, *own, *cache.tensors, *place, *([sinks] if spec.sinks else []), out)
+    more = [*([sinks] if spec.sinks else []), *cache.matrices]
+    fixed, each = workspace(spec)
+    memory = torch.full((fixed + each * len(sequence) + ALIGNMENT_BYTES,), 255, dtype=torch.uint8)
+    memory = memory[-memory.data_ptr() % ALIGNMENT_BYTES :][: fixed + each * len(sequence)]
+    attend(q, *own, *cache.tensors, *place, *more, *([memory] if fixed else []), out)
     for token, number in enumerate(sequence):
         keys = torch.stack([key for key, _ in cache.history[number]]).double().numpy()
         values = torch.stack([value for _, value in cache.history[number]]).double().numpy()
+        alone, keys, values = cache.expanded(keys, values)
         expected = reference.attention(
-            spec,
+            alone,
             q[0, token].double().numpy(),
             keys,
             values,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moec.artifacts.model import AttentionSpec, AttentionStep, ExpertsStep, SegmentStep
+from moec.artifacts.model import AttentionSpec, AttentionStep, ExpertsStep, LatentWeights, SegmentStep
 from moec.compiler.packing.recipes import evaluate
 
 if TYPE_CHECKING:
@@ -149,9 +149,32 @@ class TorchChain:
             else:
                 sequence.keys[layer], sequence.values[layer] = key[begin:end], value[begin:end]
             k, v = sequence.keys[layer], sequence.values[layer]
-            results.append(attend(spec, query[begin:end], k, v, sinks))
+            alone, k, v = (spec, k, v) if step.weights is None else self._expand(spec, step.weights, k)
+            results.append(attend(alone, query[begin:end], k, v, sinks))
             begin = end
         return torch.cat(results)[None]
+
+    def _expand(
+        self, spec: AttentionSpec, weights: LatentWeights, key: torch.Tensor
+    ) -> tuple[AttentionSpec, torch.Tensor, torch.Tensor]:
+        """What cached latents ``[all, 1, Dk]`` stand for: the attention of their heads, keys, values."""
+        absorb, expand, project = (
+            self._weights[name].float() for name in (weights.absorb, weights.expand, weights.value)
+        )
+        assert torch.equal(absorb, expand.transpose(1, 2))
+        wide = key[:, 0].float()
+        latent, shared = wide[:, : spec.value_dim], wide[:, spec.value_dim :]
+        own = torch.einsum("tr,hnr->thn", latent, expand)
+        keys = torch.cat([own, shared[:, None].expand(-1, spec.query_heads, -1)], -1)
+        alone = replace(
+            spec,
+            kv_heads=spec.query_heads,
+            key_dim=spec.query_dim,
+            value_dim=spec.result_dim,
+            latent=False,
+            heads=None,
+        )
+        return alone, keys, torch.einsum("tr,hvr->thv", latent, project)
 
     def _experts(self, step: ExpertsStep, values: dict[str, torch.Tensor]) -> torch.Tensor:
         layer, source = self.parts.model.experts[step.layer], self.parts.packing.experts[step.layer]

@@ -20,8 +20,8 @@ FILES = (HOST_NAME, FATBIN_NAME, KERNELS_NAME)
 THREADS = 64
 
 
-def add_one() -> tirx.PrimFunc:
-    """``add_one(x [N] f32, out [N] f32)``, launched early."""
+def add_one(name: str = "add_one", addend: float = 1.0) -> tirx.PrimFunc:
+    """``add_one(x [N] f32, out [N] f32)``, launched early; or a function that adds another number."""
 
     def body() -> None:
         count = symbol("N")
@@ -31,10 +31,10 @@ def add_one() -> tirx.PrimFunc:
             wait_previous()
             place = T.bind(i64(numbers[0]) * i64(THREADS) + i64(thread))
             with when(place < count):
-                store(out, place, load(x, place) + T.float32(1.0))
+                store(out, place, load(x, place) + T.float32(addend))
             launch_next()
 
-    return build("add_one", body)
+    return build(name, body)
 
 
 def write_emulated(folder: Path, *functions: tirx.PrimFunc) -> None:

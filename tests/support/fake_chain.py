@@ -68,7 +68,15 @@ def record() -> ModelRecord:
     steps = (
         _segment("segment_0", "tokens positions", ("embed",), "q k v"),
         AttentionStep(
-            "attention", "full", LayerId(0), ValueId("q"), ValueId("k"), ValueId("v"), None, ValueId("a")
+            "attention",
+            "full",
+            LayerId(0),
+            ValueId("q"),
+            ValueId("k"),
+            ValueId("v"),
+            None,
+            None,
+            ValueId("a"),
         ),
         _segment("segment_1", "a tokens", ("embed",), "h index weight"),
         ExpertsStep("experts", LayerId(0), ValueId("h"), ValueId("index"), ValueId("weight"), ValueId("e")),
@@ -93,7 +101,7 @@ def record() -> ModelRecord:
         256,
         {ValueId(name): spec for name, spec in VALUES.items()},
         functions,
-        (AttentionSpec("full", HEADS, HEADS, WIDTH, WIDTH, 1.0, 0, 0, 0.0, False, False, "float32"),),
+        (AttentionSpec("full", HEADS, HEADS, WIDTH, WIDTH, 1.0, 0, 0, 0.0, False, False, "float32", None),),
         (ExpertBody("body", HIDDEN, 4, False, False, False, "up", "float32"),),
         (ExpertsLayer(LayerId(0), "experts", "body", EXPERTS, TOP),),
         steps,

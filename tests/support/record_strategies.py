@@ -65,8 +65,8 @@ CONSTRAINED: dict[str, st.SearchStrategy[Any]] = {
         POSITIVE,
         "ModelRecord.vocab_size ModelRecord.hidden_size ModelRecord.max_context ExpertBody.hidden "
         "ExpertBody.intermediate ExpertsLayer.experts ExpertsLayer.top_k AttentionSpec.query_heads "
-        "AttentionSpec.kv_heads AttentionSpec.key_dim AttentionSpec.value_dim MachineRecord.cpu_threads "
-        "Budgets.context_tokens Budgets.step_tokens",
+        "AttentionSpec.kv_heads AttentionSpec.key_dim AttentionSpec.value_dim LatentHeads.nope_dim "
+        "LatentHeads.value_dim MachineRecord.cpu_threads Budgets.context_tokens Budgets.step_tokens",
     ),
     **_fields(st.floats(1e-9, 1e9), "MachineRecord.host_bandwidth_gb_s MachineRecord.disk_gb_s"),
 }

@@ -75,7 +75,9 @@ def tiny_model(layers: Sequence[tuple[int, int, int]] = ((8, 2, 8), (6, 2, 8))) 
         steps.append(SegmentStep("segment", f"layer_{top_k}", (before,), weight, names, False))
         attended = ValueId(f"attended{number}")
         query, key, value, index, weights = names
-        steps.append(AttentionStep("attention", "attn", LayerId(number), query, key, value, None, attended))
+        steps.append(
+            AttentionStep("attention", "attn", LayerId(number), query, key, value, None, None, attended)
+        )
         after = ValueId(f"moe{number}")
         steps.append(ExpertsStep("experts", LayerId(number), before, index, weights, after))
         before = after
@@ -94,7 +96,9 @@ def tiny_model(layers: Sequence[tuple[int, int, int]] = ((8, 2, 8), (6, 2, 8))) 
         max_context=128,
         values=values,
         functions=tuple(functions),
-        attentions=(AttentionSpec("attn", HEADS, HEADS, D, D, 0.5, 0, 0, 0.0, False, False, "float32"),),
+        attentions=(
+            AttentionSpec("attn", HEADS, HEADS, D, D, 0.5, 0, 0, 0.0, False, False, "float32", None),
+        ),
         bodies=tuple(
             ExpertBody(f"e{size}", H, size, True, False, False, activation, "float32") for size in sizes
         ),

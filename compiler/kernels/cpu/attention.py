@@ -33,6 +33,7 @@ from moec.compiler.kernels.cpu.emit import (
     symbol,
 )
 from moec.compiler.kernels.cpu.flash import LOWEST, Block, Flash, Page, new_block
+from moec.compiler.kernels.cpu.latents import LatentCall, latent_arguments
 from moec.compiler.kernels.cpu.machine import Machine
 
 if TYPE_CHECKING:
@@ -53,20 +54,21 @@ DECODE_TOKENS = 32
 def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> tirx.PrimFunc:
     """The kernel ``attention_<attention>``: append the step's keys and values to the cache, then attend.
 
-    Its arguments: ``q [1, T, Hq, Dk]``, ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent),
+    Its arguments: ``q [1, T, Hq, Dq]``, ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent),
     ``k_cache [pages, Hkv, P, Dk]``, ``v_cache [pages, Hkv, P, Dv]`` (not where latent), ``page_table [B, M]`` int32,
-    ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``sinks [Hq]`` (where the spec has them), ``out [1, T,
-    Hq, Dv]``. Tokens of one sequence are adjacent, in increasing position. P is ``PAGE_TOKENS``; T, B, M and the
-    number of pages are symbolic; the caches are of the spec's dtype, all else is float32. See ``AttentionSpec`` for
-    which positions a token sees.
+    ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``sinks [Hq]`` (where the spec has them), the matrices
+    of `moec.artifacts.model.LatentWeights` and ``workspace`` uint8 (where it has heads), ``out [1, T, Hq, Dr]``. Dq and
+    Dr are the spec's query_dim and result_dim. Tokens of one sequence are adjacent, in increasing position. P is
+    ``PAGE_TOKENS``; T, B, M and the number of pages are symbolic; the caches are of the spec's dtype, matrices of the
+    heads', all else is float32. See ``AttentionSpec`` for which positions a token sees.
     """
     machine = Machine(lanes)
 
     def body() -> None:
         tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
         step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
-        q, k, v, k_cache, v_cache, table, sequence, position, sinks, out = arguments(
-            Argument("q", (1, tokens, spec.query_heads, spec.key_dim), "float32"),
+        q, k, v, k_cache, v_cache, table, sequence, position, sinks, *more, out = arguments(
+            Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
             Argument("k", (*step, spec.key_dim), "float32"),
             None if spec.latent else Argument("v", (*step, spec.value_dim), "float32"),
             Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
@@ -75,11 +77,20 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
             Argument("token_sequence", (tokens,), "int32"),
             Argument("token_position", (tokens,), "int32"),
             Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
-            Argument("out", (1, tokens, spec.query_heads, spec.value_dim), "float32"),
+            *latent_arguments(spec),
+            Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
         )
         append(spec, machine, Append(k, v, k_cache, v_cache, table, width, sequence, position, tokens))
-        call = _Call(q, k_cache, v_cache, table, width, sequence, position, sinks, out, tokens)
-        _Attention(spec, machine, call).emit()
+
+        def attend(queries: Buffer, results: Buffer) -> None:
+            call = _Call(queries, k_cache, v_cache, table, width, sequence, position, sinks, results, tokens)
+            _Attention(spec, machine, call).emit()
+
+        if spec.heads is None:
+            attend(q, out)
+        else:
+            absorb, expand, value, memory = more
+            LatentCall(spec, machine, tokens, q, absorb, expand, value, memory, out).emit(attend)
 
     return build(name or f"attention_{spec.name}", body)
 

@@ -6,6 +6,7 @@ chunk of tokens stays in the second-level cache while the rows of the weight pas
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
@@ -30,6 +31,8 @@ from moec.compiler.kernels.cpu.emit import (
 from moec.compiler.kernels.cpu.machine import Machine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tvm import tirx
 
 CHUNK_BYTES = 1 << 18
@@ -58,33 +61,57 @@ def linear(
 
     def body() -> None:
         T_ = symbol("T")
-        buffers = arguments(
+        x, weight, shift, out = arguments(
             Argument("x", (*lead, T_, columns), "float32"),
             Argument("weight", (*lead, rows, columns), dtype),
             Argument("bias", (*lead, rows), "float32") if bias else None,
             Argument("out", (*lead, T_, rows), "float32"),
         )
-        _Linear(Machine(lanes), rows, columns, dtype, batch or 1, T_, buffers).emit()
+        matrix = Matrix(weight, dtype, rows, columns, batch or 1, shift)
+        emit_linear(
+            Machine(lanes),
+            matrix,
+            T_,
+            Lines(x, lambda number, token: (number * T_ + token) * i64(columns)),
+            Lines(out, lambda number, token: (number * T_ + token) * i64(rows)),
+        )
 
     return build("linear", body)
 
 
-class _Linear:
-    """The parts of one kernel while it is emitted."""
+@dataclass(frozen=True)
+class Matrix:
+    """A weight ``[rows, columns]``, or one for each of a batch."""
 
-    def __init__(
-        self,
-        machine: Machine,
-        rows: int,
-        columns: int,
-        dtype: str,
-        batch: int,
-        tokens: Expr,
-        buffers: list[Buffer],
-    ) -> None:
-        self.machine, self.rows, self.columns, self.dtype, self.batch = machine, rows, columns, dtype, batch
-        self.tokens = tokens
-        self.x, self.weight, self.bias, self.out = buffers
+    weight: Buffer
+    dtype: str
+    rows: int
+    columns: int
+    batch: int
+    bias: Buffer | None = None
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Float32 activations: where a token's begin, given its number in the batch and the token; elements, int64."""
+
+    buffer: Buffer
+    start: Callable[[Expr, Expr], Expr]
+
+
+def emit_linear(machine: Machine, matrix: Matrix, tokens: Expr, x: Lines, out: Lines) -> None:
+    """Emit the product of all tokens (int64) with a matrix."""
+    _Linear(machine, matrix, tokens, x, out).emit()
+
+
+class _Linear:
+    """The parts of one product while it is emitted."""
+
+    def __init__(self, machine: Machine, matrix: Matrix, tokens: Expr, x: Lines, out: Lines) -> None:
+        self.machine, self.tokens, self.x, self.out = machine, tokens, x, out
+        self.rows, self.columns, self.batch = matrix.rows, matrix.columns, matrix.batch
+        self.weight, self.dtype, self.bias = matrix.weight, matrix.dtype, matrix.bias
+        rows, columns = matrix.rows, matrix.columns
         self.block = min(TASK_ROWS, rows)
         self.chunk = max(
             8 * machine.columns, CHUNK_BYTES // (4 * columns) // machine.columns * machine.columns
@@ -101,25 +128,25 @@ class _Linear:
             token = keep(chunk * i64(self.chunk))
             count = keep(T.min(i64(self.chunk), self.tokens - token))
             first_row = keep(batch * i64(self.rows) + row)
-            first_token = keep(batch * self.tokens + token)
             tiles(
                 self.block,
                 count,
                 self.machine,
                 lambda rows, columns: self._tile(
-                    row, [first_row + r for r in rows], rows, [first_token + c for c in columns]
+                    row, [first_row + r for r in rows], rows, batch, [keep(token + c) for c in columns]
                 ),
             )
 
-    def _tile(self, row: Expr, rows: list[Expr], within: list[Expr], tokens: list[Expr]) -> None:
+    def _tile(self, row: Expr, rows: list[Expr], within: list[Expr], batch: Expr, tokens: list[Expr]) -> None:
         depth = i64(self.columns)
         weights = Rows(self.weight, self.dtype, [keep(r * depth) for r in rows])
-        sums = dot(weights, Columns(self.x, [keep(t * depth) for t in tokens]), self.columns, self.machine)
+        starts = [keep(self.x.start(batch, token)) for token in tokens]
+        sums = dot(weights, Columns(self.x.buffer, starts), self.columns, self.machine)
         for r, number in enumerate(rows):
             shift = None
             if self.bias is not None:
                 shift = keep(load(self.bias, number))
             for c, token in enumerate(tokens):
                 value = sums[r][c] if shift is None else sums[r][c] + shift
-                place = token * i64(self.rows) + row + within[r]
-                store(self.out, place, value)
+                place = self.out.start(batch, token) + row + within[r]
+                store(self.out.buffer, place, value)

@@ -55,9 +55,12 @@ def shared(size: int, dtype: str = "float32") -> Buffer:
     return T.alloc_buffer((size,), dtype, scope="shared", align=128)
 
 
-def shared_dynamic(size: int, dtype: str = "uint8") -> Buffer:
-    """Memory of a block that is given to it at launch: one such buffer in a kernel, up to 99 KB everywhere."""
-    return T.alloc_buffer((size,), dtype, scope="shared.dyn", align=128)
+def shared_dynamic(size: int, dtype: str = "uint8", align: int = 128) -> Buffer:
+    """Memory of a block that is given to it at launch: one such buffer in a kernel, up to 99 KB everywhere.
+
+    Hopper has 227 KB.
+    """
+    return T.alloc_buffer((size,), dtype, scope="shared.dyn", align=align)
 
 
 def sync() -> None:
@@ -107,18 +110,18 @@ def blocks_at_once(count: int) -> None:
 
 def pack(dtype: str, low: Expr, high: Expr) -> Expr:
     """Two float32 rounded to ``dtype`` (bfloat16 or float16) in one uint32."""
-    return value("uint32", f"pack_{_SHORT[dtype]}", low, high)
+    return value("uint32", f"pack_{SHORT[dtype]}", low, high)
 
 
 def unpack(dtype: str, pair: Expr) -> tuple[Expr, Expr]:
     """The two numbers of a pair as float32."""
-    short = _SHORT[dtype]
+    short = SHORT[dtype]
     return value("float32", f"low_{short}", pair), value("float32", f"high_{short}", pair)
 
 
 def mma(dtype: str, sums: Expr, a: list[Expr], b: list[Expr]) -> None:
     """``sums`` (address of 4 float32) += a (4 uint32) times b (2 uint32); see ``mma.m16n8k16``."""
-    call(f"mma_{_SHORT[dtype]}", sums, *a, *b)
+    call(f"mma_{SHORT[dtype]}", sums, *a, *b)
 
 
 def warp_sum(number: Expr, width: int = LANES) -> Expr:
@@ -140,4 +143,5 @@ def _butterfly(number: Expr, width: int, combine: object) -> Expr:
     return number
 
 
-_SHORT = {"bfloat16": "bf16", "float16": "f16"}
+SHORT = {"bfloat16": "bf16", "float16": "f16"}
+"""The types in the names of primitives."""

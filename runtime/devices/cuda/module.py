@@ -7,6 +7,7 @@ import weakref
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from moec.artifacts.program import HOPPER
 from moec.errors import BundleError
 from moec.runtime.devices.cuda.architecture import EARLY_LAUNCH_CAPABILITY
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 EARLY_LAUNCH = "tirx.use_programtic_dependent_launch"
 """TVM's tag (and spelling) of a kernel that may be launched before the one in front of it has ended."""
+
+HOPPER_CAPABILITY = (9, 0)
 
 _loaded: weakref.WeakValueDictionary[tuple[Path, tuple[str, ...], tuple[int, int]], CudaFunctions] = (
     weakref.WeakValueDictionary()
@@ -56,6 +59,7 @@ class CudaFunctions:
         library, machine_code, table = (
             _only(files, name) for name in ("host.so", "kernels.fatbin", "kernels.json")
         )
+        self._own = (HOPPER, "") if capability == HOPPER_CAPABILITY else ("",)
         described = launch_table(json.loads((folder / table).read_text()), capability)
         functions = tvm_ffi.get_global_func("runtime.LoadMetaDataFromJSON")(json.dumps(described))
         create = tvm_ffi.get_global_func("ffi.Module.create.cuda")
@@ -68,11 +72,12 @@ class CudaFunctions:
         return bool(self._host.implements_function(name))
 
     def get(self, name: str) -> Callable[..., Any]:
-        """The packed function called ``name``.
+        """The packed function called ``name``, or the one that takes its place on a GPU of this kind.
 
         Raises:
             BundleError: the module has none.
         """
+        name = next((name + end for end in self._own if self.has(name + end)), name)
         try:
             function: Callable[..., Any] = self._host.get_function(name)
         except AttributeError as error:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.model import AttentionSpec
+from moec.artifacts.program import HOPPER
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cuda.attention import attention, workspace
+from moec.compiler.kernels.cuda.attention import attention, has_hopper, workspace
 from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated
 
@@ -25,14 +26,15 @@ EXACT, ROUNDED = 4e-6, 3e-3
 
 def spec_of(heads: tuple[int, int], dims: tuple[int, int], **changes: Any) -> AttentionSpec:
     options = {
-        "window": 0, "chunk": 0, "softcap": 0.0, "sinks": False, "latent": False, "dtype": "float16", **changes
+        "window": 0, "chunk": 0, "softcap": 0.0, "sinks": False, "latent": False, "dtype": "float16",
+        "heads": None, **changes,
     }  # fmt: skip
     return AttentionSpec("a", *heads, *dims, dims[0] ** -0.5, **options)
 
 
 @cache
-def emulated(spec: AttentionSpec) -> Emulated:
-    return Emulated(attention(spec))
+def emulated(spec: AttentionSpec, hopper: bool) -> Emulated:
+    return Emulated(attention(spec, hopper=hopper))
 
 
 def aligned(values: Array, dtype: str) -> Array:
@@ -46,6 +48,7 @@ class Cache:
     """A paged cache as the runtime keeps it, with what was put in beside it; unwritten places are NaN."""
 
     spec: AttentionSpec
+    hopper: bool = False
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
     def __post_init__(self) -> None:
@@ -84,8 +87,9 @@ class Cache:
             position.append(len(self.history[number]))
             self.history[number].append((self.rounded(k[0, token]), self.rounded(v[0, token])))
         out = aligned(np.full((1, count, spec.query_heads, spec.value_dim), 7.0), "float32")
-        emulated(spec)(
-            "attention_a", q, k, None if spec.latent else v, self.keys, None if spec.latent else self.values,
+        name = f"attention_a{HOPPER if self.hopper else ''}"
+        emulated(spec, self.hopper)(
+            name, q, k, None if spec.latent else v, self.keys, None if spec.latent else self.values,
             self.table, aligned(np.array(sequence), "int32"), aligned(np.array(position), "int32"),
             self.sinks if spec.sinks else None, self.workspace if self.workspace.size else None, out,
         )  # fmt: skip
@@ -153,6 +157,14 @@ def test_prefill(name: str) -> None:
     cache = Cache(DECODED[name])
     cache.fill(2, 100)
     for step in STEPS:
+        check(cache, step, ROUNDED)
+
+
+@pytest.mark.parametrize("name", [name for name, spec in DECODED.items() if has_hopper(spec)])
+def test_prefill_on_hopper(name: str) -> None:
+    cache = Cache(DECODED[name], hopper=True)
+    cache.fill(2, 300)
+    for step in (*STEPS, [(2, 30), (1, 100)]):
         check(cache, step, ROUNDED)
 
 

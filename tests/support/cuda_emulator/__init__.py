@@ -100,8 +100,7 @@ def compile_kernels(source: str, folder: Path) -> Path:
             f"{{ moec_emulate(body_{name}, places, grid, threads); }}\n"
             f'extern "C" const int sizes_{name}[] = {{ {", ".join(f"sizeof({kind})" for kind in plain)}, 0 }};'
         )
-    dynamic = "alignas(128) static unsigned char emulated_dynamic[232448];\n"
-    text = "\n".join((f'#include "{HEADER}"', dynamic, source, *wrappers))
+    text = "\n".join((f'#include "{HEADER}"', source, *wrappers))
     path = folder / "kernels.cpp"
     path.write_text(text)
     command = [

@@ -20,6 +20,7 @@
 #define __restrict__
 #define __launch_bounds__(...)
 #define __shared__ static
+#define __CUDA_ARCH_FEAT_SM90_ALL
 #define uint unsigned int
 #define uchar unsigned char
 #define ushort unsigned short
@@ -44,6 +45,8 @@ template <typename T> static inline T min(T a, T b) { return a < b ? a : b; }
 static inline float __uint_as_float(unsigned x) { float y; std::memcpy(&y, &x, 4); return y; }
 static inline unsigned __float_as_uint(float x) { unsigned y; std::memcpy(&y, &x, 4); return y; }
 static inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+
+alignas(1024) static unsigned char emulated_dynamic[232448];  // shared memory that is given at launch
 
 namespace emulator {
 constexpr int kStack = 256 << 10, kLanes = 32;
@@ -190,6 +193,7 @@ static inline float moec_low_f16(unsigned pair) { return emulated_f16_to_f32(pai
 static inline float moec_high_f16(unsigned pair) { return emulated_f16_to_f32(pair >> 16); }
 static inline float moec_clamp(float x, float largest) { return x > largest ? largest : x < -largest ? -largest : x; }
 static inline float moec_exp2(float x) { return std::exp2(x); }
+static inline float moec_reciprocal(float x) { return 1 / x; }
 static inline float moec_exp(float x) { return std::exp(x); }
 static inline void emulated_aligned(const void *place) {
   if ((uintptr_t)place % 16) emulator::fail("a 16-byte access at an address that is no multiple of 16");
@@ -312,6 +316,90 @@ static inline void moec_mma_bf16(float *d, unsigned a0, unsigned a1, unsigned a2
 static inline void moec_mma_f16(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
   unsigned words[6] = {a0, a1, a2, a3, b0, b1};
   emulated_mma(d, words, moec_low_f16, moec_high_f16);
+}
+// Products of four warps are done at once here; each thread reads what its results need.
+static inline void moec_wgmma_fence() {}
+static inline void moec_wgmma_commit() {}
+static inline void moec_wgmma_wait(int) {}
+static inline void moec_fence_async() {}
+static inline void moec_after(float x) {
+  if (x < 0) emulator::fail("a number that must not be negative is");
+}
+static inline void moec_hold_32(float *) {}
+static inline void moec_hold_64(float *) {}
+static inline void moec_hold_96(float *) {}
+static inline void moec_hold_128(float *) {}
+static inline uint64_t moec_matrix(const void *shared, int outer) {
+  size_t place = (const unsigned char *)shared - emulated_dynamic;
+  if (place >= sizeof emulated_dynamic || place % 1024) emulator::fail("a matrix that is not where it must be");
+  return place >> 4 | (uint64_t)(outer >> 4) << 16 | 1ull << 62;
+}
+typedef float (*Widen)(unsigned);
+static inline float emulated_entry(size_t place, Widen widen) {
+  uint16_t bits;
+  std::memcpy(&bits, emulated_dynamic + (place ^ (place >> 3 & 0x70)), 2);
+  return widen(bits);
+}
+static inline size_t emulated_place(uint64_t matrix) { return (matrix & 0x3fff) << 4; }
+static inline void emulated_wgmma(float *d, int columns, const float (*a)[16], uint64_t b, bool transposed, bool add,
+                                  Widen widen) {
+  size_t outer = (b >> 16 & 0x3fff) << 4;
+  for (int i = 0; i < columns / 2; ++i) {
+    int column = i / 4 * 8 + emulator::current->number % 4 * 2 + i % 2;
+    float sum = add ? d[i] : 0;
+    for (int k = 0; k < 16; ++k) {
+      size_t inside = transposed ? column / 64 * outer + column % 64 * 2 + k * 128 : column * 128 + k * 2;
+      sum += a[i / 2 % 2][k] * emulated_entry(emulated_place(b) + inside, widen);
+    }
+    d[i] = sum;
+  }
+}
+static inline void emulated_wgmma_shared(float *d, int columns, uint64_t a, uint64_t b, bool add, Widen widen) {
+  float rows[2][16];
+  int first = emulator::current->number % 128 / 32 * 16 + emulator::current->number % 32 / 4;
+  for (int half = 0; half < 2; ++half)
+    for (int k = 0; k < 16; ++k)
+      rows[half][k] = emulated_entry(emulated_place(a) + (first + 8 * half) * 128 + k * 2, widen);
+  emulated_wgmma(d, columns, rows, b, false, add, widen);
+}
+static inline void emulated_wgmma_rows(float *d, int columns, const unsigned *words, uint64_t b) {
+  auto *all = emulator::exchange(words, 4);
+  float rows[2][16];
+  for (int half = 0; half < 2; ++half)
+    for (int k = 0; k < 16; ++k) {
+      unsigned word = all[(emulator::current->number & 31) / 4 * 4 + k % 8 / 2][half + 2 * (k / 8)];
+      rows[half][k] = k % 2 ? moec_high_f16(word) : moec_low_f16(word);
+    }
+  emulated_wgmma(d, columns, rows, b, true, true, moec_low_f16);
+}
+static inline void moec_wgmma_f16_n64(float *d, uint64_t a, uint64_t b, int add) {
+  emulated_wgmma_shared(d, 64, a, b, add, moec_low_f16);
+}
+static inline void moec_wgmma_f16_n128(float *d, uint64_t a, uint64_t b, int add) {
+  emulated_wgmma_shared(d, 128, a, b, add, moec_low_f16);
+}
+static inline void moec_wgmma_bf16_n128(float *d, uint64_t a, uint64_t b, int add) {
+  emulated_wgmma_shared(d, 128, a, b, add, moec_low_bf16);
+}
+static inline void moec_wgmma_f16_n192(float *d, uint64_t a, uint64_t b, int add) {
+  emulated_wgmma_shared(d, 192, a, b, add, moec_low_f16);
+}
+static inline void moec_wgmma_bf16_n192(float *d, uint64_t a, uint64_t b, int add) {
+  emulated_wgmma_shared(d, 192, a, b, add, moec_low_bf16);
+}
+static inline void moec_wgmma_f16_n256(float *d, uint64_t a, uint64_t b, int add) {
+  emulated_wgmma_shared(d, 256, a, b, add, moec_low_f16);
+}
+static inline void moec_wgmma_bf16_n256(float *d, uint64_t a, uint64_t b, int add) {
+  emulated_wgmma_shared(d, 256, a, b, add, moec_low_bf16);
+}
+static inline void moec_wgmma_f16_rows_n64(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, uint64_t b) {
+  unsigned words[4] = {a0, a1, a2, a3};
+  emulated_wgmma_rows(d, 64, words, b);
+}
+static inline void moec_wgmma_f16_rows_n128(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, uint64_t b) {
+  unsigned words[4] = {a0, a1, a2, a3};
+  emulated_wgmma_rows(d, 128, words, b);
 }
 static inline unsigned moec_low_halves(unsigned a, unsigned b) { return (a & 0xffffu) | b << 16; }
 static inline unsigned moec_high_halves(unsigned a, unsigned b) { return a >> 16 | (b & 0xffff0000u); }

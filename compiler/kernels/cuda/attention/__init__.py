@@ -1,5 +1,5 @@
 """Attention over the paged cache on a GPU: append the step's keys and values, then attend."""
 
-from moec.compiler.kernels.cuda.attention.kernel import attention, workspace
+from moec.compiler.kernels.cuda.attention.kernel import attention, has_hopper, workspace
 
-__all__ = ["attention", "workspace"]
+__all__ = ["attention", "has_hopper", "workspace"]

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, div, i64, load, mod, when
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, div, either, i64, load, mod, when
 from moec.compiler.kernels.cpu.numeric import saturate_f16
 from moec.compiler.kernels.cuda.attention.convert import floats, stored
 from moec.compiler.kernels.cuda.attention.operands import Operands, cache_row
-from moec.compiler.kernels.cuda.primitives import call, element, launch, launch_next, wait_previous
+from moec.compiler.kernels.cuda.primitives import call, element, i32, launch, launch_next, wait_previous
 from moec.compiler.kernels.cuda.threads import write
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moec.artifacts.model import AttentionSpec
 
 BLOCK_THREADS = 256
@@ -31,22 +33,37 @@ def piece_size(spec: AttentionSpec) -> int:
     return 8 if spec.dtype != "float32" and aligned else 1
 
 
-def append(spec: AttentionSpec, operands: Operands) -> None:
-    """Launch a kernel that appends all tokens of the step."""
+def append(spec: AttentionSpec, operands: Operands, beside: Callable[[Expr], None] | None = None) -> None:
+    """Launch a kernel that appends all tokens of the step.
+
+    Args:
+        spec: which attention.
+        operands: its operands.
+        beside: emits what one more block does, given its thread number; it waits for the previous kernel itself.
+    """
     piece = piece_size(spec)
     total = sum(size for _, _, size in parts(spec, operands)) // piece
     count = operands.tokens * i64(spec.kv_heads * total)
-    with launch((ceildiv(count, BLOCK_THREADS),), BLOCK_THREADS) as ((block,), thread):
-        number = T.bind(T.cast(block, "int64") * i64(BLOCK_THREADS) + T.cast(thread, "int64"))
+    others = 0 if beside is None else 1
+    with launch((ceildiv(count, BLOCK_THREADS) + i64(others),), BLOCK_THREADS) as ((block,), thread):
+
+        def own() -> None:
+            first = T.cast(block - i32(others), "int64") * i64(BLOCK_THREADS)
+            number = T.bind(first + T.cast(thread, "int64"))
+            wait_previous()
+            with when(number < count):
+                row, place = T.bind(div(number, total)), T.bind(mod(number, total))
+                token, head = T.bind(div(row, spec.kv_heads)), T.bind(mod(row, spec.kv_heads))
+                slot = cache_row(
+                    operands, spec, load(operands.sequence, token), load(operands.position, token), head
+                )
+                move(spec, operands, row, slot, place)
+
         launch_next()
-        wait_previous()
-        with when(number < count):
-            row, place = T.bind(div(number, total)), T.bind(mod(number, total))
-            token, head = T.bind(div(row, spec.kv_heads)), T.bind(mod(row, spec.kv_heads))
-            slot = cache_row(
-                operands, spec, load(operands.sequence, token), load(operands.position, token), head
-            )
-            move(spec, operands, row, slot, place)
+        if beside is None:
+            own()
+        else:
+            either(block == i32(0), lambda: beside(thread), own)
 
 
 def move(spec: AttentionSpec, operands: Operands, row: Expr, slot: Expr, place: Expr) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moec.artifacts.program import HOPPER
 from moec.compiler.kernels.cpu.emit import build, either, i64
 from moec.compiler.kernels.cuda.attention.append import append
 from moec.compiler.kernels.cuda.attention.decode import decode
@@ -12,73 +12,93 @@ from moec.compiler.kernels.cuda.attention.decode_plan import WIDEST, plan
 from moec.compiler.kernels.cuda.attention.latent import WIDEST_KEY, WIDEST_VALUE
 from moec.compiler.kernels.cuda.attention.latent_combine import latent_combine
 from moec.compiler.kernels.cuda.attention.latent_decode import LatentPlan, latent_decode
+from moec.compiler.kernels.cuda.attention.latent_expand_hopper import fits_expand
+from moec.compiler.kernels.cuda.attention.latent_heads_hopper import fits_heads
 from moec.compiler.kernels.cuda.attention.latent_prefill import latent_prefill
 from moec.compiler.kernels.cuda.attention.operands import Operands, declare
 from moec.compiler.kernels.cuda.attention.plain import plain
 from moec.compiler.kernels.cuda.attention.prefill import prefill
+from moec.compiler.kernels.cuda.attention.prefill_hopper import prefill_hopper
+from moec.compiler.kernels.cuda.attention.through_latents import attend_heads, on_tensor_cores, room_of
+from moec.compiler.kernels.cuda.attention.warpgroups import fits
+from moec.compiler.kernels.cuda.attention.ways import Way
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tvm import tirx
 
     from moec.artifacts.model import AttentionSpec
 
 
-@dataclass(frozen=True)
-class _Way:
-    """How to attend: launches for few tokens, and, after the step was appended, for many."""
-
-    few: Callable[[AttentionSpec, Operands], None]
-    many: Callable[[AttentionSpec, Operands], None]
-    workspace_bytes: int
-
-
-def attention(spec: AttentionSpec) -> tirx.PrimFunc:
+def attention(spec: AttentionSpec, *, hopper: bool = False) -> tirx.PrimFunc:
     """The function ``attention_<name>``: append the step's keys and values to the cache, then attend.
 
-    Its arguments: ``q [1, T, Hq, Dk]``, ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent), all float32;
+    With ``hopper`` the one for Hopper GPUs, if that is another (see `has_hopper`).
+
+    Its arguments: ``q [1, T, Hq, Dq]``, ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent), all float32;
     ``k_cache [pages, Hkv, P, Dk]`` and ``v_cache [pages, Hkv, P, Dv]`` (not where latent) of the spec's dtype;
     ``page_table [B, M]``, ``token_sequence [T]``, ``token_position [T]``, int32; ``sinks [Hq]`` float32 (where the
-    spec has them); ``workspace``, uint8 (where `workspace` is not 0); ``out [1, T, Hq, Dv]`` float32. P is
-    ``PAGE_TOKENS``. A sequence's tokens are consecutive in a step, in order of position. No kernel of a step writes
+    spec has them); where it has heads, their matrices (see `moec.artifacts.model.LatentWeights`); ``workspace``, uint8
+    (where `workspace` is not 0); ``out [1, T, Hq, Dr]`` float32. Dq and Dr are the spec's query_dim and result_dim, P
+    is ``PAGE_TOKENS``. A sequence's tokens are consecutive in a step, in order of position. No kernel of a step writes
     the page table, sequences or positions: they are read before the previous kernel is done.
     """
 
     def body() -> None:
-        way = _way(spec)
         operands = declare(spec, workspace=workspace(spec) != (0, 0))
-
-        def many() -> None:
-            append(spec, operands)
-            (plain if way is None else way.many)(spec, operands)
-
-        if way is None:
-            many()
+        way = _way(spec, hopper=hopper)
+        if spec.heads is not None:
+            attend_heads(room_of(spec, way), way, operands, hopper=hopper)
         else:
-            either(operands.tokens <= i64(FEW_TOKENS), lambda: way.few(spec, operands), many)
+            _attend(spec, way, operands)
 
-    return build(f"attention_{spec.name}", body)
+    return build(f"attention_{spec.name}{HOPPER if hopper else ''}", body)
+
+
+def has_hopper(spec: AttentionSpec) -> bool:
+    """Whether Hopper GPUs have kernels of their own for an attention."""
+    way = _way(spec)
+    if spec.heads is not None:
+        room = room_of(spec, way)
+        return on_tensor_cores(room) and fits_heads(room) and fits_expand(room)
+    return way.many is prefill and fits(spec)
+
+
+def _attend(spec: AttentionSpec, way: Way, operands: Operands) -> None:
+    def many() -> None:
+        append(spec, operands)
+        way.many(spec, operands)
+
+    if way.few is None:
+        many()
+    else:
+        few = way.few
+        either(operands.tokens <= i64(FEW_TOKENS), lambda: few(spec, operands), many)
 
 
 def workspace(spec: AttentionSpec) -> tuple[int, int]:
     """Bytes of ``workspace``: once, and for each token of a step; where both are 0 there is no such argument."""
     way = _way(spec)
-    return (0, 0) if way is None else (way.workspace_bytes, 0)
+    if spec.heads is None:
+        return way.workspace_bytes, 0
+    room = room_of(spec, way)
+    return room.fixed_bytes, room.token_bytes
 
 
-def _way(spec: AttentionSpec) -> _Way | None:
-    """The kernels for tensor cores, where there are some for this attention."""
+def _way(spec: AttentionSpec, *, hopper: bool = False) -> Way:
+    """The kernels for keys and values, or latents, as they are cached."""
     key, size = spec.key_dim, spec.value_dim
     if spec.dtype == "float32" or key % 8 or size % 8:
-        return None
+        return Way(None, plain, 0)
     if max(key, size) <= WIDEST:
         division = plan(spec)
-        return _Way(lambda _, operands: decode(division, operands), prefill, division.workspace_bytes)
+        many = prefill_hopper if hopper and fits(spec) else prefill
+        return Way(
+            lambda _, operands: decode(division, operands), many, division.workspace_bytes, rounds=True
+        )
     if spec.latent and key <= WIDEST_KEY and size <= WIDEST_VALUE:
-        return _Way(_decode_latents, latent_prefill, LatentPlan(spec).workspace_bytes)
-    return None
+        return Way(_decode_latents, latent_prefill, LatentPlan(spec).workspace_bytes, rounds=True)
+    return Way(None, plain, 0)
 
 
 def _decode_latents(spec: AttentionSpec, operands: Operands) -> None:

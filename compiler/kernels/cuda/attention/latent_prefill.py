@@ -9,7 +9,8 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import Expr, ceildiv, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats_2
 from moec.compiler.kernels.cuda.attention.latent import WIDTH, Block, Shape, attend, begin, row_number
-from moec.compiler.kernels.cuda.attention.operands import Operands, query_scale
+from moec.compiler.kernels.cuda.attention.marks import any_left
+from moec.compiler.kernels.cuda.attention.operands import Operands, query_scale, store_results
 from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total
 from moec.compiler.kernels.cuda.attention.rows import Bounds, Place, Rows, Segment, find_bounds, segment_at
 from moec.compiler.kernels.cuda.attention.tiles import Source
@@ -41,17 +42,18 @@ def latent_prefill(spec: AttentionSpec, operands: Operands) -> None:
         end = T.bind(T.min(first + i32(rows.tokens), T.cast(operands.tokens, "int32")))
         kv_head = T.bind(unit // i32(rows.head_tiles))
         place = Place(rows, first, end, kv_head, T.bind(unit % i32(rows.head_tiles) * i32(rows.heads)))
-        block = begin(shape, thread)
         wait_previous()
-        _load_queries(block, place, operands)
-        cursor = registers(1, "int32")
-        store(cursor, 0, first)
-        with T.While(load(cursor, 0) < end):
-            segment = segment_at(spec, operands, T.bind(load(cursor, 0)), end, block.lane)
-            _segment(block, place, operands, segment, thread)
-            store(cursor, 0, segment.end_token)
-        launch_next()
-        _write(block, place, operands)
+        with when(any_left(operands.done, first, end, rows.tokens, T.bind(thread % i32(32)))):
+            block = begin(shape, thread)
+            _load_queries(block, place, operands)
+            cursor = registers(1, "int32")
+            store(cursor, 0, first)
+            with T.While(load(cursor, 0) < end):
+                segment = segment_at(spec, operands, T.bind(load(cursor, 0)), end, block.lane)
+                _segment(block, place, operands, segment, thread)
+                store(cursor, 0, segment.end_token)
+            launch_next()
+            _write(block, place, operands)
 
 
 def _load_queries(block: Block, place: Place, operands: Operands) -> None:
@@ -126,6 +128,6 @@ def _write(block: Block, place: Place, operands: Operands) -> None:
                     )
                     with when(column < i32(spec.value_dim)):
                         start = T.bind(target * i64(spec.value_dim) + T.cast(column, "int64"))
-                        for odd in range(2):
-                            number = 4 * (tile * shape.fragments + fragment) + 2 * upper + odd
-                            store(operands.out, start + i64(odd), load(block.values, number) * scale)
+                        number = 4 * (tile * shape.fragments + fragment) + 2 * upper
+                        pair = (load(block.values, number + odd) * scale for odd in range(2))
+                        store_results(operands, start, *pair)

@@ -22,7 +22,7 @@ from moec.compiler.kernels.cpu.emit import (
     store,
     symbol,
 )
-from moec.compiler.kernels.cuda.primitives import i32, registers
+from moec.compiler.kernels.cuda.primitives import call, element, i32, pack, registers
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
@@ -34,6 +34,33 @@ HIDDEN = -3.0e38
 """The score of what a token does not see: 2^(HIDDEN - LOWEST) is 0."""
 
 LOG2E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class Projections:
+    """The matrices of the heads that latents stand for, see `moec.artifacts.model.LatentWeights`."""
+
+    absorb: Buffer
+    expand: Buffer
+    value: Buffer
+
+
+@dataclass(frozen=True)
+class Done:
+    """Tokens of the step that other kernels of the same call have attended to."""
+
+    marks: Buffer
+    """int32 ``[T]``: not 0 for those."""
+    head: Buffer
+    """int32: the fourth number says how many are left."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Results as a product with a matrix takes them: ``[T, Hq, Dv]`` of a 16-bit type."""
+
+    buffer: Buffer
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -50,17 +77,22 @@ class Operands:
     sequence: Buffer
     position: Buffer
     sinks: Buffer | None
+    weights: Projections | None
     workspace: Buffer | None
     out: Buffer
     tokens: Expr
+    done: Done | None = None
+    """Which tokens kernels of many tokens may leave out."""
+    rounded: Rounded | None = None
+    """Where kernels of many tokens put results instead of ``out``."""
 
 
 def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
     """Declare the arguments of ``attention_<name>`` in their order."""
     tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
     step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
-    q, k, v, k_cache, v_cache, table, sequence, position, sinks, memory, out = arguments(
-        Argument("q", (1, tokens, spec.query_heads, spec.key_dim), "float32"),
+    q, k, v, k_cache, v_cache, table, sequence, position, sinks, *matrices, memory, out = arguments(
+        Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
         Argument("k", (*step, spec.key_dim), "float32"),
         None if spec.latent else Argument("v", (*step, spec.value_dim), "float32"),
         Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
@@ -69,11 +101,37 @@ def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
         Argument("token_sequence", (tokens,), "int32"),
         Argument("token_position", (tokens,), "int32"),
         Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
+        *_matrices(spec),
         Argument("workspace", (symbol("W"),), "uint8") if workspace else None,
-        Argument("out", (1, tokens, spec.query_heads, spec.value_dim), "float32"),
+        Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
     )
     values = k_cache if spec.latent else v_cache
-    return Operands(q, k, v, k_cache, values, table, width, sequence, position, sinks, memory, out, tokens)
+    weights = Projections(*matrices) if matrices else None
+    return Operands(
+        q, k, v, k_cache, values, table, width, sequence, position, sinks, weights, memory, out, tokens
+    )
+
+
+def _matrices(spec: AttentionSpec) -> list[Argument]:
+    """The matrices of the heads that latents stand for."""
+    heads, rank = spec.heads, spec.value_dim
+    if heads is None:
+        return []
+    shapes = {
+        "absorb": (rank, heads.nope_dim),
+        "expand": (heads.nope_dim, rank),
+        "value": (heads.value_dim, rank),
+    }
+    return [Argument(name, (spec.query_heads, *shape), heads.dtype) for name, shape in shapes.items()]
+
+
+def store_results(operands: Operands, place: Expr, low: Expr, high: Expr) -> None:
+    """Store two neighbouring numbers of a result, from the even element ``place`` on (int64)."""
+    if operands.rounded is None:
+        call("store_pair", element(operands.out, place), low, high)
+    else:
+        word = pack(operands.rounded.dtype, low, high)
+        call("store_4", element(operands.rounded.buffer, place), word)
 
 
 def first_seen(spec: AttentionSpec, position: Expr) -> Expr:

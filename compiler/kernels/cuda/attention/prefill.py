@@ -13,6 +13,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, load, store, when
+from moec.compiler.kernels.cuda.attention.marks import any_left
 from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, add_values, begin, score, weigh, write
 from moec.compiler.kernels.cuda.attention.rows import Bounds, Place, Rows, Segment, find_bounds, segment_at
 from moec.compiler.kernels.cuda.attention.tiles import Source, Tile, put_queries
@@ -66,16 +67,17 @@ def prefill(spec: AttentionSpec, operands: Operands) -> None:
         place = Place(rows, first, end, kv_head, T.bind(unit % i32(rows.head_tiles) * i32(rows.heads)))
         block = _block(spec, operands, place, width, thread, 32 * warps)
         wait_previous()
-        put_queries(place, operands, block.queries, thread, block.threads)
-        sums = begin(spec, ROWS // (16 * warps), thread)
-        cursor = registers(1, "int32")
-        store(cursor, 0, first)
-        with T.While(load(cursor, 0) < end):
-            segment = segment_at(spec, operands, T.bind(load(cursor, 0)), end, T.bind(block.lane))
-            _segment(block, sums, segment)
-            store(cursor, 0, segment.end_token)
-        launch_next()
-        write(place, operands, sums)
+        with when(any_left(operands.done, first, end, rows.tokens, T.bind(block.lane))):
+            put_queries(place, operands, block.queries, thread, block.threads)
+            sums = begin(spec, ROWS // (16 * warps), thread)
+            cursor = registers(1, "int32")
+            store(cursor, 0, first)
+            with T.While(load(cursor, 0) < end):
+                segment = segment_at(spec, operands, T.bind(load(cursor, 0)), end, T.bind(block.lane))
+                _segment(block, sums, segment)
+                store(cursor, 0, segment.end_token)
+            launch_next()
+            write(place, operands, sums)
 
 
 def _block(

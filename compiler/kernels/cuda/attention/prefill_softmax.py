@@ -9,7 +9,14 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.fragments import load_a, load_b, load_b_transposed
-from moec.compiler.kernels.cuda.attention.operands import HIDDEN, LOG2E, LOWEST, Operands, exponent
+from moec.compiler.kernels.cuda.attention.operands import (
+    HIDDEN,
+    LOG2E,
+    LOWEST,
+    Operands,
+    exponent,
+    store_results,
+)
 from moec.compiler.kernels.cuda.primitives import (
     element,
     i32,
@@ -78,16 +85,30 @@ def score(spec: AttentionSpec, sums: Sums, queries: Tile, keys: Tile) -> Buffer:
 
 def weigh(spec: AttentionSpec, sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, whole: Expr) -> None:
     """Scores to weights, and the running maximum, total and sums along with them."""
-    count = int(scores.shape[0]) // (4 * sums.tiles)
-    if spec.softcap:
-        for number in range(4 * sums.tiles * count):
-            store(scores, number, exponent(spec, T.bind(load(scores, number))))
+    cap(spec, scores)
     with when(T.Not(whole)):
-        _hide(sums, scores, bounds, begin, count)
-    scales = [_weigh_row(sums, scores, row, count) for row in range(2 * sums.tiles)]
+        hide(sums, scores, bounds, begin)
+    rescale(sums, weigh_scores(sums, scores))
+
+
+def cap(spec: AttentionSpec, scores: Buffer) -> None:
+    """From products to exponents, where there is a soft cap."""
+    if spec.softcap:
+        for number in range(int(scores.shape[0])):
+            store(scores, number, exponent(spec, T.bind(load(scores, number))))
+
+
+def weigh_scores(sums: Sums, scores: Buffer) -> list[Expr]:
+    """Scores to weights, running maximum and total; returns what each row's sums are yet to be multiplied with."""
+    count = int(scores.shape[0]) // (4 * sums.tiles)
+    return [_weigh_row(sums, scores, row, count) for row in range(2 * sums.tiles)]
+
+
+def rescale(sums: Sums, scales: list[Expr]) -> None:
+    """Multiply the sums of each of the lane's rows."""
     with when(any_differs(scales)):
         for row, scale in enumerate(scales):
-            for place in _own(row, sums.fragments):
+            for place in own_places(row, sums.fragments):
                 store(sums.values, place, load(sums.values, place) * scale)
 
 
@@ -99,17 +120,19 @@ def any_differs(scales: list[Expr]) -> Expr:
     return value("uint32", "ballot", T.bind(differs)) != T.uint32(0)
 
 
-def _own(row: int, count: int) -> list[int]:
+def own_places(row: int, count: int) -> list[int]:
     """Where the scores of a lane's row are."""
     tile, half = divmod(row, 2)
     return [4 * (tile * count + fragment) + 2 * half + odd for fragment in range(count) for odd in range(2)]
 
 
-def _hide(sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, count: int) -> None:
+def hide(sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr) -> None:
+    """Take scores away that a row does not see; ``begin`` is the position of the first."""
+    count = int(scores.shape[0]) // (4 * sums.tiles)
     start = T.bind(begin + sums.lane % i32(4) * i32(2))
     for row in range(2 * sums.tiles):
         first, last = T.bind(load(bounds.first, row) - start), T.bind(load(bounds.last, row) - start)
-        for number, place in enumerate(_own(row, count)):
+        for number, place in enumerate(own_places(row, count)):
             position = i32(number // 2 * 8 + number % 2)
             seen = T.And(position >= first, position <= last)
             store(scores, place, T.Select(seen, load(scores, place), T.float32(HIDDEN)))
@@ -117,7 +140,7 @@ def _hide(sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, count: int) -
 
 def _weigh_row(sums: Sums, scores: Buffer, row: int, count: int) -> Expr:
     """Weigh one of the lane's rows; what its sums are to be multiplied with."""
-    places = _own(row, count)
+    places = own_places(row, count)
     largest = T.bind(load(sums.highest, row))
     for place in places:
         largest = T.bind(T.max(largest, load(scores, place)))
@@ -175,7 +198,7 @@ def write(place: Place, operands: Operands, sums: Sums) -> None:
             target = T.cast(token, "int64") * i64(spec.query_heads) + T.cast(head, "int64")
             column = T.bind(sums.lane % i32(4) * i32(2))
             start = T.bind(target * i64(spec.value_dim) + T.cast(column, "int64"))
-            places = _own(number, sums.fragments)[: spec.value_dim // 4]
-            for which, source in enumerate(places):
-                offset = i64(which // 2 * 8 + which % 2)
-                store(operands.out, start + offset, load(sums.values, source) * scale)
+            places = own_places(number, sums.fragments)[: spec.value_dim // 4]
+            for which in range(0, len(places), 2):
+                pair = [load(sums.values, source) * scale for source in places[which : which + 2]]
+                store_results(operands, T.bind(start + i64(which // 2 * 8)), *pair)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moec.compiler.kernels.cuda.attention.rows import Place, Segment
+    from moec.compiler.kernels.cuda.panels import Panels
 
 PIECE = 8
 """Elements in 16 bytes."""
@@ -61,7 +62,7 @@ class Tile:
         return start + row * i32(self.pitch) + column
 
 
-def put_queries(place: Place, operands: Operands, tile: Tile, thread: Expr, threads: int) -> None:
+def put_queries(place: Place, operands: Operands, tile: Tile | Panels, thread: Expr, threads: int) -> None:
     """Scale and round the block's queries into a tile; rows that do not exist are zero."""
     spec = place.rows.spec
     total = tile.rows * tile.pieces

@@ -32,6 +32,16 @@ class Product:
     keeps: bool = False
     """Whether the region's outputs, the source among them, are results of the kernel."""
 
+    @property
+    def terms(self) -> int:
+        """The most that one of the products takes."""
+        return max(shape.terms for shape in self.shapes)
+
+    @property
+    def rounded_columns(self) -> int:
+        """16-bit numbers of one token's input: all of the first terms, then of the second."""
+        return self.terms * (-(-self.shapes[0].columns // VECTOR) * VECTOR)
+
 
 @dataclass
 class Barrier:

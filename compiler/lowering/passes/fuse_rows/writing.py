@@ -107,8 +107,8 @@ class FunctionWriter:
         if keeps and region is not None:
             results = [*((key, self._type(key)) for key in region.outputs), *results]
         if shapes[0].dtype != "float32":
-            *lead, columns = self.read.types[group.source].shape
-            rounded = relax.TensorType([*lead, -(-int(columns) // VECTOR) * VECTOR], shapes[0].dtype)
+            *lead, _ = self.read.types[group.source].shape
+            rounded = relax.TensorType([*lead, product.rounded_columns], shapes[0].dtype)
             results.insert(0, (Item(group.barriers[0].variable, INSIDE), rounded))
         self._call(builder, kernel, [*inputs, *weights], results)
 
