@@ -10,7 +10,7 @@ import tvm_ffi
 from tvm import relax, tirx
 
 from moec.compiler.lowering.passes.fuse_rows.reading import read_function
-from moec.compiler.lowering.passes.fuse_rows.records import VECTOR, Barrier, Group, Product
+from moec.compiler.lowering.passes.fuse_rows.records import Barrier, Group, Product
 from moec.compiler.lowering.passes.fuse_rows.regions import Regions
 from moec.compiler.lowering.passes.kernel_block import as_private_block
 from moec.compiler.lowering.rows.region import Region, build_region
