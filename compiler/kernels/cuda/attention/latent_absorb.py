@@ -16,7 +16,7 @@ from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, div, i64, load
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.attention.convert import floats
 from moec.compiler.kernels.cuda.attention.marks import any_left, is_done, some_left
-from moec.compiler.kernels.cuda.linear_few import FewGroup, emit_linear_few, read_rows
+from moec.compiler.kernels.cuda.linear_few import FewGroup, FewProduct, emit_linear_few, read_rows
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 from moec.compiler.kernels.cuda.threads import read, registers, threads
 from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Tile, TileProduct, clamp
@@ -62,13 +62,10 @@ def absorb_few(room: Room, operands: Operands, absorbed: Absorbed) -> None:
         store(absorbed.queries, _row(room, token, head, spec.key_dim) + i64(row), total)
         _keep_shared(room, operands, absorbed, (token, head, row))
 
-    emit_linear_few(
-        FewGroup((spec.value_dim,), heads.nope_dim, heads.dtype, spec.query_heads),
-        [operands.weights.absorb],
-        operands.tokens,
-        read_rows(operands.q, lambda token, head: _row(room, token, head, spec.query_dim)),
-        finish,
-    )
+    queries = read_rows(operands.q, lambda token, head: _row(room, token, head, spec.query_dim))
+    group = FewGroup((spec.value_dim,), heads.nope_dim, heads.dtype, spec.query_heads)
+    matrices = [operands.weights.absorb]
+    emit_linear_few(FewProduct(group, matrices, operands.tokens, queries, finish, group.tiling()))
 
 
 def project_few(room: Room, operands: Operands, absorbed: Absorbed) -> None:
@@ -79,13 +76,10 @@ def project_few(room: Room, operands: Operands, absorbed: Absorbed) -> None:
     def finish(_number: int, head: Expr, token: Expr, row: Expr, total: Expr) -> None:
         store(operands.out, _row(room, token, head, heads.value_dim) + i64(row), total)
 
-    emit_linear_few(
-        FewGroup((heads.value_dim,), spec.value_dim, heads.dtype, spec.query_heads),
-        [operands.weights.value],
-        operands.tokens,
-        read_rows(absorbed.results, lambda token, head: _row(room, token, head, spec.value_dim)),
-        finish,
-    )
+    results = read_rows(absorbed.results, lambda token, head: _row(room, token, head, spec.value_dim))
+    group = FewGroup((heads.value_dim,), spec.value_dim, heads.dtype, spec.query_heads)
+    matrices = [operands.weights.value]
+    emit_linear_few(FewProduct(group, matrices, operands.tokens, results, finish, group.tiling()))
 
 
 def absorb_many(room: Room, operands: Operands, absorbed: Absorbed) -> None:
