@@ -62,10 +62,10 @@ def absorb_few(room: Room, operands: Operands, absorbed: Absorbed) -> None:
         store(absorbed.queries, _row(room, token, head, spec.key_dim) + i64(row), total)
         _keep_shared(room, operands, absorbed, (token, head, row))
 
-    group = FewGroup((spec.value_dim,), heads.nope_dim, heads.dtype, spec.query_heads)
     queries = read_rows(operands.q, lambda token, head: _row(room, token, head, spec.query_dim))
-    weights = [operands.weights.absorb]
-    emit_linear_few(FewProduct(group, weights, operands.tokens, queries, finish, group.tiling()))
+    group = FewGroup((spec.value_dim,), heads.nope_dim, heads.dtype, spec.query_heads)
+    matrices = [operands.weights.absorb]
+    emit_linear_few(FewProduct(group, matrices, operands.tokens, queries, finish, group.tiling()))
 
 
 def project_few(room: Room, operands: Operands, absorbed: Absorbed) -> None:
@@ -76,10 +76,10 @@ def project_few(room: Room, operands: Operands, absorbed: Absorbed) -> None:
     def finish(_number: int, head: Expr, token: Expr, row: Expr, total: Expr) -> None:
         store(operands.out, _row(room, token, head, heads.value_dim) + i64(row), total)
 
-    group = FewGroup((heads.value_dim,), spec.value_dim, heads.dtype, spec.query_heads)
     results = read_rows(absorbed.results, lambda token, head: _row(room, token, head, spec.value_dim))
-    weights = [operands.weights.value]
-    emit_linear_few(FewProduct(group, weights, operands.tokens, results, finish, group.tiling()))
+    group = FewGroup((heads.value_dim,), spec.value_dim, heads.dtype, spec.query_heads)
+    matrices = [operands.weights.value]
+    emit_linear_few(FewProduct(group, matrices, operands.tokens, results, finish, group.tiling()))
 
 
 def absorb_many(room: Room, operands: Operands, absorbed: Absorbed) -> None:

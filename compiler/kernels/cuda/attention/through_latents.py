@@ -95,14 +95,13 @@ def _absorbed(room: Room, operands: Operands) -> Absorbed:
 
 
 def _few(room: Room, way: Way, operands: Operands) -> None:
-    absorbed = _absorbed(room, operands)
-    absorb_few(room, operands, absorbed)
-    latents = latent_operands(operands, absorbed)
     if way.few is None:
         append(room.spec, operands)
-        way.many(room.spec, latents)
-    else:
-        way.few(room.spec, latents)
+        _plain(room, way, operands)
+        return
+    absorbed = _absorbed(room, operands)
+    absorb_few(room, operands, absorbed)
+    way.few(room.spec, latent_operands(operands, absorbed))
     project_few(room, operands, absorbed)
 
 
