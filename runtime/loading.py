@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import LOGIT_ROWS, footprint
 from moec.artifacts.reader import open_bundle
-from moec.artifacts.schedule import DEFAULT_PRIOR_TOKENS, Policy, best_schedule
+from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
 from moec.errors import DeviceError
+from moec.planning.policies import always_admitting
 from moec.runtime.binding import Binder
 from moec.runtime.budget import MemoryPlan, parse_memory, plan_memory
 from moec.runtime.cache.storage import CacheStorage, attention_layers
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.reader import Bundle
-    from moec.artifacts.schedule import PolicyName
+    from moec.artifacts.schedule import Policy
     from moec.artifacts.verify import Level
     from moec.runtime.residency import LayerPlan
 
@@ -110,8 +111,8 @@ def load(
     threads = load_runtime(cpu_threads)
     limits = Limits(max_batch, max_step_tokens, bundle.model.max_context, memory.cache_pages)
     policy = _policy(bundle, memory)
-    layers = plan_layers(needs.layers, bundle.schedule.profile, policy, memory.expert_capacity_bytes)
-    engine, executor = _assemble(bundle, target, limits, layers, policy.name)
+    layers = plan_layers(needs.layers, bundle.schedule.profile, memory.expert_capacity_bytes)
+    engine, executor = _assemble(bundle, target, limits, layers, policy)
     return Model(bundle.path, bundle.model, target.name, memory, engine, executor, threads)
 
 
@@ -120,7 +121,7 @@ def _assemble(
     target: TargetRecord,
     limits: Limits,
     layers: tuple[LayerPlan, ...],
-    policy: PolicyName,
+    policy: Policy,
 ) -> tuple[Engine, ChainExecutor]:
     device, stats = CpuDevice(), Stats()
     views = [bundle.experts_view(layer.layer) for layer in bundle.model.experts]
@@ -146,7 +147,7 @@ def _policy(bundle: Bundle, memory: MemoryPlan) -> Policy:
     """The policy of the schedule for this budget, or of any where none fits."""
     schedules = bundle.schedule.schedules
     schedule = best_schedule(schedules, 0, memory.total_bytes) or next(iter(schedules), None)
-    return Policy("lfru", DEFAULT_PRIOR_TOKENS) if schedule is None else schedule.policy
+    return always_admitting(DEFAULT_POLICY if schedule is None else schedule.policy)
 
 
 def _check_device(device: str, device_memory: object) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import Budgets
 from moec.artifacts.update import add_schedule
-from moec.compiler.schedule import plan
+from moec.planning.planner import plan
 from tests.support.tiny_bundle import GPU, make_bundle
 
 if TYPE_CHECKING:

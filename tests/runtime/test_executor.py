@@ -19,7 +19,7 @@ from moec.runtime.libraries import load_runtime
 from moec.runtime.routing import RoutingRecorder
 from moec.runtime.stats import Stats
 from tests.support import fake_chain
-from tests.support.expert_plans import uniform_plans
+from tests.support.expert_plans import LRU, uniform_plans
 from tests.support.fake_chain import EXPERTS, TOP, VOCAB, FakeBundle, Weights, expected_logits
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def make_engine(
     stats, device = Stats(), CpuDevice()
     view = np.asarray(weights.experts).view(np.uint8).reshape(EXPERTS, PAGE)
     plans = uniform_plans([(EXPERTS, TOP, PAGE)], resident * PAGE)
-    experts = HostExperts(ExpertStore([view], plans, stats))
+    experts = HostExperts(ExpertStore([view], plans, stats, LRU))
     bundle = cast("Bundle", FakeBundle(weights))
     cache = CacheStorage(device, bundle.model.attentions, 16)
     rows = min(step, LOGIT_ROWS)

@@ -46,8 +46,8 @@ def command(
     from moec.artifacts.codec import to_json
     from moec.artifacts.reader import open_bundle
     from moec.artifacts.update import add_schedule
-    from moec.compiler.schedule import plan
-    from moec.compiler.schedule.machines import budgets_for
+    from moec.planning.machines import budgets_for
+    from moec.planning.planner import plan
 
     opened = open_bundle(bundle, verify="sizes")
     described = _describe(machine, bundle)

@@ -1,4 +1,4 @@
-"""What a decoded token costs at the machine's bandwidths: bytes over speed, no constants but the handshake.
+"""What a decoded token costs at the machine's speeds: bytes over speed, and the machine's measured times beside them.
 
 Times are in milliseconds; speeds in GB/s are 10^6 bytes a millisecond.
 """
@@ -13,9 +13,9 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from moec.artifacts.footprint import LayerFootprint
+    from moec.artifacts.footprint import Footprint, LayerFootprint
     from moec.artifacts.machine import MachineRecord
-    from moec.compiler.schedule.analysis import LayerAnalysis
+    from moec.planning.analysis import LayerAnalysis
 
 BYTES_PER_MS = 1e6
 """At 1 GB/s."""
@@ -44,16 +44,16 @@ class TokenCost:
 def miss_cost(machine: MachineRecord, layer: LayerFootprint) -> MissCost:
     """Split misses between the link and the CPU, which both draw on the bandwidth of host memory."""
     size = layer.expert_bytes / BYTES_PER_MS
-    link = min(machine.link_gb_s, machine.gpu_bandwidth_gb_s)
+    link = min(machine.link_gb_s * machine.link_efficiency, machine.gpu_bandwidth_gb_s)
+    cpu = machine.host_bandwidth_gb_s * machine.host_efficiency
     milliseconds, share = [0.0], [0]
     for misses in range(1, layer.top_k + 1):
         splits = []
         for by_cpu in range(1 if machine.unified_memory else misses + 1):
             by_link = (misses - by_cpu) * size / link
             handshake = machine.handshake_us / 1000 if by_cpu else 0.0
-            on_cpu = by_cpu * size / machine.host_bandwidth_gb_s + handshake
             memory = misses * size / machine.host_bandwidth_gb_s
-            splits.append((max(by_link, on_cpu, memory), by_cpu))
+            splits.append((max(by_link, by_cpu * size / cpu + handshake, memory), by_cpu))
         best, by_cpu = min(splits)
         milliseconds.append(max(best, milliseconds[-1]))
         share.append(by_cpu)
@@ -68,11 +68,14 @@ def token_cost(
     slots: int,
     host_experts: int,
 ) -> TokenCost:
-    """One MoE layer with a GPU: ``slots`` on it, the first ``host_experts`` of the order in host memory."""
+    """One MoE layer with a GPU: ``slots`` on it, the first ``host_experts`` of the order in host memory.
+
+    Missed experts are read while those in slots are: the layer takes the longer of the two.
+    """
     missed = analysis.distances > slots
     misses = missed.sum(axis=1)
     in_file = (missed & (analysis.ranks >= host_experts)).sum(axis=1)
-    resident = _resident_time(machine, facts)
+    resident = resident_milliseconds(machine, facts)
     times = np.maximum(np.array(cost.milliseconds)[misses], resident) + _file_times(machine, facts, in_file)
     by_cpu = np.array(cost.cpu_share)[misses]
     return TokenCost(*(float(np.mean(each)) for each in (times, misses, by_cpu, in_file)))
@@ -83,34 +86,27 @@ def cpu_token_cost(
 ) -> TokenCost:
     """One MoE layer on the CPU alone, where the policy moves experts between file and host memory."""
     in_file = (analysis.distances > host_experts).sum(axis=1)
-    resident = facts.top_k * facts.expert_bytes / BYTES_PER_MS / machine.host_bandwidth_gb_s
+    speed = machine.host_bandwidth_gb_s * machine.host_efficiency
+    resident = facts.top_k * facts.expert_bytes / BYTES_PER_MS / speed
     times = resident + _file_times(machine, facts, in_file)
-    return TokenCost(
-        float(np.mean(times)), float(np.mean(in_file)), float(np.mean(in_file)), float(np.mean(in_file))
-    )
+    missed = float(np.mean(in_file))
+    return TokenCost(float(np.mean(times)), missed, missed, missed)
 
 
-def slot_curve(
-    machine: MachineRecord, facts: LayerFootprint, analysis: LayerAnalysis, cost: MissCost
-) -> npt.NDArray[np.float64]:
-    """Milliseconds of a MoE layer with 0..E slots, ``[E + 1]``, never rising; every expert in host memory."""
-    tokens, top_k = analysis.distances.shape
-    hits = np.zeros((tokens, facts.experts + 1), np.int64)
-    np.add.at(hits, (np.arange(tokens)[:, None], analysis.distances), 1)
-    misses = top_k - np.cumsum(hits, axis=1)
-    times = np.maximum(np.array(cost.milliseconds)[misses], _resident_time(machine, facts))
-    curve: npt.NDArray[np.float64] = np.minimum.accumulate(times.mean(axis=0))
-    return curve
+def resident_milliseconds(machine: MachineRecord, facts: LayerFootprint) -> float:
+    """The experts of a token in one MoE layer, read from slots."""
+    speed = machine.gpu_bandwidth_gb_s * machine.gpu_efficiency
+    return facts.top_k * facts.expert_bytes / BYTES_PER_MS / speed
 
 
-def dense_milliseconds(machine: MachineRecord, dense_bytes: int, *, on_device: bool) -> float:
-    """Reading the dense weights of a token once."""
-    speed = machine.gpu_bandwidth_gb_s if on_device else machine.host_bandwidth_gb_s
-    return dense_bytes / BYTES_PER_MS / speed
-
-
-def _resident_time(machine: MachineRecord, facts: LayerFootprint) -> float:
-    return facts.top_k * facts.expert_bytes / BYTES_PER_MS / machine.gpu_bandwidth_gb_s
+def dense_milliseconds(machine: MachineRecord, facts: Footprint, *, on_device: bool) -> float:
+    """Reading the dense weights of a token once; on a GPU also what each layer costs beside its bytes."""
+    if not on_device:
+        speed = machine.host_bandwidth_gb_s * machine.host_efficiency
+        return facts.dense_bytes_per_token / BYTES_PER_MS / speed
+    speed = machine.gpu_bandwidth_gb_s * machine.gpu_efficiency
+    layers = max(facts.attention_steps, len(facts.layers))
+    return facts.dense_bytes_per_token / BYTES_PER_MS / speed + layers * machine.layer_us / 1000
 
 
 def _file_times(
