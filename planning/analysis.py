@@ -12,42 +12,43 @@ import numpy as np
 
 from moec.artifacts.schedule import DEFAULT_POLICY, LayerProfile, RoutingProfile
 from moec.errors import BundleError
-from moec.planning import choice
 from moec.planning.allocate import hull_rates
-from moec.planning.replay import alike, hit_curve, optimal_distances, stack_distances
+from moec.planning.choice import LEAST_TOKENS, Comparison, compare
+from moec.planning.policies import always_admitting
+from moec.planning.replay import (
+    LayerReplay,
+    Replay,
+    group_layers,
+    optimal_distances,
+    stack_distances,
+    use_shares,
+)
 from moec.planning.transitions import likely_next
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from moec.artifacts.model import ExpertsLayer, ModelRecord
     from moec.artifacts.schedule import Policy
     from moec.artifacts.traces import Traces
-    from moec.planning.choice import Candidate
     from moec.planning.policies import Integers
+    from moec.planning.replay import Group
 
 REPLAY_TOKENS = 1024
 """At most so many of the last traced tokens are replayed: the curves settle long before."""
 
 
 @dataclass(frozen=True, eq=False)
-class LayerAnalysis:
-    """One MoE layer's replay under one policy."""
-
-    distances: Integers
-    """``[N, K]``: the least number of slots with which the choice is a hit."""
-    ranks: Integers
-    """``[N, K]``: the chosen expert's place in the profile's order."""
-    optimal: npt.NDArray[np.float64]
-    """``[E + 1]``: the hit rate with 0..E slots under Belady's optimum, with the policy's admission."""
-
-
-@dataclass(frozen=True, eq=False)
-class Replay:
-    """All MoE layers under one policy."""
+class Tier:
+    """Replays for one tier."""
 
     policy: Policy
-    layers: tuple[LayerAnalysis, ...]
+    replay: Replay
+    """Under the policy."""
+    optimal: Replay
+    """Under Belady's optimum, with the policy's admission."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +56,13 @@ class Analysis:
     """Everything that the planner takes from traces; independent of budgets and machines."""
 
     profile: RoutingProfile
-    device: Replay
-    """Under the policy for slots on a GPU."""
-    host: Replay
-    """Under the policy for host memory, which must let every missed expert in."""
-    candidates: tuple[Candidate, ...]
-    """What the policies were chosen from, the best first; none where too little was traced."""
+    traces: Traces | None
+    device: Tier
+    """Slots on a GPU."""
+    host: Tier
+    """Host memory of the CPU alone, whose policy must let every missed expert in."""
+    comparison: Comparison | None
+    """What the policies were chosen from; ``None`` where too little was traced, or a policy was given."""
 
 
 def analyse(traces: Traces | None, model: ModelRecord, policy: Policy | None = None) -> Analysis:
@@ -78,53 +80,31 @@ def analyse(traces: Traces | None, model: ModelRecord, policy: Policy | None = N
         return _uniform(model, policy or DEFAULT_POLICY)
     check_traces(traces, model)
     tokens = replayed_tokens(traces)
-    groups = [
-        (
-            numbers,
-            np.stack([traces.layers[number].chosen[tokens] for number in numbers]).astype(np.int64),
-            model.experts[numbers[0]].experts,
-        )
-        for numbers in alike([(layer.experts, layer.top_k) for layer in model.experts])
-    ]
-    candidates = () if policy else choice.compare(groups, len(model.experts))
-    device = policy or choice.best(candidates, admitting=False)
-    host = policy or choice.best(candidates, admitting=True)
-    shares = [
-        choice.use_shares(layer.chosen[None].astype(np.int64), layer.experts)[0] for layer in traces.layers
-    ]
-    orders = [np.argsort(-share, kind="stable") for share in shares]
-    on_device = _replay(device, groups, orders, shares)
-    on_host = on_device if host == device else _replay(host, groups, orders, shares)
+    groups = group_layers(traces, tokens)
+    comparison = compare(groups) if policy is None and len(tokens) >= LEAST_TOKENS else None
+    device = host = policy or DEFAULT_POLICY
+    if comparison is not None:
+        device, host = comparison.best(admitting=False), comparison.best(admitting=True)
+    shares = [use_shares(layer.chosen[None].astype(np.int64), layer.experts)[0] for layer in traces.layers]
+    on_device = _tier(device, groups, shares)
+    host = always_admitting(host)
+    on_host = on_device if host == device else _tier(host, groups, shares)
     profile = RoutingProfile(
         "traced",
         traces.tokens,
         len(traces.sequence_starts),
         tuple(
-            LayerProfile(
-                layer.layer,
-                tuple(order.tolist()),
-                tuple(share[order].tolist()),
-                slot_values(replay.distances, layer.experts),
-                likely_next(traces, layer.layer),
-            )
-            for layer, order, share, replay in zip(
-                model.experts, orders, shares, on_device.layers, strict=True
-            )
+            _layer_profile(layer, share, replay, likely_next(traces, layer.layer))
+            for layer, share, replay in zip(model.experts, shares, on_device.replay.layers, strict=True)
         ),
     )
-    return Analysis(profile, on_device, on_host, candidates)
+    return Analysis(profile, traces, on_device, on_host, comparison)
 
 
 def replayed_tokens(traces: Traces) -> Integers:
     """Numbers of the tokens to replay: generated ones are what a cache serves; prompts pass by it in a stream."""
     decoded = np.flatnonzero(~traces.prefill)
     return (decoded if len(decoded) else np.arange(traces.tokens))[-REPLAY_TOKENS:]
-
-
-def slot_values(distances: Integers, experts: int) -> tuple[float, ...]:
-    """Chosen experts of a token that each further slot turns into hits, on the convex hull: never rising, ``[E]``."""
-    misses = distances.shape[1] * (1 - hit_curve(distances, experts))
-    return tuple(float(value) for value in np.round(hull_rates(misses), 6))
 
 
 def check_traces(traces: Traces, model: ModelRecord) -> None:
@@ -139,38 +119,52 @@ def check_traces(traces: Traces, model: ModelRecord) -> None:
         )
 
 
-def _replay(
-    policy: Policy,
-    groups: list[tuple[list[int], Integers, int]],
-    orders: list[Integers],
-    shares: list[npt.NDArray[np.float64]],
-) -> Replay:
-    layers: dict[int, LayerAnalysis] = {}
-    for numbers, chosen, experts in groups:
-        order, share = (np.stack([each[number] for number in numbers]) for each in (orders, shares))
-        distances = stack_distances(policy, chosen, order, share)
-        optimal = optimal_distances(chosen, order, policy.admission)
-        ranks = np.argsort(order, axis=1)
-        for place, number in enumerate(numbers):
-            curve = hit_curve(optimal[place], experts)
-            layers[number] = LayerAnalysis(distances[place], ranks[place][chosen[place]], curve)
-    return Replay(policy, tuple(layers[number] for number in sorted(layers)))
+def _layer_profile(
+    layer: ExpertsLayer,
+    share: npt.NDArray[np.float64],
+    replay: LayerReplay,
+    transitions: tuple[tuple[int, ...], ...],
+) -> LayerProfile:
+    order = np.argsort(-share, kind="stable")
+    # On the convex hull of the misses, so that slots are worth less and less.
+    values = np.round(hull_rates(layer.top_k * (1 - replay.curve)), 6)
+    return LayerProfile(
+        layer.layer, tuple(order.tolist()), tuple(share[order].tolist()), tuple(values.tolist()), transitions
+    )
+
+
+def _tier(policy: Policy, groups: Sequence[Group], shares: list[npt.NDArray[np.float64]]) -> Tier:
+    replayed: dict[int, LayerReplay] = {}
+    optimal: dict[int, LayerReplay] = {}
+    for group in groups:
+        share = np.stack([shares[number] for number in group.numbers])
+        order = np.argsort(-share, axis=1, kind="stable")
+        ranks = np.take_along_axis(np.argsort(order, axis=1)[:, None], group.chosen, axis=2)
+        distances = stack_distances(policy, group.chosen, order, share)
+        best = optimal_distances(group.chosen, order, policy.admission)
+        for place, number in enumerate(group.numbers):
+            replayed[number] = LayerReplay(distances[place], ranks[place], group.experts)
+            optimal[number] = LayerReplay(best[place], ranks[place], group.experts)
+    layers, best_layers = (tuple(each[n] for n in sorted(each)) for each in (replayed, optimal))
+    return Tier(policy, Replay(policy, layers), Replay(None, best_layers))
 
 
 def _uniform(model: ModelRecord, policy: Policy) -> Analysis:
     """Every expert used alike, so that c slots hit c / E of the choices, whatever the policy."""
-    profiles, layers = [], []
+    profiles = []
     for layer in model.experts:
         share = (layer.top_k / layer.experts,) * layer.experts
         profiles.append(LayerProfile(layer.layer, tuple(range(layer.experts)), share, share, ()))
-        layers.append(_uniform_replay(layer))
-    replay = Replay(policy, tuple(layers))
-    return Analysis(RoutingProfile("uniform", 0, 0, tuple(profiles)), replay, replay, ())
+    layers = tuple(_uniform_replay(layer) for layer in model.experts)
+    device = Tier(policy, Replay(policy, layers), Replay(None, layers))
+    admitting = always_admitting(policy)
+    host = Tier(admitting, Replay(admitting, layers), Replay(None, layers))
+    return Analysis(RoutingProfile("uniform", 0, 0, tuple(profiles)), None, device, host, None)
 
 
-def _uniform_replay(layer: ExpertsLayer) -> LayerAnalysis:
+def _uniform_replay(layer: ExpertsLayer) -> LayerReplay:
     """E made-up tokens of K distinct choices, every expert chosen K times."""
     token = np.arange(layer.experts)[:, None]
     place = np.arange(layer.top_k)[None, :] * (layer.experts // layer.top_k)
     ranks = (token + place) % layer.experts
-    return LayerAnalysis(ranks + 1, ranks, np.arange(layer.experts + 1) / layer.experts)
+    return LayerReplay(ranks + 1, ranks, layer.experts)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.footprint import Footprint, LayerFootprint
     from moec.artifacts.machine import MachineRecord
-    from moec.planning.analysis import LayerAnalysis
+    from moec.planning.replay import LayerReplay
 
 BYTES_PER_MS = 1e6
 """At 1 GB/s."""
@@ -63,7 +63,7 @@ def miss_cost(machine: MachineRecord, layer: LayerFootprint) -> MissCost:
 def token_cost(
     machine: MachineRecord,
     facts: LayerFootprint,
-    analysis: LayerAnalysis,
+    replay: LayerReplay,
     cost: MissCost,
     slots: int,
     host_experts: int,
@@ -72,9 +72,9 @@ def token_cost(
 
     Missed experts are read while those in slots are: the layer takes the longer of the two.
     """
-    missed = analysis.distances > slots
+    missed = replay.distances > slots
     misses = missed.sum(axis=1)
-    in_file = (missed & (analysis.ranks >= host_experts)).sum(axis=1)
+    in_file = (missed & (replay.ranks >= host_experts)).sum(axis=1)
     resident = resident_milliseconds(machine, facts)
     times = np.maximum(np.array(cost.milliseconds)[misses], resident) + _file_times(machine, facts, in_file)
     by_cpu = np.array(cost.cpu_share)[misses]
@@ -82,10 +82,10 @@ def token_cost(
 
 
 def cpu_token_cost(
-    machine: MachineRecord, facts: LayerFootprint, analysis: LayerAnalysis, host_experts: int
+    machine: MachineRecord, facts: LayerFootprint, replay: LayerReplay, host_experts: int
 ) -> TokenCost:
     """One MoE layer on the CPU alone, where the policy moves experts between file and host memory."""
-    in_file = (analysis.distances > host_experts).sum(axis=1)
+    in_file = (replay.distances > host_experts).sum(axis=1)
     speed = machine.host_bandwidth_gb_s * machine.host_efficiency
     resident = facts.top_k * facts.expert_bytes / BYTES_PER_MS / speed
     times = resident + _file_times(machine, facts, in_file)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from moec.artifacts.footprint import Footprint, LayerFootprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.schedule import RoutingProfile
-    from moec.planning.analysis import Analysis, Replay
-    from moec.planning.choice import Candidate
+    from moec.planning.analysis import Analysis, Tier
+    from moec.planning.choice import Comparison
+    from moec.planning.replay import Replay
 
 CURVE_SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 """Of all experts' bytes: the points of a schedule's curve."""
@@ -51,8 +52,8 @@ def predict(
     placement: Placement,
 ) -> Prediction:
     """Everything that a schedule says of its decode."""
-    replay = analysis.device if placement.on_device else analysis.host
-    tokens = _token_costs(machine, facts, replay, splits, placement)
+    tier = analysis.device if placement.on_device else analysis.host
+    tokens = token_costs(machine, facts, tier.replay, splits, placement)
     chosen = sum(layer.top_k for layer in facts.layers)
     sizes = [layer.expert_bytes for layer in facts.layers]
     misses = sum(token.misses for token in tokens)
@@ -65,7 +66,7 @@ def predict(
     missed = bytes_of(token.misses for token in tokens)
     return Prediction(
         hit_rate=1.0 - misses / chosen if chosen else 1.0,
-        optimal_hit_rate=_optimal(facts, replay, placement.slots),
+        optimal_hit_rate=hit_rate(facts, tier.optimal, placement.slots),
         milliseconds_per_token=dense + sum(token.milliseconds for token in tokens),
         resident_milliseconds=dense + _all_resident(machine, facts, on_device=placement.on_device),
         dense_bytes_per_token=facts.dense_bytes_per_token,
@@ -73,12 +74,12 @@ def predict(
         link_bytes_per_token=max(0.0, missed - by_cpu),
         cpu_bytes_per_token=by_cpu,
         file_bytes_per_token=bytes_of(token.file_misses for token in tokens),
-        policies=_policies(facts, analysis.candidates, placement),
-        curve=_curve(machine, facts, replay, splits, analysis.profile, placement),
+        policies=_policies(facts, analysis.comparison, placement),
+        curve=_curve(machine, facts, tier, splits, analysis.profile, placement),
     )
 
 
-def _token_costs(
+def token_costs(
     machine: MachineRecord,
     facts: Footprint,
     replay: Replay,
@@ -98,38 +99,28 @@ def _all_resident(machine: MachineRecord, facts: Footprint, *, on_device: bool) 
     return sum(layer.top_k * layer.expert_bytes for layer in facts.layers) / speed
 
 
-def _optimal(facts: Footprint, replay: Replay, slots: Sequence[int]) -> float:
-    return _mean([layer.optimal[held] for layer, held in zip(replay.layers, slots, strict=True)], facts)
-
-
-def _mean(rates: Sequence[float], facts: Footprint) -> float:
-    """Mean hit rate of layers, each as often as experts are chosen in it; 1 where there are none."""
+def hit_rate(facts: Footprint, replay: Replay, slots: Sequence[int]) -> float:
+    """Share of chosen experts that hit with so many slots in each layer; 1 where nothing is chosen."""
+    rates = [float(layer.curve[held]) for layer, held in zip(replay.layers, slots, strict=True)]
     weights = [layer.top_k for layer in facts.layers]
     return float(np.average(rates, weights=weights)) if weights else 1.0
 
 
 def _policies(
-    facts: Footprint, candidates: Sequence[Candidate], placement: Placement
+    facts: Footprint, comparison: Comparison | None, placement: Placement
 ) -> tuple[PolicyFigures, ...]:
     """What each candidate would hit with the same slots."""
-    figures = [
-        PolicyFigures(
-            each.policy,
-            round(
-                _mean([curve[held] for curve, held in zip(each.curves, placement.slots, strict=True)], facts),
-                4,
-            ),
-        )
-        for each in candidates
-        if placement.on_device or each.policy.admission == "always"
-    ]
-    return tuple(figures)
+    return tuple(
+        PolicyFigures(each.policy, round(hit_rate(facts, each, placement.slots), 4))
+        for each in (comparison.candidates if comparison else ())
+        if each.policy and (placement.on_device or each.policy.admission == "always")
+    )
 
 
 def _curve(
     machine: MachineRecord,
     facts: Footprint,
-    replay: Replay,
+    tier: Tier,
     splits: Sequence[MissCost],
     profile: RoutingProfile,
     placement: Placement,
@@ -142,8 +133,8 @@ def _curve(
     points: list[BudgetPoint] = []
     for share in CURVE_SHARES:
         slots = device_slots(facts.layers, values, int(facts.experts_bytes * share))
-        tokens = _token_costs(
-            machine, facts, replay, splits, Placement(placement.on_device, slots, everything)
+        tokens = token_costs(
+            machine, facts, tier.replay, splits, Placement(placement.on_device, slots, everything)
         )
         misses = sum(token.misses for token in tokens)
         points.append(
@@ -151,7 +142,7 @@ def _curve(
                 sum(slots),
                 held_bytes(facts.layers, slots),
                 1.0 - misses / chosen if chosen else 1.0,
-                _optimal(facts, replay, slots),
+                hit_rate(facts, tier.optimal, slots),
                 dense + sum(token.milliseconds for token in tokens),
             )
         )

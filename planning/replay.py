@@ -12,6 +12,8 @@ Dimension names: L layers, N tokens, K chosen experts, E experts.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,11 +21,10 @@ import numpy as np
 from moec.planning.policies import EXPERT_BITS, count, experts_of, initial_state, keys
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy.typing as npt
 
     from moec.artifacts.schedule import Admission, Policy
+    from moec.artifacts.traces import Traces
     from moec.planning.policies import Integers
 
 _LOCKED = np.int64(1) << 61
@@ -147,15 +148,62 @@ def _brought_in(stack: Integers, stack_keys: Integers, experts: Integers, own: I
     return brought
 
 
+@dataclass(frozen=True, eq=False)
+class LayerReplay:
+    """One MoE layer's replay."""
+
+    distances: Integers
+    """``[N, K]``: the least number of slots with which the choice is a hit."""
+    ranks: Integers
+    """``[N, K]``: the chosen expert's place in the profile's order."""
+    experts: int
+
+    @cached_property
+    def curve(self) -> npt.NDArray[np.float64]:
+        """Hit rate with 0..E slots, ``[E + 1]``."""
+        return hit_curve(self.distances, self.experts)
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """All MoE layers under one policy."""
+
+    policy: Policy | None
+    """``None``: Belady's optimum."""
+    layers: tuple[LayerReplay, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """MoE layers of one shape."""
+
+    numbers: tuple[int, ...]
+    """Their ordinals, L of them."""
+    chosen: Integers
+    """``[L, N, K]``."""
+    experts: int
+
+
 def hit_curve(distances: Integers, experts: int) -> npt.NDArray[np.float64]:
     """Hit rate with 0..E slots, ``[E + 1]``, from stack distances of any shape."""
     counts = np.bincount(distances.ravel(), minlength=experts + 1)[: experts + 1]
     return np.cumsum(counts) / max(1, distances.size)
 
 
-def alike(shapes: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Numbers of the layers, those with the same shape (experts, top-k) together."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for number, shape in enumerate(shapes):
-        groups.setdefault(shape, []).append(number)
-    return list(groups.values())
+def group_layers(traces: Traces, tokens: Integers) -> tuple[Group, ...]:
+    """The choices of ``tokens`` (numbers of traced tokens), layers of the same shape together."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for number, layer in enumerate(traces.layers):
+        alike.setdefault((layer.experts, layer.chosen.shape[1]), []).append(number)
+    return tuple(
+        Group(
+            tuple(numbers), np.stack([traces.layers[n].chosen[tokens] for n in numbers]).astype(np.int64), E
+        )
+        for (E, _), numbers in alike.items()
+    )
+
+
+def use_shares(chosen: Integers, experts: int) -> npt.NDArray[np.float64]:
+    """Share of tokens that chose each expert, ``[L, E]``, by expert number, from choices ``[L, N, K]``."""
+    counts = [np.bincount(layer.ravel(), minlength=experts) for layer in chosen]
+    return np.stack(counts) / max(1, chosen.shape[1])
