@@ -29,7 +29,6 @@ CANDIDATES = (
     DEFAULT_POLICY,
     Policy("lrfu", 4, 64, "always"),
     Policy("lfu", 16, 4096, "always"),
-    Policy("lru", 0, 0, "better"),
     Policy("lrfu", 4, 4, "better"),
     Policy("lrfu", 4, 8, "better"),
     Policy("lrfu", 4, 16, "better"),

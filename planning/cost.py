@@ -23,7 +23,7 @@ BYTES_PER_MS = 1e6
 
 @dataclass(frozen=True)
 class MissCost:
-    """The cheapest way to deal with 0..K misses in a layer."""
+    """A MoE layer's cheapest way to run a token with 0..K misses."""
 
     milliseconds: tuple[float, ...]
     """Entry m, never falling."""
@@ -42,18 +42,23 @@ class TokenCost:
 
 
 def miss_cost(machine: MachineRecord, layer: LayerFootprint) -> MissCost:
-    """Split misses between the link and the CPU, which both draw on the bandwidth of host memory."""
+    """Split misses between the link and the CPU, which both draw on the bandwidth of host memory.
+
+    The GPU fetches its share of the misses through the link into slots, then reads all of its experts from there; the
+    CPU computes its share meanwhile.
+    """
     size = layer.expert_bytes / BYTES_PER_MS
     link = min(machine.link_gb_s * machine.link_efficiency, machine.gpu_bandwidth_gb_s)
+    gpu = machine.gpu_bandwidth_gb_s * machine.gpu_efficiency
     cpu = machine.host_bandwidth_gb_s * machine.host_efficiency
-    milliseconds, share = [0.0], [0]
+    milliseconds, share = [layer.top_k * size / gpu], [0]
     for misses in range(1, layer.top_k + 1):
         splits = []
         for by_cpu in range(1 if machine.unified_memory else misses + 1):
-            by_link = (misses - by_cpu) * size / link
+            on_gpu = (misses - by_cpu) * size / link + (layer.top_k - by_cpu) * size / gpu
             handshake = machine.handshake_us / 1000 if by_cpu else 0.0
             memory = misses * size / machine.host_bandwidth_gb_s
-            splits.append((max(by_link, by_cpu * size / cpu + handshake, memory), by_cpu))
+            splits.append((max(on_gpu, by_cpu * size / cpu + handshake, memory), by_cpu))
         best, by_cpu = min(splits)
         milliseconds.append(max(best, milliseconds[-1]))
         share.append(by_cpu)
@@ -68,15 +73,11 @@ def token_cost(
     slots: int,
     host_experts: int,
 ) -> TokenCost:
-    """One MoE layer with a GPU: ``slots`` on it, the first ``host_experts`` of the order in host memory.
-
-    Missed experts are read while those in slots are: the layer takes the longer of the two.
-    """
+    """One MoE layer with a GPU: ``slots`` on it, the first ``host_experts`` of the order in host memory."""
     missed = replay.distances > slots
     misses = missed.sum(axis=1)
     in_file = (missed & (replay.ranks >= host_experts)).sum(axis=1)
-    resident = resident_milliseconds(machine, facts)
-    times = np.maximum(np.array(cost.milliseconds)[misses], resident) + _file_times(machine, facts, in_file)
+    times = np.array(cost.milliseconds)[misses] + _file_times(machine, facts, in_file)
     by_cpu = np.array(cost.cpu_share)[misses]
     return TokenCost(*(float(np.mean(each)) for each in (times, misses, by_cpu, in_file)))
 
@@ -91,12 +92,6 @@ def cpu_token_cost(
     times = resident + _file_times(machine, facts, in_file)
     missed = float(np.mean(in_file))
     return TokenCost(float(np.mean(times)), missed, missed, missed)
-
-
-def resident_milliseconds(machine: MachineRecord, facts: LayerFootprint) -> float:
-    """The experts of a token in one MoE layer, read from slots."""
-    speed = machine.gpu_bandwidth_gb_s * machine.gpu_efficiency
-    return facts.top_k * facts.expert_bytes / BYTES_PER_MS / speed
 
 
 def dense_milliseconds(machine: MachineRecord, facts: Footprint, *, on_device: bool) -> float:

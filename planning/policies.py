@@ -107,7 +107,8 @@ def count(
 def faded(uses: Integers, age: Integers, shift: int) -> Integers:
     """``uses`` halved every ``2^shift`` tokens, and on a straight line between two halvings."""
     halved = uses >> np.minimum(age >> shift, 63)
-    return halved - ((halved * (age & ((1 << shift) - 1))) >> (shift + 1))
+    left: Integers = halved - ((halved * (age & ((1 << shift) - 1))) >> (shift + 1))
+    return left
 
 
 def _lru(policy: Policy, state: PolicyState) -> Integers:

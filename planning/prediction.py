@@ -68,7 +68,7 @@ def predict(
         hit_rate=1.0 - misses / chosen if chosen else 1.0,
         optimal_hit_rate=hit_rate(facts, tier.optimal, placement.slots),
         milliseconds_per_token=dense + sum(token.milliseconds for token in tokens),
-        resident_milliseconds=dense + _all_resident(machine, facts, on_device=placement.on_device),
+        resident_milliseconds=dense + _all_resident(machine, facts, splits, on_device=placement.on_device),
         dense_bytes_per_token=facts.dense_bytes_per_token,
         hit_bytes_per_token=bytes_of(layer.top_k for layer in facts.layers) - missed,
         link_bytes_per_token=max(0.0, missed - by_cpu),
@@ -86,15 +86,18 @@ def token_costs(
     splits: Sequence[MissCost],
     placement: Placement,
 ) -> list[TokenCost]:
+    """What each MoE layer costs a token, with the experts placed so."""
     rows = zip(facts.layers, replay.layers, splits, placement.slots, placement.host_experts, strict=True)
     if placement.on_device:
         return [cost.token_cost(machine, *row) for row in rows]
     return [cost.cpu_token_cost(machine, layer, each, kept) for layer, each, _, kept, _ in rows]
 
 
-def _all_resident(machine: MachineRecord, facts: Footprint, *, on_device: bool) -> float:
+def _all_resident(
+    machine: MachineRecord, facts: Footprint, splits: Sequence[MissCost], *, on_device: bool
+) -> float:
     if on_device:
-        return sum(cost.resident_milliseconds(machine, layer) for layer in facts.layers)
+        return sum(split.milliseconds[0] for split in splits)
     speed = machine.host_bandwidth_gb_s * machine.host_efficiency * cost.BYTES_PER_MS
     return sum(layer.top_k * layer.expert_bytes for layer in facts.layers) / speed
 

@@ -206,4 +206,5 @@ def group_layers(traces: Traces, tokens: Integers) -> tuple[Group, ...]:
 def use_shares(chosen: Integers, experts: int) -> npt.NDArray[np.float64]:
     """Share of tokens that chose each expert, ``[L, E]``, by expert number, from choices ``[L, N, K]``."""
     counts = [np.bincount(layer.ravel(), minlength=experts) for layer in chosen]
-    return np.stack(counts) / max(1, chosen.shape[1])
+    shares: npt.NDArray[np.float64] = np.stack(counts) / max(1, chosen.shape[1])
+    return shares

@@ -35,8 +35,9 @@ def prefill_plan(
     step_tokens: int,
 ) -> PrefillPlan:
     """How prompts and large batches run on a GPU with ``slots`` expert slots in each layer."""
+    complete = all(held >= layer.experts for layer, held in zip(facts.layers, slots, strict=True))
     streamed = step_tokens + 1
-    for tokens in range(1, step_tokens + 1):
+    for tokens in range(1, 1 if complete else step_tokens + 1):
         if _streamed(machine, facts, slots, tokens) <= _cached(machine, facts, profile, slots, tokens):
             streamed = tokens
             break
