@@ -25,6 +25,7 @@ from moec.runtime.libraries import (
 )
 from moec.runtime.machine import available_memory, total_memory
 from moec.runtime.model import Model
+from moec.runtime.recording import DEFAULT_CAPACITY
 from moec.runtime.request import check_count
 from moec.runtime.residency import plan_layers
 from moec.runtime.stats import Stats
@@ -50,6 +51,8 @@ def load(
     max_batch: int = 8,
     max_step_tokens: int = 512,
     cache_tokens: int | None = None,
+    trace_path: str | Path | None = None,
+    trace_capacity: int = DEFAULT_CAPACITY,
     verify: Level = "full",
     progress: Callable[[int], None] | None = None,
 ) -> Model:
@@ -72,12 +75,16 @@ def load(
         cache_tokens: room in the key-value cache, all sequences together; ``None``: ``max_batch`` full
             contexts, but at most a quarter of ``host_memory`` (of the free memory where there is no limit); on a
             GPU at most what its weights leave.
+        trace_path: file to keep the routing of whatever is run in, for ``moec plan --traces``; written when the model
+            is closed. See `Model.record_routing`, also for what that costs on a GPU.
+        trace_capacity: tokens that it keeps; the oldest go first.
         verify: ``full`` reads and hashes every file, ``sizes`` only the JSON files.
         progress: told the bytes of each piece hashed or brought to the GPU, from several threads.
 
     Raises:
         BundleError: the bundle is missing, damaged or too new.
         DeviceError: this machine cannot run the bundle on ``device``.
+        OutputError: ``trace_path`` is in no folder.
         BudgetError: ``host_memory`` or ``device_memory`` does not hold the least that is needed; nothing was
             allocated.
         RequestError: an option is out of range.
@@ -94,7 +101,7 @@ def load(
 
         sizes = max_batch, max_step_tokens, cache_tokens
         options = CudaOptions(parse_ordinal(device), device_memory, cpu_threads, *sizes, verify)
-        return load_cuda(path, options, progress)
+        return _recording(load_cuda(path, options, progress), trace_path, trace_capacity)
     budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")
     bundle = open_bundle(path, verify=verify, progress=progress)
     target = choose_cpu_target(bundle.manifest.targets, host_cpu_features())
@@ -113,7 +120,19 @@ def load(
     policy = _policy(bundle, memory)
     layers = plan_layers(needs.layers, bundle.schedule.profile, memory.expert_capacity_bytes)
     engine, executor = _assemble(bundle, target, limits, layers, policy)
-    return Model(bundle.path, bundle.model, target.name, memory, engine, executor, threads)
+    model = Model(bundle.path, bundle.model, target.name, memory, engine, executor, threads)
+    return _recording(model, trace_path, trace_capacity)
+
+
+def _recording(model: Model, path: str | Path | None, capacity: int) -> Model:
+    """``model``, recording to ``path`` where that is given; closed again where it cannot."""
+    if path is not None:
+        try:
+            model.record_routing(path, capacity)
+        except BaseException:
+            model.close()
+            raise
+    return model
 
 
 def _assemble(
