@@ -178,9 +178,11 @@ def _assemble(
 
 
 def _schedule(bundle: Bundle, memory: MemoryPlan) -> Schedule | None:
-    """The schedule for this budget, or any where none fits."""
+    """The schedule for this budget; where none fits, that for the smallest, and where none is for the CPU, any."""
     schedules = bundle.schedule.schedules
-    return best_schedule(schedules, 0, memory.total_bytes) or next(iter(schedules), None)
+    for_cpu = [schedule for schedule in schedules if schedule.device.total == 0]
+    smallest = min(for_cpu, key=lambda schedule: schedule.host.total, default=next(iter(schedules), None))
+    return best_schedule(schedules, 0, memory.total_bytes) or smallest
 
 
 def _check_device(device: str, device_memory: object) -> None:

@@ -117,7 +117,7 @@ class Model:
         ``repetition_penalty``, this does not.
 
         Args:
-            input_ids: one prompt, or several: a list of lists of any lengths, or an array ``[B, T]``.
+            input_ids: one prompt, or several: a list of lists of any lengths, or an array or tensor ``[B, T]``.
             attention_mask: ``[B, T]``, 0 at padding on one side of each row of an array.
             max_new_tokens: at most so many; ``None``: as many as context and cache hold.
             min_new_tokens: no end token before so many.
@@ -166,7 +166,8 @@ class Model:
         pad = next(
             (token for token in (pad_token_id, defaults.pad_token_id, *ends[:1]) if token is not None), 0
         )
-        rows = None if attention_mask is None else np.asarray(input_ids, np.int64)
+        padded = input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids
+        rows = None if attention_mask is None else np.asarray(padded, np.int64)
         return _assemble(prompts, results, pad, rows)
 
     def forward(

@@ -48,6 +48,20 @@ traces_option = click.option(
     help="Routing recorded while generating, to learn from besides the bundle's own.",
 )
 
+trace_path_option = click.option(
+    "--trace-path",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Keep the routing of what is run in this file, for `moec plan --traces`.",
+)
+
+prefetch_option = click.option(
+    "--prefetch/--no-prefetch",
+    default=None,
+    help="Bring likely experts before they are chosen (CPU only).  [default: as the schedule says]",
+)
+
 seed_option = click.option("--seed", type=int, default=None, help="Makes sampling repeatable.")
 
 max_new_tokens_option = click.option(
