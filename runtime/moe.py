@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import os
@@ -13,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moec.artifacts.fingerprint import config_sha256
 from moec.artifacts.manifest import MANIFEST_NAME
 from moec.artifacts.reader import read_manifest
 from moec.errors import BundleError, CompileError, DeviceError, MissingDependencyError, RequestError
@@ -162,7 +162,7 @@ def _check_same_model(bundle: Path, checkpoint: Path, name: str) -> None:
     config = checkpoint / "config.json"
     if config.is_file():
         made_of = json.loads((bundle / "packing.json").read_bytes())["config_sha256"]
-        same = made_of == hashlib.sha256(config.read_bytes()).hexdigest()
+        same = made_of == config_sha256(json.loads(config.read_bytes()))
     else:
         same = read_manifest(bundle.absolute()).model_name == name
     if not same:
