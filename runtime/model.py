@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from moec.runtime.engine import Engine
     from moec.runtime.engine import Sequence as RunningSequence
     from moec.runtime.executor import ChainExecutor
+    from moec.runtime.request import Listed
     from moec.runtime.stats import Stats
     from moec.runtime.streamers import Streamer
 
@@ -95,8 +96,8 @@ class Model:
 
     def generate(
         self,
-        input_ids: Sequence[int] | Sequence[Sequence[int]] | NDArray[np.int64],
-        attention_mask: Sequence[Sequence[int]] | NDArray[np.int64] | None = None,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | NDArray[np.int64] | Listed,
+        attention_mask: Sequence[Sequence[int]] | NDArray[np.int64] | Listed | None = None,
         *,
         max_new_tokens: int | None = None,
         min_new_tokens: int = 0,

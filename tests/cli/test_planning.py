@@ -40,7 +40,8 @@ class Checked(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.append(tag)
         assert tag not in ("script", "link", "img", "iframe")
-        assert not {"src", "href"} & {name for name, _ in attrs}
+        for name, value in attrs:
+            assert name not in ("src", "href") or (value or "").startswith("data:image/png;base64,")
         if tag != "meta":
             self.open.append(tag)
 
@@ -118,3 +119,21 @@ def test_simulate_replays_the_bundles_own_traces(bundle: Path, capsys: pytest.Ca
     facts = answer(["simulate", str(bundle)], capsys)
     assert facts["tokens"] == np.count_nonzero(~traces.prefill)
     assert facts["policies"][0]["hit_rates"][-1] == 1
+
+
+def test_inspect_draws_a_page(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "bundle.html"
+    assert run(["inspect", str(bundle), "--html", str(page)]) == 0
+    assert "schedules" in capsys.readouterr().out
+    # A heat map for each placement, one of transitions, the bars, two charts.
+    seen = check_page(page).seen
+    assert seen.count("svg") == 2 + 1 + 1 + 2
+    assert seen.count("image") == 2 + 1
+    text = page.read_text(encoding="utf-8")
+    for heading in (
+        "Where experts lie",
+        "Who follows whom",
+        "Memory on each tier",
+        "Predicted speed over budgets",
+    ):
+        assert heading in text

@@ -20,7 +20,7 @@ th,td{padding:.2rem .7rem;border-bottom:1px solid var(--line);text-align:right;w
 th:first-child,td:first-child{text-align:left}th{font-weight:600}
 svg{display:block;max-width:100%;height:auto;margin:.6rem 0}svg text{fill:var(--ink);font:12px system-ui,sans-serif}
 svg .soft{fill:var(--soft)}svg .grid{stroke:var(--line);fill:none}
-.wide{overflow-x:auto}
+.wide{overflow-x:auto}.side{display:flex;flex-wrap:wrap;gap:1rem}
 """
 
 COLOURS = ("#2f6fde", "#d9622b", "#2a9d63", "#a34bc4", "#c9a227", "#d03a6a", "#4aa3b5", "#7d6b5d")
