@@ -54,11 +54,13 @@ def test_each_layer_costs_time_beside_its_bytes() -> None:
 def test_steps_are_streamed_from_where_it_is_faster() -> None:
     model = tiny_model(((64, 2, 200),))
     facts, profile = footprint(model), analyse(None, model).profile
-    machine = dataclasses.replace(GPU, link_efficiency=0.8 * 0.92)
+    machine = dataclasses.replace(GPU, link_efficiency=0.8, gpu_tflops=1e6)
     half = prefill_plan(machine, facts, profile, (32,), 4096)
-    # Copies are 1 / 0.92 as fast as kernels that read host memory, but bring every expert with what it is aligned by:
-    # they pay from where so large a share of the experts is wanted anyway. A token wants each with 1 / 32.
-    wanted = 0.92 * facts.layers[0].stride_bytes / facts.layers[0].expert_bytes
+    # A stream brings every expert with what it is aligned by, but the GPU multiplies meanwhile. A token wants each
+    # expert with 1 / 32; of those without a slot, a share is fetched, and of all, as many are read once.
+    layer = facts.layers[0]
+    fetching, reading = 32 * layer.expert_bytes / (16 * 0.8), 64 * layer.expert_bytes / 256
+    wanted = 32 * layer.stride_bytes / (16 * 0.8) / (fetching + reading)
     assert half.streamed_from_tokens == math.ceil(math.log(1 - wanted) / math.log(31 / 32))
     assert prefill_plan(machine, facts, profile, (64,), 128).streamed_from_tokens == 129, "nothing to stream"
     link = 32 * facts.layers[0].stride_bytes / 1e6 / (16 * 0.8)

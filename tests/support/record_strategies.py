@@ -72,7 +72,7 @@ CONSTRAINED: dict[str, st.SearchStrategy[Any]] = {
         "ModelRecord.vocab_size ModelRecord.hidden_size ModelRecord.max_context ExpertBody.hidden "
         "ExpertBody.intermediate ExpertsLayer.experts ExpertsLayer.top_k AttentionSpec.query_heads "
         "AttentionSpec.kv_heads AttentionSpec.key_dim AttentionSpec.value_dim MachineRecord.cpu_threads "
-        "Budgets.context_tokens Budgets.step_tokens",
+        "Budgets.context_tokens Budgets.step_tokens Beside.most_tokens",
     ),
     **_fields(
         st.floats(1e-9, 1e9),
