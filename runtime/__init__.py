@@ -7,6 +7,7 @@ the first use.
 from moec.runtime.engine import Engine, Limits, Request, Sequence, TokenOutput
 from moec.runtime.loading import load
 from moec.runtime.model import Model
+from moec.runtime.moe import MoE, MoEConfig
 from moec.runtime.sampling import Sampling
 from moec.runtime.stats import Stats
 from moec.runtime.streamers import Streamer, TextStreamer
@@ -15,6 +16,8 @@ from moec.runtime.tokenizer import Tokenizer
 __all__ = [
     "Engine",
     "Limits",
+    "MoE",
+    "MoEConfig",
     "Model",
     "Request",
     "Sampling",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.schedule import PolicyName
+    from moec.artifacts.schedule import Policy
     from moec.runtime.residency import LayerPlan
     from moec.runtime.stats import Stats
 
@@ -49,7 +49,7 @@ class ExpertStore:
         views: Sequence[NDArray[np.uint8]],
         plans: tuple[LayerPlan, ...],
         stats: Stats,
-        policy: PolicyName = "lru",
+        policy: Policy,
     ) -> None:
         self._views = views
         self._stats = stats
@@ -114,6 +114,26 @@ class ExpertStore:
         self._bring(layer, change.missed)
         if change.missed and not self.residency.bounded:
             self._complete[layer] = bool(self.residency.resident[layer].all())
+
+    def expect(self, layer: int, experts: Sequence[int], most: int) -> list[int]:
+        """Have the system read those of ``experts`` that are not resident, at most ``most``, without waiting for it.
+
+        They are in its page cache then, and not in this process's memory.
+
+        Returns:
+            Which these are.
+        """
+        if not self.residency.bounded:
+            return []
+        resident = self.residency.resident[layer]
+        absent = [expert for expert in experts if not resident[expert]][:most]
+        for expert in absent:
+            self._advise(layer, expert, expert + 1, mmap.MADV_WILLNEED)
+        return absent
+
+    def stride_bytes(self, layer: int) -> int:
+        """What one expert of ``layer`` occupies."""
+        return int(self._strides[layer])
 
     def _bring(self, layer: int, experts: tuple[int, ...]) -> None:
         """Have the system read ``experts``; in a bounded set also map them, and nothing else."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from moec.artifacts.reader import open_bundle
 from moec.errors import RequestError
+from moec.runtime.early_router import early_routers
 from moec.runtime.engine.sequence import Request
+from moec.runtime.recording import DEFAULT_CAPACITY, RoutingRing, read_earlier, write_traces
 from moec.runtime.request import check_count, check_tokens, end_tokens, sampling_from, to_prompts
-from moec.runtime.routing import RoutingRecorder
+from moec.runtime.routing import SequenceRecorder
 from moec.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from moec.runtime.engine import Engine
     from moec.runtime.engine import Sequence as RunningSequence
     from moec.runtime.executor import ChainExecutor
+    from moec.runtime.request import Listed
     from moec.runtime.stats import Stats
     from moec.runtime.streamers import Streamer
 
@@ -63,6 +67,7 @@ class Model:
         self.stats: Stats = engine.stats
         self._engine: Engine | None = engine
         self._executor = executor
+        self._recording: tuple[RoutingRing, Path] | None = None
 
     @property
     def engine(self) -> Engine:
@@ -91,8 +96,8 @@ class Model:
 
     def generate(
         self,
-        input_ids: Sequence[int] | Sequence[Sequence[int]] | NDArray[np.int64],
-        attention_mask: Sequence[Sequence[int]] | NDArray[np.int64] | None = None,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | NDArray[np.int64] | Listed,
+        attention_mask: Sequence[Sequence[int]] | NDArray[np.int64] | Listed | None = None,
         *,
         max_new_tokens: int | None = None,
         min_new_tokens: int = 0,
@@ -113,7 +118,7 @@ class Model:
         ``repetition_penalty``, this does not.
 
         Args:
-            input_ids: one prompt, or several: a list of lists of any lengths, or an array ``[B, T]``.
+            input_ids: one prompt, or several: a list of lists of any lengths, or an array or tensor ``[B, T]``.
             attention_mask: ``[B, T]``, 0 at padding on one side of each row of an array.
             max_new_tokens: at most so many; ``None``: as many as context and cache hold.
             min_new_tokens: no end token before so many.
@@ -162,7 +167,8 @@ class Model:
         pad = next(
             (token for token in (pad_token_id, defaults.pad_token_id, *ends[:1]) if token is not None), 0
         )
-        rows = None if attention_mask is None else np.asarray(input_ids, np.int64)
+        padded = input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids
+        rows = None if attention_mask is None else np.asarray(padded, np.int64)
         return _assemble(prompts, results, pad, rows)
 
     def forward(
@@ -201,8 +207,10 @@ class Model:
             The traces of all tokens that were run; the last drawn token of a sequence is not.
         """
         assert self._executor is not None, "a fake executor has no routing"
-        recorder = RoutingRecorder(tuple(layer.experts for layer in self.record.experts))
-        self._executor.recorder = recorder
+        routers = early_routers(open_bundle(self.path, verify="sizes"))
+        recorder = SequenceRecorder(tuple(layer.experts for layer in self.record.experts), routers)
+        before = self._executor.recorder, self.engine.observer
+        self._executor.recorder, self.engine.observer = recorder, recorder.end_step
         sampling = sampling_from(self.record.generation, True, None, None, None, None)
         ends = frozenset(self.record.generation.eos_token_id)
         requests = [
@@ -210,17 +218,53 @@ class Model:
             for prompt in map(tuple, prompts)
         ]
         try:
-            self._run(requests, None, recorder)
+            self._run(requests, None)
         finally:
-            self._executor.recorder = None
+            self._executor.recorder, self.engine.observer = before
         return recorder.traces()
 
+    def record_routing(self, path: str | Path, capacity: int = DEFAULT_CAPACITY) -> None:
+        """Keep the routing of all that is run from now on, for ``moec plan --traces``; see `save_routing`.
+
+        What the file has of an earlier run is kept before it, as far as there is room. On a GPU steps are then run
+        call by call, since the host reads every layer's choices.
+
+        Args:
+            path: written when the model is closed.
+            capacity: tokens that are kept; the oldest go first.
+
+        Raises:
+            RequestError: ``capacity`` is below 1.
+            BundleError: the file is no file of traces, or of another model.
+            OutputError: its folder does not exist.
+        """
+        assert self._executor is not None, "a fake executor has no routing"
+        check_count("trace_capacity", capacity, least=1)
+        target = Path(path)
+        ring = RoutingRing(self.record.experts, capacity, read_earlier(target, self.record.experts))
+        self._executor.recorder, self.engine.observer = ring, ring.end_step
+        self._recording = ring, target
+
+    def save_routing(self) -> None:
+        """Write what `record_routing` has kept to its file; closing does it too.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        if self._recording is not None:
+            ring, path = self._recording
+            write_traces(ring.traces(), path)
+
     def close(self) -> None:
-        """Let go of all memory. The model cannot be used any more."""
-        self._engine = None
-        if self._executor is not None:
-            self._executor.close()
-        self._executor = None
+        """Let go of all memory, and write the routing that was recorded. The model cannot be used any more."""
+        try:
+            if self._engine is not None:
+                self.save_routing()
+        finally:
+            self._engine = None
+            if self._executor is not None:
+                self._executor.close()
+            self._executor = None
 
     def __enter__(self) -> Self:
         return self
@@ -237,7 +281,6 @@ class Model:
         self,
         requests: list[Request],
         streamer: Streamer | None,
-        recorder: RoutingRecorder | None = None,
     ) -> list[list[int]]:
         """Run requests to their ends; if anything fails, none of them stays in the engine."""
         engine = self.engine
@@ -252,8 +295,6 @@ class Model:
                 for output in engine.step():
                     if streamer is not None and output.sequence is sequences[0]:
                         streamer.put(np.array([output.token], np.int64))
-                if recorder is not None:
-                    recorder.end_step(engine.last_plan)
         finally:
             for sequence in sequences:
                 engine.cancel(sequence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from moec.artifacts.model import GenerationDefaults
+
+
+class Listed(Protocol):
+    """What gives its elements as nested lists, such as a tensor of another package, wherever it lies."""
+
+    def tolist(self) -> Any:
+        """The elements."""
+        ...
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:

@@ -1,6 +1,6 @@
 """Stage ``checkpoint``: a folder or hub id -> config, side files, an index of tensors; no weight is read."""
 
-from moec.compiler.checkpoint.fingerprint import config_sha256
+from moec.artifacts.fingerprint import config_sha256
 from moec.compiler.checkpoint.opening import fetch_weights, open_checkpoint
 from moec.compiler.checkpoint.record import Checkpoint, TensorEntry
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.checkpoint.fingerprint import config_sha256
+from moec.artifacts.fingerprint import config_sha256
 from moec.compiler.checkpoint.record import Checkpoint, TensorEntry
 from moec.compiler.checkpoint.safetensors_header import read_header
 from moec.errors import CheckpointError

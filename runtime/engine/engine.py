@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from moec.runtime.stats import Stats
 
+NOTHING = StepPlan((), ())
+"""A run through the model that advanced no sequence."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
@@ -65,8 +68,10 @@ class Engine:
         self._next_id = 0
         self._ahead: _Begun | None = None
         """The step that was begun ahead; its tokens are next."""
-        self.last_plan = StepPlan((), ())
+        self.last_plan = NOTHING
         """What the last `step` ran."""
+        self.observer: Callable[[StepPlan], None] | None = None
+        """Told after each run through the model which tokens it was for: none where it was for `score`, or failed."""
 
     def add(self, request: Request) -> Sequence:
         """Queue a request; its sequence joins the batch at a coming `step`.
@@ -124,7 +129,12 @@ class Engine:
         self.stats.milliseconds["schedule"] += (perf_counter() - started) * 1e3
         if plan is None or not plan.chunks:
             return None
-        tokens = self._executor.next_tokens(self._batch, sequences, ahead=last is not None)
+        ran = NOTHING
+        try:
+            tokens = self._executor.next_tokens(self._batch, sequences, ahead=last is not None)
+            ran = plan
+        finally:
+            self._observe(ran)
         return _Begun(plan, sequences, tokens)
 
     def score(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
@@ -154,9 +164,16 @@ class Engine:
         for start in range(0, len(tokens), count):
             chunk = list(tokens[start : start + count])
             batch.fill([(self.scheduler.spare_row, start, chunk)], list(range(len(chunk))))
-            logits[start : start + len(chunk)] = self._executor.run(batch)
+            try:
+                logits[start : start + len(chunk)] = self._executor.run(batch)
+            finally:
+                self._observe(NOTHING)
         self.stats.prompt_tokens += len(tokens)
         return logits
+
+    def _observe(self, plan: StepPlan) -> None:
+        if self.observer is not None:
+            self.observer(plan)
 
     def _check_fits(self, prompt: int, new: int) -> None:
         if prompt + new > self.limits.max_context:

@@ -16,8 +16,10 @@ from moec.cli.options import (
     host_memory_option,
     json_option,
     max_new_tokens_option,
+    prefetch_option,
     sampling_options,
     threads_option,
+    trace_path_option,
 )
 from moec.cli.output import print_json_line
 
@@ -39,6 +41,8 @@ FAREWELLS = ("/exit", "/quit")
 @host_memory_option
 @device_option
 @device_memory_option
+@prefetch_option
+@trace_path_option
 @json_option
 def command(
     bundle: Path,
@@ -54,6 +58,8 @@ def command(
     host_memory: str | None,
     device: str,
     device_memory: str | None,
+    prefetch: bool | None,
+    trace_path: Path | None,
     as_json: bool,
 ) -> None:
     """Talk to the model in BUNDLE, line by line; /exit or the end of input ends it.
@@ -68,7 +74,13 @@ def command(
 
     do_sample = choose_sampling(greedy, temperature, top_p, top_k)
     with load_model(
-        bundle, device, device_memory=device_memory, host_memory=host_memory, cpu_threads=cpu_threads
+        bundle,
+        device,
+        device_memory=device_memory,
+        host_memory=host_memory,
+        cpu_threads=cpu_threads,
+        prefetch=prefetch,
+        trace_path=trace_path,
     ) as model:
         messages = [{"role": "system", "content": system}] if system else []
         for line in _lines():

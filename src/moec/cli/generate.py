@@ -16,8 +16,10 @@ from moec.cli.options import (
     host_memory_option,
     json_option,
     max_new_tokens_option,
+    prefetch_option,
     sampling_options,
     threads_option,
+    trace_path_option,
 )
 from moec.cli.output import human_bytes, print_json
 from moec.errors import RequestError
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 @host_memory_option
 @device_option
 @device_memory_option
+@prefetch_option
+@trace_path_option
 @click.option("--stats", is_flag=True, help="Say afterwards how fast it was and where the time went.")
 @json_option
 def command(
@@ -55,6 +59,8 @@ def command(
     host_memory: str | None,
     device: str,
     device_memory: str | None,
+    prefetch: bool | None,
+    trace_path: Path | None,
     stats: bool,
     as_json: bool,
 ) -> None:
@@ -73,7 +79,13 @@ def command(
     if (text is None) == (token_ids is None):
         raise click.UsageError("give a prompt (or - for stdin), or --token-ids, and not both")
     with load_model(
-        bundle, device, device_memory=device_memory, host_memory=host_memory, cpu_threads=cpu_threads
+        bundle,
+        device,
+        device_memory=device_memory,
+        host_memory=host_memory,
+        cpu_threads=cpu_threads,
+        prefetch=prefetch,
+        trace_path=trace_path,
     ) as model:
         ids = parse_token_ids(token_ids) if token_ids is not None else model.encode(text or "")
         streamer = None if as_json or token_ids is not None else runtime.TextStreamer(model.tokenizer)
@@ -134,6 +146,13 @@ def report(model: Model, new_tokens: int, seconds: float) -> None:
     )
     shares = ", ".join(f"{name} {spent:.0f} ms" for name, spent in stats.milliseconds.items())
     click.echo(shares, err=True)
+    guessed = stats.prefetch
+    if guessed.chosen:
+        click.echo(
+            f"prefetch: {guessed.recall:.0%} of the experts guessed, {guessed.exact_match:.0%} of the tokens exactly; "
+            f"{human_bytes(guessed.fetched_bytes)} fetched, {human_bytes(guessed.wasted_bytes)} of it in vain",
+            err=True,
+        )
 
 
 def _result(model: Model, prompt_ids: list[int], new_ids: list[int], seconds: float) -> dict[str, Any]:

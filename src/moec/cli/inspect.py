@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,25 +12,34 @@ from moec.cli.options import bundle_argument, json_option
 from moec.cli.output import human_bytes, print_json, print_table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.reader import Bundle
 
 
 @click.command("inspect")
 @bundle_argument
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page: where experts lie, which follow which, memory and predicted speed over budgets.",
+)
 @json_option
-def command(bundle: Path, as_json: bool) -> None:
+def command(bundle: Path, html: Path | None, as_json: bool) -> None:
     """Show what BUNDLE holds: model, steps, experts, sizes for each target, schedules.
 
     \b
     Example:
-      moec inspect tiny.moec
+      moec inspect tiny.moec --html tiny.html
     """
     from moec.artifacts.reader import open_bundle
 
-    facts = describe(open_bundle(bundle, verify="sizes"))
+    opened = open_bundle(bundle, verify="sizes")
+    if html is not None:
+        from moec.cli.pages.bundle import bundle_page
+
+        html.write_text(bundle_page(opened), encoding="utf-8")
+    facts = describe(opened)
     if as_json:
         print_json(facts)
     else:

@@ -19,6 +19,8 @@ def load_model(
     device_memory: str | None = None,
     host_memory: str | None = None,
     cpu_threads: int | None = None,
+    prefetch: bool | None = None,
+    trace_path: Path | None = None,
 ) -> Model:
     """``runtime.load``: all that is not known to be right is verified."""
     from moec import runtime
@@ -36,6 +38,8 @@ def load_model(
             device_memory=device_memory,
             host_memory=host_memory,
             cpu_threads=cpu_threads,
+            prefetch=prefetch,
+            trace_path=trace_path,
             progress=bar.advance,
         )
     finally:

@@ -1,0 +1,90 @@
+"""What the cost model predicts for the budgets of a run of `benchmarks.offload`, over what was measured.
+
+    python -m benchmarks.prediction BUNDLE RESULT.json
+
+The machine is the one of the result, by the ceilings measured in the same run and moec's own constants; hits are those
+that were measured, so the ratio is the cost model's alone. Aim: within 0.85 .. 1.15.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import print_rows, write_result
+from moec.artifacts.footprint import footprint
+from moec.artifacts.machine import MachineRecord
+from moec.artifacts.model import ModelRecord
+from moec.artifacts.records import read_record
+from moec.planning.cost import BYTES_PER_MS, dense_milliseconds, miss_cost
+from moec.planning.streaming import streamed_milliseconds
+from moec.runtime import measure
+
+if TYPE_CHECKING:
+    from moec.artifacts.footprint import Footprint
+
+AIM = 0.15
+STEP_TOKENS = 512
+
+
+def machine_of(gpu: dict[str, Any]) -> MachineRecord:
+    """The machine of a result, with no CPU to help."""
+    return MachineRecord(
+        name=gpu["name"],
+        gpu_name=gpu["name"],
+        gpu_memory_bytes=gpu["memory_bytes"],
+        gpu_bandwidth_gb_s=gpu["bandwidth_gb_s"],
+        gpu_efficiency=measure.GPU_EFFICIENCY,
+        gpu_tflops=gpu.get("tflops", 0.0),
+        layer_us=measure.LAYER_US,
+        link_gb_s=gpu["link_gb_s"],
+        link_efficiency=measure.LINK_EFFICIENCY,
+        unified_memory=False,
+        host_memory_bytes=1 << 40,
+        host_bandwidth_gb_s=1e6,
+        host_efficiency=1.0,
+        cpu_threads=1,
+        disk_gb_s=1.0,
+        handshake_us=1e9,
+        source="benchmarks.offload",
+    )
+
+
+def predicted(machine: MachineRecord, facts: Footprint, row: dict[str, Any]) -> float:
+    """Milliseconds of a row: a decoding step, or a step of many tokens."""
+    if row["work"] != "decode":
+        share = float(row["slots"].rstrip("%")) / 100
+        slots = [round(share * layer.experts) for layer in facts.layers]
+        return streamed_milliseconds(machine, facts, slots, STEP_TOKENS)
+    resident = sum(miss_cost(machine, layer).milliseconds[0] for layer in facts.layers)
+    link = machine.link_gb_s * machine.link_efficiency * BYTES_PER_MS
+    missed = float(row["missed MB"]) * 1e6 / link
+    return dense_milliseconds(machine, facts, on_device=True) + resident + missed
+
+
+def main() -> None:
+    """Print and write the ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("result", type=Path)
+    options = parser.parse_args()
+    facts = footprint(read_record(ModelRecord, "model", options.bundle / "model.json"))
+    result = json.loads(options.result.read_bytes())
+    machine = machine_of(result["gpu"])
+    rows = []
+    for row in result["rows"]:
+        ours = predicted(machine, facts, row)
+        kept = {key: row[key] for key in ("work", "slots", "routing") if key in row}
+        rows.append(kept | {"measured ms": row["ms"], "predicted ms": ours, "ratio": ours / row["ms"]})
+    print_rows(rows)
+    worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
+    name = options.result.stem.replace("offload", "prediction", 1)
+    write_result(name, rows, of=options.result.name, aim=AIM, worst=worst["ratio"])
+
+
+if __name__ == "__main__":
+    main()

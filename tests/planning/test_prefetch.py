@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moec.artifacts.schedule import Budgets
+from moec.artifacts.traces import Traces, layer_trace
+from moec.planning.analysis import analyse
+from moec.planning.guesses import SOURCES, Split, by_requests, by_router, by_transitions, halves
+from moec.planning.planner import plan, plan_analysed
+from moec.planning.prefetch import LayerGuess, _evaluate
+from moec.planning.replay import stack_distances, stack_places
+from tests.support.tiny_bundle import CPU, GPU, tiny_model, tiny_traces
+
+MODEL = tiny_model(((8, 2, 200), (8, 2, 200)))
+
+
+def following(tokens: int, *, early: bool = False) -> Traces:
+    """Layer 1 always chooses what layer 0 chose, plus one; sequences of 20 tokens."""
+    random = np.random.default_rng(0)
+    first = np.array([random.permutation(8)[:2] for _ in range(tokens)])
+    second = (first + 1) % 8
+    starts = np.arange(0, tokens, 20)
+    layers = layer_trace(8, first), layer_trace(8, second, early=second if early else None)
+    return Traces(layers, starts.astype(np.int64), np.zeros(tokens, np.bool_))
+
+
+def split_of(traces: Traces) -> Split:
+    return halves(traces, np.arange(traces.tokens))[0]
+
+
+def same(guessed: Any, chosen: Any) -> bool:
+    return bool((np.sort(guessed, axis=1) == np.sort(chosen, axis=1)).all())
+
+
+def test_transitions_find_what_always_follows() -> None:
+    traces = following(200)
+    split = split_of(traces)
+    assert by_transitions(split, 0) is None
+    guessed = by_transitions(split, 1)
+    assert same(guessed, traces.layers[1].chosen[split.tokens])
+
+
+def test_requests_find_the_sequence_of_the_same_kind() -> None:
+    kinds = np.repeat(np.arange(8) % 2, 20)
+    chosen = np.where(kinds[:, None] == 0, [[0, 1]], [[4, 5]])
+    traces = Traces(
+        (layer_trace(8, chosen), layer_trace(8, chosen + 2)),
+        np.arange(0, 160, 20).astype(np.int64),
+        np.zeros(160, np.bool_),
+    )
+    split = split_of(traces)
+    guessed = by_requests(split, 1)
+    assert guessed is not None
+    # The first token of a sequence has no history: there popularity decides.
+    later = split.tokens % 20 > 0
+    assert same(guessed[later], (chosen + 2)[split.tokens][later])
+
+
+def test_one_sequence_alone_is_like_no_other() -> None:
+    traces = dataclasses.replace(following(100), sequence_starts=np.zeros(1, np.int64))
+    assert by_requests(split_of(traces), 1) is None
+
+
+def test_the_router_is_what_was_traced() -> None:
+    traces = following(60, early=True)
+    split = split_of(traces)
+    assert by_router(split, 0) is None
+    assert same(by_router(split, 1), traces.layers[1].chosen[split.tokens])
+
+
+def test_no_half_learns_from_itself() -> None:
+    traces = following(101)
+    for split in halves(traces, np.arange(40, 101)):
+        assert not set(split.tokens) & set(split.known)
+        assert len(split.tokens) + len(split.known) == 101
+
+
+def evaluate(bound: int, machine: Any, guessed: list[list[int]], absent: list[int]) -> Any:
+    chosen = np.array([[0, 1]])
+    missing = np.zeros((1, 8), np.bool_)
+    missing[0, absent] = True
+    from moec.artifacts.footprint import footprint
+
+    guess = LayerGuess(1, chosen, np.array(guessed), missing)
+    return _evaluate(guess, bound, machine, footprint(MODEL), on_device=True)
+
+
+def test_gain_is_what_is_not_waited_for_less_what_is_late() -> None:
+    from moec.artifacts.footprint import footprint
+
+    size = footprint(MODEL).layers[0].expert_bytes / 1e6
+    fast = dataclasses.replace(GPU, layer_us=1e3, handshake_us=1e6)
+    slow = dataclasses.replace(fast, gpu_bandwidth_gb_s=1e6, layer_us=0.0)
+    right = evaluate(2, fast, [[0, 1]], [0, 1])
+    assert (right.fetched, right.wasted) == (2, 0)
+    assert right.gain == pytest.approx(2 * size / 16)
+    assert evaluate(1, fast, [[0, 1]], [0, 1]).gain == pytest.approx(size / 16)
+    wrong = evaluate(2, fast, [[6, 7]], [0, 1, 6, 7])
+    assert (wrong.fetched, wrong.wasted, wrong.gain) == (2, 2, 0)
+    assert evaluate(2, slow, [[6, 7]], [0, 1, 6, 7]).gain == pytest.approx(-2 * size / 16, rel=0.01)
+    assert evaluate(2, slow, [[0, 1]], [0, 1]).gain == pytest.approx(0, abs=size / 100), "nothing idles"
+    assert evaluate(2, fast, [[0, 1]], []).fetched == 0, "what has a slot is not fetched"
+
+
+def test_a_schedule_follows_the_best_guess_where_it_can() -> None:
+    traces = following(200, early=True)
+    roomy = plan(traces, MODEL, Budgets(0, 1 << 22, 64, 8), CPU)
+    assert roomy.prefetch.source == "none", "nothing is missing"
+    budget = roomy.host.total - roomy.host.experts // 2
+    tight = plan(traces, MODEL, Budgets(0, budget, 64, 8), CPU)
+    assert tight.prefetch.source in ("router", "transitions")
+    assert {each.source for each in tight.prefetch.candidates} == set(SOURCES)
+    figures = {each.source: each for each in tight.prefetch.candidates}
+    assert figures["router"].recall == figures["router"].exact_match == 1.0
+    assert figures["router"].wasted_bytes_per_token == 0
+    assert figures["requests"].recall < 0.6
+    gpu = plan(traces, MODEL, Budgets(1 << 18, 1 << 22, 64, 8), GPU)
+    assert gpu.prefetch.source == "none", "a GPU follows none, whatever the figures say"
+    assert gpu.prefetch.candidates
+
+
+def test_too_little_traced_is_no_plan() -> None:
+    model = tiny_model()
+    analysis = analyse(tiny_traces(model, tokens=40), model)
+    schedule = plan_analysed(analysis, model, Budgets(0, 1 << 20, 64, 8), CPU)
+    assert schedule.prefetch.candidates == ()
+    one = tiny_model(((8, 2, 8),))
+    assert plan(tiny_traces(one, tokens=200), one, Budgets(0, 1 << 20, 64, 8), CPU).prefetch.candidates == ()
+
+
+def test_places_on_the_stack_are_the_distances_of_the_chosen() -> None:
+    chosen = tiny_traces(tiny_model(), tokens=50).layers[0].chosen[None].astype(np.int64)
+    order, shares = np.arange(8)[None], np.full((1, 8), 0.25)
+    policy = analyse(None, tiny_model()).device.policy
+    places = stack_places(policy, chosen, order, shares)
+    assert (np.sort(places, axis=2) == np.arange(8)).all()
+    assert (
+        np.take_along_axis(places, chosen, axis=2) + 1 == stack_distances(policy, chosen, order, shares)
+    ).all()
