@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 DECODE_TOKENS = (1, 8)
 DECODE_AIM = 0.8
 """For the sum over a step."""
-PREFILL_TOKENS = 2048
-PREFILL_AIM = 0.5
+PREFILL_TOKENS = (512, 2048, 4096)
+PREFILL_AIM, MANY_ROWS = 0.5, 1024
+"""Of torch's rate, from so many rows on."""
 PREFILL_COPIES = 2
 """Runs of each segment at a prefill's size."""
 
@@ -41,7 +42,7 @@ def dense_cases(
     module: Module,
     judge: Module,
     decode: tuple[int, ...] = DECODE_TOKENS,
-    prefill_tokens: int = PREFILL_TOKENS,
+    prefill: tuple[int, ...] = PREFILL_TOKENS,
 ) -> Iterator[Callable[[], Case]]:
     """What makes each case; ``judge`` is the CPU's module of the same model, held against float64 by its tests."""
     for tokens in decode:
@@ -54,11 +55,12 @@ def dense_cases(
         others = [call for run in segments.runs for call in run.calls if not call.products]
         yield partial(_decode, segments, others, tokens, "all else of a step's segments", None)
     names = step_segments(module.model, PREFILL_COPIES, last=False)
-    segments = _segments(module, judge, prefill_tokens, names)
-    calls = product_calls(segments.runs)
-    for name in dict.fromkeys(call.call.function for call in calls):
-        same = [call for call in calls if call.call.function == name]
-        yield partial(_prefill, module, segments, same, prefill_tokens, name)
+    for tokens in prefill:
+        segments = _segments(module, judge, tokens, names)
+        calls = product_calls(segments.runs)
+        for name in dict.fromkeys(call.call.function for call in calls):
+            same = [call for call in calls if call.call.function == name]
+            yield partial(_prefill, module, segments, same, tokens, name)
 
 
 def _segments(module: Module, judge: Module, tokens: int, names: list[str]) -> Segments:
@@ -109,7 +111,7 @@ def _prefill(module: Module, segments: Segments, calls: list[BoundCall], tokens:
     rival = _torch_products(products[: len(calls[0].products)], tokens, module.device)
     # A matrix for each head is small for the matrix units, and so is a router: no aim for these.
     wide = all(len(product.shape) == 2 and int(product.shape[0]) >= 512 for product in products)
-    aim = PREFILL_AIM if wide else None
+    aim = PREFILL_AIM if wide and tokens >= MANY_ROWS else None
     size = f"T={tokens}"
     return Case(name, size, run, lambda: segments.judgement, ROUNDED, 2 * values, flops, "torch", aim, rival)
 

@@ -24,8 +24,10 @@ DECODE = ((1, 1), (1, 6), (1, 8), (2, 8), (8, 6))
 POOL_BYTES = 5 << 30
 """Decode walks through so many bytes of experts before it comes back to the first."""
 MOST_CALLS = 32
-PREFILL = (24, 4096, 6)
-"""Experts, tokens, experts of each token: 1,024 rows an expert."""
+PREFILL = ((64, 512, 6), (64, 2048, 6), (24, 4096, 6))
+"""Experts, tokens, experts of each token: 48, 192 and 1,024 rows an expert."""
+PREFILL_AIM, MANY_ROWS = 0.5, 1024
+"""Of torch's rate, from so many rows an expert on."""
 DEVIATION = 0.02
 
 
@@ -47,7 +49,8 @@ def expert_cases(module: Module, pool_bytes: int = POOL_BYTES) -> Iterator[Calla
     for body in module.model.bodies:
         for tokens, chosen in DECODE:
             yield partial(_decode, module, body, tokens, chosen, pool_bytes)
-        yield partial(_prefill, module, body, *PREFILL)
+        for experts, tokens, chosen in PREFILL:
+            yield partial(_prefill, module, body, experts, tokens, chosen)
 
 
 def _decode(module: Module, body: ExpertBody, tokens: int, chosen: int, pool_bytes: int) -> Case:
@@ -112,7 +115,7 @@ def _prefill(module: Module, body: ExpertBody, experts: int, tokens: int, chosen
         moved,
         flops,
         "torch",
-        0.5,
+        PREFILL_AIM if rows >= MANY_ROWS else None,
         _torch_experts(body, experts, rows, device),
     )
 

@@ -93,12 +93,13 @@ def split_kernels(module: tvm.IRModule, target: Target) -> tuple[tvm.runtime.Mod
     generated, written = _by_origin(tirx.transform.BindTarget(cuda_target(target))(module))
     host, loops = split_host_device_mods(lower_loops(generated))
     host_written, kernels = split_host_device_mods(lower_kernels(written))
-    host.update(host_written)
     device = tvm.IRModule({})
     for group in loops.values():
         device.update(finish_device()(group))
     for group in kernels.values():
-        device.update(finish_kernels(group))
+        host_written, distinct = share_kernels(host_written, group)
+        device.update(finish_kernels(distinct))
+    host.update(host_written)
     where = next(iter((*loops, *kernels)))
     with _source_instead_of_code():
         built = tvm.get_global_func("target.build.cuda")(device, where)
@@ -106,6 +107,28 @@ def split_kernels(module: tvm.IRModule, target: Target) -> tuple[tvm.runtime.Mod
     source = _each_kernel(built.inspect_source()).replace(" __restrict__", "")
     code = DeviceCode(source, _function_table(device, source))
     return tvm.get_global_func("target.build.llvm")(finish_host()(host), host_target(target)), code
+
+
+def share_kernels(host: tvm.IRModule, kernels: tvm.IRModule) -> tuple[tvm.IRModule, tvm.IRModule]:
+    """Host functions that launch one kernel where there were several alike, and what is left of the kernels.
+
+    The way of few tokens is the same for Hopper GPUs and for all.
+    """
+    first: dict[int, str] = {}
+    instead: dict[str, str] = {}
+    for variable, kernel in sorted(kernels.functions_items(), key=lambda item: str(item[0].name_hint)):
+        name = str(kernel.attrs["global_symbol"])
+        digest = tvm_ffi.structural_hash(kernel.without_attr("global_symbol"), map_free_vars=True)
+        if first.setdefault(digest, name) != name:
+            instead[name] = first[digest]
+    kept = {
+        variable: kernel
+        for variable, kernel in kernels.functions_items()
+        if str(kernel.attrs["global_symbol"]) not in instead
+    }
+    text = tvm.ir.save_json(host)
+    renamed = re.sub(r'"(\w+)"', lambda found: f'"{instead.get(found[1], found[1])}"', text)
+    return tvm.ir.load_json(renamed), tvm.IRModule(kept)
 
 
 def _each_kernel(source: str) -> str:

@@ -86,7 +86,7 @@ class CudaKernels:
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
         from moec.compiler.kernels.cuda.attention import attention, has_hopper
-        from moec.compiler.kernels.cuda.experts import experts
+        from moec.compiler.kernels.cuda.experts import experts, fits_hopper
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
 
         for spec in model.attentions:
@@ -94,7 +94,10 @@ class CudaKernels:
             if self.hopper and has_hopper(spec):
                 yield f"attention_{spec.name}{HOPPER}", attention(spec, hopper=True)
         for body in model.bodies:
-            yield f"experts_{body.name}", experts(body, _most_chosen(model, body)[0])
+            chosen, _ = _most_chosen(model, body)
+            yield f"experts_{body.name}", experts(body, chosen)
+            if self.hopper and fits_hopper(body):
+                yield f"experts_{body.name}{HOPPER}", experts(body, chosen, hopper=True)
         if model.vocab_size <= MAX_VOCAB:
             yield SAMPLE, sample(model.vocab_size)
 

@@ -10,8 +10,9 @@ import tvm
 from tvm import tirx
 
 from moec.artifacts.paths import PROGRAM_NAME
-from moec.artifacts.program import ProgramRecord
+from moec.artifacts.program import HOPPER, ProgramRecord
 from moec.artifacts.records import write_record
+from moec.compiler.kernels.cuda.product import ON_HOPPER
 from moec.compiler.lowering.cuda_module import export_cuda
 from moec.compiler.lowering.kernel_library import kernels_for
 from moec.compiler.lowering.link import link
@@ -97,6 +98,12 @@ def packed_functions(
     called = sorted({call.function for segment in segments for call in segment.calls})
     assert not kernels.keys() & set(called), "a loop nest has the name of a kernel"
     functions = {name: module[name] for name in called} | dict(kernels)
+    for name in called:
+        if ON_HOPPER in module[name].attrs:
+            functions |= {
+                name: module[name].without_attr(ON_HOPPER),
+                name + HOPPER: module[name].attrs[ON_HOPPER],
+            }
     public = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
     return tvm.IRModule({tvm.ir.GlobalVar(name): function for name, function in public.items()})
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
-from moec.compiler.kernels.cuda.product import declare, product
+from moec.compiler.kernels.cuda.product import declare, product, product_and_hopper
 from moec.compiler.kernels.cuda.rows import rows
 from moec.compiler.lowering.kernel_library import CpuKernels
 from moec.compiler.lowering.legalize import LEGALIZATIONS
@@ -56,7 +56,7 @@ def cuda_passes(target: Target, products: dict[str, Product] | None = None) -> l
     return [
         DispatchLinear(declare),
         relax.transform.LegalizeOps({**LEGALIZATIONS, **dict.fromkeys(KEPT, _keep)}),
-        FuseRows(rows, product, products),
+        FuseRows(rows, product_and_hopper if "sm_90" in target.architectures else product, products),
         relax.transform.DeadCodeElimination(),
         ScheduleCuda(cuda_target(target)),
     ]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moec.compiler.kernels.cuda.gemm import padded
 from moec.compiler.kernels.cuda.product import product
 from moec.compiler.lowering.passes.dispatch_linear import LinearShape
 from moec.compiler.lowering.passes.fuse_rows import Product
@@ -21,10 +20,18 @@ class Linear:
     """``linear(x, weight, bias or None, out)`` in the emulator; the scratch that it needs holds no number."""
 
     def __init__(
-        self, rows: int, columns: int, dtype: str, batch: int | None = None, bias: bool = False
+        self,
+        rows: int,
+        columns: int,
+        dtype: str,
+        batch: int | None = None,
+        bias: bool = False,
+        *,
+        hopper: bool = False,
     ) -> None:
         self.shape = LinearShape(rows, columns, dtype, batch, bias)
-        self.kernel = Emulated(product(Product((self.shape,), None, "x")))
+        self.item = Product((self.shape,), None, "x")
+        self.kernel = Emulated(product(self.item, hopper=hopper))
 
     def __call__(self, x: Any, weight: Any, bias: Any, out: Any) -> None:
         """Run the kernel; a pair is an array of bits and the dtype that they stand for."""
@@ -34,6 +41,6 @@ class Linear:
     def _rounded(self, shape: tuple[int, ...]) -> tuple[NDArray[Any], str] | None:
         if self.shape.dtype == "float32":
             return None
-        bits = aligned_empty((*shape[:-1], padded(shape[-1])), np.uint16)
+        bits = aligned_empty((*shape[:-1], self.item.rounded_columns), np.uint16)
         bits[...] = NAN_BITS
         return bits, self.shape.dtype

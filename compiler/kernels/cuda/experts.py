@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
+from moec.artifacts.program import HOPPER
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, either, i64, symbol
 from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN, emit_down_few
 from moec.compiler.kernels.cuda.experts_few import MIDDLE_BYTES, ExpertCall, emit_gate_up_few, runs_few
 from moec.compiler.kernels.cuda.experts_layout import workspace_bytes as many_bytes
-from moec.compiler.kernels.cuda.experts_many import emit_experts_many
+from moec.compiler.kernels.cuda.experts_many import HOPPER_TILES, TILES, emit_experts_many
 from moec.compiler.kernels.cuda.experts_plain import emit_experts_plain, plain_bytes
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
+from moec.compiler.kernels.cuda.tiles import CHUNK
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -35,8 +37,13 @@ def workspace_bytes(body: ExpertBody, top_k: int, experts: int) -> tuple[int, in
     return max(always, fixed), max(each, exact, top_k * body.intermediate * MIDDLE_BYTES)
 
 
-def experts(body: ExpertBody, top_k: int) -> tirx.PrimFunc:
-    """The kernel ``experts_<body>(x, index, weight, table, workspace, out)``.
+def fits_hopper(body: ExpertBody) -> bool:
+    """Whether Hopper GPUs have kernels of their own for such experts."""
+    return body.dtype != "float32" and body.hidden % CHUNK == 0 and body.intermediate % CHUNK == 0
+
+
+def experts(body: ExpertBody, top_k: int, *, hopper: bool = False) -> tirx.PrimFunc:
+    """The kernel ``experts_<body>(x, index, weight, table, workspace, out)``; with ``hopper`` that for Hopper GPUs.
 
     Arguments as in ``kernels/cpu/experts.py``, and a workspace (uint8) of at least ``workspace_bytes``. At most eight
     tokens stream each chosen expert's weights once; more tokens are grouped by expert and go through tensor cores.
@@ -57,9 +64,10 @@ def experts(body: ExpertBody, top_k: int) -> tirx.PrimFunc:
             emit_experts_plain(body, call)
         else:
             few = tokens <= i64(FEW_TOKENS)
-            either(few, lambda: _exact(body, call), lambda: emit_experts_many(body, call, top_k))
+            tiles = HOPPER_TILES if hopper else TILES
+            either(few, lambda: _exact(body, call), lambda: emit_experts_many(body, call, top_k, tiles))
 
-    return build(f"experts_{body.name}", emit)
+    return build(f"experts_{body.name}{HOPPER if hopper else ''}", emit)
 
 
 def _exact(body: ExpertBody, call: ExpertCall) -> None:

@@ -20,7 +20,7 @@ PART_BYTES = 256
 """Parts of the workspace begin at multiples of this."""
 SLICE_BYTES = 32 << 10
 """Of a token's results before they are combined: more columns than fit are made in turns."""
-SLICE_COLUMNS = 128
+SLICE_COLUMNS = 256
 """A slice is a multiple of this, so that it is whole tiles."""
 SMALLEST_ROWS = 32
 """Of a tile: what the length of the tile list is bounded by."""

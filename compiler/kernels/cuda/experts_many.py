@@ -20,6 +20,7 @@ from moec.compiler.kernels.cuda.grouping import Grouping, emit_grouping
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rounding import emit_round
 from moec.compiler.kernels.cuda.tiles import Tile
+from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupTile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,15 +29,22 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Expr
     from moec.compiler.kernels.cuda.experts_few import ExpertCall
 
-TILES: tuple[tuple[int, Tile], ...] = (
+Tiles = tuple[tuple[int, "Tile | WarpgroupTile"], ...]
+"""Tiles, each up to so many pairs an expert on average: few rows stream the weights, many use them again."""
+TILES: Tiles = (
     (24, Tile(rows=32, columns=64, depth=64, warps_down=1, warps_across=4, stages=4)),
     (192, Tile(rows=64, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)),
     (0, Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)),
 )
-"""Tiles, each up to so many pairs an expert on average: few rows stream the weights, many use them again."""
+HOPPER_TILES: Tiles = (
+    *TILES[:1],
+    (96, WarpgroupTile(rows=128, columns=128, groups=2, stages=3, blocks=2)),
+    (0, WarpgroupTile(rows=128, columns=256, groups=2, stages=4)),
+)
+"""For Hopper GPUs."""
 
 
-def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int) -> None:
+def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int, tiles: Tiles = TILES) -> None:
     """Emit all launches; the body's weights are 16-bit, and ``top_k`` is the K that the workspace was made for."""
     assert body.dtype in ("bfloat16", "float16"), "tensor cores take 16-bit weights"
     width = slice_columns(body.hidden, top_k)
@@ -44,14 +52,18 @@ def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int) -> None:
     parts = carve(body, call.workspace, call.tokens, pairs, call.count, width)
     experts = Experts(body, layout(body), call.table, call.chosen, pairs, call.count, call.weight, parts)
     emit_round(call.x, parts.rounded, call.tokens, body.hidden, body.dtype)
-    rows = i64(TILES[-1][1].rows)
-    for limit, tile in reversed(TILES[:-1]):
+    rows = i64(tiles[-1][1].rows)
+    for limit, tile in reversed(tiles[:-1]):
         rows = T.Select(pairs <= call.count * i64(limit), i64(tile.rows), rows)
     emit_grouping(Grouping(call.index, pairs, call.count, parts.order, parts.tiles), T.bind(rows))
-    _by_tile(pairs, call.count, lambda tile: emit_gate_up(experts, tile))
+
+    def by_tile(emit: Callable[[Tile | WarpgroupTile], None]) -> None:
+        _by_tile(tiles, pairs, call.count, emit)
+
+    by_tile(lambda tile: emit_gate_up(experts, tile))
 
     def one_slice(first: Expr) -> None:
-        _by_tile(pairs, call.count, lambda tile: emit_down(experts, tile, first, width))
+        by_tile(lambda tile: emit_down(experts, tile, first, width))
         emit_combine(
             body, call.index, parts.results, call.out, (call.tokens, call.chosen, call.count), first, width
         )
@@ -64,14 +76,14 @@ def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int) -> None:
         one_slice(T.bind(number * i32(width)))
 
 
-def _by_tile(pairs: Expr, count: Expr, emit: Callable[[Tile], None]) -> None:
+def _by_tile(tiles: Tiles, pairs: Expr, count: Expr, emit: Callable[[Tile | WarpgroupTile], None]) -> None:
     """Branch on the host to the tile that suits the number of pairs."""
 
-    def choose(tiles: tuple[tuple[int, Tile], ...]) -> None:
-        (limit, tile), *rest = tiles
+    def choose(left: Tiles) -> None:
+        (limit, tile), *rest = left
         if not rest:
             emit(tile)
             return
         either(pairs <= count * i64(limit), lambda: emit(tile), lambda: choose(tuple(rest)))
 
-    choose(TILES)
+    choose(tiles)

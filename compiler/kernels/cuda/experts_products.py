@@ -12,11 +12,11 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import at_address, i64, load, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.activation import evaluate
-from moec.compiler.kernels.cuda.gemm import padded, store_pair
+from moec.compiler.kernels.cuda.gemm import begin, padded, store_pair
 from moec.compiler.kernels.cuda.grouping import SLOT_WORDS, slots
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.threads import read
-from moec.compiler.kernels.cuda.tiles import CHUNK, MMA_COLUMNS, Rows, Tile, TileProduct, clamp
+from moec.compiler.kernels.cuda.tiles import CHUNK, MMA_COLUMNS, Rows, Tile, clamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.experts_layout import Parts
+    from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupTile
 
 ELEMENT_BYTES = 2
 
@@ -58,7 +59,7 @@ class _Block:
 
 
 @contextmanager
-def _launch(experts: Experts, tile: Tile, across: int) -> Iterator[_Block]:
+def _launch(experts: Experts, tile: Tile | WarpgroupTile, across: int) -> Iterator[_Block]:
     """One block for each entry of the tile list and tile of columns; those of unused entries do nothing.
 
     Neighbouring blocks share a tile of pairs; entries that follow share an expert.
@@ -91,7 +92,7 @@ def _bias(experts: Experts, name: str, address: Expr) -> Callable[[Expr], Expr]:
     return lambda row: read(buffer, experts.body.dtype, i64(row))
 
 
-def emit_gate_up(experts: Experts, tile: Tile) -> None:
+def emit_gate_up(experts: Experts, tile: Tile | WarpgroupTile) -> None:
     """Emit ``middle[place] = activation(gate x, up x)`` of the token of each place.
 
     Rows of gate and up alternate in the tile by eights, so that a thread has both of a column.
@@ -101,13 +102,13 @@ def emit_gate_up(experts: Experts, tile: Tile) -> None:
     columns = tile.columns // len(names)
     with _launch(experts, tile, -(-padded(body.intermediate) // columns)) as block:
         base = T.bind(block.column * i32(columns))
-        work = TileProduct(tile, body.dtype, block.thread)
+        work = begin(tile, body.dtype, block.thread)
 
         def token(row: Expr) -> Expr:
             pair = load(parts.order, i64(block.first + clamp(row, block.left)))
             return tirx.truncdiv(pair, i32(experts.chosen)) * i32(padded(body.hidden) // CHUNK)
 
-        a = Rows(parts.rounded, i64(0), token, CHUNK, padded(body.hidden))
+        a = Rows(parts.rounded, i64(0), token, CHUNK, padded(body.hidden), block.left)
         sums = work.multiply(a, _gate_up_rows(experts, names, base, block.address))
         cuda.launch_next()
         biases = {name: _bias(experts, name, block.address) for name in names}
@@ -167,7 +168,7 @@ def _activate(
     cuda.call("store_4", cuda.element(experts.parts.middle, start + i64(row)), word)
 
 
-def emit_down(experts: Experts, tile: Tile, first_column: Expr, width: int) -> None:
+def emit_down(experts: Experts, tile: Tile | WarpgroupTile, first_column: Expr, width: int) -> None:
     """Emit ``results[pair, n] = weight[pair] * (down middle + bias)[first_column + n]`` for a slice of columns."""
     body, parts = experts.body, experts.parts
     depth = padded(body.intermediate)
@@ -175,7 +176,7 @@ def emit_down(experts: Experts, tile: Tile, first_column: Expr, width: int) -> N
         base = T.bind(first_column + block.column * i32(tile.columns))
         with when(base < i32(body.hidden)):
             matrix, unit = _matrix(experts, "down", block.address)
-            work = TileProduct(tile, body.dtype, block.thread)
+            work = begin(tile, body.dtype, block.thread)
 
             def place(row: Expr) -> Expr:
                 return clamp(row, block.left) * i32(depth // CHUNK)
@@ -183,7 +184,8 @@ def emit_down(experts: Experts, tile: Tile, first_column: Expr, width: int) -> N
             def weight_row(row: Expr) -> Expr:
                 return T.min(base + row, i32(body.hidden - 1)) * i32(body.intermediate // unit)
 
-            a = Rows(parts.middle, T.bind(i64(block.first) * i64(depth)), place, CHUNK, depth)
+            start = T.bind(i64(block.first) * i64(depth))
+            a = Rows(parts.middle, start, place, CHUNK, depth, block.left)
             sums = work.multiply(a, Rows(matrix, i64(0), weight_row, unit, body.intermediate))
             cuda.launch_next()
             bias = _bias(experts, "down", block.address)

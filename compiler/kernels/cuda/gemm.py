@@ -6,29 +6,25 @@ activations and other layouts of the result fuse into the product.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import either, i64, load, store, when
+from moec.compiler.kernels.cpu.emit import at_address, i64, load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Tile, TileProduct, clamp
+from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupProduct, WarpgroupTile
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
 
-LARGE = Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)
-"""Two blocks on a multiprocessor of an A100 or H100, one on smaller ones."""
-SMALL = Tile(rows=64, columns=64, depth=64, warps_down=2, warps_across=2, stages=4)
-"""For few rows, which are there to fill the machine and to stream the weights."""
-FILLED_BLOCKS = 128
-"""Blocks of the large tile that fill a GPU well enough: fewer, and the small tile is quicker."""
-SWATH = 8
-"""Tiles of rows that take their turns at the same weights, so that the second-level cache serves them."""
+SWATH_ROWS = 1024
+"""Rows whose tiles take their turns at the same weights, so that the second-level cache serves them."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,8 @@ class Product:
     """K."""
     dtype: str
     batch: int = 1
+    terms: int = 1
+    """Numbers that stand for one of a, side by side in its rows: all terms meet the same weights."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ class Result:
 
 
 Epilogue = Callable[[Result], None]
+BlockTile = Tile | WarpgroupTile
 
 
 def padded(depth: int) -> int:
@@ -76,57 +75,118 @@ def padded(depth: int) -> int:
     return -(-depth // CHUNK) * CHUNK
 
 
-def emit_product(product: Product, a: Operand, weight: Operand, epilogue: Epilogue) -> None:
-    """Emit the product with a tile that suits T: a branch on the host, one launch in each arm."""
-    across = -(-product.rows // LARGE.columns) * product.batch
-    few_rows = LARGE.rows * max(1, FILLED_BLOCKS // across) - LARGE.rows // 2
-    either(
-        product.tokens <= i64(few_rows),
-        lambda: emit_gemm(product, a, weight, epilogue, SMALL),
-        lambda: emit_gemm(product, a, weight, epilogue, LARGE),
-    )
+@dataclass(frozen=True)
+class Part:
+    """One of several weights that meet the same left operand."""
+
+    product: Product
+    weight: Operand
+    """``[N, K]`` for each of the batch, 16-bit, which no launch of the same step writes: it is read before the launches
+    ahead of this one are done. Where K is no multiple of 8 reading is slow."""
+    epilogue: Epilogue
+    """Emits what stores a result; runs for every row below T and every column below N."""
 
 
-def emit_gemm(product: Product, a: Operand, weight: Operand, epilogue: Epilogue, tile: Tile = LARGE) -> None:
+def emit_gemm(product: Product, a: Operand, weight: Operand, epilogue: Epilogue, tile: BlockTile) -> None:
+    """Emit one launch for one weight, see `emit_parts`."""
+    emit_parts(a, (Part(product, weight, epilogue),), tile)
+
+
+def emit_parts(a: Operand, parts: Sequence[Part], tile: BlockTile) -> None:
     """Emit one launch.
 
     Args:
-        product: sizes.
-        a: ``[T, K]`` for each of the batch, 16-bit, rows 16-byte aligned; where K is no multiple of 8 the elements up
-            to the next one are zeros.
-        weight: ``[N, K]`` for each of the batch, 16-bit, which no launch of the same step writes: it is read before the
-            launches ahead of this one are done. Where K is no multiple of 8 reading is slow.
-        epilogue: emits what stores a result; runs for every row below T and every column below N.
+        a: ``[T, terms * padded(K)]`` for each of the batch, 16-bit, rows 16-byte aligned; where K is no multiple of 8
+            the elements up to the next one are zeros.
+        parts: products alike in all but N.
         tile: of a block.
     """
+    product = parts[0].product
     down = T.bind(tirx.truncdiv(product.tokens + i64(tile.rows - 1), i64(tile.rows)))
-    across = -(-product.rows // tile.columns)
+    across = sum(-(-part.product.rows // tile.columns) for part in parts)
     with cuda.launch((down * i64(across), product.batch), tile.threads) as ((block, batch), thread):
-        row_tile, column_tile = _order(block, i32(down), across)
+        row_tile, column_tile = _order(block, i32(down), across, SWATH_ROWS // tile.rows)
         first_row = T.bind(row_tile * i32(tile.rows))
-        first_column = T.bind(column_tile * i32(tile.columns))
         rows_left = T.bind(i32(product.tokens) - first_row)
-        work = TileProduct(tile, product.dtype, thread)
+        chosen = _choose(parts, column_tile, tile.columns)
+        work = begin(tile, product.dtype, thread)
         left = _rows(a, padded(product.depth), batch, first_row, rows_left)
-        right = _rows(weight, product.depth, batch, first_column, i32(product.rows) - first_column)
-        sums = work.multiply(left, right, cuda.wait_previous)
+        weight, first_column = chosen.weight, chosen.first_column
+        right = _rows(weight, product.depth, batch, first_column, chosen.rows - first_column)
+        sums = work.multiply(left, right, cuda.wait_previous, product.terms)
         cuda.launch_next()
-        for result in work.results():
-            with when(result.row < rows_left):
-                row = T.bind(i64(first_row + result.row))
-                for column, place in result.columns:
-                    values = load(sums, place), load(sums, place + 1)
-                    whole = Result(i64(batch), row, i64(first_column + column), values)
-                    _store(product, tile, whole, epilogue)
+
+        def put(part: Part) -> None:
+            for result in work.results():
+                with when(result.row < rows_left):
+                    row = T.bind(i64(first_row + result.row))
+                    for column, place in result.columns:
+                        values = load(sums, place), load(sums, place + 1)
+                        whole = Result(i64(batch), row, i64(first_column + column), values)
+                        _store(part.product, tile, whole, part.epilogue)
+
+        chosen.each(put)
 
 
-def _order(block: Expr, down: Expr, across: int) -> tuple[Expr, Expr]:
-    """Numbers of a block's tile: ``SWATH`` tiles down, then the next column of tiles; then the next swath."""
-    swath = T.bind(tirx.truncdiv(block, i32(SWATH * across)))
-    inside = T.bind(tirx.truncmod(block, i32(SWATH * across)))
-    height = T.bind(T.min(down - swath * i32(SWATH), i32(SWATH)))
-    row = T.bind(swath * i32(SWATH) + tirx.truncmod(inside, height))
-    return row, T.bind(tirx.truncdiv(inside, height))
+@dataclass(frozen=True)
+class _Chosen:
+    """The weight of a block, and where its tile begins in it."""
+
+    weight: Operand
+    rows: Expr
+    first_column: Expr
+    """int32 both."""
+    each: Callable[[Callable[[Part], None]], None]
+    """Emits something for every part, to be done by the blocks that have it."""
+
+
+def _choose(parts: Sequence[Part], column_tile: Expr, columns: int) -> _Chosen:
+    if len(parts) == 1:
+        rows = i32(parts[0].product.rows)
+        return _Chosen(parts[0].weight, rows, T.bind(column_tile * i32(columns)), lambda put: put(parts[0]))
+    ends = list(accumulate(-(-part.product.rows // columns) for part in parts))
+    number, before, rows = i32(len(parts) - 1), i32(ends[-2]), i32(parts[-1].product.rows)
+    address = _address(parts[-1].weight)
+    batch = i64(parts[-1].weight.batch)
+    for part in reversed(range(len(parts) - 1)):
+        inside = column_tile < i32(ends[part])
+        number = T.Select(inside, i32(part), number)
+        before = T.Select(inside, i32(ends[part - 1] if part else 0), before)
+        rows = T.Select(inside, i32(parts[part].product.rows), rows)
+        address = T.Select(inside, _address(parts[part].weight), address)
+        batch = T.Select(inside, i64(parts[part].weight.batch), batch)
+    number, first = T.bind(number), T.bind((column_tile - before) * i32(columns))
+    product = parts[0].product
+    most = max(part.product.rows for part in parts) * product.depth * product.batch
+    buffer = at_address(T.bind(address), most, product.dtype)
+    weight = Operand(buffer, parts[0].weight.row, T.bind(batch))
+
+    def each(put: Callable[[Part], None]) -> None:
+        for part in range(len(parts)):
+            with when(number == i32(part)):
+                put(parts[part])
+
+    return _Chosen(weight, T.bind(rows), first, each)
+
+
+def _address(operand: Operand) -> Expr:
+    return cuda.value("int64", "address", cuda.element(operand.buffer, i64(operand.start)))
+
+
+def begin(tile: BlockTile, dtype: str, thread: Expr) -> TileProduct | WarpgroupProduct:
+    """A block's product with a tile of either kind."""
+    if isinstance(tile, Tile):
+        return TileProduct(tile, dtype, thread)
+    return WarpgroupProduct(tile, dtype, thread)
+
+
+def _order(block: Expr, down: Expr, across: int, height: int) -> tuple[Expr, Expr]:
+    """Numbers of a block's tile: ``height`` tiles down, then the next column of tiles; then the next swath."""
+    swath = T.bind(tirx.truncdiv(block, i32(height * across)))
+    inside = T.bind(tirx.truncmod(block, i32(height * across)))
+    own = T.bind(T.min(down - swath * i32(height), i32(height)))
+    row = T.bind(swath * i32(height) + tirx.truncmod(inside, own))
+    return row, T.bind(tirx.truncdiv(inside, own))
 
 
 def _rows(operand: Operand, depth: int, batch: Expr, first: Expr, left: Expr) -> Rows:
@@ -137,7 +197,7 @@ def _rows(operand: Operand, depth: int, batch: Expr, first: Expr, left: Expr) ->
     return Rows(operand.buffer, T.bind(start), lambda row: clamp(row, left) * stride, unit, depth)
 
 
-def _store(product: Product, tile: Tile, result: Result, epilogue: Epilogue) -> None:
+def _store(product: Product, tile: BlockTile, result: Result, epilogue: Epilogue) -> None:
     inside = result.column < i64(product.rows)
     if product.rows % tile.columns == 0:
         epilogue(result)

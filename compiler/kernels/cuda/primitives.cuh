@@ -264,3 +264,42 @@ MOEC_DEVICE void moec_wgmma_f16_rows_n128(float *d, unsigned a0, unsigned a1, un
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
 }
 #endif
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+MOEC_DEVICE void moec_hold_96(float *d) {
+#pragma unroll
+  for (int i = 0; i < 96; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+MOEC_DEVICE void moec_hold_128(float *d) {
+#pragma unroll
+  for (int i = 0; i < 128; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+// d[64xN] (+)= a[64x16] b[Nx16]^T for wide tiles; d of a warp's 16 rows, in the order of the smaller ones.
+#define MOEC_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define MOEC_SUMS_32(i)                                                                                                \
+  MOEC_SUMS_4(i), MOEC_SUMS_4(i + 4), MOEC_SUMS_4(i + 8), MOEC_SUMS_4(i + 12), MOEC_SUMS_4(i + 16),                    \
+      MOEC_SUMS_4(i + 20), MOEC_SUMS_4(i + 24), MOEC_SUMS_4(i + 28)
+#define MOEC_NAMES_96                                                                                                  \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"                 \
+  "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"               \
+  "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,"               \
+  "%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define MOEC_NAMES_128                                                                                                 \
+  MOEC_NAMES_96                                                                                                        \
+  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116"              \
+  ",%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define MOEC_WGMMA(type, columns, names, left, right, add_, ...)                                                       \
+  MOEC_DEVICE void moec_wgmma_##type##_n##columns(float *d, unsigned long long a, unsigned long long b, int add) {     \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, " add_ ", 0;\n"                                                        \
+                 " wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." #type "." #type " {" names "}, " left        \
+                 ", " right ", p, 1, 1, 0, 0;}"                                                                        \
+                 : __VA_ARGS__                                                                                         \
+                 : "l"(a), "l"(b), "r"(add));                                                                          \
+  }
+MOEC_WGMMA(bf16, 192, MOEC_NAMES_96, "%96", "%97", "%98", MOEC_SUMS_32(0), MOEC_SUMS_32(32), MOEC_SUMS_32(64))
+MOEC_WGMMA(bf16, 256, MOEC_NAMES_128, "%128", "%129", "%130", MOEC_SUMS_32(0), MOEC_SUMS_32(32), MOEC_SUMS_32(64),
+           MOEC_SUMS_32(96))
+MOEC_WGMMA(f16, 192, MOEC_NAMES_96, "%96", "%97", "%98", MOEC_SUMS_32(0), MOEC_SUMS_32(32), MOEC_SUMS_32(64))
+MOEC_WGMMA(f16, 256, MOEC_NAMES_128, "%128", "%129", "%130", MOEC_SUMS_32(0), MOEC_SUMS_32(32), MOEC_SUMS_32(64),
+           MOEC_SUMS_32(96))
+#endif

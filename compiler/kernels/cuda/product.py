@@ -19,8 +19,9 @@ from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, bu
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.few_tokens import read_floats
-from moec.compiler.kernels.cuda.gemm import Operand, emit_product, padded, store_float32
+from moec.compiler.kernels.cuda.gemm import Operand, Part, padded, store_float32
 from moec.compiler.kernels.cuda.gemm import Product as Sizes
+from moec.compiler.kernels.cuda.gemm_tiles import emit_product
 from moec.compiler.kernels.cuda.linear_few import FewGroup, FewProduct, emit_linear_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.linear_plain import emit_plain
 from moec.compiler.kernels.cuda.primitives import i32
@@ -28,6 +29,7 @@ from moec.compiler.kernels.cuda.rounding import emit_round
 from moec.compiler.kernels.cuda.row_values import split_place
 from moec.compiler.kernels.cuda.rows import Place, RowBlock, emit_rows
 from moec.compiler.kernels.cuda.threads import write
+from moec.compiler.kernels.cuda.tiles import CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from moec.compiler.lowering.passes.fuse_rows import Product
 
 ROUND_THREADS = 256
+ON_HOPPER = "moec.on_hopper"
+"""Attribute of a kernel: the one that takes its place on Hopper GPUs."""
 
 
 def declare(shape: LinearShape) -> tirx.PrimFunc:
@@ -58,19 +62,27 @@ def declare(shape: LinearShape) -> tirx.PrimFunc:
     return build("linear", body)
 
 
-def product(item: Product) -> tirx.PrimFunc:
+def product(item: Product, *, hopper: bool = False) -> tirx.PrimFunc:
     """The kernel ``(inputs..., (weight, [bias])..., [rounded], kept..., outputs...)``; T is symbolic.
 
     ``inputs`` are those of the region that makes the input, or the input itself, float32 ``[.., T, K]``; ``rounded``,
-    16-bit ``[.., T, K up to a multiple of 8]``, is scratch, and is not there where weights are float32; ``kept`` are
-    the region's outputs where the product keeps them.
+    16-bit ``[.., T, rounded_columns]``, is scratch, and is not there where weights are float32; ``kept`` are the
+    region's outputs where the product keeps them. With ``hopper`` it is the kernel for Hopper GPUs.
     """
 
     def body() -> None:
         tokens = symbol("T")
-        ProductKernel(item, tokens, arguments(*parameters(item, tokens))).emit()
+        buffers = arguments(*parameters(item, tokens))
+        ProductKernel(item, tokens, buffers, hopper=hopper).emit()
 
     return build("product", body)
+
+
+def product_and_hopper(item: Product) -> tirx.PrimFunc:
+    """The kernel for all GPUs, with that for Hopper GPUs as an attribute."""
+    if item.shapes[0].dtype == "float32" or item.shapes[0].columns % CHUNK:
+        return product(item)
+    return product(item).with_attr(ON_HOPPER, product(item, hopper=True))
 
 
 def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
@@ -89,7 +101,7 @@ def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
     for shape in item.shapes:
         declared.append(Argument("weight", (*lead, shape.rows, shape.columns), shape.dtype))
         declared.append(Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None)
-    rounded = Argument("rounded", (*lead, tokens, padded(first.columns)), first.dtype)
+    rounded = Argument("rounded", (*lead, tokens, item.rounded_columns), first.dtype)
     declared.append(rounded if first.dtype != "float32" else None)
     declared += [row(f"kept{number}", key) for number, key in enumerate(_kept(item))]
     declared += [Argument("out", (*lead, tokens, shape.rows), "float32") for shape in item.shapes]
@@ -126,10 +138,11 @@ class ProductKernel:
         item: what it multiplies.
         tokens: T, a host value (int64).
         buffers: one for each of ``parameters``.
+        hopper: whether for Hopper GPUs alone.
     """
 
-    def __init__(self, item: Product, tokens: Expr, buffers: Sequence[Any]) -> None:
-        self.item, self.tokens = item, tokens
+    def __init__(self, item: Product, tokens: Expr, buffers: Sequence[Any], *, hopper: bool = False) -> None:
+        self.item, self.tokens, self.hopper = item, tokens, hopper
         first, count = item.shapes[0], len(item.shapes)
         self.columns, self.dtype, self.batch = first.columns, first.dtype, first.batch or 1
         read, kept = _read(item), _kept(item)
@@ -221,22 +234,28 @@ class ProductKernel:
                 x = self.rows[self.item.source]
                 emit_plain(weight.shape, self.tokens, x, weight.matrix, weight.bias, weight.out)
             return
-        depth = padded(self.columns)
         if self._in_memory:
             x = self.rows[self.item.source]
-            emit_round(x, self.rounded, i64(self.batch) * self.tokens, self.columns, self.dtype)
+            rows = i64(self.batch) * self.tokens
+            emit_round(x, self.rounded, rows, self.columns, self.dtype, self.item.terms)
         else:
-            self._round_computed(depth)
-        for weight in self.weights:
-            rows = weight.shape.rows
-            emit_product(
-                Sizes(self.tokens, rows, self.columns, self.dtype, self.batch),
-                Operand(self.rounded, depth, self.tokens * i64(depth)),
-                Operand(weight.matrix, self.columns, rows * self.columns),
-                store_float32(Operand(weight.out, rows, self.tokens * i64(rows)), weight.bias, rows),
-            )
+            self._round_computed()
+        width = self.item.rounded_columns
+        rounded = Operand(self.rounded, width, self.tokens * i64(width))
+        for terms in (1, 2):
+            parts = [self._part(weight, terms) for weight in self.weights if weight.shape.terms == terms]
+            if parts:
+                emit_product(rounded, parts, hopper=self.hopper)
 
-    def _round_computed(self, depth: int) -> None:
+    def _part(self, weight: _Weight, terms: int) -> Part:
+        rows = weight.shape.rows
+        return Part(
+            Sizes(self.tokens, rows, self.columns, self.dtype, self.batch, terms),
+            Operand(weight.matrix, self.columns, rows * self.columns),
+            store_float32(Operand(weight.out, rows, self.tokens * i64(rows)), weight.bias, rows),
+        )
+
+    def _round_computed(self) -> None:
         """A launch with a block a token: its activations, computed and rounded."""
         region = self.item.region
         assert region is not None
@@ -248,7 +267,11 @@ class ProductKernel:
 
             def one(place: Expr) -> None:
                 batch, column = T.truncdiv(place, i32(self.columns)), T.truncmod(place, i32(self.columns))
-                target = self._line(token, batch) * i64(depth) + i64(column)
-                write(self.rounded, self.dtype, target, T.bind(self._activation(row, place, token)))
+                target = self._line(token, batch) * i64(self.item.rounded_columns) + i64(column)
+                left = T.bind(self._activation(row, place, token))
+                for term in range(self.item.terms):
+                    write(self.rounded, self.dtype, target + i64(term * padded(self.columns)), left)
+                    word = gpu.pack(self.dtype, left, T.float32(0))
+                    left = T.bind(left - gpu.unpack(self.dtype, word)[0])
 
             row.each(count, one)

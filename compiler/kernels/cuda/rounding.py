@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 BLOCK_THREADS = 256
 
 
-def emit_round(x: Buffer, rounded: Buffer, rows: Expr, columns: int, dtype: str) -> None:
+def emit_round(x: Buffer, rounded: Buffer, rows: Expr, columns: int, dtype: str, terms: int = 1) -> None:
     """Emit one launch: ``rounded[r, k] = x[r, k]`` to nearest even, zeros up to ``padded(columns)``.
+
+    With two terms what the first leaves of x follows it in each row, rounded too.
 
     Args:
         x: float32 ``[rows, columns]``.
-        rounded: 16-bit ``[rows, padded(columns)]``, 16-byte aligned.
+        rounded: 16-bit ``[rows, terms * padded(columns)]``, 16-byte aligned.
         rows: int64.
         columns: of a row.
         dtype: ``bfloat16`` or ``float16``.
+        terms: 1 or 2.
     """
     width = padded(columns) // CHUNK
     blocks = ceildiv(rows * i64(width), BLOCK_THREADS)
@@ -35,9 +38,17 @@ def emit_round(x: Buffer, rounded: Buffer, rows: Expr, columns: int, dtype: str)
         with when(number < rows * i64(width)):
             row, first = T.bind(div(number, width)), T.bind(mod(number, width) * i64(CHUNK))
             values = _values(x, row * i64(columns), first, columns)
-            words = [cuda.pack(dtype, *values[k : k + 2]) for k in range(0, CHUNK, 2)]
-            cuda.call("store_16", cuda.element(rounded, number * i64(CHUNK)), *words)
+            start = T.bind(row * i64(terms * padded(columns)) + first)
+            for term in range(terms):
+                words = [cuda.pack(dtype, *values[k : k + 2]) for k in range(0, CHUNK, 2)]
+                place = start + i64(term * padded(columns))
+                cuda.call("store_16", cuda.element(rounded, place), *words)
+                values = [value - seen for value, seen in zip(values, _floats(dtype, words), strict=True)]
         cuda.launch_next()
+
+
+def _floats(dtype: str, words: list[Expr]) -> list[Expr]:
+    return [value for word in words for value in cuda.unpack(dtype, word)]
 
 
 def _values(x: Buffer, start: Expr, first: Expr, columns: int) -> list[Expr]:

@@ -91,6 +91,26 @@ class Rows:
     """From the row's number within the tile (int32) to an int32."""
     unit: int
     depth: int
+    left: Expr | None = None
+    """How many of the tile's rows there are (int32), where it pays to leave out the work of others."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How an operand is read where several terms of a meet the same elements of w, one after the other."""
+
+    count: int
+    steps: int
+    """Of each term."""
+    distance: int
+    """Elements from one term to the next: 0 for w."""
+
+    def place(self, step: Expr) -> tuple[Expr, Expr]:
+        """A step's number within its term, and the elements from the first term to that one."""
+        if self.count == 1:
+            return step, i32(0)
+        own, term = T.bind(step % i32(self.steps)), step // i32(self.steps)
+        return own, T.bind(term * i32(self.distance))
 
 
 @dataclass(frozen=True)
@@ -118,23 +138,28 @@ class TileProduct:
         self.first_column = T.bind(warp % i32(tile.warps_across) * i32(tile.columns // tile.warps_across))
         self.memory = cuda.shared_dynamic(tile.stages * tile.stage_bytes)
 
-    def multiply(self, a: Rows, w: Rows, before_a: Callable[[], None] = lambda: None) -> Buffer:
+    def multiply(
+        self, a: Rows, w: Rows, before_a: Callable[[], None] = lambda: None, terms: int = 1
+    ) -> Buffer:
         """Emit the product; returns a thread's sums, float32 registers, see ``results``.
 
         Args:
-            a: rows of the left operand; elements from ``w.depth`` on are zeros.
+            a: rows of the left operand: ``terms`` times ``a.depth`` elements, the last of them beyond ``w.depth``
+                zeros.
             w: rows of the right one.
             before_a: emits what comes after the first reads of ``w`` and before the first of ``a``.
+            terms: that meet the same elements of ``w``.
         """
         tile = self.tile
-        steps = -(-w.depth // tile.depth)
+        each = -(-w.depth // tile.depth)
+        steps = terms * each
         ahead = range(min(steps, tile.stages - 1))
         fragments = _Fragments(self)
-        copy_w = _Copy(self, w, tile.columns, tile.rows * tile.row_bytes)
+        copy_w = _Copy(self, w, tile.columns, tile.rows * tile.row_bytes, Terms(terms, each, 0))
         for stage in ahead:
             copy_w.emit(i32(stage), i32(stage))
         before_a()
-        copy_a = _Copy(self, a, tile.rows, 0)
+        copy_a = _Copy(self, a, tile.rows, 0, Terms(terms, each, a.depth))
         for stage in range(tile.stages - 1):
             if stage in ahead:
                 copy_a.emit(i32(stage), i32(stage))
@@ -188,8 +213,9 @@ class TileProduct:
 class _Copy:
     """A thread's share of the copies of one operand: a column of chunks, every so many rows."""
 
-    def __init__(self, block: TileProduct, rows: Rows, count: int, base_bytes: int) -> None:
+    def __init__(self, block: TileProduct, rows: Rows, count: int, base_bytes: int, terms: Terms) -> None:
         tile = block.tile
+        self.terms = terms
         self.block, self.rows = block, rows
         self.stride = tile.threads // tile.chunks
         self.turns = -(-count // self.stride)
@@ -210,8 +236,9 @@ class _Copy:
     def emit(self, step: Expr, stage: Expr) -> None:
         """Start the copies of step ``step`` of k into a stage."""
         tile = self.block.tile
-        first = T.bind(step * i32(tile.depth) + self.chunk * i32(CHUNK))
-        start = T.bind(self.rows.start + i64(step * i32(tile.depth)))
+        own, before = self.terms.place(step)
+        first = T.bind(own * i32(tile.depth) + self.chunk * i32(CHUNK))
+        start = T.bind(self.rows.start + i64(before + own * i32(tile.depth)))
         place = T.bind(stage * i32(tile.stage_bytes) + self.place)
         for turn in range(self.turns):
             target = cuda.element(self.block.memory, place + i32(turn * self.stride * tile.row_bytes))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+NARROW_ROWS = 512
+"""Most experts of a router."""
 PRODUCT = "moec.product"
 """Attribute of a kernel: its `LinearShape`."""
 
@@ -52,6 +54,15 @@ class LinearShape:
         """The shape that ``function`` was made for, where it is a kernel of this pass."""
         text = function.attrs.get(PRODUCT)
         return None if text is None else cls(**json.loads(str(text)))
+
+    @property
+    def terms(self) -> int:
+        """16-bit numbers that stand for one of x where there are many tokens and tensor cores take 16 bits.
+
+        Routers choose by small differences: rounded to one number of 16 bits, x would choose other experts now and
+        then. What is as narrow as a router is bound by reading x: it takes two, as for few tokens.
+        """
+        return 2 if self.rows <= NARROW_ROWS and self.batch is None else 1
 
     @property
     def name(self) -> str:

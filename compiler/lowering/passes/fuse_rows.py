@@ -106,6 +106,16 @@ class Product:
     keeps: bool = False
     """Whether the region's outputs, the source among them, are results of the kernel."""
 
+    @property
+    def terms(self) -> int:
+        """The most that one of the products takes."""
+        return max(shape.terms for shape in self.shapes)
+
+    @property
+    def rounded_columns(self) -> int:
+        """16-bit numbers of one token's input: all of the first terms, then of the second."""
+        return self.terms * (-(-self.shapes[0].columns // VECTOR) * VECTOR)
+
 
 @dataclass
 class _Barrier:
@@ -438,17 +448,17 @@ class _Rewriter:
         """One call for all products of a group; the input rounded for tensor cores is a result beside theirs."""
         shapes = tuple(barrier.shape for barrier in group.barriers if barrier.shape is not None)
         source = self._root(group.source) if keeps else group.source
-        product = Product(shapes, region, source, keeps)
-        kernel = self._kernel(shapes[0].name, self.make.product(product))
-        self.make.products[str(kernel.name_hint)] = product
+        item = Product(shapes, region, source, keeps)
+        kernel = self._kernel(shapes[0].name, self.make.product(item))
+        self.make.products[str(kernel.name_hint)] = item
         inputs = [self._value(builder, key) for key in (region.inputs if region else (group.source,))]
         weights = [self._value(builder, key) for barrier in group.barriers for key in barrier.operands[1:]]
         results = [(key, self._type(key)) for barrier in group.barriers for key in barrier.results]
         if keeps and region is not None:
             results = [*((key, self._type(key)) for key in region.outputs), *results]
         if shapes[0].dtype != "float32":
-            *lead, columns = self.read.types[group.source].shape
-            rounded = relax.TensorType([*lead, -(-int(columns) // VECTOR) * VECTOR], shapes[0].dtype)
+            *lead, _ = self.read.types[group.source].shape
+            rounded = relax.TensorType([*lead, item.rounded_columns], shapes[0].dtype)
             results.insert(0, (Item(group.barriers[0].variable, INSIDE), rounded))
         self._call(builder, kernel, [*inputs, *weights], results)
 

@@ -23,7 +23,7 @@ from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, symbol
 from moec.compiler.kernels.cuda.experts_few import ExpertCall
 from moec.compiler.kernels.cuda.experts_layout import slice_columns, workspace_bytes
-from moec.compiler.kernels.cuda.experts_many import TILES, emit_experts_many
+from moec.compiler.kernels.cuda.experts_many import HOPPER_TILES, TILES, Tiles, emit_experts_many
 from moec.runtime.tensors import aligned_empty
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
 from tests.support.cuda_emulator import Emulated
@@ -50,7 +50,7 @@ def body_of(
 
 
 @cache
-def kernel_of(body: ExpertBody, top_k: int) -> Emulated:
+def kernel_of(body: ExpertBody, top_k: int, tiles: Tiles) -> Emulated:
     def emit() -> None:
         t, k, e, size = symbol("T"), symbol("K"), symbol("E"), symbol("B")
         x, index, weight, table, workspace, out = arguments(
@@ -61,7 +61,8 @@ def kernel_of(body: ExpertBody, top_k: int) -> Emulated:
             Argument("workspace", (size,), "uint8"),
             Argument("out", (t, body.hidden), "float32"),
         )
-        emit_experts_many(body, ExpertCall(x, index, weight, table, workspace, out, t, k, e), top_k)
+        call = ExpertCall(x, index, weight, table, workspace, out, t, k, e)
+        emit_experts_many(body, call, top_k, tiles)
 
     return Emulated(build("experts_b", emit))
 
@@ -91,7 +92,14 @@ class Pool:
         self.table = torch.tensor([first + expert * shape.stride_bytes for expert in range(self.count)])
 
 
-def run(pool: Pool, top_k: int, x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def run(
+    pool: Pool,
+    top_k: int,
+    x: torch.Tensor,
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    tiles: Tiles = TILES,
+) -> torch.Tensor:
     """The kernel's result, with a workspace that is exactly as large as it says and full of NaNs."""
     body = pool.body
     fixed, token = workspace_bytes(body, top_k, pool.count)
@@ -100,7 +108,7 @@ def run(pool: Pool, top_k: int, x: torch.Tensor, index: torch.Tensor, weight: to
     memory[...] = 0xFF
     out = aligned(torch.full_like(x, float("nan")))
     arguments = (aligned(x), aligned(index), aligned(weight), aligned(pool.table), memory[:size], out)
-    kernel_of(body, top_k)("experts_b", *arguments)
+    kernel_of(body, top_k, tiles)("experts_b", *arguments)
     assert (memory[size:] == 0xFF).all()
     return plain(out)
 
@@ -129,8 +137,15 @@ def inputs(
     return x, index, torch.rand(tokens, top_k, generator=generator)
 
 
-def check(pool: Pool, top_k: int, x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor) -> None:
-    error = relative_error(run(pool, top_k, x, index, weight), expected(pool, x, index, weight))
+def check(
+    pool: Pool,
+    top_k: int,
+    x: torch.Tensor,
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    tiles: Tiles = TILES,
+) -> None:
+    error = relative_error(run(pool, top_k, x, index, weight, tiles), expected(pool, x, index, weight))
     assert error < TOLERANCE[pool.body.dtype]
 
 
@@ -149,14 +164,27 @@ def test_experts_match_the_reference(body: ExpertBody, top_k: int) -> None:
         check(Pool(body, experts), top_k, *inputs(body, tokens, top_k, experts))
 
 
-@pytest.mark.parametrize(("tokens", "experts", "tile"), [(20, 5, 0), (90, 3, 1), (280, 1, 2)])
-def test_every_tile_takes_experts_with_all_tokens_and_with_none(tokens: int, experts: int, tile: int) -> None:
-    assert tile == sum(tokens > experts * limit for limit, _ in TILES[:-1])
+@pytest.mark.parametrize("tiles", [TILES, HOPPER_TILES], ids=["any GPU", "Hopper"])
+@pytest.mark.parametrize(("tokens", "experts", "tile"), [(20, 5, 0), (190, 3, 1), (280, 1, 2)])
+def test_every_tile_takes_experts_with_all_tokens_and_with_none(
+    tokens: int, experts: int, tile: int, tiles: Tiles
+) -> None:
+    assert tile == sum(tokens > experts * limit for limit, _ in tiles[:-1])
     body = body_of(64, 72, "bfloat16", CLAMPED, bias=True)
     pool = Pool(body, experts)
     x, index, weight = inputs(body, tokens, 1, pool.count)
     index[:] = pool.count - 1
-    check(pool, 4, x, index, weight)
+    check(pool, 4, x, index, weight, tiles)
+
+
+@pytest.mark.parametrize(("tokens", "experts"), [(80, 2), (150, 2)])
+def test_groups_of_warps_without_rows_and_depths_of_odd_length(tokens: int, experts: int) -> None:
+    body = body_of(200, 136, "bfloat16", CLAMPED, bias=True)
+    pool = Pool(body, experts)
+    x, index, weight = inputs(body, tokens, 1, pool.count)
+    index[:] = 0
+    index[: tokens // 2 - 5] = 1
+    check(pool, 4, x, index, weight, HOPPER_TILES)
 
 
 def test_what_is_no_expert_contributes_nothing() -> None:

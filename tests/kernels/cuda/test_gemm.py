@@ -15,17 +15,19 @@ from tvm.script.ir_builder import tirx
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, symbol
 from moec.compiler.kernels.cuda.gemm import (
-    LARGE,
-    SMALL,
     Operand,
+    Part,
     Product,
     Result,
     emit_gemm,
+    emit_parts,
     padded,
     store_float32,
     store_pair,
 )
+from moec.compiler.kernels.cuda.gemm_tiles import HOPPER, LARGE, SMALL
 from moec.compiler.kernels.cuda.tiles import Tile
+from moec.compiler.kernels.cuda.hopper_tiles import SQUARE
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
 from tests.support.cuda_emulator import Emulated
 from tests.support.products import Linear
@@ -39,6 +41,8 @@ TILES = {
     "large": LARGE,
     "wide": Tile(128, 256, 32, 2, 4, 4),
     "low": Tile(16, 64, 64, 1, 4, 4),
+    "Hopper square": SQUARE,
+    **{f"Hopper {timed.tile.rows}x{timed.tile.columns}": timed.tile for timed in HOPPER},
 }
 
 
@@ -67,6 +71,12 @@ def product(tile: Tile, dtype: str, rows: int, depth: int) -> Any:
         ("wide", "float16", 300, 96),
         ("wide", "bfloat16", 7, 3),
         ("low", "bfloat16", 72, 328),
+        ("Hopper square", "bfloat16", 130, 200),
+        ("Hopper 128x128", "float16", 7, 8),
+        ("Hopper 128x192", "bfloat16", 200, 448),
+        ("Hopper 128x256", "bfloat16", 300, 200),
+        ("Hopper 128x256", "float16", 7, 64),
+        ("Hopper 256x128", "float16", 130, 328),
     ],
 )
 def test_a_product_is_that_of_its_operands(tile: str, dtype: str, rows: int, depth: int) -> None:
@@ -82,18 +92,19 @@ def test_a_product_is_that_of_its_operands(tile: str, dtype: str, rows: int, dep
         assert relative_error(plain(out), expected) < TOLERANCE, tokens
 
 
+@pytest.mark.parametrize("hopper", [False, True], ids=["any GPU", "Hopper"])
 @pytest.mark.parametrize(
     ("dtype", "rows", "columns", "batch", "bias"),
     [
-        ("bfloat16", 72, 96, None, True),
+        ("bfloat16", 516, 96, None, True),
         ("float16", 200, 64, 3, False),
         ("bfloat16", 33, 45, 2, True),
     ],
 )
 def test_linear_rounds_its_input_and_adds_the_bias(
-    dtype: str, rows: int, columns: int, batch: int | None, bias: bool
+    dtype: str, rows: int, columns: int, batch: int | None, bias: bool, hopper: bool
 ) -> None:
-    kernel = Linear(rows, columns, dtype, batch, bias)
+    kernel = Linear(rows, columns, dtype, batch, bias, hopper=hopper)
     lead = () if batch is None else (batch,)
     generator = torch.Generator().manual_seed(columns)
     for tokens in MANY:
@@ -105,6 +116,54 @@ def test_linear_rounds_its_input_and_adds_the_bias(
         seen = x.to(DTYPES[dtype]).double().numpy()
         expected = reference.linear(seen, w.double().numpy(), offset.double().numpy() if bias else None)
         assert relative_error(plain(out), expected) < TOLERANCE, tokens
+
+
+@pytest.mark.parametrize("hopper", [False, True], ids=["any GPU", "Hopper"])
+@pytest.mark.parametrize(("dtype", "columns", "most"), [("bfloat16", 200, 2e-5), ("float16", 45, 1e-6)])
+def test_the_input_of_a_product_as_narrow_as_a_router_is_not_rounded(
+    dtype: str, columns: int, most: float, hopper: bool
+) -> None:
+    kernel = Linear(64, columns, dtype, None, True, hopper=hopper)
+    generator = torch.Generator().manual_seed(columns)
+    for tokens in MANY:
+        x = torch.randn(tokens, columns, generator=generator)
+        w = torch.randn(64, columns, generator=generator).to(DTYPES[dtype])
+        offset = torch.randn(64, generator=generator)
+        out = aligned(torch.full((tokens, 64), float("nan")))
+        kernel(aligned(x), aligned(w), aligned(offset), out)
+        expected = reference.linear(x.double().numpy(), w.double().numpy(), offset.double().numpy())
+        assert relative_error(plain(out), expected) < most, tokens
+
+
+@pytest.mark.parametrize("tile", ["small", "Hopper 128x192"])
+def test_several_weights_of_one_input_are_one_launch(tile: str) -> None:
+    sizes, depth = (70, 200, 3), 72
+
+    def body() -> None:
+        tokens = symbol("T")
+        a, *rest = arguments(
+            Argument("a", (tokens, depth), "bfloat16"),
+            *(Argument("w", (rows, depth), "bfloat16") for rows in sizes),
+            *(Argument("out", (tokens, rows), "float32") for rows in sizes),
+        )
+        parts = [
+            Part(
+                Product(tokens, rows, depth, "bfloat16"),
+                Operand(w, depth),
+                store_float32(Operand(out, rows)),
+            )
+            for rows, w, out in zip(sizes, rest[:3], rest[3:], strict=True)
+        ]
+        emit_parts(Operand(a, depth), parts, TILES[tile])
+
+    kernel = Emulated(build("several", body))
+    generator = torch.Generator().manual_seed(1)
+    a = torch.randn(140, depth, generator=generator).bfloat16()
+    weights = [torch.randn(rows, depth, generator=generator).bfloat16() for rows in sizes]
+    outs = [aligned(torch.full((140, rows), float("nan"))) for rows in sizes]
+    kernel("several", aligned(a), *map(aligned, weights), *outs)
+    for w, out in zip(weights, outs, strict=True):
+        assert relative_error(plain(out), (a.double() @ w.double().T).numpy()) < TOLERANCE
 
 
 def test_an_epilogue_may_add_a_residual_and_lay_out_its_results_otherwise() -> None:

@@ -326,6 +326,8 @@ static inline void moec_after(float x) {
 }
 static inline void moec_hold_32(float *) {}
 static inline void moec_hold_64(float *) {}
+static inline void moec_hold_96(float *) {}
+static inline void moec_hold_128(float *) {}
 static inline uint64_t moec_matrix(const void *shared, int outer) {
   size_t place = (const unsigned char *)shared - emulated_dynamic;
   if (place >= sizeof emulated_dynamic || place % 1024) emulator::fail("a matrix that is not where it must be");
@@ -377,6 +379,18 @@ static inline void moec_wgmma_f16_n128(float *d, uint64_t a, uint64_t b, int add
 }
 static inline void moec_wgmma_bf16_n128(float *d, uint64_t a, uint64_t b, int add) {
   emulated_wgmma_shared(d, 128, a, b, add, moec_low_bf16);
+}
+static inline void moec_wgmma_f16_n192(float *d, uint64_t a, uint64_t b, int add) {
+  emulated_wgmma_shared(d, 192, a, b, add, moec_low_f16);
+}
+static inline void moec_wgmma_bf16_n192(float *d, uint64_t a, uint64_t b, int add) {
+  emulated_wgmma_shared(d, 192, a, b, add, moec_low_bf16);
+}
+static inline void moec_wgmma_f16_n256(float *d, uint64_t a, uint64_t b, int add) {
+  emulated_wgmma_shared(d, 256, a, b, add, moec_low_f16);
+}
+static inline void moec_wgmma_bf16_n256(float *d, uint64_t a, uint64_t b, int add) {
+  emulated_wgmma_shared(d, 256, a, b, add, moec_low_bf16);
 }
 static inline void moec_wgmma_f16_rows_n64(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, uint64_t b) {
   unsigned words[4] = {a0, a1, a2, a3};
