@@ -116,19 +116,17 @@ def share_kernels(host: tvm.IRModule, kernels: tvm.IRModule) -> tuple[tvm.IRModu
     """
     first: dict[int, str] = {}
     instead: dict[str, str] = {}
+    kept: dict[Any, Any] = {}
     for variable, kernel in sorted(kernels.functions_items(), key=lambda item: str(item[0].name_hint)):
         name = str(kernel.attrs["global_symbol"])
         digest = tvm_ffi.structural_hash(kernel.without_attr("global_symbol"), map_free_vars=True)
-        if first.setdefault(digest, name) != name:
+        if first.setdefault(digest, name) == name:
+            kept[variable] = kernel
+        else:
             instead[name] = first[digest]
-    kept = {
-        variable: kernel
-        for variable, kernel in kernels.functions_items()
-        if str(kernel.attrs["global_symbol"]) not in instead
-    }
-    text = tvm.ir.save_json(host)
-    renamed = re.sub(r'"(\w+)"', lambda found: f'"{instead.get(found[1], found[1])}"', text)
-    return tvm.ir.load_json(renamed), tvm.IRModule(kept)
+    # Launches name their kernels by strings, and nothing in Python rewrites those inside a function.
+    text = re.sub(r'"(\w+)"', lambda found: f'"{instead.get(found[1], found[1])}"', tvm.ir.save_json(host))
+    return tvm.ir.load_json(text), tvm.IRModule(kept)
 
 
 def _each_kernel(source: str) -> str:

@@ -7,15 +7,26 @@ import struct
 from pathlib import Path
 
 import pytest
+import torch
+import tvm
 
-from moec.compiler.lowering.cuda_module import KERNEL, _each_kernel
+from moec.artifacts.program import HOPPER
+from moec.compiler.kernels.cuda.product import product
+from moec.compiler.lowering.cuda_module import KERNEL, _each_kernel, split_kernels
 from moec.compiler.lowering.fatbin import FatbinEntry, architectures, read_fatbin, write_fatbin
-from moec.compiler.lowering.lower import LoweredModule, lower
+from moec.compiler.lowering.lower import LoweredModule, import_segments, lower, packed_functions
 from moec.compiler.lowering.nvrtc import compile_cubin, cuda_root
+from moec.compiler.lowering.passes.dispatch_linear import LinearShape
+from moec.compiler.lowering.passes.fuse_rows import Product
+from moec.compiler.lowering.pipeline import pipeline, run_passes
+from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.targets import CUDA_ARCHITECTURES, parse_target
 from moec.errors import CompileError, MissingDependencyError
+from tests.support.arrays import aligned, plain
+from tests.support.cuda_emulator import Emulated
 from tests.support.graphs import parts
 
+PRODUCT = Product((LinearShape(600, 64, "bfloat16", None, False),), None, "x")
 PTX = b".version 9.1\n.target sm_120\n"
 
 
@@ -130,3 +141,45 @@ def test_dynamic_memory_has_a_name_of_its_own_in_every_kernel() -> None:
     first, second = _each_kernel(kernel("uchar") + kernel("ushort")).split(KERNEL)[1:]
     assert "uchar _ptr_of_0[];\n  _ptr_of_0[0] = _ptr_1;" in first
     assert "ushort _ptr_of_1[];\n  _ptr_of_1[0] = _ptr_1;" in second
+
+
+def _functions_of(target: str) -> set[str]:
+    model = parts("mixtral", "bfloat16")
+    module = run_passes(import_segments(model.functions, model.model), pipeline(parse_target(target)), None)
+    inputs = {function.name: len(function.inputs) for function in model.model.functions}
+    segments = [read_segment(name, module[name], inputs[name], "Mixtral") for name in model.functions]
+    packed = packed_functions(module, segments, {})
+    return {str(function.attrs["global_symbol"]) for _, function in packed.functions_items()}
+
+
+def test_products_have_functions_for_hopper_gpus_where_the_target_has_code_for_them() -> None:
+    names = _functions_of("cuda-sm_90")
+    products = {name for name in names if name.startswith("linear") and not name.endswith(HOPPER)}
+    assert products
+    assert {name + HOPPER for name in products} == {name for name in names if name.endswith(HOPPER)}
+    assert not [name for name in _functions_of("cuda-sm_89") if name.endswith(HOPPER)]
+
+
+def test_functions_launch_one_kernel_where_theirs_are_alike() -> None:
+    both = [
+        product(PRODUCT).with_attr("global_symbol", "any"),
+        product(PRODUCT, hopper=True).with_attr("global_symbol", "hopper"),
+    ]
+
+    def kernels(*functions: tvm.tirx.PrimFunc) -> int:
+        named = {str(function.attrs["global_symbol"]): function for function in functions}
+        return len(split_kernels(tvm.IRModule(named), parse_target("cuda-sm_90"))[1].functions)
+
+    few_rounding_and_small = 3
+    assert kernels(*both) == kernels(both[0]) + kernels(both[1]) - few_rounding_and_small
+    emulated = Emulated(*both)
+    generator = torch.Generator().manual_seed(1)
+    w = torch.randn(600, 64, generator=generator).bfloat16()
+    for tokens in (1, 5, 40):
+        x = torch.randn(tokens, 64, generator=generator)
+        outs = [aligned(torch.full((tokens, 600), float("nan"))) for _ in both]
+        for name, out in zip(("any", "hopper"), outs, strict=True):
+            scratch = aligned(torch.zeros(tokens, 64).bfloat16())
+            emulated(name, aligned(x), aligned(w), scratch, out)
+        assert torch.allclose(plain(outs[0]), plain(outs[1]), rtol=1e-5, atol=1e-4)
+        assert torch.isfinite(plain(outs[1])).all()

@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import at_address, i64, load, when
 from moec.compiler.kernels.cuda import primitives as cuda
-from moec.compiler.kernels.cuda.activation import evaluate
+from moec.compiler.kernels.cuda.activation import QUICK, evaluate
 from moec.compiler.kernels.cuda.gemm import begin, padded, store_pair
 from moec.compiler.kernels.cuda.grouping import SLOT_WORDS, slots
 from moec.compiler.kernels.cuda.primitives import i32
@@ -160,7 +160,7 @@ def _activate(
         variables = {
             name: T.bind(load(sums, place + number) + biases[name](own)) for name, place in places.items()
         }
-        value = evaluate(body.activation, variables)
+        value = evaluate(body.activation, variables, QUICK)
         if body.intermediate % CHUNK:
             value = T.Select(own < i32(body.intermediate), value, T.float32(0))
         values.append(value)

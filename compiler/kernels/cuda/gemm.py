@@ -16,9 +16,9 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import at_address, i64, load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
+from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupProduct, WarpgroupTile
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Tile, TileProduct, clamp
-from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupProduct, WarpgroupTile
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr

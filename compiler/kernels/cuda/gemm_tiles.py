@@ -11,9 +11,9 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import either, i64
 from moec.compiler.kernels.cuda.gemm import emit_parts
+from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupTile
 from moec.compiler.kernels.cuda.panels import PANEL
 from moec.compiler.kernels.cuda.tiles import CHUNK, Tile
-from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupTile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,8 @@ LARGE = Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stag
 """Two blocks on a multiprocessor of an A100 or H100, one on smaller ones."""
 SMALL = Tile(rows=64, columns=64, depth=64, warps_down=2, warps_across=2, stages=4)
 """For few rows, which are there to fill the machine and to stream the weights."""
+NARROW = Tile(rows=16, columns=64, depth=64, warps_down=1, warps_across=4, stages=6)
+"""For weights of few rows: many blocks, each with many copies under way."""
 FILLED_BLOCKS = 128
 """Blocks of the large tile that fill a GPU well enough: fewer, and the small tile is quicker."""
 
@@ -50,6 +52,8 @@ HOPPER = (
     Timed(SMALL, 900, 3000, blocks=3),
 )
 """For Hopper GPUs."""
+HOPPER_NARROW = HOPPER[3], Timed(NARROW, 300, 3000, blocks=3)
+"""For what is as narrow as a router."""
 MULTIPROCESSORS = 132
 """Of an H100 or H200."""
 
@@ -58,6 +62,9 @@ def emit_product(a: Operand, parts: Sequence[Part], *, hopper: bool = False) -> 
     """Emit the products with a tile that suits T; arguments as of `emit_parts`."""
     product = parts[0].product
     tokens, rows = product.tokens, [part.product.rows for part in parts]
+    if sum(rows) <= NARROW.columns and product.batch == 1:
+        emit_parts(a, parts, NARROW)
+        return
     if not hopper or product.depth % CHUNK:
         across = sum(-(-count // LARGE.columns) for count in rows) * product.batch
         few_rows = LARGE.rows * max(1, FILLED_BLOCKS // across) - LARGE.rows // 2
@@ -68,16 +75,17 @@ def emit_product(a: Operand, parts: Sequence[Part], *, hopper: bool = False) -> 
         )
         return
     steps = product.terms * -(-product.depth // PANEL)
-    costs = [T.bind(_nanoseconds(timed, tokens, rows, product.batch, steps)) for timed in HOPPER]
+    tiles = HOPPER if product.terms == 1 else HOPPER_NARROW
+    costs = [T.bind(_nanoseconds(timed, tokens, rows, product.batch, steps)) for timed in tiles]
     best = T.bind(reduce(T.min, costs))
 
     def choose(number: int) -> None:
-        if number == len(HOPPER) - 1:
-            emit_parts(a, parts, HOPPER[number].tile)
+        if number == len(tiles) - 1:
+            emit_parts(a, parts, tiles[number].tile)
             return
         either(
             costs[number] == best,
-            lambda: emit_parts(a, parts, HOPPER[number].tile),
+            lambda: emit_parts(a, parts, tiles[number].tile),
             lambda: choose(number + 1),
         )
 

@@ -48,6 +48,12 @@ MOEC_DEVICE float moec_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
+// 1 / x to 1 ulp; 0 for infinity.
+MOEC_DEVICE float moec_reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
 MOEC_DEVICE float moec_exp(float x) { return expf(x); }  // to 1 ulp
 
 // Memory. Addresses of 16-byte accesses are multiples of 16.

@@ -169,7 +169,7 @@ def test_experts_match_the_reference(body: ExpertBody, top_k: int) -> None:
 def test_every_tile_takes_experts_with_all_tokens_and_with_none(
     tokens: int, experts: int, tile: int, tiles: Tiles
 ) -> None:
-    assert tile == sum(tokens > experts * limit for limit, _ in tiles[:-1])
+    assert min(tile, len(tiles) - 1) == sum(tokens > experts * limit for limit, _ in tiles[:-1])
     body = body_of(64, 72, "bfloat16", CLAMPED, bias=True)
     pool = Pool(body, experts)
     x, index, weight = inputs(body, tokens, 1, pool.count)

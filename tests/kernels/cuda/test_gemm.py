@@ -26,8 +26,8 @@ from moec.compiler.kernels.cuda.gemm import (
     store_pair,
 )
 from moec.compiler.kernels.cuda.gemm_tiles import HOPPER, LARGE, SMALL
-from moec.compiler.kernels.cuda.tiles import Tile
 from moec.compiler.kernels.cuda.hopper_tiles import SQUARE
+from moec.compiler.kernels.cuda.tiles import Tile
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
 from tests.support.cuda_emulator import Emulated
 from tests.support.products import Linear

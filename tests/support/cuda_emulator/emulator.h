@@ -193,6 +193,7 @@ static inline float moec_low_f16(unsigned pair) { return emulated_f16_to_f32(pai
 static inline float moec_high_f16(unsigned pair) { return emulated_f16_to_f32(pair >> 16); }
 static inline float moec_clamp(float x, float largest) { return x > largest ? largest : x < -largest ? -largest : x; }
 static inline float moec_exp2(float x) { return std::exp2(x); }
+static inline float moec_reciprocal(float x) { return 1 / x; }
 static inline float moec_exp(float x) { return std::exp(x); }
 static inline void emulated_aligned(const void *place) {
   if ((uintptr_t)place % 16) emulator::fail("a 16-byte access at an address that is no multiple of 16");
