@@ -44,12 +44,14 @@ class _Pool:
         self.table = address + self.stride * torch.arange(experts, dtype=torch.int64, device=device)
 
 
-def expert_cases(module: Module, pool_bytes: int = POOL_BYTES) -> Iterator[Callable[[], Case]]:
+def expert_cases(
+    module: Module, pool_bytes: int = POOL_BYTES, prefill: tuple[tuple[int, int, int], ...] = PREFILL
+) -> Iterator[Callable[[], Case]]:
     """What makes each case; the memory is taken when one is made."""
     for body in module.model.bodies:
         for tokens, chosen in DECODE:
             yield partial(_decode, module, body, tokens, chosen, pool_bytes)
-        for experts, tokens, chosen in PREFILL:
+        for experts, tokens, chosen in prefill:
             yield partial(_prefill, module, body, experts, tokens, chosen)
 
 

@@ -43,8 +43,8 @@ def assert_right(found: list[dict[str, Any]]) -> None:
 
 
 def test_experts(module: Module) -> None:
-    found = rows(expert_cases(module, pool_bytes=1 << 20))
-    assert len(found) == 6
+    found = rows(expert_cases(module, 1 << 20, ((8, 40, 6), (24, 512, 6))))
+    assert len(found) == 7
     assert_right(found)
 
 
@@ -55,7 +55,7 @@ def test_attention(module: Module) -> None:
 
 
 def test_dense(module: Module) -> None:
-    found = rows(dense_cases(module, module, (1, 2), 40))
+    found = rows(dense_cases(module, module, (1, 2), (40,)))
     assert_right(found)
     assert sum(row["kernel"] == "all products of a step" for row in found) == 2
 

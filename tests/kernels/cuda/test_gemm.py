@@ -15,6 +15,7 @@ from tvm.script.ir_builder import tirx
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, symbol
 from moec.compiler.kernels.cuda.gemm import (
+    BlockTile,
     Operand,
     Part,
     Product,
@@ -36,7 +37,7 @@ TOLERANCE = 2e-6
 TOKENS = (1, 9, 17, 130)
 MANY = TOKENS[1:]
 """Too many for the kernels of few tokens."""
-TILES = {
+TILES: dict[str, BlockTile] = {
     "small": SMALL,
     "large": LARGE,
     "wide": Tile(128, 256, 32, 2, 4, 4),
@@ -46,7 +47,7 @@ TILES = {
 }
 
 
-def product(tile: Tile, dtype: str, rows: int, depth: int) -> Any:
+def product(tile: BlockTile, dtype: str, rows: int, depth: int) -> Any:
     def body() -> None:
         tokens = symbol("T")
         a, w, out = arguments(
