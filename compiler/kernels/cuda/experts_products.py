@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -119,7 +119,8 @@ def emit_gate_up(experts: Experts, tile: Tile | WarpgroupTile) -> None:
                     group = result.columns[number : number + len(names)]
                     row = T.bind(base + _column(group[0][0], len(names)))
                     places = dict(zip(names, (place for _, place in group), strict=True))
-                    with when(row < i32(padded(body.intermediate))):
+                    inside = row < i32(padded(body.intermediate))
+                    with when(inside) if padded(body.intermediate) % columns else nullcontext():
                         _activate(experts, sums, places, biases, row, start)
 
 
