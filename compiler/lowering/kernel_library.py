@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.program import Workspace
 from moec.artifacts.sampling import SAMPLE
+from moec.artifacts.slots import ASSIGN, FETCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,11 +68,16 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.attention import attention
         from moec.compiler.kernels.cuda.experts import experts
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
+        from moec.compiler.kernels.cuda.slots.assign import assign
+        from moec.compiler.kernels.cuda.slots.fetch import fetch
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body, _most_chosen(model, body)[0])
+        if model.bodies:
+            yield ASSIGN, assign()
+            yield FETCH, fetch()
         if model.vocab_size <= MAX_VOCAB:
             yield SAMPLE, sample(model.vocab_size)
 

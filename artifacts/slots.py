@@ -1,0 +1,71 @@
+"""What a GPU knows of the experts of one MoE layer: the words of the ``state`` that its cache kernels share with the host.
+
+``assign_experts(index [T, K] int64, state [W] int64, on_gpu [T, K] int64, on_cpu [T, K] int64)`` decides where each chosen
+expert is read from, and who leaves; ``fetch_experts(state)`` brings what is missing. See ``compiler/kernels/cuda/slots``.
+
+E experts, S slots. All words are int64; ``uses`` are the bits of float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ASSIGN = "assign_experts"
+FETCH = "fetch_experts"
+"""The functions' names in a CUDA target's module."""
+
+MOST_ENTRIES = 256
+"""Choices (T * K) of one call."""
+MOST_EXPERTS = 1024
+"""Of a layer, and so of slots."""
+MOST_SHARED = 31
+"""Misses up to which the CPU's share is told apart; what is true of so many is true of more."""
+POLICY_CODES = {"lru": 0, "lfru": 1}
+"""Of ``moec.artifacts.schedule.Policy``."""
+
+EXPERTS, SLOTS, STRIDE, POLICY = 0, 1, 2, 3
+SLOT_ADDRESS, STAGE_ADDRESS, STAGE_PLACES = 4, 5, 6
+"""Where the layer's slots begin; where missing experts go that get no slot, and how many of them find room there."""
+CLOCK = 7
+"""Tokens so far."""
+FETCHES = 8
+"""How many entries of the list of fetches are of this step."""
+HITS, MISSES, CPU_MISSES, EVICTIONS = 9, 10, 11, 12
+"""Counters: distinct experts of a step that had a slot, had none, had none and are the CPU's; experts that left."""
+SHARE = 32
+"""``[MOST_SHARED + 1]``: of so many misses, how many are the CPU's."""
+SOURCE = 64
+"""``[MOST_ENTRIES]``: addresses to fetch from, in the order of the misses' first choices."""
+TARGET = SOURCE + MOST_ENTRIES
+"""``[MOST_ENTRIES]``: addresses to fetch to."""
+TABLE = TARGET + MOST_ENTRIES
+"""``[E]``: where each expert that the step chose is to be read. Of others that have no slot it says nothing."""
+
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class StateWords:
+    """Where the parts begin that come after ``TABLE``, for a layer of E experts."""
+
+    home: int
+    """``[E]``: addresses in host memory."""
+    slot: int
+    """``[E]``: each expert's slot, -1 for none."""
+    uses: int
+    """``[E]``: tokens that chose the expert, those before the first step included; float64."""
+    last: int
+    """``[E]``: ``CLOCK`` after the last step that chose it."""
+    rank: int
+    """``[E]``: its place in the profile's order; ties leave from the end."""
+    owner: int
+    """``[S]``: the expert in each slot, -1 for none."""
+    size: int
+    """Of everything."""
+
+
+def state_words(experts: int, slots: int) -> StateWords:
+    """The parts of a state, each at a multiple of 64 bytes."""
+    each = -(-experts // _ALIGNMENT) * _ALIGNMENT
+    home, slot, uses, last, rank, owner = (TABLE + number * each for number in range(1, 7))
+    return StateWords(home, slot, uses, last, rank, owner, owner + -(-slots // _ALIGNMENT) * _ALIGNMENT)
