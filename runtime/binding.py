@@ -214,7 +214,7 @@ class _PartBinding:
             return self._segment(number, step)
         if isinstance(step, AttentionStep):
             return [self._attention(number, step)]
-        return [self._routed(number, step)]
+        return self._routed(number, step)
 
     def _segment(self, number: int, step: SegmentStep) -> list[Call]:
         binder = self._binder
@@ -252,11 +252,11 @@ class _PartBinding:
         )
         return PackedCall("attention", binder.function(name), arguments)
 
-    def _routed(self, number: int, step: ExpertsStep) -> Call:
+    def _routed(self, number: int, step: ExpertsStep) -> list[Call]:
         binder, name = self._binder, kernel_name(self._binder.model, step)
         views = tuple(self._value(value) for value in (step.hidden, step.index, step.weight, step.output))
         extra = binder.workspace(name, number, 0, self._count)
-        return binder.experts().call(step.layer, binder.function(name), views, extra)
+        return binder.experts().calls(step.layer, binder.function(name), views, extra)
 
     def _value(self, name: ValueId) -> View:
         return self._binder.value(self._part, name, self._count, self._mirrors, gathered=self._gathered)

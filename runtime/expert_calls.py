@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moec.runtime.devices.protocol import Call
     from moec.runtime.experts import ExpertStore
     from moec.runtime.routing import RoutingRecorder
+    from moec.runtime.stats import Stats
 
 
 class ExpertCalls(Protocol):
@@ -24,10 +25,10 @@ class ExpertCalls(Protocol):
     recorder: RoutingRecorder | None
     """Gets every token's routing while set."""
 
-    def call(
+    def calls(
         self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
-    ) -> Call:
-        """The call of one layer.
+    ) -> list[Call]:
+        """The calls of one layer.
 
         Args:
             layer: ordinal of the MoE layer.
@@ -35,6 +36,10 @@ class ExpertCalls(Protocol):
             views: hidden ``[T, H]``, index ``[T, K]`` int64, weight ``[T, K]`` and the result ``[T, H]``.
             workspace: one view, or none.
         """
+        ...
+
+    def count(self, stats: Stats) -> None:
+        """Add what was counted elsewhere than in ``stats`` since the last time."""
         ...
 
 
@@ -46,10 +51,13 @@ class HostExperts:
         self._store = store
         self._tables: dict[int, Any] = {}
 
-    def call(
+    def count(self, stats: Stats) -> None:
+        """Nothing: the store counts as it goes."""
+
+    def calls(
         self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
-    ) -> Call:
-        """See `ExpertCalls.call`."""
+    ) -> list[Call]:
+        """See `ExpertCalls.calls`."""
         if layer not in self._tables:
             self._tables[layer] = self._store.table(layer)
         table, extra = self._tables[layer], tuple(tensor_at(*view) for view in workspace)
@@ -69,7 +77,7 @@ class HostExperts:
                 store.use(layer, choices[start:end])
                 _run_rows(function, views, (table, *extra), start, end)
 
-        return HostCall("experts", run)
+        return [HostCall("experts", run)]
 
 
 def _run_rows(

@@ -92,7 +92,8 @@ def load(
         from moec.runtime.loading_cuda import CudaOptions, load_cuda
 
         sizes = max_batch, max_step_tokens, cache_tokens
-        options = CudaOptions(parse_ordinal(device), device_memory, cpu_threads, *sizes, verify)
+        memory = device_memory, host_memory
+        options = CudaOptions(parse_ordinal(device), *memory, cpu_threads, *sizes, verify)
         return load_cuda(path, options, progress)
     budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")
     bundle = open_bundle(path, verify=verify, progress=progress)

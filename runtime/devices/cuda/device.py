@@ -72,6 +72,11 @@ class CudaDevice:
         self._set_stream = set_stream
         self._stream = self.resources.stream()
 
+    @property
+    def stream(self) -> Handle:
+        """Where calls are launched."""
+        return self._stream
+
     def open(self, limit_bytes: int, staging_bytes: int, driver_bytes: int = 0) -> None:
         """Set the budget, and take what every copy needs.
 
@@ -152,6 +157,11 @@ class CudaDevice:
             self.driver.synchronize(self._stream)
             piece[:] = bounce.bytes[: piece.size]
         return result
+
+    def copy_in(self, address: int, source: int, size_bytes: int) -> None:
+        """Copy pinned memory to the GPU, in order with the calls before and after; returns at once."""
+        self.enter()
+        self.driver.copy_in(address, source, size_bytes, self._stream)
 
     def gather(self, source: int, target: int, rows: Sequence[int], row_bytes: int) -> None:
         """Copy rows to lie one after the other; neighbours go in one copy."""

@@ -132,7 +132,10 @@ def test_random_steps_agree_with_the_policy(data: st.DataObject, policy: Any) ->
         assert (on_cpu == -1).all()
     assert (layer.state[words.HITS], layer.state[words.MISSES]) == (hits, misses)
     owners = layer.part("owner", slots)
-    assert sorted(expert for expert in owners.tolist() if expert >= 0) == np.flatnonzero(residents(layer)).tolist()
+    assert (
+        sorted(expert for expert in owners.tolist() if expert >= 0)
+        == np.flatnonzero(residents(layer)).tolist()
+    )
 
 
 def layer_of(slots: int, experts: int = 8, **options: Any) -> Layer:

@@ -133,9 +133,8 @@ class _Step:
             with when(tirx.all(own >= i32(0), load(self.first, self.thread) == self.thread)):
                 uses = registers(1, "int32")
                 store(uses, 0, i32(0))
-                with T.serial(self.thread, self.count_) as entry:
-                    with when(load(self.expert, entry) == own):
-                        store(uses, 0, load(uses, 0) + i32(1))
+                with T.serial(self.thread, self.count_) as entry, when(load(self.expert, entry) == own):
+                    store(uses, 0, load(uses, 0) + i32(1))
                 before = T.reinterpret("float64", state.part("uses", own))
                 after = before + T.cast(load(uses, 0), "float64")
                 state.set_part("uses", own, T.reinterpret("int64", after))
@@ -240,7 +239,9 @@ def _rank_slots(step: _Step, misses: _Misses, place: Buffer) -> None:
             store(free, 0, load(free, 0) + T.cast(is_free, "int32"))
             store(able, 0, load(able, 0) + T.cast(can_leave, "int32"))
             sooner = _leaves_first(load(score, other), its_rank, own_score, own_rank)
-            before = T.Select(own_rank == i32(FREE), tirx.all(is_free, other < slot), tirx.all(can_leave, sooner))
+            before = T.Select(
+                own_rank == i32(FREE), tirx.all(is_free, other < slot), tirx.all(can_leave, sooner)
+            )
             store(ahead, 0, load(ahead, 0) + T.cast(before, "int32"))
         turn = registers(1, "int32")
         store(turn, 0, load(ahead, 0) + T.Select(own_rank == i32(FREE), i32(0), load(free, 0)))
@@ -298,4 +299,3 @@ def _finish(step: _Step, misses: _Misses, on_gpu: Buffer, on_cpu: Buffer) -> Non
         }
         for word, more in counts.items():
             state.set_head(word, state.head(word) + T.cast(more, "int64"))
-

@@ -12,7 +12,15 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import slots as words
 from moec.compiler.kernels.cpu.emit import Argument, arguments, at_address, build, i64, load, symbol, when
-from moec.compiler.kernels.cuda.primitives import call, element, i32, launch, launch_next, registers, wait_previous
+from moec.compiler.kernels.cuda.primitives import (
+    call,
+    element,
+    i32,
+    launch,
+    launch_next,
+    registers,
+    wait_previous,
+)
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.state import State
 
