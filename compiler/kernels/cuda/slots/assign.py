@@ -1,8 +1,8 @@
 """Which experts of a step have a slot, who leaves for those that have none, and which of them are the CPU's.
 
-One block; a thread for each of the T * K choices, and for each slot in turn. The policy is ``runtime.residency``'s to the
-bit: scores are float64, and a miss takes a free slot, else that of the resident expert with the least score which the
-step did not choose, else none. Numbers below are int32 unless they say otherwise.
+One block; a thread for each of the T * K choices, and for each slot in turn. The policy is ``runtime.residency``'s to
+the bit: scores are float64, and a miss takes a free slot, else that of the resident expert with the least score which
+the step did not choose, else none. Numbers below are int32 unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def assign() -> tirx.PrimFunc:
             misses = step.number_misses()
             with when(misses.fetched > i32(0)):
                 _give_places(step, misses)
-            _finish(step, misses, on_gpu, on_cpu)
+            fetches = settle(T.min(misses.fetched, load(misses.placed, 0) + _stage_places(step)))
+            _order(step, misses, fetches)
+            _finish(step, misses, fetches, on_gpu, on_cpu)
 
     return build(words.ASSIGN, body)
 
@@ -221,9 +223,8 @@ def _rank_slots(step: _Step, misses: _Misses, place: Buffer) -> None:
         store(rank, slot, i32(FREE))
         with when(owner >= i64(0)):
             store(rank, slot, T.cast(state.part("rank", owner), "int32"))
-            with T.serial(i32(0), step.count_) as entry:
-                with when(T.cast(load(step.expert, entry), "int64") == owner):
-                    store(rank, slot, i32(FIXED))
+            with T.serial(i32(0), step.count_) as entry, when(_is(load(step.expert, entry), owner)):
+                store(rank, slot, i32(FIXED))
             age = T.bind(step.clock - state.part("last", owner))
             store(score, slot, _score(state, owner, age))
     sync()
@@ -254,6 +255,10 @@ def _rank_slots(step: _Step, misses: _Misses, place: Buffer) -> None:
     sync()
 
 
+def _is(expert: Expr, owner: Expr) -> Expr:
+    return T.cast(expert, "int64") == owner
+
+
 def _score(state: State, expert: Expr, age: Expr) -> Expr:
     """float64: ``uses / (age + 1)``, or minus the age."""
     uses = T.reinterpret("float64", state.part("uses", expert))
@@ -275,7 +280,35 @@ def _each(thread: Expr, count: Expr) -> Iterator[Expr]:
             yield number
 
 
-def _finish(step: _Step, misses: _Misses, on_gpu: Buffer, on_cpu: Buffer) -> None:
+def _stage_places(step: _Step) -> Expr:
+    return T.cast(T.min(step.state.head(words.STAGE_PLACES), i64(words.MOST_ENTRIES)), "int32")
+
+
+def _order(step: _Step, misses: _Misses, fetches: Expr) -> None:
+    """Put choices whose experts are there before those that wait for a fetch, which come in the fetches' order."""
+    state, thread = step.state, step.thread
+    fetch = shared(THREADS, "int32")
+    with step.own():
+        number = settle(load(misses.number, load(step.first, thread)))
+        coming = tirx.all(number >= i32(0), number < fetches)
+        store(fetch, thread, T.Select(coming, number, i32(-1)))
+        own = settle(load(step.expert, thread))
+        with when(own >= i32(0)):
+            state.set_part("fetch", own, T.cast(load(fetch, thread), "int64"))
+        state.set_at(words.ARRIVED, thread, i64(0))
+    sync()
+    with step.own():
+        position, mine = registers(1, "int32"), settle(load(fetch, thread))
+        store(position, 0, i32(0))
+        with T.serial(i32(0), step.count_) as entry:
+            other = settle(load(fetch, entry))
+            before = tirx.any(other < mine, tirx.all(other == mine, entry < thread))
+            store(position, 0, load(position, 0) + T.cast(before, "int32"))
+        state.set_at(words.POSITION, thread, T.cast(load(position, 0), "int64"))
+        state.set_at(words.ORDER, load(position, 0), T.cast(thread, "int64"))
+
+
+def _finish(step: _Step, misses: _Misses, fetches: Expr, on_gpu: Buffer, on_cpu: Buffer) -> None:
     """Say who computes what, and count."""
     state, thread = step.state, step.thread
     with step.own():
@@ -287,10 +320,8 @@ def _finish(step: _Step, misses: _Misses, on_gpu: Buffer, on_cpu: Buffer) -> Non
         store(on_gpu, entry, T.Select(by_cpu, i64(-1), expert))
         store(on_cpu, entry, T.Select(by_cpu, expert, i64(-1)))
     with when(thread == i32(0)):
-        placed = T.cast(load(misses.placed, 0), "int64") + state.head(words.STAGE_PLACES)
-        fetched = T.cast(misses.fetched, "int64")
         state.set_head(words.CLOCK, step.clock)
-        state.set_head(words.FETCHES, T.min(fetched, placed))
+        state.set_head(words.FETCHES, T.cast(fetches, "int64"))
         counts = {
             words.HITS: misses.hits,
             words.MISSES: misses.count,
