@@ -25,6 +25,8 @@ class LayerSlots:
     top_k: int
     stride_bytes: int
     """Of one expert in memory; what of it are weights is a little less."""
+    second_bytes: int
+    """Where in an expert that begins which only the second of its products reads."""
     slots: int
     """Experts on the GPU; at first the most used ones."""
     hosted: int
@@ -117,7 +119,7 @@ def plan_slots(
         for expert, share in zip(each.order, each.use_share, strict=True):
             prior[expert] = policy.prior_tokens * share
         share = (0,) * (MOST_SHARED + 1)
-        facts = layer.experts, layer.top_k, layer.stride_bytes
+        facts = layer.experts, layer.top_k, layer.stride_bytes, layer.second_bytes
         planned.append(LayerSlots(*facts, own, kept, each.order, tuple(prior), share))
     return SlotPlan(tuple(planned), policy, stage, places)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.program import Workspace
 from moec.artifacts.sampling import SAMPLE
-from moec.artifacts.slots import ASSIGN, FETCH
+from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,9 @@ class CudaKernels:
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
         from moec.compiler.kernels.cuda.attention import attention
-        from moec.compiler.kernels.cuda.experts import experts
+        from moec.compiler.kernels.cuda.experts import experts, experts_cached
+        from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN
+        from moec.compiler.kernels.cuda.experts_few import runs_few
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
         from moec.compiler.kernels.cuda.slots.assign import assign
         from moec.compiler.kernels.cuda.slots.fetch import fetch
@@ -78,6 +80,9 @@ class CudaKernels:
         if model.bodies:
             yield ASSIGN, assign()
             yield FETCH, fetch()
+        for body in filter(runs_few, model.bodies):
+            if _most_chosen(model, body)[0] <= MOST_CHOSEN:
+                yield f"{CACHED}{body.name}", experts_cached(body)
         if model.vocab_size <= MAX_VOCAB:
             yield SAMPLE, sample(model.vocab_size)
 

@@ -32,6 +32,7 @@ from moec.compiler.kernels.cuda.primitives import (
     value,
     wait_previous,
 )
+from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
 from moec.compiler.kernels.cuda.threads import read
 
 if TYPE_CHECKING:
@@ -86,7 +87,11 @@ def names_of_first(body: ExpertBody) -> tuple[str, ...]:
 
 
 def emit_gate_up_few(
-    body: ExpertBody, call_: ExpertCall, middle: Buffer, tiling: Tiling | None = None
+    body: ExpertBody,
+    call_: ExpertCall,
+    middle: Buffer,
+    tiling: Tiling | None = None,
+    state: Buffer | None = None,
 ) -> None:
     """Emit the first launch.
 
@@ -95,18 +100,25 @@ def emit_gate_up_few(
         call_: what the kernel was called with; 1 to 8 tokens.
         middle: uint16 ``[T * K, 2, I]``; only the first of a token's choices of the same expert is written.
         tiling: instead of the one that ``choose_tiling`` finds.
+        state: of the layer, int64, where experts may still be on their way. Then the kernel before is
+            ``fetch_experts``, which lets this one begin when all before it is over.
     """
     streams = len(names_of_first(body))
     tiling = tiling or choose_tiling(streams * body.intermediate, body.hidden, streams=streams)
     tiles = -(-body.intermediate // (TILE_ROWS * tiling.row_warps))
-    with launch((tiles, call_.tokens * call_.chosen), tiling.threads) as ((tile, entry), thread):
+    with launch((tiles, call_.tokens * call_.chosen), tiling.threads) as ((tile, number), thread):
         blocks_at_once(tiling.blocks)
+        arrivals = None if state is None else Arrivals.of(state)
         with when(T.cast(thread, "int64") * i64(ADDRESSES_A_LINE) < call_.count):
             call("prefetch_l2", element(call_.table, T.cast(thread, "int64") * i64(ADDRESSES_A_LINE)))
-        wait_previous()
+        if arrivals is None:
+            wait_previous()
         launch_next()
+        entry = number if arrivals is None else arrivals.entry(number)
         choice = _find_tokens(call_, thread, entry)
         with when(choice.first):
+            if arrivals is not None:
+                arrivals.wait(choice.expert, 0, thread)
             _GateUp(body, call_, middle, tiling, tile, choice).emit(thread)
 
 

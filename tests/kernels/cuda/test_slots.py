@@ -19,13 +19,13 @@ from moec.runtime.residency import LayerPlan, Residency
 from moec.runtime.tensors import aligned_empty, aligned_zeros
 from tests.support.cuda_emulator import Emulated
 
-STRIDE = 4096 + 512
-"""Of an expert here: no multiple of a block's piece."""
+STRIDE, SECOND = 3 * words.PIECE_BYTES + 4096, words.PIECE_BYTES + 512
+"""Of an expert here, and where its second part begins: no multiples of a piece."""
 
 
 @cache
 def kernels() -> Emulated:
-    return Emulated(assign(), fetch(blocks=3, unroll=2))
+    return Emulated(assign(), fetch(blocks=3))
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Layer:
             words.SLOT_ADDRESS: self.slots.ctypes.data,
             words.STAGE_ADDRESS: self.stage.ctypes.data,
             words.STAGE_PLACES: self.stage_places,
+            words.SECOND: SECOND,
         }
         for word, value in head.items():
             self.state[word] = value

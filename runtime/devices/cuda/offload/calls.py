@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from moec.artifacts.slots import MOST_CACHED_TOKENS
 from moec.runtime.devices.protocol import HostCall, PackedCall
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class OffloadedExperts:
         slots: its slots and what it knows of them.
         assign: the kernel ``assign_experts``.
         fetch: the kernel ``fetch_experts``.
+        cached: of each layer the kernel ``experts_cached_<body>``, ``None`` where its body has none.
         stream: runs steps of many tokens.
         files: brings experts that are only in the file; ``None`` where all are in host memory.
         tier: the experts in host memory.
@@ -54,6 +56,7 @@ class OffloadedExperts:
         slots: DeviceSlots,
         assign: Callable[..., Any],
         fetch: Callable[..., Any],
+        cached: Sequence[Callable[..., Any] | None],
         stream: LayerStream,
         files: FileExperts | None,
         tier: HostTier,
@@ -63,7 +66,7 @@ class OffloadedExperts:
         self.recorder: RoutingRecorder | None = None
         self.helper: Helper | None = None
         self._device, self._slots = device, slots
-        self._assign, self._fetch = assign, fetch
+        self._assign, self._fetch, self._kernels = assign, fetch, cached
         self._stream, self._files = stream, files
         self._seen = slots.states.counters()
 
@@ -102,7 +105,9 @@ class OffloadedExperts:
         own, theirs = states.choices(0, shape), states.choices(1, shape)
         state = device.tensor(states.state(layer))
         assign = (device.tensor(index), state, device.tensor(own), device.tensor(theirs))
-        experts = map(device.tensor, (hidden, own, weight, states.table(layer), *workspace, out))
+        own_kernel = self._kernels[layer] if shape[0] <= MOST_CACHED_TOKENS else None
+        extra = workspace if own_kernel is None else (states.state(layer), *workspace)
+        experts = map(device.tensor, (hidden, own, weight, states.table(layer), *extra, out))
         calls: list[Call] = []
         if self._files is not None:
             files = self._files
@@ -111,7 +116,7 @@ class OffloadedExperts:
         if self.helper is not None:
             calls += self.helper.post(layer, hidden, theirs, weight)
         calls.append(PackedCall(STAGE, self._fetch, (state,)))
-        calls.append(PackedCall(STAGE, function, tuple(experts)))
+        calls.append(PackedCall(STAGE, own_kernel or function, tuple(experts)))
         if self.helper is not None:
             calls += self.helper.collect(layer, out)
         return calls

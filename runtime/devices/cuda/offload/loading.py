@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.slots import ASSIGN, FETCH
+from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 from moec.errors import BundleError
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
 from moec.runtime.devices.cuda.offload.files import FileExperts
@@ -48,5 +48,7 @@ def offloaded_experts(
     slots = DeviceSlots(device, bundle, plan, tier)
     files = FileExperts(device, bundle, slots, tier) if plan.file_places else None
     stream = LayerStream(device, bundle.model, slots, tier, files)
-    kernels = functions.get(ASSIGN), functions.get(FETCH)
+    names = [f"{CACHED}{layer.body}" for layer in bundle.model.experts]
+    cached = [functions.get(name) if functions.has(name) else None for name in names]
+    kernels = functions.get(ASSIGN), functions.get(FETCH), cached
     return OffloadedExperts(device, slots, *kernels, stream, files, tier, weights)

@@ -113,6 +113,7 @@ def fill_state(state: NDArray[np.int64], layer: LayerSlots, policy: str, places:
         words.SLOT_ADDRESS: places.slots,
         words.STAGE_ADDRESS: places.stage,
         words.STAGE_PLACES: places.stage_places,
+        words.SECOND: layer.second_bytes,
     }
     for word, value in head.items():
         state[word] = value
