@@ -1,10 +1,10 @@
-"""Experts off the GPU: decode and prefill at several budgets, beside the link's speed and the resident run, bit for bit.
+"""Experts off the GPU: decode and prefill at several budgets, beside the link's speed, with the resident run's bits.
 
-    python -m benchmarks.offload dsv2-lite.moec --device cuda:0 --share 0 --share 0.25 --share 1
+    python -m benchmarks.offload dsv2-lite.moec --share 0 --share 0.25 --share 1
 
 A share is that of the routed experts which have a slot on the GPU. Beside them there is the stage (room for one layer's
-experts) and what every model needs. Routing is the model's own (random weights: nearly uniform), or forced: each token's
-choices of every layer are written to the GPU before its step, by ``--zipf`` exponents.
+experts) and what every model needs. Routing is the model's own (random weights: nearly uniform), or forced: each
+token's choices of every layer are written to the GPU before its step, by ``--zipf`` exponents.
 
 The floor of a step is the larger of the resident step and missed bytes over the link's speed; both are measured in the
 same process. Experts in host memory are read once for all budgets.
@@ -13,6 +13,7 @@ same process. Experts in host memory are read once for all budgets.
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -29,11 +30,14 @@ from moec.artifacts.reader import open_bundle
 from moec.runtime.device_budget import DevicePlan
 from moec.runtime.devices.cuda.measure import measure_gpu
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.offload import calls
 from moec.runtime.engine import Request
 from moec.runtime.expert_slots import state_bytes
 from moec.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from moec.artifacts.footprint import Footprint
@@ -54,6 +58,7 @@ OWN = "model"
 @click.option("--zipf", "exponents", type=float, multiple=True, default=(0.6, 1.0), show_default=True)
 @click.option("--warm-steps", default=48, show_default=True)
 @click.option("--steps", default=24, show_default=True)
+@click.option("--beside/--after", default=True, help="Compute experts as they arrive, or when all are there.")
 @click.option("--name", help="Of the result. [default: the bundle's]")
 def main(
     bundle: Path,
@@ -61,6 +66,7 @@ def main(
     exponents: tuple[float, ...],
     warm_steps: int,
     steps: int,
+    beside: bool,
     name: str | None,
 ) -> None:
     """Measure BUNDLE."""
@@ -72,7 +78,7 @@ def main(
     }
     run = _Run(bundle, facts, gpu.link_gb_s, routings, warm_steps, steps)
     rows: list[dict[str, Any]] = []
-    with shared_host_tier():
+    with shared_host_tier(), nullcontext() if beside else without_overlap():
         for share in sorted(shares, reverse=True):
             rows += run.measure(share)
             print_rows(rows[-len(routings) - 1 :])
@@ -80,6 +86,17 @@ def main(
     print_rows([row for row in rows if row["work"] == "decode"])
     print_rows([row for row in rows if row["work"] != "decode"])
     print(path)
+
+
+@contextmanager
+def without_overlap() -> Iterator[None]:
+    """Models that are loaded inside compute experts when all of a layer are there."""
+    original: Any = calls.MOST_CACHED_TOKENS
+    calls.MOST_CACHED_TOKENS = 0
+    try:
+        yield
+    finally:
+        calls.MOST_CACHED_TOKENS = original
 
 
 class _Run:
@@ -181,9 +198,7 @@ class _Run:
                 start = time.perf_counter()
                 engine.step()
                 times.append(time.perf_counter() - start)
-            counted = model.stats.to_dict()
             engine.cancel(sequence)
-        del counted
         return median(times[self._warm_steps :]), list(sequence.new_tokens[: total + 1])
 
     def _prefill(self, model: Model) -> tuple[float, Any]:

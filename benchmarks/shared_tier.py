@@ -1,4 +1,4 @@
-"""Host memory filled with experts once, for all models of a process: what a benchmark of many budgets would wait for."""
+"""Host memory filled with experts once, for all models of a process that measures many budgets."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def slots_of(model: runtime.Model) -> SlotPlan:
     return slots
 
 
-@pytest.mark.parametrize("share", [0.0, 0.04, 0.6, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.04, 0.6, 0.85])
 def test_bits_are_those_of_the_resident_run(
     load: Callable[..., runtime.Model], expected: dict[str, Any], bundle: Path, share: float, stub: Stub
 ) -> None:
@@ -112,7 +112,7 @@ def test_decoding_is_one_graph_a_step_also_where_experts_are_missing(
         assert model.stats.bytes_moved == model.stats.misses * layers[0].stride_bytes
 
 
-@pytest.mark.parametrize(("share", "device_share"), [(0.7, 0.0), (0.7, 0.04), (0.8, 0.6), (0.9, 0.9)])
+@pytest.mark.parametrize(("share", "device_share"), [(0.7, 0.0), (0.7, 0.04), (0.8, 0.6), (0.9, 0.85)])
 def test_experts_beyond_host_memory_come_from_the_file(
     load: Callable[..., runtime.Model],
     expected: dict[str, Any],
@@ -136,8 +136,8 @@ def test_budgets_that_hold_too_little_are_errors_before_anything_is_allocated(
 ) -> None:
     with pytest.raises(BudgetError, match="device_memory is"):
         load(device_memory=budget(expected, 0.0, bundle) - 1, max_step_tokens=160)
+    limits = budget(expected, 0.1, bundle), host_budget(expected, 0.1, bundle)
     with pytest.raises(BudgetError, match="host_memory is"):
-        limits = budget(expected, 0.1, bundle), host_budget(expected, 0.1, bundle)
         load(device_memory=limits[0], host_memory=limits[1], max_step_tokens=160)
 
 

@@ -37,7 +37,7 @@ class Arrivals:
         return T.cast(self.state.at(words.POSITION, entry), "int32")
 
     def wait(self, expert: Expr, part: int, thread: Expr) -> None:
-        """Wait, all threads of a block together, for what the first (0) or the second (1) product reads of an expert."""
+        """Wait, all threads of a block, for what the first (0) or the second (1) product reads of an expert."""
         fetch = settle(self.state.part("fetch", expert))
         with when(fetch >= i64(0)):
             with when(thread == i32(0)):

@@ -55,10 +55,14 @@ def fetch(blocks: int = BLOCKS) -> tirx.PrimFunc:
             stride, middle = settle(state.head(words.STRIDE)), settle(state.head(words.SECOND))
             fetches = settle(state.head(words.FETCHES))
             first = settle(fetches * pieces_of(middle))
-            for second, (offset, end, before) in enumerate(((i64(0), middle, i64(0)), (middle, stride, first))):
+            for second, (offset, end, before) in enumerate(
+                ((i64(0), middle, i64(0)), (middle, stride, first))
+            ):
                 each = settle(pieces_of(end - offset))
                 # Both parts go round the blocks as one list.
-                own = settle(T.truncmod(i64(block) + i64(blocks) - T.truncmod(before, i64(blocks)), i64(blocks)))
+                own = settle(
+                    T.truncmod(i64(block) + i64(blocks) - T.truncmod(before, i64(blocks)), i64(blocks))
+                )
                 turns = settle(T.truncdiv(fetches * each - own + i64(blocks - 1), i64(blocks)))
                 with T.serial(i64(0), turns) as turn:
                     number = settle(turn * i64(blocks) + own)

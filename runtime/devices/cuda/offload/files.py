@@ -10,7 +10,6 @@ import numpy as np
 from moec.artifacts.paths import experts_name
 from moec.runtime.devices.cuda.memory import PinnedMemory
 from moec.runtime.devices.cuda.offload.host_tier import read_expert
-from moec.runtime.devices.protocol import View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.driver import Handle
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.slots import DeviceSlots
+    from moec.runtime.devices.protocol import View
 
 
 class FileExperts:
