@@ -86,8 +86,8 @@ class StateWords:
 def state_words(experts: int, slots: int) -> StateWords:
     """The parts of a state, each at a multiple of 64 bytes."""
     each = -(-experts // _ALIGNMENT) * _ALIGNMENT
-    places = [TABLE + number * each for number in range(1, 1 + len(PARTS))]
-    return StateWords(*places, places[-1] + -(-slots // _ALIGNMENT) * _ALIGNMENT)
+    places = {name: TABLE + number * each for number, name in enumerate(PARTS, 1)}
+    return StateWords(**places, size=places["owner"] + -(-slots // _ALIGNMENT) * _ALIGNMENT)
 
 
 def pieces(size_bytes: int) -> int:

@@ -13,9 +13,8 @@ same process. Experts in host memory are read once for all budgets.
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,14 +29,11 @@ from moec.artifacts.reader import open_bundle
 from moec.runtime.device_budget import DevicePlan
 from moec.runtime.devices.cuda.measure import measure_gpu
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
-from moec.runtime.devices.cuda.offload import calls
 from moec.runtime.engine import Request
 from moec.runtime.expert_slots import state_bytes
 from moec.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from moec.artifacts.footprint import Footprint
@@ -76,9 +72,9 @@ def main(
     routings = {OWN: None} | {
         f"zipf {exponent:g}": zipf_choices(facts, exponent, warm_steps + steps) for exponent in exponents
     }
-    run = _Run(bundle, facts, gpu.link_gb_s, routings, warm_steps, steps)
+    run = _Run(bundle, facts, gpu.link_gb_s, routings, warm_steps, steps, beside)
     rows: list[dict[str, Any]] = []
-    with shared_host_tier(), nullcontext() if beside else without_overlap():
+    with shared_host_tier():
         for share in sorted(shares, reverse=True):
             rows += run.measure(share)
             print_rows(rows[-len(routings) - 1 :])
@@ -86,17 +82,6 @@ def main(
     print_rows([row for row in rows if row["work"] == "decode"])
     print_rows([row for row in rows if row["work"] != "decode"])
     print(path)
-
-
-@contextmanager
-def without_overlap() -> Iterator[None]:
-    """Models that are loaded inside compute experts when all of a layer are there."""
-    original: Any = calls.MOST_CACHED_TOKENS
-    calls.MOST_CACHED_TOKENS = 0
-    try:
-        yield
-    finally:
-        calls.MOST_CACHED_TOKENS = original
 
 
 class _Run:
@@ -110,7 +95,9 @@ class _Run:
         routings: dict[str, NDArray[np.int64] | None],
         warm_steps: int,
         steps: int,
+        beside: bool,
     ) -> None:
+        self._beside = beside
         self._bundle, self._facts, self._link, self._routings = bundle, facts, link, routings
         self._warm_steps, self._steps = warm_steps, steps
         self._resident: dict[str, float] = {}
@@ -133,6 +120,8 @@ class _Run:
         start = time.perf_counter()
         with self._load(limit if share < 1 else None) as model:
             loaded = time.perf_counter() - start
+            experts: Any = model._executor and model._executor._experts
+            experts.beside = self._beside
             rows = [self._decode_row(model, share, routing) for routing in self._routings]
             rows.append(self._prefill_row(model, share))
         return [{**row, "load s": loaded} for row in rows]
@@ -183,7 +172,7 @@ class _Run:
         }
 
     def _decode(self, model: Model, choices: NDArray[np.int64] | None) -> tuple[float, Any]:
-        """Median seconds of a step after the warm ones, and all tokens."""
+        """Mean seconds of a step after the warm ones, and all tokens."""
         total = self._warm_steps + self._steps
         request = Request((7, 11, 13, 17), total + 2, 0, frozenset(), Sampling(), 0)
         with ForcedRouting(model, choices) as forced:
@@ -199,7 +188,7 @@ class _Run:
                 engine.step()
                 times.append(time.perf_counter() - start)
             engine.cancel(sequence)
-        return median(times[self._warm_steps :]), list(sequence.new_tokens[: total + 1])
+        return mean(times[self._warm_steps :]), list(sequence.new_tokens[: total + 1])
 
     def _prefill(self, model: Model) -> tuple[float, Any]:
         """Median seconds of a prompt's step, and what it and a short prompt come to."""

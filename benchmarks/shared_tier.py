@@ -27,11 +27,11 @@ def shared_host_tier() -> Iterator[None]:
             tiers[key] = HostTier(own, bundle, plan, *options)
         return tiers[key]
 
-    original: Any = loading.HostTier
-    loading.HostTier = tier  # type: ignore[assignment, misc]
+    module: Any = loading
+    module.HostTier = tier
     try:
         yield
     finally:
-        loading.HostTier = original
+        module.HostTier = HostTier
         tiers.clear()
         own.close()

@@ -118,9 +118,9 @@ def plan_slots(
         prior = [0.0] * layer.experts
         for expert, share in zip(each.order, each.use_share, strict=True):
             prior[expert] = policy.prior_tokens * share
-        share = (0,) * (MOST_SHARED + 1)
+        by_cpu = (0,) * (MOST_SHARED + 1)
         facts = layer.experts, layer.top_k, layer.stride_bytes, layer.second_bytes
-        planned.append(LayerSlots(*facts, own, kept, each.order, tuple(prior), share))
+        planned.append(LayerSlots(*facts, own, kept, each.order, tuple(prior), by_cpu))
     return SlotPlan(tuple(planned), policy, stage, places)
 
 

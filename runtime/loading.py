@@ -92,8 +92,9 @@ def load(
         from moec.runtime.loading_cuda import CudaOptions, load_cuda
 
         sizes = max_batch, max_step_tokens, cache_tokens
-        memory = device_memory, host_memory
-        options = CudaOptions(parse_ordinal(device), *memory, cpu_threads, *sizes, verify)
+        options = CudaOptions(
+            parse_ordinal(device), device_memory, host_memory, cpu_threads, *sizes, verify=verify
+        )
         return load_cuda(path, options, progress)
     budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")
     bundle = open_bundle(path, verify=verify, progress=progress)

@@ -72,7 +72,8 @@ def budget(expected: dict[str, Any], share: float, bundle: Path) -> int:
 def host_budget(expected: dict[str, Any], share: float, bundle: Path) -> int:
     """Host memory that leaves room for a share of the experts."""
     experts = footprint(open_bundle(bundle, verify="sizes").model).experts_bytes
-    return int(share * experts) + BOUNCE_BYTES + expected["plan"].needs.staging_bytes
+    plan: DevicePlan = expected["plan"]
+    return int(share * experts) + BOUNCE_BYTES + plan.needs.staging_bytes
 
 
 def slots_of(model: runtime.Model) -> SlotPlan:

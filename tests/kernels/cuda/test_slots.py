@@ -96,7 +96,7 @@ def first_choices(index: NDArray[np.int64], experts: int) -> tuple[NDArray[np.in
 
 
 def residents(layer: Layer) -> list[bool]:
-    return (layer.part("slot", len(layer.plan.order)) >= 0).tolist()
+    return [slot >= 0 for slot in layer.part("slot", len(layer.plan.order)).tolist()]
 
 
 @given(data=st.data(), policy=st.sampled_from(["lru", "lfru"]))

@@ -65,6 +65,8 @@ class OffloadedExperts:
         self.tier, self.weights = tier, weights
         self.recorder: RoutingRecorder | None = None
         self.helper: Helper | None = None
+        self.beside = True
+        """Whether experts of few tokens are computed as they arrive, or when all of a layer are there."""
         self._device, self._slots = device, slots
         self._assign, self._fetch, self._kernels = assign, fetch, cached
         self._stream, self._files = stream, files
@@ -105,7 +107,8 @@ class OffloadedExperts:
         own, theirs = states.choices(0, shape), states.choices(1, shape)
         state = device.tensor(states.state(layer))
         assign = (device.tensor(index), state, device.tensor(own), device.tensor(theirs))
-        own_kernel = self._kernels[layer] if shape[0] <= MOST_CACHED_TOKENS else None
+        beside = self.beside and shape[0] <= MOST_CACHED_TOKENS
+        own_kernel = self._kernels[layer] if beside else None
         extra = workspace if own_kernel is None else (states.state(layer), *workspace)
         experts = map(device.tensor, (hidden, own, weight, states.table(layer), *extra, out))
         calls: list[Call] = []

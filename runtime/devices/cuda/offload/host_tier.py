@@ -111,7 +111,7 @@ class HostTier:
                     target = self.view(number, expert) if hosted else scratch
                     read_expert(file.fileno(), target, expert * layer.stride_bytes, bundle, name)
                     if digest:
-                        digest.update(target)
+                        digest.update(target.data)
                     if progress:
                         progress(layer.stride_bytes)
         memory = self._memory[number]

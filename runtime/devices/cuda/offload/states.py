@@ -79,7 +79,8 @@ class LayerStates:
 
     def home(self, layer: int, expert: int) -> int:
         """The address of the word that says where an expert is in host memory."""
-        return self._memory.address + 8 * (self._firsts[layer] + self._layers[layer].home + expert)
+        word: int = self._firsts[layer] + self._layers[layer].home + expert
+        return self._memory.address + 8 * word
 
     def residents(self) -> list[NDArray[np.int64]]:
         """Of each layer the slots of its experts ``[E]``, -1 for none, once all calls before are finished."""
