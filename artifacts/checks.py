@@ -145,7 +145,9 @@ def schedule_problems(model: ModelRecord, record: ScheduleRecord) -> Iterator[st
 def _profile_problems(model: ModelRecord, profile: LayerProfile) -> Iterator[str]:
     experts = model.experts[profile.layer].experts
     where = f"the routing profile of MoE layer {profile.layer}"
-    if sorted(profile.order) != list(range(experts)) or len(profile.use_share) != experts:
+    if sorted(profile.order) != list(range(experts)) or {len(profile.use_share), len(profile.slot_value)} != {
+        experts
+    }:
         yield f"{where} does not rank its {experts} experts"
     if not profile.transitions:
         return

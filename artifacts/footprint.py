@@ -47,6 +47,8 @@ class Footprint:
     """All weights outside routed experts, each 64-byte aligned."""
     dense_bytes_per_token: int
     """Those that one token reads: of an embedding table, one row."""
+    attention_steps: int
+    """Attention layers."""
     cache_page_bytes: int
     """One page of the key-value cache in all attention layers together."""
     activation_bytes_per_token: int
@@ -95,6 +97,7 @@ def footprint(model: ModelRecord) -> Footprint:
         layers=_layers(model),
         dense_bytes=sum(-(-_bytes(spec) // DENSE_ALIGNMENT) * DENSE_ALIGNMENT for spec in weights.values()),
         dense_bytes_per_token=_dense_bytes_per_token(model, weights),
+        attention_steps=sum(isinstance(step, AttentionStep) for step in model.steps),
         cache_page_bytes=_cache_page_bytes(model),
         activation_bytes_per_token=_peak_bytes(model, 0, model.last_step),
         logits_bytes_per_row=_peak_bytes(model, model.last_step, len(model.steps)),

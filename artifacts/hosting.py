@@ -1,4 +1,4 @@
-"""Which experts stay in host memory: the rule that the planner plans by and the runtime loads by.
+"""Which experts stay on which tier: the rules that the planner plans by and the runtime loads by.
 
 Whatever the budget, a prefix of the same order is taken: so a larger budget keeps everything that a smaller one
 keeps, and what falls with each expert (misses, milliseconds) falls with the budget.
@@ -41,6 +41,24 @@ def host_experts(
         return Hosted(tuple(counts), 0)
     transient = max(layer.top_k * layer.stride_bytes for layer in layers)
     return Hosted(tuple(take_prefix(order, layers, room_bytes - transient)), transient)
+
+
+def device_slots(
+    layers: Sequence[LayerFootprint], slot_values: Sequence[Sequence[float]], room_bytes: int
+) -> tuple[int, ...]:
+    """How many expert slots each layer gets from ``room_bytes`` on a GPU: those of the most value per byte first.
+
+    Args:
+        layers: the MoE layers.
+        slot_values: for each layer, what its first, second, … slot is worth, never rising.
+        room_bytes: for slots.
+    """
+    units = [
+        (-value / layers[number].stride_bytes, slot, number)
+        for number, values in enumerate(slot_values)
+        for slot, value in enumerate(values)
+    ]
+    return tuple(take_prefix([number for _, _, number in sorted(units)], layers, room_bytes))
 
 
 def host_order(use_shares: Sequence[Sequence[float]]) -> list[int]:

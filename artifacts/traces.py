@@ -97,6 +97,46 @@ def layer_trace(experts: int, chosen: npt.ArrayLike, weights: npt.ArrayLike | No
     return LayerTrace(experts, np.ascontiguousarray(index.astype(index_dtype(experts))), quantized)
 
 
+def join_traces(first: Traces, second: Traces) -> Traces:
+    """The tokens of both, of the same model; where only one has routing weights they are left out."""
+    layers = tuple(
+        LayerTrace(
+            one.experts,
+            np.concatenate([one.chosen, other.chosen]),
+            None
+            if one.weights is None or other.weights is None
+            else np.concatenate([one.weights, other.weights]),
+        )
+        for one, other in zip(first.layers, second.layers, strict=True)
+    )
+    starts = np.concatenate([first.sequence_starts, second.sequence_starts + first.tokens])
+    return Traces(layers, starts, np.concatenate([first.prefill, second.prefill]))
+
+
+def last_tokens(traces: Traces, most: int) -> Traces:
+    """The last sequences of ``traces``, at most ``most`` tokens; of a longer last sequence its end."""
+    begin = max(0, traces.tokens - most)
+    later = traces.sequence_starts[traces.sequence_starts >= begin]
+    begin = int(later[0]) if later.size else begin
+    starts = later - begin if later.size else np.zeros(1 if traces.tokens > begin else 0, np.int64)
+    layers = tuple(
+        LayerTrace(
+            layer.experts, layer.chosen[begin:], None if layer.weights is None else layer.weights[begin:]
+        )
+        for layer in traces.layers
+    )
+    return Traces(layers, starts, traces.prefill[begin:])
+
+
+def ends_with(traces: Traces, part: Traces) -> bool:
+    """Whether the last tokens of ``traces`` are those of ``part``, of the same model."""
+    begin = traces.tokens - part.tokens
+    return begin >= 0 and all(
+        np.array_equal(layer.chosen[begin:], other.chosen)
+        for layer, other in zip(traces.layers, part.layers, strict=True)
+    )
+
+
 def save_traces(traces: Traces, path: Path) -> None:
     """Write ``traces`` so that equal traces give equal bytes (``numpy.savez`` writes the time of day)."""
     arrays: dict[str, npt.NDArray[Any]] = {

@@ -1,4 +1,4 @@
-"""Change the schedule of a finished bundle; everything else in it stays as it is."""
+"""Change the schedules of a finished bundle, and the traces behind them; everything else in it stays as it is."""
 
 from __future__ import annotations
 
@@ -8,19 +8,35 @@ import shutil
 from typing import TYPE_CHECKING
 
 from moec.artifacts.records import write_record
+from moec.artifacts.traces import TRACES_NAME, save_traces
 from moec.artifacts.writer import BundleWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from moec.artifacts.reader import Bundle
-    from moec.artifacts.schedule import Schedule
+    from moec.artifacts.schedule import Schedule, ScheduleRecord
+    from moec.artifacts.traces import Traces
 
 SCHEDULE_NAME = "schedule.json"
 
 
 def add_schedule(bundle: Bundle, schedule: Schedule) -> None:
     """Put ``schedule`` into the bundle, in the place of one for the same machine and budgets if there is one.
+
+    Raises as `replace_schedules` does.
+    """
+    others = [other for other in bundle.schedule.schedules if not same_place(other, schedule)]
+    replace_schedules(bundle, dataclasses.replace(bundle.schedule, schedules=(*others, schedule)))
+
+
+def same_place(one: Schedule, other: Schedule) -> bool:
+    """Whether two schedules are for the same machine and budgets."""
+    return (one.machine.name, one.budgets) == (other.machine.name, other.budgets)
+
+
+def replace_schedules(bundle: Bundle, record: ScheduleRecord, traces: Traces | None = None) -> None:
+    """Write ``schedule.json`` anew, and where ``traces`` are given those that it was made from.
 
     A second folder with the same files (links, where the file system has them) and the new schedule takes the
     bundle's name, so the bundle is whole at every moment. The open ``bundle`` keeps its schedule and its
@@ -29,17 +45,15 @@ def add_schedule(bundle: Bundle, schedule: Schedule) -> None:
     Raises:
         OutputError: the bundle's folder cannot be written.
     """
-    others = [
-        other
-        for other in bundle.schedule.schedules
-        if (other.machine.name, other.budgets) != (schedule.machine.name, schedule.budgets)
-    ]
-    record = dataclasses.replace(bundle.schedule, schedules=(*others, schedule))
-    unchanged = {path: file for path, file in bundle.manifest.files.items() if path != SCHEDULE_NAME}
+    changed = {SCHEDULE_NAME} if traces is None else {SCHEDULE_NAME, TRACES_NAME}
+    unchanged = {path: file for path, file in bundle.manifest.files.items() if path not in changed}
     with BundleWriter(bundle.path.resolve(), force=True) as writer:
         for path in unchanged:
             _link(bundle.path / path, writer.folder / path)
         write_record(record, writer.folder / SCHEDULE_NAME)
+        if traces is not None:
+            (writer.folder / TRACES_NAME).parent.mkdir(exist_ok=True)
+            save_traces(traces, writer.folder / TRACES_NAME)
         writer.commit(bundle.manifest, known=unchanged)
 
 

@@ -87,6 +87,7 @@ def uniform_schedule(model: ModelRecord) -> ScheduleRecord:
             layer.layer,
             tuple(range(layer.experts)),
             (layer.top_k / layer.experts,) * layer.experts,
+            (layer.top_k / layer.experts,) * layer.experts,
             (),
         )
         for layer in model.experts

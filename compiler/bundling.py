@@ -22,9 +22,9 @@ from moec.artifacts.paths import CONSTANTS_NAME
 from moec.artifacts.records import read_record, write_record
 from moec.artifacts.traces import TRACES_NAME, Traces, save_traces
 from moec.compiler.modules import TOKENIZER_FOLDER
-from moec.compiler.schedule.machines import budgets_for
-from moec.compiler.schedule.planner import plan_many
 from moec.compiler.stages import stage
+from moec.planning.machines import budgets_for
+from moec.planning.planner import plan_many
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

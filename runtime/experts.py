@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.schedule import PolicyName
+    from moec.artifacts.schedule import Policy
     from moec.runtime.residency import LayerPlan
     from moec.runtime.stats import Stats
 
@@ -49,7 +49,7 @@ class ExpertStore:
         views: Sequence[NDArray[np.uint8]],
         plans: tuple[LayerPlan, ...],
         stats: Stats,
-        policy: PolicyName = "lru",
+        policy: Policy,
     ) -> None:
         self._views = views
         self._stats = stats

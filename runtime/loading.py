@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import LOGIT_ROWS, footprint
 from moec.artifacts.reader import open_bundle
-from moec.artifacts.schedule import DEFAULT_PRIOR_TOKENS, Policy, best_schedule
+from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
 from moec.errors import DeviceError
+from moec.planning.policies import always_admitting
 from moec.runtime.binding import Binder
 from moec.runtime.budget import MemoryPlan, parse_memory, plan_memory
 from moec.runtime.cache.storage import CacheStorage, attention_layers
@@ -24,6 +25,7 @@ from moec.runtime.libraries import (
 )
 from moec.runtime.machine import available_memory, total_memory
 from moec.runtime.model import Model
+from moec.runtime.recording import DEFAULT_CAPACITY
 from moec.runtime.request import check_count
 from moec.runtime.residency import plan_layers
 from moec.runtime.stats import Stats
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.reader import Bundle
-    from moec.artifacts.schedule import PolicyName
+    from moec.artifacts.schedule import Policy
     from moec.artifacts.verify import Level
     from moec.runtime.residency import LayerPlan
 
@@ -49,6 +51,8 @@ def load(
     max_batch: int = 8,
     max_step_tokens: int = 512,
     cache_tokens: int | None = None,
+    trace_path: str | Path | None = None,
+    trace_capacity: int = DEFAULT_CAPACITY,
     verify: Level = "full",
     progress: Callable[[int], None] | None = None,
 ) -> Model:
@@ -71,12 +75,16 @@ def load(
         cache_tokens: room in the key-value cache, all sequences together; ``None``: ``max_batch`` full
             contexts, but at most a quarter of ``host_memory`` (of the free memory where there is no limit); on a
             GPU at most what its weights leave.
+        trace_path: file to keep the routing of whatever is run in, for ``moec plan --traces``; written when the model
+            is closed. See `Model.record_routing`, also for what that costs on a GPU.
+        trace_capacity: tokens that it keeps; the oldest go first.
         verify: ``full`` reads and hashes every file, ``sizes`` only the JSON files.
         progress: told the bytes of each piece hashed or brought to the GPU, from several threads.
 
     Raises:
         BundleError: the bundle is missing, damaged or too new.
         DeviceError: this machine cannot run the bundle on ``device``.
+        OutputError: ``trace_path`` is in no folder.
         BudgetError: ``host_memory`` or ``device_memory`` does not hold the least that is needed; nothing was
             allocated.
         RequestError: an option is out of range.
@@ -95,7 +103,7 @@ def load(
         options = CudaOptions(
             parse_ordinal(device), device_memory, host_memory, cpu_threads, *sizes, verify=verify
         )
-        return load_cuda(path, options, progress)
+        return _recording(load_cuda(path, options, progress), trace_path, trace_capacity)
     budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")
     bundle = open_bundle(path, verify=verify, progress=progress)
     target = choose_cpu_target(bundle.manifest.targets, host_cpu_features())
@@ -112,9 +120,21 @@ def load(
     threads = load_runtime(cpu_threads)
     limits = Limits(max_batch, max_step_tokens, bundle.model.max_context, memory.cache_pages)
     policy = _policy(bundle, memory)
-    layers = plan_layers(needs.layers, bundle.schedule.profile, policy, memory.expert_capacity_bytes)
-    engine, executor = _assemble(bundle, target, limits, layers, policy.name)
-    return Model(bundle.path, bundle.model, target.name, memory, engine, executor, threads)
+    layers = plan_layers(needs.layers, bundle.schedule.profile, memory.expert_capacity_bytes)
+    engine, executor = _assemble(bundle, target, limits, layers, policy)
+    model = Model(bundle.path, bundle.model, target.name, memory, engine, executor, threads)
+    return _recording(model, trace_path, trace_capacity)
+
+
+def _recording(model: Model, path: str | Path | None, capacity: int) -> Model:
+    """``model``, recording to ``path`` where that is given; closed again where it cannot."""
+    if path is not None:
+        try:
+            model.record_routing(path, capacity)
+        except BaseException:
+            model.close()
+            raise
+    return model
 
 
 def _assemble(
@@ -122,7 +142,7 @@ def _assemble(
     target: TargetRecord,
     limits: Limits,
     layers: tuple[LayerPlan, ...],
-    policy: PolicyName,
+    policy: Policy,
 ) -> tuple[Engine, ChainExecutor]:
     device, stats = CpuDevice(), Stats()
     views = [bundle.experts_view(layer.layer) for layer in bundle.model.experts]
@@ -148,7 +168,7 @@ def _policy(bundle: Bundle, memory: MemoryPlan) -> Policy:
     """The policy of the schedule for this budget, or of any where none fits."""
     schedules = bundle.schedule.schedules
     schedule = best_schedule(schedules, 0, memory.total_bytes) or next(iter(schedules), None)
-    return Policy("lfru", DEFAULT_PRIOR_TOKENS) if schedule is None else schedule.policy
+    return always_admitting(DEFAULT_POLICY if schedule is None else schedule.policy)
 
 
 def _check_device(device: str, device_memory: object) -> None:

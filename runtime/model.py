@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from moec.errors import RequestError
 from moec.runtime.engine.sequence import Request
+from moec.runtime.recording import DEFAULT_CAPACITY, RoutingRing, read_earlier, write_traces
 from moec.runtime.request import check_count, check_tokens, end_tokens, sampling_from, to_prompts
-from moec.runtime.routing import RoutingRecorder
+from moec.runtime.routing import SequenceRecorder
 from moec.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -62,6 +63,7 @@ class Model:
         self._stats = engine.stats
         self._engine: Engine | None = engine
         self._executor = executor
+        self._recording: tuple[RoutingRing, Path] | None = None
 
     @property
     def engine(self) -> Engine:
@@ -207,8 +209,9 @@ class Model:
             The traces of all tokens that were run; the last drawn token of a sequence is not.
         """
         assert self._executor is not None, "a fake executor has no routing"
-        recorder = RoutingRecorder(tuple(layer.experts for layer in self.record.experts))
-        self._executor.recorder = recorder
+        recorder = SequenceRecorder(tuple(layer.experts for layer in self.record.experts))
+        before = self._executor.recorder, self.engine.observer
+        self._executor.recorder, self.engine.observer = recorder, recorder.end_step
         sampling = sampling_from(self.record.generation, True, None, None, None, None)
         ends = frozenset(self.record.generation.eos_token_id)
         requests = [
@@ -216,17 +219,53 @@ class Model:
             for prompt in map(tuple, prompts)
         ]
         try:
-            self._run(requests, None, recorder)
+            self._run(requests, None)
         finally:
-            self._executor.recorder = None
+            self._executor.recorder, self.engine.observer = before
         return recorder.traces()
 
+    def record_routing(self, path: str | Path, capacity: int = DEFAULT_CAPACITY) -> None:
+        """Keep the routing of all that is run from now on, for ``moec plan --traces``; see `save_routing`.
+
+        What the file has of an earlier run is kept before it, as far as there is room. On a GPU steps are then run
+        call by call, since the host reads every layer's choices.
+
+        Args:
+            path: written when the model is closed.
+            capacity: tokens that are kept; the oldest go first.
+
+        Raises:
+            RequestError: ``capacity`` is below 1.
+            BundleError: the file is no file of traces, or of another model.
+            OutputError: its folder does not exist.
+        """
+        assert self._executor is not None, "a fake executor has no routing"
+        check_count("trace_capacity", capacity, least=1)
+        target = Path(path)
+        ring = RoutingRing(self.record.experts, capacity, read_earlier(target, self.record.experts))
+        self._executor.recorder, self.engine.observer = ring, ring.end_step
+        self._recording = ring, target
+
+    def save_routing(self) -> None:
+        """Write what `record_routing` has kept to its file; closing does it too.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        if self._recording is not None:
+            ring, path = self._recording
+            write_traces(ring.traces(), path)
+
     def close(self) -> None:
-        """Let go of all memory. The model cannot be used any more."""
-        self._engine = None
-        if self._executor is not None:
-            self._executor.close()
-        self._executor = None
+        """Let go of all memory, and write the routing that was recorded. The model cannot be used any more."""
+        try:
+            if self._engine is not None:
+                self.save_routing()
+        finally:
+            self._engine = None
+            if self._executor is not None:
+                self._executor.close()
+            self._executor = None
 
     def __enter__(self) -> Self:
         return self
@@ -243,7 +282,6 @@ class Model:
         self,
         requests: list[Request],
         streamer: Streamer | None,
-        recorder: RoutingRecorder | None = None,
     ) -> list[list[int]]:
         """Run requests to their ends; if anything fails, none of them stays in the engine."""
         engine = self.engine
@@ -258,8 +296,6 @@ class Model:
                 for output in engine.step():
                     if streamer is not None and output.sequence is sequences[0]:
                         streamer.put(np.array([output.token], np.int64))
-                if recorder is not None:
-                    recorder.end_step(engine.last_plan)
         finally:
             for sequence in sequences:
                 engine.cancel(sequence)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.hosting import host_experts
+from moec.planning.policies import PolicyState, count, initial_state, keys, replacements
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.artifacts.footprint import LayerFootprint
-    from moec.artifacts.schedule import Policy, PolicyName, RoutingProfile
+    from moec.artifacts.schedule import Policy, RoutingProfile
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class LayerPlan:
     spare: int
     """Experts beyond these that one use may bring in; they are dropped at the next use of any layer."""
     order: tuple[int, ...]
-    """All E experts, the most used first: the first ``slots`` are there to begin with, ties fall to the last."""
-    prior_uses: tuple[float, ...]
-    """By expert: uses to start with."""
+    """All E experts, the most used first: the first ``slots`` are there to begin with."""
+    use_shares: tuple[float, ...]
+    """By expert number: the share of traced tokens that chose it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Change:
 
 
 def plan_layers(
-    layers: Sequence[LayerFootprint], profile: RoutingProfile, policy: Policy, capacity_bytes: int
+    layers: Sequence[LayerFootprint], profile: RoutingProfile, capacity_bytes: int
 ) -> tuple[LayerPlan, ...]:
     """Divide ``capacity_bytes`` as the planner divides what a schedule has for experts in host memory.
 
@@ -56,31 +57,31 @@ def plan_layers(
     hosted = host_experts(layers, [each.use_share for each in ranked], capacity_bytes)
     plans: list[LayerPlan] = []
     for layer, each, slots in zip(layers, ranked, hosted.counts, strict=True):
-        prior = [0.0] * layer.experts
+        shares = [0.0] * layer.experts
         for expert, share in zip(each.order, each.use_share, strict=True):
-            prior[expert] = policy.prior_tokens * share
+            shares[expert] = share
         spare = hosted.transient_bytes // layer.stride_bytes
-        plans.append(LayerPlan(layer.stride_bytes, slots, spare, each.order, tuple(prior)))
+        plans.append(LayerPlan(layer.stride_bytes, slots, spare, each.order, tuple(shares)))
     return tuple(plans)
 
 
 class Residency:
-    """The resident experts of all MoE layers, under one policy of ``artifacts.schedule.Policy``.
+    """The resident experts of all MoE layers, under one policy of `moec.planning.policies`.
 
-    ``lfru`` evicts the expert of the layer with the least ``uses / (age + 1)``, ``lru`` the one used longest
-    ago; uses and ages are counted in tokens. Where a step has many tokens, they count as one use of all their
-    experts; with one token it is the policy to the letter, and ``compiler.schedule`` predicts its hits.
+    Where a step has many tokens, they count as one use of all their experts; with one token it is the policy to the
+    letter, and `moec.planning.replay` predicts its hits.
 
     Args:
         plans: of each layer.
-        policy: who leaves.
+        policy: who leaves. It must let every missed expert in: what is in use is in memory.
     """
 
-    def __init__(self, plans: tuple[LayerPlan, ...], policy: PolicyName = "lru") -> None:
-        self._plans = plans
-        self._layers = [_Layer(plan, policy) for plan in plans]
+    def __init__(self, plans: tuple[LayerPlan, ...], policy: Policy) -> None:
+        assert policy.admission == "always", "host memory holds whatever is in use"
+        self._plans, self._policy = plans, policy
+        self._states: list[PolicyState] = [initial_state(policy, plan.use_shares) for plan in plans]
         self._transient: list[tuple[int, int]] = []
-        self.resident = [layer.resident for layer in self._layers]
+        self.resident = [np.zeros(len(plan.order), np.bool_) for plan in plans]
         """Of each layer, bool ``[E]``."""
         self.resident_bytes = 0
         self.bounded = any(plan.slots < len(plan.order) for plan in plans)
@@ -108,20 +109,21 @@ class Residency:
             tokens: tokens in this use.
         """
         left = self._drop_transient()
-        own, size = self._layers[layer], self._plans[layer].expert_bytes
+        resident, plan, state = self.resident[layer], self._plans[layer], self._states[layer]
         if self.bounded:
-            own.count(experts, counts, tokens)
-        missed = experts[~own.resident[experts]]
-        if not missed.size:
+            count(self._policy, state, (experts,), counts, tokens)
+        missed: list[int] = experts[~resident[experts]].tolist()
+        if not missed:
             return Change((), left, 0)
-        need = int(own.resident.sum()) + missed.size - self._plans[layer].slots
-        evicted = own.evict(experts, need) if need > 0 else []
-        kept = missed.size - max(0, need - len(evicted))
-        self._transient = [(layer, expert) for expert in missed[kept:].tolist()]
-        own.resident[missed] = True
-        self.resident_bytes += size * (missed.size - len(evicted))
+        order = keys(self._policy, state)
+        taken = replacements(self._policy, order, resident, experts.tolist(), plan.slots)
+        evicted = [victim for _, victim in taken if victim is not None]
+        self._transient = [(layer, expert) for expert in missed[len(taken) :]]
+        resident[evicted] = False
+        resident[missed] = True
+        self.resident_bytes += plan.expert_bytes * (len(missed) - len(evicted))
         gone = (*left, *((layer, expert) for expert in evicted))
-        return Change(tuple(missed.tolist()), gone, size * missed.size)
+        return Change(tuple(missed), gone, plan.expert_bytes * len(missed))
 
     def _drop_transient(self) -> tuple[tuple[int, int], ...]:
         gone, self._transient = tuple(self._transient), []
@@ -129,39 +131,6 @@ class Residency:
             self.resident[layer][expert] = False
             self.resident_bytes -= self._plans[layer].expert_bytes
         return gone
-
-
-class _Layer:
-    """Uses and ages of one layer's experts."""
-
-    def __init__(self, plan: LayerPlan, policy: PolicyName) -> None:
-        experts = len(plan.order)
-        self.resident: NDArray[np.bool_] = np.zeros(experts, np.bool_)
-        self._lru = policy == "lru"
-        self._uses = np.array(plan.prior_uses, np.float64)
-        # The first token is number 1. Ages are 0 then, but for lru an expert not used is older than any other.
-        self._last = np.full(experts, 0 if self._lru else 1, np.int64)
-        self._clock = 0
-        self._rank = np.zeros(experts, np.int64)
-        self._rank[list(plan.order)] = np.arange(experts)
-
-    def count(self, experts: NDArray[np.int64], counts: NDArray[np.int64], tokens: int) -> None:
-        """Note that ``tokens`` tokens came, and chose ``experts``."""
-        self._clock += tokens
-        self._uses[experts] += counts
-        self._last[experts] = self._clock
-
-    def evict(self, pinned: NDArray[np.int64], count: int) -> list[int]:
-        """Push out up to ``count`` resident experts, but none of ``pinned``."""
-        free = self.resident.copy()
-        free[pinned] = False
-        candidates = np.flatnonzero(free)
-        ages = self._clock - self._last[candidates]
-        scores = -ages if self._lru else self._uses[candidates] / (ages + 1)
-        leaving = candidates[np.lexsort((-self._rank[candidates], scores))[:count]]
-        self.resident[leaving] = False
-        evicted: list[int] = leaving.tolist()
-        return evicted
 
 
 def split_rows(index: NDArray[np.int64], experts: int, capacity: int) -> tuple[tuple[int, int], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     """Experts ``[T, K]`` and their weights ``[T, K]``."""
 
 
-class RoutingRecorder:
+class RoutingRecorder(Protocol):
+    """Is told what each layer chooses, as the layers run."""
+
+    def record(self, layer: int, index: NDArray[np.int64], weight: NDArray[np.float32]) -> None:
+        """Keep a copy of one layer's choices ``[T, K]`` and their weights ``[T, K]``."""
+        ...
+
+
+class SequenceRecorder:
     """Collects the choices of every MoE layer, step by step, and sorts them by sequence.
 
     Args:

@@ -17,9 +17,14 @@ from moec.runtime.engine.sequence import Request, Sequence
 from moec.runtime.request import cache_too_small, check_tokens, too_long
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from moec.runtime.stats import Stats
+
+NOTHING = StepPlan((), ())
+"""A run through the model that advanced no sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +49,10 @@ class Engine:
         self.scheduler = Scheduler(limits)
         self._batch = StepBatch(limits.max_step_tokens, self.scheduler.table.array)
         self._next_id = 0
-        self.last_plan = StepPlan((), ())
+        self.last_plan = NOTHING
         """What the last `step` ran."""
+        self.observer: Callable[[StepPlan], None] | None = None
+        """Told after each run through the model which tokens it was for: none where it was for `score`, or failed."""
 
     def add(self, request: Request) -> Sequence:
         """Queue a request; its sequence joins the batch at a coming `step`.
@@ -90,7 +97,12 @@ class Engine:
         self.stats.milliseconds["schedule"] += (perf_counter() - started) * 1e3
         if not plan.chunks:
             return []
-        tokens = self._executor.next_tokens(self._batch, sequences)
+        ran = NOTHING
+        try:
+            tokens = self._executor.next_tokens(self._batch, sequences)
+            ran = plan
+        finally:
+            self._observe(ran)
         return self._collect(plan, tokens)
 
     def score(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
@@ -120,9 +132,16 @@ class Engine:
         for start in range(0, len(tokens), count):
             chunk = list(tokens[start : start + count])
             batch.fill([(self.scheduler.spare_row, start, chunk)], list(range(len(chunk))))
-            logits[start : start + len(chunk)] = self._executor.run(batch)
+            try:
+                logits[start : start + len(chunk)] = self._executor.run(batch)
+            finally:
+                self._observe(NOTHING)
         self.stats.prompt_tokens += len(tokens)
         return logits
+
+    def _observe(self, plan: StepPlan) -> None:
+        if self.observer is not None:
+            self.observer(plan)
 
     def _check_fits(self, prompt: int, new: int) -> None:
         if prompt + new > self.limits.max_context:

@@ -248,6 +248,7 @@ def test_an_inconsistent_model(bundle: Path, word: str) -> None:
 def widen(profile: dict[str, Any]) -> None:
     profile["order"].append(8)
     profile["use_share"].append(0.0)
+    profile["slot_value"].append(0.0)
     profile["transitions"].append([])
 
 

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.artifacts.traces import LayerTrace, Traces, layer_trace, load_traces, quantize_weights, save_traces
+from moec.artifacts.traces import (
+    LayerTrace,
+    Traces,
+    ends_with,
+    join_traces,
+    last_tokens,
+    layer_trace,
+    load_traces,
+    quantize_weights,
+    save_traces,
+)
 from moec.errors import BundleError
 from tests.support.tiny_bundle import tiny_model, tiny_traces
 
@@ -141,3 +151,31 @@ def test_the_file_is_an_ordinary_npz(tmp_path: Path) -> None:
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     with np.load(tmp_path / "t.npz") as file:
         assert file["chosen_00001"].shape == (40, 2)
+
+
+def test_joined_traces_are_one_after_the_other() -> None:
+    model = tiny_model()
+    one, other = tiny_traces(model, tokens=20), tiny_traces(model, tokens=12, seed=3)
+    joined = join_traces(one, other)
+    assert joined.sequence_starts.tolist() == [0, 10, 20, 26]
+    assert joined.tokens == 32
+    assert ends_with(joined, other)
+    assert not ends_with(joined, one)
+    assert not ends_with(one, joined)
+    assert same(last_tokens(joined, 12), other)
+    bare = Traces(
+        tuple(layer_trace(e.experts, e.chosen) for e in one.layers), one.sequence_starts, one.prefill
+    )
+    assert join_traces(bare, other).layers[0].weights is None
+
+
+def test_the_last_tokens_begin_with_a_whole_sequence_where_one_fits(tmp_path: Path) -> None:
+    traces = tiny_traces(tiny_model(), tokens=20)
+    assert same(last_tokens(traces, 100), traces)
+    assert last_tokens(traces, 15).tokens == 10
+    cut = last_tokens(traces, 4)
+    assert (cut.tokens, cut.sequence_starts.tolist()) == (4, [0])
+    assert np.array_equal(cut.layers[0].chosen, traces.layers[0].chosen[-4:])
+    save_traces(cut, tmp_path / "cut.npz")
+    assert same(load_traces(tmp_path / "cut.npz"), cut)
+    assert last_tokens(traces, 0).tokens == 0

@@ -53,7 +53,7 @@ def test_moecs_wheel_has_the_runtime_and_no_compiler(tmp_path: Path) -> None:
         "moec/runtime/devices/cuda/device.py",
         "moec/artifacts/reader.py",
         "moec/schemas/manifest.schema.json",
-        "moec/compiler/schedule/planner.py",
+        "moec/planning/planner.py",
     ):
         assert name in files
     assert not [name for name in files if name.startswith(("moec/compiler/kernels", "moec/compiler/trac"))]
@@ -87,7 +87,7 @@ def test_what_the_compilers_files_in_it_import_is_in_it_too(tmp_path: Path) -> N
         archive.extractall(tmp_path / "site")
     code = """
 import sys
-import moec.compiler.schedule.machines, moec.compiler.schedule, moec.compiler.lowering.targets
+import moec.planning.machines, moec.planning, moec.compiler.lowering.targets
 import moec.cli.doctor, moec.cli.plan, moec.cli.generate
 assert moec.__file__.startswith(sys.argv[1]), moec.__file__
 assert not {"torch", "transformers", "tvm"} & set(sys.modules)

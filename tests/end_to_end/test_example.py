@@ -19,8 +19,8 @@ import pytest
 from moec import runtime
 from moec.__main__ import run
 from moec.artifacts.reader import open_bundle
-from moec.compiler.schedule.machines import common_machines
 from moec.errors import BudgetError, BundleError, DeviceError, RequestError
+from moec.planning.machines import common_machines
 from tests.support.compiling import compile_checkpoint
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"

@@ -16,10 +16,10 @@ from moec.runtime.executor import ChainExecutor
 from moec.runtime.expert_calls import HostExperts
 from moec.runtime.experts import ExpertStore
 from moec.runtime.libraries import load_runtime
-from moec.runtime.routing import RoutingRecorder
+from moec.runtime.routing import SequenceRecorder
 from moec.runtime.stats import Stats
 from tests.support import fake_chain
-from tests.support.expert_plans import uniform_plans
+from tests.support.expert_plans import LRU, uniform_plans
 from tests.support.fake_chain import EXPERTS, TOP, VOCAB, FakeBundle, Weights, expected_logits
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def make_engine(
     stats, device = Stats(), CpuDevice()
     view = np.asarray(weights.experts).view(np.uint8).reshape(EXPERTS, PAGE)
     plans = uniform_plans([(EXPERTS, TOP, PAGE)], resident * PAGE)
-    experts = HostExperts(ExpertStore([view], plans, stats))
+    experts = HostExperts(ExpertStore([view], plans, stats, LRU))
     bundle = cast("Bundle", FakeBundle(weights))
     cache = CacheStorage(device, bundle.model.attentions, 16)
     rows = min(step, LOGIT_ROWS)
@@ -154,13 +154,13 @@ def test_calls_that_were_forgotten_are_bound_again(weights: Weights, monkeypatch
 
 def test_tracing_sees_every_token_in_order_however_sequences_are_batched(weights: Weights) -> None:
     engine, executor = make_engine(weights, step=8)
-    recorder = RoutingRecorder((EXPERTS,))
-    executor.recorder = recorder
+    recorder = SequenceRecorder((EXPERTS,))
+    executor.recorder, engine.observer = recorder, recorder.end_step
     prompts = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [11, 12], [13] * 9]
     sequences = [engine.add(Request(tuple(prompt), 4)) for prompt in prompts]
     while engine.busy:
         engine.step()
-        recorder.end_step(engine.last_plan)
+        engine.score((1, 2, 3))
     traces = recorder.traces()
     chosen = [expected_choices(sequence.tokens[:-1], weights) for sequence in sequences]
     np.testing.assert_array_equal(traces.layers[0].chosen, np.concatenate(chosen))

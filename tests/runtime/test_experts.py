@@ -8,7 +8,7 @@ import numpy as np
 from moec.runtime.experts import ExpertStore
 from moec.runtime.libraries import load_runtime
 from moec.runtime.stats import Stats
-from tests.support.expert_plans import uniform_plans
+from tests.support.expert_plans import LFRU, LRU, uniform_plans
 
 EXPERTS, STRIDE = 16, 1 << 20
 
@@ -28,7 +28,7 @@ def test_resident_memory_stays_within_the_budget(tmp_path: Path) -> None:
     np.arange(EXPERTS, dtype=np.uint8).repeat(STRIDE).tofile(path)
     view = np.memmap(path, np.uint8, mode="r", shape=(EXPERTS, STRIDE))
     stats = Stats()
-    store = ExpertStore([view], uniform_plans([(EXPERTS, 2, STRIDE)], 4 * STRIDE), stats)
+    store = ExpertStore([view], uniform_plans([(EXPERTS, 2, STRIDE)], 4 * STRIDE), stats, LRU)
     assert resident_bytes(path) == stats.bytes_moved == 4 * STRIDE
     addresses = np.from_dlpack(store.table(0)).tolist()
     for step in range(40):
@@ -49,7 +49,7 @@ def test_choices_that_are_no_experts_count_for_nothing(tmp_path: Path) -> None:
     np.zeros(3 * 4096, np.uint8).tofile(path)
     view = np.memmap(path, np.uint8, mode="r", shape=(3, 4096))
     stats = Stats()
-    store = ExpertStore([view], uniform_plans([(3, 2, 4096)], 3 * 4096), stats, "lfru")
+    store = ExpertStore([view], uniform_plans([(3, 2, 4096)], 3 * 4096), stats, LFRU)
     store.use(0, np.array([[0, -1], [3, 2]]))
     assert (stats.hits, stats.misses) == (0, 2)
     store.use(0, np.array([[1, 7]]))

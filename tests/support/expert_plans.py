@@ -1,4 +1,4 @@
-"""Plans for experts that are all used alike."""
+"""Plans for experts that are all used alike, and policies for them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from moec.runtime.residency import LayerPlan, plan_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+LRU = Policy("lru", 0, 0, "always")
+LFRU = Policy("lfru", 32, 0, "always")
+
+
+def share(layer: LayerFootprint) -> tuple[float, ...]:
+    """Every expert of ``layer`` alike."""
+    return (layer.top_k / layer.experts,) * layer.experts
 
 
 def uniform_plans(
@@ -27,8 +36,8 @@ def uniform_plans(
         0,
         0,
         tuple(
-            LayerProfile(layer.layer, tuple(order), (layer.top_k / layer.experts,) * layer.experts, ())
+            LayerProfile(layer.layer, tuple(order), share(layer), share(layer), ())
             for layer, order in zip(layers, ranked, strict=True)
         ),
     )
-    return plan_layers(layers, profile, Policy("lru", 0), capacity_bytes)
+    return plan_layers(layers, profile, capacity_bytes)

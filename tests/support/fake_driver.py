@@ -36,6 +36,9 @@ class FakeDriver:
     def capability(self, ordinal: int) -> tuple[int, int]:
         return 9, 0
 
+    def attribute(self, ordinal: int, number: int) -> int:
+        return {13: 1_980_000, 16: 132, 18: 0}[number]
+
     def version(self) -> tuple[int, int]:
         return 13, 0
 

@@ -58,8 +58,14 @@ CONSTRAINED: dict[str, st.SearchStrategy[Any]] = {
     **_fields(st.from_regex(r"[A-Za-z0-9_.+-]+", fullmatch=True), "TargetRecord.name"),
     **_fields(st.lists(PATH, max_size=3).map(tuple), "TargetRecord.files TokenizerRecord.files"),
     **_fields(NOT_NEGATIVE, "AttentionSpec.softcap GenerationDefaults.temperature"),
-    **_fields(st.lists(NOT_NEGATIVE, max_size=3).map(tuple), "LayerProfile.use_share"),
-    **_fields(st.floats(0, 1), "Prediction.hit_rate"),
+    **_fields(
+        st.lists(NOT_NEGATIVE, max_size=3).map(tuple), "LayerProfile.use_share LayerProfile.slot_value"
+    ),
+    **_fields(
+        st.floats(0, 1),
+        "Prediction.hit_rate Prediction.optimal_hit_rate PolicyFigures.hit_rate BudgetPoint.hit_rate "
+        "BudgetPoint.optimal_hit_rate PrefetchFigures.recall PrefetchFigures.exact_match",
+    ),
     **_fields(SHAPE, "LocalSpec.shape Operand.shape"),
     **_fields(
         POSITIVE,
@@ -68,7 +74,11 @@ CONSTRAINED: dict[str, st.SearchStrategy[Any]] = {
         "AttentionSpec.kv_heads AttentionSpec.key_dim AttentionSpec.value_dim MachineRecord.cpu_threads "
         "Budgets.context_tokens Budgets.step_tokens",
     ),
-    **_fields(st.floats(1e-9, 1e9), "MachineRecord.host_bandwidth_gb_s MachineRecord.disk_gb_s"),
+    **_fields(
+        st.floats(1e-9, 1e9),
+        "MachineRecord.host_bandwidth_gb_s MachineRecord.disk_gb_s MachineRecord.gpu_efficiency "
+        "MachineRecord.link_efficiency MachineRecord.host_efficiency",
+    ),
 }
 """Fields that the schema constrains more than their type does."""
 

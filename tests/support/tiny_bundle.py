@@ -30,7 +30,7 @@ from moec.artifacts.records import write_record
 from moec.artifacts.schedule import Budgets
 from moec.artifacts.traces import TRACES_NAME, Traces, layer_trace, save_traces
 from moec.artifacts.writer import BundleWriter
-from moec.compiler.schedule import plan_many
+from moec.planning.planner import plan_many
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,8 +42,28 @@ if TYPE_CHECKING:
 
 H, V, HEADS, D = 16, 24, 2, 8
 
-CPU = MachineRecord("cpu", None, 0, 0.0, 0.0, False, 8 << 30, 20.0, 2, 1.0, 0.0, "made up")
-GPU = MachineRecord("gpu", "Some GPU", 8 << 30, 256.0, 16.0, False, 16 << 30, 60.0, 8, 3.0, 2.0, "made up")
+CPU = MachineRecord(
+    "cpu", None, 0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, False, 8 << 30, 20.0, 1.0, 2, 1.0, 0.0, "made up"
+)
+GPU = MachineRecord(
+    "gpu",
+    "Some GPU",
+    8 << 30,
+    256.0,
+    1.0,
+    30.0,
+    0.0,
+    16.0,
+    1.0,
+    False,
+    16 << 30,
+    60.0,
+    1.0,
+    8,
+    3.0,
+    2.0,
+    "made up",
+)
 
 
 def tiny_model(layers: Sequence[tuple[int, int, int]] = ((8, 2, 8), (6, 2, 8))) -> ModelRecord:

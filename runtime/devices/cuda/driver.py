@@ -33,6 +33,10 @@ class Driver(Protocol):
         """Compute capability, such as ``(9, 0)``."""
         ...
 
+    def attribute(self, ordinal: int, number: int) -> int:
+        """One of the driver's attributes of a GPU, by its number (``CUdevice_attribute``)."""
+        ...
+
     def retain_context(self, ordinal: int) -> Handle:
         """The GPU's primary context, shared with whoever else in the process uses the GPU."""
         ...

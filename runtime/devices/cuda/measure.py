@@ -20,6 +20,19 @@ COPY_BYTES = 1 << 30
 LINK_BYTES = 256 << 20
 REPEATS = 5
 GIGA = 1e9
+CLOCK_KHZ, MULTIPROCESSORS, INTEGRATED = 13, 16, 18
+"""Numbers of the driver's attributes: the highest clock, and whether the GPU shares the host's memory."""
+TENSOR_OPERATIONS = {
+    (8, 0): 2048,
+    (8, 6): 512,
+    (8, 7): 2048,
+    (8, 9): 512,
+    (9, 0): 4096,
+    (10, 0): 8192,
+    (12, 0): 512,
+}
+"""By capability: dense 16-bit operations of one multiprocessor and clock, summed in float32. From NVIDIA's published
+TFLOP/s over multiprocessors and clock (A100, RTX 3080, AGX Orin, RTX 4090, H100, B200, RTX 5090)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,10 @@ class GpuRecord:
     """From pinned host memory to the GPU."""
     back_link_gb_s: float
     """From the GPU to pinned host memory."""
+    tflops: float
+    """Of dense 16-bit products by the GPU's clock, in 10^12 operations a second; 0 where moec does not know them."""
+    unified_memory: bool
+    """The GPU shares the host's memory."""
 
 
 def measure_gpu(driver: Driver, ordinal: int) -> GpuRecord:
@@ -59,9 +76,17 @@ def measure_gpu(driver: Driver, ordinal: int) -> GpuRecord:
             _within(resources, stream, min(COPY_BYTES, free // 4)),
             link,
             back,
+            _tflops(driver, ordinal),
+            bool(driver.attribute(ordinal, INTEGRATED)),
         )
     finally:
         resources.close()
+
+
+def _tflops(driver: Driver, ordinal: int) -> float:
+    operations = TENSOR_OPERATIONS.get(driver.capability(ordinal), 0)
+    clock = driver.attribute(ordinal, CLOCK_KHZ) * driver.attribute(ordinal, MULTIPROCESSORS)
+    return operations * clock * 1e3 / 1e12
 
 
 def _within(resources: Resources, stream: Handle, size: int) -> float:

@@ -63,13 +63,12 @@ class NvidiaDriver:
 
     def capability(self, ordinal: int) -> tuple[int, int]:
         """See `Driver`."""
-        kinds = self._api.CUdevice_attribute
-        device = self._device(ordinal)
-        major, minor = (
-            int(self._call("cuDeviceGetAttribute", kinds(number), device))
-            for number in (CAPABILITY_MAJOR, CAPABILITY_MINOR)
-        )
-        return major, minor
+        return self.attribute(ordinal, CAPABILITY_MAJOR), self.attribute(ordinal, CAPABILITY_MINOR)
+
+    def attribute(self, ordinal: int, number: int) -> int:
+        """See `Driver`."""
+        kind = self._api.CUdevice_attribute(number)
+        return int(self._call("cuDeviceGetAttribute", kind, self._device(ordinal)))
 
     def retain_context(self, ordinal: int) -> Handle:
         """See `Driver`."""

@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "compile": "moec.cli.compile",
     "pack": "moec.cli.pack",
     "plan": "moec.cli.plan",
+    "simulate": "moec.cli.simulate",
     "inspect": "moec.cli.inspect",
     "verify": "moec.cli.verify",
     "generate": "moec.cli.generate",

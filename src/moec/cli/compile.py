@@ -106,7 +106,7 @@ def surroundings() -> Surroundings:
     """Logs and progress on stderr, the runtime as probe, the common machines."""
     from moec.cli.probe import RuntimeProbe
     from moec.compiler.request import Surroundings
-    from moec.compiler.schedule.machines import common_machines
+    from moec.planning.machines import common_machines
 
     return Surroundings(StageLog(), ProgressBar("pack"), RuntimeProbe(), common_machines())
 
@@ -143,9 +143,10 @@ def memory_rows(output: Path) -> list[dict[str, Any]]:
     """The memory report of a finished bundle, as JSON values."""
     from moec.artifacts.codec import to_json
     from moec.artifacts.reader import open_bundle
-    from moec.compiler.schedule import analyse, memory_report
-    from moec.compiler.schedule.machines import common_machines
-    from moec.compiler.schedule.shares import share_budgets
+    from moec.planning.analysis import analyse
+    from moec.planning.machines import common_machines
+    from moec.planning.report import memory_report
+    from moec.planning.shares import share_budgets
 
     bundle = open_bundle(output, verify="sizes")
     kinds = {target.kind for target in bundle.manifest.targets}

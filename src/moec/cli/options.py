@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from moec.artifacts.reader import Bundle
+    from moec.artifacts.traces import Traces
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
@@ -35,6 +40,14 @@ host_memory_option = click.option(
     help="Most host memory to use: bytes, 8GiB, or a share of all memory such as 0.75.",
 )
 
+traces_option = click.option(
+    "--traces",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Routing recorded while generating, to learn from besides the bundle's own.",
+)
+
 seed_option = click.option("--seed", type=int, default=None, help="Makes sampling repeatable.")
 
 max_new_tokens_option = click.option(
@@ -60,3 +73,26 @@ def sampling_options(command: click.decorators.FC) -> click.decorators.FC:
     ):
         command = option(command)
     return command
+
+
+MOST_TOKENS = 1 << 16
+"""Traced tokens that are kept; the oldest sequences go first."""
+
+
+def learned_traces(bundle: Bundle, path: Path | None) -> Traces | None:
+    """The bundle's traces, and behind them those of ``path`` where it is given and they are not in it yet.
+
+    Raises:
+        BundleError: the file is damaged, or of another model.
+    """
+    from moec.artifacts.traces import ends_with, join_traces, last_tokens, load_traces
+    from moec.planning.analysis import check_traces
+
+    own = bundle.traces()
+    if path is None:
+        return own
+    recorded = load_traces(path)
+    check_traces(recorded, bundle.model)
+    if own is None or ends_with(own, recorded):
+        return own or recorded
+    return last_tokens(join_traces(own, recorded), MOST_TOKENS)

@@ -13,6 +13,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from moec.artifacts.schedule import Policy
+
 BAR_WIDTH = 30
 REDRAW_SECONDS = 0.2
 
@@ -51,6 +53,12 @@ def human_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def policy_name(policy: Policy) -> str:
+    """A policy in a few words, such as ``lrfu 16, if better``."""
+    life = f" {policy.half_life_tokens}" if policy.half_life_tokens else ""
+    return f"{policy.name}{life}" + (", if better" if policy.admission == "better" else "")
 
 
 class StageLog:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moec.cli.options import bundle_argument, json_option
-from moec.cli.output import human_bytes, print_json
+from moec.cli.options import bundle_argument, json_option, learned_traces, traces_option
+from moec.cli.output import human_bytes, policy_name, print_json
 from moec.errors import DeviceError, MissingDependencyError
 
 if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
+    from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import Schedule
+    from moec.planning.analysis import Analysis
 
 
 @click.command("plan")
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     "--device-memory", metavar="SIZE", help="GPU memory to plan for: bytes, 6GiB, or a share such as 0.5."
 )
 @click.option("--host-memory", metavar="SIZE", help="Host memory to plan for, likewise.")
+@traces_option
 @click.option("--dry-run", is_flag=True, help="Print the schedule and leave the bundle as it is.")
 @json_option
 def command(
@@ -32,12 +35,14 @@ def command(
     machine: Path | None,
     device_memory: str | None,
     host_memory: str | None,
+    traces: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Plan where the experts of BUNDLE go within these budgets, from the routing traces kept in it.
 
-    The schedule is added to the bundle; one for the same machine and budgets is replaced.
+    The schedule is added to the bundle; one for the same machine and budgets is replaced. Traces that are given are
+    kept in the bundle as well, and its other schedules are made anew from all of them.
 
     \b
     Example:
@@ -46,8 +51,9 @@ def command(
     from moec.artifacts.codec import to_json
     from moec.artifacts.reader import open_bundle
     from moec.artifacts.update import add_schedule
-    from moec.compiler.schedule import plan
-    from moec.compiler.schedule.machines import budgets_for
+    from moec.planning.analysis import analyse
+    from moec.planning.machines import budgets_for
+    from moec.planning.planner import plan_analysed
 
     opened = open_bundle(bundle, verify="sizes")
     described = _describe(machine, bundle)
@@ -63,13 +69,31 @@ def command(
         _size(device_memory, described.gpu_memory_bytes, "--device-memory"),
         _size(host_memory, described.host_memory_bytes, "--host-memory"),
     )
-    schedule = plan(opened.traces(), opened.model, budgets, described)
-    if not dry_run:
+    learned = learned_traces(opened, traces)
+    analysis = analyse(learned, opened.model)
+    schedule = plan_analysed(analysis, opened.model, budgets, described)
+    if not dry_run and traces is None:
         add_schedule(opened, schedule)
+    elif not dry_run:
+        _learn(opened, analysis, schedule)
     if as_json:
         print_json(to_json(schedule))
     else:
         _print(schedule)
+
+
+def _learn(opened: Bundle, analysis: Analysis, schedule: Schedule) -> None:
+    """Keep the traces, and make the bundle's other schedules anew from them."""
+    from moec.artifacts.schedule import ScheduleRecord
+    from moec.artifacts.update import replace_schedules, same_place
+    from moec.planning.planner import plan_analysed
+
+    others = [
+        plan_analysed(analysis, opened.model, other.budgets, other.machine)
+        for other in opened.schedule.schedules
+        if not same_place(other, schedule)
+    ]
+    replace_schedules(opened, ScheduleRecord(analysis.profile, (*others, schedule)), analysis.traces)
 
 
 def _describe(machine: Path | None, bundle: Path) -> MachineRecord:
@@ -105,6 +129,19 @@ def _print(schedule: Schedule) -> None:
         f"slots        {' '.join(str(layer.slots) for layer in schedule.layers)} (experts a layer, on the GPU)"
     )
     click.echo(f"host experts {' '.join(str(layer.host_experts) for layer in schedule.layers)}")
+    share = [layer.cpu_share for layer in schedule.layers][:1]
+    if schedule.device.total and share and any(share[0]):
+        shares = " ".join(f"{count} of {misses}" for misses, count in enumerate(share[0]) if misses)
+        click.echo(f"misses       the CPU computes {shares} (first MoE layer)")
+    click.echo(f"policy       {policy_name(schedule.policy)}")
+    if schedule.device.total:
+        prefill = schedule.prefill
+        if prefill.streamed_from_tokens <= schedule.budgets.step_tokens:
+            click.echo(f"prefill      experts streamed from {prefill.streamed_from_tokens} tokens a step")
+        click.echo(
+            f"             {prefill.milliseconds_per_step:.1f} ms for a step of {schedule.budgets.step_tokens} tokens"
+        )
     click.echo(
-        f"predicted    hit rate {prediction.hit_rate:.2f}, {prediction.milliseconds_per_token:.2f} ms/token"
+        f"predicted    hit rate {prediction.hit_rate:.2f} (optimum {prediction.optimal_hit_rate:.2f}), "
+        f"{prediction.milliseconds_per_token:.2f} ms/token ({prediction.resident_milliseconds:.2f} with all resident)"
     )

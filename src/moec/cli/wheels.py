@@ -49,10 +49,10 @@ COMPILER_FILES = (
     "compiler/__init__.py",
     "compiler/lowering/__init__.py",
     "compiler/lowering/targets.py",
-    "compiler/schedule/*.py",
-    "compiler/schedule/machine_files/*.json",
 )
-"""Of the compiler, what ``moec plan`` and ``moec doctor`` use: plain Python that imports nothing heavy."""
+"""Of the compiler, what ``moec doctor`` uses: plain Python that imports nothing heavy."""
+LINKED_FILES = "planning/machine_files/*.json"
+"""In a folder that is a link, which a search for all files does not follow."""
 DATE = (2020, 1, 1, 0, 0, 0)
 """Of all files in a wheel, so that the same input gives the same bytes."""
 
@@ -106,6 +106,7 @@ def moec_wheel() -> WheelContents:
         for path in sorted(room.glob("*" if room == package else "**/*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
+    names |= {path.relative_to(package).as_posix(): path for path in sorted(package.glob(LINKED_FILES))}
     compiler = {
         path.relative_to(package).as_posix() for pattern in COMPILER_FILES for path in package.glob(pattern)
     }

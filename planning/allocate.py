@@ -1,4 +1,4 @@
-"""The order in which experts get a slot on the device; see ``artifacts.hosting`` for host memory."""
+"""What each slot of a layer is worth."""
 
 from __future__ import annotations
 
@@ -8,25 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy.typing as npt
-
-    from moec.artifacts.footprint import LayerFootprint
-
-
-def slot_order(curves: Sequence[npt.NDArray[np.float64]], layers: Sequence[LayerFootprint]) -> list[int]:
-    """Layer numbers in the order in which they get a slot: the most milliseconds saved per byte first.
-
-    Args:
-        curves: for each layer, milliseconds with 0..E slots, ``[E + 1]``.
-        layers: the layers.
-    """
-    units: list[tuple[float, int, int]] = []
-    for number, (curve, facts) in enumerate(zip(curves, layers, strict=True)):
-        rates = hull_rates(curve) / facts.stride_bytes
-        units += [(-float(rate), slot, number) for slot, rate in enumerate(rates)]
-    return [number for _, _, number in sorted(units)]
 
 
 def hull_rates(curve: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +23,12 @@ from moec.artifacts.model import ModelRecord, SegmentStep
 from moec.artifacts.records import read_machine
 from moec.artifacts.schedule import Budgets, ScheduleRecord, best_schedule
 from moec.artifacts.traces import Traces, layer_trace
-from moec.compiler.schedule import analyse, memory_report, plan, plan_analysed, plan_many
-from moec.compiler.schedule.allocate import hull_rates
-from moec.compiler.schedule.cost import miss_cost, slot_curve, token_cost
 from moec.errors import BudgetError, BundleError
+from moec.planning.allocate import hull_rates
+from moec.planning.analysis import analyse
+from moec.planning.cost import miss_cost
+from moec.planning.planner import plan, plan_analysed, plan_many
+from moec.planning.report import memory_report
 from tests.support.tiny_bundle import CPU, GPU, HEADS, H, V, tiny_model, tiny_traces
 
 if TYPE_CHECKING:
@@ -133,7 +136,7 @@ def test_the_same_input_gives_the_same_schedule(
 def test_a_plan_in_another_process_is_the_same() -> None:
     code = """import sys
 from tests.support.tiny_bundle import *
-from moec.compiler.schedule import plan
+from moec.planning.planner import plan
 model = tiny_model()
 print(plan(tiny_traces(model), model, Budgets(1 << 19, 1 << 20, 64, 8), GPU))
 print("torch" in sys.modules, "tvm" in sys.modules)
@@ -145,7 +148,7 @@ print("torch" in sys.modules, "tvm" in sys.modules)
             text=True,
             check=True,
             cwd=Path(__file__).parents[2],
-            env={"PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("1", "2")
     }
@@ -370,11 +373,19 @@ def test_best_schedule_is_the_fastest_that_fits() -> None:
     assert best_schedule(schedules, 0, 10) is None
 
 
-def test_the_curve_agrees_with_the_cost_of_each_number_of_slots() -> None:
+def test_the_curve_has_what_schedules_with_these_slots_have() -> None:
     model = tiny_model()
-    facts, replay = footprint(model).layers[0], analyse(tiny_traces(model), model).layers[0]
-    split = miss_cost(GPU, facts)
-    curve = slot_curve(GPU, facts, replay, split)
-    one_by_one = [token_cost(GPU, facts, replay, split, slots, 8).milliseconds for slots in range(9)]
-    np.testing.assert_allclose(curve, one_by_one, rtol=1e-12)
-    assert curve[0] > curve[8]
+    traces = tiny_traces(model)
+    full = plan(traces, model, Budgets(1 << 20, 1 << 20, 64, 8), GPU)
+    points = {point.expert_bytes: point for point in full.prediction.curve}
+    assert full.prediction.curve[0].hit_rate == 0
+    for size in (0, 2, 5, 14):
+        held = size * footprint(model).layers[0].stride_bytes
+        budget = full.device.total - full.device.experts + held
+        schedule = plan(traces, model, Budgets(budget, 1 << 20, 64, 8), GPU)
+        assert schedule.prediction.curve == full.prediction.curve
+        if held in points:
+            assert points[held].hit_rate == schedule.prediction.hit_rate
+            assert points[held].optimal_hit_rate == schedule.prediction.optimal_hit_rate
+            assert points[held].milliseconds_per_token == schedule.prediction.milliseconds_per_token
+    assert len({point.slots for point in points.values()} & {0, 2, 5, 14}) >= 3

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import footprint
 from moec.artifacts.schedule import Budgets
-from moec.compiler.schedule.machines import CONTEXT_TOKENS, STEP_TOKENS
-from moec.compiler.schedule.planner import STREAM_BUFFERS
+from moec.planning.machines import CONTEXT_TOKENS, STEP_TOKENS
+from moec.planning.streaming import STREAM_BUFFERS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

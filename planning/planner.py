@@ -6,36 +6,29 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import footprint
-from moec.artifacts.hosting import Hosted, host_experts, host_order, take_prefix
+from moec.artifacts.hosting import Hosted, device_slots, host_experts, host_order, take_prefix
 from moec.artifacts.schedule import (
     Budgets,
     LayerSchedule,
-    Prediction,
     PrefillPlan,
     Schedule,
     ScheduleRecord,
     TierBytes,
 )
-from moec.compiler.schedule import cost
-from moec.compiler.schedule.allocate import slot_order
-from moec.compiler.schedule.analysis import Analysis, analyse
-from moec.compiler.schedule.cost import MissCost, TokenCost
 from moec.errors import BudgetError
+from moec.planning.analysis import Analysis, analyse
+from moec.planning.prediction import Placement, held_bytes, miss_costs, predict
+from moec.planning.prefetch import prefetch_plan
+from moec.planning.streaming import STREAM_BUFFERS, prefill_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    import numpy as np
-    import numpy.typing as npt
-
-    from moec.artifacts.footprint import Footprint, LayerFootprint
+    from moec.artifacts.footprint import Footprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
-    from moec.artifacts.schedule import PolicyName
+    from moec.artifacts.schedule import Policy
     from moec.artifacts.traces import Traces
-
-STREAM_BUFFERS = 2
-"""One is filled while the other is read."""
 
 
 def plan(
@@ -43,7 +36,7 @@ def plan(
     model: ModelRecord,
     budgets: Budgets,
     machine: MachineRecord,
-    policy: PolicyName = "lfru",
+    policy: Policy | None = None,
 ) -> Schedule:
     """Decide what lies where.
 
@@ -56,7 +49,7 @@ def plan(
         model: the model.
         budgets: bytes on each tier, kept to the byte.
         machine: sizes and speeds.
-        policy: which expert leaves its slot for a missed one.
+        policy: which expert leaves its slot for a missed one; ``None``: the one that suits the traces best.
 
     Raises:
         BudgetError: a budget does not hold what must lie on its tier.
@@ -92,58 +85,31 @@ def plan_analysed(
     _require("host", host.total + (0 if on_device else facts.working_set_bytes), host_limit)
     shares = [layer.use_share for layer in analysis.profile.layers]
     host, hosted = _host_tier(host, facts, shares, host_limit, on_device=on_device)
-    splits = [_miss_cost(machine, layer, on_device=on_device) for layer in facts.layers]
-    slots = [0] * len(facts.layers)
+    slots = (0,) * len(facts.layers)
     if on_device:
-        order = slot_order(_slot_curves(machine, facts, analysis, splits), facts.layers)
-        slots = take_prefix(order, facts.layers, device_limit - device.total)
-    tokens = _token_costs(machine, facts, analysis, splits, slots, hosted, on_device=on_device)
+        values = [layer.slot_value for layer in analysis.profile.layers]
+        slots = device_slots(facts.layers, values, device_limit - device.total)
+    placement = Placement(on_device, slots if on_device else hosted, hosted)
+    splits = miss_costs(machine, facts, on_device=on_device)
+    prediction = predict(machine, facts, analysis, splits, placement)
     return Schedule(
         machine=machine,
         budgets=budgets,
         device=_with_experts(device, facts, slots),
         host=host,
-        policy=analysis.policy,
+        policy=(analysis.device if on_device else analysis.host).policy,
         layers=tuple(
             LayerSchedule(layer.layer, slot, slot, kept, split.cpu_share)
             for layer, slot, kept, split in zip(facts.layers, slots, hosted, splits, strict=True)
         ),
-        prefill=PrefillPlan(
-            order=tuple(layer.layer for layer in facts.layers),
-            buffers=STREAM_BUFFERS if on_device else 0,
-            buffer_bytes=facts.working_set_bytes if on_device else 0,
+        prefill=(
+            prefill_plan(machine, facts, analysis.profile, slots, budgets.step_tokens)
+            if on_device
+            else PrefillPlan(tuple(layer.layer for layer in facts.layers), 0, 0, 0, 0.0)
         ),
-        prediction=_predict(machine, facts, tokens, on_device=on_device),
+        prefetch=prefetch_plan(machine, facts, analysis, placement),
+        prediction=prediction,
     )
-
-
-def _slot_curves(
-    machine: MachineRecord, facts: Footprint, analysis: Analysis, splits: Sequence[MissCost]
-) -> list[npt.NDArray[np.float64]]:
-    layers = zip(facts.layers, analysis.layers, splits, strict=True)
-    return [cost.slot_curve(machine, layer, replay, split) for layer, replay, split in layers]
-
-
-def _token_costs(
-    machine: MachineRecord,
-    facts: Footprint,
-    analysis: Analysis,
-    splits: Sequence[MissCost],
-    slots: Sequence[int],
-    hosted: Sequence[int],
-    *,
-    on_device: bool,
-) -> list[TokenCost]:
-    layers = list(zip(facts.layers, analysis.layers, strict=True))
-    if not on_device:
-        return [
-            cost.cpu_token_cost(machine, layer, replay, kept)
-            for (layer, replay), kept in zip(layers, hosted, strict=True)
-        ]
-    return [
-        cost.token_cost(machine, layer, replay, split, slot, kept)
-        for (layer, replay), split, slot, kept in zip(layers, splits, slots, hosted, strict=True)
-    ]
 
 
 def _fixed_bytes(facts: Footprint, budgets: Budgets, *, on_device: bool) -> tuple[TierBytes, TierBytes]:
@@ -189,40 +155,4 @@ def _require(tier: str, needed: int, limit: int) -> None:
 
 
 def _with_experts(tier: TierBytes, facts: Footprint, counts: Sequence[int]) -> TierBytes:
-    experts = sum(count * layer.stride_bytes for count, layer in zip(counts, facts.layers, strict=True))
-    return dataclasses.replace(tier, experts=experts)
-
-
-def _miss_cost(machine: MachineRecord, layer: LayerFootprint, *, on_device: bool) -> MissCost:
-    if on_device:
-        return cost.miss_cost(machine, layer)
-    # The CPU alone computes whatever it is given.
-    return MissCost((0.0,) * (layer.top_k + 1), tuple(range(layer.top_k + 1)))
-
-
-def _predict(
-    machine: MachineRecord,
-    facts: Footprint,
-    tokens: Sequence[TokenCost],
-    *,
-    on_device: bool,
-) -> Prediction:
-    chosen = sum(layer.top_k for layer in facts.layers)
-    sizes = [layer.expert_bytes for layer in facts.layers]
-    misses = sum(token.misses for token in tokens)
-    dense = cost.dense_milliseconds(machine, facts.dense_bytes_per_token, on_device=on_device)
-
-    def bytes_of(counts: Iterable[float]) -> float:
-        return sum(count * size for count, size in zip(counts, sizes, strict=True))
-
-    by_cpu = bytes_of(token.cpu_misses for token in tokens)
-    missed = bytes_of(token.misses for token in tokens)
-    return Prediction(
-        hit_rate=1.0 - misses / chosen if chosen else 1.0,
-        milliseconds_per_token=dense + sum(token.milliseconds for token in tokens),
-        dense_bytes_per_token=facts.dense_bytes_per_token,
-        hit_bytes_per_token=bytes_of(layer.top_k for layer in facts.layers) - missed,
-        link_bytes_per_token=max(0.0, missed - by_cpu),
-        cpu_bytes_per_token=by_cpu,
-        file_bytes_per_token=bytes_of(token.file_misses for token in tokens),
-    )
+    return dataclasses.replace(tier, experts=held_bytes(facts.layers, counts))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.compiler.schedule.planner import plan_analysed
 from moec.errors import BudgetError
+from moec.planning.planner import plan_analysed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import Budgets, Schedule
-    from moec.compiler.schedule.analysis import Analysis
+    from moec.planning.analysis import Analysis
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,110 @@
+"""What a decoded token costs at the machine's speeds: bytes over speed, and the machine's measured times beside them.
+
+Times are in milliseconds; speeds in GB/s are 10^6 bytes a millisecond.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from moec.artifacts.footprint import Footprint, LayerFootprint
+    from moec.artifacts.machine import MachineRecord
+    from moec.planning.replay import LayerReplay
+
+BYTES_PER_MS = 1e6
+"""At 1 GB/s."""
+
+
+@dataclass(frozen=True)
+class MissCost:
+    """A MoE layer's cheapest way to run a token with 0..K misses."""
+
+    milliseconds: tuple[float, ...]
+    """Entry m, never falling."""
+    cpu_share: tuple[int, ...]
+    """Entry m: how many of the m the CPU computes."""
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """Means over the replayed tokens, for one MoE layer or several."""
+
+    milliseconds: float
+    misses: float
+    cpu_misses: float
+    file_misses: float
+
+
+def miss_cost(machine: MachineRecord, layer: LayerFootprint) -> MissCost:
+    """Split misses between the link and the CPU, which both draw on the bandwidth of host memory.
+
+    The GPU fetches its share of the misses through the link into slots, then reads all of its experts from there; the
+    CPU computes its share meanwhile.
+    """
+    size = layer.expert_bytes / BYTES_PER_MS
+    link = min(machine.link_gb_s * machine.link_efficiency, machine.gpu_bandwidth_gb_s)
+    gpu = machine.gpu_bandwidth_gb_s * machine.gpu_efficiency
+    cpu = machine.host_bandwidth_gb_s * machine.host_efficiency
+    milliseconds, share = [layer.top_k * size / gpu], [0]
+    for misses in range(1, layer.top_k + 1):
+        splits = []
+        for by_cpu in range(1 if machine.unified_memory else misses + 1):
+            on_gpu = (misses - by_cpu) * size / link + (layer.top_k - by_cpu) * size / gpu
+            handshake = machine.handshake_us / 1000 if by_cpu else 0.0
+            memory = misses * size / machine.host_bandwidth_gb_s
+            splits.append((max(on_gpu, by_cpu * size / cpu + handshake, memory), by_cpu))
+        best, by_cpu = min(splits)
+        milliseconds.append(max(best, milliseconds[-1]))
+        share.append(by_cpu)
+    return MissCost(tuple(milliseconds), tuple(share))
+
+
+def token_cost(
+    machine: MachineRecord,
+    facts: LayerFootprint,
+    replay: LayerReplay,
+    cost: MissCost,
+    slots: int,
+    host_experts: int,
+) -> TokenCost:
+    """One MoE layer with a GPU: ``slots`` on it, the first ``host_experts`` of the order in host memory."""
+    missed = replay.distances > slots
+    misses = missed.sum(axis=1)
+    in_file = (missed & (replay.ranks >= host_experts)).sum(axis=1)
+    times = np.array(cost.milliseconds)[misses] + _file_times(machine, facts, in_file)
+    by_cpu = np.array(cost.cpu_share)[misses]
+    return TokenCost(*(float(np.mean(each)) for each in (times, misses, by_cpu, in_file)))
+
+
+def cpu_token_cost(
+    machine: MachineRecord, facts: LayerFootprint, replay: LayerReplay, host_experts: int
+) -> TokenCost:
+    """One MoE layer on the CPU alone, where the policy moves experts between file and host memory."""
+    in_file = (replay.distances > host_experts).sum(axis=1)
+    speed = machine.host_bandwidth_gb_s * machine.host_efficiency
+    resident = facts.top_k * facts.expert_bytes / BYTES_PER_MS / speed
+    times = resident + _file_times(machine, facts, in_file)
+    missed = float(np.mean(in_file))
+    return TokenCost(float(np.mean(times)), missed, missed, missed)
+
+
+def dense_milliseconds(machine: MachineRecord, facts: Footprint, *, on_device: bool) -> float:
+    """Reading the dense weights of a token once; on a GPU also what each layer costs beside its bytes."""
+    if not on_device:
+        speed = machine.host_bandwidth_gb_s * machine.host_efficiency
+        return facts.dense_bytes_per_token / BYTES_PER_MS / speed
+    speed = machine.gpu_bandwidth_gb_s * machine.gpu_efficiency
+    layers = max(facts.attention_steps, len(facts.layers))
+    return facts.dense_bytes_per_token / BYTES_PER_MS / speed + layers * machine.layer_us / 1000
+
+
+def _file_times(
+    machine: MachineRecord, facts: LayerFootprint, in_file: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    return np.asarray(in_file, np.float64) * (facts.expert_bytes / BYTES_PER_MS / machine.disk_gb_s)

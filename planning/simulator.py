@@ -1,0 +1,128 @@
+"""Traces replayed through every policy, at many budgets, and through the cost models of several machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moec.artifacts.footprint import footprint
+from moec.artifacts.hosting import device_slots
+from moec.planning import cost
+from moec.planning.analysis import analyse, replayed_tokens
+from moec.planning.choice import CANDIDATES, compare
+from moec.planning.prediction import CURVE_SHARES, Placement, hit_rate, miss_costs, token_costs
+from moec.planning.replay import group_layers
+from moec.planning.synthetic import overlap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from moec.artifacts.footprint import Footprint
+    from moec.artifacts.machine import MachineRecord
+    from moec.artifacts.model import ModelRecord
+    from moec.artifacts.schedule import Policy
+    from moec.artifacts.traces import Traces
+    from moec.planning.replay import Replay
+
+
+@dataclass(frozen=True)
+class PolicyCurve:
+    """One policy over budgets."""
+
+    policy: Policy
+    hit_rates: tuple[float, ...]
+    of_optimal: tuple[float, ...]
+    """Hit rates over those of Belady's optimum with the same admission; 1 where that has none."""
+
+
+@dataclass(frozen=True)
+class MachineCurve:
+    """One machine over budgets."""
+
+    machine: str
+    milliseconds: tuple[float, ...]
+    """Of a decoded token, under the best policy that the machine can run."""
+    optimal_milliseconds: tuple[float, ...]
+    """Under Belady's optimum."""
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What replaying the traces came to; every list has an entry for each of ``shares``."""
+
+    tokens: int
+    overlap: float
+    """Locality: the share of its experts that a token shares with the one before it."""
+    shares: tuple[float, ...]
+    """Of all experts' bytes in the fastest tier; the others are in host memory, without a GPU in the file."""
+    expert_bytes: tuple[int, ...]
+    policies: tuple[PolicyCurve, ...]
+    """The best first; each on tokens that its profile does not know."""
+    optimal: tuple[float, ...]
+    """Hit rates of Belady's optimum with free admission: the most that any cache can reach."""
+    machines: tuple[MachineCurve, ...]
+
+
+def simulate(
+    traces: Traces,
+    model: ModelRecord,
+    machines: Iterable[MachineRecord],
+    shares: tuple[float, ...] = CURVE_SHARES,
+) -> Simulation:
+    """Replay ``traces`` of ``model``.
+
+    Raises:
+        BundleError: the traces are of another model.
+    """
+    facts = footprint(model)
+    profile = analyse(traces, model).profile
+    groups = group_layers(traces, replayed_tokens(traces))
+    comparison = compare(groups, CANDIDATES)
+    values = [layer.slot_value for layer in profile.layers]
+    slots = [device_slots(facts.layers, values, int(facts.experts_bytes * share)) for share in shares]
+    policies = []
+    for each in comparison.candidates:
+        assert each.policy is not None
+        best = comparison.optimal[each.policy.admission]
+        hits = [(hit_rate(facts, each, held), hit_rate(facts, best, held)) for held in slots]
+        policies.append(
+            PolicyCurve(
+                each.policy,
+                tuple(hit for hit, _ in hits),
+                tuple(hit / most if most else 1.0 for hit, most in hits),
+            )
+        )
+    curves = []
+    for machine in machines:
+        on_device = machine.gpu_name is not None
+        policy = comparison.best(admitting=not on_device)
+        chosen = next(each for each in comparison.candidates if each.policy == policy)
+        optimal = comparison.optimal["better" if on_device else "always"]
+        times = [
+            tuple(_milliseconds(machine, facts, replay, held, on_device=on_device) for held in slots)
+            for replay in (chosen, optimal)
+        ]
+        curves.append(MachineCurve(machine.name, *times))
+    stride = [layer.stride_bytes for layer in facts.layers]
+    return Simulation(
+        tokens=sum(groups[0].chosen.shape[1:2]) if groups else 0,
+        overlap=float(np.mean([overlap(layer) for layer in traces.layers])) if traces.layers else 0.0,
+        shares=shares,
+        expert_bytes=tuple(sum(h * s for h, s in zip(held, stride, strict=True)) for held in slots),
+        policies=tuple(policies),
+        optimal=tuple(hit_rate(facts, comparison.optimal["better"], held) for held in slots),
+        machines=tuple(curves),
+    )
+
+
+def _milliseconds(
+    machine: MachineRecord, facts: Footprint, replay: Replay, slots: tuple[int, ...], *, on_device: bool
+) -> float:
+    """Of a token with so many slots in each layer, every other expert in host memory."""
+    placement = Placement(on_device, slots, tuple(layer.experts for layer in facts.layers))
+    splits = miss_costs(machine, facts, on_device=on_device)
+    tokens = token_costs(machine, facts, replay, splits, placement)
+    dense = cost.dense_milliseconds(machine, facts, on_device=on_device)
+    return dense + sum(token.milliseconds for token in tokens)

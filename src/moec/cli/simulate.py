@@ -1,0 +1,180 @@
+"""``moec simulate``: routing traces through policies, budgets and the cost models of machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moec.cli.options import bundle_argument, json_option, traces_option
+from moec.cli.output import human_bytes, policy_name, print_json, print_table
+
+if TYPE_CHECKING:
+    from moec.artifacts.machine import MachineRecord
+    from moec.artifacts.reader import Bundle
+    from moec.artifacts.traces import Traces
+    from moec.planning.simulator import Simulation
+
+SHOWN_SHARES = (0.1, 0.25, 0.5, 0.75)
+"""Of the experts: the columns of the printed tables."""
+DRAWN_POLICIES = 3
+
+
+@click.command("simulate")
+@bundle_argument
+@traces_option
+@click.option(
+    "--synthetic",
+    type=click.Choice(["skewed", "topical", "scattered"]),
+    help="Made-up traces instead: uneven steady use, use that follows a topic, or independent tokens.",
+)
+@click.option(
+    "--tokens", type=click.IntRange(min=8), default=2048, show_default=True, help="Of made-up traces."
+)
+@click.option(
+    "--machine",
+    "machines",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Machine descriptions to predict speeds for.  [default: those that moec ships]",
+)
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves into this page."
+)
+@json_option
+def command(
+    bundle: Path,
+    traces: Path | None,
+    synthetic: str | None,
+    tokens: int,
+    machines: tuple[Path, ...],
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Replay routing traces of BUNDLE's model through every cache policy, at budgets from no expert to all.
+
+    Compares with Belady's optimum, and predicts milliseconds a token for each machine. No weight is read.
+
+    \b
+    Example:
+      moec simulate dsv2.moec --html dsv2.html
+    """
+    from moec.artifacts.codec import to_json
+    from moec.artifacts.reader import open_bundle
+    from moec.artifacts.records import read_machine
+    from moec.planning.machines import common_machines
+    from moec.planning.simulator import simulate
+
+    opened = open_bundle(bundle, verify="sizes")
+    chosen, source = _traces(opened, traces, synthetic, tokens)
+    described = tuple(map(read_machine, machines)) or _runnable(opened, common_machines())
+    result = simulate(chosen, opened.model, described)
+    if html is not None:
+        html.write_text(render(result, opened.manifest.model_name, source), encoding="utf-8")
+    if as_json:
+        print_json({"traces": source, **to_json(result)})
+    else:
+        _print(result, source)
+
+
+def _traces(opened: Bundle, path: Path | None, synthetic: str | None, tokens: int) -> tuple[Traces, str]:
+    from moec.cli.options import learned_traces
+    from moec.errors import BundleError
+    from moec.planning import synthetic as routings
+
+    if synthetic is not None:
+        routing = {
+            "skewed": routings.SKEWED,
+            "topical": routings.TOPICAL,
+            "scattered": routings.SCATTERED,
+        }[synthetic]
+        shapes = [(layer.experts, layer.top_k) for layer in opened.model.experts]
+        return routings.zipf_traces(shapes, tokens, routing), f"{synthetic} (made up)"
+    traces = learned_traces(opened, path)
+    if traces is None:
+        raise BundleError(
+            f"{opened.path} has no routing traces.",
+            "It was compiled without calibration.",
+            "Give --traces FILE (`trace_path=` of moec.runtime.load records them), or --synthetic.",
+        )
+    return traces, "the bundle's" if path is None else f"the bundle's and {path.name}"
+
+
+def _runnable(opened: Bundle, machines: tuple[MachineRecord, ...]) -> tuple[MachineRecord, ...]:
+    """Machines of a kind that some target of the bundle is for; all where it has none of a GPU's."""
+    kinds = {target.kind for target in opened.manifest.targets}
+    fitting = [each for each in machines if ("cpu" if each.gpu_name is None else "cuda") in kinds]
+    return tuple(machines if kinds == {"cpu"} else fitting)
+
+
+def _columns(result: Simulation) -> list[int]:
+    return [result.shares.index(share) for share in SHOWN_SHARES]
+
+
+def _print(result: Simulation, source: str) -> None:
+    columns = _columns(result)
+    click.echo(f"{result.tokens} tokens, traces: {source}")
+    click.echo(f"a token shares {result.overlap:.2f} of its experts with the one before it")
+    click.echo("\nhit rate (and share of Belady's optimum), by the share of experts with a slot")
+    header = [f"{share:.0%}" for share in SHOWN_SHARES]
+    rows = [
+        (policy_name(each.policy), *(f"{each.hit_rates[c]:.3f} ({each.of_optimal[c]:.2f})" for c in columns))
+        for each in result.policies
+    ]
+    print_table(("policy", *header), [*rows, ("optimum", *(f"{result.optimal[c]:.3f}" for c in columns))])
+    click.echo("\npredicted ms/token under the best policy")
+    sizes = [human_bytes(result.expert_bytes[c]) for c in columns]
+    print_table(
+        ("machine", *(f"{share} ({size})" for share, size in zip(header, sizes, strict=True))),
+        [(each.machine, *(f"{each.milliseconds[c]:.2f}" for c in columns)) for each in result.machines],
+    )
+
+
+def render(result: Simulation, model: str, source: str) -> str:
+    """The curves as a page."""
+    from moec.cli.pages.chart import Line, chart
+    from moec.cli.pages.page import page, section, table
+
+    percent = tuple(100 * share for share in result.shares)
+    hits = [Line("Belady's optimum", percent, result.optimal, dashed=True)]
+    hits += [
+        Line(policy_name(each.policy), percent, each.hit_rates) for each in result.policies[:DRAWN_POLICIES]
+    ]
+    drawn = {line.name for line in hits}
+    hits += [
+        Line(policy_name(each.policy), percent, each.hit_rates)
+        for each in result.policies
+        if each.policy.name in ("lru", "static") and policy_name(each.policy) not in drawn
+    ][:2]
+    times = [Line(each.machine, percent, each.milliseconds) for each in result.machines]
+    columns = _columns(result)
+    header = ("policy", *(f"{share:.0%}" for share in SHOWN_SHARES))
+    rows = [
+        (policy_name(each.policy), *(f"{each.hit_rates[c]:.3f} ({each.of_optimal[c]:.2f})" for c in columns))
+        for each in result.policies
+    ]
+    share = "experts in the fastest tier, % of their bytes"
+    return page(
+        f"{model}: policies and budgets",
+        [
+            section(
+                "Hit rate over budgets",
+                f"{result.tokens} tokens; traces: {source}. A token shares {result.overlap:.2f} of its experts with "
+                "the one before it. Each policy is replayed on tokens that its profile does not know. "
+                "If better: a missed expert takes a slot only from one with a lesser score.",
+                chart(hits, share, "hit rate"),
+                table(header, rows),
+            ),
+            section(
+                "Predicted speed over budgets",
+                "Milliseconds of a decoded token at batch 1 under the best policy, by the cost model and the "
+                "machine's figures; experts without a slot are in host memory (without a GPU: in the file).",
+                chart(times, share, "ms/token", logarithmic=True),
+                table(
+                    ("machine", *(f"{each:.0%}" for each in SHOWN_SHARES)),
+                    [(m.machine, *(f"{m.milliseconds[c]:.2f}" for c in columns)) for m in result.machines],
+                ),
+            ),
+        ],
+    )

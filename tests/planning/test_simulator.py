@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from moec.artifacts.schedule import Budgets
+from moec.planning.planner import plan
+from moec.planning.prediction import CURVE_SHARES
+from moec.planning.simulator import simulate
+from moec.planning.synthetic import TOPICAL, zipf_traces
+from tests.support.tiny_bundle import CPU, GPU, tiny_model, tiny_traces
+
+
+def test_curves_rise_to_everything_and_stay_below_the_optimum() -> None:
+    model = tiny_model()
+    result = simulate(tiny_traces(model, tokens=400), model, (CPU, GPU))
+    assert result.tokens == 200, "the generated ones"
+    assert result.shares == CURVE_SHARES
+    assert result.expert_bytes[0] == 0
+    for policy in result.policies:
+        assert policy.hit_rates[0] == 0
+        assert policy.hit_rates[-1] == 1
+        assert list(policy.hit_rates) == sorted(policy.hit_rates)
+        assert max(policy.of_optimal) <= 1
+        assert np.all(np.array(policy.hit_rates) <= np.array(result.optimal) + 1e-12)
+    assert [each.machine for each in result.machines] == ["cpu", "gpu"]
+    for machine in result.machines:
+        assert list(machine.milliseconds) == sorted(machine.milliseconds, reverse=True)
+        assert machine.milliseconds[-1] == pytest.approx(machine.optimal_milliseconds[-1])
+        assert machine.milliseconds[8] > machine.optimal_milliseconds[8]
+
+
+def test_the_best_policy_is_the_schedules() -> None:
+    model = tiny_model(((32, 4, 8), (32, 4, 8)))
+    traces = zipf_traces([(32, 4)] * 2, 400, TOPICAL)
+    result = simulate(traces, model, (GPU,))
+    schedule = plan(traces, model, Budgets(1 << 22, 1 << 22, 64, 8), GPU)
+    assert schedule.policy == result.policies[0].policy
+    assert schedule.prediction.policies[0].policy == schedule.policy
+    assert len(schedule.prediction.policies) == len(result.policies)
+
+
+def test_thousands_of_tokens_of_a_whole_model_take_seconds() -> None:
+    """DeepSeek-V2-Lite's 26 layers of 64 experts; it takes 0.5 ms a token and policy, the limit is ten times that."""
+    shapes = [(64, 6)] * 26
+    model = tiny_model(tuple((experts, top_k, 8) for experts, top_k in shapes))
+    traces = zipf_traces(shapes, 128, TOPICAL)
+    started = time.perf_counter()
+    result = simulate(traces, model, ())
+    assert time.perf_counter() - started < 128 * (len(result.policies) + 4) * 0.005
