@@ -5,7 +5,7 @@ chosen expert is read from, and who leaves; ``fetch_experts(state)`` brings what
 ``experts_cached_<body>(x, index, weight, table, state, workspace, out)`` computes, each expert as it arrives. See
 ``compiler/kernels/cuda/slots``.
 
-E experts, S slots. All words are int64; ``uses`` are the bits of float64.
+E experts, S slots. All words are int64. The policies are those of ``moec.planning.policies``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MOST_EXPERTS = 1024
 """Of a layer, and so of slots."""
 MOST_SHARED = 31
 """Misses up to which the CPU's share is told apart; what is true of so many is true of more."""
-POLICY_CODES = {"lru": 0, "lfru": 1}
-"""Of ``moec.artifacts.schedule.Policy``."""
+POLICY_CODES = {"lru": 0, "lfru": 1, "lrfu": 2, "lfu": 2, "static": 3}
+"""Which score decides, by the policy's name; ``lrfu`` and ``lfu`` differ in their half-lives alone."""
 PIECE_BYTES = 16 << 10
 """What is fetched and reported at a time."""
 
@@ -41,6 +41,8 @@ HITS, MISSES, CPU_MISSES, EVICTIONS = 9, 10, 11, 12
 """Counters: distinct experts of a step that had a slot, had none, had none and are the CPU's; experts that left."""
 SECOND = 13
 """Bytes of an expert before those that only the second of its products reads; a multiple of 16."""
+HALF_LIFE, ADMITS_BETTER = 14, 15
+"""Of the policy: log2 of the tokens in which uses halve; whether a miss takes only slots of lesser keys than its own."""
 SHARE = 32
 """``[MOST_SHARED + 1]``: of so many misses, how many are the CPU's."""
 SOURCE = 64
@@ -57,7 +59,7 @@ TABLE = POSITION + MOST_ENTRIES
 """``[E]``: where each expert that the step chose is to be read. Of others that have no slot it says nothing."""
 
 _ALIGNMENT = 8
-PARTS = ("home", "slot", "uses", "last", "rank", "fetch", "owner")
+PARTS = ("home", "slot", "uses", "last", "prior", "fetch", "owner")
 """The arrays after ``TABLE``, in their order."""
 
 
@@ -70,11 +72,11 @@ class StateWords:
     slot: int
     """``[E]``: each expert's slot, -1 for none."""
     uses: int
-    """``[E]``: tokens that chose the expert, those before the first step included; float64."""
+    """``[E]``: as in ``moec.planning.policies.PolicyState``."""
     last: int
-    """``[E]``: ``CLOCK`` after the last step that chose it."""
-    rank: int
-    """``[E]``: its place in the profile's order; ties leave from the end."""
+    """``[E]``: ``CLOCK`` after the last step that chose the expert."""
+    prior: int
+    """``[E]``: as in ``moec.planning.policies.PolicyState``."""
     fetch: int
     """``[E]``: of an expert that the step chose, its number among the fetches, -1 for none."""
     owner: int

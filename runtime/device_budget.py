@@ -10,7 +10,7 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.footprint import LOGIT_ROWS, TABLE_ENTRY_BYTES, footprint
 from moec.artifacts.paths import DENSE_NAME, experts_name
 from moec.artifacts.sampling import OPTION_WORDS
-from moec.artifacts.schedule import DEFAULT_PRIOR_TOKENS, Policy, best_schedule
+from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
 from moec.errors import BudgetError
 from moec.runtime.arena import plan_arena
 from moec.runtime.cache.pages import pages_for
@@ -168,7 +168,7 @@ def plan_offload(
     """Divide the GPU's memory where it does not hold all experts.
 
     Args:
-        bundle: its schedule says how many experts of each layer get a slot, if one fits.
+        bundle: its profile says what each slot is worth; a schedule that fits who leaves, and which steps stream.
         resident: what a model with all its experts needs.
         limit_bytes: the budget.
         host_bytes: room for experts in host memory.
@@ -196,8 +196,8 @@ def plan_offload(
     slots = plan_slots(
         layers,
         bundle.schedule.profile,
-        Policy("lfru", DEFAULT_PRIOR_TOKENS) if schedule is None else schedule.policy,
-        schedule,
+        DEFAULT_POLICY if schedule is None else schedule.policy,
+        None if schedule is None else schedule.prefill.streamed_from_tokens,
         device_bytes=limit_bytes - plan.total_bytes,
         host_bytes=host_bytes,
         max_batch=max_batch,

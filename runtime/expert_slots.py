@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.hosting import host_order, take_prefix
+from moec.artifacts.hosting import device_slots, host_order, take_prefix
 from moec.artifacts.slots import MOST_ENTRIES, MOST_SHARED, state_words
 from moec.errors import BudgetError
 from moec.runtime.devices.protocol import ALIGNMENT_BYTES
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moec.artifacts.footprint import LayerFootprint
-    from moec.artifacts.schedule import Policy, RoutingProfile, Schedule
+    from moec.artifacts.schedule import Policy, RoutingProfile
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class LayerSlots:
     """Experts in host memory, always the same: the most used ones. The others are in the file."""
     order: tuple[int, ...]
     """All experts, the most used first."""
-    prior_uses: tuple[float, ...]
-    """By expert: uses to start with."""
+    use_shares: tuple[float, ...]
+    """By expert: the share of traced tokens that chose it."""
     cpu_share: tuple[int, ...]
     """Entry m: of m missing experts the CPU computes so many."""
 
@@ -49,6 +49,8 @@ class SlotPlan:
     """Of the memory through which missing experts pass that get no slot, and through which large steps stream."""
     file_places: int
     """Experts for which there is pinned memory on their way from the file; 0: all experts are in host memory."""
+    streamed_from: int | None
+    """Tokens from which on a step is streamed where it need not be; ``None``: never."""
 
     @property
     def most_entries(self) -> int:
@@ -74,6 +76,11 @@ class SlotPlan:
         """Of all experts in host memory."""
         return sum(layer.hosted * layer.stride_bytes for layer in self.layers)
 
+    def is_streamed(self, layer: int, tokens: int) -> bool:
+        """Whether a step of so many tokens runs ``layer`` as a stream."""
+        wanted = self.streamed_from is not None and tokens >= self.streamed_from and self.streams
+        return wanted or tokens * self.layers[layer].top_k > self.most_entries
+
     def stage_places(self, layer: int) -> int:
         """How many experts of ``layer`` the stage holds."""
         return self.stage_bytes // self.layers[layer].stride_bytes
@@ -83,7 +90,7 @@ def plan_slots(
     layers: Sequence[LayerFootprint],
     profile: RoutingProfile,
     policy: Policy,
-    schedule: Schedule | None,
+    streamed_from: int | None,
     *,
     device_bytes: int,
     host_bytes: int,
@@ -91,14 +98,14 @@ def plan_slots(
 ) -> SlotPlan:
     """Divide what is left of two budgets.
 
-    The stage comes first: without room for all experts of the largest layer large steps are slow. Slots are the
-    schedule's where one fits; what remains goes to the most used experts by the rule for host memory.
+    The stage comes first: without room for all experts of the largest layer large steps are slow. Slots go where they
+    are worth the most by the planner's rule, host memory to the most used experts.
 
     Args:
         layers: what the layers take.
         profile: how often each expert is used.
-        policy: its prior.
-        schedule: made for no more memory than there is, or ``None``.
+        policy: who leaves.
+        streamed_from: tokens from which on a step is streamed, by the schedule; ``None``: when it has to be.
         device_bytes: room for slots and stage.
         host_bytes: room for experts in host memory.
         max_batch: sequences at once, whose experts have to find room on their way from the file.
@@ -110,18 +117,18 @@ def plan_slots(
     largest = max((layer.stride_bytes for layer in layers), default=1)
     stage = min(whole, device_bytes // largest * largest)
     ranked = [profile.layers[layer.layer] for layer in layers]
+    slots = device_slots(layers, [each.slot_value for each in ranked], device_bytes - stage)
     order = host_order([each.use_share for each in ranked])
-    slots = _slots(layers, schedule, order, device_bytes - stage)
     hosted, places = _hosted(layers, order, host_bytes, max_batch)
     planned: list[LayerSlots] = []
     for layer, each, own, kept in zip(layers, ranked, slots, hosted, strict=True):
-        prior = [0.0] * layer.experts
+        shares = [0.0] * layer.experts
         for expert, share in zip(each.order, each.use_share, strict=True):
-            prior[expert] = policy.prior_tokens * share
+            shares[expert] = share
         by_cpu = (0,) * (MOST_SHARED + 1)
         facts = layer.experts, layer.top_k, layer.stride_bytes, layer.second_bytes
-        planned.append(LayerSlots(*facts, own, kept, each.order, tuple(prior), by_cpu))
-    return SlotPlan(tuple(planned), policy, stage, places)
+        planned.append(LayerSlots(*facts, own, kept, each.order, tuple(shares), by_cpu))
+    return SlotPlan(tuple(planned), policy, stage, places, streamed_from)
 
 
 def _hosted(
@@ -139,25 +146,6 @@ def _hosted(
             "Raise host_memory, or lower max_batch.",
         )
     return take_prefix(order, layers, room - passing), places
-
-
-def _slots(
-    layers: Sequence[LayerFootprint], schedule: Schedule | None, order: Sequence[int], room: int
-) -> list[int]:
-    counts = [0] * len(layers)
-    if schedule is not None:
-        planned = [layer.slots for layer in schedule.layers]
-        taken = sum(count * layer.stride_bytes for count, layer in zip(planned, layers, strict=True))
-        if taken <= room:
-            counts, room = planned, room - taken
-    seen = [0] * len(layers)
-    rest: list[int] = []
-    for layer in order:
-        seen[layer] += 1
-        if seen[layer] > counts[layer]:
-            rest.append(layer)
-    more = take_prefix(rest, layers, room)
-    return [count + extra for count, extra in zip(counts, more, strict=True)]
 
 
 def state_bytes(layers: Sequence[LayerFootprint]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moec.artifacts import slots as words
+from moec.artifacts.schedule import DEFAULT_POLICY, Policy
 from moec.compiler.kernels.cuda.slots.assign import assign
 from moec.compiler.kernels.cuda.slots.fetch import fetch
-from moec.runtime.residency import LayerPlan, Residency
+from moec.planning import policies
+from moec.runtime.devices.cuda.offload.states import Places, fill_state
+from moec.runtime.expert_slots import LayerSlots
 from moec.runtime.tensors import aligned_empty, aligned_zeros
 from tests.support.cuda_emulator import Emulated
 
@@ -32,43 +35,33 @@ def kernels() -> Emulated:
 class Layer:
     """A layer's state, its experts in host memory, its slots and stage."""
 
-    plan: LayerPlan
-    policy: str
+    experts: int
+    slot_count: int
+    policy: Policy = DEFAULT_POLICY
     stage_places: int = 0
-    share: list[int] = field(default_factory=list)
+    order: tuple[int, ...] = ()
+    use_shares: tuple[float, ...] = ()
+    share: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        experts, slots = len(self.plan.order), self.plan.slots
-        self.at = words.state_words(experts, slots)
-        self.state = aligned_zeros((self.at.size,), np.int64)
+        experts, slots = self.experts, self.slot_count
+        order = self.order or tuple(range(experts))
+        shares = self.use_shares or (0.0,) * experts
+        self.at = words.state_words(experts, experts)
         self.host = aligned_empty((experts, STRIDE), np.uint8)
         self.host[:] = np.random.default_rng(experts).integers(0, 256, self.host.shape)
         self.slots = aligned_zeros((max(1, slots), STRIDE), np.uint8)
+        self.slots[:slots] = self.host[list(order[:slots])]
         self.stage = aligned_zeros((max(1, self.stage_places), STRIDE), np.uint8)
-        head = {
-            words.EXPERTS: experts,
-            words.SLOTS: slots,
-            words.STRIDE: STRIDE,
-            words.POLICY: words.POLICY_CODES[self.policy],
-            words.SLOT_ADDRESS: self.slots.ctypes.data,
-            words.STAGE_ADDRESS: self.stage.ctypes.data,
-            words.STAGE_PLACES: self.stage_places,
-            words.SECOND: SECOND,
-        }
-        for word, value in head.items():
-            self.state[word] = value
-        self.state[words.SHARE : words.SHARE + len(self.share)] = self.share
-        self.part("home", experts)[:] = self.host.ctypes.data + STRIDE * np.arange(experts)
-        self.part("table", experts)[:] = self.part("home", experts)
-        self.part("slot", experts)[:] = -1
-        self.part("uses", experts).view(np.float64)[:] = self.plan.prior_uses
-        self.part("last", experts)[:] = self.policy != "lru"
-        self.part("rank", experts)[list(self.plan.order)] = np.arange(experts)
-        self.part("owner", slots)[:] = -1
-        for slot, expert in enumerate(self.plan.order[:slots]):
-            self.part("owner", slots)[slot], self.part("slot", experts)[expert] = expert, slot
-            self.part("table", experts)[expert] = self.slots.ctypes.data + slot * STRIDE
-            self.slots[slot] = self.host[expert]
+        homes = self.host.ctypes.data + STRIDE * np.arange(experts)
+        places = Places(self.slots.ctypes.data, self.stage.ctypes.data, self.stage_places, homes)
+        self.state = aligned_zeros((self.at.size,), np.int64)
+        fill_state(
+            self.state,
+            LayerSlots(experts, 1, STRIDE, SECOND, slots, experts, order, shares, self.share),
+            self.policy,
+            places,
+        )
 
     def part(self, name: str, size: int) -> NDArray[np.int64]:
         first = words.TABLE if name == "table" else getattr(self.at, name)
@@ -96,21 +89,25 @@ def first_choices(index: NDArray[np.int64], experts: int) -> tuple[NDArray[np.in
 
 
 def residents(layer: Layer) -> list[bool]:
-    return [slot >= 0 for slot in layer.part("slot", len(layer.plan.order)).tolist()]
+    return [slot >= 0 for slot in layer.part("slot", layer.experts).tolist()]
 
 
-@given(data=st.data(), policy=st.sampled_from(["lru", "lfru"]))
-@settings(max_examples=60, deadline=None)
-def test_random_steps_agree_with_the_policy(data: st.DataObject, policy: Any) -> None:
+@given(data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_random_steps_agree_with_the_policy(data: st.DataObject) -> None:
     experts = data.draw(st.integers(2, 40), "experts")
-    top_k = data.draw(st.integers(1, min(6, experts)), "top_k")
-    slots = data.draw(st.integers(0, experts - 1), "slots")
+    top_k, slots = data.draw(st.integers(1, min(6, experts)), "top_k"), data.draw(st.integers(0, experts - 1))
+    name = data.draw(st.sampled_from(list(policies.SCORES)), "policy")
+    half_life = 1 << data.draw(st.integers(1, 8), "half life") if name in policies.FADING else 0
+    policy = Policy(
+        name, data.draw(st.integers(0, 9)), half_life, data.draw(st.sampled_from(["always", "better"]))
+    )
     order = data.draw(st.permutations(range(experts)), "order")
-    prior = data.draw(st.lists(st.sampled_from([0.0, 0.3, 1.0, 2.5]), min_size=experts, max_size=experts))
-    plan = LayerPlan(STRIDE, slots, experts, tuple(order), tuple(prior))
-    residency = Residency((plan,), policy)
-    residency.seed()
-    layer = Layer(plan, policy, data.draw(st.integers(0, 8), "stage"))
+    shares = data.draw(st.lists(st.sampled_from([0.0, 0.03, 0.1, 0.25]), min_size=experts, max_size=experts))
+    layer = Layer(experts, slots, policy, data.draw(st.integers(0, 8), "stage"), tuple(order), tuple(shares))
+    state = policies.initial_state(policy, shares)
+    resident = np.zeros(experts, np.bool_)
+    resident[order[:slots]] = True
     random = np.random.default_rng(data.draw(st.integers(0, 1 << 30), "seed"))
     hits = misses = evictions = 0
     for _ in range(data.draw(st.integers(1, 12), "steps")):
@@ -118,33 +115,60 @@ def test_random_steps_agree_with_the_policy(data: st.DataObject, policy: Any) ->
         index = np.argsort(random.random((tokens, experts)) * random.random(experts))[:, :top_k]
         index = np.where(random.random(index.shape) < 0.1, random.choice([-1, experts, 1 << 40]), index)
         ids, counts = first_choices(index, experts)
-        change = residency.use(0, ids, counts, tokens)
+        policies.count(policy, state, (ids,), counts, tokens)
+        keys = policies.keys(policy, state)
+        taken = policies.replacements(policy, keys, resident, ids.tolist(), slots)
+        hits, misses = hits + int(resident[ids].sum()), misses + int((~resident[ids]).sum())
+        for expert, victim in taken:
+            resident[expert] = True
+            if victim is not None:
+                resident[victim], evictions = False, evictions + 1
         on_gpu, on_cpu = layer.use(index)
-        kept = residency.resident[0].copy()
-        kept[[expert for _, expert in residency._transient]] = False
-        assert residents(layer) == kept.tolist()
-        hits, misses = hits + len(ids) - len(change.missed), misses + len(change.missed)
-        evictions += sum(expert in residency._plans[0].order for _, expert in change.evicted)
-        for expert in ids:
-            address = int(layer.part("table", experts)[expert])
-            assert layer.bytes_at(address) == layer.host[expert].tobytes()
-        known = (index >= 0) & (index < experts)
-        np.testing.assert_array_equal(on_gpu, np.where(known, index, -1))
-        assert (on_cpu == -1).all()
-    assert (layer.state[words.HITS], layer.state[words.MISSES]) == (hits, misses)
+        assert residents(layer) == resident.tolist()
+        for part in ("uses", "last"):
+            np.testing.assert_array_equal(layer.part(part, experts), getattr(state, part))
+        check_step(layer, index, ids, on_gpu, on_cpu)
+    counted = [int(layer.state[word]) for word in (words.HITS, words.MISSES, words.EVICTIONS)]
+    assert counted == [hits, misses, evictions]
     owners = layer.part("owner", slots)
-    assert (
-        sorted(expert for expert in owners.tolist() if expert >= 0)
-        == np.flatnonzero(residents(layer)).tolist()
-    )
+    assert sorted(expert for expert in owners.tolist() if expert >= 0) == np.flatnonzero(resident).tolist()
+
+
+def check_step(
+    layer: Layer,
+    index: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    on_gpu: NDArray[np.int64],
+    on_cpu: NDArray[np.int64],
+) -> None:
+    """Every chosen expert can be read, everything has arrived, and what is there comes before what had to."""
+    known = (index >= 0) & (index < layer.experts)
+    np.testing.assert_array_equal(on_gpu, np.where(known, index, -1))
+    assert (on_cpu == -1).all()
+    for expert in ids.tolist():
+        address = int(layer.part("table", layer.experts)[expert])
+        assert layer.bytes_at(address) == layer.host[expert].tobytes()
+    fetches = int(layer.state[words.FETCHES])
+    arrived = layer.state[words.ARRIVED : words.ARRIVED + fetches].view(np.int32).reshape(-1, 2)
+    both = [words.pieces(SECOND), words.pieces(STRIDE - SECOND)]
+    assert arrived.tolist() == [both] * fetches
+    fetch = layer.part("fetch", layer.experts)
+    order = layer.state[words.ORDER : words.ORDER + index.size]
+    assert sorted(order.tolist()) == list(range(index.size))
+    flat = index.ravel()[order]
+    numbers = [int(fetch[expert]) if 0 <= expert < layer.experts else -1 for expert in flat.tolist()]
+    assert numbers == sorted(numbers)
+    assert set(numbers) - {-1} == set(range(fetches))
+    positions = layer.state[words.POSITION : words.POSITION + index.size]
+    np.testing.assert_array_equal(order[positions], np.arange(index.size))
 
 
 def layer_of(slots: int, experts: int = 8, **options: Any) -> Layer:
-    return Layer(LayerPlan(STRIDE, slots, 0, tuple(range(experts)), (0.0,) * experts), "lru", **options)
+    return Layer(experts, slots, Policy("lru", 0, 0, "always"), **options)
 
 
 def test_the_last_misses_are_the_cpus_and_take_no_slot() -> None:
-    layer = layer_of(2, share=[0, 0, 1, 2, 2])
+    layer = layer_of(2, share=(0, 0, 1, 2, 2))
     on_gpu, on_cpu = layer.use(np.array([[0, 5, 6], [7, 5, 1]]))
     np.testing.assert_array_equal(on_gpu, [[0, 5, -1], [-1, 5, 1]])
     np.testing.assert_array_equal(on_cpu, [[-1, -1, 6], [7, -1, -1]])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts import slots as words
+from moec.planning.policies import half_life_shift, initial_state
 from moec.runtime.devices.protocol import View
 from moec.runtime.expert_slots import padded
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from moec.artifacts.schedule import Policy
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.expert_slots import LayerSlots, SlotPlan
 
@@ -57,7 +59,7 @@ class LayerStates:
         image = np.zeros(total, np.int64)
         for number, (layer, own) in enumerate(zip(plan.layers, places, strict=True)):
             first, last = self._firsts[number : number + 2]
-            fill_state(image[first:last], layer, plan.policy.name, own)
+            fill_state(image[first:last], layer, plan.policy, own)
         self._memory = device.hold(image)
 
     def state(self, layer: int) -> View:
@@ -103,14 +105,16 @@ class LayerStates:
         return View(self._memory.address + 8 * first, "int64", (size,))
 
 
-def fill_state(state: NDArray[np.int64], layer: LayerSlots, policy: str, places: Places) -> None:
+def fill_state(state: NDArray[np.int64], layer: LayerSlots, policy: Policy, places: Places) -> None:
     """Write the words of one layer, its slots filled with the first of its order."""
     part = words.state_words(layer.experts, layer.experts)
     head = {
         words.EXPERTS: layer.experts,
         words.SLOTS: layer.slots,
         words.STRIDE: layer.stride_bytes,
-        words.POLICY: words.POLICY_CODES[policy],
+        words.POLICY: words.POLICY_CODES[policy.name],
+        words.HALF_LIFE: half_life_shift(policy),
+        words.ADMITS_BETTER: policy.admission == "better",
         words.SLOT_ADDRESS: places.slots,
         words.STAGE_ADDRESS: places.stage,
         words.STAGE_PLACES: places.stage_places,
@@ -119,16 +123,19 @@ def fill_state(state: NDArray[np.int64], layer: LayerSlots, policy: str, places:
     for word, value in head.items():
         state[word] = value
     state[words.SHARE : words.SHARE + len(layer.cpu_share)] = layer.cpu_share
-    every, seeds = np.arange(layer.experts), list(layer.order[: layer.slots])
+    seeds = list(layer.order[: layer.slots])
     slots = np.full(layer.experts, -1, np.int64)
     slots[seeds] = np.arange(len(seeds))
     table = np.where(slots >= 0, places.slots + slots * layer.stride_bytes, places.homes)
-    uses = np.array(layer.prior_uses, np.float64).view(np.int64)
-    rank = np.empty(layer.experts, np.int64)
-    rank[list(layer.order)] = every
-    # The first token is number 1. Ages are 0 then, but for lru an expert not used is older than any other.
-    last = np.full(layer.experts, 0 if policy == "lru" else 1)
-    first = {"home": places.homes, "slot": slots, "uses": uses, "last": last, "rank": rank}
+    begin = initial_state(policy, layer.use_shares)
+    first = {
+        "home": places.homes,
+        "slot": slots,
+        "uses": begin.uses,
+        "last": begin.last,
+        "prior": begin.prior,
+        "fetch": np.full(layer.experts, -1),
+    }
     state[words.TABLE : words.TABLE + layer.experts] = table
     for name, values in first.items():
         place = getattr(part, name)

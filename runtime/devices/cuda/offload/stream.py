@@ -95,8 +95,8 @@ class LayerStream:
         self._counts = {"hits": 0, "misses": 0, "bytes_moved": 0}
 
     def takes(self, layer: int, tokens: int) -> bool:
-        """Whether a step of so many tokens is too large for the kernels of the cache, or for the places of files."""
-        return tokens * self._slots.plan.layers[layer].top_k > self._slots.plan.most_entries
+        """Whether a step of so many tokens is streamed."""
+        return self._slots.plan.is_streamed(layer, tokens)
 
     def call(
         self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
