@@ -42,7 +42,7 @@ HITS, MISSES, CPU_MISSES, EVICTIONS = 9, 10, 11, 12
 SECOND = 13
 """Bytes of an expert before those that only the second of its products reads; a multiple of 16."""
 HALF_LIFE, ADMITS_BETTER = 14, 15
-"""Of the policy: log2 of the tokens in which uses halve; whether a miss takes only slots of lesser keys than its own."""
+"""Of the policy: log2 of the tokens in which uses halve; whether a miss takes only slots of lesser keys than its."""
 SHARE = 32
 """``[MOST_SHARED + 1]``: of so many misses, how many are the CPU's."""
 SOURCE = 64

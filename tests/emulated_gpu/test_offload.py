@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,9 @@ LONG = [int(token) for token in np.random.default_rng(0).integers(2, 90, 150)]
 """Chooses more experts than the kernels of the cache take at once: its step is streamed."""
 
 
-@pytest.fixture(scope="module", params=["f32", "bf16"])
-def bundle(request: pytest.FixtureRequest, stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    stored = {"f32": torch.float32, "bf16": torch.bfloat16}[request.param]
-    return compiled(tmp_path_factory.mktemp("model"), request.param, stored)
+@pytest.fixture(scope="module")
+def bundle(stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(tmp_path_factory.mktemp("model"), "bf16", torch.bfloat16)
 
 
 @pytest.fixture
@@ -45,7 +45,10 @@ def load(bundle: Path, stub: Stub) -> Iterator[Callable[..., runtime.Model]]:
 
 @pytest.fixture(scope="module")
 def expected(bundle: Path, stub: Stub) -> dict[str, Any]:
-    """What the resident model says."""
+    return resident(bundle)
+
+
+def resident(bundle: Path) -> dict[str, Any]:
     with runtime.load(
         bundle, device="cuda:0", verify="sizes", cache_tokens=CACHE, max_batch=3, max_step_tokens=160
     ) as model:
@@ -55,9 +58,9 @@ def expected(bundle: Path, stub: Stub) -> dict[str, Any]:
 def answers(model: runtime.Model) -> dict[str, Any]:
     return {
         "one": rows(model, [PROMPTS[0]]),
-        "three": rows(model, [list(prompt) for prompt in PROMPTS]),
-        "long": rows(model, [LONG]),
-        "logits": model.forward([LONG[:100]]).tobytes(),
+        "three": rows(model, [list(prompt) for prompt in PROMPTS], max_new_tokens=6),
+        "long": rows(model, [LONG], max_new_tokens=2),
+        "logits": model.forward([LONG[:40]]).tobytes(),
     }
 
 
@@ -96,6 +99,18 @@ def test_bits_are_those_of_the_resident_run(
         assert found == {name: expected[name] for name in found}
         assert model.stats.misses > 0
         assert (model.stats.hits > 0) == (slots.slot_bytes > 0)
+
+
+def test_float32_experts_are_computed_when_all_of_a_layer_are_there(stub: Stub, tmp_path: Path) -> None:
+    path = compiled(tmp_path, "f32", torch.float32)
+    wanted = resident(path)
+    limits = {"device_memory": budget(wanted, 0.7, path), "max_step_tokens": 160}
+    with runtime.load(
+        path, device="cuda:0", verify="sizes", cache_tokens=CACHE, max_batch=3, **limits
+    ) as model:
+        assert slots_of(model).slot_bytes
+        found = answers(model)
+        assert found == {name: wanted[name] for name in found}
 
 
 def test_decoding_is_one_graph_a_step_also_where_experts_are_missing(
@@ -145,8 +160,6 @@ def test_budgets_that_hold_too_little_are_errors_before_anything_is_allocated(
 def test_a_file_that_is_truncated_while_it_is_used_is_a_typed_error(
     load: Callable[..., runtime.Model], expected: dict[str, Any], bundle: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     copy = shutil.copytree(bundle, tmp_path / "copy")
     model = runtime.load(
         copy,
@@ -174,3 +187,40 @@ def test_routing_is_traced_with_experts_off_the_gpu(
         found = model.trace([LONG], 3)
     for mine, theirs in zip(found.layers, wanted.layers, strict=True):
         np.testing.assert_array_equal(mine.experts, theirs.experts)
+
+
+def test_pinned_memory_that_is_refused_is_a_typed_error_and_leaves_nothing(
+    load: Callable[..., runtime.Model],
+    expected: dict[str, Any],
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fixture sees that nothing stays pinned or allocated."""
+    monkeypatch.setenv("MOEC_STUB_PINNED", "100000")
+    with pytest.raises(BudgetError, match="cannot be pinned"):
+        load(device_memory=budget(expected, 0.7, bundle), max_step_tokens=160)
+
+
+def test_an_interrupted_load_leaves_nothing(
+    load: Callable[..., runtime.Model],
+    expected: dict[str, Any],
+    bundle: Path,
+) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(device_memory=budget(expected, 0.7, bundle), verify="full", progress=interrupt)
+
+
+def test_a_damaged_expert_is_found_on_its_way_to_host_memory(
+    load: Callable[..., runtime.Model], expected: dict[str, Any], bundle: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    path = min((copy / "weights").glob("experts-*"))
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
+    limit = budget(expected, 0.7, bundle)
+    with pytest.raises(BundleError, match=f"{path.name} was changed"):
+        runtime.load(copy, device="cuda:0", cache_tokens=CACHE, max_batch=3, device_memory=limit)
