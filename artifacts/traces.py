@@ -56,6 +56,9 @@ class LayerTrace:
     """``[N, K]`` uint8, or uint16 where E is above 256; in a row no expert comes twice."""
     weights: npt.NDArray[np.uint8] | None
     """``[N, K]``, see ``WEIGHT_STEPS``; ``None`` where they were not recorded."""
+    early: npt.NDArray[Any] | None = None
+    """``[N, K]``, as ``chosen``: what the layer's router says of the hidden state that the MoE layer before was given,
+    likeliest first; ``None`` where it was not asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +91,20 @@ def quantize_weights(weights: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return quantized
 
 
-def layer_trace(experts: int, chosen: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> LayerTrace:
-    """A layer's trace from indices ``[N, K]`` of any integer type and weights ``[N, K]``."""
+def layer_trace(
+    experts: int,
+    chosen: npt.ArrayLike,
+    weights: npt.ArrayLike | None = None,
+    early: npt.ArrayLike | None = None,
+) -> LayerTrace:
+    """A layer's trace from indices ``[N, K]`` of any integer type, weights ``[N, K]``, and see `LayerTrace.early`."""
     index = np.asarray(chosen)
     assert index.ndim == 2, f"choices are [N, K], not {index.shape}"
     assert index.size == 0 or (index.min() >= 0 and index.max() < experts), "a chosen expert is out of range"
     quantized = None if weights is None else quantize_weights(np.asarray(weights))
-    return LayerTrace(experts, np.ascontiguousarray(index.astype(index_dtype(experts))), quantized)
+    dtype = index_dtype(experts)
+    named = None if early is None else np.ascontiguousarray(np.asarray(early).astype(dtype))
+    return LayerTrace(experts, np.ascontiguousarray(index.astype(dtype)), quantized, named)
 
 
 def join_traces(first: Traces, second: Traces) -> Traces:
@@ -106,6 +116,7 @@ def join_traces(first: Traces, second: Traces) -> Traces:
             None
             if one.weights is None or other.weights is None
             else np.concatenate([one.weights, other.weights]),
+            None if one.early is None or other.early is None else np.concatenate([one.early, other.early]),
         )
         for one, other in zip(first.layers, second.layers, strict=True)
     )
@@ -121,7 +132,10 @@ def last_tokens(traces: Traces, most: int) -> Traces:
     starts = later - begin if later.size else np.zeros(1 if traces.tokens > begin else 0, np.int64)
     layers = tuple(
         LayerTrace(
-            layer.experts, layer.chosen[begin:], None if layer.weights is None else layer.weights[begin:]
+            layer.experts,
+            layer.chosen[begin:],
+            None if layer.weights is None else layer.weights[begin:],
+            None if layer.early is None else layer.early[begin:],
         )
         for layer in traces.layers
     )
@@ -148,6 +162,8 @@ def save_traces(traces: Traces, path: Path) -> None:
         arrays[f"chosen_{number:05d}"] = layer.chosen
         if layer.weights is not None:
             arrays[f"weights_{number:05d}"] = layer.weights
+        if layer.early is not None:
+            arrays[f"early_{number:05d}"] = layer.early
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH)
@@ -172,7 +188,12 @@ def load_traces(path: Path) -> Traces:
     if problem:
         raise _error(path, problem)
     layers = tuple(
-        LayerTrace(int(experts), arrays[f"chosen_{number:05d}"], arrays.get(f"weights_{number:05d}"))
+        LayerTrace(
+            int(experts),
+            arrays[f"chosen_{number:05d}"],
+            arrays.get(f"weights_{number:05d}"),
+            arrays.get(f"early_{number:05d}"),
+        )
         for number, experts in enumerate(arrays["experts"])
     )
     return Traces(layers, arrays["sequence_starts"], arrays["prefill"])
@@ -194,7 +215,7 @@ def _first_problem(arrays: dict[str, npt.NDArray[Any]]) -> str | None:
         problem = _layer_problem(arrays, number, experts, tokens)
         if problem:
             return f"MoE layer {number}: {problem}"
-        names |= {f"chosen_{number:05d}", f"weights_{number:05d}"}
+        names |= {f"{what}_{number:05d}" for what in ("chosen", "weights", "early")}
     return f"it has the unknown array {sorted(set(arrays) - names)[0]}" if set(arrays) - names else None
 
 
@@ -208,6 +229,11 @@ def _layer_problem(arrays: dict[str, npt.NDArray[Any]], number: int, experts: in
         return f"expert {int(chosen.max())} of {experts}"
     if np.any(np.diff(np.sort(chosen, axis=1), axis=1) == 0):
         return "a token chose an expert twice"
+    early = arrays.get(f"early_{number:05d}")
+    if early is not None and (early.dtype != chosen.dtype or early.shape != chosen.shape):
+        return "what its router said early is of the wrong type"
+    if early is not None and early.size and int(early.max()) >= experts:
+        return f"expert {int(early.max())} of {experts}"
     if weights is not None and (weights.dtype != np.uint8 or weights.shape != chosen.shape):
         return "its weights are of the wrong type"
     return None

@@ -57,6 +57,8 @@ class Analysis:
 
     profile: RoutingProfile
     traces: Traces | None
+    tokens: Integers
+    """Numbers of the traced tokens that were replayed."""
     device: Tier
     """Slots on a GPU."""
     host: Tier
@@ -98,7 +100,7 @@ def analyse(traces: Traces | None, model: ModelRecord, policy: Policy | None = N
             for layer, share, replay in zip(model.experts, shares, on_device.replay.layers, strict=True)
         ),
     )
-    return Analysis(profile, traces, on_device, on_host, comparison)
+    return Analysis(profile, traces, tokens, on_device, on_host, comparison)
 
 
 def replayed_tokens(traces: Traces) -> Integers:
@@ -159,7 +161,9 @@ def _uniform(model: ModelRecord, policy: Policy) -> Analysis:
     device = Tier(policy, Replay(policy, layers), Replay(None, layers))
     admitting = always_admitting(policy)
     host = Tier(admitting, Replay(admitting, layers), Replay(None, layers))
-    return Analysis(RoutingProfile("uniform", 0, 0, tuple(profiles)), None, device, host, None)
+    return Analysis(
+        RoutingProfile("uniform", 0, 0, tuple(profiles)), None, np.zeros(0, np.int64), device, host, None
+    )
 
 
 def _uniform_replay(layer: ExpertsLayer) -> LayerReplay:

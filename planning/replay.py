@@ -104,8 +104,24 @@ def optimal_distances(
     return replay(OptimalKeys(index, np.asarray(order).shape[1]), index, order, admission)
 
 
-def replay(source: Keys, chosen: npt.ArrayLike, order: npt.ArrayLike, admission: Admission) -> Integers:
-    """See ``stack_distances``; ``source`` gives the keys."""
+def stack_places(
+    policy: Policy, chosen: npt.ArrayLike, order: npt.ArrayLike, use_shares: npt.ArrayLike
+) -> Integers:
+    """As ``stack_distances``, but of every expert before each token, ``[L, N, E]``, from 0: below c it has a slot."""
+    index, stack = np.asarray(chosen), np.asarray(order)
+    places = np.zeros((*index.shape[:2], stack.shape[1]), np.int64)
+    replay(PolicyKeys(policy, use_shares), index, stack, policy.admission, places)
+    return places
+
+
+def replay(
+    source: Keys,
+    chosen: npt.ArrayLike,
+    order: npt.ArrayLike,
+    admission: Admission,
+    all_places: Integers | None = None,
+) -> Integers:
+    """See ``stack_distances``; ``source`` gives the keys. ``all_places`` is filled in as by ``stack_places``."""
     index, stack = np.asarray(chosen, np.int64), np.array(order, np.int64)
     distances = np.zeros(index.shape, np.int64)
     layers, places = np.arange(len(stack))[:, None], np.arange(stack.shape[1])[None]
@@ -114,6 +130,8 @@ def replay(source: Keys, chosen: npt.ArrayLike, order: npt.ArrayLike, admission:
         experts = index[:, token]
         place_of[layers, stack] = places
         distances[:, token] = place_of[layers, experts] + 1
+        if all_places is not None:
+            all_places[:, token] = place_of
         found = source.after(token, experts)
         own = found[layers, experts]
         found[layers, experts] = _LOCKED + 1 + experts

@@ -13,8 +13,11 @@ from moec.runtime.tensors import ALIGNMENT_BYTES, aligned_empty, array_at, tenso
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from moec.runtime.devices.protocol import Call
     from moec.runtime.experts import ExpertStore
+    from moec.runtime.prefetch import Prefetcher
     from moec.runtime.routing import RoutingRecorder
     from moec.runtime.stats import Stats
 
@@ -46,9 +49,9 @@ class ExpertCalls(Protocol):
 class HostExperts:
     """Experts that the CPU runs from the mapped files."""
 
-    def __init__(self, store: ExpertStore) -> None:
+    def __init__(self, store: ExpertStore, prefetcher: Prefetcher | None = None) -> None:
         self.recorder: RoutingRecorder | None = None
-        self._store = store
+        self._store, self._prefetcher = store, prefetcher
         self._tables: dict[int, Any] = {}
 
     def count(self, stats: Stats) -> None:
@@ -62,15 +65,17 @@ class HostExperts:
             self._tables[layer] = self._store.table(layer)
         table, extra = self._tables[layer], tuple(tensor_at(*view) for view in workspace)
         hidden, index, weight, out = (tensor_at(*view) for view in views)
-        choices, weights = array_at(*views[1]), array_at(*views[2])
+        states, choices, weights = (array_at(*view) for view in views[:3])
         store = self._store
 
         def run() -> None:
             if self.recorder is not None:
                 self.recorder.record(layer, choices, weights)
+                self.recorder.see(layer, states)
             parts = store.parts(layer, choices)
             if parts is None:
                 store.use(layer, choices)
+                self._look_ahead(layer, states, choices)
                 function(hidden, index, weight, table, *extra, out)
                 return
             for start, end in parts:
@@ -78,6 +83,16 @@ class HostExperts:
                 _run_rows(function, views, (table, *extra), start, end)
 
         return [HostCall("experts", run)]
+
+    def _look_ahead(self, layer: int, states: NDArray[Any], choices: NDArray[Any]) -> None:
+        """Check the guess for ``layer``, and have the next layer's likely experts read while this one computes."""
+        if self._prefetcher is None:
+            return
+        self._prefetcher.check(layer, choices)
+        experts = self._prefetcher.next_experts(layer, states, choices)
+        if experts:
+            brought = self._store.expect(layer + 1, experts, self._prefetcher.limit)
+            self._prefetcher.brought(brought, self._store.stride_bytes(layer + 1))
 
 
 def _run_rows(

@@ -115,6 +115,26 @@ class ExpertStore:
         if change.missed and not self.residency.bounded:
             self._complete[layer] = bool(self.residency.resident[layer].all())
 
+    def expect(self, layer: int, experts: Sequence[int], most: int) -> list[int]:
+        """Have the system read those of ``experts`` that are not resident, at most ``most``, without waiting for it.
+
+        They are in its page cache then, and not in this process's memory.
+
+        Returns:
+            Which these are.
+        """
+        if not self.residency.bounded:
+            return []
+        resident = self.residency.resident[layer]
+        absent = [expert for expert in experts if not resident[expert]][:most]
+        for expert in absent:
+            self._advise(layer, expert, expert + 1, mmap.MADV_WILLNEED)
+        return absent
+
+    def stride_bytes(self, layer: int) -> int:
+        """What one expert of ``layer`` occupies."""
+        return int(self._strides[layer])
+
     def _bring(self, layer: int, experts: tuple[int, ...]) -> None:
         """Have the system read ``experts``; in a bounded set also map them, and nothing else."""
         for expert in experts:

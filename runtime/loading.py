@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import LOGIT_ROWS, footprint
 from moec.artifacts.reader import open_bundle
-from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
+from moec.artifacts.schedule import DEFAULT_POLICY, PrefetchPlan, best_schedule
 from moec.errors import DeviceError
 from moec.planning.policies import always_admitting
 from moec.runtime.binding import Binder
@@ -25,6 +25,7 @@ from moec.runtime.libraries import (
 )
 from moec.runtime.machine import available_memory, total_memory
 from moec.runtime.model import Model
+from moec.runtime.prefetch import make_prefetcher
 from moec.runtime.recording import DEFAULT_CAPACITY
 from moec.runtime.request import check_count
 from moec.runtime.residency import plan_layers
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.reader import Bundle
-    from moec.artifacts.schedule import Policy
+    from moec.artifacts.schedule import Schedule
     from moec.artifacts.verify import Level
     from moec.runtime.residency import LayerPlan
 
@@ -51,6 +52,7 @@ def load(
     max_batch: int = 8,
     max_step_tokens: int = 512,
     cache_tokens: int | None = None,
+    prefetch: bool | None = None,
     trace_path: str | Path | None = None,
     trace_capacity: int = DEFAULT_CAPACITY,
     verify: Level = "full",
@@ -77,6 +79,9 @@ def load(
         cache_tokens: room in the key-value cache, all sequences together; ``None``: ``max_batch`` full
             contexts, but at most a quarter of ``host_memory`` (of the free memory where there is no limit); on a
             GPU at most what its weights leave.
+        prefetch: bring the experts that the next layer will likely choose while this one computes. ``None``: where the
+            schedule found a gain in it; True, False: on, off. Only on the CPU, and only where not all experts fit;
+            `Stats.prefetch` says how good the guesses were.
         trace_path: file to keep the routing of whatever is run in, for ``moec plan --traces``; written when the model
             is closed. See `Model.record_routing`, also for what that costs on a GPU.
         trace_capacity: tokens that it keeps; the oldest go first.
@@ -98,6 +103,12 @@ def load(
         check_count("cpu_threads", cpu_threads, least=1)
     if cache_tokens is not None:
         check_count("cache_tokens", cache_tokens, least=1)
+    if device.startswith("cuda") and prefetch:
+        raise DeviceError(
+            "prefetch=True is for the device cpu.",
+            "A GPU fetches what its router chose and computes what is there meanwhile; it guesses nothing.",
+            "Leave prefetch out.",
+        )
     if device.startswith("cuda"):
         from moec.runtime.loading_cuda import CudaOptions, load_cuda
 
@@ -121,9 +132,9 @@ def load(
     )
     threads = load_runtime(cpu_threads)
     limits = Limits(max_batch, max_step_tokens, bundle.model.max_context, memory.cache_pages)
-    policy = _policy(bundle, memory)
+    schedule = _schedule(bundle, memory)
     layers = plan_layers(needs.layers, bundle.schedule.profile, memory.expert_capacity_bytes)
-    engine, executor = _assemble(bundle, target, limits, layers, policy)
+    engine, executor = _assemble(bundle, target, limits, layers, schedule, prefetch)
     model = Model(bundle.path, bundle.model, target.name, memory, engine, executor, threads)
     return _recording(model, trace_path, trace_capacity)
 
@@ -144,11 +155,15 @@ def _assemble(
     target: TargetRecord,
     limits: Limits,
     layers: tuple[LayerPlan, ...],
-    policy: Policy,
+    schedule: Schedule | None,
+    prefetch: bool | None,
 ) -> tuple[Engine, ChainExecutor]:
     device, stats = CpuDevice(), Stats()
     views = [bundle.experts_view(layer.layer) for layer in bundle.model.experts]
-    experts = HostExperts(ExpertStore(views, layers, stats, policy))
+    policy = always_admitting(DEFAULT_POLICY if schedule is None else schedule.policy)
+    plan = PrefetchPlan("none", 0, ()) if schedule is None else schedule.prefetch
+    store = ExpertStore(views, layers, stats, policy)
+    experts = HostExperts(store, make_prefetcher(bundle, plan, prefetch, stats))
     cache = CacheStorage(device, attention_layers(bundle.model), limits.cache_pages)
     functions = device.load(bundle.path, target.files)
     rows = min(limits.max_step_tokens, LOGIT_ROWS)
@@ -166,11 +181,10 @@ def _assemble(
     return Engine(executor, limits, bundle.model.vocab_size, stats), executor
 
 
-def _policy(bundle: Bundle, memory: MemoryPlan) -> Policy:
-    """The policy of the schedule for this budget, or of any where none fits."""
+def _schedule(bundle: Bundle, memory: MemoryPlan) -> Schedule | None:
+    """The schedule for this budget, or any where none fits."""
     schedules = bundle.schedule.schedules
-    schedule = best_schedule(schedules, 0, memory.total_bytes) or next(iter(schedules), None)
-    return always_admitting(DEFAULT_POLICY if schedule is None else schedule.policy)
+    return best_schedule(schedules, 0, memory.total_bytes) or next(iter(schedules), None)
 
 
 def _check_device(device: str, device_memory: object) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from moec.artifacts.reader import open_bundle
 from moec.errors import RequestError
+from moec.runtime.early_router import early_routers
 from moec.runtime.engine.sequence import Request
 from moec.runtime.recording import DEFAULT_CAPACITY, RoutingRing, read_earlier, write_traces
 from moec.runtime.request import check_count, check_tokens, end_tokens, sampling_from, to_prompts
@@ -209,7 +211,8 @@ class Model:
             The traces of all tokens that were run; the last drawn token of a sequence is not.
         """
         assert self._executor is not None, "a fake executor has no routing"
-        recorder = SequenceRecorder(tuple(layer.experts for layer in self.record.experts))
+        routers = early_routers(open_bundle(self.path, verify="sizes"))
+        recorder = SequenceRecorder(tuple(layer.experts for layer in self.record.experts), routers)
         before = self._executor.recorder, self.engine.observer
         self._executor.recorder, self.engine.observer = recorder, recorder.end_step
         sampling = sampling_from(self.record.generation, True, None, None, None, None)

@@ -61,6 +61,9 @@ class RoutingRing:
         self._chosen[layer][rows] = index
         self._weights[layer][rows] = quantize_weights(weight)
 
+    def see(self, layer: int, hidden: NDArray[np.float32]) -> None:
+        """Nothing is kept of it."""
+
     def end_step(self, plan: StepPlan) -> None:
         """Say which tokens the choices belong to that were recorded since the last call; of no chunks, none counts."""
         for chunk in plan.chunks:

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from moec.artifacts.traces import LayerTrace, Traces, layer_trace
+from moec.runtime.early_router import likeliest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moec.runtime.early_router import Routers
     from moec.runtime.engine.scheduler import StepPlan
 
-    Choices = tuple[NDArray[np.int64], NDArray[np.float32]]
-    """Experts ``[T, K]`` and their weights ``[T, K]``."""
+    Choices = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
+    """Experts ``[T, K]``, their weights ``[T, K]``, and those that the router named one MoE layer earlier."""
+
+NOT_ASKED = -1
+"""In place of an expert that a router named early."""
 
 
 class RoutingRecorder(Protocol):
@@ -24,23 +29,38 @@ class RoutingRecorder(Protocol):
         """Keep a copy of one layer's choices ``[T, K]`` and their weights ``[T, K]``."""
         ...
 
+    def see(self, layer: int, hidden: NDArray[np.float32]) -> None:
+        """The hidden states ``[T, H]`` that the layer was given; only where the CPU runs it."""
+        ...
+
 
 class SequenceRecorder:
     """Collects the choices of every MoE layer, step by step, and sorts them by sequence.
 
     Args:
         experts: number of experts of each MoE layer.
+        routers: to note what each layer's router says of the hidden state one MoE layer earlier.
     """
 
-    def __init__(self, experts: tuple[int, ...]) -> None:
-        self._experts = experts
+    def __init__(self, experts: tuple[int, ...], routers: Routers = ()) -> None:
+        self._experts, self._routers = experts, routers
+        self._early: NDArray[np.float32] | None = None
         self._step: list[list[Choices]] = [[] for _ in experts]
         self._sequences: dict[int, list[tuple[int, list[Choices]]]] = {}
         self._prompts: dict[int, int] = {}
 
     def record(self, layer: int, index: NDArray[np.int64], weight: NDArray[np.float32]) -> None:
         """Keep a copy of one layer's choices ``[T, K]`` and their weights ``[T, K]``."""
-        self._step[layer].append((index.copy(), weight.copy()))
+        early = np.full_like(index, NOT_ASKED)
+        if self._early is not None and len(self._early) == len(index):
+            early = likeliest(self._early, index.shape[1])
+        self._early = None
+        self._step[layer].append((index.copy(), weight.copy(), early))
+
+    def see(self, layer: int, hidden: NDArray[np.float32]) -> None:
+        """Ask the next layer's router."""
+        router = self._routers[layer + 1] if layer + 1 < len(self._routers) else None
+        self._early = None if router is None else hidden @ router.T
 
     def end_step(self, plan: StepPlan) -> None:
         """Say which tokens the choices recorded since the last call belong to."""
@@ -49,7 +69,7 @@ class SequenceRecorder:
         for chunk in plan.chunks:
             rows = slice(first, first + chunk.count)
             first += chunk.count
-            own = [(index[rows], weight[rows]) for index, weight in layers]
+            own = [(index[rows], weight[rows], early[rows]) for index, weight, early in layers]
             self._sequences.setdefault(chunk.sequence.id, []).append((chunk.start, own))
             self._prompts[chunk.sequence.id] = len(chunk.sequence.request.prompt)
         for parts in self._step:
@@ -71,9 +91,11 @@ class SequenceRecorder:
         """One layer's choices of all tokens; a token that was recomputed counts once."""
         width = next((own[layer][0].shape[1] for pieces in self._sequences.values() for _, own in pieces), 0)
         chosen, weights = np.zeros((tokens, width), np.int64), np.zeros((tokens, width), np.float32)
+        early = np.full((tokens, width), NOT_ASKED)
         for key, pieces in self._sequences.items():
             for start, own in pieces:
-                index, weight = own[layer]
+                index, weight, guessed = own[layer]
                 rows = slice(places[key] + start, places[key] + start + len(index))
-                chosen[rows], weights[rows] = index, weight
-        return layer_trace(self._experts[layer], chosen, weights)
+                chosen[rows], weights[rows], early[rows] = index, weight, guessed
+        asked = early.size and (early != NOT_ASKED).all()
+        return layer_trace(self._experts[layer], chosen, weights, early if asked else None)

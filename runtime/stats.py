@@ -3,9 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 STAGES = ("schedule", "segments", "attention", "experts", "sampling")
 """Stages of a step in the order in which they run; segments, attention and experts alternate."""
+
+
+@dataclass
+class PrefetchStats:
+    """How good the guesses were of which experts come next; all 0 where nothing was guessed."""
+
+    chosen: int = 0
+    """Chosen experts, in layers and steps that had a guess."""
+    right: int = 0
+    """Those of them that were guessed; as many are guessed as are chosen."""
+    tokens: int = 0
+    """Tokens and layers that had a guess."""
+    exact: int = 0
+    """Those of them whose chosen experts were all guessed."""
+    fetched_bytes: int = 0
+    """Of guessed experts that were not there."""
+    wasted_bytes: int = 0
+    """Of these, those of experts that nobody chose."""
+
+    @property
+    def recall(self) -> float:
+        """Share of chosen experts that were guessed; 0 where nothing was."""
+        return self.right / self.chosen if self.chosen else 0.0
+
+    @property
+    def exact_match(self) -> float:
+        """Share of tokens and layers whose chosen experts were all guessed; 0 where nothing was."""
+        return self.exact / self.tokens if self.tokens else 0.0
+
+    def to_dict(self) -> dict[str, int | float]:
+        """All counters as JSON values."""
+        return {
+            "recall": self.recall,
+            "exact_match": self.exact_match,
+            "fetched_bytes": self.fetched_bytes,
+            "wasted_bytes": self.wasted_bytes,
+        }
 
 
 @dataclass
@@ -28,6 +69,7 @@ class Stats:
     """Expert bytes that came from the file tier: those read at load, and misses."""
     milliseconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """Wall time per stage."""
+    prefetch: PrefetchStats = field(default_factory=PrefetchStats)
 
     @property
     def tokens(self) -> int:
@@ -46,7 +88,7 @@ class Stats:
         for name in self.__dataclass_fields__:
             setattr(self, name, getattr(fresh, name))
 
-    def to_dict(self) -> dict[str, int | float | dict[str, float]]:
+    def to_dict(self) -> dict[str, int | float | Mapping[str, int | float]]:
         """All counters as JSON values."""
         return {
             "steps": self.steps,
@@ -60,4 +102,5 @@ class Stats:
             "evictions": self.evictions,
             "bytes_moved": self.bytes_moved,
             "milliseconds": dict(self.milliseconds),
+            "prefetch": self.prefetch.to_dict(),
         }

@@ -1,0 +1,71 @@
+"""The routers of a model by themselves: applied to the hidden state one MoE layer earlier they guess what comes.
+
+What lies between (the experts of the earlier layer, an attention, a norm, corrections of a router's scores) is left
+out, so it is a guess; `moec.planning.prefetch` says what it is worth.
+
+T tokens, H hidden size, E experts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moec.artifacts.model import ExpertsStep, SegmentStep
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moec.artifacts.ids import TensorName
+    from moec.artifacts.model import ModelRecord
+    from moec.artifacts.reader import Bundle
+
+    Routers = tuple[NDArray[np.float32] | None, ...]
+    """Of each MoE layer its router's weight, float32 ``[E, H]``; ``None`` where none could be told."""
+
+
+def router_names(model: ModelRecord) -> tuple[TensorName | None, ...]:
+    """The dense tensor of each MoE layer's router.
+
+    It is the only weight ``[E, H]`` of the segment that gives the layer its choices; ``None`` where there is no such
+    one, or several.
+    """
+    functions = {function.name: function for function in model.functions}
+    makers = {value: step for step in model.steps if isinstance(step, SegmentStep) for value in step.outputs}
+    names: list[TensorName | None] = []
+    for step in model.steps:
+        if not isinstance(step, ExpertsStep):
+            continue
+        maker, shape = makers.get(step.index), (model.experts[step.layer].experts, model.hidden_size)
+        fitting = (
+            [
+                name
+                for name, spec in zip(maker.weights, functions[maker.function].weights, strict=True)
+                if spec.shape == shape
+            ]
+            if maker
+            else []
+        )
+        names.append(fitting[0] if len(fitting) == 1 else None)
+    return tuple(names)
+
+
+def early_routers(bundle: Bundle) -> Routers:
+    """The routers' weights of all MoE layers, in float32."""
+    return tuple(None if name is None else _float32(bundle, name) for name in router_names(bundle.model))
+
+
+def likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The ``count`` experts of the best scores for each token, from scores ``[T, E]``, likeliest first."""
+    best: NDArray[np.int64] = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return best
+
+
+def _float32(bundle: Bundle, name: TensorName) -> NDArray[np.float32]:
+    place, data = bundle.dense[name], bundle.dense_view(name)
+    if place.dtype == "bfloat16":
+        words = data.view(np.uint16).astype(np.uint32) << 16
+        return words.view(np.float32).reshape(place.shape)
+    dtype = {"float16": np.float16, "float32": np.float32}[place.dtype]
+    return data.view(dtype).astype(np.float32).reshape(place.shape)
