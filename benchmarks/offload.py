@@ -6,8 +6,9 @@ A share is that of the routed experts which have a slot on the GPU. Beside them 
 experts) and what every model needs. Routing is the model's own (random weights: nearly uniform), or forced: each
 token's choices of every layer are written to the GPU before its step, by ``--zipf`` exponents.
 
-The floor of a step is the larger of the resident step and missed bytes over the link's speed; both are measured in the
-same process. Experts in host memory are read once for all budgets.
+The floor of a step is the larger of the resident step and that step's missed bytes over the link's speed; "over floor"
+is the median over steps. Both ceilings are measured in the same process, the link's anew for each budget. Experts in
+host memory are read once for all budgets.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def main(
     routings = {OWN: None} | {
         f"zipf {exponent:g}": zipf_choices(facts, exponent, warm_steps + steps) for exponent in exponents
     }
-    run = _Run(bundle, facts, gpu.link_gb_s, routings, warm_steps, steps, beside)
+    run = _Run(bundle, facts, routings, warm_steps, steps, beside)
     rows: list[dict[str, Any]] = []
     with shared_host_tier():
         for share in sorted(shares, reverse=True):
@@ -91,14 +92,14 @@ class _Run:
         self,
         bundle: Path,
         facts: Footprint,
-        link: float,
         routings: dict[str, NDArray[np.int64] | None],
         warm_steps: int,
         steps: int,
         beside: bool,
     ) -> None:
         self._beside = beside
-        self._bundle, self._facts, self._link, self._routings = bundle, facts, link, routings
+        self._bundle, self._facts, self._routings = bundle, facts, routings
+        self._link = 0.0
         self._warm_steps, self._steps = warm_steps, steps
         self._resident: dict[str, float] = {}
         self._said: dict[str, Any] = {}
@@ -107,8 +108,9 @@ class _Run:
             needs = model.memory.needs
             self._base = model.memory.total_bytes - needs.expert_bytes - needs.table_bytes
             for routing, choices in routings.items():
-                seconds, said = self._decode(model, choices)
-                self._resident[routing], self._said[routing] = seconds, said
+                timed, said = self._decode(model, choices)
+                self._resident[routing] = median(seconds for seconds, _ in timed)
+                self._said[routing] = said
             self._prefill_seconds, self._said["prefill"] = self._prefill(model)
         print({name: f"{seconds * 1e3:.3f} ms" for name, seconds in self._resident.items()}, flush=True)
 
@@ -117,6 +119,7 @@ class _Run:
         facts = self._facts
         stage = max(layer.experts * layer.stride_bytes for layer in facts.layers)
         limit = self._base + stage + state_bytes(facts.layers) + int(share * facts.experts_bytes)
+        self._link = measure_gpu(NvidiaDriver(), 0).link_gb_s
         start = time.perf_counter()
         with self._load(limit if share < 1 else None) as model:
             loaded = time.perf_counter() - start
@@ -138,21 +141,23 @@ class _Run:
         )
 
     def _decode_row(self, model: Model, share: float, routing: str) -> dict[str, Any]:
-        seconds, said = self._decode(model, self._routings[routing])
-        stats, steps = model.stats, self._steps
-        missed = stats.bytes_moved / steps
-        link = missed / self._link / 1e6
-        floor = max(link, self._resident[routing] * 1e3)
+        steps, said = self._decode(model, self._routings[routing])
+        hit_rate = model.stats.hit_rate
+        missed = mean(size for _, size in steps)
+        resident = self._resident[routing]
+        ratios = [seconds / max(resident, size / self._link / 1e9) for seconds, size in steps]
         return {
             "work": "decode",
             "slots": f"{share:.0%}",
             "routing": routing,
-            "hit rate": stats.hit_rate,
+            "hit rate": hit_rate,
             "missed MB": missed / 1e6,
-            "ms": seconds * 1e3,
-            "link ms": link,
-            "resident ms": self._resident[routing] * 1e3,
-            "over floor": seconds * 1e3 / floor,
+            "ms": mean(seconds for seconds, _ in steps) * 1e3,
+            "link ms": missed / self._link / 1e6,
+            "resident ms": resident * 1e3,
+            "over floor": median(ratios),
+            "best": min(ratios),
+            "worst": max(ratios),
             "same bits": said == self._said[routing],
         }
 
@@ -168,27 +173,31 @@ class _Run:
             "link ms": link,
             "resident ms": self._prefill_seconds * 1e3,
             "over floor": seconds * 1e3 / floor,
+            "link GB/s": self._link,
             "same bits": said == self._said["prefill"],
         }
 
-    def _decode(self, model: Model, choices: NDArray[np.int64] | None) -> tuple[float, Any]:
-        """Mean seconds of a step after the warm ones, and all tokens."""
+    def _decode(self, model: Model, choices: NDArray[np.int64] | None) -> tuple[list[tuple[float, int]], Any]:
+        """Seconds and missed bytes of each step after the warm ones, and all tokens."""
         total = self._warm_steps + self._steps
         request = Request((7, 11, 13, 17), total + 2, 0, frozenset(), Sampling(), 0)
         with ForcedRouting(model, choices) as forced:
             engine = model.engine
             sequence = engine.add(request)
             engine.step()
-            times: list[float] = []
+            steps: list[tuple[float, int]] = []
             for step in range(total):
                 forced.step(step)
                 if step == self._warm_steps:
                     model.stats.reset()
+                before = model.stats.bytes_moved if step >= self._warm_steps else 0
                 start = time.perf_counter()
                 engine.step()
-                times.append(time.perf_counter() - start)
+                seconds = time.perf_counter() - start
+                if step >= self._warm_steps:
+                    steps.append((seconds, model.stats.bytes_moved - before))
             engine.cancel(sequence)
-        return mean(times[self._warm_steps :]), list(sequence.new_tokens[: total + 1])
+        return steps, list(sequence.new_tokens[: total + 1])
 
     def _prefill(self, model: Model) -> tuple[float, Any]:
         """Median seconds of a prompt's step, and what it and a short prompt come to."""

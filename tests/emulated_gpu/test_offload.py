@@ -104,7 +104,7 @@ def test_bits_are_those_of_the_resident_run(
 def test_float32_experts_are_computed_when_all_of_a_layer_are_there(stub: Stub, tmp_path: Path) -> None:
     path = compiled(tmp_path, "f32", torch.float32)
     wanted = resident(path)
-    limits = {"device_memory": budget(wanted, 0.7, path), "max_step_tokens": 160}
+    limits: dict[str, Any] = {"device_memory": budget(wanted, 0.7, path), "max_step_tokens": 160}
     with runtime.load(
         path, device="cuda:0", verify="sizes", cache_tokens=CACHE, max_batch=3, **limits
     ) as model:
