@@ -74,11 +74,31 @@ class Workspace:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A function that runs routed experts and the side segment in front of them together.
+
+    ``function(hidden, index, weight, table, workspace, operands of the segment's calls..., out)``, for steps of at most
+    ``most_tokens``: it does what ``experts_<body>`` and the segment's calls do, whose workspace and locals it uses.
+    """
+
+    function: str
+    body: str
+    segment: str
+    most_tokens: int
+
+
+@dataclass(frozen=True)
 class ProgramRecord:
     """The whole of ``program.json``."""
 
     segments: tuple[SegmentProgram, ...]
     workspaces: tuple[Workspace, ...]
+    beside: tuple[Beside, ...] = ()
+
+    def beside_experts(self, body: str, segment: str) -> Beside | None:
+        """The function for experts of ``body`` with ``segment`` in front of them, where there is one."""
+        found = (each for each in self.beside if (each.body, each.segment) == (body, segment))
+        return next(found, None)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ def program_problems(model: ModelRecord, program: ProgramRecord) -> Iterator[str
             continue
         problems = _segment_problems(functions[segment.name], segment)
         yield from (f"{segment.name} {problem}" for problem in problems)
+    yield from _beside_problems(model, program, names)
     called = {call.function for segment in program.segments for call in segment.calls}
     called |= {f"attention_{spec.name}" for spec in model.attentions}
     called |= {f"experts_{body.name}" for body in model.bodies}
@@ -33,6 +34,17 @@ def program_problems(model: ModelRecord, program: ProgramRecord) -> Iterator[str
     yield from (
         f"there is a workspace for {name}, which is not called" for name in wanting if name not in called
     )
+
+
+def _beside_problems(model: ModelRecord, program: ProgramRecord, segments: list[str]) -> Iterator[str]:
+    bodies = {body.name for body in model.bodies}
+    for each in program.beside:
+        if each.body not in bodies:
+            yield f"{each.function} is for the unknown expert body {each.body}"
+        if each.segment not in segments:
+            yield f"{each.function} is for the unknown segment {each.segment}"
+    pairs = [f"{each.body} and {each.segment}" for each in program.beside]
+    yield from (f"there are two functions for {pair}" for pair in _twice(pairs))
 
 
 def _segment_problems(function: FunctionSpec, segment: SegmentProgram) -> Iterator[str]:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class ForcedRouting:
     """While it is open, decoding steps of one token choose ``choices`` ``[N, layers, K]``; ``None``: what they like.
 
-    The weights of the choices stay the router's own. The memory for them is outside the model's budget.
+    Steps do not run ahead of their tokens meanwhile, so that each can be timed and counted by itself. The weights of
+    the choices stay the router's own. The memory for them is outside the model's budget.
     """
 
     def __init__(self, model: Model, choices: NDArray[np.int64] | None) -> None:
@@ -31,6 +32,7 @@ class ForcedRouting:
         self._address = 0
 
     def __enter__(self) -> Self:
+        self._executor.can_run_ahead = lambda _: False
         if self._choices is not None:
             layers, chosen = self._choices.shape[1:]
             self._device.enter()
@@ -41,6 +43,7 @@ class ForcedRouting:
         return self
 
     def __exit__(self, *_: object) -> None:
+        del self._executor.can_run_ahead
         if self._choices is not None:
             del self._experts.calls
             self._executor._bound.clear()

@@ -16,6 +16,7 @@ from moec.runtime.layout import (
     LocalKey,
     ValueKey,
     WorkspaceKey,
+    beside_of,
     chain_layout,
     crossing_values,
     kernel_name,
@@ -25,11 +26,9 @@ from moec.runtime.layout import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from numpy.typing import NDArray
-
     from moec.artifacts.ids import TensorName, ValueId
     from moec.artifacts.model import ExpertsStep, Step
-    from moec.artifacts.program import Operand, ProgramRecord, SegmentProgram
+    from moec.artifacts.program import Beside, Operand, ProgramRecord, SegmentProgram
     from moec.artifacts.reader import Bundle
     from moec.runtime.cache.storage import CacheStorage
     from moec.runtime.devices.protocol import Call, Device, Functions, Memory
@@ -43,29 +42,32 @@ class BatchMirrors:
 
     def __init__(self, device: Device, batch: StepBatch) -> None:
         self.batch = batch
-        arrays: tuple[NDArray[Any], ...] = (
-            batch.tokens,
-            batch.positions,
-            batch.token_sequence,
-            batch.token_position,
-        )
-        self._tokens = tuple(map(device.mirror, arrays))
+        self._positions = device.mirror(batch.positions)
+        self._where = device.mirror(batch.token_sequence), device.mirror(batch.token_position)
+        self._tokens = device.mirror(batch.tokens)
         self._page_table = device.mirror(batch.page_table)
-
-    def update(self) -> None:
-        """Show the device the step that the batch holds now."""
-        for mirror in self._tokens:
-            mirror.update(self.batch.count)
         self._page_table.update()
+
+    @property
+    def tokens(self) -> int:
+        """Where the step's token ids lie; a device that chooses tokens puts them there for the next step."""
+        return self._tokens.address
+
+    def update(self, *, ahead: bool = False) -> None:
+        """Show the device the step that the batch holds now; ``ahead``: it has the tokens already."""
+        for mirror in (self._positions, *self._where, *(() if ahead else (self._tokens,))):
+            mirror.update(self.batch.count)
+        for row in self.batch.table.take_changed():
+            self._page_table.update(1, row)
 
     def chain_input(self, name: ValueId) -> int:
         """The address of ``tokens`` or ``positions``."""
-        return self._tokens[CHAIN_INPUTS.index(name)].address
+        return (self._tokens, self._positions)[CHAIN_INPUTS.index(name)].address
 
     def where(self, count: int) -> tuple[View, View, View]:
         """Page table, and page table row and position of each of ``count`` tokens."""
         table = View(self._page_table.address, "int32", self.batch.page_table.shape)
-        row, place = (View(mirror.address, "int32", (count,)) for mirror in self._tokens[2:])
+        row, place = (View(mirror.address, "int32", (count,)) for mirror in self._where)
         return table, row, place
 
 
@@ -103,6 +105,7 @@ class Binder:
         self.model = bundle.model
         self.crossing = tuple(crossing_values(self.model))
         self._device, self._bundle, self._cache, self._experts = device, bundle, cache, experts
+        self._program = program
         self._segments = {segment.name: segment for segment in program.segments}
         self._workspaces = {workspace.function: workspace for workspace in program.workspaces}
         layout = chain_layout(self.model, program, tokens, rows)
@@ -191,8 +194,15 @@ class Binder:
         """A tensor of the device."""
         return self._device.tensor(view)
 
+    def beside(self, number: int, count: int) -> Beside | None:
+        """What runs the experts of step ``number`` together with the side segment before them."""
+        if not self._experts.runs_beside or not 0 < number < len(self.model.steps):
+            return None
+        found = beside_of(self.model, self._program, number)
+        return found if found is not None and count <= found.most_tokens else None
+
     def _function_names(self) -> list[str]:
-        names: dict[str, None] = {}
+        names: dict[str, None] = dict.fromkeys(each.function for each in self._program.beside)
         for step in self.model.steps:
             if isinstance(step, SegmentStep):
                 names.update(dict.fromkeys(call.function for call in self._segments[step.function].calls))
@@ -211,7 +221,8 @@ class _PartBinding:
 
     def step(self, number: int, step: Step) -> list[Call]:
         if isinstance(step, SegmentStep):
-            return self._segment(number, step)
+            together = self._binder.beside(number + 1, self._count) is not None
+            return [] if together else self._segment(number, step)
         if isinstance(step, AttentionStep):
             return [self._attention(number, step)]
         return self._routed(number, step)
@@ -227,17 +238,21 @@ class _PartBinding:
         return calls
 
     def _operand(self, number: int, step: SegmentStep, operand: Operand) -> Any:
+        view = self._view(number, step, operand)
+        return self._binder.lasting(view) if operand.source == "weight" else self._tensor(view)
+
+    def _view(self, number: int, step: SegmentStep, operand: Operand) -> View:
         binder = self._binder
         if operand.source == "weight":
             weight = binder.weight(step.weights[operand.number])
-            return binder.lasting(View(weight.address, operand.dtype, resolve(operand.shape, 0)))
+            return View(weight.address, operand.dtype, resolve(operand.shape, 0))
         shape = resolve(operand.shape, self._count)
         if operand.source == "local":
             address = binder.place(LocalKey(number, operand.number))
         else:
             names = step.inputs if operand.source == "input" else step.outputs
             address = self._value(names[operand.number]).address
-        return self._tensor(View(address, operand.dtype, shape))
+        return View(address, operand.dtype, shape)
 
     def _attention(self, number: int, step: AttentionStep) -> Call:
         binder, name = self._binder, kernel_name(self._binder.model, step)
@@ -256,6 +271,13 @@ class _PartBinding:
         binder, name = self._binder, kernel_name(self._binder.model, step)
         views = tuple(self._value(value) for value in (step.hidden, step.index, step.weight, step.output))
         extra = binder.workspace(name, number, 0, self._count)
+        beside = binder.beside(number, self._count)
+        if beside is not None:
+            side = binder.model.steps[number - 1]
+            assert isinstance(side, SegmentStep)
+            calls = binder.segment(side.function).calls
+            views_beside = (self._view(number - 1, side, each) for call in calls for each in call.operands)
+            extra, name = (*extra, *views_beside), beside.function
         return binder.experts().calls(step.layer, binder.function(name), views, extra)
 
     def _value(self, name: ValueId) -> View:

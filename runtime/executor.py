@@ -67,6 +67,8 @@ class ChainExecutor:
         self._model = binder.model
         self._mirrors: BatchMirrors | None = None
         self._bound: OrderedDict[_Key, Callable[[], None]] = OrderedDict()
+        self._chosen: list[Sequence] = []
+        """Whose next tokens the device has, or will have after the step that it runs, in the order of the rows."""
 
     @property
     def recorder(self) -> RoutingRecorder | None:
@@ -90,6 +92,7 @@ class ChainExecutor:
     def run(self, batch: StepBatch) -> NDArray[np.float32]:
         """See `moec.runtime.engine.batch.Executor`; the result is good until the next run."""
         mirrors = self._show(batch)
+        self._chosen = []
         if self.recorder is None and len(batch.wanted) == batch.count <= LOGIT_ROWS:
             self._whole(batch.count, mirrors)()
             return self._read_logits(mirrors, batch.count, gathered=False)
@@ -98,15 +101,23 @@ class ChainExecutor:
             return self._logits_of(mirrors, batch.wanted)
         return self._logits_of(mirrors, list(range(batch.count)))[batch.wanted]
 
-    def next_tokens(self, batch: StepBatch, sequences: list[Sequence]) -> list[int]:
+    def can_run_ahead(self, sequences: list[Sequence]) -> bool:
+        """See `moec.runtime.engine.batch.Executor`."""
+        if not sequences or sequences != self._chosen or self.recorder is not None:
+            return False
+        return self._sampler is not None and self._sampler.can_choose(sequences, ahead=1)
+
+    def next_tokens(
+        self, batch: StepBatch, sequences: list[Sequence], *, ahead: bool = False
+    ) -> Callable[[], list[int]]:
         """See `moec.runtime.engine.batch.Executor`."""
         sampler = self._sampler
         if sampler is None or self.recorder is not None or len(sequences) > LOGIT_ROWS:
             return self._choose(self.run(batch), sequences)
-        if not sampler.can_choose(sequences):
+        if not sampler.can_choose(sequences, ahead=ahead):
             return self._choose(self.run(batch), sequences)
-        sampler.stage(sequences)
-        mirrors, rows = self._show(batch), len(sequences)
+        sampler.stage(sequences, ahead=ahead)
+        mirrors, rows = self._show(batch, ahead=ahead), len(sequences)
         if rows == batch.count:
             self._whole(rows, mirrors, sampled=True)()
         else:
@@ -114,21 +125,22 @@ class ChainExecutor:
             if rows:
                 self._gather(mirrors, batch.wanted)
                 self._part("last", rows, mirrors, gathered=True, sampled=True)()
-        return sampler.read(sequences) if rows else []
+        self._chosen = sequences
+        return sampler.read(sequences, mirrors.tokens) if rows else list
 
-    def _choose(self, logits: NDArray[np.float32], sequences: list[Sequence]) -> list[int]:
+    def _choose(self, logits: NDArray[np.float32], sequences: list[Sequence]) -> Callable[[], list[int]]:
         started = perf_counter()
         tokens = choose_on_host(logits, sequences)
         self._stats.milliseconds["sampling"] += (perf_counter() - started) * 1e3
-        return tokens
+        return lambda: tokens
 
-    def _show(self, batch: StepBatch) -> BatchMirrors:
+    def _show(self, batch: StepBatch, *, ahead: bool = False) -> BatchMirrors:
         """Let the device see the step."""
         mirrors = self._mirrors
         if mirrors is None or mirrors.batch is not batch:
             mirrors = self._mirrors = BatchMirrors(self._device, batch)
             self._bound.clear()
-        mirrors.update()
+        mirrors.update(ahead=ahead)
         return mirrors
 
     def _whole(self, count: int, mirrors: BatchMirrors, *, sampled: bool = False) -> Callable[[], None]:
@@ -161,7 +173,7 @@ class ChainExecutor:
         if key.sampled:
             assert self._sampler is not None
             logits = self._binder.value("last", CHAIN_OUTPUT, key.tokens, mirrors, gathered=key.gathered)
-            calls.append(self._sampler.call(logits))
+            calls.append(self._sampler.call(logits, mirrors.tokens))
         return calls
 
     def _prepare(self, key: _Key, calls: list[Call]) -> Callable[[], None]:

@@ -27,6 +27,8 @@ class ExpertCalls(Protocol):
 
     recorder: RoutingRecorder | None
     """Gets every token's routing while set."""
+    runs_beside: bool
+    """Whether a layer's call may do what is in front of it too (see `moec.artifacts.program.Beside`)."""
 
     def calls(
         self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
@@ -37,7 +39,7 @@ class ExpertCalls(Protocol):
             layer: ordinal of the MoE layer.
             function: ``function(hidden, index, weight, table, workspace..., out)``.
             views: hidden ``[T, H]``, index ``[T, K]`` int64, weight ``[T, K]`` and the result ``[T, H]``.
-            workspace: one view, or none.
+            workspace: one view, or none; then what the function takes for the segment in front of it.
         """
         ...
 
@@ -48,6 +50,8 @@ class ExpertCalls(Protocol):
 
 class HostExperts:
     """Experts that the CPU runs from the mapped files."""
+
+    runs_beside = False
 
     def __init__(self, store: ExpertStore, prefetcher: Prefetcher | None = None) -> None:
         self.recorder: RoutingRecorder | None = None

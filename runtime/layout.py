@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
-from moec.artifacts.model import AttentionStep, SegmentStep, TensorSpec
+from moec.artifacts.model import AttentionStep, ExpertsStep, SegmentStep, TensorSpec
 from moec.artifacts.program import size_bytes
 from moec.runtime.arena import Lifetime
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import ValueId
-    from moec.artifacts.model import ExpertsStep, ModelRecord
-    from moec.artifacts.program import LocalSpec, ProgramRecord, SegmentProgram
+    from moec.artifacts.model import ModelRecord
+    from moec.artifacts.program import Beside, Call, LocalSpec, ProgramRecord, SegmentProgram
 
 Part: TypeAlias = Literal["main", "last"]
 
@@ -101,6 +101,14 @@ def kernel_name(model: ModelRecord, step: AttentionStep | ExpertsStep) -> str:
     return f"experts_{model.experts[step.layer].body}"
 
 
+def beside_of(model: ModelRecord, program: ProgramRecord, number: int) -> Beside | None:
+    """What runs the experts of step ``number`` together with the side segment before them."""
+    step, side = model.steps[number], model.steps[number - 1]
+    if isinstance(step, ExpertsStep) and isinstance(side, SegmentStep) and side.side:
+        return program.beside_experts(model.experts[step.layer].body, side.function)
+    return None
+
+
 class _Numbering:
     """Numbers the calls of one part, and notes who is touched by which."""
 
@@ -111,7 +119,7 @@ class _Numbering:
         self.roots: dict[ValueKey, ValueKey] = {}
         self.lives: dict[Key, tuple[int, int, int]] = {}
         """Bytes, first and last call."""
-        self._model, self._part, self._count = model, part, count
+        self._model, self._program, self._part, self._count = model, program, part, count
         self._segments = {segment.name: segment for segment in program.segments}
         self._workspaces = {workspace.function: workspace for workspace in program.workspaces}
 
@@ -136,6 +144,11 @@ class _Numbering:
                 for name in (*step_values(step)[0], step.output):
                     self.use(name)
                 self._workspace(kernel_name(self._model, step), WorkspaceKey(number, 0))
+                if beside_of(self._model, self._program, number) is not None:
+                    side = self._model.steps[number - 1]
+                    assert isinstance(side, SegmentStep)
+                    for call in self._segments[side.function].calls:
+                        self._touch_call(number - 1, side, call)
                 self.clock += 1
 
     def _segment(self, number: int, step: SegmentStep, segment: SegmentProgram) -> None:
@@ -146,14 +159,18 @@ class _Numbering:
             names = step.outputs if place.source == "output" else step.inputs
             self.roots[ValueKey(self._part, name)] = self.roots[ValueKey(self._part, names[place.number])]
         for which, call in enumerate(segment.calls):
-            for operand in call.operands:
-                if operand.source == "local":
-                    self._touch(LocalKey(number, operand.number), segment.locals[operand.number])
-                elif operand.source != "weight":
-                    names = step.outputs if operand.source == "output" else step.inputs
-                    self.use(names[operand.number])
+            self._touch_call(number, step, call)
             self._workspace(call.function, WorkspaceKey(number, which))
             self.clock += 1
+
+    def _touch_call(self, number: int, step: SegmentStep, call: Call) -> None:
+        for operand in call.operands:
+            if operand.source == "local":
+                local = self._segments[step.function].locals[operand.number]
+                self._touch(LocalKey(number, operand.number), local)
+            elif operand.source != "weight":
+                names = step.outputs if operand.source == "output" else step.inputs
+                self.use(names[operand.number])
 
     def _workspace(self, function: str, key: WorkspaceKey) -> None:
         workspace = self._workspaces.get(function)

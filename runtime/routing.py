@@ -63,7 +63,9 @@ class SequenceRecorder:
         self._early = None if router is None else hidden @ router.T
 
     def end_step(self, plan: StepPlan) -> None:
-        """Say which tokens the choices recorded since the last call belong to."""
+        """Say which tokens the choices recorded since the last call belong to; none: the step began before."""
+        if not all(self._step):
+            return
         layers = [tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in self._step]
         first = 0
         for chunk in plan.chunks:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from moec.artifacts.program import Workspace
+from moec.artifacts.model import ExpertsStep, SegmentStep
+from moec.artifacts.program import Beside, Workspace
 from moec.artifacts.sampling import SAMPLE
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     import tvm
 
     from moec.artifacts.model import ExpertBody, ModelRecord
+    from moec.artifacts.program import SegmentProgram
     from moec.compiler.lowering.passes.dispatch_linear import LinearShape
+    from moec.compiler.lowering.passes.fuse_rows import Product
     from moec.compiler.lowering.targets import Target
 
 
@@ -58,6 +62,15 @@ class CpuKernels:
         """What kernels need beside their tensors: nothing, threads have workspaces of their own."""
         return iter(())
 
+    def beside(
+        self,
+        _model: ModelRecord,
+        _segments: Iterable[SegmentProgram],
+        _products: Mapping[str, Product],
+    ) -> Iterator[tuple[Beside, tvm.tirx.PrimFunc]]:
+        """Experts that run together with the segment in front of them: none, there is nothing to win."""
+        return iter(())
+
 
 @dataclass(frozen=True)
 class CudaKernels:
@@ -97,6 +110,30 @@ class CudaKernels:
                 yield Workspace(f"attention_{spec.name}", fixed, each)
         for body in model.bodies:
             yield Workspace(f"experts_{body.name}", *workspace_bytes(body, *_most_chosen(model, body)))
+
+    def beside(
+        self, model: ModelRecord, segments: Iterable[SegmentProgram], products: Mapping[str, Product]
+    ) -> Iterator[tuple[Beside, tvm.tirx.PrimFunc]]:
+        """Experts that run together with the segment in front of them, a shared expert of two products."""
+        from moec.compiler.kernels.cuda.experts_beside import MOST_TOKENS, experts_beside, fits_beside
+
+        bodies, programs = {body.name: body for body in model.bodies}, {each.name: each for each in segments}
+        for body, segment in side_segments(model):
+            found = [products.get(call.function) for call in programs[segment].calls]
+            pair = tuple(each for each in found if each is not None)
+            top_k = _most_chosen(model, bodies[body])[0]
+            if len(found) == len(pair) == 2 and fits_beside(bodies[body], top_k, pair):
+                name = f"experts_{body}_{segment}"
+                yield Beside(name, body, segment, MOST_TOKENS), experts_beside(name, bodies[body], pair)
+
+
+def side_segments(model: ModelRecord) -> Iterator[tuple[str, str]]:
+    """Body and segment wherever a side segment is directly in front of routed experts, each pair once."""
+    pairs: dict[tuple[str, str], None] = {}
+    for step, following in pairwise(model.steps):
+        if isinstance(step, SegmentStep) and step.side and isinstance(following, ExpertsStep):
+            pairs[model.experts[following.layer].body, step.function] = None
+    return iter(pairs)
 
 
 def _most_chosen(model: ModelRecord, body: ExpertBody) -> tuple[int, int]:

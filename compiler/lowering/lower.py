@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.program import SegmentProgram
+    from moec.compiler.lowering.passes.fuse_rows import Product
     from moec.compiler.lowering.targets import Target
 
 MODULE_NAME = "model.so"
@@ -74,14 +75,18 @@ def lower(
         OutputError: ``dump_ir`` cannot be written.
     """
     module = import_segments(functions, model)
-    module = run_passes(module, pipeline(target), dump_ir)
+    products: dict[str, Product] = {}
+    module = run_passes(module, pipeline(target, products), dump_ir)
     kernels = kernels_for(target)
     inputs = {function.name: len(function.inputs) for function in model.functions}
     segments = tuple(read_segment(name, module[name], inputs[name], model.class_name) for name in functions)
-    packed = packed_functions(module, segments, dict(kernels.model(model)))
+    beside = dict(kernels.beside(model, segments, products))
+    together = {record.function: function for record, function in beside.items()}
+    packed = packed_functions(module, segments, dict(kernels.model(model)) | together)
     export = export_cuda if target.kind == "cuda" else export_cpu
     files = export(packed, target, output)
-    write_record(ProgramRecord(segments, tuple(kernels.workspaces(model))), output / PROGRAM_NAME)
+    program = ProgramRecord(segments, tuple(kernels.workspaces(model)), tuple(beside))
+    write_record(program, output / PROGRAM_NAME)
     return LoweredModule(target, (*files, Path(PROGRAM_NAME)))
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from moec.compiler.lowering.passes.fuse_rows import Product
     from moec.compiler.lowering.targets import Target
 
 
@@ -47,12 +48,15 @@ def cpu_passes(target: Target) -> list[Any]:
     ]
 
 
-def cuda_passes(target: Target) -> list[Any]:
-    """Kernels for products; everything between two of them is one kernel, a block for each token."""
+def cuda_passes(target: Target, products: dict[str, Product] | None = None) -> list[Any]:
+    """Kernels for products; everything between two of them is one kernel, a block for each token.
+
+    ``products`` gets what each kernel of products multiplies, by the kernel's name.
+    """
     return [
         DispatchLinear(declare),
         relax.transform.LegalizeOps({**LEGALIZATIONS, **dict.fromkeys(KEPT, _keep)}),
-        FuseRows(rows, product),
+        FuseRows(rows, product, products),
         relax.transform.DeadCodeElimination(),
         ScheduleCuda(cuda_target(target)),
     ]
@@ -63,9 +67,10 @@ def _keep(_builder: Any, call: Any) -> Any:
     return call
 
 
-def pipeline(target: Target) -> list[Any]:
-    """Every pass for ``target``, in order."""
-    return [*simplify_passes(), *(cuda_passes(target) if target.kind == "cuda" else cpu_passes(target))]
+def pipeline(target: Target, products: dict[str, Product] | None = None) -> list[Any]:
+    """Every pass for ``target``, in order; ``products`` as for ``cuda_passes``."""
+    own = cuda_passes(target, products) if target.kind == "cuda" else cpu_passes(target)
+    return [*simplify_passes(), *own]
 
 
 def run_passes(module: tvm.IRModule, passes: Sequence[Any], dump_ir: Path | None) -> tvm.IRModule:

@@ -59,10 +59,18 @@ class PageTable:
 
     def __init__(self, rows: int, context: int) -> None:
         self.array: NDArray[np.int32] = aligned_zeros((rows, max(1, pages_for(context))), np.int32)
+        self._changed: set[int] = set()
 
     def assign(self, row: int, first: int, pages: tuple[int, ...]) -> None:
         """Write the pages number ``first ..`` of the sequence in ``row``."""
         self.array[row, first : first + len(pages)] = pages
+        self._changed.add(row)
+
+    def take_changed(self) -> list[int]:
+        """The rows that were written since this was asked last."""
+        rows = sorted(self._changed)
+        self._changed.clear()
+        return rows
 
 
 @dataclass(slots=True)

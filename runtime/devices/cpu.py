@@ -40,7 +40,7 @@ class _Held:
         self.address: int = array.ctypes.data
         self.size_bytes: int = array.nbytes
 
-    def update(self, _items: int | None = None) -> None:
+    def update(self, _items: int | None = None, _first: int = 0) -> None:
         """Kernels see what the host writes."""
 
 

@@ -73,8 +73,8 @@ class Mirror(Protocol):
         """Where kernels find the array's first element; it never changes."""
         ...
 
-    def update(self, items: int | None = None) -> None:
-        """Show the device what the host has written: the first ``items`` of the first axis, or everything.
+    def update(self, items: int | None = None, first: int = 0) -> None:
+        """Show the device what the host has written: ``items`` of the first axis from ``first`` on, or all of them.
 
         In order with the calls run before and after; the host may write to the array again at once.
         """
@@ -96,20 +96,30 @@ class Functions(Protocol):
 class TokenSampler(Protocol):
     """Chooses tokens on the device, so that logits stay there."""
 
-    def can_choose(self, sequences: list[RunningSequence]) -> bool:
-        """Whether it can do what these sequences want; the host does it otherwise."""
+    def can_choose(self, sequences: list[RunningSequence], *, ahead: int) -> bool:
+        """Whether it can do what these sequences want; the host does it otherwise.
+
+        Args:
+            sequences: one for each row.
+            ahead: tokens of each that were chosen and that the host has not read.
+        """
         ...
 
-    def stage(self, sequences: list[RunningSequence]) -> None:
-        """Tell the device how the next step's rows choose; before its calls run."""
+    def stage(self, sequences: list[RunningSequence], *, ahead: int) -> None:
+        """Tell the device how the next step's rows choose; before its calls run. See `can_choose`."""
         ...
 
-    def call(self, logits: View) -> PackedCall:
-        """The call that chooses a token from each row of ``logits``."""
+    def call(self, logits: View, tokens: int) -> PackedCall:
+        """The call that chooses a token from each row of ``logits`` and puts it at the address ``tokens``, int64."""
         ...
 
-    def read(self, sequences: list[RunningSequence]) -> list[int]:
-        """The tokens of the step that was run, once it is finished; the sequences' samplers know them."""
+    def read(self, sequences: list[RunningSequence], tokens: int) -> Callable[[], list[int]]:
+        """Begin to read what the step that was put into the queue last chooses.
+
+        Returns:
+            What waits for the tokens; the sequences' samplers know them then. It must be called before the step after
+            the next one is read.
+        """
         ...
 
 

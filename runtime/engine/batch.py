@@ -9,10 +9,11 @@ import numpy as np
 from moec.runtime.tensors import aligned_zeros
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
+    from moec.runtime.cache.pages import PageTable
     from moec.runtime.engine.sequence import Sequence
 
 
@@ -25,13 +26,15 @@ class StepBatch:
         positions: int64 positions within each token's sequence.
         token_sequence: int32 page table row of each token.
         token_position: ``positions`` as int32, for the cache kernels.
-        page_table: int32 ``[rows, pages]``, where each sequence's positions lie in the cache.
+        table: where each sequence's positions lie in the cache.
+        page_table: its array, int32 ``[rows, pages]``.
         wanted: indices below T of the tokens whose logits are wanted, increasing.
     """
 
-    def __init__(self, capacity: int, page_table: NDArray[np.int32]) -> None:
+    def __init__(self, capacity: int, table: PageTable) -> None:
         self.capacity = capacity
-        self.page_table = page_table
+        self.table = table
+        self.page_table = table.array
         self.count = 0
         self.tokens: NDArray[np.int64] = aligned_zeros((capacity,), np.int64)
         self.positions: NDArray[np.int64] = aligned_zeros((capacity,), np.int64)
@@ -68,17 +71,32 @@ class Executor(Protocol):
         """Append the step's tokens to the cache and return float32 logits ``[len(batch.wanted), V]``."""
         ...
 
-    def next_tokens(self, batch: StepBatch, sequences: list[Sequence]) -> list[int]:
+    def next_tokens(
+        self, batch: StepBatch, sequences: list[Sequence], *, ahead: bool = False
+    ) -> Callable[[], list[int]]:
         """Run a step and choose a token for each row of ``batch.wanted``, as the sequence of that row wants it.
 
         Where tokens are chosen is the executor's: a GPU does it without handing the logits out.
+
+        Args:
+            batch: the step.
+            sequences: one for each row of ``batch.wanted``.
+            ahead: begin before the tokens of the step in front were asked for: the step's tokens are those, which
+                the device has, whatever ``batch.tokens`` says. Only where `can_run_ahead`.
+
+        Returns:
+            What waits for the tokens. It must be called before the step after the next one is begun.
         """
+        ...
+
+    def can_run_ahead(self, sequences: list[Sequence]) -> bool:
+        """Whether a step can be begun whose tokens are those that the last step chooses for ``sequences``."""
         ...
 
 
 def choose_on_host(logits: NDArray[np.float32], sequences: list[Sequence]) -> list[int]:
     """A token for each row of logits ``[R, V]``, by the samplers of ``sequences``."""
     return [
-        sequence.sampler.choose(row, sequence.forbidden)
+        sequence.sampler.choose(row, sequence.forbidden())
         for sequence, row in zip(sequences, logits, strict=True)
     ]

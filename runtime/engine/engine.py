@@ -12,7 +12,7 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.runtime.cache.pages import pages_for
 from moec.runtime.engine.batch import Executor, StepBatch
-from moec.runtime.engine.scheduler import Limits, Scheduler, StepPlan
+from moec.runtime.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
 from moec.runtime.engine.sequence import Request, Sequence
 from moec.runtime.request import cache_too_small, check_tokens, too_long
 
@@ -28,6 +28,19 @@ NOTHING = StepPlan((), ())
 
 
 @dataclass(frozen=True, slots=True)
+class _Begun:
+    """A step that runs or has run; ``tokens`` waits for those of ``sequences``."""
+
+    plan: StepPlan
+    sequences: list[Sequence]
+    tokens: Callable[[], list[int]]
+
+    def chunks(self) -> list[Chunk]:
+        """Those of sequences that have not ended since it was begun."""
+        return [chunk for chunk in self.plan.chunks if chunk.sequence.finished is None]
+
+
+@dataclass(frozen=True, slots=True)
 class TokenOutput:
     """One new token of one sequence; ``sequence.finished`` says whether it was the last."""
 
@@ -39,6 +52,10 @@ class Engine:
     """Runs sequences of different lengths together, one step at a time.
 
     Not thread safe, and made for one driver: whoever calls `step` gets the tokens of all sequences.
+
+    Where the executor can, the step after the next one is begun before the tokens of the next one are known, so that a
+    GPU need not wait for the host. What such a step computes for a sequence that has ended meanwhile is dropped. Its
+    pages are free at once all the same: the executor does steps in order, so nobody writes to them before.
     """
 
     def __init__(self, executor: Executor, limits: Limits, vocab_size: int, stats: Stats) -> None:
@@ -47,8 +64,10 @@ class Engine:
         self._executor = executor
         self._vocab_size = vocab_size
         self.scheduler = Scheduler(limits)
-        self._batch = StepBatch(limits.max_step_tokens, self.scheduler.table.array)
+        self._batch = StepBatch(limits.max_step_tokens, self.scheduler.table)
         self._next_id = 0
+        self._ahead: _Begun | None = None
+        """The step that was begun ahead; its tokens are next."""
         self.last_plan = NOTHING
         """What the last `step` ran."""
         self.observer: Callable[[StepPlan], None] | None = None
@@ -91,19 +110,32 @@ class Engine:
 
         A step that only fills caches returns an empty list; so does a step with nothing to do (see `busy`).
         """
-        started = perf_counter()
-        self.last_plan = plan = self.scheduler.schedule()
-        sequences = self._fill(plan)
-        self.stats.milliseconds["schedule"] += (perf_counter() - started) * 1e3
-        if not plan.chunks:
+        current, self._ahead = self._ahead, None
+        if current is None or not current.chunks():
+            current = self._begin(None)
+        if current is None:
             return []
+        ahead = self._begin(current) if self._executor.can_run_ahead(current.sequences) else None
+        outputs = self._collect(current)
+        # Not before: where waiting failed, nothing is known of either step.
+        self._ahead = ahead
+        return outputs
+
+    def _begin(self, last: _Begun | None) -> _Begun | None:
+        """Let the executor begin the next step, after ``last`` where that still runs; ``None``: there is none."""
+        started = perf_counter()
+        plan = self.scheduler.schedule() if last is None else self.scheduler.follow(last.plan)
+        sequences = [] if plan is None else self._fill(plan)
+        self.stats.milliseconds["schedule"] += (perf_counter() - started) * 1e3
+        if plan is None or not plan.chunks:
+            return None
         ran = NOTHING
         try:
-            tokens = self._executor.next_tokens(self._batch, sequences)
+            tokens = self._executor.next_tokens(self._batch, sequences, ahead=last is not None)
             ran = plan
         finally:
             self._observe(ran)
-        return self._collect(plan, tokens)
+        return _Begun(plan, sequences, tokens)
 
     def score(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
         """Logits float32 ``[T, V]`` of one sequence at all its positions; running sequences are left alone.
@@ -157,26 +189,30 @@ class Engine:
         count = 0
         for chunk in plan.chunks:
             tokens, end = chunk.sequence.tokens, chunk.start + chunk.count
-            pieces.append((chunk.row, chunk.start, tokens[chunk.start : end]))
+            # A token that only the device knows is 0 here.
+            pieces.append((chunk.row, chunk.start, tokens[chunk.start : end] or [0]))
             count += chunk.count
-            if end == len(tokens):
+            if end >= len(tokens):
                 wanted.append(count - 1)
                 sequences.append(chunk.sequence)
         self._batch.fill(pieces, wanted)
         self.stats.preemptions += len(plan.preempted)
         return sequences
 
-    def _collect(self, plan: StepPlan, tokens: list[int]) -> list[TokenOutput]:
+    def _collect(self, step: _Begun) -> list[TokenOutput]:
+        """Wait for a step; what it is for those that have not ended."""
+        self.last_plan = step.plan
+        tokens = dict(zip(step.sequences, step.tokens(), strict=True))
         outputs: list[TokenOutput] = []
         stats = self.stats
-        for chunk in plan.chunks:
+        for chunk in step.chunks():
             sequence = chunk.sequence
             if chunk.count > 1 or chunk.start < len(sequence.request.prompt):
                 stats.prompt_tokens += chunk.count
             sequence.computed = chunk.start + chunk.count
             if sequence.pending:
                 continue
-            token = tokens[len(outputs)]
+            token = tokens[sequence]
             sequence.extend(token)
             outputs.append(TokenOutput(sequence, token))
             if sequence.finished is not None:

@@ -87,23 +87,40 @@ class Scheduler:
                 if dropped := chunks.pop(victim.id, None):
                     left += dropped.count
             if sequence.lease is not None:
-                chunks[sequence.id] = self._chunk(sequence, count)
+                chunks[sequence.id] = self._chunk(sequence, count, sequence.computed)
                 left -= count
         if not preempted:
             self._admit(chunks, left)
         return StepPlan(tuple(chunks.values()), tuple(preempted))
 
-    def _chunk(self, sequence: Sequence, count: int) -> Chunk:
-        """Give ``sequence`` the pages that its next ``count`` tokens lack; they are free."""
+    def follow(self, plan: StepPlan) -> StepPlan | None:
+        """The step after ``plan``, whose tokens are not known yet: each of its sequences goes one token further.
+
+        ``None`` where the next step is another one, or depends on these tokens: a sequence ended, has part of its
+        prompt left or gets its last token, one waits that could join, or there are not enough pages.
+        """
+        missing = 0
+        for chunk in plan.chunks:
+            sequence, end = chunk.sequence, chunk.start + chunk.count
+            if sequence.lease is None or end != len(sequence.tokens) or sequence.left < 2:
+                return None
+            missing += sequence.lease.missing(end + 1)
+        if len(plan.chunks) != len(self.running) or missing > self.pages.free or self._can_admit():
+            return None
+        chunks = (self._chunk(chunk.sequence, 1, chunk.start + chunk.count) for chunk in plan.chunks)
+        return StepPlan(tuple(chunks), ())
+
+    def _chunk(self, sequence: Sequence, count: int, start: int) -> Chunk:
+        """Give ``sequence`` the pages that ``count`` tokens from ``start`` on lack; they are free."""
         lease = sequence.lease
         assert lease is not None
-        missing = lease.missing(sequence.computed + count)
+        missing = lease.missing(start + count)
         if missing:
             pages = self.pages.allocate(missing)
             assert pages is not None
             self.table.assign(lease.row, len(lease.pages), pages)
             lease.pages += pages
-        return Chunk(sequence, lease.row, sequence.computed, count)
+        return Chunk(sequence, lease.row, start, count)
 
     def _make_room(self, sequence: Sequence, tokens: int) -> list[Sequence]:
         """Preempt from the youngest on until ``sequence`` can hold ``tokens``, or is itself preempted."""
@@ -117,16 +134,17 @@ class Scheduler:
         return victims
 
     def _admit(self, chunks: dict[int, Chunk], left: int) -> None:
-        while self.waiting and self._rows and left:
-            sequence = self.waiting[0]
-            if self.running and not self._has_headroom(sequence):
-                return
-            self.waiting.popleft()
+        while left and self._can_admit():
+            sequence = self.waiting.popleft()
             sequence.lease = Lease(self._rows.pop(), [])
             self.running.append(sequence)
             count = min(sequence.pending, left)
-            chunks[sequence.id] = self._chunk(sequence, count)
+            chunks[sequence.id] = self._chunk(sequence, count, sequence.computed)
             left -= count
+
+    def _can_admit(self) -> bool:
+        """Whether there is a row and room for the first that waits."""
+        return bool(self.waiting and self._rows and (not self.running or self._has_headroom(self.waiting[0])))
 
     def _has_headroom(self, sequence: Sequence) -> bool:
         """Room for all its tokens beside what the running ones still need, and a page each to go on.

@@ -63,11 +63,19 @@ class Sequence:
         self.tokens.append(token)
         if token in self.request.eos_token_ids:
             self.finished = "stop"
-        elif len(self.tokens) - len(self.request.prompt) >= self.request.max_new_tokens:
+        elif self.left <= 0:
             self.finished = "length"
 
     @property
-    def forbidden(self) -> frozenset[int]:
-        """Tokens that may not come next: end tokens while fewer than ``min_new_tokens`` are there."""
-        short = len(self.tokens) - len(self.request.prompt) < self.request.min_new_tokens
+    def left(self) -> int:
+        """Tokens that it may still get; 0 at ``max_new_tokens``."""
+        return len(self.request.prompt) + self.request.max_new_tokens - len(self.tokens)
+
+    def forbidden(self, ahead: int = 0) -> frozenset[int]:
+        """Tokens that may not come next: end tokens while fewer than ``min_new_tokens`` are there.
+
+        Args:
+            ahead: tokens that were chosen and are not in ``tokens`` yet.
+        """
+        short = len(self.tokens) + ahead - len(self.request.prompt) < self.request.min_new_tokens
         return self.request.eos_token_ids if short else frozenset()

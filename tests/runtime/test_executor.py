@@ -131,7 +131,7 @@ def test_prompt_chunks_without_wanted_rows_do_not_run_the_last_steps(weights: We
 def test_more_rows_than_logits_are_made_of_at_once(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moec.runtime.executor.LOGIT_ROWS", 3)
     engine, executor = make_engine(weights, step=16)
-    batch = StepBatch(16, engine.scheduler.table.array)
+    batch = StepBatch(16, engine.scheduler.table)
     engine.scheduler.table.assign(0, 0, (5,))
     tokens = [2, 4, 6, 8, 10, 12, 14, 16]
     batch.fill([(0, 0, tokens)], [0, 1, 2, 4, 5, 6, 7])
@@ -141,7 +141,7 @@ def test_more_rows_than_logits_are_made_of_at_once(weights: Weights, monkeypatch
 
 def test_calls_that_were_forgotten_are_bound_again(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, executor = make_engine(weights, step=16)
-    batch = StepBatch(16, engine.scheduler.table.array)
+    batch = StepBatch(16, engine.scheduler.table)
     engine.scheduler.table.assign(0, 0, (5,))
     tokens = [(n * 7) % VOCAB for n in range(16)]
     expected = expected_logits(tokens, weights)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.runtime.engine.batch import choose_on_host
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from moec.runtime.engine.batch import StepBatch
@@ -17,14 +18,23 @@ if TYPE_CHECKING:
 
 
 class FakeExecutor:
-    """Logits are a hash of all tokens that the page table leads to: a wrong page changes the result."""
+    """Logits are a hash of all tokens that the page table leads to: a wrong page changes the result.
 
-    def __init__(self, pages: int, vocab_size: int) -> None:
+    With ``ahead`` it keeps the last tokens and two results, as a GPU does.
+    """
+
+    def __init__(self, pages: int, vocab_size: int, *, ahead: bool = False) -> None:
         self.vocab_size = vocab_size
+        self.ahead = ahead
+        self.begun_ahead = 0
+        self._sequences: list[Sequence] = []
+        self._chosen: list[int] = []
+        self._places: list[list[int]] = [[], []]
         self.memory = np.full((pages, PAGE_TOKENS), -1, np.int64)
         self.step_tokens: list[int] = []
 
     def run(self, batch: StepBatch) -> NDArray[np.float32]:
+        self._sequences = []
         self.step_tokens.append(batch.count)
         self._check_order(batch)
         rows, positions = batch.token_sequence[: batch.count], batch.positions[: batch.count]
@@ -36,8 +46,30 @@ class FakeExecutor:
             logits[number] = self.logits(self._history(batch, place))
         return logits
 
-    def next_tokens(self, batch: StepBatch, sequences: list[Sequence]) -> list[int]:
-        return choose_on_host(self.run(batch), sequences)
+    def next_tokens(
+        self, batch: StepBatch, sequences: list[Sequence], *, ahead: bool = False
+    ) -> Callable[[], list[int]]:
+        if ahead:
+            assert self.can_run_ahead(sequences)
+            assert batch.count == len(self._chosen)
+            batch.tokens[: batch.count] = self._chosen
+            self.begun_ahead += 1
+        logits = self.run(batch)
+        chosen = [
+            sequence.sampler.choose(row, sequence.forbidden(int(ahead)))
+            for sequence, row in zip(sequences, logits, strict=True)
+        ]
+        self._sequences, self._chosen = sequences, chosen
+        self._places = [self._places[1], chosen]
+
+        def read() -> list[int]:
+            assert any(place is chosen for place in self._places), "the result is asked for too late"
+            return chosen
+
+        return read
+
+    def can_run_ahead(self, sequences: list[Sequence]) -> bool:
+        return self.ahead and bool(sequences) and sequences == self._sequences
 
     def logits(self, history: tuple[int, ...]) -> NDArray[np.float32]:
         seed = 17

@@ -14,11 +14,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
-from moec.compiler.kernels.cpu.emit import at_address, i64, load, store, when
+from moec.compiler.kernels.cpu.emit import at_address, either, i64, load, store, when
 from moec.compiler.kernels.cuda.activation import evaluate
 from moec.compiler.kernels.cuda.few_stream import Lane, Stream, multiply, remainder
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import VECTOR, Block, SharedTokens, read_floats, split_activation
+from moec.compiler.kernels.cuda.linear_few import FewMemory, FewProduct, memory_for
 from moec.compiler.kernels.cuda.primitives import (
     blocks_at_once,
     call,
@@ -86,12 +87,19 @@ def names_of_first(body: ExpertBody) -> tuple[str, ...]:
     return ("gate", "up") if body.gated else ("up",)
 
 
+def gate_up_tiling(body: ExpertBody) -> Tiling:
+    """How the first launch is cut."""
+    streams = len(names_of_first(body))
+    return choose_tiling(streams * body.intermediate, body.hidden, streams=streams)
+
+
 def emit_gate_up_few(
     body: ExpertBody,
     call_: ExpertCall,
     middle: Buffer,
     tiling: Tiling | None = None,
     state: Buffer | None = None,
+    beside: FewProduct | None = None,
 ) -> None:
     """Emit the first launch.
 
@@ -102,24 +110,51 @@ def emit_gate_up_few(
         tiling: instead of the one that ``choose_tiling`` finds.
         state: of the layer, int64, where experts may still be on their way. Then the kernel before is
             ``fetch_experts``, which lets this one begin when all before it is over.
+        beside: a product that other blocks of the same launch compute; its blocks have as many threads.
     """
-    streams = len(names_of_first(body))
-    tiling = tiling or choose_tiling(streams * body.intermediate, body.hidden, streams=streams)
+    tiling = tiling or gate_up_tiling(body)
     tiles = -(-body.intermediate // (TILE_ROWS * tiling.row_warps))
-    with launch((tiles, call_.tokens * call_.chosen), tiling.threads) as ((tile, number), thread):
+    others = 0 if beside is None else -(-beside.blocks // tiles)
+    with launch((tiles, i64(others) + call_.tokens * call_.chosen), tiling.threads) as ((tile, line), thread):
         blocks_at_once(tiling.blocks)
-        arrivals = None if state is None else Arrivals.of(state)
+        work = _FirstLaunch(body, call_, middle, tiling, None if state is None else Arrivals.of(state))
+        if beside is None:
+            work.emit(tile, line, thread)
+            return
+        memory = memory_for((tiling, body.hidden, True), (beside.tiling, beside.group.columns, True))
+
+        def other() -> None:
+            block = T.bind(line * i32(tiles) + tile)
+            with when(block < i32(beside.blocks)):
+                beside.emit(block, i32(0), thread, memory, wait_first=True)
+
+        either(line < i32(others), other, lambda: work.emit(tile, line - i32(others), thread, memory))
+
+
+@dataclass(frozen=True)
+class _FirstLaunch:
+    """What the blocks of the experts do."""
+
+    body: ExpertBody
+    call: ExpertCall
+    middle: Buffer
+    tiling: Tiling
+    arrivals: Arrivals | None
+
+    def emit(self, tile: Expr, number: Expr, thread: Expr, memory: FewMemory | None = None) -> None:
+        """Emit the block of a tile and one of the T * K choices."""
+        call_, arrivals = self.call, self.arrivals
         with when(T.cast(thread, "int64") * i64(ADDRESSES_A_LINE) < call_.count):
             call("prefetch_l2", element(call_.table, T.cast(thread, "int64") * i64(ADDRESSES_A_LINE)))
         if arrivals is None:
             wait_previous()
         launch_next()
-        entry = number if arrivals is None else arrivals.entry(number)
+        entry = T.bind(number) if arrivals is None else arrivals.entry(number)
         choice = _find_tokens(call_, thread, entry)
         with when(choice.first):
             if arrivals is not None:
                 arrivals.wait(choice.expert, 0, thread)
-            _GateUp(body, call_, middle, tiling, tile, choice).emit(thread)
+            _GateUp(self.body, call_, self.middle, self.tiling, tile, choice, memory).emit(thread)
 
 
 @dataclass(frozen=True)
@@ -171,6 +206,7 @@ class _GateUp:
     tiling: Tiling
     tile: Expr
     choice: _Choice
+    memory: FewMemory | None
 
     def emit(self, thread: Expr) -> None:
         body, tiling = self.body, self.tiling
@@ -185,7 +221,9 @@ class _GateUp:
             return address + i64(offsets[stream]) + T.cast(row, "int64") * i64(2 * body.hidden)
 
         block = Block(thread, tiling.threads, self.choice.count, body.hidden, i32(0), self.tile)
-        activations = SharedTokens(body.dtype, body.hidden, tiling, lane, block, self._reader)
+        memory = self.memory
+        pairs = memory and memory.pairs
+        activations = SharedTokens(body.dtype, body.hidden, tiling, lane, block, self._reader, pairs=pairs)
         stream = Stream(tiling, body.dtype, body.hidden, self.choice.count, 1, locate)
 
         def finish(_: Expr, local: Expr, token: Expr, sums: list[Expr]) -> None:
@@ -193,7 +231,7 @@ class _GateUp:
             with when(row < i32(body.intermediate)):
                 self._store(address, row, load(self.choice.entries, token), sums)
 
-        multiply(stream, lane, activations, finish)
+        multiply(stream, lane, activations, finish, memory and memory.partial)
 
     def _row(self, local: Expr) -> Expr:
         return self.tile * i32(TILE_ROWS * self.tiling.row_warps) + local

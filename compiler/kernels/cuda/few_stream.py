@@ -125,6 +125,7 @@ def multiply(
     lane: Lane,
     activations: Activations,
     finish: Callable[[Expr, Expr, Expr, list[Expr]], None],
+    partial: Buffer | None = None,
 ) -> None:
     """Emit all products of a block.
 
@@ -134,14 +135,21 @@ def multiply(
         activations: the other operand.
         finish: called once to emit what happens to sums: ``(tile, row, token, sums)``, with a row among the
             ``16 * row_warps`` of a tile and one float32 sum a stream.
+        partial: shared memory of ``partial_size`` float32, where the block has it already.
     """
-    _Emitter(stream, lane, activations).run(finish)
+    _Emitter(stream, lane, activations, partial).run(finish)
+
+
+def partial_size(tiling: Tiling, *, one_tile: bool) -> int:
+    """float32 of shared memory through which the warps of a block add up."""
+    part = tiling.streams * FEW_TOKENS * SUM_STRIDE
+    return (1 if one_tile else 2) * tiling.row_warps * tiling.column_warps * part
 
 
 class _Emitter:
     """The parts of ``multiply``, and the registers that they share."""
 
-    def __init__(self, stream: Stream, lane: Lane, activations: Activations) -> None:
+    def __init__(self, stream: Stream, lane: Lane, activations: Activations, partial: Buffer | None) -> None:
         tiling = stream.tiling
         self.stream, self.lane, self.activations, self.tiling = stream, lane, activations, tiling
         self.rounds = tiling.rounds(stream.columns)
@@ -154,7 +162,7 @@ class _Emitter:
         self.part_size = tiling.streams * FEW_TOKENS * SUM_STRIDE
         self.bank_size = tiling.row_warps * tiling.column_warps * self.part_size
         self.banks = 1 if one_tile else 2
-        self.partial = shared(self.banks * self.bank_size)
+        self.partial = shared(self.banks * self.bank_size) if partial is None else partial
 
     def run(self, finish: Callable[[Expr, Expr, Expr, list[Expr]], None]) -> None:
         if self.stream.begin is not None:

@@ -16,10 +16,6 @@ MOST_BLOCKS_WAITING = 1024
 """Above so many blocks, each takes several tiles: it then loads the next tile while it adds up one."""
 
 
-MULTIPROCESSORS = 132
-"""Of an H100: a little more than two blocks for each of them are three at once, lest the last few run alone."""
-
-
 @dataclass(frozen=True)
 class Tiling:
     """How the warps of a block share the rows and columns of weights."""
@@ -71,8 +67,6 @@ def choose_tiling(rows: int, columns: int, *, batch: int = 1, streams: int = 1) 
     tiles = -(-rows // (TILE_ROWS * row_warps * streams)) * batch
     several = max(1, min(4, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
     blocks = 2 if row_warps * column_warps <= 8 else 1
-    if streams == 1 and unroll == 8 and 2 * MULTIPROCESSORS < tiles <= 3 * MULTIPROCESSORS:
-        return Tiling(row_warps, column_warps, 4, several, streams, 3)
     return Tiling(row_warps, column_warps, unroll, several, streams, blocks)
 
 

@@ -64,10 +64,16 @@ class Block:
     number: Expr
     """Of the block, among those of its matrix; int32."""
 
+    wait_first: bool = False
+    """Whether the next kernel may begin only once this one's wait is over, since it relies on that."""
+
     def wait(self) -> None:
         """Wait for the kernels before this one: weights are on their way by then."""
-        launch_next()
+        if not self.wait_first:
+            launch_next()
         wait_previous()
+        if self.wait_first:
+            launch_next()
 
 
 def read_floats(buffer: Buffer, place: Expr, count: int) -> list[Expr]:
@@ -120,6 +126,7 @@ class SharedTokens:
         prologue: makes the reader of activations, and waits for them where need be.
         most: tokens at most.
         prologue_bytes: of shared memory that the prologue has for itself.
+        pairs: shared memory of ``pair_count`` uint16, where the block has it already.
     """
 
     def __init__(
@@ -132,6 +139,7 @@ class SharedTokens:
         prologue: Prologue,
         most: int = FEW_TOKENS,
         prologue_bytes: int = 0,
+        pairs: Buffer | None = None,
     ) -> None:
         self.dtype, self.columns, self.tiling, self.lane, self.block = dtype, columns, tiling, lane, block
         self.prologue = prologue
@@ -139,13 +147,11 @@ class SharedTokens:
         self.size = _elements(tiling, self.rounds, most)
         self.whole = most * self.rounds * tiling.round_columns <= self.size
         self.lo_start = self.size + most * PAD
-        fits = PAIR_BYTES * self.lo_start + _sum_bytes(tiling) + prologue_bytes <= STATIC_BYTES
-        count = 2 * self.lo_start
-        self.pairs = (
-            shared(count, "uint16")
-            if fits
-            else shared_dynamic(max(count, LEAST_DYNAMIC_BYTES // 2), "uint16")
-        )
+        if pairs is None:
+            count = 2 * self.lo_start
+            fits = PAIR_BYTES * self.lo_start + _sum_bytes(tiling) + prologue_bytes <= STATIC_BYTES
+            pairs = shared(count, "uint16") if fits else dynamic_pairs(count)
+        self.pairs = pairs
 
     def ready(self) -> None:
         """Run the prologue; write the activations where all fit."""
@@ -225,6 +231,16 @@ class SharedTokens:
             with when(number < count):
                 low = place + i32(self.lo_start)
                 store_activation(self.dtype, element(self.pairs, place), element(self.pairs, low), values)
+
+
+def pair_count(tiling: Tiling, columns: int) -> int:
+    """uint16 of shared memory that the activations of eight tokens take."""
+    return 2 * (_elements(tiling, tiling.rounds(columns), FEW_TOKENS) + FEW_TOKENS * PAD)
+
+
+def dynamic_pairs(count: int) -> Buffer:
+    """Memory for activations that is given at launch."""
+    return shared_dynamic(max(count, LEAST_DYNAMIC_BYTES // 2), "uint16")
 
 
 def _elements(tiling: Tiling, rounds: int, most: int) -> int:

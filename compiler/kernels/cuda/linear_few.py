@@ -8,20 +8,37 @@ slower way, one warp a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import either, load, store, when
-from moec.compiler.kernels.cuda.few_stream import Lane, Stream, address_of, multiply, quotient, remainder
+from moec.compiler.kernels.cuda.few_stream import (
+    Lane,
+    Stream,
+    address_of,
+    multiply,
+    partial_size,
+    quotient,
+    remainder,
+)
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
-from moec.compiler.kernels.cuda.few_tokens import VECTOR, Block, SharedTokens, read_floats
+from moec.compiler.kernels.cuda.few_tokens import (
+    STATIC_BYTES,
+    VECTOR,
+    Block,
+    SharedTokens,
+    dynamic_pairs,
+    pair_count,
+    read_floats,
+)
 from moec.compiler.kernels.cuda.primitives import (
     blocks_at_once,
     i32,
     launch,
     registers,
+    shared,
     warp_sum,
 )
 from moec.compiler.kernels.cuda.threads import read
@@ -52,6 +69,10 @@ class FewGroup:
         """Whether the fast way applies."""
         return self.dtype != "float32" and self.columns % VECTOR == 0
 
+    def tiling(self) -> Tiling:
+        """How a launch of its own is cut."""
+        return choose_tiling(sum(self.rows), self.columns, batch=self.batch)
+
 
 def read_rows(x: Buffer, place: Callable[[Expr, Expr], Expr]) -> Prologue:
     """The prologue that takes activations as they are.
@@ -74,38 +95,16 @@ def read_rows(x: Buffer, place: Callable[[Expr, Expr], Expr]) -> Prologue:
     return prologue
 
 
-def emit_linear_few(
-    group: FewGroup,
-    weights: list[Buffer],
-    tokens: Expr,
-    prologue: Prologue,
-    epilogue: Epilogue,
-    tiling: Tiling | None = None,
-    most: int = FEW_TOKENS,
-    prologue_bytes: int = 0,
-) -> None:
-    """Emit the launch that multiplies all weights of ``group``.
-
-    Args:
-        group: shapes.
-        weights: one flat buffer each, 64-byte aligned.
-        tokens: 1 to ``most``, a host value (int64).
-        prologue: called once in a kernel, all threads of the block present; what it emits may use shared memory and
-            barriers, and calls ``block.wait`` before it reads what others have written. It returns
-            ``reader(token, column, count)``, which emits the reading of ``count`` (8, or 1 on the slow way)
-            activations; it is called in divergent code.
-        epilogue: ``(number in the group, batch, token, row, sum)``, called to emit the storing of a result; int32.
-        tiling: instead of the one that ``choose_tiling`` finds.
-        most: tokens at most, 8 or fewer.
-        prologue_bytes: of shared memory that the prologue uses.
-    """
-    assert len(weights) == len(group.rows)
+def emit_linear_few(product: FewProduct) -> None:
+    """Emit the launch that multiplies all weights of a group."""
+    group = product.group
     if group.on_tensor_cores:
-        tiling = tiling or choose_tiling(sum(group.rows), group.columns, batch=group.batch)
-        _emit_fast(group, weights, tokens, prologue, epilogue, tiling, most, prologue_bytes)
-    else:
-        for number, weight in enumerate(weights):
-            _emit_slow(replace(group, rows=(group.rows[number],)), weight, tokens, prologue, epilogue, number)
+        with launch((product.blocks, group.batch), product.tiling.threads) as ((block, batch), thread):
+            blocks_at_once(product.tiling.blocks)
+            product.emit(block, batch, thread)
+        return
+    for number in range(len(product.weights)):
+        _emit_slow(product, number)
 
 
 @dataclass(frozen=True)
@@ -125,41 +124,95 @@ def _ranges(group: FewGroup, tiling: Tiling) -> tuple[list[_Range], int]:
     return ranges, tiles
 
 
-def _emit_fast(
-    group: FewGroup,
-    weights: list[Buffer],
-    tokens: Expr,
-    prologue: Prologue,
-    epilogue: Epilogue,
-    tiling: Tiling,
-    most: int,
-    prologue_bytes: int,
-) -> None:
-    ranges, tiles = _ranges(group, tiling)
-    blocks = -(-tiles // tiling.tiles)
-    with launch((blocks, group.batch), tiling.threads) as ((block, batch), thread):
-        blocks_at_once(tiling.blocks)
+@dataclass(frozen=True)
+class FewProduct:
+    """All weights of a group times at most eight tokens, by blocks."""
+
+    group: FewGroup
+    weights: list[Buffer]
+    """One flat buffer each, 64-byte aligned."""
+    tokens: Expr
+    """1 to ``most``, a host value (int64)."""
+    prologue: Prologue
+    """Called once in a kernel, all threads of the block present; what it emits may use shared memory and barriers, and
+    calls ``block.wait`` before it reads what others have written. It returns ``reader(token, column, count)``, which
+    emits the reading of ``count`` (8, or 1 on the slow way) activations; it is called in divergent code."""
+    epilogue: Epilogue
+    """``(number in the group, batch, token, row, sum)``, called to emit the storing of a result; int32."""
+    tiling: Tiling
+    most: int = FEW_TOKENS
+    prologue_bytes: int = 0
+    """Of shared memory that the prologue uses."""
+
+    @property
+    def blocks(self) -> int:
+        """How many there are for each matrix of a batch."""
+        return -(-_ranges(self.group, self.tiling)[1] // self.tiling.tiles)
+
+    def emit(
+        self,
+        block: Expr,
+        batch: Expr,
+        thread: Expr,
+        memory: FewMemory | None = None,
+        *,
+        wait_first: bool = False,
+    ) -> None:
+        """Emit what one block does.
+
+        Args:
+            block: its number, int32.
+            batch: which matrix of a batch, int32.
+            thread: int32.
+            memory: shared memory that the kernel has for it.
+            wait_first: see ``Block.wait_first``.
+        """
+        group, tiling = self.group, self.tiling
+        ranges, tiles = _ranges(group, tiling)
         lane = Lane.of(thread, tiling)
-        count = T.bind(T.cast(tokens, "int32"))
+        count = T.bind(T.cast(self.tokens, "int32"))
         first = T.bind(block * i32(tiling.tiles))
-        left = (
-            tiling.tiles
-            if tiles % tiling.tiles == 0
-            else T.bind(T.min(i32(tiling.tiles), i32(tiles) - first))
+        whole = tiles % tiling.tiles == 0
+        left = tiling.tiles if whole else T.bind(T.min(i32(tiling.tiles), i32(tiles) - first))
+        rows = _Rows(
+            group, tiling, ranges, lane, first, batch, [address_of(weight) for weight in self.weights]
         )
-        rows = _Rows(group, tiling, ranges, lane, first, batch, [address_of(weight) for weight in weights])
         activations = SharedTokens(
             group.dtype,
             group.columns,
             tiling,
             lane,
-            Block(thread, tiling.threads, count, group.columns, batch, block),
-            prologue,
-            most,
-            prologue_bytes,
+            Block(thread, tiling.threads, count, group.columns, batch, block, wait_first),
+            self.prologue,
+            self.most,
+            self.prologue_bytes,
+            memory and memory.pairs,
         )
         stream = Stream(tiling, group.dtype, group.columns, count, left, rows.locate)
-        multiply(stream, lane, activations, rows.finish(epilogue))
+        multiply(stream, lane, activations, rows.finish(self.epilogue), memory and memory.partial)
+
+
+@dataclass(frozen=True)
+class FewMemory:
+    """Shared memory of a kernel whose blocks do different things."""
+
+    pairs: Buffer
+    """uint16, see ``few_tokens.pair_count``."""
+    partial: Buffer
+    """float32, see ``few_stream.partial_size``."""
+
+
+def memory_for(*parts: tuple[Tiling, int, bool], else_bytes: int = 0) -> FewMemory:
+    """Shared memory that does for each of several kinds of block.
+
+    Args:
+        parts: tiling, columns, and whether a block takes a single tile.
+        else_bytes: what the kernel has beside it.
+    """
+    pairs = max(pair_count(tiling, columns) for tiling, columns, _ in parts)
+    partial = max(partial_size(tiling, one_tile=one_tile) for tiling, _, one_tile in parts)
+    fits = 2 * pairs + 4 * partial + else_bytes <= STATIC_BYTES
+    return FewMemory(shared(pairs, "uint16") if fits else dynamic_pairs(pairs), shared(partial))
 
 
 @dataclass(frozen=True)
@@ -219,14 +272,13 @@ class _Rows:
             own()
 
 
-def _emit_slow(
-    group: FewGroup, weight: Buffer, tokens: Expr, prologue: Prologue, epilogue: Epilogue, number: int
-) -> None:
-    (rows,), columns = group.rows, group.columns
+def _emit_slow(product: FewProduct, number: int) -> None:
+    group, weight = product.group, product.weights[number]
+    rows, columns = group.rows[number], group.columns
     threads = SLOW_WARPS * LANES
     with launch((-(-rows // SLOW_WARPS), group.batch), threads) as ((block, batch), thread):
-        count = T.bind(T.cast(tokens, "int32"))
-        reader = prologue(Block(thread, threads, count, columns, batch, block))
+        count = T.bind(T.cast(product.tokens, "int32"))
+        reader = product.prologue(Block(thread, threads, count, columns, batch, block))
         row = T.bind(block * i32(SLOW_WARPS) + quotient(thread, LANES))
         lane = T.bind(remainder(thread, LANES))
         with when(row < i32(rows)), T.serial(i32(0), count) as token:
@@ -241,7 +293,7 @@ def _emit_slow(
                     store(total, i32(0), load(total, i32(0)) + left * right)
             value = warp_sum(load(total, i32(0)))
             with when(lane == i32(0)):
-                epilogue(number, batch, token, row, value)
+                product.epilogue(number, batch, token, row, value)
 
 
 def store_rows(
@@ -268,4 +320,4 @@ def store_rows(
     return epilogue
 
 
-__all__ = ["Block", "FewGroup", "emit_linear_few", "read_rows", "store_rows"]
+__all__ = ["Block", "FewGroup", "FewMemory", "FewProduct", "emit_linear_few", "read_rows", "store_rows"]

@@ -10,8 +10,8 @@ one token, and the first block keeps it for the others; for more tokens a launch
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from tvm.script.ir_builder import tirx as T
 
@@ -21,7 +21,7 @@ from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.few_tokens import read_floats
 from moec.compiler.kernels.cuda.gemm import Operand, emit_product, padded, store_float32
 from moec.compiler.kernels.cuda.gemm import Product as Sizes
-from moec.compiler.kernels.cuda.linear_few import FewGroup, emit_linear_few, read_rows, store_rows
+from moec.compiler.kernels.cuda.linear_few import FewGroup, FewProduct, emit_linear_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.linear_plain import emit_plain
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rounding import emit_round
@@ -30,6 +30,8 @@ from moec.compiler.kernels.cuda.rows import Place, RowBlock, emit_rows
 from moec.compiler.kernels.cuda.threads import write
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tvm import tirx
 
     from moec.compiler.kernels.cuda.few_tokens import Block, Prologue, Reader
@@ -66,9 +68,47 @@ def product(item: Product) -> tirx.PrimFunc:
 
     def body() -> None:
         tokens = symbol("T")
-        _Product(item, tokens).emit()
+        ProductKernel(item, tokens, arguments(*parameters(item, tokens))).emit()
 
     return build("product", body)
+
+
+def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
+    """The kernel's parameters in order; ``None`` stands for one that it does not have."""
+    first = item.shapes[0]
+    lead = () if first.batch is None else (first.batch,)
+
+    def row(name: str, key: object) -> Argument:
+        if item.region is None:
+            return Argument("x", (*lead, tokens, first.columns), "float32")
+        tensor = item.region.tensors[key]
+        shape = tuple(tokens if extent is None else extent for extent in tensor.shape)
+        return Argument(name, shape, tensor.dtype)
+
+    declared: list[Argument | None] = [row(f"a{number}", key) for number, key in enumerate(_read(item))]
+    for shape in item.shapes:
+        declared.append(Argument("weight", (*lead, shape.rows, shape.columns), shape.dtype))
+        declared.append(Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None)
+    rounded = Argument("rounded", (*lead, tokens, padded(first.columns)), first.dtype)
+    declared.append(rounded if first.dtype != "float32" else None)
+    declared += [row(f"kept{number}", key) for number, key in enumerate(_kept(item))]
+    declared += [Argument("out", (*lead, tokens, shape.rows), "float32") for shape in item.shapes]
+    return declared
+
+
+def few_group(item: Product) -> FewGroup:
+    """What the kernel multiplies where there are few tokens."""
+    first = item.shapes[0]
+    return FewGroup(tuple(shape.rows for shape in item.shapes), first.columns, first.dtype, first.batch or 1)
+
+
+def _read(item: Product) -> tuple[Any, ...]:
+    """What the kernel computes its input from, or the input."""
+    return item.region.inputs if item.region else (item.source,)
+
+
+def _kept(item: Product) -> tuple[Any, ...]:
+    return item.region.outputs if item.region and item.keeps else ()
 
 
 @dataclass(frozen=True)
@@ -79,63 +119,50 @@ class _Weight:
     out: Buffer
 
 
-class _Product:
-    """A kernel while it is emitted."""
+class ProductKernel:
+    """A kernel while it is emitted.
 
-    def __init__(self, item: Product, tokens: Expr) -> None:
+    Args:
+        item: what it multiplies.
+        tokens: T, a host value (int64).
+        buffers: one for each of ``parameters``.
+    """
+
+    def __init__(self, item: Product, tokens: Expr, buffers: Sequence[Any]) -> None:
         self.item, self.tokens = item, tokens
-        first = item.shapes[0]
+        first, count = item.shapes[0], len(item.shapes)
         self.columns, self.dtype, self.batch = first.columns, first.dtype, first.batch or 1
-        lead = () if first.batch is None else (first.batch,)
-        keys = item.region.inputs if item.region else (item.source,)
-        region, count = item.region, len(item.shapes)
-        keys = region.inputs if region else (item.source,)
-        kept = region.outputs if region and item.keeps else ()
-        declared: list[Argument | None] = [
-            self._row(f"a{number}", key, lead) for number, key in enumerate(keys)
-        ]
-        for shape in item.shapes:
-            declared.append(Argument("weight", (*lead, shape.rows, shape.columns), shape.dtype))
-            declared.append(Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None)
-        rounded = Argument("rounded", (*lead, tokens, padded(self.columns)), self.dtype)
-        declared.append(rounded if self.dtype != "float32" else None)
-        declared += [self._row(f"kept{number}", key, lead) for number, key in enumerate(kept)]
-        declared += [Argument("out", (*lead, tokens, shape.rows), "float32") for shape in item.shapes]
-        buffers = arguments(*declared)
-        rest, self.rounded = buffers[len(keys) :], buffers[len(keys) + 2 * count]
-        self.rows = dict(zip((*keys, *kept), (*buffers[: len(keys)], *rest[2 * count + 1 :]), strict=False))
+        read, kept = _read(item), _kept(item)
+        rest = buffers[len(read) :]
+        self.rounded = rest[2 * count]
+        self.rows = dict(zip((*read, *kept), (*buffers[: len(read)], *rest[2 * count + 1 :]), strict=False))
         self.weights = [
             _Weight(shape, rest[2 * number], rest[2 * number + 1], out)
             for number, (shape, out) in enumerate(zip(item.shapes, buffers[-count:], strict=True))
         ]
 
-    def _row(self, name: str, key: object, lead: tuple[int, ...]) -> Argument:
-        """An argument that the region reads or writes."""
-        if self.item.region is None:
-            return Argument("x", (*lead, self.tokens, self.columns), "float32")
-        tensor = self.item.region.tensors[key]
-        shape = tuple(self.tokens if extent is None else extent for extent in tensor.shape)
-        return Argument(name, shape, tensor.dtype)
-
     def emit(self) -> None:
         """Every way, and the choice between them on the host."""
         region = self.item.region
         if region is None or not self.item.keeps:
-            either(self.tokens <= i64(FEW_TOKENS), lambda: self._few(self._prologue()), self._many)
+            either(self.tokens <= i64(FEW_TOKENS), lambda: emit_linear_few(self.few()), self._many)
             return
 
         def several() -> None:
             emit_rows(region, self.rows, self.tokens)
-            either(self.tokens <= i64(FEW_TOKENS), lambda: self._few(self._prologue()), self._many)
+            either(self.tokens <= i64(FEW_TOKENS), lambda: emit_linear_few(self.few()), self._many)
 
-        either(self.tokens == i64(1), lambda: self._few(self._kept, 1, region.shared_bytes), several)
+        alone = replace(self.few(), prologue=self._kept, most=1, prologue_bytes=region.shared_bytes)
+        either(self.tokens == i64(1), lambda: emit_linear_few(alone), several)
 
     def _line(self, token: Expr, batch: Expr) -> Expr:
         """Row of an input or a result: matrices of a batch one after the other."""
         return T.cast(batch, "int64") * self.tokens + T.cast(token, "int64")
 
-    def _few(self, prologue: Prologue, most: int = FEW_TOKENS, prologue_bytes: int = 0) -> None:
-        rows = tuple(weight.shape.rows for weight in self.weights)
+    def few(self) -> FewProduct:
+        """The product of at most eight tokens, whose input each block computes or reads."""
+        group = few_group(self.item)
+        rows = group.rows
         epilogue = store_rows(
             [weight.out for weight in self.weights],
             [weight.bias for weight in self.weights],
@@ -144,15 +171,8 @@ class _Product:
                 self._line(token, batch) * i64(rows[number]) + T.cast(row, "int64")
             ),
         )
-        emit_linear_few(
-            FewGroup(rows, self.columns, self.dtype, self.batch),
-            [weight.matrix for weight in self.weights],
-            self.tokens,
-            prologue,
-            epilogue,
-            most=most,
-            prologue_bytes=prologue_bytes,
-        )
+        matrices = [weight.matrix for weight in self.weights]
+        return FewProduct(group, matrices, self.tokens, self._prologue(), epilogue, group.tiling())
 
     @property
     def _in_memory(self) -> bool:

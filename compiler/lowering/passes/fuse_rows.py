@@ -75,10 +75,14 @@ class FuseRows:
     Args:
         rows: makes the kernel of a region.
         product: makes the kernel of products.
+        products: gets what each kernel of products multiplies, by the kernel's name.
     """
 
-    def __init__(self, rows: RowsFactory, product: ProductFactory) -> None:
+    def __init__(
+        self, rows: RowsFactory, product: ProductFactory, products: dict[str, Product] | None = None
+    ) -> None:
         self.rows, self.product = rows, product
+        self.products = {} if products is None else products
 
     def transform_module(self, module: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """Rewrite every Relax function of ``module``."""
@@ -434,7 +438,9 @@ class _Rewriter:
         """One call for all products of a group; the input rounded for tensor cores is a result beside theirs."""
         shapes = tuple(barrier.shape for barrier in group.barriers if barrier.shape is not None)
         source = self._root(group.source) if keeps else group.source
-        kernel = self._kernel(shapes[0].name, self.make.product(Product(shapes, region, source, keeps)))
+        product = Product(shapes, region, source, keeps)
+        kernel = self._kernel(shapes[0].name, self.make.product(product))
+        self.make.products[str(kernel.name_hint)] = product
         inputs = [self._value(builder, key) for key in (region.inputs if region else (group.source,))]
         weights = [self._value(builder, key) for barrier in group.barriers for key in barrier.operands[1:]]
         results = [(key, self._type(key)) for barrier in group.barriers for key in barrier.results]

@@ -13,6 +13,7 @@ from moec.runtime.devices.cuda.graphs import CallList
 from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
 from moec.runtime.devices.cuda.module import load_functions
 from moec.runtime.devices.cuda.resources import Resources
+from moec.runtime.devices.cuda.results import Results
 from moec.runtime.devices.cuda.staging import Staging, as_bytes
 from moec.runtime.tensors import tensor_at
 
@@ -162,6 +163,11 @@ class CudaDevice:
         """Copy pinned memory to the GPU, in order with the calls before and after; returns at once."""
         self.enter()
         self.driver.copy_in(address, source, size_bytes, self._stream)
+
+    def results(self, capacity_bytes: int) -> Results:
+        """Room for results that the host takes while later calls run."""
+        self.enter()
+        return Results(self.resources, self._stream, capacity_bytes, self.enter)
 
     def gather(self, source: int, target: int, rows: Sequence[int], row_bytes: int) -> None:
         """Copy rows to lie one after the other; neighbours go in one copy."""

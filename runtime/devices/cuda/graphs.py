@@ -23,9 +23,7 @@ class CallList:
     """Runs ``calls``: one by one, or where they run often from the second time on as a graph.
 
     The first run loads each kernel's code into the GPU, which a capture forbids. Where the host has a part in it
-    (`HostCall`), each run is one by one.
-
-    The copy of what the host staged goes before the calls, inside the graph where it was needed when it was captured.
+    (`HostCall`), each run is one by one. The copy of what the host staged goes before the calls.
 
     Args:
         resources: of the GPU.
@@ -57,7 +55,6 @@ class CallList:
         self._capturable = often and all(isinstance(call, PackedCall) for call in self._calls)
         self._warm = False
         self._graph: Handle | None = None
-        self._copies = False
 
     @property
     def captured(self) -> bool:
@@ -67,6 +64,7 @@ class CallList:
     def __call__(self) -> None:
         """Put the calls into the stream."""
         self._enter()
+        self._staging.copy()
         if not (self._capturable and self._warm):
             self._run_each()
             self._warm = True
@@ -74,19 +72,10 @@ class CallList:
         started = perf_counter()
         if self._graph is None:
             self._graph = self._capture()
-        staging = self._staging
-        if staging.dirty and not self._copies:
-            staging.copy()
-            staging.copied()
         self._driver.launch(self._graph, self._stream)
-        if self._copies:
-            staging.copied()
         self._stats.milliseconds[self._calls[0].stage] += (perf_counter() - started) * 1e3
 
     def _run_each(self) -> None:
-        if self._staging.dirty:
-            self._staging.copy()
-            self._staging.copied()
         before = perf_counter()
         for call in self._calls:
             if isinstance(call, HostCall):
@@ -99,11 +88,8 @@ class CallList:
 
     def _capture(self) -> Handle:
         driver, stream = self._driver, self._stream
-        self._copies = self._staging.dirty
         driver.begin_capture(stream)
         try:
-            if self._copies:
-                self._staging.copy()
             for call in self._calls:
                 assert isinstance(call, PackedCall)
                 call.function(*call.arguments)

@@ -44,29 +44,28 @@ class DeviceSampler:
         self._mirror = device.mirror(self._options)
         self._seen = device.allocate(4 * rows * self._words)
         self._workspace = device.allocate(rows * words.row_bytes(vocab_size))
-        self._tokens = device.allocate(8 * rows)
+        self._results = device.results(8 * rows)
         self._slots: list[Sequence | None] = [None] * rows
         self._bases: dict[Sequence, NDArray[np.int32]] = {}
 
-    def can_choose(self, sequences: list[Sequence]) -> bool:
+    def can_choose(self, sequences: list[Sequence], *, ahead: int) -> bool:
         """Whether the kernel has room for what these sequences want."""
         return len(sequences) <= self.rows and all(
-            len(sequence.forbidden) <= words.MAX_FORBIDDEN for sequence in sequences
+            len(sequence.forbidden(ahead)) <= words.MAX_FORBIDDEN for sequence in sequences
         )
 
-    def stage(self, sequences: list[Sequence]) -> None:
+    def stage(self, sequences: list[Sequence], *, ahead: int) -> None:
         """Put the options of each row where the next step's copy takes them."""
         for row, sequence in enumerate(sequences):
             self._options[row] = self._base(sequence)
-            drawn = sequence.sampler.drawn
-            self._options[row, words.COUNTER] = drawn
-            if forbidden := sequence.forbidden:
+            self._options[row, words.COUNTER] = sequence.sampler.drawn + ahead
+            if forbidden := sequence.forbidden(ahead):
                 self._options[row, words.FORBIDDEN_COUNT] = len(forbidden)
                 self._options[row, words.FORBIDDEN : words.FORBIDDEN + len(forbidden)] = sorted(forbidden)
         self._mirror.update(len(sequences))
 
-    def call(self, logits: View) -> PackedCall:
-        """The call that chooses from ``logits``, one row of V a token."""
+    def call(self, logits: View, tokens: int) -> PackedCall:
+        """The call that chooses from ``logits``, one row of V a token, and puts the tokens at an address."""
         count = math.prod(logits.shape) // self._vocab_size
         tensor = self._device.tensor
         arguments = (
@@ -74,17 +73,21 @@ class DeviceSampler:
             tensor(View(self._mirror.address, "int32", (count, words.OPTION_WORDS))),
             tensor(View(self._seen.address, "int32", (self.rows, self._words))),
             tensor(View(self._workspace.address, "uint8", (count * words.row_bytes(self._vocab_size),))),
-            tensor(View(self._tokens.address, "int64", (count,))),
+            tensor(View(tokens, "int64", (count,))),
         )
         return PackedCall("sampling", self._function, arguments)
 
-    def read(self, sequences: list[Sequence]) -> list[int]:
-        """The tokens that were chosen, noted by the sequences' samplers."""
-        chosen = self._device.read(View(self._tokens.address, "int64", (len(sequences),))).tolist()
-        tokens = [int(token) for token in chosen]
-        for sequence, token in zip(sequences, tokens, strict=True):
-            sequence.sampler.accept(token)
-        return tokens
+    def read(self, sequences: list[Sequence], tokens: int) -> Callable[[], list[int]]:
+        """Begin to read the tokens that are chosen; they are noted by the sequences' samplers once they are there."""
+        wait = self._results.begin(View(tokens, "int64", (len(sequences),)))
+
+        def finish() -> list[int]:
+            chosen: list[int] = wait().tolist()
+            for sequence, token in zip(sequences, chosen, strict=True):
+                sequence.sampler.accept(token)
+            return chosen
+
+        return finish
 
     def _base(self, sequence: Sequence) -> NDArray[np.int32]:
         """What stays the same from step to step; a sequence that needs a slot gets that of its page table row."""
@@ -123,5 +126,5 @@ def option_words(sequence: Sequence, slot: int) -> NDArray[np.int32]:
 
 def sampler_bytes(vocab_size: int, rows: int) -> int:
     """Device memory of a `DeviceSampler`, without what is staged."""
-    sizes = 4 * rows * words.seen_words(vocab_size), rows * words.row_bytes(vocab_size), 8 * rows
+    sizes = 4 * rows * words.seen_words(vocab_size), rows * words.row_bytes(vocab_size)
     return sum(-(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for size in sizes)

@@ -10,16 +10,22 @@ from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
 from moec.runtime.devices.protocol import ALIGNMENT_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from moec.runtime.devices.cuda.driver import Handle
     from moec.runtime.devices.cuda.resources import Resources
 
 
+SMALL_BYTES = 64 << 10
+"""Mirrors up to this size are copied as a whole, so that neighbours go in one copy."""
+
+
 class StagedMirror:
     """A host array and its copy on the GPU (see `moec.runtime.devices.protocol.Mirror`)."""
 
-    __slots__ = ("_array", "_staging", "_target", "address")
+    __slots__ = ("_array", "_offset", "_staging", "_target", "address")
 
     def __init__(self, staging: Staging, array: NDArray[Any], offset: int) -> None:
         self._staging = staging
@@ -27,22 +33,26 @@ class StagedMirror:
         self._target: NDArray[Any] = (
             staging.bytes[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
         )
+        self._offset = offset
         self.address = staging.address + offset
 
-    def update(self, items: int | None = None) -> None:
+    def update(self, items: int | None = None, first: int = 0) -> None:
         """Take what the host has written into the next copy."""
+        rows = slice(first, None if items is None else first + items)
         self._staging.begin_writing()
-        if items is None:
-            self._target[...] = self._array
+        self._target[rows] = self._array[rows]
+        if self._array.nbytes <= SMALL_BYTES:
+            self._staging.write(self._offset, -(-self._array.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
         else:
-            self._target[:items] = self._array[:items]
+            begin = self._offset + first * self._array.strides[0]
+            self._staging.write(begin, self._array[rows].nbytes)
 
 
 class Staging:
-    """One block of pinned memory and its copy on the GPU, always copied as a whole.
+    """One block of pinned memory and its copy on the GPU; what the host has written is copied before the next calls.
 
-    The copy is asynchronous, so the host waits before it writes again until the last one is done; after a step whose
-    tokens were read that takes no time.
+    Copies are asynchronous, so the host waits before it writes again until the last one is done: some microseconds
+    after the tokens of the step in front of it were read, even if its own step runs by now.
 
     Args:
         resources: where memory comes from.
@@ -57,11 +67,10 @@ class Staging:
         self._memory = DeviceMemory(resources, capacity_bytes)
         self._copied = resources.event()
         self._used = 0
+        self._written: list[tuple[int, int]] = []
         self.address = self._memory.address
         self.bytes = self._pinned.bytes
         self.bytes[:] = 0
-        self.dirty = False
-        """Whether the host has written since the last copy."""
 
     def mirror(self, array: NDArray[Any]) -> StagedMirror:
         """Give an array its place in the block."""
@@ -73,18 +82,34 @@ class Staging:
 
     def begin_writing(self) -> None:
         """Wait, where nothing was written since the last copy, until that has been done."""
-        if not self.dirty:
+        if not self._written:
             self._driver.wait(self._copied)
-            self.dirty = True
+
+    def write(self, begin: int, size_bytes: int) -> None:
+        """Note a part that the host has written; `begin_writing` came before."""
+        self._written.append((begin, begin + size_bytes))
 
     def copy(self) -> None:
-        """Put the copy into the stream; `copied` must follow, once it is there for good."""
-        self._driver.copy_in(self.address, self._pinned.address, self._used, self._stream)
-
-    def copied(self) -> None:
-        """Note that a copy is in the stream."""
+        """Put what was written into the stream, neighbours in one copy."""
+        if not self._written:
+            return
+        for begin, end in joined(self._written):
+            self._driver.copy_in(
+                self.address + begin, self._pinned.address + begin, end - begin, self._stream
+            )
         self._driver.record(self._copied, self._stream)
-        self.dirty = False
+        self._written.clear()
+
+
+def joined(parts: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Parts from begin to end, in order, those that touch as one."""
+    result: list[tuple[int, int]] = []
+    for begin, end in sorted(parts):
+        if result and begin <= result[-1][1]:
+            result[-1] = result[-1][0], max(end, result[-1][1])
+        else:
+            result.append((begin, end))
+    return result
 
 
 def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

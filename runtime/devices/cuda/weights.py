@@ -74,6 +74,8 @@ class ResidentWeights:
 class ResidentExperts:
     """Makes the calls of experts that are all on the GPU (see `moec.runtime.expert_calls.ExpertCalls`)."""
 
+    runs_beside = True
+
     def __init__(self, device: CudaDevice, bundle: Bundle, weights: ResidentWeights) -> None:
         self.recorder: RoutingRecorder | None = None
         self.weights = weights

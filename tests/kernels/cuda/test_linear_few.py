@@ -12,7 +12,7 @@ from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, store, symbol
 from moec.compiler.kernels.cuda.few_tiling import STEP_COLUMNS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import Block
-from moec.compiler.kernels.cuda.linear_few import FewGroup, emit_linear_few, read_rows, store_rows
+from moec.compiler.kernels.cuda.linear_few import FewGroup, FewProduct, emit_linear_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.primitives import i32, shared, sync
 from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated
@@ -98,7 +98,9 @@ def _group(columns: int, tiling: Tiling | None, dtype: str = "bfloat16") -> Emul
             lambda i, _, token, row: T.cast(token, "int64") * i64(ROWS[i]) + T.cast(row, "int64"),
         )
         prologue = read_rows(x, lambda token, _: T.cast(token, "int64") * i64(columns))
-        emit_linear_few(FewGroup(ROWS, columns, dtype), others[:3], tokens, prologue, epilogue, tiling)
+        group = FewGroup(ROWS, columns, dtype)
+        product = FewProduct(group, others[:3], tokens, prologue, epilogue, tiling or group.tiling())
+        emit_linear_few(product)
 
     return Emulated(build("group", body))
 
@@ -167,7 +169,7 @@ def test_batch_with_tokens_outside() -> None:
             lambda _, number, token, row: line(token, number) * i64(rows) + T.cast(row, "int64"),
         )
         group = FewGroup((rows,), columns, "float16", batch)
-        emit_linear_few(group, [weight], tokens, prologue, epilogue)
+        emit_linear_few(FewProduct(group, [weight], tokens, prologue, epilogue, group.tiling()))
 
     kernel = Emulated(build("heads", body))
     generator = torch.Generator().manual_seed(3)
@@ -210,7 +212,8 @@ def test_a_prologue_may_use_the_whole_block(dtype: str) -> None:
         epilogue = store_rows(
             [out], [None], (rows,), lambda _, b, t, row: T.cast(t * i32(rows) + row, "int64")
         )
-        emit_linear_few(FewGroup((rows,), columns, dtype), [weight], tokens, prologue, epilogue)
+        group = FewGroup((rows,), columns, dtype)
+        emit_linear_few(FewProduct(group, [weight], tokens, prologue, epilogue, group.tiling()))
 
     kernel = Emulated(build("normed", body))
     generator = torch.Generator().manual_seed(4)

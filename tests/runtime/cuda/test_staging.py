@@ -8,6 +8,7 @@ import pytest
 
 from moec.errors import BudgetError, DeviceError
 from moec.runtime.devices.cuda.device import CudaDevice, check_ordinal
+from moec.runtime.devices.cuda.staging import SMALL_BYTES, joined
 from moec.runtime.devices.names import parse_ordinal
 from moec.runtime.devices.protocol import HostCall, PackedCall, View
 from moec.runtime.stats import Stats
@@ -75,7 +76,7 @@ def test_only_lists_that_run_often_and_without_the_host_become_graphs() -> None:
     assert driver.log.count("launch") == 2
 
 
-def test_a_graph_that_was_captured_with_a_copy_holds_it() -> None:
+def test_what_was_written_is_copied_before_a_graph_too() -> None:
     driver = FakeDriver()
     gpu = device(driver)
     mirror = gpu.mirror(np.zeros(4, np.int32))
@@ -84,8 +85,57 @@ def test_a_graph_that_was_captured_with_a_copy_holds_it() -> None:
     for _ in range(3):
         mirror.update()
         run()
-    eager, captured = ["wait", "copy_in", "record"], ["wait", "begin_capture", "copy_in", "end_capture"]
-    assert driver.log == [*eager, *captured, "launch", "record", "wait", "launch", "record"]
+    run()
+    copied = ["wait", "copy_in", "record"]
+    captured = ["begin_capture", "end_capture", "launch"]
+    assert driver.log == [*copied, *copied, *captured, *copied, "launch", "launch"]
+
+
+def test_neighbours_go_in_one_copy_and_of_large_mirrors_only_what_was_written() -> None:
+    driver = FakeDriver()
+    gpu = CudaDevice(driver, 0, lambda *_: None)
+    gpu.open(1 << 20, 8 * SMALL_BYTES)
+    small = [np.full(100, number, np.int32) for number in range(3)]
+    large = np.arange(SMALL_BYTES, dtype=np.int32).reshape(-1, 1024)
+    mirrors = [gpu.mirror(array) for array in (*small, large)]
+    for mirror in mirrors:
+        mirror.update()
+    run = gpu.prepare([packed(lambda: None)], Stats())
+    driver.log.clear()
+    run()
+    assert driver.log == ["copy_in", "record"]
+    for array in (*small, large):
+        array += 5
+    driver.log.clear()
+    for mirror in mirrors[:2]:
+        mirror.update(1)
+    mirrors[3].update(1, 3)
+    run()
+    assert driver.log == ["wait", "copy_in", "copy_in", "record"]
+    found = gpu.read(View(mirrors[3].address, "int32", large.shape))
+    changed = np.zeros(large.shape, np.bool_)
+    changed[3] = True
+    np.testing.assert_array_equal(found, np.where(changed, large, large - 5))
+    assert [gpu.read(View(mirror.address, "int32", (1,)))[0] for mirror in mirrors[:3]] == [5, 6, 2]
+
+
+def test_parts_that_touch_are_one() -> None:
+    assert joined([(8, 12), (0, 4), (4, 8), (20, 24), (2, 3)]) == [(0, 12), (20, 24)]
+    assert joined([]) == []
+
+
+def test_two_results_are_kept_while_more_is_put_into_the_stream() -> None:
+    driver = FakeDriver()
+    gpu = device(driver)
+    memory, results = gpu.hold(np.arange(3, dtype=np.int64)), gpu.results(64)
+    view = View(memory.address, "int64", (3,))
+    first = results.begin(view)
+    gpu.write(memory.address, np.arange(3, 6, dtype=np.int64))
+    second = results.begin(view)
+    gpu.write(memory.address, np.zeros(3, np.int64))
+    driver.log.clear()
+    assert (first().tolist(), second().tolist()) == ([0, 1, 2], [3, 4, 5])
+    assert driver.log == ["wait", "wait"]
 
 
 def test_time_goes_to_the_stages() -> None:

@@ -50,6 +50,8 @@ class OffloadedExperts:
         weights: all other weights, kept with the calls: whoever holds addresses in them must hold them too.
     """
 
+    runs_beside = False
+
     def __init__(
         self,
         device: CudaDevice,

@@ -1,0 +1,126 @@
+"""Routed experts and the shared expert in front of them in one function: the same as one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from moec.artifacts.experts import layout
+from moec.artifacts.model import SegmentStep
+from moec.compiler.kernels.cuda.experts import experts, workspace_bytes
+from moec.compiler.kernels.cuda.experts_beside import MOST_TOKENS
+from moec.compiler.lowering.kernel_library import CudaKernels, side_segments
+from moec.compiler.lowering.lower import import_segments, packed_functions
+from moec.compiler.lowering.pipeline import pipeline, run_passes
+from moec.compiler.lowering.program import read_segment
+from moec.compiler.lowering.targets import parse_target
+from moec.runtime.tensors import aligned_empty
+from tests.support.cuda_emulator import Emulated
+from tests.support.graphs import parts
+from tests.support.tiny_models import TINY
+
+WITH = sorted(name for name in TINY if list(side_segments(parts(name, "bfloat16").model)))
+TYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": np.uint16, "int64": np.int64}
+
+
+def filled(shape: tuple[int, ...], dtype: str, random: np.random.Generator) -> NDArray[Any]:
+    array = aligned_empty(shape, TYPES[dtype])
+    values = (random.standard_normal(shape) * 0.3).astype(np.float32)
+    array[...] = values.view(np.uint32) >> 16 if dtype == "bfloat16" else values
+    return array
+
+
+class Setting:
+    """A model's experts with the segment in front of them, and the functions that run them."""
+
+    def __init__(self, name: str) -> None:
+        partitioned = parts(name, "bfloat16")
+        self.model = partitioned.model
+        products: dict[str, Any] = {}
+        module = run_passes(
+            import_segments(partitioned.functions, self.model),
+            pipeline(parse_target("cuda-sm_80"), products),
+            None,
+        )
+        segments = [
+            read_segment(spec.name, module[spec.name], len(spec.inputs), self.model.class_name)
+            for spec in self.model.functions
+        ]
+        made = list(CudaKernels().beside(self.model, segments, products))
+        if not made:
+            pytest.skip("the shared expert's blocks are not as large as the routed ones'")
+        self.record, together = made[0]
+        self.body = next(body for body in self.model.bodies if body.name == self.record.body)
+        self.segment = next(each for each in segments if each.name == self.record.segment)
+        self.spec = next(spec for spec in self.model.functions if spec.name == self.record.segment)
+        loops = packed_functions(module, [self.segment], {})
+        self.top_k = max(layer.top_k for layer in self.model.experts)
+        self.run = Emulated(
+            *(function for _, function in loops.functions_items()),
+            experts(self.body, self.top_k).with_attr("global_symbol", f"experts_{self.body.name}"),
+            together.with_attr("global_symbol", self.record.function),
+        )
+
+
+def size(shape: tuple[int | str, ...], tokens: int) -> tuple[int, ...]:
+    return tuple(
+        extent if isinstance(extent, int) else int(extent.removesuffix("T") or 1) * tokens for extent in shape
+    )
+
+
+@pytest.mark.parametrize("name", WITH)
+def test_one_function_for_both_makes_what_two_make(name: str) -> None:
+    setting = Setting(name)
+    assert any(isinstance(step, SegmentStep) and step.side for step in setting.model.steps)
+    for tokens in (1, MOST_TOKENS):
+        apart, together = (results(setting, tokens, both=both) for both in (False, True))
+        for expected, actual in zip(apart, together, strict=True):
+            assert np.abs(expected).max() > 0
+            assert np.array_equal(expected, actual)
+
+
+def results(setting: Setting, tokens: int, *, both: bool) -> list[NDArray[Any]]:
+    """The experts' result and the segment's outputs."""
+    random, body, count = np.random.default_rng(tokens), setting.body, 5
+    stride = layout(body).stride_bytes
+    weights = filled((count, stride // 2), "bfloat16", random)
+    table = aligned_empty((count,), np.int64)
+    table[...] = weights.ctypes.data + np.arange(count) * stride
+    x = filled((tokens, body.hidden), "float32", random)
+    index = aligned_empty((tokens, setting.top_k), np.int64)
+    index[...] = random.integers(0, count, index.shape)
+    chosen = filled(index.shape, "float32", random)
+    fixed, each = workspace_bytes(body, setting.top_k, count)
+    own = [x, index, chosen, table, aligned_empty((fixed + each * tokens,), np.uint8)]
+    out = aligned_empty(x.shape, np.float32)
+    pools: dict[str, list[NDArray[Any]]] = {
+        "input": [filled(size(spec.shape, tokens), spec.dtype, random) for spec in setting.spec.inputs],
+        "weight": [filled(size(spec.shape, tokens), spec.dtype, random) for spec in setting.spec.weights],
+        "output": [
+            aligned_empty(size(spec.shape, tokens), TYPES[spec.dtype]) for spec in setting.spec.outputs
+        ],
+        "local": [
+            aligned_empty(size(spec.shape, tokens), TYPES[spec.dtype]) for spec in setting.segment.locals
+        ],
+    }
+    calls = [
+        (
+            call.function,
+            [
+                (pools[item.source][item.number].reshape(size(item.shape, tokens)), item.dtype)
+                for item in call.operands
+            ],
+        )
+        for call in setting.segment.calls
+    ]
+    if both:
+        beside = [operand for _, operands in calls for operand in operands]
+        setting.run(setting.record.function, *own, *beside, out)
+    else:
+        for function, operands in calls:
+            setting.run(function, *operands)
+        setting.run(f"experts_{body.name}", *own, out)
+    return [out, *pools["output"]]
