@@ -68,7 +68,7 @@ def experts_beside(name: str, body: ExpertBody, products: tuple[Product, Product
             ProductKernel(products[1], tokens, buffers[second:-1]),
         ]
         emit_gate_up_few(body, call, middle, beside=shared[0].few())
-        emit_down_few(body, call, middle)  # directly behind the first launch: it relies on that
         emit_linear_few(shared[1].few())
+        emit_down_few(body, call, middle)
 
     return build(name, emit)

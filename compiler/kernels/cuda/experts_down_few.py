@@ -4,8 +4,9 @@ A block has a tile of rows and takes every distinct expert of the step in turn, 
 while it multiplies with one. What each choice of a token contributes is kept apart until the end and added in the
 order of the choices, so that a token's result does not depend on the others.
 
-The first launch lets this one begin after its own ``wait_previous``: whatever came before it, the choices and the table
-among that, may be read here at once, and the first weights are loaded before the values between the products are there.
+The first launch lets the one behind it begin only after its own ``wait_previous``, and this one comes no earlier: what
+came before the first launch, the choices and the table among that, may be read here at once, and the first weights are
+loaded before the values between the products are there.
 """
 
 from __future__ import annotations
