@@ -34,6 +34,8 @@ class LayerFootprint:
     """Bytes read to run one expert."""
     stride_bytes: int
     """Bytes that one expert occupies."""
+    second_bytes: int = 0
+    """Where in an expert ``down`` begins: what comes before is read by the first of its products."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def _layers(model: ModelRecord) -> tuple[LayerFootprint, ...]:
             layer.top_k,
             layouts[layer.body].expert_bytes,
             layouts[layer.body].stride_bytes,
+            layouts[layer.body].part("down").offset_bytes,
         )
         for layer in model.experts
     )

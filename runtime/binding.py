@@ -225,7 +225,7 @@ class _PartBinding:
             return [] if together else self._segment(number, step)
         if isinstance(step, AttentionStep):
             return [self._attention(number, step)]
-        return [self._routed(number, step)]
+        return self._routed(number, step)
 
     def _segment(self, number: int, step: SegmentStep) -> list[Call]:
         binder = self._binder
@@ -267,7 +267,7 @@ class _PartBinding:
         )
         return PackedCall("attention", binder.function(name), arguments)
 
-    def _routed(self, number: int, step: ExpertsStep) -> Call:
+    def _routed(self, number: int, step: ExpertsStep) -> list[Call]:
         binder, name = self._binder, kernel_name(self._binder.model, step)
         views = tuple(self._value(value) for value in (step.hidden, step.index, step.weight, step.output))
         extra = binder.workspace(name, number, 0, self._count)
@@ -278,7 +278,7 @@ class _PartBinding:
             calls = binder.segment(side.function).calls
             views_beside = (self._view(number - 1, side, each) for call in calls for each in call.operands)
             extra, name = (*extra, *views_beside), beside.function
-        return binder.experts().call(step.layer, binder.function(name), views, extra)
+        return binder.experts().calls(step.layer, binder.function(name), views, extra)
 
     def _value(self, name: ValueId) -> View:
         return self._binder.value(self._part, name, self._count, self._mirrors, gathered=self._gathered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,16 +10,19 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.footprint import LOGIT_ROWS, TABLE_ENTRY_BYTES, footprint
 from moec.artifacts.paths import DENSE_NAME, experts_name
 from moec.artifacts.sampling import OPTION_WORDS
+from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
 from moec.errors import BudgetError
 from moec.runtime.arena import plan_arena
 from moec.runtime.cache.pages import pages_for
 from moec.runtime.devices.cuda.sampling import sampler_bytes
 from moec.runtime.devices.protocol import ALIGNMENT_BYTES
+from moec.runtime.expert_slots import plan_slots, state_bytes
 from moec.runtime.layout import chain_layout
 
 if TYPE_CHECKING:
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.reader import Bundle
+    from moec.runtime.expert_slots import SlotPlan
 
 GRAPH_BYTES = 32 << 20
 """Set aside for captured graphs, which the driver keeps on the GPU."""
@@ -67,6 +71,8 @@ class DevicePlan:
     needs: DeviceNeeds
     cache_pages: int
     limit_bytes: int
+    slots: SlotPlan | None = None
+    """Where the experts are; ``None``: all on the GPU."""
 
     @property
     def cache_bytes(self) -> int:
@@ -80,7 +86,7 @@ class DevicePlan:
 
     @property
     def expert_bytes(self) -> int:
-        """All routed experts."""
+        """All routed experts, or what there is for them."""
         return self.needs.expert_bytes
 
     @property
@@ -151,6 +157,56 @@ def plan_device_memory(
     if plan.total_bytes > limit_bytes:
         raise _too_small(plan)
     return plan
+
+
+def plan_offload(
+    bundle: Bundle,
+    resident: DeviceNeeds,
+    *,
+    limit_bytes: int,
+    host_bytes: int,
+    cache_tokens: int | None,
+    max_batch: int,
+) -> DevicePlan:
+    """Divide the GPU's memory where it does not hold all experts.
+
+    Args:
+        bundle: its profile says what each slot is worth; a schedule that fits who leaves, and which steps stream.
+        resident: what a model with all its experts needs.
+        limit_bytes: the budget.
+        host_bytes: room for experts in host memory.
+        cache_tokens: tokens of key-value cache, all sequences together; ``None``: ``max_batch`` full contexts, but no
+            more than a quarter of the limit.
+        max_batch: sequences at once.
+
+    Raises:
+        BudgetError: the limit does not even hold what is no expert, or host memory not the experts of one step.
+    """
+    layers, schedules = footprint(bundle.model).layers, bundle.schedule.schedules
+    base = dataclasses.replace(resident, expert_bytes=0, table_bytes=state_bytes(layers))
+    if cache_tokens is None:
+        full = max_batch * pages_for(bundle.model.max_context)
+        quarter = limit_bytes // 4 // max(1, base.cache_page_bytes)
+        cache_tokens = PAGE_TOKENS * max(1, min(full, quarter))
+    plan = plan_device_memory(
+        base,
+        max_context=bundle.model.max_context,
+        limit_bytes=limit_bytes,
+        cache_tokens=cache_tokens,
+        max_batch=max_batch,
+    )
+    schedule = best_schedule(schedules, limit_bytes, host_bytes)
+    slots = plan_slots(
+        layers,
+        bundle.schedule.profile,
+        DEFAULT_POLICY if schedule is None else schedule.policy,
+        None if schedule is None else schedule.prefill.streamed_from_tokens,
+        device_bytes=limit_bytes - plan.total_bytes,
+        host_bytes=host_bytes,
+        max_batch=max_batch,
+    )
+    needs = dataclasses.replace(base, expert_bytes=slots.slot_bytes + slots.stage_bytes)
+    return DevicePlan(needs, plan.cache_pages, limit_bytes, slots)
 
 
 def _too_small(plan: DevicePlan) -> BudgetError:

@@ -80,6 +80,10 @@ class ChainExecutor:
         self._experts.recorder = recorder
         self._bound.clear()
 
+    def count(self) -> None:
+        """Bring the counters of experts up to date."""
+        self._experts.count(self._stats)
+
     def close(self) -> None:
         """Let go of all memory."""
         self._bound.clear()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moec.runtime.experts import ExpertStore
     from moec.runtime.prefetch import Prefetcher
     from moec.runtime.routing import RoutingRecorder
+    from moec.runtime.stats import Stats
 
 
 class ExpertCalls(Protocol):
@@ -29,10 +30,10 @@ class ExpertCalls(Protocol):
     runs_beside: bool
     """Whether a layer's call may do what is in front of it too (see `moec.artifacts.program.Beside`)."""
 
-    def call(
+    def calls(
         self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
-    ) -> Call:
-        """The call of one layer.
+    ) -> list[Call]:
+        """The calls of one layer.
 
         Args:
             layer: ordinal of the MoE layer.
@@ -40,6 +41,10 @@ class ExpertCalls(Protocol):
             views: hidden ``[T, H]``, index ``[T, K]`` int64, weight ``[T, K]`` and the result ``[T, H]``.
             workspace: one view, or none; then what the function takes for the segment in front of it.
         """
+        ...
+
+    def count(self, stats: Stats) -> None:
+        """Add what was counted elsewhere than in ``stats`` since the last time."""
         ...
 
 
@@ -53,10 +58,13 @@ class HostExperts:
         self._store, self._prefetcher = store, prefetcher
         self._tables: dict[int, Any] = {}
 
-    def call(
+    def count(self, stats: Stats) -> None:
+        """Nothing: the store counts as it goes."""
+
+    def calls(
         self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
-    ) -> Call:
-        """See `ExpertCalls.call`."""
+    ) -> list[Call]:
+        """See `ExpertCalls.calls`."""
         if layer not in self._tables:
             self._tables[layer] = self._store.table(layer)
         table, extra = self._tables[layer], tuple(tensor_at(*view) for view in workspace)
@@ -78,7 +86,7 @@ class HostExperts:
                 store.use(layer, choices[start:end])
                 _run_rows(function, views, (table, *extra), start, end)
 
-        return HostCall("experts", run)
+        return [HostCall("experts", run)]
 
     def _look_ahead(self, layer: int, states: NDArray[Any], choices: NDArray[Any]) -> None:
         """Check the guess for ``layer``, and have the next layer's likely experts read while this one computes."""

@@ -63,13 +63,15 @@ def load(
 
     Args:
         path: the bundle's folder.
-        device: ``cpu``, or ``cuda:0``: the first GPU, with all weights in its memory.
+        device: ``cpu``, or ``cuda:0``: the first GPU, with all experts in its memory where they fit, else with a cache
+            of experts in its memory and the others in host memory and in the file.
         device_memory: hard limit on what the model allocates on the GPU (weights, cache, activations, code): bytes, a
             text such as ``8GiB`` or ``75%``, or a ratio of the GPU's memory. ``None``: what is free, less some. The
             driver's own context is not counted. On ``cpu`` it must be ``None``.
         host_memory: hard limit on what the model keeps resident (weights, cache, activations): bytes, a text
             such as ``8GiB`` or ``75%``, or a ratio such as 0.75 of the machine's memory. Experts beyond it
-            stay in the file. ``None``: no limit. Python itself and its libraries are not counted.
+            stay in the file. ``None``: no limit; with a GPU, nine tenths of what is available. With a GPU it counts
+            pinned memory: experts, and what every step is told. Python itself and its libraries are not counted.
         cpu_threads: threads of the kernels; ``None``: all CPUs that the process may use (by its affinity, its
             cgroup's quota and ``OMP_NUM_THREADS``). The last load decides for all models of the process. Only
             the first can have more threads than there are CPUs.
@@ -117,7 +119,9 @@ def load(
         from moec.runtime.loading_cuda import CudaOptions, load_cuda
 
         sizes = max_batch, max_step_tokens, cache_tokens
-        options = CudaOptions(parse_ordinal(device), device_memory, cpu_threads, *sizes, verify)
+        options = CudaOptions(
+            parse_ordinal(device), device_memory, host_memory, cpu_threads, *sizes, verify=verify
+        )
         return _recording(load_cuda(path, options, progress), trace_path, trace_capacity)
     max_step_tokens = max_step_tokens or max(CPU_STEP_TOKENS, max_batch + 1)
     budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")

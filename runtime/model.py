@@ -46,7 +46,6 @@ class Model:
         memory: what it takes, by purpose.
         target: name of the compiled target that runs.
         cpu_threads: threads that its kernels run on.
-        stats: counters since it was loaded.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Model:
         self.target = target
         self.cpu_threads = cpu_threads
         self.memory = memory
-        self.stats: Stats = engine.stats
+        self._stats = engine.stats
         self._engine: Engine | None = engine
         self._executor = executor
         self._recording: tuple[RoutingRing, Path] | None = None
@@ -75,6 +74,13 @@ class Model:
         if self._engine is None:
             raise RequestError("The model is closed.", "close() was called.", "Load it again.")
         return self._engine
+
+    @property
+    def stats(self) -> Stats:
+        """Counters since it was loaded; where a GPU counts, looking waits for it."""
+        if self._executor is not None:
+            self._executor.count()
+        return self._stats
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -64,3 +64,20 @@ def plan_largest_step(
         assert refusal is not None, "there is always a size to try"
         raise refusal
     return fitting
+
+
+def plan_offloaded_step(plan: Callable[[int], DevicePlan], *, max_batch: int, max_context: int) -> DevicePlan:
+    """The plan of the largest step that leaves cached experts their room; arguments as for `plan_largest_step`.
+
+    Raises:
+        BudgetError: the smallest step does not fit either.
+    """
+    *larger, least = step_sizes(max_batch, max_context)
+    for tokens in larger:
+        try:
+            fitting = plan(tokens)
+        except BudgetError:
+            continue
+        if fitting.needs.arena_bytes <= ARENA_SHARE * fitting.limit_bytes:
+            return fitting
+    return plan(least)

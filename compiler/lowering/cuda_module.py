@@ -191,11 +191,12 @@ def _function_table(module: tvm.IRModule, source: str) -> dict[str, Any]:
 
 
 def _waits(symbol: str, source: str) -> bool:
-    """Whether a kernel itself waits for the one before it, so that it can be launched early."""
+    """Whether a kernel itself waits for what it needs of the one before it, so that it can be launched early."""
     start = re.search(rf"\b{re.escape(symbol)}\([^;{{]*\) \{{", source)
     assert start is not None, symbol
     end = source.find(KERNEL, start.end())
-    return "moec_wait_previous()" in source[start.end() : end if end > 0 else None]
+    text = source[start.end() : end if end > 0 else None]
+    return "moec_wait_previous()" in text or "moec_wait_count(" in text
 
 
 def _argument_type(parameter: Any) -> str:

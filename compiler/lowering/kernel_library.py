@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from moec.artifacts.model import ExpertsStep, SegmentStep
 from moec.artifacts.program import HOPPER, Beside, Workspace
 from moec.artifacts.sampling import SAMPLE
+from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -86,8 +87,12 @@ class CudaKernels:
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
         from moec.compiler.kernels.cuda.attention import attention, has_hopper
-        from moec.compiler.kernels.cuda.experts import experts, fits_hopper
+        from moec.compiler.kernels.cuda.experts import experts, experts_cached, fits_hopper
+        from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN
+        from moec.compiler.kernels.cuda.experts_few import runs_few
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
+        from moec.compiler.kernels.cuda.slots.assign import assign
+        from moec.compiler.kernels.cuda.slots.fetch import fetch
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec)
@@ -98,6 +103,11 @@ class CudaKernels:
             yield f"experts_{body.name}", experts(body, chosen)
             if self.hopper and fits_hopper(body):
                 yield f"experts_{body.name}{HOPPER}", experts(body, chosen, hopper=True)
+            if runs_few(body) and chosen <= MOST_CHOSEN:
+                yield f"{CACHED}{body.name}", experts_cached(body)
+        if model.bodies:
+            yield ASSIGN, assign()
+            yield FETCH, fetch()
         if model.vocab_size <= MAX_VOCAB:
             yield SAMPLE, sample(model.vocab_size)
 

@@ -8,6 +8,7 @@ import pytest
 from tvm import tirx
 
 from moec.artifacts.model import ModelRecord
+from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 from moec.compiler.kernels.cuda.product import declare
 from moec.compiler.lowering.kernel_library import CpuKernels, CudaKernels
 from moec.compiler.lowering.passes.dispatch_linear import LinearShape
@@ -32,11 +33,22 @@ def test_named_kernels_take_the_same_tensors_on_every_target(name: str) -> None:
     cuda = {kernel: tensors(function) for kernel, function in CudaKernels().model(model)}
     sample = cuda.pop("sample")
     assert [dtype for dtype, _ in sample] == ["float32", "int32", "int32", "uint8", "int64"]
+    _check_cache_kernels(model, cuda)
     for kernels, found in ((CpuKernels(LANES), cpu), (CudaKernels(), cuda)):
         for workspace in kernels.workspaces(model):
             assert found[workspace.function].pop(-2) == ("uint8", ["?"])
     assert cpu == cuda
     _check_types(model, cpu)
+
+
+def _check_cache_kernels(model: ModelRecord, kernels: dict[str, list[tuple[str, list[str]]]]) -> None:
+    """Those of experts off the GPU take the state besides; only a GPU has them."""
+    assert kernels.pop(ASSIGN) == [("int64", ["?", "?"]), ("int64", ["?"]), *[("int64", ["?", "?"])] * 2]
+    assert kernels.pop(FETCH) == [("int64", ["?"])]
+    for body in model.bodies:
+        cached = kernels.pop(f"{CACHED}{body.name}")
+        assert cached.pop(4) == ("int64", ["?"])
+        assert cached == kernels[f"experts_{body.name}"]
 
 
 def _check_types(model: ModelRecord, kernels: dict[str, list[tuple[str, list[str]]]]) -> None:

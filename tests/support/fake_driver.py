@@ -79,6 +79,14 @@ class FakeDriver:
             self.alive["pinned"].remove(address)
             del self._host[address]
 
+    def register(self, address: int, size_bytes: int) -> None:
+        self._call("register")
+        self.alive["pinned"].add(address)
+
+    def unregister(self, address: int) -> None:
+        self._call("unregister")
+        self.alive["pinned"].remove(address)
+
     def create_stream(self) -> Handle:
         return self._make("stream")
 
@@ -103,6 +111,9 @@ class FakeDriver:
     def happened(self, event: Handle) -> bool:
         self._call("happened")
         return True
+
+    def wait_in(self, stream: Handle, event: Handle) -> None:
+        self._call("wait_in")
 
     def milliseconds(self, start: Handle, end: Handle) -> float:
         return 2.0

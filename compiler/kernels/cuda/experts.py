@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.program import HOPPER
+from moec.artifacts.slots import CACHED
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, either, i64, symbol
 from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN, emit_down_few
 from moec.compiler.kernels.cuda.experts_few import MIDDLE_BYTES, ExpertCall, emit_gate_up_few, runs_few
@@ -68,6 +69,33 @@ def experts(body: ExpertBody, top_k: int, *, hopper: bool = False) -> tirx.PrimF
             either(few, lambda: _exact(body, call), lambda: emit_experts_many(body, call, top_k, tiles))
 
     return build(f"experts_{body.name}{HOPPER if hopper else ''}", emit)
+
+
+def experts_cached(body: ExpertBody) -> tirx.PrimFunc:
+    """The kernel ``experts_cached_<body>(x, index, weight, table, state, workspace, out)`` for at most eight tokens.
+
+    It is the first branch of ``experts``, bit for bit, for experts of which some may still be on their way: it runs
+    after ``fetch_experts`` and beside it. Only for bodies that ``runs_few``, and at most ``MOST_CHOSEN`` choices.
+    """
+
+    def emit() -> None:
+        tokens, chosen, count, size = symbol("T"), symbol("K"), symbol("E"), symbol("W")
+        words = symbol("S")
+        x, index, weight, table, state, workspace, out = arguments(
+            Argument("x", (tokens, body.hidden), "float32"),
+            Argument("index", (tokens, chosen), "int64"),
+            Argument("weight", (tokens, chosen), "float32"),
+            Argument("table", (count,), "int64"),
+            Argument("state", (words,), "int64"),
+            Argument("workspace", (size,), "uint8"),
+            Argument("out", (tokens, body.hidden), "float32"),
+        )
+        call = ExpertCall(x, index, weight, table, workspace, out, tokens, chosen, count)
+        middle = T.decl_buffer(workspace.shape, "uint16", data=workspace.data, align=64)
+        emit_gate_up_few(body, call, middle, state=state)
+        emit_down_few(body, call, middle, state=state)
+
+    return build(f"{CACHED}{body.name}", emit)
 
 
 def _exact(body: ExpertBody, call: ExpertCall) -> None:

@@ -34,6 +34,7 @@ from moec.compiler.kernels.cuda.primitives import (
     sync,
     wait_previous,
 )
+from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
 from moec.compiler.kernels.cuda.threads import read
 
 if TYPE_CHECKING:
@@ -48,14 +49,22 @@ MOST_CHOSEN = 16
 ENTRIES = FEW_TOKENS * MOST_CHOSEN
 
 
-def emit_down_few(body: ExpertBody, call_: ExpertCall, middle: Buffer, tiling: Tiling | None = None) -> None:
+def emit_down_few(
+    body: ExpertBody,
+    call_: ExpertCall,
+    middle: Buffer,
+    tiling: Tiling | None = None,
+    state: Buffer | None = None,
+) -> None:
     """Emit the second launch; arguments as for ``emit_gate_up_few``."""
     tiling = tiling or choose_tiling(body.hidden, body.intermediate)
     tiles = -(-body.hidden // (TILE_ROWS * tiling.row_warps))
     with launch((tiles,), tiling.threads) as ((tile,), thread):
         blocks_at_once(tiling.blocks)
-        step = _read_step(call_, thread, tiling.threads)
-        down = _Down(body, call_, middle, tiling, tile, step, shared(ENTRIES * TILE_ROWS * tiling.row_warps))
+        arrivals = None if state is None else Arrivals.of(state)
+        step = _read_step(call_, thread, tiling.threads, arrivals)
+        parts = shared(ENTRIES * TILE_ROWS * tiling.row_warps)
+        down = _Down(body, call_, middle, tiling, tile, step, parts, arrivals)
         down.clear(thread)
         with when(step.experts > i32(0)):
             down.emit(thread)
@@ -79,14 +88,14 @@ class _Step:
     experts: Expr
     """How many distinct ones there are."""
     expert: Buffer
-    """``[experts]``, by first choice."""
+    """``[experts]``, by first choice, or as they arrive."""
     address: Buffer
     """``[experts]``, int64."""
     pick: Buffer
     """``[experts, 8]``: a token's first choice of an expert, -1 for none."""
 
 
-def _read_step(call_: ExpertCall, thread: Expr, threads: int) -> _Step:
+def _read_step(call_: ExpertCall, thread: Expr, threads: int, arrivals: Arrivals | None) -> _Step:
     """Every block finds the distinct experts of the step, and who chose them."""
     chosen, tokens = T.bind(T.cast(call_.chosen, "int32")), T.bind(T.cast(call_.tokens, "int32"))
     count = T.bind(tokens * chosen)
@@ -97,7 +106,7 @@ def _read_step(call_: ExpertCall, thread: Expr, threads: int) -> _Step:
         store(chosen_expert, entry, T.Select(known, T.cast(number, "int32"), i32(-1)))
         store(weight, entry, load(call_.weight, T.cast(entry, "int64")))
     sync()
-    experts, expert, address = _distinct(call_.table, thread, threads, count, chosen_expert)
+    experts, expert, address = _distinct(call_.table, thread, threads, count, chosen_expert, arrivals)
     pick = shared((ENTRIES + 1) * FEW_TOKENS, "int32")
     for number in _each(thread, threads, experts * i32(FEW_TOKENS)):
         own, token = T.bind(load(expert, quotient(number, FEW_TOKENS))), T.bind(remainder(number, FEW_TOKENS))
@@ -111,27 +120,40 @@ def _read_step(call_: ExpertCall, thread: Expr, threads: int) -> _Step:
 
 
 def _distinct(
-    table: Buffer, thread: Expr, threads: int, count: Expr, chosen_expert: Buffer
+    table: Buffer,
+    thread: Expr,
+    threads: int,
+    count: Expr,
+    chosen_expert: Buffer,
+    arrivals: Arrivals | None,
 ) -> tuple[Expr, Buffer, Buffer]:
     """How many distinct experts there are, which, and where."""
     first, found = shared(ENTRIES, "int32"), shared(1, "int32")
+    position = None if arrivals is None else shared(ENTRIES, "int32")
     expert, address = shared(ENTRIES, "int32"), shared(ENTRIES, "int64")
     for entry in _each(thread, threads, count):
         own = T.bind(load(chosen_expert, entry))
         store(first, entry, T.cast(own >= i32(0), "int32"))
+        if arrivals is not None:
+            store(position, entry, arrivals.position(entry))
         with T.serial(i32(0), entry) as other, when(load(chosen_expert, other) == own):
             store(first, entry, i32(0))
     sync()
     for entry in _each(thread, threads, count):
         rank = registers(1, "int32")
         store(rank, i32(0), i32(0))
-        with T.serial(i32(0), entry) as other:
-            store(rank, i32(0), load(rank, i32(0)) + load(first, other))
+        if position is None:
+            with T.serial(i32(0), entry) as other:
+                store(rank, i32(0), load(rank, i32(0)) + load(first, other))
+        else:
+            with T.serial(i32(0), count) as other, when(load(position, other) < load(position, entry)):
+                store(rank, i32(0), load(rank, i32(0)) + load(first, other))
         with when(load(first, entry) == i32(1)):
             own, place = T.bind(load(chosen_expert, entry)), T.bind(load(rank, i32(0)))
             store(expert, place, own)
             store(address, place, load(table, T.cast(own, "int64")))
-        with when(entry == count - i32(1)):
+        last = entry if position is None else load(position, entry)
+        with when(last == count - i32(1)):
             store(found, i32(0), load(rank, i32(0)) + load(first, entry))
     sync()
     return T.bind(load(found, i32(0))), expert, address
@@ -157,6 +179,7 @@ class _Down:
     step: _Step
     parts: Buffer
     """``[T * K, rows]``: what each choice contributes."""
+    arrivals: Arrivals | None
 
     @property
     def rows(self) -> int:
@@ -181,7 +204,12 @@ class _Down:
             start = load(step.address, expert) + i64(offset)
             return start + T.cast(row, "int64") * i64(2 * body.intermediate)
 
-        stream = Stream(tiling, body.dtype, body.intermediate, step.tokens, step.experts, locate)
+        def arrive(expert: Expr) -> None:
+            assert self.arrivals is not None
+            self.arrivals.wait(T.bind(load(step.expert, expert)), 1, thread)
+
+        begin = None if self.arrivals is None else arrive
+        stream = Stream(tiling, body.dtype, body.intermediate, step.tokens, step.experts, locate, begin)
         activations = _MiddleTokens(body.intermediate, self.middle, step.pick, lane, tiling)
         multiply(stream, lane, activations, self._finish)
 

@@ -33,6 +33,7 @@ from moec.compiler.kernels.cuda.primitives import (
     value,
     wait_previous,
 )
+from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
 from moec.compiler.kernels.cuda.threads import read
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def emit_gate_up_few(
     call_: ExpertCall,
     middle: Buffer,
     tiling: Tiling | None = None,
+    state: Buffer | None = None,
     beside: FewProduct | None = None,
 ) -> None:
     """Emit the first launch.
@@ -106,6 +108,8 @@ def emit_gate_up_few(
         call_: what the kernel was called with; 1 to 8 tokens.
         middle: uint16 ``[T * K, 2, I]``; only the first of a token's choices of the same expert is written.
         tiling: instead of the one that ``choose_tiling`` finds.
+        state: of the layer, int64, where experts may still be on their way. Then the kernel before is
+            ``fetch_experts``, which lets this one begin when all before it is over.
         beside: a product that other blocks of the same launch compute; its blocks have as many threads.
     """
     tiling = tiling or gate_up_tiling(body)
@@ -113,7 +117,7 @@ def emit_gate_up_few(
     others = 0 if beside is None else -(-beside.blocks // tiles)
     with launch((tiles, i64(others) + call_.tokens * call_.chosen), tiling.threads) as ((tile, line), thread):
         blocks_at_once(tiling.blocks)
-        work = _FirstLaunch(body, call_, middle, tiling)
+        work = _FirstLaunch(body, call_, middle, tiling, None if state is None else Arrivals.of(state))
         if beside is None:
             work.emit(tile, line, thread)
             return
@@ -135,16 +139,21 @@ class _FirstLaunch:
     call: ExpertCall
     middle: Buffer
     tiling: Tiling
+    arrivals: Arrivals | None
 
-    def emit(self, tile: Expr, entry: Expr, thread: Expr, memory: FewMemory | None = None) -> None:
+    def emit(self, tile: Expr, number: Expr, thread: Expr, memory: FewMemory | None = None) -> None:
         """Emit the block of a tile and one of the T * K choices."""
-        call_, entry = self.call, T.bind(entry)
+        call_, arrivals = self.call, self.arrivals
         with when(T.cast(thread, "int64") * i64(ADDRESSES_A_LINE) < call_.count):
             call("prefetch_l2", element(call_.table, T.cast(thread, "int64") * i64(ADDRESSES_A_LINE)))
-        wait_previous()
+        if arrivals is None:
+            wait_previous()
         launch_next()
+        entry = T.bind(number) if arrivals is None else arrivals.entry(number)
         choice = _find_tokens(call_, thread, entry)
         with when(choice.first):
+            if arrivals is not None:
+                arrivals.wait(choice.expert, 0, thread)
             _GateUp(self.body, call_, self.middle, self.tiling, tile, choice, memory).emit(thread)
 
 

@@ -116,6 +116,8 @@ class Stream:
     """How many tiles this block takes."""
     locate: Callable[[Expr, int, int], Expr]
     """``(tile, stream, half)``: the address (int64) of the first weight in this lane's row ``half * 8 + g``."""
+    begin: Callable[[Expr], None] | None = None
+    """Called to emit what has to happen, in all threads of a block, before the first weight of a tile is read."""
 
 
 def multiply(
@@ -163,6 +165,8 @@ class _Emitter:
         self.partial = shared(self.banks * self.bank_size) if partial is None else partial
 
     def run(self, finish: Callable[[Expr, Expr, Expr, list[Expr]], None]) -> None:
+        if self.stream.begin is not None:
+            self.stream.begin(i32(0))
         self._aim(i32(0), i32(0))
         first = self.lane.column(self.tiling, i32(0))
         for slot in range(self.tiling.unroll):
@@ -186,6 +190,9 @@ class _Emitter:
             next_tile = T.bind(T.Select(wraps, tile + i32(1), tile))
             more = T.bind(next_tile < self.stream.tiles)
             column = self.lane.column(self.tiling, next_round)
+            if self.stream.begin is not None:
+                with when(tirx.all(more, wraps)):
+                    self.stream.begin(next_tile)
             with when(more):
                 self._aim(next_tile, next_round)
         for slot in range(self.tiling.unroll):

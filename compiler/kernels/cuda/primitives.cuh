@@ -151,6 +151,21 @@ MOEC_DEVICE void moec_atomic_add_wide(void *place, unsigned long long value) {
   atomicAdd(reinterpret_cast<unsigned long long *>(place), value);
 }
 
+// Counts of what one kernel has written and another one that runs beside it reads. For one thread of a block, after a
+// barrier; and before one.
+MOEC_DEVICE void moec_signal(long long place) {
+  __threadfence();
+  atomicAdd(reinterpret_cast<int *>(place), 1);
+}
+MOEC_DEVICE void moec_wait_count(long long place, int count) {
+  int seen;
+  for (;;) {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(place) : "memory");
+    if (seen >= count) break;
+    __nanosleep(100);
+  }
+}
+
 // Counters of blocks that share work: zero when a module is loaded, and again whenever all have arrived.
 static __device__ unsigned moec_counters[4096];
 // For one thread of a block, after a barrier: whether `count` blocks have now arrived at a counter. What the others

@@ -73,6 +73,11 @@ class CudaDevice:
         self._set_stream = set_stream
         self._stream = self.resources.stream()
 
+    @property
+    def stream(self) -> Handle:
+        """Where calls are launched."""
+        return self._stream
+
     def open(self, limit_bytes: int, staging_bytes: int, driver_bytes: int = 0) -> None:
         """Set the budget, and take what every copy needs.
 
@@ -153,6 +158,11 @@ class CudaDevice:
             self.driver.synchronize(self._stream)
             piece[:] = bounce.bytes[: piece.size]
         return result
+
+    def copy_in(self, address: int, source: int, size_bytes: int) -> None:
+        """Copy pinned memory to the GPU, in order with the calls before and after; returns at once."""
+        self.enter()
+        self.driver.copy_in(address, source, size_bytes, self._stream)
 
     def results(self, capacity_bytes: int) -> Results:
         """Room for results that the host takes while later calls run."""

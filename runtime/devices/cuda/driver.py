@@ -77,6 +77,18 @@ class Driver(Protocol):
         """Give memory of `allocate_pinned` back."""
         ...
 
+    def register(self, address: int, size_bytes: int) -> None:
+        """Pin host memory that is there already; kernels then read it at the same address.
+
+        Raises:
+            OutOfDeviceMemoryError: so much cannot be pinned.
+        """
+        ...
+
+    def unregister(self, address: int) -> None:
+        """Undo `register`."""
+        ...
+
     def create_stream(self) -> Handle:
         """A queue of work that does not wait for others."""
         ...
@@ -111,6 +123,10 @@ class Driver(Protocol):
 
     def happened(self, event: Handle) -> bool:
         """Whether what came before the mark has finished; true where it was never recorded."""
+        ...
+
+    def wait_in(self, stream: Handle, event: Handle) -> None:
+        """Let what comes next in ``stream`` wait for a mark in another one; not where it was never recorded."""
         ...
 
     def milliseconds(self, start: Handle, end: Handle) -> float:

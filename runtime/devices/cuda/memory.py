@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec.errors import BudgetError
 from moec.runtime.devices.protocol import ALIGNMENT_BYTES
 from moec.runtime.tensors import array_at
 
@@ -55,3 +58,45 @@ class PinnedMemory:
 
     def __del__(self) -> None:
         self.release()
+
+
+HUGE_PAGE_BYTES = 2 << 20
+
+
+class HostMemory:
+    """Much host memory, in huge pages where the system has them; `pin` makes it readable by kernels and copies.
+
+    An H100's driver pinned memory that was written before at 15 to 44 GB/s, and gave new pinned memory at 2.1 GB/s.
+
+    Raises:
+        BudgetError: the system does not give it.
+    """
+
+    __slots__ = ("_block", "_resources", "address", "bytes")
+
+    def __init__(self, resources: Resources, size_bytes: int) -> None:
+        self._resources = resources
+        self.address = 0
+        try:
+            self._block = mmap.mmap(-1, size_bytes + HUGE_PAGE_BYTES)
+        except (OSError, OverflowError) as error:
+            raise BudgetError(
+                f"{size_bytes} bytes of host memory were refused.",
+                f"{error}.",
+                "Lower host_memory, or free memory.",
+            ) from error
+        self._block.madvise(mmap.MADV_HUGEPAGE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._block))
+        self.address = -(-start // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        self.bytes: NDArray[Any] = array_at(self.address, np.uint8, (size_bytes,))
+
+    def pin(self) -> None:
+        """Pin all of it, best after it was written.
+
+        Raises:
+            BudgetError: the system does not pin so much.
+        """
+        self._resources.register(self.address, self.bytes.size)
+
+    def __del__(self) -> None:
+        self._resources.unregister(self.address)

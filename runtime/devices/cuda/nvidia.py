@@ -17,6 +17,8 @@ CAPTURE_THIS_THREAD = 1
 """``CU_STREAM_CAPTURE_MODE_THREAD_LOCAL``: other threads may do what a capture forbids."""
 STREAM_NON_BLOCKING = 1
 EVENT_TIMED, EVENT_UNTIMED = 0, 2
+REGISTER_MAPPED = 2
+"""``CU_MEMHOSTREGISTER_DEVICEMAP``."""
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
 """Device attributes."""
 
@@ -102,6 +104,14 @@ class NvidiaDriver:
         """See `Driver`."""
         self._call("cuMemFreeHost", address)
 
+    def register(self, address: int, size_bytes: int) -> None:
+        """See `Driver`."""
+        self._call("cuMemHostRegister", address, size_bytes, REGISTER_MAPPED)
+
+    def unregister(self, address: int) -> None:
+        """See `Driver`."""
+        self._call("cuMemHostUnregister", address)
+
     def create_stream(self) -> Handle:
         """See `Driver`."""
         return cast("Handle", self._call("cuStreamCreate", STREAM_NON_BLOCKING))
@@ -136,6 +146,10 @@ class NvidiaDriver:
         if status and int(status) != NOT_READY:
             self._fail("cuEventQuery", status)
         return not status
+
+    def wait_in(self, stream: Handle, event: Handle) -> None:
+        """See `Driver`."""
+        self._call("cuStreamWaitEvent", stream, event, 0)
 
     def milliseconds(self, start: Handle, end: Handle) -> float:
         """See `Driver`."""

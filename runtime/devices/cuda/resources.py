@@ -39,6 +39,7 @@ class Resources:
         self._lock = threading.Lock()
         self._device: dict[int, int] = {}
         self._pinned: dict[int, int] = {}
+        self._registered: dict[int, int] = {}
         self._graphs: dict[int, Handle] = {}
         self._others: list[tuple[Callable[[Handle], None], Handle]] = []
         self._context: Handle | None = driver.retain_context(ordinal)
@@ -124,6 +125,32 @@ class Resources:
                 self.pinned_bytes -= size
                 self._quietly(self.driver.free_pinned, address)
 
+    def register(self, address: int, size_bytes: int) -> None:
+        """Pin memory that the host has already.
+
+        Raises:
+            BudgetError: the system does not pin so much.
+        """
+        try:
+            self.driver.register(address, size_bytes)
+        except OutOfDeviceMemoryError as error:
+            raise BudgetError(
+                f"{size_bytes} bytes of host memory cannot be pinned.",
+                "The system allows this process no more (ulimit -l), or has no memory left.",
+                "Raise the limit, free host memory, or lower host_memory.",
+            ) from error
+        with self._lock:
+            self._registered[address] = size_bytes
+            self.pinned_bytes += size_bytes
+
+    def unregister(self, address: int) -> None:
+        """Undo `register`; nothing happens where that is done already."""
+        with self._lock:
+            size = self._registered.pop(address, None)
+            if size is not None:
+                self.pinned_bytes -= size
+                self._quietly(self.driver.unregister, address)
+
     def stream(self) -> Handle:
         """A new stream, kept to the end."""
         stream = self.driver.create_stream()
@@ -164,6 +191,8 @@ class Resources:
         self._others.clear()
         for address in list(self._pinned):
             self.unpin(address)
+        for address in list(self._registered):
+            self.unregister(address)
         for address in list(self._device):
             self.free(address)
         self._context = None

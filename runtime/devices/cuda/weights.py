@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.protocol import Call
     from moec.runtime.routing import RoutingRecorder
+    from moec.runtime.stats import Stats
 
 
 class ResidentWeights:
@@ -29,6 +30,7 @@ class ResidentWeights:
         bundle: its weight files need not have been verified.
         hashed: those that are hashed while they are read.
         progress: told the bytes of each piece, from several threads.
+        with_experts: routed experts too.
 
     Raises:
         BudgetError: they do not fit.
@@ -40,9 +42,12 @@ class ResidentWeights:
         bundle: Bundle,
         hashed: Collection[str],
         progress: Callable[[int], None] | None,
+        *,
+        with_experts: bool = True,
     ) -> None:
         device.enter()
-        names = [DENSE_NAME, *(experts_name(layer.layer) for layer in bundle.model.experts)]
+        layers = bundle.model.experts if with_experts else ()
+        names = [DENSE_NAME, *(experts_name(layer.layer) for layer in layers)]
         records = bundle.manifest.files
         self._memory = {name: DeviceMemory(device.resources, records[name].size_bytes) for name in names}
         files = [
@@ -59,10 +64,8 @@ class ResidentWeights:
             name: dense + place.offset_bytes for name, place in bundle.dense.items()
         }
         """Address of each dense tensor."""
-        self.experts = [self._memory[experts_name(layer.layer)].address for layer in bundle.model.experts]
-        """Address of the first expert of each MoE layer."""
-        self.hashed = [file.name for file in files if file.sha256]
-        """Files that are hashed on their way."""
+        self.experts = [self._memory[experts_name(layer.layer)].address for layer in layers]
+        """Address of the first expert of each MoE layer; none where they are elsewhere."""
         self.upload = Upload(device.resources, bundle.path, files, progress)
         """Under way; `finish` or `abandon` must come."""
 
@@ -85,18 +88,21 @@ class ResidentExperts:
             self._memory.append(memory)
             self._tables.append(device.tensor(View(memory.address, "int64", (layer.experts,))))
 
-    def call(
+    def count(self, stats: Stats) -> None:
+        """Nothing is counted: every expert is there."""
+
+    def calls(
         self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
-    ) -> Call:
+    ) -> list[Call]:
         """The call of one layer; while routing is recorded the host reads it in between."""
         hidden, index, weight, *extra, out = map(self._device.tensor, (*views[:3], *workspace, views[3]))
         arguments = (hidden, index, weight, self._tables[layer], *extra, out)
         if self.recorder is None:
-            return PackedCall("experts", function, arguments)
+            return [PackedCall("experts", function, arguments)]
 
         def run() -> None:
             if self.recorder is not None:
                 self.recorder.record(layer, self._device.read(views[1]), self._device.read(views[2]))
             function(*arguments)
 
-        return HostCall("experts", run)
+        return [HostCall("experts", run)]

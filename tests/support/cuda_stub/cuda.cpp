@@ -56,6 +56,21 @@ EXPORT cuMemFreeHost(void *address) {
   GUARD;
   return release(pinned, address);
 }
+EXPORT cuMemHostRegister(void *address, size_t size, unsigned) {
+  GUARD;
+  if (!context) return CUDA_ERROR_INVALID_CONTEXT;
+  if (registered + size > (size_t)setting("MOEC_STUB_PINNED", 1l << 40)) return CUDA_ERROR_OUT_OF_MEMORY;
+  registered += size;
+  return pinned[(uintptr_t)address] = size, CUDA_SUCCESS;
+}
+EXPORT cuMemHostUnregister(void *address) {
+  GUARD;
+  auto block = pinned.find((uintptr_t)address);
+  if (block == pinned.end()) return complain("unregistered twice, or never registered");
+  for (Stream *stream : streams) run_until(stream, ~0ull);
+  registered -= block->second;
+  return pinned.erase(block), CUDA_SUCCESS;
+}
 EXPORT cuStreamCreate(CUstream *stream, unsigned) {
   GUARD;
   auto *made = new Stream;
@@ -97,6 +112,13 @@ EXPORT cuEventQuery(CUevent event) {
   if (!own->stream || !streams.count((Stream *)own->stream)) return CUDA_SUCCESS;
   auto &queue = ((Stream *)own->stream)->queue;
   return !queue.empty() && queue.front().first <= own->ticket ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
+}
+EXPORT cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
+  GUARD;
+  if (((Stream *)stream)->capture) return complain("a wait for an event inside a capture");
+  Event seen = *(Event *)event;
+  if (!seen.stream) return CUDA_SUCCESS;
+  return put(stream, [=] { return streams.count((Stream *)seen.stream) ? run_until((Stream *)seen.stream, seen.ticket) : CUDA_SUCCESS; });
 }
 EXPORT cuEventElapsedTime(float *milliseconds, CUevent, CUevent) { return *milliseconds = 1.0f, CUDA_SUCCESS; }
 EXPORT cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t size, CUstream stream) {

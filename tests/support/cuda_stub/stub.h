@@ -32,7 +32,7 @@ struct Module { void *library; };
 inline std::recursive_mutex lock;
 inline std::map<uintptr_t, size_t> device, pinned;
 inline std::set<Stream *> streams;
-inline size_t used = 0;
+inline size_t used = 0, registered = 0;
 inline uint64_t ticket = 0;
 inline CUresult failed = CUDA_SUCCESS;
 inline thread_local void *context = nullptr;

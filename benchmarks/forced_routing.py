@@ -1,0 +1,88 @@
+"""Routing that is forced: each decoding step's choices are written to the GPU before it, in place of the router's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from moec.runtime.devices.protocol import View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from moec.artifacts.footprint import Footprint
+    from moec.runtime import Model
+    from moec.runtime.devices.protocol import Call
+
+
+class ForcedRouting:
+    """While it is open, decoding steps of one token choose ``choices`` ``[N, layers, K]``; ``None``: what they like.
+
+    Steps do not run ahead of their tokens meanwhile, so that each can be timed and counted by itself. The weights of
+    the choices stay the router's own. The memory for them is outside the model's budget.
+    """
+
+    def __init__(self, model: Model, choices: NDArray[np.int64] | None) -> None:
+        executor: Any = model._executor
+        self._executor, self._experts, self._device = executor, executor._experts, executor._device
+        self._choices = choices
+        self._address = 0
+
+    def __enter__(self) -> Self:
+        self._executor.can_run_ahead = lambda _: False
+        if self._choices is not None:
+            layers, chosen = self._choices.shape[1:]
+            self._device.enter()
+            self._address = self._device.driver.allocate(layers * _stride(chosen))
+            self._original: Callable[..., list[Call]] = self._experts.calls
+            self._experts.calls = self._calls
+            self._executor._bound.clear()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._executor.can_run_ahead
+        if self._choices is not None:
+            del self._experts.calls
+            self._executor._bound.clear()
+            self._device.synchronize()
+            self._device.driver.free(self._address)
+
+    def step(self, number: int) -> None:
+        """Before the step ``number``."""
+        if self._choices is not None:
+            layers, chosen = self._choices.shape[1:]
+            image = np.zeros((layers, _stride(chosen) // 8), np.int64)
+            image[:, :chosen] = self._choices[number]
+            self._device.write(self._address, image)
+
+    def _calls(
+        self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
+    ) -> list[Call]:
+        hidden, index, weight, out = views
+        if index.shape[0] == 1:
+            index = View(self._address + layer * _stride(index.shape[1]), "int64", index.shape)
+        return self._original(layer, function, (hidden, index, weight, out), workspace)
+
+
+def _stride(chosen: int) -> int:
+    """Bytes of a layer's choices, a multiple of 64."""
+    return 64 * -(-chosen // 8)
+
+
+def zipf_choices(facts: Footprint, exponent: float, steps: int) -> NDArray[np.int64]:
+    """``[steps, layers, K]``: each layer's experts in an order of its own, the n-th as likely as ``n ** -exponent``.
+
+    Tokens are independent of each other; a token's choices are drawn without replacement. Layers have the same K.
+    """
+    random = np.random.default_rng(round(exponent * 1000))
+    chosen = np.empty((steps, len(facts.layers), facts.layers[0].top_k), np.int64)
+    for number, layer in enumerate(facts.layers):
+        assert layer.top_k == chosen.shape[2]
+        logits = -exponent * np.log(np.arange(1, layer.experts + 1))[random.permutation(layer.experts)]
+        # Gumbel's trick: the K largest of these are K draws without replacement.
+        noisy = logits + random.gumbel(size=(steps, layer.experts))
+        chosen[:, number] = np.argsort(-noisy, axis=1)[:, : layer.top_k]
+    return chosen

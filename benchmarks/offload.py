@@ -1,0 +1,223 @@
+"""Experts off the GPU: decode and prefill at several budgets, beside the link's speed, with the resident run's bits.
+
+    python -m benchmarks.offload dsv2-lite.moec --share 0 --share 0.25 --share 1
+
+A share is that of the routed experts which have a slot on the GPU. Beside them there is the stage (room for one layer's
+experts) and what every model needs. Routing is the model's own (random weights: nearly uniform), or forced: each
+token's choices of every layer are written to the GPU before its step, by ``--zipf`` exponents.
+
+The floor of a step is the larger of the resident step and that step's missed bytes over the link's speed; "over floor"
+is the median over steps. Both ceilings are measured in the same process, the link's anew for each budget. Experts in
+host memory are read once for all budgets.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import mean, median
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from benchmarks.common import print_rows, write_result
+from benchmarks.forced_routing import ForcedRouting, zipf_choices
+from benchmarks.shared_tier import shared_host_tier
+from moec import runtime
+from moec.artifacts.footprint import footprint
+from moec.artifacts.reader import open_bundle
+from moec.runtime.device_budget import DevicePlan
+from moec.runtime.devices.cuda.measure import measure_gpu
+from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.engine import Request
+from moec.runtime.expert_slots import state_bytes
+from moec.runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moec.artifacts.footprint import Footprint
+    from moec.runtime import Model
+
+SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+AIM = 1.15
+PROMPT_TOKENS = 512
+SHORT_TOKENS = 40
+"""Of a prompt that the kernels of the cache take in one step."""
+OWN = "model"
+"""Name of the routing that nothing forces."""
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(exists=True, path_type=Path))
+@click.option("--share", "shares", type=float, multiple=True, default=SHARES, show_default=True)
+@click.option("--zipf", "exponents", type=float, multiple=True, default=(0.6, 1.0), show_default=True)
+@click.option("--warm-steps", default=48, show_default=True)
+@click.option("--steps", default=24, show_default=True)
+@click.option("--beside/--after", default=True, help="Compute experts as they arrive, or when all are there.")
+@click.option("--name", help="Of the result. [default: the bundle's]")
+def main(
+    bundle: Path,
+    shares: tuple[float, ...],
+    exponents: tuple[float, ...],
+    warm_steps: int,
+    steps: int,
+    beside: bool,
+    name: str | None,
+) -> None:
+    """Measure BUNDLE."""
+    gpu = measure_gpu(NvidiaDriver(), 0)
+    print(gpu, flush=True)
+    facts = footprint(open_bundle(bundle, verify="sizes").model)
+    routings = {OWN: None} | {
+        f"zipf {exponent:g}": zipf_choices(facts, exponent, warm_steps + steps) for exponent in exponents
+    }
+    run = _Run(bundle, facts, routings, warm_steps, steps, beside)
+    rows: list[dict[str, Any]] = []
+    with shared_host_tier():
+        for share in sorted(shares, reverse=True):
+            rows += run.measure(share)
+            print_rows(rows[-len(routings) - 1 :])
+    path = write_result(f"offload-{name or bundle.stem}", rows, gpu=vars(gpu) | {}, aim=AIM)
+    print_rows([row for row in rows if row["work"] == "decode"])
+    print_rows([row for row in rows if row["work"] != "decode"])
+    print(path)
+
+
+class _Run:
+    """One bundle, measured with all its experts on the GPU first."""
+
+    def __init__(
+        self,
+        bundle: Path,
+        facts: Footprint,
+        routings: dict[str, NDArray[np.int64] | None],
+        warm_steps: int,
+        steps: int,
+        beside: bool,
+    ) -> None:
+        self._beside = beside
+        self._bundle, self._facts, self._routings = bundle, facts, routings
+        self._link = 0.0
+        self._warm_steps, self._steps = warm_steps, steps
+        self._resident: dict[str, float] = {}
+        self._said: dict[str, Any] = {}
+        with self._load(None) as model:
+            assert isinstance(model.memory, DevicePlan)
+            needs = model.memory.needs
+            self._base = model.memory.total_bytes - needs.expert_bytes - needs.table_bytes
+            for routing, choices in routings.items():
+                timed, said = self._decode(model, choices)
+                self._resident[routing] = median(seconds for seconds, _ in timed)
+                self._said[routing] = said
+            self._prefill_seconds, self._said["prefill"] = self._prefill(model)
+        print({name: f"{seconds * 1e3:.3f} ms" for name, seconds in self._resident.items()}, flush=True)
+
+    def measure(self, share: float) -> list[dict[str, Any]]:
+        """Rows of one budget."""
+        facts = self._facts
+        stage = max(layer.experts * layer.stride_bytes for layer in facts.layers)
+        limit = self._base + stage + state_bytes(facts.layers) + int(share * facts.experts_bytes)
+        self._link = measure_gpu(NvidiaDriver(), 0).link_gb_s
+        start = time.perf_counter()
+        with self._load(limit if share < 1 else None) as model:
+            loaded = time.perf_counter() - start
+            experts: Any = model._executor and model._executor._experts
+            experts.beside = self._beside
+            rows = [self._decode_row(model, share, routing) for routing in self._routings]
+            rows.append(self._prefill_row(model, share))
+        return [{**row, "load s": loaded} for row in rows]
+
+    def _load(self, limit: int | None) -> Model:
+        return runtime.load(
+            self._bundle,
+            device="cuda:0",
+            device_memory=limit,
+            max_batch=1,
+            max_step_tokens=PROMPT_TOKENS,
+            cache_tokens=2 * PROMPT_TOKENS,
+            verify="sizes",
+        )
+
+    def _decode_row(self, model: Model, share: float, routing: str) -> dict[str, Any]:
+        steps, said = self._decode(model, self._routings[routing])
+        hit_rate = model.stats.hit_rate
+        missed = mean(size for _, size in steps)
+        resident = self._resident[routing]
+        ratios = [seconds / max(resident, size / self._link / 1e9) for seconds, size in steps]
+        return {
+            "work": "decode",
+            "slots": f"{share:.0%}",
+            "routing": routing,
+            "hit rate": hit_rate,
+            "missed MB": missed / 1e6,
+            "ms": mean(seconds for seconds, _ in steps) * 1e3,
+            "link ms": missed / self._link / 1e6,
+            "resident ms": resident * 1e3,
+            "over floor": median(ratios),
+            "best": min(ratios),
+            "worst": max(ratios),
+            "same bits": said == self._said[routing],
+        }
+
+    def _prefill_row(self, model: Model, share: float) -> dict[str, Any]:
+        seconds, said = self._prefill(model)
+        link = model.stats.bytes_moved / self._link / 1e6
+        floor = max(link, self._prefill_seconds * 1e3)
+        return {
+            "work": f"{PROMPT_TOKENS} tokens",
+            "slots": f"{share:.0%}",
+            "missed MB": model.stats.bytes_moved / 1e6,
+            "ms": seconds * 1e3,
+            "link ms": link,
+            "resident ms": self._prefill_seconds * 1e3,
+            "over floor": seconds * 1e3 / floor,
+            "link GB/s": self._link,
+            "same bits": said == self._said["prefill"],
+        }
+
+    def _decode(self, model: Model, choices: NDArray[np.int64] | None) -> tuple[list[tuple[float, int]], Any]:
+        """Seconds and missed bytes of each step after the warm ones, and all tokens."""
+        total = self._warm_steps + self._steps
+        request = Request((7, 11, 13, 17), total + 2, 0, frozenset(), Sampling(), 0)
+        with ForcedRouting(model, choices) as forced:
+            engine = model.engine
+            sequence = engine.add(request)
+            engine.step()
+            steps: list[tuple[float, int]] = []
+            for step in range(total):
+                forced.step(step)
+                if step == self._warm_steps:
+                    model.stats.reset()
+                before = model.stats.bytes_moved if step >= self._warm_steps else 0
+                start = time.perf_counter()
+                engine.step()
+                seconds = time.perf_counter() - start
+                if step >= self._warm_steps:
+                    steps.append((seconds, model.stats.bytes_moved - before))
+            engine.cancel(sequence)
+        return steps, list(sequence.new_tokens[: total + 1])
+
+    def _prefill(self, model: Model) -> tuple[float, Any]:
+        """Median seconds of a prompt's step, and what it and a short prompt come to."""
+        prompt = np.random.default_rng(5).integers(2, model.record.vocab_size, PROMPT_TOKENS).tolist()
+        times: list[float] = []
+        tokens: list[int] = []
+        for _ in range(3):
+            model.stats.reset()
+            sequence = model.engine.add(Request(tuple(prompt), 2, 0, frozenset(), Sampling(), 0))
+            start = time.perf_counter()
+            model.engine.step()
+            times.append(time.perf_counter() - start)
+            model.engine.cancel(sequence)
+            tokens = list(sequence.new_tokens)
+        moved = model.stats.bytes_moved
+        logits = model.forward([prompt[:SHORT_TOKENS]]).tobytes(), model.forward([prompt[:128]]).tobytes()
+        model.stats.reset()
+        model.stats.bytes_moved = moved
+        return median(times), (tokens, logits)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The choices of a step, and which of their experts are missing. Numbers are int32 unless they say otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from moec.artifacts import slots as words
+from moec.compiler.kernels.cpu.emit import i64, load, store, when
+from moec.compiler.kernels.cuda.primitives import i32, registers, shared, sync
+from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.cuda.slots.policy import count_uses
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.cuda.slots.state import State
+
+THREADS = words.MOST_ENTRIES
+
+
+@dataclass(frozen=True)
+class Misses:
+    """The missing experts of a step."""
+
+    number: Buffer
+    """Shared ``[entries]``: of an entry that is the first of a missing expert, its number among them; else -1."""
+    expert: Buffer
+    """Shared ``[count]``: by number."""
+    hits: Expr
+    count: Expr
+    fetched: Expr
+    """The first so many are the GPU's, the others the CPU's."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The choices of a step."""
+
+    state: State
+    thread: Expr
+    entries: Expr
+    """T * K."""
+    clock: Expr
+    """int64, with this step's tokens."""
+    expert: Buffer
+    """Shared ``[entries]``: -1 where a choice is no expert."""
+    first: Buffer
+    """Shared ``[entries]``: the first entry of the same expert."""
+
+    @classmethod
+    def read(cls, index: Buffer, state: State, thread: Expr, tokens: Expr, chosen: Expr) -> Step:
+        """Take the choices into shared memory, and find each expert's first."""
+        entries = settle(T.cast(tokens * chosen, "int32"))
+        clock = settle(state.head(words.CLOCK) + tokens)
+        step = cls(state, thread, entries, clock, shared(THREADS, "int32"), shared(THREADS, "int32"))
+        with step.own():
+            number = settle(load(index, T.cast(thread, "int64")))
+            known = tirx.all(number >= i64(0), number < state.experts)
+            store(step.expert, thread, T.Select(known, T.cast(number, "int32"), i32(-1)))
+        sync()
+        with step.own():
+            own = settle(load(step.expert, thread))
+            earliest = registers(1, "int32")
+            store(earliest, 0, thread)
+            with T.serial(i32(0), thread) as back:
+                other = T.bind(thread - i32(1) - back)
+                with when(load(step.expert, other) == own):
+                    store(earliest, 0, other)
+            store(step.first, thread, load(earliest, 0))
+        return step
+
+    def own(self) -> AbstractContextManager[None]:
+        """Statements of threads that have a choice."""
+        return when(self.thread < self.entries)
+
+    def leads(self, own: Expr) -> Expr:
+        """Whether this thread's choice is the first of an expert; ``own`` is its expert."""
+        return tirx.all(own >= i32(0), load(self.first, self.thread) == self.thread)
+
+    def count(self) -> None:
+        """Count this step's uses, once for each expert."""
+        sync()
+        with self.own():
+            own = settle(load(self.expert, self.thread))
+            with when(self.leads(own)):
+                uses = registers(1, "int32")
+                store(uses, 0, i32(0))
+                with T.serial(self.thread, self.entries) as entry, when(load(self.expert, entry) == own):
+                    store(uses, 0, load(uses, 0) + i32(1))
+                count_uses(self.state, own, load(uses, 0), self.clock)
+
+    def number_misses(self) -> Misses:
+        """Number the missing experts by their first entries, and divide them between GPU and CPU."""
+        state, missing, number = self.state, shared(THREADS, "int32"), shared(THREADS, "int32")
+        expert = shared(THREADS, "int32")
+        with self.own():
+            own = settle(load(self.expert, self.thread))
+            store(missing, self.thread, i32(-1))
+            with when(self.leads(own)):
+                has_none = state.part("slot", own) < i64(0)
+                store(missing, self.thread, T.Select(has_none, i32(1), i32(0)))
+        sync()
+        count, hits, before = (registers(1, "int32") for _ in range(3))
+        for counter in (count, hits, before):
+            store(counter, 0, i32(0))
+        with T.serial(i32(0), self.entries) as entry:
+            kind = settle(load(missing, entry))
+            ahead = tirx.all(kind == i32(1), entry < self.thread)
+            for counter, is_one in ((count, kind == i32(1)), (hits, kind == i32(0)), (before, ahead)):
+                store(counter, 0, load(counter, 0) + T.cast(is_one, "int32"))
+        with self.own():
+            is_missing = load(missing, self.thread) == i32(1)
+            store(number, self.thread, T.Select(is_missing, load(before, 0), i32(-1)))
+            with when(is_missing):
+                store(expert, load(before, 0), load(self.expert, self.thread))
+        sync()
+        total = settle(load(count, 0))
+        share = T.cast(state.at(words.SHARE, T.min(total, i32(words.MOST_SHARED))), "int32")
+        fetched = settle(total - T.max(i32(0), T.min(share, total)))
+        return Misses(number, expert, settle(load(hits, 0)), total, fetched)

@@ -1,0 +1,1 @@
+"""Experts that do not fit the GPU: slots that it manages by itself, host memory that its kernels read, the file."""

@@ -1,0 +1,131 @@
+"""The calls of experts that the GPU caches by itself: a few tokens in one graph, many as a stream of layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from moec.artifacts.slots import MOST_CACHED_TOKENS
+from moec.runtime.devices.protocol import HostCall, PackedCall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from moec.runtime.devices.cuda.device import CudaDevice
+    from moec.runtime.devices.cuda.offload.files import FileExperts
+    from moec.runtime.devices.cuda.offload.host_tier import HostTier
+    from moec.runtime.devices.cuda.offload.slots import DeviceSlots
+    from moec.runtime.devices.cuda.offload.stream import LayerStream
+    from moec.runtime.devices.cuda.weights import ResidentWeights
+    from moec.runtime.devices.protocol import Call, View
+    from moec.runtime.routing import RoutingRecorder
+    from moec.runtime.stats import Stats
+
+STAGE = "experts"
+
+
+class Helper(Protocol):
+    """Whoever computes a share of the missing experts while the GPU fetches the others."""
+
+    def post(self, layer: int, hidden: View, chosen: View, weight: View) -> Sequence[Call]:
+        """What tells it of its choices ``[T, K]`` (-1: none of its); must not wait for it."""
+        ...
+
+    def collect(self, layer: int, out: View) -> Sequence[Call]:
+        """What adds its part to ``out`` ``[T, H]``."""
+        ...
+
+
+class OffloadedExperts:
+    """See `moec.runtime.expert_calls.ExpertCalls`.
+
+    Args:
+        device: the GPU.
+        slots: its slots and what it knows of them.
+        assign: the kernel ``assign_experts``.
+        fetch: the kernel ``fetch_experts``.
+        cached: of each layer the kernel ``experts_cached_<body>``, ``None`` where its body has none.
+        stream: runs steps of many tokens.
+        files: brings experts that are only in the file; ``None`` where all are in host memory.
+        tier: the experts in host memory.
+        weights: all other weights, kept with the calls: whoever holds addresses in them must hold them too.
+    """
+
+    runs_beside = False
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        slots: DeviceSlots,
+        assign: Callable[..., Any],
+        fetch: Callable[..., Any],
+        cached: Sequence[Callable[..., Any] | None],
+        stream: LayerStream,
+        files: FileExperts | None,
+        tier: HostTier,
+        weights: ResidentWeights,
+    ) -> None:
+        self.tier, self.weights = tier, weights
+        self.recorder: RoutingRecorder | None = None
+        self.helper: Helper | None = None
+        self.beside = True
+        """Whether experts of few tokens are computed as they arrive, or when all of a layer are there."""
+        self._device, self._slots = device, slots
+        self._assign, self._fetch, self._kernels = assign, fetch, cached
+        self._stream, self._files = stream, files
+        self._seen = slots.states.counters()
+
+    def calls(
+        self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
+    ) -> list[Call]:
+        """The calls of one layer; the host has a part in them where routing is recorded or experts are in the file."""
+        if self._stream.takes(layer, views[1].shape[0]):
+            calls: list[Call] = [self._stream.call(layer, function, views, workspace)]
+        else:
+            calls = self._cached(layer, function, views, workspace)
+        if self.recorder is not None:
+            calls.insert(0, HostCall(STAGE, lambda: self._record(layer, views)))
+        return calls
+
+    def count(self, stats: Stats) -> None:
+        """Add what the GPU has counted since the last time."""
+        counters = self._slots.states.counters()
+        new = counters - self._seen
+        self._seen = counters
+        for layer, (hits, misses, by_cpu, evictions) in zip(
+            self._slots.plan.layers, new.tolist(), strict=True
+        ):
+            stats.hits += hits
+            stats.misses += misses
+            stats.evictions += evictions
+            stats.bytes_moved += (misses - by_cpu) * layer.stride_bytes
+        self._stream.count(stats)
+
+    def _cached(
+        self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
+    ) -> list[Call]:
+        hidden, index, weight, out = views
+        device, states = self._device, self._slots.states
+        shape = index.shape
+        own, theirs = states.choices(0, shape), states.choices(1, shape)
+        state = device.tensor(states.state(layer))
+        assign = (device.tensor(index), state, device.tensor(own), device.tensor(theirs))
+        beside = self.beside and shape[0] <= MOST_CACHED_TOKENS
+        own_kernel = self._kernels[layer] if beside else None
+        extra = workspace if own_kernel is None else (states.state(layer), *workspace)
+        experts = map(device.tensor, (hidden, own, weight, states.table(layer), *extra, out))
+        calls: list[Call] = []
+        if self._files is not None:
+            files = self._files
+            calls.append(HostCall(STAGE, lambda: files.bring(layer, index)))
+        calls.append(PackedCall(STAGE, self._assign, assign))
+        if self.helper is not None:
+            calls += self.helper.post(layer, hidden, theirs, weight)
+        calls.append(PackedCall(STAGE, self._fetch, (state,)))
+        calls.append(PackedCall(STAGE, own_kernel or function, tuple(experts)))
+        if self.helper is not None:
+            calls += self.helper.collect(layer, out)
+        return calls
+
+    def _record(self, layer: int, views: tuple[View, ...]) -> None:
+        assert self.recorder is not None
+        self.recorder.record(layer, self._device.read(views[1]), self._device.read(views[2]))

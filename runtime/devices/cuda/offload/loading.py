@@ -1,0 +1,53 @@
+"""Everything that offloaded experts need, put together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moec.artifacts.slots import ASSIGN, CACHED, FETCH
+from moec.errors import BundleError
+from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
+from moec.runtime.devices.cuda.offload.files import FileExperts
+from moec.runtime.devices.cuda.offload.host_tier import HostTier
+from moec.runtime.devices.cuda.offload.slots import DeviceSlots
+from moec.runtime.devices.cuda.offload.stream import LayerStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from moec.artifacts.reader import Bundle
+    from moec.runtime.devices.cuda.device import CudaDevice
+    from moec.runtime.devices.cuda.module import CudaFunctions
+    from moec.runtime.devices.cuda.weights import ResidentWeights
+    from moec.runtime.expert_slots import SlotPlan
+
+
+def offloaded_experts(
+    device: CudaDevice,
+    bundle: Bundle,
+    functions: CudaFunctions,
+    plan: SlotPlan,
+    weights: ResidentWeights,
+    hashed: Collection[str],
+    progress: Callable[[int], None] | None,
+) -> OffloadedExperts:
+    """Bring experts to host memory and to the GPU by ``plan``.
+
+    Raises:
+        BundleError: a file is damaged, or the bundle was compiled before experts could be offloaded.
+        BudgetError: the GPU or the host has too little memory.
+    """
+    if not functions.has(ASSIGN):
+        raise BundleError(
+            "The bundle's CUDA module cannot run with experts off the GPU.",
+            f"It has no function {ASSIGN}: it was compiled by an older moec.",
+            "Compile the model again, or raise device_memory until all experts fit.",
+        )
+    tier = HostTier(device.resources, bundle, plan, hashed, progress)
+    slots = DeviceSlots(device, bundle, plan, tier)
+    files = FileExperts(device, bundle, slots, tier) if plan.file_places else None
+    stream = LayerStream(device, bundle.model, slots, tier, files)
+    names = [f"{CACHED}{layer.body}" for layer in bundle.model.experts]
+    cached = [functions.get(name) if functions.has(name) else None for name in names]
+    kernels = functions.get(ASSIGN), functions.get(FETCH), cached
+    return OffloadedExperts(device, slots, *kernels, stream, files, tier, weights)

@@ -1,0 +1,213 @@
+"""Steps of many tokens: the experts that have no slot pass through the stage, layer by layer, on the copy engine.
+
+While one layer is computed the next ones' experts are on their way, as far as the stage reaches. Which experts will be
+wanted is not known ahead: in a large step it is nearly all. In a smaller one the router is asked first. What finds no
+room on the stage is read by the kernels where it is in host memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moec.artifacts.model import ExpertsStep
+from moec.runtime.devices.cuda.offload.ring import StageRing
+from moec.runtime.devices.protocol import HostCall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from moec.artifacts.model import ModelRecord
+    from moec.runtime.devices.cuda.device import CudaDevice
+    from moec.runtime.devices.cuda.offload.files import FileExperts
+    from moec.runtime.devices.cuda.offload.host_tier import HostTier
+    from moec.runtime.devices.cuda.offload.slots import DeviceSlots
+    from moec.runtime.devices.protocol import Call, View
+    from moec.runtime.stats import Stats
+
+STATIC_SHARE = 0.9
+"""Of a layer's experts: a step that is expected to choose so many streams all of them without asking."""
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """One expert on its way to the stage."""
+
+    turn: int
+    layer: int
+    expert: int
+    source: int
+    """In host memory; 0: in the file."""
+    target: int
+    after: int
+    """It may begin when this turn is over."""
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One layer of a streamed step."""
+
+    layer: int
+    number: int
+    """Among the streamed layers of its part of the step."""
+    asks: bool
+    """Whether only chosen experts are brought."""
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    index: View
+
+
+class LayerStream:
+    """Makes the calls of large steps.
+
+    Args:
+        device: the GPU.
+        model: its layers' order.
+        slots: the slots, which such a step reads but does not change, and the stage.
+        tier: experts in host memory.
+        files: experts in files, or ``None`` where there are none.
+    """
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        model: ModelRecord,
+        slots: DeviceSlots,
+        tier: HostTier,
+        files: FileExperts | None,
+    ) -> None:
+        self._device, self._driver, self._slots = device, device.driver, slots
+        self._tier, self._files = tier, files
+        self._parts = _parts(model)
+        self._copies = device.resources.stream()
+        count = len(slots.plan.layers)
+        self._copied = [device.resources.event() for _ in range(count)]
+        self._used = [device.resources.event() for _ in range(count)]
+        self._queue: deque[_Copy] = deque()
+        self._awaited = -1
+        self._residents: list[NDArray[np.int64]] = []
+        self._ring = StageRing(slots.plan.stage_bytes)
+        self._counts = {"hits": 0, "misses": 0, "bytes_moved": 0}
+
+    def takes(self, layer: int, tokens: int) -> bool:
+        """Whether a step of so many tokens is streamed."""
+        return self._slots.plan.is_streamed(layer, tokens)
+
+    def call(
+        self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
+    ) -> Call:
+        """The call of one layer."""
+        hidden, index, weight, out = views
+        table = self._slots.states.stream_table(layer)
+        tensors = map(self._device.tensor, (hidden, index, weight, table, *workspace, out))
+        tokens = index.shape[0]
+        part = next(part for part in self._parts if layer in part)
+        layers = [other for other in part if self.takes(other, tokens)]
+        asks = any(self._asks(other, tokens) for other in layers)
+        turn = _Turn(layer, layers.index(layer), asks, function, tuple(tensors), index)
+        return HostCall("experts", lambda: self._run(turn, layers))
+
+    def count(self, stats: Stats) -> None:
+        """Add what was streamed since the last time."""
+        for name, more in self._counts.items():
+            setattr(stats, name, getattr(stats, name) + more)
+            self._counts[name] = 0
+
+    def _asks(self, layer: int, tokens: int) -> bool:
+        own = self._slots.plan.layers[layer]
+        return expected_share(own.experts, own.top_k, tokens) < STATIC_SHARE
+
+    def _run(self, turn: _Turn, layers: list[int]) -> None:
+        driver, device = self._driver, self._device
+        if turn.number == 0:
+            self._begin()
+            if not turn.asks:
+                self._plan(layers, 0, None)
+        if turn.asks:
+            self._plan([turn.layer], turn.number, np.unique(device.read(turn.index)))
+        self._issue(turn.number - 1)
+        assert not self._queue or self._queue[0].turn > turn.number, "the stage was planned wrongly"
+        driver.wait_in(device.stream, self._copied[turn.number])
+        turn.function(*turn.arguments)
+        driver.record(self._used[turn.number], device.stream)
+        self._issue(turn.number)
+
+    def _begin(self) -> None:
+        """Look who has a slot; that waits for all that came before, so the stage is free."""
+        self._queue.clear()
+        self._ring = StageRing(self._slots.plan.stage_bytes)
+        self._awaited = -1
+        self._residents = self._slots.states.residents()
+
+    def _plan(self, layers: list[int], first: int, chosen: NDArray[np.int64] | None) -> None:
+        """Say where layers find their experts, and queue the copies of what is missing."""
+        start = self._slots.states.stream_table(layers[0]).address
+        end = self._slots.states.stream_table(layers[-1])
+        image = np.zeros((end.address - start) // 8 + end.shape[0], np.int64)
+        for turn, layer in enumerate(layers, first):
+            view = self._slots.states.stream_table(layer)
+            place = (view.address - start) // 8
+            image[place : place + view.shape[0]] = self._table(turn, layer, chosen)
+        self._device.write(start, image)
+
+    def _table(self, turn: int, layer: int, chosen: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Addresses of a layer's experts ``[E]``."""
+        own, slots = self._slots.plan.layers[layer], self._residents[layer]
+        homes = self._tier.homes[layer]
+        first = self._slots.slot_addresses[layer]
+        table: NDArray[np.int64] = np.where(slots >= 0, first + slots * own.stride_bytes, homes)
+        wanted = np.arange(own.experts)
+        if chosen is not None:
+            wanted = chosen[(chosen >= 0) & (chosen < own.experts)]
+        missing = wanted[slots[wanted] < 0]
+        # Those in the file have to be copied, others need not.
+        for expert in missing[np.argsort(homes[missing] != 0, kind="stable")].tolist():
+            room = self._ring.take(own.stride_bytes, turn)
+            if room is None:
+                assert homes[expert] != 0, "the stage does not hold the experts that are only in the file"
+                continue
+            table[expert] = self._slots.stage_address + room.offset
+            source, target = int(homes[expert]), int(table[expert])
+            self._queue.append(_Copy(turn, layer, expert, source, target, room.after))
+        self._counts["hits"] += len(wanted) - len(missing)
+        self._counts["misses"] += len(missing)
+        self._counts["bytes_moved"] += len(missing) * own.stride_bytes
+        return table
+
+    def _issue(self, done: int) -> None:
+        """Put copies into their stream whose places are free once turn ``done`` is over, or were all along."""
+        driver, turn = self._driver, -1
+        while self._queue and self._queue[0].after <= done:
+            copy = self._queue.popleft()
+            if copy.after > self._awaited:
+                driver.wait_in(self._copies, self._used[copy.after])
+                self._awaited = copy.after
+            size = self._slots.plan.layers[copy.layer].stride_bytes
+            source = copy.source
+            if source == 0:
+                assert self._files is not None
+                source = self._files.read_ahead(copy.layer, copy.expert)
+            driver.copy_in(copy.target, source, size, self._copies)
+            if copy.source == 0 and self._files is not None:
+                self._files.sent(self._copies)
+            turn = copy.turn
+            driver.record(self._copied[turn], self._copies)
+
+
+def _parts(model: ModelRecord) -> list[list[int]]:
+    """The MoE layers that run on all tokens of a step, and those that run on the rows whose logits are wanted."""
+    parts: list[list[int]] = [[], []]
+    for number, step in enumerate(model.steps):
+        if isinstance(step, ExpertsStep):
+            parts[number >= model.last_step].append(step.layer)
+    return parts
+
+
+def expected_share(experts: int, top_k: int, tokens: int) -> float:
+    """Share of a layer's experts that ``tokens`` tokens choose, of uniform routing."""
+    return 1 - (1 - top_k / experts) ** tokens
