@@ -17,15 +17,20 @@ from moec.runtime.devices.cuda.architecture import choose_cuda_target
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES, CudaDevice, check_ordinal, tvm_stream
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
+from moec.runtime.devices.cuda.offload.helping import let_cpu_help
 from moec.runtime.devices.cuda.offload.loading import offloaded_experts
 from moec.runtime.devices.cuda.sampling import DeviceSampler
+from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
 from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
 from moec.runtime.engine import Engine, Limits
 from moec.runtime.executor import ChainExecutor
 from moec.runtime.libraries import host_cpu_features, load_runtime
 from moec.runtime.machine import available_memory, total_memory
 from moec.runtime.model import Model
+from moec.runtime.sharing.loading import cpu_side
 from moec.runtime.stats import Stats
+from moec.runtime.threads import default_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.reader import Bundle
     from moec.artifacts.verify import Level
+    from moec.runtime.devices.cuda.module import CudaFunctions
     from moec.runtime.expert_calls import ExpertCalls
 
 HEADROOM_BYTES = 256 << 20
@@ -57,6 +63,16 @@ class CudaOptions:
     verify: Level
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """A model put together."""
+
+    engine: Engine
+    executor: ChainExecutor
+    experts: ExpertCalls
+    functions: CudaFunctions
+
+
 def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], None] | None) -> Model:
     """See `moec.runtime.load`."""
     driver = NvidiaDriver()
@@ -64,19 +80,33 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
     bundle = open_bundle(path, verify=options.verify, progress=progress, weights_later=True)
     name, capability = driver.device_name(options.ordinal), driver.capability(options.ordinal)
     target = choose_cuda_target(bundle.manifest.targets, capability, name, host_cpu_features())
-    threads = load_runtime(options.cpu_threads)
+    threads = load_runtime(None if options.cpu_threads is None else max(1, options.cpu_threads))
     load_cuda_libraries()
     device = CudaDevice(driver, options.ordinal, tvm_stream)
     try:
-        plan = _plan(bundle, target, options, *driver.memory_info())
-        engine, executor = _assemble(device, bundle, target, plan, options, progress)
+        helpers = helper_threads(options.cpu_threads)
+        side = cpu_side(bundle, host_cpu_features(), helpers)
+        plan = _plan(bundle, target, options, *driver.memory_info(), shared=side.serve is not None)
+        parts = _assemble(device, bundle, target, plan, options, progress)
+        if isinstance(parts.experts, OffloadedExperts) and side.serve is not None:
+            let_cpu_help(device, bundle, parts.functions, parts.experts, side, helpers)
     except BaseException:
         device.close()
         raise
-    return Model(bundle.path, bundle.model, target.name, plan, engine, executor, threads)
+    notes = (side.note,) if plan.slots is not None else ()
+    return Model(
+        bundle.path, bundle.model, target.name, plan, parts.engine, parts.executor, threads, notes=notes
+    )
 
 
-def _plan(bundle: Bundle, target: TargetRecord, options: CudaOptions, free: int, total: int) -> DevicePlan:
+def helper_threads(cpu_threads: int | None) -> int:
+    """CPU threads that compute experts beside a GPU: as asked for, or all but the one that waits for the GPU."""
+    return max(1, default_threads() - 1) if cpu_threads is None else cpu_threads
+
+
+def _plan(
+    bundle: Bundle, target: TargetRecord, options: CudaOptions, free: int, total: int, *, shared: bool
+) -> DevicePlan:
     """All experts on the GPU where they fit beside the rest, otherwise as many as there is room for."""
     limit = _limit(options.device_memory, free, total)
     needs = device_needs(bundle, target, max_batch=options.max_batch, max_step_tokens=options.max_step_tokens)
@@ -91,11 +121,13 @@ def _plan(bundle: Bundle, target: TargetRecord, options: CudaOptions, free: int,
     except BudgetError:
         if not bundle.model.experts:
             raise
+    share_host = host_bytes(bundle.model) if shared else 0
     return plan_offload(
         bundle,
         needs,
         limit_bytes=limit,
-        host_bytes=_host_room(options.host_memory, needs.staging_bytes),
+        host_bytes=_host_room(options.host_memory, needs.staging_bytes + share_host),
+        share_bytes=device_bytes(bundle.model) if shared else 0,
         cache_tokens=options.cache_tokens,
         max_batch=options.max_batch,
     )
@@ -130,7 +162,7 @@ def _assemble(
     plan: DevicePlan,
     options: CudaOptions,
     progress: Callable[[int], None] | None,
-) -> tuple[Engine, ChainExecutor]:
+) -> _Parts:
     stats = Stats()
     device.open(plan.limit_bytes, plan.needs.staging_bytes, plan.needs.code_bytes)
     functions = device.load(bundle.path, target.files)
@@ -160,7 +192,7 @@ def _assemble(
         choose = functions.get(SAMPLE)
         sampler = DeviceSampler(device, choose, bundle.model.vocab_size, options.max_batch)
     executor = ChainExecutor(device, binder, experts, stats, sampler)
-    return Engine(executor, limits, bundle.model.vocab_size, stats), executor
+    return _Parts(Engine(executor, limits, bundle.model.vocab_size, stats), executor, experts, functions)
 
 
 def _step_tokens(plan: DevicePlan, options: CudaOptions) -> int:

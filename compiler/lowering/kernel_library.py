@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from moec.artifacts.mailbox import SERVE, collect_name, post_name
 from moec.artifacts.model import ExpertsStep, SegmentStep
 from moec.artifacts.program import Beside, Workspace
 from moec.artifacts.sampling import SAMPLE
@@ -28,6 +29,8 @@ class CpuKernels:
     """The kernels of ``compiler/kernels/cpu`` for vectors of ``lanes`` float32 values."""
 
     lanes: int
+    machine: str
+    """As ``uname -m`` says it."""
 
     def linear(self, shape: LinearShape) -> tvm.tirx.PrimFunc:
         """A product with a weight."""
@@ -52,11 +55,14 @@ class CpuKernels:
         """The kernels that the chain calls by name, under those names."""
         from moec.compiler.kernels.cpu.attention import attention
         from moec.compiler.kernels.cpu.experts import experts
+        from moec.compiler.kernels.cpu.serve import serve
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec, lanes=self.lanes)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body, lanes=self.lanes)
+        if model.bodies:
+            yield SERVE, serve(model.bodies, lanes=self.lanes, machine=self.machine)
 
     def workspaces(self, _model: ModelRecord) -> Iterator[Workspace]:
         """What kernels need beside their tensors: nothing, threads have workspaces of their own."""
@@ -82,6 +88,7 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.experts import experts, experts_cached
         from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN
         from moec.compiler.kernels.cuda.experts_few import runs_few
+        from moec.compiler.kernels.cuda.mailbox import collect, post
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
         from moec.compiler.kernels.cuda.slots.assign import assign
         from moec.compiler.kernels.cuda.slots.fetch import fetch
@@ -90,6 +97,8 @@ class CudaKernels:
             yield f"attention_{spec.name}", attention(spec)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body, _most_chosen(model, body)[0])
+            yield post_name(body.name), post(body)
+            yield collect_name(body.name), collect(body)
         if model.bodies:
             yield ASSIGN, assign()
             yield FETCH, fetch()
@@ -144,4 +153,4 @@ def _most_chosen(model: ModelRecord, body: ExpertBody) -> tuple[int, int]:
 
 def kernels_for(target: Target) -> CpuKernels | CudaKernels:
     """The kernels of a target."""
-    return CudaKernels() if target.kind == "cuda" else CpuKernels(target.lanes)
+    return CudaKernels() if target.kind == "cuda" else CpuKernels(target.lanes, target.machine)
