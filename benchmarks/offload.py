@@ -6,9 +6,10 @@ A share is that of the routed experts which have a slot on the GPU. Beside them 
 experts) and what every model needs. Routing is the model's own (random weights: nearly uniform), or forced: each
 token's choices of every layer are written to the GPU before its step, by ``--zipf`` exponents.
 
-The floor of a step is the larger of the resident step and that step's missed bytes over the link's speed; "over floor"
-is the median over steps. Both ceilings are measured in the same process, the link's anew for each budget. Experts in
-host memory are read once for all budgets.
+The floor of a step is the larger of the resident step and that step's missed bytes over the link's speed, plus the
+speed at which the CPU's threads read memory where they compute a share; "over floor" is the median over steps. The
+ceilings are measured in the same process, those of link and memory anew for each budget. Experts in host memory are
+read once for all budgets.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from moec.runtime.devices.cuda.measure import measure_gpu
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.engine import Request
 from moec.runtime.expert_slots import state_bytes
+from moec.runtime.measure import read_bandwidth
 from moec.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ AIM = 1.15
 PROMPT_TOKENS = 512
 SHORT_TOKENS = 40
 """Of a prompt that the kernels of the cache take in one step."""
+HOST_BYTES = 1 << 30
 OWN = "model"
 """Name of the routing that nothing forces."""
 
@@ -56,6 +59,15 @@ OWN = "model"
 @click.option("--warm-steps", default=48, show_default=True)
 @click.option("--steps", default=24, show_default=True)
 @click.option("--beside/--after", default=True, help="Compute experts as they arrive, or when all are there.")
+@click.option(
+    "--cpu-threads",
+    "modes",
+    type=click.IntRange(min=0),
+    multiple=True,
+    default=(0,),
+    show_default=True,
+    help="Threads that compute a share of the missing experts; 0: all go over the link.",
+)
 @click.option("--name", help="Of the result. [default: the bundle's]")
 def main(
     bundle: Path,
@@ -64,6 +76,7 @@ def main(
     warm_steps: int,
     steps: int,
     beside: bool,
+    modes: tuple[int, ...],
     name: str | None,
 ) -> None:
     """Measure BUNDLE."""
@@ -77,8 +90,9 @@ def main(
     rows: list[dict[str, Any]] = []
     with shared_host_tier():
         for share in sorted(shares, reverse=True):
-            rows += run.measure(share)
-            print_rows(rows[-len(routings) - 1 :])
+            for threads in modes if share < 1 else modes[:1]:
+                rows += run.measure(share, threads)
+                print_rows(rows[-len(routings) - 1 :])
     path = write_result(f"offload-{name or bundle.stem}", rows, gpu=vars(gpu) | {}, aim=AIM)
     print_rows([row for row in rows if row["work"] == "decode"])
     print_rows([row for row in rows if row["work"] != "decode"])
@@ -99,7 +113,8 @@ class _Run:
     ) -> None:
         self._beside = beside
         self._bundle, self._facts, self._routings = bundle, facts, routings
-        self._link = 0.0
+        self._link, self._read = 0.0, 0.0
+        self._stride = facts.layers[0].stride_bytes
         self._warm_steps, self._steps = warm_steps, steps
         self._resident: dict[str, float] = {}
         self._said: dict[str, Any] = {}
@@ -114,22 +129,23 @@ class _Run:
             self._prefill_seconds, self._said["prefill"] = self._prefill(model)
         print({name: f"{seconds * 1e3:.3f} ms" for name, seconds in self._resident.items()}, flush=True)
 
-    def measure(self, share: float) -> list[dict[str, Any]]:
+    def measure(self, share: float, threads: int) -> list[dict[str, Any]]:
         """Rows of one budget."""
         facts = self._facts
         stage = max(layer.experts * layer.stride_bytes for layer in facts.layers)
         limit = self._base + stage + state_bytes(facts.layers) + int(share * facts.experts_bytes)
         self._link = measure_gpu(NvidiaDriver(), 0).link_gb_s
+        self._read = read_bandwidth(threads, HOST_BYTES) if threads else 0.0
         start = time.perf_counter()
-        with self._load(limit if share < 1 else None) as model:
+        with self._load(limit if share < 1 else None, threads) as model:
             loaded = time.perf_counter() - start
             experts: Any = model._executor and model._executor._experts
             experts.beside = self._beside
             rows = [self._decode_row(model, share, routing) for routing in self._routings]
             rows.append(self._prefill_row(model, share))
-        return [{**row, "load s": loaded} for row in rows]
+        return [{**row, "threads": threads, "load s": loaded} for row in rows]
 
-    def _load(self, limit: int | None) -> Model:
+    def _load(self, limit: int | None, threads: int = 0) -> Model:
         return runtime.load(
             self._bundle,
             device="cuda:0",
@@ -138,22 +154,27 @@ class _Run:
             max_step_tokens=PROMPT_TOKENS,
             cache_tokens=2 * PROMPT_TOKENS,
             verify="sizes",
+            cpu_threads=threads,
         )
 
     def _decode_row(self, model: Model, share: float, routing: str) -> dict[str, Any]:
         steps, said = self._decode(model, self._routings[routing])
-        hit_rate = model.stats.hit_rate
+        stats = model.stats
+        hit_rate, by_cpu = stats.hit_rate, stats.cpu_misses * self._stride / len(steps)
         missed = mean(size for _, size in steps)
         resident = self._resident[routing]
-        ratios = [seconds / max(resident, size / self._link / 1e9) for seconds, size in steps]
+        speed = (self._link + self._read) * 1e9
+        ratios = [seconds / max(resident, size / speed) for seconds, size in steps]
         return {
             "work": "decode",
             "slots": f"{share:.0%}",
             "routing": routing,
             "hit rate": hit_rate,
             "missed MB": missed / 1e6,
+            "CPU MB": by_cpu / 1e6,
             "ms": mean(seconds for seconds, _ in steps) * 1e3,
             "link ms": missed / self._link / 1e6,
+            "read GB/s": self._read,
             "resident ms": resident * 1e3,
             "over floor": median(ratios),
             "best": min(ratios),
@@ -190,12 +211,12 @@ class _Run:
                 forced.step(step)
                 if step == self._warm_steps:
                     model.stats.reset()
-                before = model.stats.bytes_moved if step >= self._warm_steps else 0
+                before = model.stats.misses if step >= self._warm_steps else 0
                 start = time.perf_counter()
                 engine.step()
                 seconds = time.perf_counter() - start
                 if step >= self._warm_steps:
-                    steps.append((seconds, model.stats.bytes_moved - before))
+                    steps.append((seconds, (model.stats.misses - before) * self._stride))
             engine.cancel(sequence)
         return steps, list(sequence.new_tokens[: total + 1])
 

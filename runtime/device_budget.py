@@ -165,6 +165,7 @@ def plan_offload(
     *,
     limit_bytes: int,
     host_bytes: int,
+    share_bytes: int = 0,
     cache_tokens: int | None,
     max_batch: int,
 ) -> DevicePlan:
@@ -175,6 +176,7 @@ def plan_offload(
         resident: what a model with all its experts needs.
         limit_bytes: the budget.
         host_bytes: room for experts in host memory.
+        share_bytes: of the GPU's memory that the CPU's share takes.
         cache_tokens: tokens of key-value cache, all sequences together; ``None``: ``max_batch`` full contexts, but no
             more than a quarter of the limit.
         max_batch: sequences at once.
@@ -183,7 +185,7 @@ def plan_offload(
         BudgetError: the limit does not even hold what is no expert, or host memory not the experts of one step.
     """
     layers, schedules = footprint(bundle.model).layers, bundle.schedule.schedules
-    base = dataclasses.replace(resident, expert_bytes=0, table_bytes=state_bytes(layers))
+    base = dataclasses.replace(resident, expert_bytes=0, table_bytes=state_bytes(layers) + share_bytes)
     if cache_tokens is None:
         full = max_batch * pages_for(bundle.model.max_context)
         quarter = limit_bytes // 4 // max(1, base.cache_page_bytes)

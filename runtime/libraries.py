@@ -123,8 +123,8 @@ class LibraryFunctions:
             BundleError: no library has it.
         """
         for library in self._libraries:
-            function: Callable[..., Any] | None = library.get_function(name, query_imports=True)
-            if function is not None:
+            if library.implements_function(name, query_imports=True):
+                function: Callable[..., Any] = library.get_function(name, query_imports=True)
                 return function
         raise BundleError(
             f"The bundle's modules have no function {name}.",

@@ -74,7 +74,8 @@ def load(
             pinned memory: experts, and what every step is told. Python itself and its libraries are not counted.
         cpu_threads: threads of the kernels; ``None``: all CPUs that the process may use (by its affinity, its
             cgroup's quota and ``OMP_NUM_THREADS``). The last load decides for all models of the process. Only
-            the first can have more threads than there are CPUs.
+            the first can have more threads than there are CPUs. On a GPU these compute a share of the experts that
+            it does not have: ``None``: all CPUs but one, 0: none.
         max_batch: sequences that run at once.
         max_step_tokens: most tokens of one step, all sequences together; longer prompts are run in several. ``None``:
             512 on ``cpu``; on a GPU 4096, or fewer where memory is short. Prompts that join sequences which are
@@ -106,7 +107,7 @@ def load(
     if max_step_tokens is not None:
         check_count("max_step_tokens", max_step_tokens, least=max_batch + 1)
     if cpu_threads is not None:
-        check_count("cpu_threads", cpu_threads, least=1)
+        check_count("cpu_threads", cpu_threads, least=0 if device.startswith("cuda") else 1)
     if cache_tokens is not None:
         check_count("cache_tokens", cache_tokens, least=1)
     if device.startswith("cuda") and prefetch:

@@ -46,6 +46,7 @@ class Model:
         memory: what it takes, by purpose.
         target: name of the compiled target that runs.
         cpu_threads: threads that its kernels run on.
+        notes: what its user should know of how it runs.
     """
 
     def __init__(
@@ -57,11 +58,14 @@ class Model:
         engine: Engine,
         executor: ChainExecutor | None,
         cpu_threads: int = 1,
+        *,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.path = path
         self.record = record
         self.target = target
         self.cpu_threads = cpu_threads
+        self.notes = notes
         self.memory = memory
         self._stats = engine.stats
         self._engine: Engine | None = engine

@@ -64,6 +64,8 @@ class Stats:
     preemptions: int = 0
     hits: int = 0
     misses: int = 0
+    cpu_misses: int = 0
+    """Those of the misses that the CPU computed for a GPU."""
     evictions: int = 0
     bytes_moved: int = 0
     """Expert bytes that came from the file tier: those read at load, and misses."""
@@ -98,6 +100,7 @@ class Stats:
             "preemptions": self.preemptions,
             "hits": self.hits,
             "misses": self.misses,
+            "cpu_misses": self.cpu_misses,
             "hit_rate": self.hit_rate,
             "evictions": self.evictions,
             "bytes_moved": self.bytes_moved,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from moec.artifacts.mailbox import SERVE, collect_name, post_name
 from moec.artifacts.model import ExpertsStep, SegmentStep
 from moec.artifacts.program import HOPPER, Beside, Workspace
 from moec.artifacts.sampling import SAMPLE
@@ -28,6 +29,8 @@ class CpuKernels:
     """The kernels of ``compiler/kernels/cpu`` for vectors of ``lanes`` float32 values."""
 
     lanes: int
+    machine: str
+    """As ``uname -m`` says it."""
 
     def linear(self, shape: LinearShape) -> tvm.tirx.PrimFunc:
         """A product with a weight."""
@@ -52,11 +55,14 @@ class CpuKernels:
         """The kernels that the chain calls by name, under those names."""
         from moec.compiler.kernels.cpu.attention import attention
         from moec.compiler.kernels.cpu.experts import experts
+        from moec.compiler.kernels.cpu.serve import serve
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec, lanes=self.lanes)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body, lanes=self.lanes)
+        if model.bodies:
+            yield SERVE, serve(model.bodies, lanes=self.lanes, machine=self.machine)
 
     def workspaces(self, model: ModelRecord) -> Iterator[Workspace]:
         """What kernels need beside their tensors and their threads' own workspaces."""
@@ -90,6 +96,7 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.experts import experts, experts_cached, fits_hopper
         from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN
         from moec.compiler.kernels.cuda.experts_few import runs_few
+        from moec.compiler.kernels.cuda.mailbox import collect, post
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
         from moec.compiler.kernels.cuda.slots.assign import assign
         from moec.compiler.kernels.cuda.slots.fetch import fetch
@@ -105,6 +112,8 @@ class CudaKernels:
                 yield f"experts_{body.name}{HOPPER}", experts(body, chosen, hopper=True)
             if runs_few(body) and chosen <= MOST_CHOSEN:
                 yield f"{CACHED}{body.name}", experts_cached(body)
+            yield post_name(body.name), post(body)
+            yield collect_name(body.name), collect(body)
         if model.bodies:
             yield ASSIGN, assign()
             yield FETCH, fetch()
@@ -158,4 +167,4 @@ def kernels_for(target: Target) -> CpuKernels | CudaKernels:
     """The kernels of a target."""
     if target.kind == "cuda":
         return CudaKernels(hopper="sm_90" in target.architectures)
-    return CpuKernels(target.lanes)
+    return CpuKernels(target.lanes, target.machine)

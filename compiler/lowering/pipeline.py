@@ -34,7 +34,7 @@ def simplify_passes() -> list[Any]:
 
 def cpu_passes(target: Target) -> list[Any]:
     """Kernels for products and top-k; all other operators become loops, and chains of element-wise loops one."""
-    kernels = CpuKernels(target.lanes)
+    kernels = CpuKernels(target.lanes, target.machine)
     return [
         DispatchLinear(kernels.linear),
         DispatchTopk(kernels.topk),

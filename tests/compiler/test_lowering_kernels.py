@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tvm import tirx
 
+from moec.artifacts.mailbox import SERVE, collect_name, post_name
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 from moec.compiler.kernels.cuda.product import declare
@@ -29,12 +30,25 @@ def tensors(function: Any) -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3"])
 def test_named_kernels_take_the_same_tensors_on_every_target(name: str) -> None:
     model = parts(name, "bfloat16").model
-    cpu = {kernel: tensors(function) for kernel, function in CpuKernels(LANES).model(model)}
+    cpu = {kernel: tensors(function) for kernel, function in CpuKernels(LANES, "x86_64").model(model)}
     cuda = {kernel: tensors(function) for kernel, function in CudaKernels().model(model)}
     sample = cuda.pop("sample")
+    assert [dtype for dtype, _ in cpu.pop(SERVE)] == [
+        *["int64", "int64", "float32", "float32", "float32", "int64", "int64", "float32"]
+    ]
+    for body in model.bodies:
+        posted, collected = cuda.pop(post_name(body.name)), cuda.pop(collect_name(body.name))
+        assert [dtype for dtype, _ in posted] == [
+            "float32",
+            "int64",
+            "float32",
+            *["int64"] * 4,
+            *["float32"] * 2,
+        ]
+        assert [dtype for dtype, _ in collected] == ["float32", "int64", "int64", "float32"]
     assert [dtype for dtype, _ in sample] == ["float32", "int32", "int32", "uint8", "int64"]
     _check_cache_kernels(model, cuda)
-    for kernels, found in ((CpuKernels(LANES), cpu), (CudaKernels(), cuda)):
+    for kernels, found in ((CpuKernels(LANES, "x86_64"), cpu), (CudaKernels(), cuda)):
         for workspace in kernels.workspaces(model):
             assert found[workspace.function].pop(-2) == ("uint8", ["?"])
     assert cpu == cuda
@@ -72,6 +86,6 @@ def _check_types(model: ModelRecord, kernels: dict[str, list[tuple[str, list[str
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_products_take_the_same_tensors_on_every_target(dtype: str, bias: bool) -> None:
     shape = LinearShape(12, 16, dtype, None if bias else 3, bias)
-    cpu, cuda = (tensors(kernel) for kernel in (CpuKernels(LANES).linear(shape), declare(shape)))
+    cpu, cuda = (tensors(kernel) for kernel in (CpuKernels(LANES, "x86_64").linear(shape), declare(shape)))
     assert cpu == cuda
     assert [kind for kind, _ in cpu] == ["float32", dtype, *["float32"] * (1 + bias)]

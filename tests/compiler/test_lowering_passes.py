@@ -113,7 +113,7 @@ def bindings(module: tvm.IRModule) -> list[str]:
 
 
 def kernels() -> Any:
-    return CpuKernels(8)
+    return CpuKernels(8, "x86_64")
 
 
 def test_dispatch_linear() -> None:

@@ -19,6 +19,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import (
     Buffer,
     Expr,
+    ceildiv,
     div,
     either,
     fill,
@@ -67,8 +68,16 @@ class Columns:
     offsets: Sequence[Expr]
 
 
-def dot(rows: Rows, columns: Columns, depth: int, machine: Machine) -> list[list[Expr]]:
-    """Emit ``sum_k rows[r, k] * columns[c, k]``; returns the scalars as ``[r][c]``."""
+def dot(
+    rows: Rows, columns: Columns, depth: int, machine: Machine, *, ahead: int | None = None
+) -> list[list[Expr]]:
+    """Emit ``sum_k rows[r, k] * columns[c, k]``; returns the scalars as ``[r][c]``.
+
+    Memory is asked for ``ahead`` cache lines before each row is read; by default ``PREFETCH_LINES`` of a single row,
+    and not at all of several, which are a block that is used often.
+    """
+    if ahead is None:
+        ahead = PREFETCH_LINES if len(rows.offsets) == 1 else 0
     lanes = min(machine.lanes, _floor_power_of_two(depth))
     cells = len(rows.offsets) * len(columns.offsets)
     copies = max(1, min(ACCUMULATORS // cells, depth // lanes))
@@ -79,8 +88,9 @@ def dot(rows: Rows, columns: Columns, depth: int, machine: Machine) -> list[list
     with loop(whole // copies) as step:
         for copy in range(copies):
             k = step * i64(copies * lanes) + i64(copy * lanes)
-            if len(rows.offsets) == 1 and copy * lanes % line == 0:
-                prefetch(rows.buffer, rows.offsets[0] + k + i64(PREFETCH_LINES * line))
+            if ahead and copy * lanes % line == 0:
+                for offset in rows.offsets:
+                    prefetch(rows.buffer, offset + k + i64(ahead * line))
             _multiply(rows, columns, k, sums, copy * cells, lanes, machine)
     for vector in range(whole, depth // lanes):
         _multiply(rows, columns, i64(vector * lanes), sums, (vector - whole) * cells, lanes, machine)
@@ -156,10 +166,6 @@ def tiles(rows: int, columns: Expr, machine: Machine, emit: Callable[[list[Expr]
     The last tile of several rows moves up so as to stay inside: its first rows are then computed twice.
     """
 
-    def stream() -> None:
-        with loop(rows) as row:
-            _column_tiles(columns, (STREAM_WIDTH, 2, 1), lambda numbers: emit([row], numbers))
-
     def block() -> None:
         height = min(machine.rows, rows)
         with loop(-(-rows // height)) as tile:
@@ -167,7 +173,21 @@ def tiles(rows: int, columns: Expr, machine: Machine, emit: Callable[[list[Expr]
             numbers = [first + i64(r) for r in range(height)]
             _column_tiles(columns, (machine.columns, 1), lambda inner: emit(numbers, inner))
 
-    either(columns <= i64(STREAM_COLUMNS), stream, block)
+    either(columns <= i64(STREAM_COLUMNS), lambda: stream(rows, columns, emit), block)
+
+
+def stream(rows: int | Expr, columns: Expr, emit: Callable[[list[Expr], list[Expr]], None]) -> None:
+    """As ``tiles``, each row by itself: for few columns."""
+    with loop(rows) as row:
+        _column_tiles(columns, (STREAM_WIDTH, 2, 1), lambda numbers: emit([row], numbers))
+
+
+def stream_halves(rows: Expr, columns: Expr, emit: Callable[[list[Expr], list[Expr]], None]) -> None:
+    """As ``stream``, two rows at a time: one of the first half, one of the second; the last may come twice."""
+    half = keep(ceildiv(rows, 2))
+    with loop(half) as row:
+        pair = [row, keep(T.min(row + half, rows - i64(1)))]
+        _column_tiles(columns, (STREAM_WIDTH, 2, 1), lambda numbers: emit(pair, numbers))
 
 
 def _column_tiles(count: Expr, widths: tuple[int, ...], emit: Callable[[list[Expr]], None]) -> None:

@@ -42,12 +42,20 @@ def symbol(name: str) -> Expr:
     return tirx.Var(name, "int64")
 
 
-def build(name: str, body: Callable[[], None]) -> tirx.PrimFunc:
-    """Run ``body``, which declares its arguments with ``argument``, into a PrimFunc called ``name``."""
+def build(name: str, body: Callable[[], None], *, alone: bool = True) -> tirx.PrimFunc:
+    """Run ``body``, which declares its arguments with ``argument``, into a PrimFunc called ``name``.
+
+    Args:
+        name: of the function.
+        body: emits it.
+        alone: nobody else writes to the arguments while the function runs, and none is part of another.
+    """
     with IRBuilder() as builder, T.prim_func():
         T.func_name(name)
-        T.func_attr({"global_symbol": name, "tirx.noalias": True, HAND_WRITTEN: True})
-        with _scope():
+        T.func_attr({"global_symbol": name, HAND_WRITTEN: True})
+        if alone:
+            T.func_attr({"tirx.noalias": True})
+        with scope():
             body()
     return builder.get().with_attr("global_symbol", name)
 
@@ -95,7 +103,8 @@ _scopes: list[list[Expr]] = []
 
 
 @contextmanager
-def _scope() -> Iterator[None]:
+def scope() -> Iterator[None]:
+    """Statements at whose end the memory of ``scratch`` is given back."""
     _scopes.append([])
     yield
     for pointer in reversed(_scopes.pop()):
@@ -186,7 +195,7 @@ def loop(extent: int | Expr, *, parallel: bool = False) -> Iterator[Expr]:
     kind = T.parallel if parallel else T.serial
     with kind(i64(0), i64(extent) if isinstance(extent, int) else extent) as counter:
         if parallel:
-            with _scope():
+            with scope():
                 yield counter
         else:
             yield counter

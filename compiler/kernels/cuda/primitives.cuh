@@ -324,3 +324,23 @@ MOEC_WGMMA(f16, 192, MOEC_NAMES_96, "%96", "%97", "%98", MOEC_SUMS_32(0), MOEC_S
 MOEC_WGMMA(f16, 256, MOEC_NAMES_128, "%128", "%129", "%130", MOEC_SUMS_32(0), MOEC_SUMS_32(32), MOEC_SUMS_32(64),
            MOEC_SUMS_32(96))
 #endif
+
+// Memory of the host, which the CPU reads and writes while a kernel runs. What was written before a release can be read
+// by whoever has acquired that word; a barrier passes that on to the rest of the block.
+MOEC_DEVICE long long moec_acquire_system(const void *word) {
+  long long value;
+  asm volatile("ld.acquire.sys.global.s64 %0, [%1];" : "=l"(value) : "l"(word) : "memory");
+  return value;
+}
+MOEC_DEVICE void moec_release_system(void *word, long long value) {
+  asm volatile("st.release.sys.global.s64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+}
+MOEC_DEVICE void moec_load_system_16(unsigned *to, const void *from) {  // never from a cache that may be behind
+  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(from) : "memory");
+}
+MOEC_DEVICE long long moec_nanoseconds() {  // of a clock that all blocks share
+  long long value;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(value));
+  return value;
+}

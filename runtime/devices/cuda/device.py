@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from moec.runtime.devices.cuda.driver import Driver, Handle
     from moec.runtime.devices.cuda.module import CudaFunctions
+    from moec.runtime.devices.cuda.sharing import Attended, CpuShare
     from moec.runtime.devices.cuda.staging import StagedMirror
     from moec.runtime.devices.protocol import Call, View
     from moec.runtime.stats import Stats
@@ -72,6 +73,13 @@ class CudaDevice:
         self._finalizer = weakref.finalize(self, Resources.close, self.resources)
         self._set_stream = set_stream
         self._stream = self.resources.stream()
+        self.share: CpuShare | None = None
+        """The CPU's part in steps, where it has any."""
+
+    @property
+    def bounce_address(self) -> int:
+        """Of ``BOUNCE_BYTES`` of pinned memory that single reads and writes go through, free between them."""
+        return self._bounce.address
 
     @property
     def stream(self) -> Handle:
@@ -157,6 +165,7 @@ class CudaDevice:
             self.driver.copy_out(bounce.address, view.address + start, piece.size, self._stream)
             self.driver.synchronize(self._stream)
             piece[:] = bounce.bytes[: piece.size]
+        self._finished()
         return result
 
     def copy_in(self, address: int, source: int, size_bytes: int) -> None:
@@ -167,7 +176,7 @@ class CudaDevice:
     def results(self, capacity_bytes: int) -> Results:
         """Room for results that the host takes while later calls run."""
         self.enter()
-        return Results(self.resources, self._stream, capacity_bytes, self.enter)
+        return Results(self.resources, self._stream, capacity_bytes, self.enter, self._mark)
 
     def gather(self, source: int, target: int, rows: Sequence[int], row_bytes: int) -> None:
         """Copy rows to lie one after the other; neighbours go in one copy."""
@@ -181,9 +190,10 @@ class CudaDevice:
             self.driver.copy_within(begin, end, count * row_bytes, self._stream)
             place += count
 
-    def prepare(self, calls: Sequence[Call], stats: Stats, *, often: bool = False) -> CallList:
+    def prepare(self, calls: Sequence[Call], stats: Stats, *, often: bool = False) -> CallList | Attended:
         """Make calls ready to be launched again and again; what runs often is a graph from the second time on."""
-        return CallList(self.resources, self._stream, self.staging, calls, stats, self.enter, often)
+        run = CallList(self.resources, self._stream, self.staging, calls, stats, self.enter, often)
+        return run if self.share is None else self.share.attend(calls, run)
 
     def synchronize(self) -> None:
         """Wait until all calls have finished.
@@ -193,6 +203,22 @@ class CudaDevice:
         """
         self.enter()
         self.driver.synchronize(self._stream)
+        self._finished()
+
+    def _finished(self) -> None:
+        self._mark()()
+
+    def _mark(self) -> Callable[[], None]:
+        """What to call when everything that was launched so far is finished."""
+        share = self.share
+        if share is None:
+            return _nothing
+        launched = share.launched
+        return lambda: share.finished(launched)
+
+
+def _nothing() -> None:
+    pass
 
 
 def check_ordinal(driver: Driver, ordinal: int) -> None:

@@ -42,6 +42,7 @@ class Resources:
         self._registered: dict[int, int] = {}
         self._graphs: dict[int, Handle] = {}
         self._others: list[tuple[Callable[[Handle], None], Handle]] = []
+        self._actions: list[Callable[[], None]] = []
         self._context: Handle | None = driver.retain_context(ordinal)
         self.enter()
 
@@ -163,6 +164,10 @@ class Resources:
         self._others.append((self.driver.destroy_event, event))
         return event
 
+    def at_close(self, action: Callable[[], None]) -> None:
+        """Do something when everything is given back, before any of it goes."""
+        self._actions.append(action)
+
     def keep_graph(self, graph: Handle) -> None:
         """Let go of a graph at the end, where `drop_graph` has not."""
         with self._lock:
@@ -180,6 +185,8 @@ class Resources:
             return
         with contextlib.suppress(DeviceError):
             self.enter()
+        for action in reversed(self._actions):
+            action()
         for graph in list(self._graphs.values()):
             self.drop_graph(graph)
         for destroy, handle in reversed(self._others):

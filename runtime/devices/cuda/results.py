@@ -29,12 +29,18 @@ class Results:
         stream: copies run in it.
         capacity_bytes: of one result.
         enter: makes the GPU the calling thread's.
+        mark: called when a result is begun; what it returns is called when that result is there.
     """
 
     def __init__(
-        self, resources: Resources, stream: Handle, capacity_bytes: int, enter: Callable[[], None]
+        self,
+        resources: Resources,
+        stream: Handle,
+        capacity_bytes: int,
+        enter: Callable[[], None],
+        mark: Callable[[], Callable[[], None]],
     ) -> None:
-        self._driver, self._stream, self._enter = resources.driver, stream, enter
+        self._driver, self._stream, self._enter, self._mark = resources.driver, stream, enter, mark
         self._places = [(PinnedMemory(resources, capacity_bytes), resources.event()) for _ in range(2)]
 
     def begin(self, view: View) -> Callable[[], NDArray[Any]]:
@@ -49,10 +55,12 @@ class Results:
         self._places.reverse()
         self._driver.copy_out(place.address, view.address, size, self._stream)
         self._driver.record(copied, self._stream)
+        finished = self._mark()
 
         def wait() -> NDArray[Any]:
             self._enter()
             self._driver.wait(copied)
+            finished()
             return place.bytes[:size].view(view.dtype).reshape(view.shape).copy()
 
         return wait

@@ -59,7 +59,8 @@ class ResidentWeights:
             )
             for name, memory in self._memory.items()
         ]
-        dense = self._memory[DENSE_NAME].address
+        self.dense_memory = self._memory[DENSE_NAME]
+        dense = self.dense_memory.address
         self.dense: dict[TensorName, int] = {
             name: dense + place.offset_bytes for name, place in bundle.dense.items()
         }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 from moec.cli.output import ProgressBar
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def load_model(
     bar = ProgressBar("load")
     bar.start(sum(record.size_bytes for name, record in files.items() if name not in unread))
     try:
-        return runtime.load(
+        model = runtime.load(
             bundle,
             device=device,
             device_memory=device_memory,
@@ -44,3 +46,6 @@ def load_model(
         )
     finally:
         bar.close()
+    for note in model.notes:
+        click.echo(note, err=True)
+    return model

@@ -17,9 +17,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 threads_option = click.option(
     "--cpu-threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=0),
     default=None,
-    help="Threads to compute with.  [default: all cores]",
+    help="Threads to compute with; beside a GPU, a share of the experts that it lacks, 0: none.  [default: all cores]",
 )
 
 device_option = click.option(

@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 #include <ucontext.h>
+#include <sched.h>
+#include <ctime>
 
 #define __global__
 #define __device__
@@ -414,4 +416,19 @@ static inline bool moec_arrives_last(int counter, int count) {
   bool last = ++counters[counter] == count;
   if (last) counters[counter] = 0;
   return last;
+}
+static inline long long moec_acquire_system(const void *word) {
+  if ((uintptr_t)word % 8) emulator::fail("an 8-byte access at an address that is no multiple of 8");
+  sched_yield();  // the CPU that is waited for may want this core
+  return __atomic_load_n((const long long *)word, __ATOMIC_ACQUIRE);
+}
+static inline void moec_release_system(void *word, long long value) {
+  if ((uintptr_t)word % 8) emulator::fail("an 8-byte access at an address that is no multiple of 8");
+  __atomic_store_n((long long *)word, value, __ATOMIC_RELEASE);
+}
+static inline void moec_load_system_16(unsigned *to, const void *from) { moec_load_16(to, from); }
+static inline long long moec_nanoseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1000000000ll + now.tv_nsec;
 }

@@ -64,14 +64,14 @@ class OffloadedExperts:
         tier: HostTier,
         weights: ResidentWeights,
     ) -> None:
-        self.tier, self.weights = tier, weights
+        self.tier, self.weights, self.slots, self.files = tier, weights, slots, files
         self.recorder: RoutingRecorder | None = None
         self.helper: Helper | None = None
         self.beside = True
         """Whether experts of few tokens are computed as they arrive, or when all of a layer are there."""
-        self._device, self._slots = device, slots
+        self._device = device
         self._assign, self._fetch, self._kernels = assign, fetch, cached
-        self._stream, self._files = stream, files
+        self._stream = stream
         self._seen = slots.states.counters()
 
     def calls(
@@ -88,14 +88,15 @@ class OffloadedExperts:
 
     def count(self, stats: Stats) -> None:
         """Add what the GPU has counted since the last time."""
-        counters = self._slots.states.counters()
+        counters = self.slots.states.counters()
         new = counters - self._seen
         self._seen = counters
         for layer, (hits, misses, by_cpu, evictions) in zip(
-            self._slots.plan.layers, new.tolist(), strict=True
+            self.slots.plan.layers, new.tolist(), strict=True
         ):
             stats.hits += hits
             stats.misses += misses
+            stats.cpu_misses += by_cpu
             stats.evictions += evictions
             stats.bytes_moved += (misses - by_cpu) * layer.stride_bytes
         self._stream.count(stats)
@@ -104,7 +105,7 @@ class OffloadedExperts:
         self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
     ) -> list[Call]:
         hidden, index, weight, out = views
-        device, states = self._device, self._slots.states
+        device, states = self._device, self.slots.states
         shape = index.shape
         own, theirs = states.choices(0, shape), states.choices(1, shape)
         state = device.tensor(states.state(layer))
@@ -114,8 +115,8 @@ class OffloadedExperts:
         extra = workspace if own_kernel is None else (states.state(layer), *workspace)
         experts = map(device.tensor, (hidden, own, weight, states.table(layer), *extra, out))
         calls: list[Call] = []
-        if self._files is not None:
-            files = self._files
+        if self.files is not None:
+            files = self.files
             calls.append(HostCall(STAGE, lambda: files.bring(layer, index)))
         calls.append(PackedCall(STAGE, self._assign, assign))
         if self.helper is not None:

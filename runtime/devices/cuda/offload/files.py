@@ -12,6 +12,8 @@ from moec.runtime.devices.cuda.memory import PinnedMemory
 from moec.runtime.devices.cuda.offload.host_tier import read_expert
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from moec.artifacts.reader import Bundle
@@ -39,6 +41,8 @@ class FileExperts:
         self._names = [experts_name(layer.layer) for layer in bundle.model.experts]
         self._sent = [device.resources.event() for _ in range(slots.plan.file_places)]
         self._next = 0
+        self.tables: Sequence[NDArray[np.int64]] = ()
+        """The CPU's, of each layer ``[E]``: they are told too."""
 
     def bring(self, layer: int, index: View) -> None:
         """Read those of the chosen experts ``[T, K]`` that are nowhere else; waits for the router."""
@@ -52,6 +56,8 @@ class FileExperts:
         for place, expert in enumerate(outside[resident[outside] < 0].tolist()):
             address = self._read(layer, expert, place)
             self._device.write(self._slots.states.home(layer, expert), np.array([address], np.int64))
+            if self.tables:
+                self.tables[layer][expert] = address
 
     def read_ahead(self, layer: int, expert: int) -> int:
         """Read an expert for a copy that is put into a stream next, and then told to `sent`; its address."""

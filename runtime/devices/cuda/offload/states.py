@@ -74,6 +74,11 @@ class LayerStates:
         """int64 ``[E]``: where a streamed step finds them."""
         return self._view(self.table_firsts[layer], self._experts[layer])
 
+    def set_shares(self, layer: int, shares: Sequence[int]) -> None:
+        """Say how many of 0, 1, 2 ... missing experts of a layer are the CPU's; ``MOST_SHARED + 1`` numbers."""
+        assert len(shares) == words.MOST_SHARED + 1
+        self._device.write(self.state(layer).address + 8 * words.SHARE, np.array(shares, np.int64))
+
     def choices(self, number: int, shape: tuple[int, ...]) -> View:
         """int64: what the GPU (0) or the CPU (1) computes of the choices of the layer at work."""
         first = self.table_firsts[-1] + number * words.MOST_ENTRIES

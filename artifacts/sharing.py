@@ -1,0 +1,55 @@
+"""How many of a layer's missing experts the CPU computes while the GPU fetches the others. Pure arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class ShareSpeeds:
+    """What one expert of a layer costs on either way, in microseconds."""
+
+    link_us: float
+    """Of bringing one expert to the GPU; so many of them take so many times as long."""
+    cpu_us: tuple[float, ...]
+    """Entry k: of computing k experts at once in host memory; entry 0 is 0. Beyond the last entry each costs what the
+    last did."""
+    handshake_us: float
+    """Of telling the CPU and of taking its result, where it computes any."""
+
+    def on_cpu(self, experts: int) -> float:
+        """Microseconds until the result of ``experts`` experts is on the GPU."""
+        if experts == 0:
+            return 0.0
+        known = min(experts, len(self.cpu_us) - 1)
+        each = self.cpu_us[-1] - self.cpu_us[-2]
+        return self.handshake_us + self.cpu_us[known] + (experts - known) * each
+
+    def of(self, misses: int, by_cpu: int) -> float:
+        """Microseconds for ``misses`` missing experts, of which the CPU computes ``by_cpu``."""
+        return max((misses - by_cpu) * self.link_us, self.on_cpu(by_cpu))
+
+
+def cpu_shares(speeds: ShareSpeeds, most: int) -> tuple[int, ...]:
+    """Entry m, for m of 0 to ``most``: of m missing experts the CPU computes so many; the fewest that is fastest.
+
+    Args:
+        speeds: at least one expert on the CPU must be known.
+        most: misses.
+    """
+    assert len(speeds.cpu_us) > 1
+    return tuple(
+        min(range(misses + 1), key=lambda n: (speeds.of(misses, n), n)) for misses in range(most + 1)
+    )
+
+
+def never_falling(samples: Sequence[float]) -> tuple[float, ...]:
+    """Measured times of 0, 1, 2 ... experts, cleared of the noise by which more would cost less."""
+    result: list[float] = []
+    for sample in samples:
+        result.append(max(sample, result[-1] if result else 0.0))
+    return tuple(result)

@@ -1,0 +1,180 @@
+"""What is computed of an expert, for any cut of its rows: products with its matrices, activation, weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moec.artifacts.experts import layout
+from moec.artifacts.model import DTYPE_BYTES
+from moec.compiler.kernels import activation
+from moec.compiler.kernels.cpu.dot import Columns, Rows, dot
+from moec.compiler.kernels.cpu.emit import (
+    Buffer,
+    Expr,
+    at_address,
+    div,
+    i64,
+    keep,
+    load,
+    loop,
+    registers,
+    splat,
+    store,
+    when,
+)
+from moec.compiler.kernels.cpu.grouping import is_expert
+from moec.compiler.kernels.cpu.math import VectorMath
+from moec.compiler.kernels.cpu.numeric import widen
+
+if TYPE_CHECKING:
+    from moec.artifacts.model import ExpertBody
+    from moec.compiler.kernels.cpu.machine import Machine
+
+
+@dataclass(frozen=True)
+class ExpertTensors:
+    """The tensors of a call of experts, flat, and its sizes."""
+
+    x: Buffer
+    index: Buffer
+    weight: Buffer
+    table: Buffer
+    out: Buffer
+    tokens: Expr
+    chosen: Expr
+    experts: Expr
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some pairs of one expert: places ``start .. start+count-1`` of the order."""
+
+    address: Expr
+    start: Expr
+    count: Expr
+
+
+@dataclass(frozen=True)
+class Source:
+    """Float32 vectors, and which of them belongs to a place of the order."""
+
+    buffer: Buffer
+    row: Callable[[Expr], Expr]
+
+
+Writer = Callable[[Expr, Expr, Expr], None]
+"""Takes a row number within the cut, a place of the order, and the value."""
+Cover = Callable[[Expr, Callable[[list[Expr], list[Expr]], None]], None]
+"""Takes a number of columns and what to do with each tile of rows and columns (see ``dot.tiles``, ``dot.stream``)."""
+
+
+class ExpertParts:
+    """Emits the parts of an expert's arithmetic."""
+
+    def __init__(self, body: ExpertBody, machine: Machine) -> None:
+        self.body, self.machine = body, machine
+        self.layout = layout(body)
+
+    def product(
+        self,
+        writers: dict[str, Writer],
+        group: Group,
+        first: Expr,
+        source: Source,
+        cover: Cover,
+        ahead: int | None = None,
+    ) -> None:
+        """Rows from ``first`` of one or several parts of one shape times the group's vectors, plus the parts' biases.
+
+        Args:
+            writers: by part.
+            group: whose vectors.
+            first: row.
+            source: of the vectors.
+            cover: goes over the rows; of each number there is the row of every part.
+            ahead: see ``dot``.
+        """
+        shapes = {part: self.layout.part(part) for part in writers}
+        depth = next(iter(shapes.values())).shape[1]
+        dtype, size = self.body.dtype, DTYPE_BYTES[self.body.dtype]
+        weights = at_address(group.address, self.layout.stride_bytes // size, dtype)
+        biases = {part: self._bias(part, group) for part in writers}
+
+        def tile(numbers: list[Expr], columns: list[Expr]) -> None:
+            places = [keep(group.start + column) for column in columns]
+            rows = [(part, number) for number in numbers for part in writers]
+            offsets = [
+                keep(i64(shapes[part].offset_bytes // size) + (first + number) * i64(depth))
+                for part, number in rows
+            ]
+            vectors = Columns(source.buffer, [keep(source.row(place) * i64(depth)) for place in places])
+            sums = dot(Rows(weights, dtype, offsets), vectors, depth, self.machine, ahead=ahead)
+            for (part, number), row_sums in zip(rows, sums, strict=True):
+                shift = biases[part](first + number)
+                for place, value in zip(places, row_sums, strict=True):
+                    writers[part](number, place, value if shift is None else value + shift)
+
+        cover(group.count, tile)
+
+    def _bias(self, part: str, group: Group) -> Callable[[Expr], Expr | None]:
+        if not (self.body.down_bias if part == "down" else self.body.up_bias):
+            return lambda row: None  # noqa: ARG005
+        place = self.layout.part(f"{part}_bias")
+        buffer = at_address(group.address + i64(place.offset_bytes), place.shape[0], self.body.dtype)
+        native = self.machine.native_f16
+        return lambda row: keep(widen(buffer, self.body.dtype, row, 1, native_f16=native))
+
+    def activate(self, buffers: dict[str, Buffer], stride: int, count: Expr) -> None:
+        """``up = activation(gate, up)`` in place, in whole vectors; lanes beyond the rows are never used."""
+        lanes = self.machine.lanes
+        math = VectorMath(lanes)
+        with loop(count * i64(stride // lanes)) as step:
+            place = step * i64(lanes)
+            variables = {part: keep(load(buffer, place, lanes)) for part, buffer in buffers.items()}
+            value = activation.emit(self.body.activation, variables, math.operators(), math.constant)
+            store(buffers["up"], place, value, lanes)
+
+    def combine(
+        self, call: ExpertTensors, token: Expr, results: Buffer, stride: int, first: Expr, rows: int | Expr
+    ) -> None:
+        """The weighted sum over one token's choices, for rows from ``first``; ``results`` is ``[pairs, stride]``."""
+        lanes = self.machine.lanes
+        whole = rows // lanes if isinstance(rows, int) else keep(div(rows, lanes))
+        done = whole * lanes if isinstance(whole, int) else keep(whole * i64(lanes))
+        with loop(whole) as step:
+            self._combine_vector(call, token, results, stride, first, step * i64(lanes), lanes)
+        with loop(rows - done) as step:
+            number = step + (i64(done) if isinstance(done, int) else done)
+            self._combine_vector(call, token, results, stride, first, number, 1)
+
+    def _combine_vector(
+        self,
+        call: ExpertTensors,
+        token: Expr,
+        results: Buffer,
+        stride: int,
+        first: Expr,
+        row: Expr,
+        lanes: int,
+    ) -> None:
+        total = registers(lanes)
+        store(total, 0, splat(0.0, lanes), lanes)
+        with loop(call.chosen) as choice:
+            pair = keep(token * call.chosen + choice)
+            with when(is_expert(load(call.index, pair), call.experts)):
+                weight = keep(load(call.weight, pair))
+                value = load(results, pair * i64(stride) + row, lanes)
+                store(total, 0, load(total, 0, lanes) + splat(weight, lanes) * value, lanes)
+        place = token * i64(self.body.hidden) + first + row
+        store(call.out, place, load(total, 0, lanes), lanes)
+
+
+def writer(target: Buffer, stride: int, row: Callable[[Expr], Expr]) -> Writer:
+    """Writes a value at ``[row(place), number]`` of a buffer with rows of ``stride``."""
+
+    def write(number: Expr, place: Expr, value: Expr) -> None:
+        store(target, row(place) * i64(stride) + number, value)
+
+    return write

@@ -1,0 +1,149 @@
+"""How a GPU's memory is divided: all experts on it where they fit beside the rest, otherwise as many as do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moec.errors import BudgetError
+from moec.runtime.budget import parse_memory
+from moec.runtime.device_budget import (
+    DeviceNeeds,
+    DevicePlan,
+    device_needs,
+    plan_device_memory,
+    plan_offload,
+)
+from moec.runtime.devices.cuda.device import BOUNCE_BYTES
+from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
+from moec.runtime.machine import available_memory, total_memory
+from moec.runtime.step_tokens import plan_largest_step, plan_offloaded_step
+
+if TYPE_CHECKING:
+    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.reader import Bundle
+    from moec.artifacts.verify import Level
+
+HEADROOM_BYTES = 256 << 20
+"""Of a GPU's free memory, left alone where no budget is given: its context grows while kernels are loaded."""
+
+HOST_SHARE = 0.9
+"""Of the memory that the host has available, at most, is for experts where no budget is given."""
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """What `moec.runtime.load` was told, checked."""
+
+    ordinal: int
+    device_memory: int | float | str | None
+    host_memory: int | float | str | None
+    cpu_threads: int | None
+    max_batch: int
+    max_step_tokens: int | None
+    """``None``: as many as memory allows, within reason."""
+    cache_tokens: int | None
+    verify: Level
+
+
+@dataclass(frozen=True)
+class MemoryPlanner:
+    """Plans a GPU's memory, with the step that was asked for or the largest that leaves the others room."""
+
+    bundle: Bundle
+    target: TargetRecord
+    options: CudaOptions
+    limit_bytes: int
+
+    def resident(self) -> DevicePlan | None:
+        """With all experts; ``None`` where they do not fit.
+
+        Raises:
+            BudgetError: the model has no experts, and does not fit.
+        """
+        step_tokens, max_batch = self.options.max_step_tokens, self.options.max_batch
+        try:
+            if step_tokens is not None:
+                return self._resident(step_tokens)
+            return plan_largest_step(
+                self._resident,
+                max_batch=max_batch,
+                max_context=self.bundle.model.max_context,
+                cache_tokens=self.options.cache_tokens,
+            )
+        except BudgetError:
+            if not self.bundle.model.experts:
+                raise
+        return None
+
+    def offloaded(self, *, shared: bool) -> DevicePlan:
+        """With a cache of experts.
+
+        Args:
+            shared: whether the CPU computes a share of those that are missing.
+
+        Raises:
+            BudgetError: the GPU or the host has too little memory.
+        """
+        step_tokens, max_batch = self.options.max_step_tokens, self.options.max_batch
+        if step_tokens is not None:
+            return self._offloaded(step_tokens, shared)
+        return plan_offloaded_step(
+            lambda tokens: self._offloaded(tokens, shared),
+            max_batch=max_batch,
+            max_context=self.bundle.model.max_context,
+        )
+
+    def _needs(self, step_tokens: int) -> DeviceNeeds:
+        return device_needs(
+            self.bundle, self.target, max_batch=self.options.max_batch, max_step_tokens=step_tokens
+        )
+
+    def _resident(self, step_tokens: int) -> DevicePlan:
+        return plan_device_memory(
+            self._needs(step_tokens),
+            max_context=self.bundle.model.max_context,
+            limit_bytes=self.limit_bytes,
+            cache_tokens=self.options.cache_tokens,
+            max_batch=self.options.max_batch,
+        )
+
+    def _offloaded(self, step_tokens: int, shared: bool) -> DevicePlan:
+        needs, model = self._needs(step_tokens), self.bundle.model
+        pinned = needs.staging_bytes + (host_bytes(model) if shared else 0)
+        return plan_offload(
+            self.bundle,
+            needs,
+            limit_bytes=self.limit_bytes,
+            host_bytes=_host_room(self.options.host_memory, pinned),
+            share_bytes=device_bytes(model) if shared else 0,
+            cache_tokens=self.options.cache_tokens,
+            max_batch=self.options.max_batch,
+        )
+
+
+def device_limit(device_memory: int | float | str | None, free: int, total: int) -> int:
+    """The budget in bytes, held against what is free.
+
+    Raises:
+        BudgetError: there is not so much free.
+    """
+    if device_memory is None:
+        return max(0, free - HEADROOM_BYTES)
+    limit = parse_memory(device_memory, total, "device_memory")
+    if limit > free:
+        raise BudgetError(
+            f"device_memory is {limit} bytes, and {limit - free} of them are not free.",
+            f"The GPU has {total} bytes, of which {free} are free; others may use the same GPU.",
+            "Lower device_memory, or end other programs on the GPU.",
+        )
+    return limit
+
+
+def _host_room(host_memory: int | float | str | None, pinned_bytes: int) -> int:
+    """Bytes for experts in host memory, beside the pinned memory that every model has."""
+    if host_memory is None:
+        limit = int(available_memory() * HOST_SHARE)
+    else:
+        limit = parse_memory(host_memory, total_memory(), "host_memory")
+    return max(0, limit - pinned_bytes - BOUNCE_BYTES)

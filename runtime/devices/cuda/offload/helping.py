@@ -1,0 +1,87 @@
+"""The CPU computes a share of the missing experts, as large as the speeds of link and CPU make it."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moec.artifacts.sharing import ShareSpeeds, cpu_shares
+from moec.artifacts.slots import MOST_SHARED
+from moec.runtime.devices.cuda.device import BOUNCE_BYTES
+from moec.runtime.devices.cuda.sharing import CpuShare
+from moec.runtime.sharing.rehearsal import Rehearsal
+from moec.runtime.tensors import aligned_empty
+
+if TYPE_CHECKING:
+    from moec.artifacts.reader import Bundle
+    from moec.runtime.devices.cuda.device import CudaDevice
+    from moec.runtime.devices.cuda.module import CudaFunctions
+    from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
+    from moec.runtime.sharing.loading import CpuSide
+
+HANDSHAKE_US = 8.0
+"""Of a layer whose request has no experts, less one without a request, on an H100: with one CPU thread or with few."""
+KERNEL_SHARE = 0.92
+"""Of a copy's rate that ``fetch_experts`` reaches: 50.5 of 54.7 GB/s on an H100."""
+REPEATS = 5
+
+
+def let_cpu_help(
+    device: CudaDevice,
+    bundle: Bundle,
+    functions: CudaFunctions,
+    experts: OffloadedExperts,
+    side: CpuSide,
+    threads: int,
+) -> None:
+    """Start the CPU's threads, and give them their share of each layer's misses.
+
+    Both speeds are measured here, with the threads and the memory that there are.
+
+    Raises:
+        BudgetError: there is no memory for it.
+        DeviceError: a thread did not start.
+    """
+    assert side.serve is not None
+    tables = []
+    for homes in experts.tier.homes:
+        table = aligned_empty(homes.shape, np.int64)
+        table[:] = homes
+        tables.append(table)
+    addresses = [table.ctypes.data for table in tables]
+    share = CpuShare(device, functions, side.serve, bundle.model, addresses, threads, keep=tables)
+    plan = experts.slots.plan
+    known = [
+        (number, layer.top_k, np.flatnonzero(homes).tolist())
+        for number, (layer, homes) in enumerate(zip(plan.layers, experts.tier.homes, strict=True))
+    ]
+    cpu_us = share.rehearse(lambda box, team: Rehearsal(box, team, known).microseconds())
+    dense = experts.weights.dense_memory
+    link = link_rate(device, dense.address, dense.size_bytes)
+    for number, layer in enumerate(plan.layers):
+        shares: tuple[int, ...] = (0,) * (MOST_SHARED + 1)
+        if len(cpu_us) > 1:
+            link_us = layer.stride_bytes / link / KERNEL_SHARE / 1e3
+            shares = cpu_shares(ShareSpeeds(link_us, cpu_us, HANDSHAKE_US), MOST_SHARED)
+        experts.slots.states.set_shares(number, shares)
+    if experts.files is not None:
+        experts.files.tables = tables
+    experts.helper = share
+
+
+def link_rate(device: CudaDevice, address: int, size_bytes: int) -> float:
+    """GB/s of copies from the GPU's memory at ``address`` to the host; the way back is as fast."""
+    driver, resources = device.driver, device.resources
+    size = min(size_bytes, BOUNCE_BYTES)
+    start, end = resources.event(timed=True), resources.event(timed=True)
+    device.enter()
+    rates: list[float] = []
+    for _ in range(REPEATS + 1):
+        driver.record(start, device.stream)
+        driver.copy_out(device.bounce_address, address, size, device.stream)
+        driver.record(end, device.stream)
+        driver.wait(end)
+        rates.append(size / driver.milliseconds(start, end) / 1e6)
+    return median(rates[1:])

@@ -1,0 +1,185 @@
+"""The CPU's part in a captured step: what a layer's calls are on the GPU, and the team that answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moec.artifacts import mailbox
+from moec.artifacts.mailbox import SENT_WORDS, collect_name, mailbox_layout, post_name
+from moec.runtime.devices.cuda.memory import PinnedMemory
+from moec.runtime.devices.protocol import ALIGNMENT_BYTES, PackedCall, View
+from moec.runtime.sharing.mailbox import Mailbox
+from moec.runtime.sharing.team import SharedLayer, Team
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from moec.artifacts.mailbox import MailboxLayout, MailboxPlace
+    from moec.artifacts.model import ModelRecord
+    from moec.runtime.devices.cuda.device import CudaDevice
+    from moec.runtime.devices.cuda.graphs import CallList
+    from moec.runtime.devices.protocol import Call, Functions
+
+LINE_WORDS = 8
+"""int64 words between layers' ordinals: a tensor begins at a multiple of 64 bytes."""
+
+
+class CpuShare:
+    """Lets the CPU compute some of the experts that the GPU does not have.
+
+    A layer's calls are ``post``, the GPU's own experts, ``collect``, where it has at most `ENTRIES` choices.
+
+    Args:
+        device: the GPU; it is told, so that it wakes the team before each step that may want it.
+        functions: of the GPU's module.
+        serve: the CPU module's ``serve_experts``.
+        model: its MoE layers.
+        tables: for each, the address of an int64 ``[E]`` table of its experts in host memory. Both stay where they are.
+        threads: of the CPU.
+        keep: what owns the tables.
+
+    Raises:
+        BudgetError: there is no memory for the mailbox.
+        DeviceError: a thread did not start.
+    """
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        functions: Functions,
+        serve: Callable[..., Any],
+        model: ModelRecord,
+        tables: Sequence[int],
+        threads: int,
+        keep: object = None,
+    ) -> None:
+        self._keep = keep
+        self._device, self._functions = device, functions
+        shape = _layout(model)
+        self._memory = PinnedMemory(device.resources, shape.size_bytes)
+        self._box = Mailbox(self._memory.address, shape)
+        self._sent = device.allocate(8 * SENT_WORDS)
+        numbers = np.zeros((len(model.experts), LINE_WORDS), np.int64)
+        numbers[:, 0] = np.arange(len(model.experts))
+        self._numbers = device.hold(numbers)
+        self._bodies = [layer.body for layer in model.experts]
+        self._found: dict[str, Callable[..., Any]] = {}
+        self._inside = False
+        self.launched = 0
+        """Lists of calls that may make requests and were put into the stream."""
+        self.team = Team(serve, self._box, shared_layers(model, tables), threads)
+        device.resources.at_close(self.team.close)
+        device.share = self
+
+    def rehearse(self, measure: Callable[[Mailbox, Team], tuple[float, ...]]) -> tuple[float, ...]:
+        """Let the host make requests, before any step has; the GPU goes on with the next number."""
+        result = measure(self._box, self.team)
+        notes = np.zeros(SENT_WORDS, np.int64)
+        notes[mailbox.SENT] = self._box.words[mailbox.POSTED]
+        self._device.write(self._sent.address, notes)
+        return result
+
+    def post(self, layer: int, hidden: View, on_cpu: View, weight: View) -> tuple[Call, ...]:
+        """Make a request of a layer, if ``on_cpu`` names any expert.
+
+        Args:
+            layer: its ordinal.
+            hidden: ``[T, H]`` float32.
+            on_cpu: ``[T, K]`` int64: the CPU's choices, -1 where the GPU computes one.
+            weight: ``[T, K]`` float32.
+        """
+        assert on_cpu.shape[0] * on_cpu.shape[1] <= mailbox.ENTRIES
+        shape = self._box.layout
+        number = View(self._numbers.address + 8 * LINE_WORDS * layer, "int64", (1,))
+        places = shape.words, shape.index, shape.weight, shape.x
+        views = (hidden, on_cpu, weight, number, self._notes, *map(self._box.view, places))
+        return (self._call(post_name(self._bodies[layer]), views),)
+
+    def collect(self, layer: int, out: View) -> tuple[Call, ...]:
+        """Wait for the request's sums, if the layer made one, and add them to ``out [T, H]``."""
+        places: tuple[MailboxPlace, ...] = (self._box.layout.words, self._box.layout.out)
+        views = (out, self._notes, *map(self._box.view, places))
+        return (self._call(collect_name(self._bodies[layer]), views),)
+
+    def attend(self, calls: Sequence[Call], run: CallList) -> CallList | Attended:
+        """What runs a list of calls, with the team awake where they make requests."""
+        ours = {id(function) for function in self._found.values()}
+        asks = any(isinstance(call, PackedCall) and id(call.function) in ours for call in calls)
+        return Attended(self, run) if asks else run
+
+    def run(self, calls: CallList) -> None:
+        """Run a list with the team awake."""
+        self.team.begin()
+        self.launched += 1
+        self._inside = True
+        try:
+            calls()
+        finally:
+            self._inside = False
+
+    def finished(self, launched: int) -> None:
+        """The first ``launched`` lists are over: with the last of them the team may sleep, unless it has just begun.
+
+        Raises:
+            DeviceError: a request was not answered.
+        """
+        if launched == self.launched and not self._inside:
+            self.team.end()
+        self.team.check()
+
+    @property
+    def _notes(self) -> View:
+        return View(self._sent.address, "int64", (SENT_WORDS,))
+
+    def _call(self, name: str, views: Sequence[View]) -> PackedCall:
+        if name not in self._found:
+            self._found[name] = self._functions.get(name)
+        return PackedCall("experts", self._found[name], tuple(map(self._device.tensor, views)))
+
+
+class Attended:
+    """A list of calls that may make requests."""
+
+    def __init__(self, share: CpuShare, calls: CallList) -> None:
+        self._share, self._calls = share, calls
+
+    @property
+    def captured(self) -> bool:
+        """Whether it runs as a graph by now."""
+        return self._calls.captured
+
+    def __call__(self) -> None:
+        """Put the calls into the stream."""
+        self._share.run(self._calls)
+
+
+def shared_layers(model: ModelRecord, tables: Sequence[int]) -> list[SharedLayer]:
+    """The MoE layers as a team sees them; ``tables`` are addresses of their tables."""
+    bodies = {body.name: (number, body) for number, body in enumerate(model.bodies)}
+    return [
+        SharedLayer(
+            table, layer.experts, layer.top_k, bodies[layer.body][0], bodies[layer.body][1].intermediate
+        )
+        for layer, table in zip(model.experts, tables, strict=True)
+    ]
+
+
+def device_bytes(model: ModelRecord) -> int:
+    """Of the GPU's memory that a share takes."""
+    return _whole(8 * SENT_WORDS) + _whole(8 * LINE_WORDS * len(model.experts))
+
+
+def host_bytes(model: ModelRecord) -> int:
+    """Of host memory, pinned or not, that a share takes."""
+    middle = 4 * mailbox.ENTRIES * max(body.intermediate for body in model.bodies)
+    return _layout(model).size_bytes + middle
+
+
+def _layout(model: ModelRecord) -> MailboxLayout:
+    return mailbox_layout(model.hidden_size, min(layer.top_k for layer in model.experts))
+
+
+def _whole(size: int) -> int:
+    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

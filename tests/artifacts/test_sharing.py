@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moec.artifacts.sharing import ShareSpeeds, cpu_shares, never_falling
+
+
+def test_shares_of_an_h100_and_fifteen_cores() -> None:
+    """350 microseconds an expert over the link, 185 on the CPU and 165 for each more, as they were measured."""
+    speeds = ShareSpeeds(350.0, (0.0, 185.0, 350.0, 515.0, 680.0, 845.0, 1010.0), 8.0)
+    assert cpu_shares(speeds, 6) == (0, 1, 1, 2, 3, 4, 4)
+    assert speeds.of(3, 2) == 358.0
+    assert speeds.of(6, 0) == 2100.0
+
+
+def test_a_slow_cpu_and_a_slow_handshake_get_nothing() -> None:
+    assert cpu_shares(ShareSpeeds(10.0, (0.0, 1000.0), 5.0), 8) == (0,) * 9
+    assert cpu_shares(ShareSpeeds(10.0, (0.0, 1.0), 500.0), 8) == (0,) * 9
+
+
+def test_more_experts_than_were_measured_cost_what_the_last_did() -> None:
+    speeds = ShareSpeeds(1.0, (0.0, 10.0, 14.0), 2.0)
+    assert [speeds.on_cpu(count) for count in range(5)] == [0.0, 12.0, 16.0, 20.0, 24.0]
+
+
+times = st.floats(0.1, 1e5)
+
+
+@given(link=times, first=times, more=st.lists(times, max_size=8), handshake=st.floats(0, 100))
+def test_no_split_is_faster(link: float, first: float, more: list[float], handshake: float) -> None:
+    cpu = [0.0, first]
+    for each in more:
+        cpu.append(cpu[-1] + each)
+    speeds = ShareSpeeds(link, tuple(cpu), handshake)
+    shares = cpu_shares(speeds, 12)
+    for misses, share in enumerate(shares):
+        assert 0 <= share <= misses
+        best = min(speeds.of(misses, other) for other in range(misses + 1))
+        assert speeds.of(misses, share) == best
+        assert speeds.of(misses, share) <= misses * link
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"), [((0, 3, 2, 5), (0, 3, 3, 5)), ((), ()), ((0, 1, 2), (0, 1, 2))]
+)
+def test_noise_is_cleared(samples: tuple[float, ...], expected: tuple[float, ...]) -> None:
+    assert never_falling(samples) == expected

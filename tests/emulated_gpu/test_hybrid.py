@@ -1,0 +1,125 @@
+"""Models whose experts do not fit the emulated GPU, and of whose missing experts the CPU computes a share."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from moec import runtime
+from moec.artifacts.model import ModelRecord
+from moec.artifacts.reader import open_bundle
+from moec.artifacts.slots import MOST_SHARED
+from moec.runtime.devices.cuda.offload import helping
+from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
+from tests.emulated_gpu.test_model import CACHE, PROMPTS, compiled, planned, rows
+from tests.emulated_gpu.test_offload import LONG, budget, host_budget
+from tests.support.cuda_stub import Stub
+
+SHORT = LONG[:5]
+Load = Callable[..., runtime.Model]
+OPTIONS: dict[str, Any] = {
+    "device": "cuda:0",
+    "verify": "sizes",
+    "cache_tokens": CACHE,
+    "max_batch": 3,
+    "max_step_tokens": 160,
+}
+SHARES = {
+    "all": tuple(range(MOST_SHARED + 1)),
+    "half": tuple((misses + 1) // 2 for misses in range(MOST_SHARED + 1)),
+    "none": (0,) * (MOST_SHARED + 1),
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(tmp_path_factory.mktemp("model"), "f32", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(bundle: Path, stub: Stub) -> dict[str, Any]:
+    """What the resident model says."""
+    with runtime.load(bundle, **OPTIONS) as model:
+        return {"plan": planned(model), "tokens": tokens(model), "logits": model.forward([SHORT])}
+
+
+def tokens(model: runtime.Model) -> list[list[list[int]]]:
+    """Of one sequence; of three at once; after a prompt whose step is streamed."""
+    prompts = [[PROMPTS[0]], [list(prompt) for prompt in PROMPTS], [LONG]]
+    return [rows(model, each, max_new_tokens=3) for each in prompts]
+
+
+@pytest.fixture
+def load(
+    bundle: Path, stub: Stub, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Load]:
+    def load_it(share: float, by_cpu: str = "half", **options: Any) -> runtime.Model:
+        monkeypatch.setattr(helping, "cpu_shares", lambda *_: SHARES[by_cpu])
+        memory = budget(expected, share, bundle) + device_bytes(record(bundle))
+        return runtime.load(bundle, **{**OPTIONS, "cpu_threads": 1, "device_memory": memory, **options})
+
+    yield load_it
+    gc.collect()
+    alive = stub.counts()._replace(launches=0, copies=0)
+    assert tuple(alive) == (0,) * len(alive)
+
+
+def record(bundle: Path) -> ModelRecord:
+    return open_bundle(bundle, verify="sizes").model
+
+
+@pytest.mark.parametrize(("share", "by_cpu"), [(0.0, "all"), (0.3, "half")])
+def test_tokens_are_those_of_the_resident_run(
+    load: Load, expected: dict[str, Any], share: float, by_cpu: str, stub: Stub
+) -> None:
+    with load(share, by_cpu) as model:
+        assert tokens(model) == expected["tokens"]
+        assert 0 < model.stats.cpu_misses <= model.stats.misses
+        assert stub.counts().device_bytes == model.memory.total_bytes - planned(model).needs.code_bytes
+        assert stub.counts().graphs > 0
+
+
+def test_logits_are_close_and_the_same_each_time(load: Load, expected: dict[str, Any]) -> None:
+    said = []
+    for _ in range(2):
+        with load(0.0, "all") as model:
+            said.append(model.forward([SHORT]))
+            assert model.stats.cpu_misses == model.stats.misses > 0
+    np.testing.assert_array_equal(said[0], said[1])
+    assert np.abs(said[0] - expected["logits"]).max() < 1e-4 * np.abs(said[0]).max()
+
+
+@pytest.mark.parametrize(("by_cpu", "threads"), [("none", 1), ("all", 0)])
+def test_without_a_share_the_bits_are_those_of_the_resident_run(
+    load: Load, expected: dict[str, Any], by_cpu: str, threads: int
+) -> None:
+    with load(0.2, by_cpu, cpu_threads=threads) as model:
+        assert model.forward([SHORT]).tobytes() == expected["logits"].tobytes()
+        assert model.stats.misses > model.stats.cpu_misses == 0
+        assert ("cpu_threads is 0" in model.notes[0]) == (threads == 0)
+
+
+def test_shares_follow_from_measured_speeds(bundle: Path, expected: dict[str, Any], stub: Stub) -> None:
+    memory = budget(expected, 0.1, bundle) + device_bytes(record(bundle))
+    with runtime.load(bundle, **OPTIONS, cpu_threads=2, device_memory=memory) as model:
+        logits = model.forward([SHORT])
+        assert np.abs(logits - expected["logits"]).max() < 1e-4 * np.abs(logits).max()
+        assert "2 CPU threads" in model.notes[0]
+
+
+def test_experts_beyond_host_memory_are_shared_too(
+    load: Load, expected: dict[str, Any], bundle: Path
+) -> None:
+    host = host_budget(expected, 0.6, bundle) + host_bytes(record(bundle))
+    with load(0.0, "half", host_memory=host) as model:
+        slots = planned(model).slots
+        assert slots is not None
+        assert slots.file_places > 0
+        assert rows(model, [PROMPTS[0]], max_new_tokens=3) == expected["tokens"][0]
+        assert model.stats.cpu_misses > 0
