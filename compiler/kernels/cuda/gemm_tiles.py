@@ -33,7 +33,7 @@ FILLED_BLOCKS = 128
 
 @dataclass(frozen=True)
 class Timed:
-    """A tile, and what was measured with it on an H100."""
+    """A tile, and what it takes on an H100: measured for those of `hopper_tiles`, estimated for the others."""
 
     tile: BlockTile
     step_ns: int
