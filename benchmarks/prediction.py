@@ -3,7 +3,7 @@
     python -m benchmarks.prediction BUNDLE RESULT.json
 
 The machine is the one of the result, by the ceilings measured in the same run and moec's own constants; hits are those
-that were measured, so the ratio is the cost model's alone. Aim: within 0.85 .. 1.15.
+that were measured, spread evenly over steps and layers, so the ratio is the cost model's alone. Aim: within 0.85 .. 1.15.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from benchmarks.common import print_rows, write_result
 from moec.artifacts.footprint import footprint
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.records import read_record
-from moec.planning.cost import BYTES_PER_MS, dense_milliseconds, miss_cost
+from moec.planning.cost import dense_milliseconds, miss_cost
 from moec.planning.streaming import streamed_milliseconds
 from moec.runtime import measure
 
@@ -29,8 +31,9 @@ AIM = 0.15
 STEP_TOKENS = 512
 
 
-def machine_of(gpu: dict[str, Any]) -> MachineRecord:
-    """The machine of a result, with no CPU to help."""
+def machine_of(gpu: dict[str, Any], row: dict[str, Any]) -> MachineRecord:
+    """The machine of a row; without threads, one with no CPU to help."""
+    threads = int(row.get("threads") or 0)
     return MachineRecord(
         name=gpu["name"],
         gpu_name=gpu["name"],
@@ -43,11 +46,11 @@ def machine_of(gpu: dict[str, Any]) -> MachineRecord:
         link_efficiency=measure.LINK_EFFICIENCY,
         unified_memory=False,
         host_memory_bytes=1 << 40,
-        host_bandwidth_gb_s=1e6,
-        host_efficiency=1.0,
-        cpu_threads=1,
+        host_bandwidth_gb_s=row.get("read GB/s") or 1e6,
+        host_efficiency=measure.HOST_EFFICIENCY,
+        cpu_threads=max(1, threads),
         disk_gb_s=1.0,
-        handshake_us=1e9,
+        handshake_us=measure.HANDSHAKE_US if threads else 1e9,
         source="benchmarks.offload",
     )
 
@@ -58,10 +61,13 @@ def predicted(machine: MachineRecord, facts: Footprint, row: dict[str, Any]) -> 
         share = float(row["slots"].rstrip("%")) / 100
         slots = [round(share * layer.experts) for layer in facts.layers]
         return streamed_milliseconds(machine, facts, slots, STEP_TOKENS)
-    resident = sum(miss_cost(machine, layer).milliseconds[0] for layer in facts.layers)
-    link = machine.link_gb_s * machine.link_efficiency * BYTES_PER_MS
-    missed = float(row["missed MB"]) * 1e6 / link
-    return dense_milliseconds(machine, facts, on_device=True) + resident + missed
+    chosen = sum(layer.top_k * layer.expert_bytes for layer in facts.layers)
+    missing = float(row["missed MB"]) * 1e6 / chosen
+    routed = 0.0
+    for layer in facts.layers:
+        costs = miss_cost(machine, layer).milliseconds
+        routed += float(np.interp(missing * layer.top_k, range(len(costs)), costs))
+    return dense_milliseconds(machine, facts, on_device=True) + routed
 
 
 def main() -> None:
@@ -74,11 +80,10 @@ def main() -> None:
     options = parser.parse_args()
     facts = footprint(read_record(ModelRecord, "model", options.bundle / "model.json"))
     result = json.loads(options.result.read_bytes())
-    machine = machine_of(result["gpu"])
     rows = []
     for row in result["rows"]:
-        ours = predicted(machine, facts, row)
-        kept = {key: row[key] for key in ("work", "slots", "routing") if key in row}
+        ours = predicted(machine_of(result["gpu"], row), facts, row)
+        kept = {key: row[key] for key in ("work", "slots", "routing", "threads") if key in row}
         rows.append(kept | {"measured ms": row["ms"], "predicted ms": ours, "ratio": ours / row["ms"]})
     print_rows(rows)
     worst = max(rows, key=lambda row: abs(row["ratio"] - 1))

@@ -169,7 +169,7 @@ def test_the_cache_takes_what_the_limit_leaves(load: Load) -> None:
         assert model.memory.cache_pages == 8 * -(-model.record.max_context // 32)
 
 
-def test_steps_get_smaller_before_a_load_is_refused(load: Load, on_cpu: runtime.Model) -> None:
+def test_steps_get_smaller_before_experts_leave(load: Load, on_cpu: runtime.Model) -> None:
     with load() as model:
         largest = planned(model)
         assert model.engine.limits.max_step_tokens == largest.needs.step_tokens > 512
@@ -185,8 +185,8 @@ def test_steps_get_smaller_before_a_load_is_refused(load: Load, on_cpu: runtime.
             assert least <= model.engine.limits.max_step_tokens <= most
             assert planned(model).total_bytes <= limit
             assert rows(model, [PROMPTS[2]]) == rows(on_cpu, [PROMPTS[2]])
-    with pytest.raises(BudgetError, match="device_memory is 1 bytes too small"):
-        load(device_memory=smallest.total_bytes - 1)
+    with load(device_memory=smallest.total_bytes - 1) as model:
+        assert planned(model).slots is not None
 
 
 def test_a_gpu_that_others_use_has_less(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
