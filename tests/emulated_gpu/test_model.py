@@ -108,6 +108,7 @@ def test_logits_are_those_of_the_cpu(load: Load, on_cpu: runtime.Model) -> None:
         assert found.tobytes() == model.forward([PROMPTS[2]]).tobytes()
 
 
+@pytest.mark.slow
 def test_16_bit_weights_round_the_input_of_large_steps_alone(stub: Stub, tmp_path: Path) -> None:
     """In steps of at most eight tokens only cached keys differ, by where they round to 16 bits."""
     path = compiled(tmp_path, "bf16", torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Models whose experts do not fit the emulated GPU: the bits of the resident run, at every split of the memory."""
+"""Models whose experts do not fit the emulated GPU, with no help of the CPU: the bits of the resident run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def bundle(stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def load(bundle: Path, stub: Stub) -> Iterator[Callable[..., runtime.Model]]:
     def load_it(**options: Any) -> runtime.Model:
-        facts = {"device": "cuda:0", "verify": "sizes", "cache_tokens": CACHE, "max_batch": 3, **options}
+        facts: dict[str, Any] = {"device": "cuda:0", "verify": "sizes", "cache_tokens": CACHE, "max_batch": 3}
+        facts |= {"cpu_threads": 0} | options
         return runtime.load(bundle, **facts)
 
     yield load_it
@@ -101,10 +102,12 @@ def test_bits_are_those_of_the_resident_run(
         assert (model.stats.hits > 0) == (slots.slot_bytes > 0)
 
 
+@pytest.mark.slow
 def test_float32_experts_are_computed_when_all_of_a_layer_are_there(stub: Stub, tmp_path: Path) -> None:
     path = compiled(tmp_path, "f32", torch.float32)
     wanted = resident(path)
     limits: dict[str, Any] = {"device_memory": budget(wanted, 0.7, path), "max_step_tokens": 160}
+    limits["cpu_threads"] = 0
     with runtime.load(
         path, device="cuda:0", verify="sizes", cache_tokens=CACHE, max_batch=3, **limits
     ) as model:
@@ -170,6 +173,7 @@ def test_a_file_that_is_truncated_while_it_is_used_is_a_typed_error(
         device_memory=budget(expected, 0.1, bundle),
         host_memory=host_budget(expected, 0.7, bundle),
         max_step_tokens=160,
+        cpu_threads=0,
     )
     with model:
         for path in (copy / "weights").glob("experts-*"):
@@ -227,4 +231,4 @@ def test_a_damaged_expert_is_found_on_its_way_to_host_memory(
     path.write_bytes(data)
     limits: dict[str, Any] = {"device_memory": budget(expected, 0.7, bundle), "max_step_tokens": 160}
     with pytest.raises(BundleError, match=f"{path.name} was changed"):
-        runtime.load(copy, device="cuda:0", cache_tokens=CACHE, max_batch=3, **limits)
+        runtime.load(copy, device="cuda:0", cache_tokens=CACHE, max_batch=3, cpu_threads=0, **limits)

@@ -88,6 +88,7 @@ def test_one_step_is_in_front_of_the_host(load: Callable[..., runtime.Model], st
         assert stub.counts().launches - begun > 3 * one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_ends_in_the_middle_and_arrivals(load: Callable[..., runtime.Model], name: str) -> None:
     """One ends by a token of its own: what ran ahead for it is dropped, and one that waited takes its place."""
@@ -132,6 +133,7 @@ def test_pages_run_out(load: Callable[..., runtime.Model]) -> None:
     assert found[0][1].preemptions == found[1][1].preemptions > 0
 
 
+@pytest.mark.slow
 def test_cancelled_sequences_leave_pages_that_others_take(load: Callable[..., runtime.Model]) -> None:
     with load(ahead=False) as model:
         expected = [token for _, token in run(model, [(0, request(2, 20, SAMPLINGS["drawn"]))])]

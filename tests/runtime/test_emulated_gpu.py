@@ -12,11 +12,24 @@ import pytest
 pytest.importorskip("cuda.bindings.driver")
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="the stub is compiled with g++")
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="the stub is compiled with g++")
+
+
+@NEEDS_COMPILER
 def test_the_runtime_on_a_stub_of_the_cuda_driver() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/emulated_gpu"]
+    run("not slow")
+
+
+@NEEDS_COMPILER
+@pytest.mark.slow
+def test_what_takes_longer_on_a_stub_of_the_cuda_driver() -> None:
+    run("slow")
+
+
+def run(marked: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marked]
     environment = {**os.environ, "MOEC_CUDA_STUB": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = subprocess.run([*command, "tests/emulated_gpu"], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert " passed" in result.stdout
