@@ -3,7 +3,7 @@
     python -m benchmarks.prediction BUNDLE RESULT.json
 
 The machine is the one of the result, by the ceilings measured in the same run and moec's own constants; hits are those
-that were measured, spread evenly over steps and layers, so the ratio is the cost model's alone. Aim: within 0.85 .. 1.15.
+that were measured, spread evenly over steps and layers, so the ratio is the cost model's alone. Aim: 0.85 to 1.15.
 """
 
 from __future__ import annotations
