@@ -18,6 +18,7 @@ from benchmarks.random_checkpoint import published_tensors, write_checkpoint
 from benchmarks.random_values import SMALL_POOL_VALUES, RandomPool
 from moec import runtime
 from moec.artifacts.reader import open_bundle
+from tests.support.canaries import most_slow
 from tests.support.compiling import compile_checkpoint
 from tests.support.tiny_models import TINY, save
 
@@ -47,7 +48,7 @@ def test_checkpoint_is_whole_and_loads(name: str, tmp_path: Path) -> None:
     assert model.model.embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", most_slow(MODELS))
 def test_bundle_verifies_and_generates(name: str, tmp_path: Path) -> None:
     save(name, tmp_path / "checkpoint", dtype=torch.bfloat16)
     modules, output = tmp_path / "m", tmp_path / "model.moec"

@@ -23,6 +23,7 @@ from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.targets import CUDA_ARCHITECTURES, parse_target
 from moec.errors import CompileError, MissingDependencyError
 from tests.support.arrays import aligned, plain
+from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
 from tests.support.graphs import parts
 
@@ -56,6 +57,7 @@ def _lower(name: str, target: str, output: Path) -> LoweredModule:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_machine_code_for_every_architecture_and_ptx_of_the_newest(folder: Path) -> None:
     expected = [*CUDA_ARCHITECTURES, "compute_120"]
     assert architectures(folder / "kernels.fatbin") == expected
@@ -65,6 +67,7 @@ def test_machine_code_for_every_architecture_and_ptx_of_the_newest(folder: Path)
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_no_file_holds_cuda_source(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     assert [path.name for path in files] == ["host.so", "kernels.fatbin", "kernels.json", "program.json"]
@@ -76,6 +79,7 @@ def test_no_file_holds_cuda_source(folder: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_every_kernel_of_the_table_is_in_the_machine_code(folder: Path) -> None:
     table = json.loads((folder / "kernels.json").read_text())["func_info"]
     assert any(name.startswith("attention_") for name in table)
@@ -87,7 +91,7 @@ def test_every_kernel_of_the_table_is_in_the_machine_code(folder: Path) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize("name", most_slow(["gpt_oss", "deepseek_v3"]))
 def test_one_named_architecture(name: str, tmp_path: Path) -> None:
     """Of models whose attention has sinks, and latents."""
     module = _lower(name, "cuda-sm_89", tmp_path)

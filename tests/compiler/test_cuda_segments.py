@@ -17,6 +17,7 @@ from moec.compiler.lowering.pipeline import pipeline, run_passes
 from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.targets import parse_target
 from moec.runtime.tensors import aligned_empty, tensor_at
+from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
 from tests.support.graphs import parts
 from tests.support.tiny_models import TINY
@@ -90,7 +91,7 @@ def _run(
     return [pools[item.source][item.number] for item in segment.outputs]
 
 
-@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize("name", most_slow(sorted(TINY)))
 def test_every_segment_computes_what_the_cpu_computes(name: str, tmp_path: Path) -> None:
     model = parts(name, "bfloat16")
     cpu, gpu = _lower(model, "cpu"), _lower(model, "cuda-sm_80")

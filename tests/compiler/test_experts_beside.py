@@ -18,6 +18,7 @@ from moec.compiler.lowering.pipeline import pipeline, run_passes
 from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.targets import parse_target
 from moec.runtime.tensors import aligned_empty
+from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
 from tests.support.graphs import parts
 from tests.support.tiny_models import TINY
@@ -71,7 +72,7 @@ def size(shape: tuple[int | str, ...], tokens: int) -> tuple[int, ...]:
     )
 
 
-@pytest.mark.parametrize("name", WITH)
+@pytest.mark.parametrize("name", most_slow(WITH))
 def test_one_function_for_both_makes_what_two_make(name: str) -> None:
     setting = Setting(name)
     assert any(isinstance(step, SegmentStep) and step.side for step in setting.model.steps)

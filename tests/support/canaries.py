@@ -1,0 +1,16 @@
+"""Which tiny models ``make test`` runs where all of them take minutes; ``make test-slow`` runs the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+CANARIES = ("deepseek_v2_lite", "gpt_oss", "mixtral", "qwen2_moe")
+"""One of each kind of attention and of experts."""
+
+
+def most_slow(names: Iterable[str]) -> list[Any]:
+    """Test parameters, those that are no canaries for ``make test-slow``."""
+    return [name if name in CANARIES else pytest.param(name, marks=pytest.mark.slow) for name in names]
