@@ -20,3 +20,12 @@ def _own_cache() -> Iterator[None]:
         del os.environ["MOEC_CACHE"]
     else:
         os.environ["MOEC_CACHE"] = before
+
+
+LONGEST = "test_emulated_gpu.py"
+"""Takes minutes in one process: begun last, it would keep one processor busy while the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest test."""
+    items.sort(key=lambda item: LONGEST not in item.nodeid)
