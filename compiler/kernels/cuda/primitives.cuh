@@ -193,14 +193,14 @@ MOEC_DEVICE void moec_after(float x) {
 }
 // What this thread has written to shared memory can be read by what runs behind its back, after a barrier.
 MOEC_DEVICE void moec_fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-MOEC_DEVICE void moec_hold_32(float *d) {
-#pragma unroll
-  for (int i = 0; i < 32; ++i) asm volatile("" : "+f"(d[i])::"memory");
-}
-MOEC_DEVICE void moec_hold_64(float *d) {
-#pragma unroll
-  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(d[i])::"memory");
-}
+#define MOEC_HOLD(count)                                                                                               \
+  MOEC_DEVICE void moec_hold_##count(float *d) {                                                                       \
+    _Pragma("unroll") for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");                         \
+  }
+MOEC_HOLD(32)
+MOEC_HOLD(64)
+MOEC_HOLD(96)
+MOEC_HOLD(128)
 // A matrix of 16-bit elements in dynamic shared memory, in rows of 128 bytes whose 16-byte pieces are permuted: piece p of
 // row r lies at p ^ (r % 8). It begins at a multiple of 1024 bytes; `outer` bytes on are the next 64 columns. A step of
 // 16 elements along a row is 2, one of 16 rows 128, in the descriptor's units of 16 bytes.
@@ -209,106 +209,30 @@ MOEC_DEVICE unsigned long long moec_matrix(const void *shared, int outer) {
   return (unsigned long long)((place & 0x3ffffu) >> 4) | (unsigned long long)(outer >> 4) << 16 |
          (unsigned long long)(1024 >> 4) << 32 | 1ull << 62;
 }
-// d[64x64] (+)= a[64x16] b[64x16]^T, and d += a b[16x64] with a in registers as mma has it; d of a warp's 16 rows.
-MOEC_DEVICE void moec_wgmma_f16_n64(float *d, unsigned long long a, unsigned long long b, int add) {
-  asm volatile(
-      "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
-      " wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, p, 1, 1, 0, 0;}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-      : "l"(a), "l"(b), "r"(add));
-}
-MOEC_DEVICE void moec_wgmma_f16_rows_n64(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3,
-                                      unsigned long long b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
-}
-// d[64x128] (+)= a[64x16] b[128x16]^T, and d += a b[16x128] with a in registers as mma has it; d of a warp's 16 rows.
-MOEC_DEVICE void moec_wgmma_f16_n128(float *d, unsigned long long a, unsigned long long b, int add) {
-  asm volatile(
-      "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
-      " wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,"
-      "%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,"
-      "%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, p,"
-      " 1, 1, 0, 0;}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "l"(a), "l"(b), "r"(add));
-}
-MOEC_DEVICE void moec_wgmma_bf16_n128(float *d, unsigned long long a, unsigned long long b, int add) {
-  asm volatile(
-      "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
-      " wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,"
-      "%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,"
-      "%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, p,"
-      " 1, 1, 0, 0;}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "l"(a), "l"(b), "r"(add));
-}
-MOEC_DEVICE void moec_wgmma_f16_rows_n128(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3,
-                                      unsigned long long b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,"
-      "%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, {%64,%65,%66,"
-      "%67}, %68, 1, 1, 1, 1;"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-        "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-        "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
-}
-#endif
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-MOEC_DEVICE void moec_hold_96(float *d) {
-#pragma unroll
-  for (int i = 0; i < 96; ++i) asm volatile("" : "+f"(d[i])::"memory");
-}
-MOEC_DEVICE void moec_hold_128(float *d) {
-#pragma unroll
-  for (int i = 0; i < 128; ++i) asm volatile("" : "+f"(d[i])::"memory");
-}
-// d[64xN] (+)= a[64x16] b[Nx16]^T for wide tiles; d of a warp's 16 rows, in the order of the smaller ones.
+// The operands of products of four warps: sums, and their names in the instruction.
 #define MOEC_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define MOEC_SUMS_32(i)                                                                                                \
   MOEC_SUMS_4(i), MOEC_SUMS_4(i + 4), MOEC_SUMS_4(i + 8), MOEC_SUMS_4(i + 12), MOEC_SUMS_4(i + 16),                    \
       MOEC_SUMS_4(i + 20), MOEC_SUMS_4(i + 24), MOEC_SUMS_4(i + 28)
-#define MOEC_NAMES_96                                                                                                  \
+#define MOEC_SUMS_64 MOEC_SUMS_32(0), MOEC_SUMS_32(32)
+#define MOEC_SUMS_96 MOEC_SUMS_64, MOEC_SUMS_32(64)
+#define MOEC_SUMS_128 MOEC_SUMS_96, MOEC_SUMS_32(96)
+#define MOEC_NAMES_32                                                                                                  \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"                 \
-  "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"               \
-  "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,"               \
-  "%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+  "%27,%28,%29,%30,%31"
+#define MOEC_NAMES_64                                                                                                  \
+  MOEC_NAMES_32                                                                                                        \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,"              \
+  "%57,%58,%59,%60,%61,%62,%63"
+#define MOEC_NAMES_96                                                                                                  \
+  MOEC_NAMES_64                                                                                                        \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,"              \
+  "%89,%90,%91,%92,%93,%94,%95"
 #define MOEC_NAMES_128                                                                                                 \
   MOEC_NAMES_96                                                                                                        \
-  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116"              \
-  ",%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,"                  \
+  "%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+// d[64xN] (+)= a[64x16] b[Nx16]^T; d of a warp's 16 rows.
 #define MOEC_WGMMA(type, columns, names, left, right, add_, ...)                                                       \
   MOEC_DEVICE void moec_wgmma_##type##_n##columns(float *d, unsigned long long a, unsigned long long b, int add) {     \
     asm volatile("{.reg .pred p; setp.ne.b32 p, " add_ ", 0;\n"                                                        \
@@ -317,12 +241,22 @@ MOEC_DEVICE void moec_hold_128(float *d) {
                  : __VA_ARGS__                                                                                         \
                  : "l"(a), "l"(b), "r"(add));                                                                          \
   }
-MOEC_WGMMA(bf16, 192, MOEC_NAMES_96, "%96", "%97", "%98", MOEC_SUMS_32(0), MOEC_SUMS_32(32), MOEC_SUMS_32(64))
-MOEC_WGMMA(bf16, 256, MOEC_NAMES_128, "%128", "%129", "%130", MOEC_SUMS_32(0), MOEC_SUMS_32(32), MOEC_SUMS_32(64),
-           MOEC_SUMS_32(96))
-MOEC_WGMMA(f16, 192, MOEC_NAMES_96, "%96", "%97", "%98", MOEC_SUMS_32(0), MOEC_SUMS_32(32), MOEC_SUMS_32(64))
-MOEC_WGMMA(f16, 256, MOEC_NAMES_128, "%128", "%129", "%130", MOEC_SUMS_32(0), MOEC_SUMS_32(32), MOEC_SUMS_32(64),
-           MOEC_SUMS_32(96))
+#define MOEC_WGMMA_OF_BOTH_TYPES(...) MOEC_WGMMA(f16, __VA_ARGS__) MOEC_WGMMA(bf16, __VA_ARGS__)
+MOEC_WGMMA(f16, 64, MOEC_NAMES_32, "%32", "%33", "%34", MOEC_SUMS_32(0))
+MOEC_WGMMA_OF_BOTH_TYPES(128, MOEC_NAMES_64, "%64", "%65", "%66", MOEC_SUMS_64)
+MOEC_WGMMA_OF_BOTH_TYPES(192, MOEC_NAMES_96, "%96", "%97", "%98", MOEC_SUMS_96)
+MOEC_WGMMA_OF_BOTH_TYPES(256, MOEC_NAMES_128, "%128", "%129", "%130", MOEC_SUMS_128)
+// d += a b[16xN] with a[64x16] in registers as mma has it.
+#define MOEC_WGMMA_ROWS(columns, names, rows, right, ...)                                                              \
+  MOEC_DEVICE void moec_wgmma_f16_rows_n##columns(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3,        \
+                                                  unsigned long long b) {                                              \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32.f16.f16 {" names "}, {" rows "}, " right        \
+                 ", 1, 1, 1, 1;"                                                                                       \
+                 : __VA_ARGS__                                                                                         \
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                                        \
+  }
+MOEC_WGMMA_ROWS(64, MOEC_NAMES_32, "%32,%33,%34,%35", "%36", MOEC_SUMS_32(0))
+MOEC_WGMMA_ROWS(128, MOEC_NAMES_64, "%64,%65,%66,%67", "%68", MOEC_SUMS_64)
 #endif
 
 // Memory of the host, which the CPU reads and writes while a kernel runs. What was written before a release can be read

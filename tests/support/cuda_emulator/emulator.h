@@ -374,35 +374,25 @@ static inline void emulated_wgmma_rows(float *d, int columns, const unsigned *wo
     }
   emulated_wgmma(d, columns, rows, b, true, true, moec_low_f16);
 }
-static inline void moec_wgmma_f16_n64(float *d, uint64_t a, uint64_t b, int add) {
-  emulated_wgmma_shared(d, 64, a, b, add, moec_low_f16);
-}
-static inline void moec_wgmma_f16_n128(float *d, uint64_t a, uint64_t b, int add) {
-  emulated_wgmma_shared(d, 128, a, b, add, moec_low_f16);
-}
-static inline void moec_wgmma_bf16_n128(float *d, uint64_t a, uint64_t b, int add) {
-  emulated_wgmma_shared(d, 128, a, b, add, moec_low_bf16);
-}
-static inline void moec_wgmma_f16_n192(float *d, uint64_t a, uint64_t b, int add) {
-  emulated_wgmma_shared(d, 192, a, b, add, moec_low_f16);
-}
-static inline void moec_wgmma_bf16_n192(float *d, uint64_t a, uint64_t b, int add) {
-  emulated_wgmma_shared(d, 192, a, b, add, moec_low_bf16);
-}
-static inline void moec_wgmma_f16_n256(float *d, uint64_t a, uint64_t b, int add) {
-  emulated_wgmma_shared(d, 256, a, b, add, moec_low_f16);
-}
-static inline void moec_wgmma_bf16_n256(float *d, uint64_t a, uint64_t b, int add) {
-  emulated_wgmma_shared(d, 256, a, b, add, moec_low_bf16);
-}
-static inline void moec_wgmma_f16_rows_n64(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, uint64_t b) {
-  unsigned words[4] = {a0, a1, a2, a3};
-  emulated_wgmma_rows(d, 64, words, b);
-}
-static inline void moec_wgmma_f16_rows_n128(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, uint64_t b) {
-  unsigned words[4] = {a0, a1, a2, a3};
-  emulated_wgmma_rows(d, 128, words, b);
-}
+#define EMULATED_WGMMA(type, columns)                                                                                  \
+  static inline void moec_wgmma_##type##_n##columns(float *d, uint64_t a, uint64_t b, int add) {                       \
+    emulated_wgmma_shared(d, columns, a, b, add, moec_low_##type);                                                     \
+  }
+EMULATED_WGMMA(f16, 64)
+EMULATED_WGMMA(f16, 128)
+EMULATED_WGMMA(bf16, 128)
+EMULATED_WGMMA(f16, 192)
+EMULATED_WGMMA(bf16, 192)
+EMULATED_WGMMA(f16, 256)
+EMULATED_WGMMA(bf16, 256)
+#define EMULATED_WGMMA_ROWS(columns)                                                                                   \
+  static inline void moec_wgmma_f16_rows_n##columns(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3,      \
+                                                    uint64_t b) {                                                      \
+    unsigned words[4] = {a0, a1, a2, a3};                                                                              \
+    emulated_wgmma_rows(d, columns, words, b);                                                                         \
+  }
+EMULATED_WGMMA_ROWS(64)
+EMULATED_WGMMA_ROWS(128)
 static inline unsigned moec_low_halves(unsigned a, unsigned b) { return (a & 0xffffu) | b << 16; }
 static inline unsigned moec_high_halves(unsigned a, unsigned b) { return a >> 16 | (b & 0xffff0000u); }
 static inline int moec_atomic_add(int *place, int value) { return *place += value, *place - value; }
