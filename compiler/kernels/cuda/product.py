@@ -26,8 +26,9 @@ from moec.compiler.kernels.cuda.linear_few import FewGroup, FewProduct, emit_lin
 from moec.compiler.kernels.cuda.linear_plain import emit_plain
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rounding import emit_round
+from moec.compiler.kernels.cuda.row_block import Place, RowBlock
 from moec.compiler.kernels.cuda.row_values import split_place
-from moec.compiler.kernels.cuda.rows import Place, RowBlock, emit_rows
+from moec.compiler.kernels.cuda.rows import emit_rows
 from moec.compiler.kernels.cuda.threads import write
 from moec.compiler.kernels.cuda.tiles import CHUNK
 

@@ -1,53 +1,30 @@
-"""A row of every tensor that a region makes, for one token: emitted from its stages, by the threads of one block.
+"""Kernels of regions: a row of every tensor that a region makes, for each token.
 
 Parts of a region that share nothing get blocks of their own, and so do pieces of a row whose elements stand for
-themselves: a step of one token waits for the slowest thread.
-
-A stage is written to memory where others share what is costly in it, or combine it; otherwise it is computed anew
-wherever it is read, as an expression. What crosses a barrier of the block lies in shared memory.
+themselves: a step of one token waits for the slowest thread. What one block does is in `row_block`.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import (
-    Argument,
-    Buffer,
-    Expr,
-    arguments,
-    build,
-    either,
-    i64,
-    load,
-    loop,
-    store,
-    symbol,
-    when,
-)
+from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, build, either, symbol
 from moec.compiler.kernels.cuda import primitives as gpu
-from moec.compiler.kernels.cuda.primitives import LANES, i32
-from moec.compiler.kernels.cuda.row_values import flat_place, rebuild, split_place
-from moec.compiler.kernels.cuda.threads import read, write
+from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.row_block import Place, RowBlock
 from moec.compiler.lowering.rows.region import is_flat, sections
-from moec.compiler.lowering.rows.stages import Key, Stage, Tensor, TopK, View
+from moec.compiler.lowering.rows.stages import Key, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping
 
     from tvm import tirx
 
     from moec.compiler.lowering.rows.region import Region
 
-STARTS = {"sum": 0.0, "max": -3.4028234663852886e38, "min": 3.4028234663852886e38}
-FLOATS = ("float32", "float16", "bfloat16")
-NOWHERE = 1 << 30
-"""An index larger than any."""
 PIECE = 4
 """Elements of a row that a thread computes one after the other where others could."""
 
@@ -110,16 +87,6 @@ def _pieces(section: Region, threads: int) -> int:
     return max(1, -(-math.prod(section.tensors[section.order[0]].row) // (PIECE * threads)))
 
 
-@dataclass(frozen=True)
-class Place:
-    """What a block computes: a token's row, or a piece of it."""
-
-    token: Expr
-    """int32."""
-    piece: int | Expr = 0
-    pieces: int = 1
-
-
 def _threads(region: Region) -> int:
     """As many as there are elements to work on at once, within reason."""
     sizes = [math.prod(region.tensors[key].row) for key in region.order]
@@ -128,279 +95,3 @@ def _threads(region: Region) -> int:
         if isinstance(definition, Stage) and definition.reduction is not None:
             sizes.append(math.prod(extent for _, extent in definition.reduction.axes))
     return next((threads for threads in (512, 256) if max(sizes) >= 2 * threads), 128)
-
-
-class RowBlock:
-    """The stages of a region, while they are emitted for one token.
-
-    Args:
-        region: what to compute.
-        arguments: the global buffer of every tensor that the region reads or writes.
-        tokens: T, int64.
-        place: the block's part.
-        thread: int32.
-        threads: of the block, a multiple of 32.
-        writes: whether this block writes to global memory; ``None``: it does.
-    """
-
-    def __init__(
-        self,
-        region: Region,
-        arguments: Mapping[Key, Buffer],
-        tokens: Expr,
-        place: Place,
-        thread: Expr,
-        threads: int,
-        writes: Expr | None = None,
-    ) -> None:
-        self.writes = writes
-        self.region, self.arguments, self.tokens, self.token = region, arguments, tokens, place.token
-        self.place = place
-        self.thread, self.threads = thread, threads
-        self.shared: dict[Key, Buffer] = {}
-        self.done: set[Key] = set()
-        """Outputs that are in global memory already, to be read by others of this block."""
-
-    def preload(self) -> None:
-        """Read small weights of the region to shared memory: they are there before the kernel's other inputs are."""
-        loaded = False
-        for key in self.region.preloaded:
-            tensor = self.region.tensors[key]
-            count = math.prod(tensor.row)
-            self.shared[key] = held = gpu.shared(count)
-
-            def one(place: Expr, key: Key = key, tensor: Tensor = tensor, held: Buffer = held) -> None:
-                store(held, place, self._read(key, tensor, split_place(tensor, place, self.token)))
-
-            self._each(count, one, self.thread, self.threads)
-            loaded = True
-        if loaded:
-            gpu.sync()
-
-    def emit(self) -> None:
-        """Compute everything that must be in memory, in order."""
-        for key in self.region.order:
-            definition = self.region.definitions[key]
-            if isinstance(definition, TopK):
-                self._topk(definition)
-            elif isinstance(definition, Stage) and definition.reduction is not None:
-                self._reduce(definition)
-            else:
-                self._fill(key)
-            if key != self.region.order[-1]:
-                gpu.sync()
-
-    def element(self, key: Key, indices: Sequence[Expr]) -> Expr:
-        """The value of one element of this token's row; ``indices`` are int32, the token axis's is not looked at."""
-        tensor = self.region.tensors[key]
-        if key in self.shared:
-            return load(self.shared[key], flat_place(tensor, indices))
-        if key in self.done or key not in self.region.definitions:
-            return self._read(key, tensor, indices)
-        return self._define(key, indices)
-
-    def _define(self, key: Key, indices: Sequence[Expr]) -> Expr:
-        """An element computed here."""
-        definition = self.region.definitions[key]
-        if isinstance(definition, View):
-            row = flat_place(self.region.tensors[key], indices)
-            return self.element(definition.source, split_place(definition.source_tensor, row, self.token))
-        assert isinstance(definition, Stage)
-        return self.value(definition, dict(zip(definition.axes, indices, strict=True)))
-
-    def value(self, stage: Stage, axes: dict[Any, Expr]) -> Expr:
-        """A stage's expression where its axes have these values."""
-        return rebuild(
-            stage.value, axes, lambda buffer, indices: self.element(stage.sources[buffer], indices)
-        )
-
-    def _read(self, key: Key, tensor: Tensor, indices: Sequence[Expr]) -> Expr:
-        buffer, place = self.arguments[key], self._offset(tensor, indices)
-        if tensor.dtype in FLOATS:
-            return read(buffer, tensor.dtype, place)
-        value = load(buffer, place)
-        return T.cast(value, "int32") if tensor.dtype == "int64" else value
-
-    def _offset(self, tensor: Tensor, indices: Sequence[Expr]) -> Expr:
-        """Place in global memory, int64."""
-        place: Expr = i64(0)
-        for extent, index in zip(tensor.shape, indices, strict=True):
-            if extent is None:
-                place = place * self.tokens + i64(self.token)
-            elif extent != 1:
-                place = place * i64(extent) + i64(index)
-        return place
-
-    def _keep(self, key: Key, row_place: Expr, value: Expr) -> None:
-        """Write one element to where others look for it."""
-        tensor = self.region.tensors[key]
-        if key in self.shared:
-            store(self.shared[key], row_place, T.cast(value, self.shared[key].dtype))
-        if key in self.arguments:
-            with when(self.writes) if self.writes is not None else nullcontext():
-                self._write(key, tensor, row_place, value)
-
-    def _write(self, key: Key, tensor: Tensor, row_place: Expr, value: Expr) -> None:
-        place = self._offset(tensor, split_place(tensor, row_place, self.token))
-        if tensor.dtype in FLOATS:
-            write(self.arguments[key], tensor.dtype, place, T.cast(value, "float32"))
-        else:
-            store(self.arguments[key], place, T.cast(value, tensor.dtype))
-
-    def _share(self, key: Key) -> None:
-        """Room in shared memory for what others of this block read, unless they read it from global memory."""
-        tensor = self.region.tensors[key]
-        if key in self.region.shared:
-            kind = "float32" if tensor.dtype in FLOATS else "int32"
-            self.shared[key] = gpu.shared(math.prod(tensor.row) or 1, kind)
-
-    def _settle(self, key: Key) -> None:
-        if key not in self.shared:
-            self.done.add(key)
-
-    def each(self, count: int, body: Callable[[Expr], None]) -> None:
-        """``body(place)`` for all places of the block's piece of a row, one a thread at a time."""
-        own = self.thread
-        if self.place.pieces > 1:
-            own = T.bind(i32(self.place.piece) * i32(self.threads) + self.thread)
-        self._each(count, body, own, self.threads * self.place.pieces)
-
-    def _each(self, count: int, body: Callable[[Expr], None], own: Expr, together: int) -> None:
-        whole, rest = divmod(count, together)
-        if whole:
-            with loop(whole) as step:
-                body(T.bind(i32(step) * i32(together) + own))
-        if rest:
-            with when(own < i32(rest)):
-                body(T.bind(i32(whole * together) + own))
-
-    def _fill(self, key: Key) -> None:
-        tensor = self.region.tensors[key]
-
-        def one(place: Expr) -> None:
-            self._keep(key, place, T.bind(self._define(key, split_place(tensor, place, self.token))))
-
-        self._share(key)
-        self.each(math.prod(tensor.row), one)
-        self._settle(key)
-
-    def _reduce(self, stage: Stage) -> None:
-        self._share(stage.key)
-        count = math.prod(stage.tensor.row)
-        warps = self.threads // LANES
-        if count < warps:
-            for place in range(count):
-                self._reduce_block(stage, i32(place))
-        else:
-            lane, warp = T.bind(mod32(self.thread, LANES)), T.bind(T.truncdiv(self.thread, i32(LANES)))
-            with loop(-(-count // warps)) as step:
-                place = T.bind(i32(step) * i32(warps) + warp)
-                with when(place < i32(count)):
-                    total = self._partial(stage, place, lane, LANES)
-                    total = self._butterfly(stage, total)
-                    with when(lane == i32(0)):
-                        self._keep(stage.key, place, total)
-        self._settle(stage.key)
-
-    def _reduce_block(self, stage: Stage, place: Expr) -> None:
-        warps = self.threads // LANES
-        partials = gpu.shared(warps)
-        total = self._butterfly(stage, self._partial(stage, place, self.thread, self.threads))
-        with when(mod32(self.thread, LANES) == i32(0)):
-            store(partials, T.truncdiv(self.thread, i32(LANES)), total)
-        gpu.sync()
-        with when(self.thread == i32(0)):
-            result = gpu.registers(1)
-            store(result, 0, load(partials, 0))
-            for warp in range(1, warps):
-                store(result, 0, _combine(stage, load(result, 0), load(partials, warp)))
-            self._keep(stage.key, place, load(result, 0))
-
-    def _partial(self, stage: Stage, place: Expr, first: Expr, stride: int) -> Expr:
-        """What one thread combines: elements ``first``, ``first + stride``, ..."""
-        assert stage.reduction is not None
-        axes = dict(zip(stage.axes, split_place(stage.tensor, place, self.token), strict=True))
-        extents = [extent for _, extent in stage.reduction.axes]
-        total = gpu.registers(1)
-        store(total, 0, T.float32(STARTS[stage.reduction.kind]))
-        count = math.prod(extents)
-        with loop(-(-count // stride)) as step:
-            number = T.bind(i32(step) * i32(stride) + first)
-            with when(number < i32(count)):
-                row = Tensor(tuple(extents), "int32")
-                places = split_place(row, number, self.token)
-                inner = {var: at for (var, _), at in zip(stage.reduction.axes, places, strict=True)}
-                store(total, 0, _combine(stage, load(total, 0), T.bind(self.value(stage, axes | inner))))
-        return T.bind(load(total, 0))
-
-    def _butterfly(self, stage: Stage, total: Expr) -> Expr:
-        step = LANES // 2
-        while step:
-            other = gpu.value("float32", "shuffle_xor", total, i32(step))
-            total = T.bind(_combine(stage, total, other))
-            step //= 2
-        return total
-
-    def _topk(self, stage: TopK) -> None:
-        """One warp a row: every lane keeps its entries in registers, K rounds find the largest that is left."""
-        for key in stage.keys:
-            self._share(key)
-        *outer, entries = stage.source_tensor.row
-        rows, warps, each = math.prod(outer), self.threads // LANES, -(-entries // LANES)
-        lane, warp = T.bind(mod32(self.thread, LANES)), T.bind(T.truncdiv(self.thread, i32(LANES)))
-        with loop(-(-rows // warps)) as step:
-            row = T.bind(i32(step) * i32(warps) + warp)
-            with when(row < i32(rows)):
-                values, taken = gpu.registers(each), gpu.registers(1, "uint32")
-                store(taken, 0, T.uint32(0))
-                for j in range(each):
-                    entry = T.bind(lane + i32(j * LANES))
-                    store(values, j, T.float32(STARTS["max"]))
-                    with when(entry < i32(entries)):
-                        place = row * i32(entries) + entry
-                        indices = split_place(stage.source_tensor, place, self.token)
-                        store(values, j, self.element(stage.source, indices))
-                    with when(entry >= i32(entries)):
-                        store(taken, 0, load(taken, 0) | T.uint32(1 << j))
-                with loop(stage.count) as round_:
-                    self._best(stage, values, taken, lane, row * i32(stage.count) + i32(round_), each)
-        for key in stage.keys:
-            self._settle(key)
-
-    def _best(self, stage: TopK, values: Buffer, taken: Buffer, lane: Expr, place: Expr, each: int) -> None:
-        best, entry = gpu.registers(1), gpu.registers(1, "int32")
-        store(best, 0, T.float32(STARTS["max"]))
-        store(entry, 0, i32(NOWHERE))
-        for j in range(each):
-            free = (load(taken, 0) & T.uint32(1 << j)) == T.uint32(0)
-            larger = (load(values, j) > load(best, 0)) | (load(entry, 0) == i32(NOWHERE))
-            with when(free & larger):
-                store(best, 0, load(values, j))
-                store(entry, 0, lane + i32(j * LANES))
-        step = LANES // 2
-        while step:
-            other = gpu.value("float32", "shuffle_xor", load(best, 0), i32(step))
-            other_lane = gpu.value("int32", "shuffle_int", load(entry, 0), lane ^ i32(step))
-            known = (other == load(best, 0)) & (other_lane < load(entry, 0))
-            better = (other > load(best, 0)) | known | (load(entry, 0) == i32(NOWHERE))
-            with when(better & (other_lane != i32(NOWHERE))):
-                store(best, 0, other)
-                store(entry, 0, other_lane)
-            step //= 2
-        for j in range(each):
-            with when(load(entry, 0) == lane + i32(j * LANES)):
-                store(taken, 0, load(taken, 0) | T.uint32(1 << j))
-        with when(lane == i32(0)):
-            self._keep(stage.keys[0], place, load(best, 0))
-            self._keep(stage.keys[1], place, load(entry, 0))
-
-
-def mod32(value: Expr, divisor: int) -> Expr:
-    """Remainder of an int32 that is not negative."""
-    return T.truncmod(value, i32(divisor))
-
-
-def _combine(stage: Stage, a: Expr, b: Expr) -> Expr:
-    assert stage.reduction is not None
-    kinds: dict[str, Callable[[Expr, Expr], Expr]] = {"sum": lambda a, b: a + b, "max": T.max, "min": T.min}
-    return kinds[stage.reduction.kind](a, b)
