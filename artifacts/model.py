@@ -6,7 +6,7 @@ Dimension names: T tokens of a step (of all sequences together), K chosen expert
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from moec.artifacts.activation import Expression
@@ -88,6 +88,18 @@ class AttentionSpec:
     def result_dim(self) -> int:
         """Entries of a head's result."""
         return self.value_dim if self.heads is None else self.heads.value_dim
+
+    @property
+    def expanded(self) -> AttentionSpec:
+        """The attention of the heads that latents stand for, each with keys and values of its own."""
+        return replace(
+            self,
+            kv_heads=self.query_heads,
+            key_dim=self.query_dim,
+            value_dim=self.result_dim,
+            latent=False,
+            heads=None,
+        )
 
 
 @dataclass(frozen=True)

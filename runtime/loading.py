@@ -117,7 +117,8 @@ def load(
             "Leave prefetch out.",
         )
     if device.startswith("cuda"):
-        from moec.runtime.loading_cuda import CudaOptions, load_cuda
+        from moec.runtime.cuda_planning import CudaOptions
+        from moec.runtime.loading_cuda import load_cuda
 
         sizes = max_batch, max_step_tokens, cache_tokens
         options = CudaOptions(

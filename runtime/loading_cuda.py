@@ -10,7 +10,7 @@ from moec.artifacts.reader import find_bundle, read_bundle, stamp
 from moec.artifacts.sampling import SAMPLE
 from moec.runtime.binding import Binder
 from moec.runtime.cache.storage import CacheStorage, attention_layers
-from moec.runtime.cuda_planning import CudaOptions, MemoryPlanner, device_limit
+from moec.runtime.cuda_planning import MemoryPlanner, device_limit
 from moec.runtime.devices.cuda.architecture import choose_cuda_target
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
@@ -33,12 +33,11 @@ if TYPE_CHECKING:
 
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.reader import Bundle
+    from moec.runtime.cuda_planning import CudaOptions
     from moec.runtime.device_budget import DevicePlan
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.module import CudaFunctions
     from moec.runtime.expert_calls import ExpertCalls
-
-__all__ = ["CudaOptions", "helper_threads", "load_cuda"]
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,7 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
         hashed = found.unhashed
         weights = ResidentWeights(device, bundle, hashed, progress, with_experts=plan.slots is None)
         try:
-            parts = _assemble(
-                _Loading(device, bundle, target, options, plan, weights, hashed, progress),
-            )
+            parts = _assemble(_Loading(device, bundle, target, options, plan, weights, hashed, progress))
             weights.upload.finish()
         finally:
             weights.upload.abandon()

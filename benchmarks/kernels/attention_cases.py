@@ -176,7 +176,7 @@ def _prefill(module: Module, spec: AttentionSpec, tokens: int) -> Case:
     moved = sum(tensor.nbytes for tensor in (step.query, step.keys, step.values, step.out))
     rival = None
     if not (spec.window or spec.chunk or spec.softcap or spec.sinks):
-        rival = _torch_attention(reference.heads_alone(spec), tokens, device)
+        rival = _torch_attention((spec if spec.heads is None else spec.expanded), tokens, device)
     aim = None if rival is None else PREFILL_AIM
     return Case(
         describe(spec), f"prefill {tokens}", [call], check, ROUNDED, moved, flops, "torch", aim, rival

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,20 +73,6 @@ def experts(
     return out
 
 
-def heads_alone(spec: AttentionSpec) -> AttentionSpec:
-    """The attention of the heads that latents stand for, each with keys and values of its own."""
-    if spec.heads is None:
-        return spec
-    return replace(
-        spec,
-        kv_heads=spec.query_heads,
-        key_dim=spec.query_dim,
-        value_dim=spec.result_dim,
-        latent=False,
-        heads=None,
-    )
-
-
 def expand_latents(
     spec: AttentionSpec, latents: torch.Tensor, own: torch.Tensor, value: torch.Tensor
 ) -> tuple[AttentionSpec, torch.Tensor, torch.Tensor]:
@@ -96,7 +81,7 @@ def expand_latents(
     keys = torch.einsum("cr,hnr->chn", latent, own.double())
     spread = shared[:, None].expand(-1, spec.query_heads, -1)
     values = torch.einsum("cr,hvr->chv", latent, value.double())
-    return heads_alone(spec), torch.cat([keys, spread], -1), values
+    return spec.expanded, torch.cat([keys, spread], -1), values
 
 
 def attention(

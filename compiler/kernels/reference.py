@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,15 +114,7 @@ def expand_latents(
     latent, shared = latents[:, 0, : spec.value_dim], latents[:, 0, spec.value_dim :]
     own = np.einsum("pr,hnr->phn", latent, key_weight)
     spread = np.broadcast_to(shared[:, None], (len(latents), spec.query_heads, shared.shape[-1]))
-    alone = replace(
-        spec,
-        kv_heads=spec.query_heads,
-        key_dim=spec.query_dim,
-        value_dim=spec.result_dim,
-        latent=False,
-        heads=None,
-    )
-    return alone, np.concatenate([own, spread], -1), np.einsum("pr,hvr->phv", latent, value_weight)
+    return spec.expanded, np.concatenate([own, spread], -1), np.einsum("pr,hvr->phv", latent, value_weight)
 
 
 def experts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -166,15 +166,7 @@ class TorchChain:
         latent, shared = wide[:, : spec.value_dim], wide[:, spec.value_dim :]
         own = torch.einsum("tr,hnr->thn", latent, expand)
         keys = torch.cat([own, shared[:, None].expand(-1, spec.query_heads, -1)], -1)
-        alone = replace(
-            spec,
-            kv_heads=spec.query_heads,
-            key_dim=spec.query_dim,
-            value_dim=spec.result_dim,
-            latent=False,
-            heads=None,
-        )
-        return alone, keys, torch.einsum("tr,hvr->thv", latent, project)
+        return spec.expanded, keys, torch.einsum("tr,hvr->thv", latent, project)
 
     def _experts(self, step: ExpertsStep, values: dict[str, torch.Tensor]) -> torch.Tensor:
         layer, source = self.parts.model.experts[step.layer], self.parts.packing.experts[step.layer]

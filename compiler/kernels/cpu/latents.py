@@ -44,8 +44,8 @@ def workspace(spec: AttentionSpec) -> tuple[int, int]:
     return ALIGNMENT_BYTES, FLOAT_BYTES * spec.query_heads * (spec.key_dim + spec.value_dim)
 
 
-def latent_arguments(spec: AttentionSpec) -> list[Argument]:
-    """The matrices, and the workspace."""
+def matrix_arguments(spec: AttentionSpec) -> list[Argument]:
+    """The matrices of the heads that latents stand for; none where there are no such heads."""
     heads, rank = spec.heads, spec.value_dim
     if heads is None:
         return []
@@ -54,8 +54,14 @@ def latent_arguments(spec: AttentionSpec) -> list[Argument]:
         "expand": (heads.nope_dim, rank),
         "value": (heads.value_dim, rank),
     }
-    matrices = [Argument(name, (spec.query_heads, *shape), heads.dtype) for name, shape in shapes.items()]
-    return [*matrices, Argument("workspace", (symbol("W"),), "uint8")]
+    return [Argument(name, (spec.query_heads, *shape), heads.dtype) for name, shape in shapes.items()]
+
+
+def latent_arguments(spec: AttentionSpec) -> list[Argument]:
+    """The matrices, and the workspace."""
+    if spec.heads is None:
+        return []
+    return [*matrix_arguments(spec), Argument("workspace", (symbol("W"),), "uint8")]
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,6 @@ class Part:
     """Emits what stores a result; runs for every row below T and every column below N."""
 
 
-def emit_gemm(product: Product, a: Operand, weight: Operand, epilogue: Epilogue, tile: BlockTile) -> None:
-    """Emit one launch for one weight, see `emit_parts`."""
-    emit_parts(a, (Part(product, weight, epilogue),), tile)
-
-
 def emit_parts(a: Operand, parts: Sequence[Part], tile: BlockTile) -> None:
     """Emit one launch.
 

@@ -92,23 +92,23 @@ def _tflops(driver: Driver, ordinal: int) -> float:
 def _within(resources: Resources, stream: Handle, size: int) -> float:
     source, target = DeviceMemory(resources, size), DeviceMemory(resources, size)
     copy = resources.driver.copy_within
-    return 2 * _rate(resources, stream, size, lambda: copy(target.address, source.address, size, stream))
+    return 2 * copy_rate(resources, stream, size, lambda: copy(target.address, source.address, size, stream))
 
 
 def _link(resources: Resources, stream: Handle) -> tuple[float, float]:
     device, host = DeviceMemory(resources, LINK_BYTES), PinnedMemory(resources, LINK_BYTES)
     there, back = resources.driver.copy_in, resources.driver.copy_out
-    ahead = _rate(
+    ahead = copy_rate(
         resources, stream, LINK_BYTES, lambda: there(device.address, host.address, LINK_BYTES, stream)
     )
-    behind = _rate(
+    behind = copy_rate(
         resources, stream, LINK_BYTES, lambda: back(host.address, device.address, LINK_BYTES, stream)
     )
     return ahead, behind
 
 
-def _rate(resources: Resources, stream: Handle, size: int, copy: Callable[[], None]) -> float:
-    """Median GB/s of a copy, by the GPU's own clock."""
+def copy_rate(resources: Resources, stream: Handle, size: int, copy: Callable[[], None]) -> float:
+    """Median GB/s of a copy of ``size`` bytes in ``stream``, by the GPU's own clock; it is made once before."""
     driver = resources.driver
     start, end = resources.event(timed=True), resources.event(timed=True)
     copy()

@@ -20,7 +20,6 @@ from moec.compiler.kernels.cuda.gemm import (
     Part,
     Product,
     Result,
-    emit_gemm,
     emit_parts,
     padded,
     store_float32,
@@ -57,7 +56,7 @@ def product(tile: BlockTile, dtype: str, rows: int, depth: int) -> Any:
         )
         shape = Product(tokens, rows, depth, dtype)
         left, right = Operand(a, padded(depth)), Operand(w, depth)
-        emit_gemm(shape, left, right, store_float32(Operand(out, rows)), tile)
+        emit_parts(left, (Part(shape, right, store_float32(Operand(out, rows))),), tile)
 
     return build("product", body)
 
@@ -186,7 +185,8 @@ def test_an_epilogue_may_add_a_residual_and_lay_out_its_results_otherwise() -> N
             store_pair(out, place, tuple(values))
 
         shape = Product(tokens, rows, depth, "bfloat16", 2)
-        emit_gemm(shape, Operand(a, 2 * depth, depth), Operand(w, depth, rows * depth), add, SMALL)
+        part = Part(shape, Operand(w, depth, rows * depth), add)
+        emit_parts(Operand(a, 2 * depth, depth), (part,), SMALL)
 
     kernel = Emulated(build("added", body))
     generator = torch.Generator().manual_seed(1)

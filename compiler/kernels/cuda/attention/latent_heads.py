@@ -51,23 +51,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moec.artifacts.model import AttentionSpec
-    from moec.compiler.kernels.cuda.attention.latent_room import Expanded, Room
+    from moec.compiler.kernels.cuda.attention.latent_room import Expanded
 
 NARROW = 128
 """Largest dimension of values for which a warp has 32 rows."""
-
-
-def heads_spec(room: Room) -> AttentionSpec:
-    """The attention of expanded heads: each its own keys and values."""
-    spec = room.spec
-    return replace(
-        spec,
-        kv_heads=spec.query_heads,
-        key_dim=spec.query_dim,
-        value_dim=spec.result_dim,
-        latent=False,
-        heads=None,
-    )
 
 
 def query_tiles(operands: Operands) -> Expr:
@@ -134,7 +121,7 @@ class _Block:
 
 def emit_heads(operands: Operands, expanded: Expanded, number: Expr) -> None:
     """Launch round ``number``."""
-    spec = heads_spec(expanded.room)
+    spec = expanded.room.spec.expanded
     warps = 4 if spec.value_dim <= NARROW else 8
     threads = 32 * warps
     with launch((spec.query_heads, query_tiles(operands)), threads) as ((head, late), thread):

@@ -10,7 +10,6 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, when
 from moec.compiler.kernels.cuda.attention.latent_heads import bounds_of as run_bounds
 from moec.compiler.kernels.cuda.attention.latent_heads import (
-    heads_spec,
     query_tiles,
     resume,
     span_of,
@@ -43,12 +42,12 @@ PASS_ROWS = THREADS // PANEL_PIECES
 
 def fits_heads(room: Room) -> bool:
     """Whether this kernel takes the heads' shape."""
-    return fits(heads_spec(room)) and room.heads.nope_dim % PANEL == 0 and room.rope_dim % PANEL == 0
+    return fits(room.spec.expanded) and room.heads.nope_dim % PANEL == 0 and room.rope_dim % PANEL == 0
 
 
 def emit_heads_hopper(operands: Operands, expanded: Expanded, number: Expr) -> None:
     """Launch round ``number``."""
-    spec = heads_spec(expanded.room)
+    spec = expanded.room.spec.expanded
     with launch((spec.query_heads, query_tiles(operands)), THREADS) as ((head, late), thread):
         memory = allocate(spec, thread)
         wait_previous()

@@ -22,6 +22,7 @@ from moec.compiler.kernels.cpu.emit import (
     store,
     symbol,
 )
+from moec.compiler.kernels.cpu.latents import matrix_arguments
 from moec.compiler.kernels.cuda.primitives import call, element, i32, pack, registers
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
         Argument("token_sequence", (tokens,), "int32"),
         Argument("token_position", (tokens,), "int32"),
         Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
-        *_matrices(spec),
+        *matrix_arguments(spec),
         Argument("workspace", (symbol("W"),), "uint8") if workspace else None,
         Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
     )
@@ -110,19 +111,6 @@ def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
     return Operands(
         q, k, v, k_cache, values, table, width, sequence, position, sinks, weights, memory, out, tokens
     )
-
-
-def _matrices(spec: AttentionSpec) -> list[Argument]:
-    """The matrices of the heads that latents stand for."""
-    heads, rank = spec.heads, spec.value_dim
-    if heads is None:
-        return []
-    shapes = {
-        "absorb": (rank, heads.nope_dim),
-        "expand": (heads.nope_dim, rank),
-        "value": (heads.value_dim, rank),
-    }
-    return [Argument(name, (spec.query_heads, *shape), heads.dtype) for name, shape in shapes.items()]
 
 
 def store_results(operands: Operands, place: Expr, low: Expr, high: Expr) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +9,9 @@ import numpy as np
 from moec.artifacts.sharing import ShareSpeeds, cpu_shares
 from moec.artifacts.slots import MOST_SHARED
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
+from moec.runtime.devices.cuda.measure import copy_rate
 from moec.runtime.devices.cuda.sharing import CpuShare
+from moec.runtime.measure import LINK_EFFICIENCY
 from moec.runtime.sharing.rehearsal import Rehearsal
 from moec.runtime.tensors import aligned_empty
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 HANDSHAKE_US = 8.0
 """Of a layer whose request has no experts, less one without a request, on an H100: with one CPU thread or with few."""
-KERNEL_SHARE = 0.92
-"""Of a copy's rate that ``fetch_experts`` reaches: 50.5 of 54.7 GB/s on an H100."""
-REPEATS = 5
 
 
 def let_cpu_help(
@@ -63,7 +61,7 @@ def let_cpu_help(
     for number, layer in enumerate(plan.layers):
         shares: tuple[int, ...] = (0,) * (MOST_SHARED + 1)
         if len(cpu_us) > 1:
-            link_us = layer.stride_bytes / link / KERNEL_SHARE / 1e3
+            link_us = layer.stride_bytes / link / LINK_EFFICIENCY / 1e3
             shares = cpu_shares(ShareSpeeds(link_us, cpu_us, HANDSHAKE_US), MOST_SHARED)
         experts.slots.states.set_shares(number, shares)
     if experts.files is not None:
@@ -73,15 +71,11 @@ def let_cpu_help(
 
 def link_rate(device: CudaDevice, address: int, size_bytes: int) -> float:
     """GB/s of copies from the GPU's memory at ``address`` to the host; the way back is as fast."""
-    driver, resources = device.driver, device.resources
-    size = min(size_bytes, BOUNCE_BYTES)
-    start, end = resources.event(timed=True), resources.event(timed=True)
+    size, copy = min(size_bytes, BOUNCE_BYTES), device.driver.copy_out
     device.enter()
-    rates: list[float] = []
-    for _ in range(REPEATS + 1):
-        driver.record(start, device.stream)
-        driver.copy_out(device.bounce_address, address, size, device.stream)
-        driver.record(end, device.stream)
-        driver.wait(end)
-        rates.append(size / driver.milliseconds(start, end) / 1e6)
-    return median(rates[1:])
+    return copy_rate(
+        device.resources,
+        device.stream,
+        size,
+        lambda: copy(device.bounce_address, address, size, device.stream),
+    )
