@@ -1,0 +1,37 @@
+"""The patch table: code of transformers that cannot be traced, and what stands in for it. A file a family."""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from moec.compiler.tracing.patches import deepseek_v2, phimoe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from moec.compiler.tracing.patches.record import Patch
+
+PATCHES: tuple[Patch, ...] = (*deepseek_v2.PATCHES, *phimoe.PATCHES)
+"""Every patch there is."""
+
+
+@contextmanager
+def patched(modeling_module: str) -> Iterator[None]:
+    """Apply the patches of one modelling module, e.g. ``transformers.models.phimoe.modeling_phimoe``."""
+    undo: list[tuple[Any, str, Any]] = []
+    try:
+        for patch in PATCHES:
+            if patch.module != modeling_module:
+                continue
+            owner: Any = importlib.import_module(patch.module)
+            *path, name = patch.target.split(".")
+            for part in path:
+                owner = getattr(owner, part)
+            undo.append((owner, name, getattr(owner, name)))
+            setattr(owner, name, patch.replacement)
+        yield
+    finally:
+        for owner, name, original in reversed(undo):
+            setattr(owner, name, original)

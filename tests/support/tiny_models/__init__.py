@@ -1,0 +1,71 @@
+"""Tiny random models of every type that this issue supports, in the checkpoint layout of the real ones.
+
+Shapes are odd on purpose: expert counts that are no power of two, a vocabulary that is no multiple of
+anything, eight query heads to one key head, top-1 routing, windows shorter than the prompts of the tests.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from tests.support.tiny_models.decoders import DECODERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+TINY: dict[str, Callable[[], PretrainedConfig]] = {**DECODERS}
+"""Name of a tiny model -> its config. The name is the model type, except ``deepseek_v2_lite``; a file a family."""
+
+
+def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model of ``TINY[name]`` with random weights, in evaluation mode; equal seeds give equal weights.
+
+    Nothing that a model has is left at a value that hides it: norms are not one, biases and sinks not zero.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(TINY[name](), dtype=torch.float32)
+        persistent = set(model.state_dict())
+        with torch.no_grad():
+            for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                if path in persistent and tensor.is_floating_point():
+                    _fill(path, tensor)
+    model.tie_weights()
+    model.eval()
+    wide = tuple(model._get_dtype_plan(dtype))  # what transformers loads in float32 whatever is asked for
+    for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if path in persistent and tensor.is_floating_point() and not any(part in path for part in wide):
+            tensor.data = tensor.data.to(dtype)
+    model.config.dtype = dtype
+    return model
+
+
+def save(
+    name: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, shard: str = "50GB"
+) -> Path:
+    """Write ``build(name, seed, dtype)`` to ``folder`` as the real checkpoints of its type are laid out.
+
+    Args:
+        name: key of ``TINY``.
+        folder: made if missing.
+        seed: of the weights.
+        dtype: of the weights.
+        shard: largest size of one safetensors file, e.g. ``"200KB"``.
+    """
+    build(name, seed, dtype).save_pretrained(folder, max_shard_size=shard)
+    return folder
+
+
+def _fill(path: str, tensor: torch.Tensor) -> None:
+    if "norm" in path and path.endswith("weight"):
+        torch.nn.init.normal_(tensor, mean=1.0, std=0.1)
+    elif "embed_tokens" in path:
+        torch.nn.init.normal_(tensor, std=0.5)
+    elif tensor.dim() < 2 or "bias" in path:
+        torch.nn.init.normal_(tensor, std=0.1)
+    else:
+        torch.nn.init.normal_(tensor, std=tensor.shape[-1] ** -0.5)
