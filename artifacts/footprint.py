@@ -6,10 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.cache import PAGE_TOKENS, cache_layers
 from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, attention_weights, step_values
 from moec.artifacts.experts import layout
-from moec.artifacts.model import DTYPE_BYTES, AttentionStep, SegmentStep, TensorSpec
+from moec.artifacts.model import (
+    DTYPE_BYTES,
+    AppendStep,
+    AttentionStep,
+    CapacityStep,
+    SegmentStep,
+    TensorSpec,
+)
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import LayerId, TensorName, ValueId
@@ -99,8 +106,11 @@ def footprint(model: ModelRecord) -> Footprint:
         dense_bytes_per_token=_dense_bytes_per_token(model, weights),
         attention_steps=sum(isinstance(step, AttentionStep) for step in model.steps),
         cache_page_bytes=_cache_page_bytes(model),
-        activation_bytes_per_token=_peak_bytes(model, 0, model.last_step),
-        logits_bytes_per_row=_peak_bytes(model, model.last_step, len(model.steps)),
+        activation_bytes_per_token=max(
+            _peak_bytes(model, model.steps, 0, model.last_step),
+            _peak_bytes(model, model.encoder, 0, len(model.encoder)),
+        ),
+        logits_bytes_per_row=_peak_bytes(model, model.steps, model.last_step, len(model.steps)),
         result_bytes_per_row=VALUE_BYTES * model.vocab_size,
         staging_bytes_per_token=2 * model.hidden_size * VALUE_BYTES,
     )
@@ -111,7 +121,7 @@ def dense_weights(model: ModelRecord) -> dict[TensorName, TensorSpec]:
     functions = {function.name: function for function in model.functions}
     attentions = {attention.name: attention for attention in model.attentions}
     weights: dict[TensorName, TensorSpec] = {}
-    for step in model.steps:
+    for step in model.all_steps:
         if isinstance(step, SegmentStep):
             weights.update(zip(step.weights, functions[step.function].weights, strict=True))
         elif isinstance(step, AttentionStep):
@@ -151,7 +161,7 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
     for step in model.steps:
         if isinstance(step, AttentionStep):
             # One token attends to latents as they are: nothing is expanded for it.
-            read.update({step.sinks} if step.sinks else ())
+            read.update(name for name in (step.sinks, step.bias) if name is not None)
             read.update((step.weights.absorb, step.weights.value) if step.weights else ())
         if not isinstance(step, SegmentStep):
             continue
@@ -164,20 +174,18 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
 
 
 def _cache_page_bytes(model: ModelRecord) -> int:
-    attentions = {attention.name: attention for attention in model.attentions}
-    steps = [step for step in model.steps if isinstance(step, AttentionStep)]
-    return PAGE_TOKENS * sum(cache_token_bytes(attentions[step.attention]) for step in steps)
+    return PAGE_TOKENS * sum(map(cache_token_bytes, cache_layers(model)))
 
 
-def _peak_bytes(model: ModelRecord, first: int, last: int) -> int:
-    """The most that the steps ``first .. last - 1`` need at once for one token: live values, and scratch."""
-    last_use: dict[ValueId, int] = {CHAIN_OUTPUT: len(model.steps)}
-    for number, step in enumerate(model.steps):
+def _peak_bytes(model: ModelRecord, chain: tuple[Step, ...], first: int, last: int) -> int:
+    """The most that steps ``first .. last - 1`` of a chain need at once for one token: live values, and scratch."""
+    last_use: dict[ValueId, int] = {CHAIN_OUTPUT: len(chain)}
+    for number, step in enumerate(chain):
         for value in step_values(step)[0]:
             last_use[value] = max(number, last_use.get(value, 0))
     live = {value: _bytes(model.values[value]) for value in CHAIN_INPUTS if value in model.values}
     peak = 0
-    for number, step in enumerate(model.steps[:last]):
+    for number, step in enumerate(chain[:last]):
         live.update({value: _bytes(model.values[value]) for value in step_values(step)[1]})
         if number >= first:
             peak = max(peak, sum(live.values()) + _scratch_bytes(model, step))
@@ -208,6 +216,8 @@ def _scratch_bytes(model: ModelRecord, step: Step) -> int:
         attention = next(spec for spec in model.attentions if spec.name == step.attention)
         width = attention.key_dim + attention.value_dim if attention.heads else 0
         return VALUE_BYTES * attention.query_heads * width  # queries and results in terms of latents
+    if isinstance(step, (AppendStep, CapacityStep)):
+        return 0
     layer = model.experts[step.layer]
     body = next(body for body in model.bodies if body.name == layer.body)
     return VALUE_BYTES * layer.top_k * (body.intermediate * (2 if body.gated else 1))

@@ -39,7 +39,10 @@ class DenseTensor:
 
 @dataclass(frozen=True)
 class ExpertSource:
-    """Where the routed experts of one layer come from: parameters ``[E, ...]`` of the transformers model."""
+    """Where the routed experts of one layer come from: parameters ``[E, ...]`` of the transformers model.
+
+    Where each expert has parameters of its own, ``*`` in their name stands for its number: ``[...]`` each.
+    """
 
     layer: LayerId
     up: str
@@ -62,3 +65,8 @@ class PackingRecord:
     """Type that each parameter is read as: its storage type where anything made of it keeps that, else float32."""
     dense: tuple[DenseTensor, ...]
     experts: tuple[ExpertSource, ...]
+
+
+def expert_parameter(name: str, expert: int) -> str:
+    """The parameter behind one of ``ExpertSource``'s names that holds an expert."""
+    return name.replace("*", str(expert))

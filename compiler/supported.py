@@ -12,7 +12,6 @@ MASK_TENSOR = "it builds attention masks as tensors, which no kernel takes"
 VISION = "its positions come from images, which the chain has no input for"
 OWN_EXPERTS = "its experts do not go through transformers' experts interface"
 NO_MODEL = "transformers has no causal language model of this type"
-ENCODER = "it is an encoder-decoder model; moec compiles decoders only"
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class ModelState:
 def _table() -> dict[str, ModelState]:
     table: dict[str, ModelState] = {}
     supported = (
-        "deepseek_v2 deepseek_v3 ernie4_5_moe glm4_moe gpt_oss granitemoe minimax_m2 mixtral olmoe phimoe "
-        "qwen2_moe qwen3_moe"
+        "deepseek_v2 deepseek_v3 ernie4_5_moe glm4_moe gpt_oss granitemoe minimax_m2 mixtral nllb-moe olmoe "
+        "phimoe qwen2_moe qwen3_moe switch_transformers"
     )
     untested = (
         "afmoe aria_text axk1 beam cohere2_moe dots1 exaone_moe flex_olmo flint gemma4_text glm4_moe_lite "
@@ -44,7 +43,6 @@ def _table() -> dict[str, ModelState]:
         OWN_EXPERTS: "dbrx jetmoe llama4 llama4_text longcat_flash qwen4_exp",
         NO_MODEL: "deepseek_ocr2 diffusion_gemma ernie4_5_vl_moe glm4v_moe inkling2 mistral4 mistral_large4 "
         "muse_spark openai_privacy_filter qwen3_omni_moe qwen3_vl_moe step3p7 unlimited_ocr",
-        ENCODER: "nllb-moe switch_transformers",
     }
     table |= {name: ModelState("supported") for name in supported.split()}
     table |= {name: ModelState("untested") for name in untested.split()}

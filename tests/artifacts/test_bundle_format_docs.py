@@ -28,6 +28,7 @@ WORDS = {
         "cuda",
         "segment",
         "attention",
+        "append",
         "experts",
         "traced",
         "uniform",
@@ -46,6 +47,7 @@ WORDS = {
         "prefill",
     ),
     *("input", "weight", "output", "local"),
+    *("token_sequence", "token_source", "token_last", "token_call"),
 }
 """Words in code style that are values, parts of an expert, or arrays, not properties of a JSON file."""
 
@@ -63,7 +65,7 @@ def section(title: str) -> str:
 
 def test_it_is_of_this_version_and_short() -> None:
     assert f"version {FORMAT_VERSION}" in TEXT.splitlines()[0]
-    assert len(TEXT.splitlines()) <= 130
+    assert len(TEXT.splitlines()) <= 160
 
 
 @pytest.mark.parametrize("name", ["manifest", "model", "packing", "schedule", "program"])

@@ -13,10 +13,11 @@ from moec.compiler.generation import generation_defaults
 from moec.compiler.supported import MODELS
 from moec.errors import CheckpointError
 from tests.support.tiny_models import TINY
+from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
 
 
 def test_supported_is_what_is_tested() -> None:
-    tested = {make().model_type for make in TINY.values()}
+    tested = {make().model_type for make in {**TINY, **ENCODER_DECODERS}.values()}
     assert {name for name, state in MODELS.items() if state.state == "supported"} == tested
 
 

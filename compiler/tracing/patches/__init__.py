@@ -6,14 +6,19 @@ import importlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.tracing.patches import deepseek_v2, phimoe
+from moec.compiler.tracing.patches import deepseek_v2, nllb_moe, phimoe, switch_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moec.compiler.tracing.patches.record import Patch
 
-PATCHES: tuple[Patch, ...] = (*deepseek_v2.PATCHES, *phimoe.PATCHES)
+PATCHES: tuple[Patch, ...] = (
+    *deepseek_v2.PATCHES,
+    *nllb_moe.PATCHES,
+    *phimoe.PATCHES,
+    *switch_transformers.PATCHES,
+)
 """Every patch there is."""
 
 
