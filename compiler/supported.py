@@ -29,7 +29,7 @@ def _table() -> dict[str, ModelState]:
     table: dict[str, ModelState] = {}
     supported = (
         "deepseek_v2 deepseek_v3 ernie4_5_moe glm4_moe gpt_oss granitemoe minimax_m2 mixtral olmoe phimoe "
-        "qwen2_moe qwen3_moe"
+        "qwen2_moe qwen3_moe qwen3_next"
     )
     untested = (
         "afmoe aria_text axk1 beam cohere2_moe dots1 exaone_moe flex_olmo flint gemma4_text glm4_moe_lite "
@@ -38,7 +38,7 @@ def _table() -> dict[str, ModelState]:
     )
     reasons = {
         STATE_MARKER: "bailing_hybrid deepseek_v4 glm5_next granitemoehybrid inkling2_text inkling_text jamba "
-        "kimi_linear lfm2_moe minimax nemotron_h qwen3_5_moe qwen3_5_moe_text qwen3_next zaya",
+        "kimi_linear lfm2_moe minimax nemotron_h qwen3_5_moe qwen3_5_moe_text zaya",
         MASK_TENSOR: "axk2 deepseek_v32 doge dots3_note glm_moe_dsa hy_v4",
         VISION: "aria gemma4 minimax_m3_vl",
         OWN_EXPERTS: "dbrx jetmoe llama4 llama4_text longcat_flash qwen4_exp",

@@ -11,6 +11,8 @@ from moec.artifacts.model import ExpertsStep, SegmentStep
 from moec.artifacts.program import HOPPER, Beside, Workspace
 from moec.artifacts.sampling import SAMPLE
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
+from moec.artifacts.states import STATE_PREFIX
+from moec.errors import CompileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -56,9 +58,12 @@ class CpuKernels:
         from moec.compiler.kernels.cpu.attention import attention
         from moec.compiler.kernels.cpu.experts import experts
         from moec.compiler.kernels.cpu.serve import serve
+        from moec.compiler.kernels.cpu.states import state
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec, lanes=self.lanes)
+        for kept in model.states:
+            yield f"{STATE_PREFIX}{kept.name}", state(kept, lanes=self.lanes)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body, lanes=self.lanes)
         if model.bodies:
@@ -101,6 +106,12 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.slots.assign import assign
         from moec.compiler.kernels.cuda.slots.fetch import fetch
 
+        if model.states:
+            raise CompileError(
+                f"{model.class_name} keeps recurrent or convolution states, which have kernels for the CPU only so far",
+                "",
+                "Compile it for the target cpu.",
+            )
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec)
             if self.hopper and has_hopper(spec):

@@ -12,12 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tests.support.tiny_models.decoders import DECODERS
+from tests.support.tiny_models.recurrent import RECURRENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-TINY: dict[str, Callable[[], PretrainedConfig]] = {**DECODERS}
+TINY: dict[str, Callable[[], PretrainedConfig]] = {**DECODERS, **RECURRENT}
 """Name of a tiny model -> its config. The name is the model type, except ``deepseek_v2_lite``; a file a family."""
 
 
