@@ -16,6 +16,7 @@ from moec.artifacts.model import (
     SegmentStep,
 )
 from moec.artifacts.packing import PackingRecord
+from tests.support.canaries import most_slow
 from tests.support.chain import Sequence, TorchChain
 from tests.support.graphs import parts, traced
 from tests.support.tiny_models import TINY, build
@@ -43,7 +44,7 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()).item()
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 @torch.no_grad()
 def test_logits_are_those_of_transformers(name: str) -> None:
     """A prompt, then steps in which a second sequence joins; each logit against one whole forward."""
@@ -72,7 +73,7 @@ def rounded(name: str) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 @torch.no_grad()
 def test_narrow_weights_cost_only_their_own_rounding(name: str) -> None:
     model, ids = rounded(name), tokens(PROMPT, 3)
@@ -103,7 +104,7 @@ def test_last_steps_need_only_the_wanted_rows(name: str) -> None:
     torch.testing.assert_close(few, whole[[3, 19]], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 def test_chain_is_well_formed(name: str) -> None:
     model, packing = parts(name).model, parts(name).packing
     made = {"tokens", "positions"}
@@ -132,7 +133,7 @@ def test_chain_is_well_formed(name: str) -> None:
     assert {s for s in sources if not s.startswith("constant:")} <= set(packing.parameter_dtypes)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 def test_every_parameter_is_packed(name: str) -> None:
     """Nothing of the model is lost, and nothing but the model is asked for."""
     expected = {path for path, _ in build(name).named_parameters()}
@@ -141,7 +142,7 @@ def test_every_parameter_is_packed(name: str) -> None:
     assert expected <= used <= state
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 def test_matrices_keep_their_type_and_all_else_is_widened(name: str) -> None:
     partitioned = parts(name, "bfloat16")
     packing, model = partitioned.packing, partitioned.model
