@@ -20,7 +20,9 @@ class ModelState:
     """How far moec goes with one model type."""
 
     state: State
-    """``supported``: tested against transformers. ``untested``: takes the generic path, without a test."""
+    """``supported``: tested against transformers, or against a reference of our own where transformers has no model.
+    ``untested``: takes the generic path, without a test.
+    """
     reason: str = ""
     """Why it is unsupported."""
 
@@ -28,8 +30,8 @@ class ModelState:
 def _table() -> dict[str, ModelState]:
     table: dict[str, ModelState] = {}
     supported = (
-        "deepseek_v2 deepseek_v3 ernie4_5_moe glm4_moe gpt_oss granitemoe minimax_m2 mixtral olmoe phimoe "
-        "qwen2_moe qwen3_moe"
+        "arctic deepseek_v2 deepseek_v3 ernie4_5_moe glm4_moe gpt_oss granitemoe grok grok-1 minimax_m2 mixtral "
+        "olmoe phimoe qwen2_moe qwen3_moe"
     )
     untested = (
         "afmoe aria_text axk1 beam cohere2_moe dots1 exaone_moe flex_olmo flint gemma4_text glm4_moe_lite "
