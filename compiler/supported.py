@@ -20,7 +20,9 @@ class ModelState:
     """How far moec goes with one model type."""
 
     state: State
-    """``supported``: tested against a reference. ``untested``: takes the generic path, without a test."""
+    """``supported``: tested against transformers, or against a reference of our own where transformers has no model.
+    ``untested``: takes the generic path, without a test.
+    """
     reason: str = ""
     """Why it is unsupported."""
     note: str = ""
@@ -37,6 +39,7 @@ def unsupported(reason: str) -> ModelState:
 
 MODELS: dict[str, ModelState] = {
     "afmoe": SUPPORTED,
+    "arctic": SUPPORTED,
     "aria": unsupported(VISION),
     "aria_text": SUPPORTED,
     "axk1": SUPPORTED,
@@ -71,6 +74,8 @@ MODELS: dict[str, ModelState] = {
     "granitemoe_swa": SUPPORTED,
     "granitemoehybrid": unsupported(STATE_MARKER),
     "granitemoeshared": SUPPORTED,
+    "grok": SUPPORTED,
+    "grok-1": SUPPORTED,
     "hunyuan_v1_moe": SUPPORTED,
     "hy_v3": SUPPORTED,
     "hy_v4": unsupported(MASK_TENSOR),

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tests.support.tiny_models.decoders import DECODERS
+from tests.support.tiny_models.own import OWN, save_own
 from tests.support.tiny_models.shared_experts import SHARED_EXPERTS
 from tests.support.tiny_models.windows import WINDOWS
 
@@ -52,12 +53,14 @@ def save(
     """Write ``build(name, seed, dtype)`` to ``folder`` as the real checkpoints of its type are laid out.
 
     Args:
-        name: key of ``TINY``.
+        name: key of ``TINY``, or of ``OWN`` (models that transformers does not have).
         folder: made if missing.
         seed: of the weights.
         dtype: of the weights.
         shard: largest size of one safetensors file, e.g. ``"200KB"``.
     """
+    if name in OWN:
+        return save_own(name, folder, seed, dtype, shard)
     build(name, seed, dtype).save_pretrained(folder, max_shard_size=shard)
     return folder
 
