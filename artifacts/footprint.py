@@ -173,7 +173,7 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
             continue
         for name in step.weights:
             # Only the embedding meets token ids, and is gathered from; tied, the last product reads it whole.
-            embeds = CHAIN_INPUTS[0] in step.inputs and weights[name].shape[0] == model.vocab_size
+            embeds = CHAIN_INPUTS[0] in step.inputs and weights[name].shape[:1] == (model.vocab_size,)
             (gathered if embeds else read).add(name)
     rows = sum(_bytes(weights[name]) // model.vocab_size for name in gathered - read)
     return rows + sum(_bytes(weights[name]) for name in read)
