@@ -12,7 +12,6 @@ from moec.artifacts.program import HOPPER, Beside, Workspace
 from moec.artifacts.sampling import SAMPLE
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 from moec.artifacts.states import STATE_PREFIX
-from moec.errors import CompileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -105,17 +104,14 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
         from moec.compiler.kernels.cuda.slots.assign import assign
         from moec.compiler.kernels.cuda.slots.fetch import fetch
+        from moec.compiler.kernels.cuda.states import state
 
-        if model.states:
-            raise CompileError(
-                f"{model.class_name} keeps recurrent or convolution states, which have kernels for the CPU only so far",
-                "",
-                "Compile it for the target cpu.",
-            )
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec)
             if self.hopper and has_hopper(spec):
                 yield f"attention_{spec.name}{HOPPER}", attention(spec, hopper=True)
+        for kept in model.states:
+            yield f"{STATE_PREFIX}{kept.name}", state(kept)
         for body in model.bodies:
             chosen, _ = _most_chosen(model, body)
             yield f"experts_{body.name}", experts(body, chosen)
