@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,6 +118,21 @@ def dense_weights(model: ModelRecord) -> dict[TensorName, TensorSpec]:
         elif isinstance(step, AttentionStep):
             weights.update(attention_weights(attentions[step.attention], step))
     return weights
+
+
+def format_bytes(model: ModelRecord) -> dict[str, int]:
+    """Bytes of weights in each format or plain element type, without padding; the most first."""
+    found: dict[str, int] = defaultdict(int)
+    for spec in dense_weights(model).values():
+        found[spec.dtype] += _bytes(spec)
+    bodies = {body.name: body for body in model.bodies}
+    for layer in model.experts:
+        body = bodies[layer.body]
+        for part in layout(body).parts:
+            found[body.format or body.dtype if len(part.shape) > 1 else body.dtype] += (
+                layer.experts * part.size_bytes
+            )
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def cache_token_bytes(spec: AttentionSpec) -> int:
