@@ -11,8 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
-from moec.artifacts.model import AppendStep, AttentionStep, CapacityStep, ExpertsStep, SegmentStep, TensorSpec
+from moec.artifacts.model import (
+    AppendStep,
+    AttentionStep,
+    CapacityStep,
+    ExpertsStep,
+    SegmentStep,
+    StateStep,
+    TensorSpec,
+)
 from moec.artifacts.program import APPEND, capacity_name, size_bytes
+from moec.artifacts.states import STATE_PREFIX
 from moec.runtime.arena import Lifetime
 
 if TYPE_CHECKING:
@@ -118,6 +127,8 @@ def kernel_name(model: ModelRecord, step: Step) -> str:
         return f"attention_{step.attention}"
     if isinstance(step, AppendStep):
         return f"{APPEND}{step.attention}"
+    if isinstance(step, StateStep):
+        return f"{STATE_PREFIX}{step.state}"
     if isinstance(step, CapacityStep):
         return capacity_name(model.experts[step.layer])
     assert isinstance(step, ExpertsStep)

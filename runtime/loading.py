@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import cache_layers
-from moec.artifacts.footprint import LOGIT_ROWS, footprint
+from moec.artifacts.footprint import LOGIT_ROWS, footprint, state_layers
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import DEFAULT_POLICY, PrefetchPlan, best_schedule
 from moec.errors import DeviceError
 from moec.planning.policies import always_admitting
 from moec.runtime.binding import Binder
 from moec.runtime.budget import MemoryPlan, parse_memory, plan_memory
+from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.devices.cpu import CpuDevice
 from moec.runtime.devices.names import parse_ordinal
@@ -177,6 +178,7 @@ def _assemble(
     store = ExpertStore(views, layers, stats, policy)
     experts = HostExperts(store, make_prefetcher(bundle, plan, prefetch, stats))
     cache = CacheStorage(device, cache_layers(bundle.model), limits.cache_pages)
+    states = StateStorage(device, state_layers(bundle.model), limits.max_batch)
     functions = device.load(bundle.path, target.files)
     rows = min(limits.max_step_tokens, LOGIT_ROWS)
     binder = Binder(
@@ -185,6 +187,7 @@ def _assemble(
         bundle.programs[target.name],
         functions,
         cache,
+        states,
         experts,
         limits.max_step_tokens,
         rows,

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import cache_layers
-from moec.artifacts.footprint import LOGIT_ROWS
+from moec.artifacts.footprint import LOGIT_ROWS, state_layers
 from moec.artifacts.reader import find_bundle, read_bundle, stamp
 from moec.artifacts.sampling import SAMPLE
 from moec.runtime.binding import Binder
+from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.cuda_planning import MemoryPlanner, device_limit
 from moec.runtime.devices.cuda.architecture import choose_cuda_target
@@ -119,6 +120,7 @@ def _assemble(loading: _Loading) -> _Parts:
         )
     )
     cache = CacheStorage(device, cache_layers(bundle.model), plan.cache_pages)
+    states = StateStorage(device, state_layers(bundle.model), options.max_batch)
     planned = plan.needs.step_tokens
     limits = limits_of(bundle.model, options.max_batch, _step_tokens(plan), plan.cache_pages)
     binder = Binder(
@@ -127,6 +129,7 @@ def _assemble(loading: _Loading) -> _Parts:
         bundle.programs[loading.target.name],
         functions,
         cache,
+        states,
         experts,
         planned,
         min(planned, LOGIT_ROWS),

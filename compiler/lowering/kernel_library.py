@@ -11,6 +11,7 @@ from moec.artifacts.model import ExpertsStep, SegmentStep
 from moec.artifacts.program import APPEND, HOPPER, Beside, Workspace, capacity_name
 from moec.artifacts.sampling import SAMPLE
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
+from moec.artifacts.states import STATE_PREFIX
 from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class CpuKernels:
         from moec.compiler.kernels.cpu.capacity import capacity
         from moec.compiler.kernels.cpu.experts import experts
         from moec.compiler.kernels.cpu.serve import serve
+        from moec.compiler.kernels.cpu.states import state
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec, lanes=self.lanes)
@@ -66,6 +68,8 @@ class CpuKernels:
                 yield f"{APPEND}{spec.name}", append_kernel(spec, lanes=self.lanes)
         for name, layer in capacity_kernels(model).items():
             yield name, capacity(name, experts=layer.experts, tokens=layer.capacity)
+        for kept in model.states:
+            yield f"{STATE_PREFIX}{kept.name}", state(kept, lanes=self.lanes)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body, lanes=self.lanes)
         if model.bodies:
@@ -107,6 +111,7 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
         from moec.compiler.kernels.cuda.slots.assign import assign
         from moec.compiler.kernels.cuda.slots.fetch import fetch
+        from moec.compiler.kernels.cuda.states import state
 
         if model.encoder:
             raise UnsupportedModelError(
@@ -118,6 +123,8 @@ class CudaKernels:
             yield f"attention_{spec.name}", attention(spec)
             if self.hopper and has_hopper(spec):
                 yield f"attention_{spec.name}{HOPPER}", attention(spec, hopper=True)
+        for kept in model.states:
+            yield f"{STATE_PREFIX}{kept.name}", state(kept)
         for body in model.bodies:
             chosen, _ = _most_chosen(model, body)
             yield f"experts_{body.name}", experts(body, chosen)

@@ -17,6 +17,7 @@ from moec.artifacts.model import (
     ExpertsStep,
     LatentWeights,
     SegmentStep,
+    StateStep,
     Step,
     TensorSpec,
 )
@@ -25,12 +26,15 @@ from moec.compiler.partition.attentions import attention_spec
 from moec.compiler.partition.nodes import marker_arguments, tensor_spec
 from moec.compiler.partition.segments import Functions, build_segment
 from moec.compiler.partition.stages import Group, Staging, stage_users
+from moec.compiler.partition.states import state_operands, state_spec
 from moec.compiler.tracing.markers import ATTENTION, CAPACITY, MATRICES
+from moec.compiler.tracing.state_markers import STATES
 from moec.errors import CompileError
 
 if TYPE_CHECKING:
     from torch import fx
 
+    from moec.artifacts.states import StateSpec
     from moec.compiler.tracing.experts import ExpertsFacts
 
 
@@ -66,6 +70,7 @@ class Chain:
     functions: Functions
     values: dict[ValueId, TensorSpec] = field(default_factory=dict)
     attentions: dict[AttentionSpec, AttentionSpec] = field(default_factory=dict)
+    states: dict[StateSpec, StateSpec] = field(default_factory=dict)
     bodies: dict[ExpertBody, ExpertBody] = field(default_factory=dict)
     experts: list[ExpertsLayer] = field(default_factory=list)
     sources: list[ExpertSource] = field(default_factory=list)
@@ -74,6 +79,7 @@ class Chain:
     _steps: list[Step] = field(default_factory=list)
     _symbol: str = ""
     _ids: dict[fx.Node, ValueId] = field(default_factory=dict)
+    _state_layers: int = 0
 
     def build(self, staging: Staging, inputs: ChainInputs, logits: fx.Node | None) -> LaidOut:
         """Lay out every stage: its main segment, its side segment, its markers.
@@ -127,7 +133,9 @@ class Chain:
 
     def _marker(self, node: fx.Node, *, encoding: bool) -> None:
         target = str(node.target)
-        if target == CAPACITY:
+        if target in STATES:
+            self._state(node)
+        elif target == CAPACITY:
             self._capacity(node)
         elif target != ATTENTION:
             self._experts(node)
@@ -185,6 +193,23 @@ class Chain:
 
     def _optional_weight(self, node: fx.Node | None) -> TensorName | None:
         return None if node is None else self._weight(node)
+
+    def _state(self, node: fx.Node) -> None:
+        unnamed = state_spec(node)
+        named = replace(unnamed, name=f"{unnamed.kind}_{len(self.states)}")
+        spec = self.states.setdefault(unnamed, named)
+        inputs, weights = state_operands(node)
+        self._steps.append(
+            StateStep(
+                kind="state",
+                state=spec.name,
+                layer=LayerId(self._state_layers),
+                inputs=tuple(map(self._value, inputs)),
+                weights=tuple(map(self._weight, weights)),
+                output=self._name(node),
+            )
+        )
+        self._state_layers += 1
 
     def _latent_weights(self, given: dict[str, Any]) -> LatentWeights | None:
         matrices = [given[name] for name in MATRICES]

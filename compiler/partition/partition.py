@@ -17,6 +17,7 @@ from moec.compiler.partition.records import PartitionedModel
 from moec.compiler.partition.rowwise import check_rowwise
 from moec.compiler.partition.segments import Functions
 from moec.compiler.partition.stages import assign_encoder_stages, assign_stages, source_nodes
+from moec.compiler.partition.token_axes import separate_tokens
 from moec.compiler.tracing.markers import ATTENTION
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def partition(traced: TracedModel, *, generation: GenerationDefaults, config_sha
     def stored(node: fx.Node) -> torch.dtype | None:
         return traced.stored.get(names.get(node, ""))
 
+    for each in inputs:
+        separate_tokens(graph, each.tokens)
     canonicalise(graph, names.__contains__)
     check_rowwise(graph, [each.symbol for each in inputs], traced.class_name)
     dense, loose = fold(graph, names.__contains__, source_name, stored)
@@ -118,6 +121,7 @@ def _model(
         values=chain.values,
         functions=tuple(chain.functions.specs.values()),
         attentions=tuple(chain.attentions.values()),
+        states=tuple(chain.states.values()),
         bodies=tuple(chain.bodies.values()),
         experts=tuple(chain.experts),
         steps=decoder.steps,

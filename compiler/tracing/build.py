@@ -12,6 +12,7 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers import initialization as init
 
+from moec.compiler.architectures import ARCHITECTURES
 from moec.compiler.supported import MODELS
 from moec.errors import CheckpointError, UnsupportedModelError
 
@@ -35,7 +36,7 @@ MODULES_OF_EXPERTS: dict[str, tuple[str, str]] = {
 
 
 def build_config(raw: dict[str, Any]) -> Any:
-    """The transformers config for a ``config.json``.
+    """The config of transformers, or of an architecture of our own, for a ``config.json``.
 
     Keys that say how the checkpoint is stored (``quantization_config``) are dropped: packing undoes that
     storage.
@@ -53,7 +54,8 @@ def build_config(raw: dict[str, Any]) -> Any:
         raise UnsupportedModelError(
             f"{model_type} models do not compile yet", state.reason, "See `moec models`."
         )
-    if model_type not in CONFIG_MAPPING:
+    own = ARCHITECTURES.get(model_type)
+    if own is None and model_type not in CONFIG_MAPPING:
         raise UnsupportedModelError(
             f"Unknown model type {model_type!r}",
             "transformers has no model of this type, and moec never runs code from a checkpoint.",
@@ -62,7 +64,7 @@ def build_config(raw: dict[str, Any]) -> Any:
     fields = copy.deepcopy({key: value for key, value in raw.items() if key != "quantization_config"})
     fields.pop("model_type")
     with _described(model_type):
-        return AutoConfig.for_model(model_type, **fields)
+        return AutoConfig.for_model(model_type, **fields) if own is None else own.config(**fields)
 
 
 def build_model(config: Any, dtype: torch.dtype) -> Any:
@@ -71,8 +73,9 @@ def build_model(config: Any, dtype: torch.dtype) -> Any:
     Raises:
         UnsupportedModelError: transformers has no such model for this config, or it has no routed experts.
     """
+    own = ARCHITECTURES.get(config.model_type)
     family = AutoModelForSeq2SeqLM if has_encoder(config) else AutoModelForCausalLM
-    if type(config) not in family._model_mapping:
+    if own is None and type(config) not in family._model_mapping:
         raise UnsupportedModelError(
             f"{config.model_type} has no causal language model in transformers",
             "",
@@ -80,7 +83,8 @@ def build_model(config: Any, dtype: torch.dtype) -> Any:
         )
     config.output_router_logits = False
     with _described(config.model_type), torch.device("meta"), init.meta_device_safe_creation_ops():
-        model = family.from_config(config, dtype=dtype)
+        make = family.from_config if own is None else own.model._from_config
+        model = make(config, dtype=dtype)
     model.eval()
     model.tie_weights()
     if not expert_modules(model):

@@ -28,6 +28,10 @@ class MaskSpec:
     causal: bool = True
     """Whether a token sees nothing after itself."""
 
+    def __getitem__(self, _: Any) -> MaskSpec:
+        """Of one head or one sequence the description is the same."""
+        return self
+
 
 def describe_mask(mask_function: Callable[..., Any], class_name: str) -> MaskSpec:
     """Read what ``mask_function`` composes.

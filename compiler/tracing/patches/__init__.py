@@ -6,19 +6,22 @@ import importlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.tracing.patches import deepseek_v2, nllb_moe, phimoe, switch_transformers
+from moec.compiler.tracing.patches import (
+    deepseek_v2,
+    delta_rule,
+    indexers,
+    nllb_moe,
+    phimoe,
+    switch_transformers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moec.compiler.tracing.patches.record import Patch
 
-PATCHES: tuple[Patch, ...] = (
-    *deepseek_v2.PATCHES,
-    *nllb_moe.PATCHES,
-    *phimoe.PATCHES,
-    *switch_transformers.PATCHES,
-)
+FAMILIES = (deepseek_v2, delta_rule, indexers, nllb_moe, phimoe, switch_transformers)
+PATCHES: tuple[Patch, ...] = tuple(patch for family in FAMILIES for patch in family.PATCHES)
 """Every patch there is."""
 
 
