@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 State: TypeAlias = Literal["supported", "untested", "unsupported"]
 
 STATE_MARKER = "its layers keep a recurrent or convolution state, which moec has no marker for"
-LOOKED_UP = "its experts are single neurons found by product keys, and its attention mask is learned: no kernel has that"
+LOOKED_UP = "its experts are single neurons found by product keys, and its attention mask is learned"
 VISION = "its positions come from images, which the chain has no input for"
 OWN_EXPERTS = "its experts do not go through transformers' experts interface"
 NO_MODEL = "transformers has no causal language model of this type"
