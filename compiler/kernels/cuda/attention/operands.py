@@ -104,21 +104,25 @@ def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
     """Declare the arguments of ``attention_<name>`` in their order."""
     tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
     step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
-    q, k, v, k_cache, v_cache, table, sequence, position, last, sinks, bias, *matrices, memory, out = arguments(
-        Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
-        None if spec.cross else Argument("k", (*step, spec.key_dim), "float32"),
-        None if spec.latent or spec.cross else Argument("v", (*step, spec.value_dim), "float32"),
-        Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
-        None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
-        Argument("page_table", (sequences, width), "int32"),
-        Argument("token_sequence", (tokens,), "int32"),
-        Argument("token_position", (tokens,), "int32"),
-        None if spec.causal or spec.cross else Argument("token_last", (tokens,), "int32"),
-        Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
-        Argument("bias", (spec.query_heads, 2 * spec.bias_reach + 1), "float32") if spec.bias_reach else None,
-        *matrix_arguments(spec),
-        Argument("workspace", (symbol("W"),), "uint8") if workspace else None,
-        Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
+    q, k, v, k_cache, v_cache, table, sequence, position, last, sinks, bias, *matrices, memory, out = (
+        arguments(
+            Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
+            None if spec.cross else Argument("k", (*step, spec.key_dim), "float32"),
+            None if spec.latent or spec.cross else Argument("v", (*step, spec.value_dim), "float32"),
+            Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
+            None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
+            Argument("page_table", (sequences, width), "int32"),
+            Argument("token_sequence", (tokens,), "int32"),
+            Argument("token_position", (tokens,), "int32"),
+            None if spec.causal or spec.cross else Argument("token_last", (tokens,), "int32"),
+            Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
+            Argument("bias", (spec.query_heads, 2 * spec.bias_reach + 1), "float32")
+            if spec.bias_reach
+            else None,
+            *matrix_arguments(spec),
+            Argument("workspace", (symbol("W"),), "uint8") if workspace else None,
+            Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
+        )
     )
     values = k_cache if spec.latent else v_cache
     weights = Projections(*matrices) if matrices else None

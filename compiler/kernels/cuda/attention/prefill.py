@@ -23,7 +23,14 @@ from moec.compiler.kernels.cuda.attention.prefill_softmax import (
     weigh,
     write,
 )
-from moec.compiler.kernels.cuda.attention.rows import Place, Rows, Segment, find_bounds, new_bounds, segment_at
+from moec.compiler.kernels.cuda.attention.rows import (
+    Place,
+    Rows,
+    Segment,
+    find_bounds,
+    new_bounds,
+    segment_at,
+)
 from moec.compiler.kernels.cuda.attention.tiles import Source, Tile, put_queries
 from moec.compiler.kernels.cuda.primitives import (
     call,

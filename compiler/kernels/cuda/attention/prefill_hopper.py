@@ -11,7 +11,14 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.marks import any_left
 from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, begin, write
-from moec.compiler.kernels.cuda.attention.rows import Place, Rows, Segment, find_bounds, new_bounds, segment_at
+from moec.compiler.kernels.cuda.attention.rows import (
+    Place,
+    Rows,
+    Segment,
+    find_bounds,
+    new_bounds,
+    segment_at,
+)
 from moec.compiler.kernels.cuda.attention.tiles import put_queries
 from moec.compiler.kernels.cuda.attention.warpgroups import KEYS, ROWS, THREADS, Memory, allocate, attend
 from moec.compiler.kernels.cuda.panels import PANEL, PANEL_PIECES, ROW_BYTES, Panels

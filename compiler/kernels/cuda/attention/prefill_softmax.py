@@ -84,9 +84,7 @@ def score(spec: AttentionSpec, sums: Sums, queries: Tile, keys: Tile) -> Buffer:
     return scores
 
 
-def add_bias(
-    place: Place, table: Buffer, sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr
-) -> None:
+def add_bias(place: Place, table: Buffer, sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr) -> None:
     """Add to scores what their distances have; ``begin`` is the position of the first key of the tile."""
     spec, count = place.rows.spec, int(scores.shape[0]) // (4 * sums.tiles)
     assert bounds.position is not None
