@@ -1,4 +1,4 @@
-"""Encoder-decoder models on the emulated GPU: the CPU's logits; with a quarter of the experts the resident run's bits."""
+"""Encoder-decoder models on the emulated GPU: the CPU's logits, and of a quarter of the experts the resident bits."""
 
 from __future__ import annotations
 

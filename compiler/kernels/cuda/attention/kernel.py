@@ -37,13 +37,13 @@ def attention(spec: AttentionSpec, *, hopper: bool = False) -> tirx.PrimFunc:
 
     Its arguments: ``q [1, T, Hq, Dq]``, ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent), all float32;
     ``k_cache [pages, Hkv, P, Dk]`` and ``v_cache [pages, Hkv, P, Dv]`` (not where latent) of the spec's dtype;
-    ``page_table [B, M]``, ``token_sequence [T]``, ``token_position [T]``, int32; ``token_last [T]`` int32 (where neither
-    causal nor cross); ``sinks [Hq]`` float32 (where the spec has them); ``bias [Hq, 2 * bias_reach + 1]`` float32 (where
-    it has one); where it has heads, their matrices (see `moec.artifacts.model.LatentWeights`); ``workspace``, uint8
-    (where `workspace` is not 0); ``out [1, T, Hq, Dr]`` float32. Dq and Dr are the spec's query_dim and result_dim, P
-    is ``PAGE_TOKENS``. What the last of these is told, and what is left out where cross, is as in
-    `moec.compiler.kernels.cpu.attention.attention`. A sequence's tokens are consecutive in a step, in order of position. No kernel of a step writes
-    the page table, sequences or positions: they are read before the previous kernel is done.
+    ``page_table [B, M]``, ``token_sequence [T]``, ``token_position [T]``, int32; ``token_last [T]`` int32 (where
+    neither causal nor cross); ``sinks [Hq]`` float32 (where the spec has them); ``bias [Hq, 2 * bias_reach + 1]``
+    float32 (where it has one); where it has heads, their matrices (see `moec.artifacts.model.LatentWeights`);
+    ``workspace``, uint8 (where `workspace` is not 0); ``out [1, T, Hq, Dr]`` float32. Dq and Dr are the spec's
+    query_dim and result_dim, P is ``PAGE_TOKENS``. What is left out where cross, and what tokens are told there, is as
+    in `moec.compiler.kernels.cpu.attention.attention`. A sequence's tokens are consecutive in a step, by position.
+    No kernel of a step writes the page table, sequences or positions: they are read before the previous kernel is done.
     """
 
     def body() -> None:
