@@ -74,10 +74,7 @@ def plan_pack(
         )
     _check_records(model, packing, constants)
     sources = {source.layer: source for source in packing.experts}
-    needed = [name for tensor in packing.dense for name in parameters_of(tensor)]
-    needed += [name for source in packing.experts for name in expert_parameters(source)]
-    bindings = bind(meta, stored_tensors(checkpoint.index, checkpoint.config))
-    parameters, extras = check_names(meta, bindings, needed)
+    parameters, extras = bound_parameters(checkpoint, packing, meta)
     dtypes: dict[str, torch.dtype] = {
         name: getattr(torch, packing.parameter_dtypes[name]) for name in parameters
     }
@@ -104,6 +101,18 @@ def plan_pack(
         quantizers,
         _identity(checkpoint, model, packing, constants),
     )
+
+
+def bound_parameters(
+    checkpoint: Checkpoint, packing: PackingRecord, meta: PreTrainedModel
+) -> tuple[dict[str, Binding], list[str]]:
+    """What each parameter that packing needs is made from, and known tensors of the checkpoint without use.
+
+    Raises as ``plan_pack`` does.
+    """
+    needed = [name for tensor in packing.dense for name in parameters_of(tensor)]
+    needed += [name for source in packing.experts for name in expert_parameters(source)]
+    return check_names(meta, bind(meta, stored_tensors(checkpoint.index, checkpoint.config)), needed)
 
 
 def expert_parameters(source: ExpertSource) -> tuple[str, ...]:

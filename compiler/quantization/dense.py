@@ -11,6 +11,8 @@ from moec.compiler.quantization.graphs import quantize_graph
 from moec.compiler.quantization.roles import weight_roles
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from moec.artifacts.ids import TensorName
     from moec.artifacts.model import FunctionSpec, Step, TensorSpec
     from moec.artifacts.packing import DenseTensor, PackingRecord
@@ -23,9 +25,11 @@ LEAST = 32
 """Rows or columns of the smallest matrix that is quantized: there is nothing to gain from smaller ones."""
 
 
-def quantize_dense(parts: PartitionedModel, policy: Quantization) -> PartitionedModel:
+def quantize_dense(
+    parts: PartitionedModel, policy: Quantization, kept: Mapping[str, str]
+) -> PartitionedModel:
     """Give dense weights their formats; functions that were equal are several where their weights' formats differ."""
-    formats = _formats(parts, policy)
+    formats = _formats(parts, policy, kept)
     if not formats:
         return parts
     packing = _packing(parts.packing, formats)
@@ -53,13 +57,14 @@ def quantize_dense(parts: PartitionedModel, policy: Quantization) -> Partitioned
     return replace(parts, model=model, functions=graphs, packing=packing)
 
 
-def _formats(parts: PartitionedModel, policy: Quantization) -> dict[TensorName, str]:
+def _formats(parts: PartitionedModel, policy: Quantization, kept: Mapping[str, str]) -> dict[TensorName, str]:
     """The format of each tensor that has one; what is made of constants alone has no name to go by."""
     tensors = {tensor.name: tensor for tensor in parts.packing.dense}
     found: dict[TensorName, str] = {}
     for name, role in weight_roles(parts).items():
         sources = parameters_of(tensors[name])
-        kind = policy.format_for(sources[0], role) if sources else None
+        own = kept.get(sources[0]) if sources and not tensors[name].steps else None
+        kind = policy.format_for(sources[0], role, own) if sources else None
         if kind is not None and min(tensors[name].shape) >= LEAST:
             found[name] = kind
     return found
