@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from moec.artifacts.checks import CHAIN_OUTPUT
-from moec.artifacts.model import AttentionStep, ExpertsStep, SegmentStep
+from moec.artifacts.model import AttentionStep, ExpertsStep, SegmentStep, StateStep
 from moec.compiler.partition.storage import EMBEDDING
 from moec.compiler.tracing.markers import LINEAR
 
@@ -40,8 +40,8 @@ def weight_roles(parts: PartitionedModel) -> dict[TensorName, Role]:
         if isinstance(step, SegmentStep):
             for name, role in zip(step.weights, _segment_roles(parts, step, choices), strict=True):
                 found[name].add(role)
-        elif isinstance(step, AttentionStep):
-            for name in _attention_weights(step):
+        elif isinstance(step, AttentionStep | StateStep):
+            for name in step.weights if isinstance(step, StateStep) else _attention_weights(step):
                 found[name].add(None)
     shapes = {tensor.name: tensor.shape for tensor in parts.packing.dense}
     return {
