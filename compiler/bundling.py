@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moec import __version__
@@ -29,6 +28,7 @@ from moec.planning.planner import plan_many
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from moec.artifacts.manifest import Contents, TargetRecord
     from moec.artifacts.writer import BundleWriter
@@ -72,7 +72,11 @@ def finish_bundle(
         packed = _pack(writer, checkpoint, model, around)
     write_record(plan_many(None, model, ()), folder / "schedule.json")
     traces = None
-    if calibration.enabled:
+    if calibration.enabled and model.encoder:
+        around.log.note(
+            "routing of encoder-decoder models is not profiled: every expert is taken to be used alike"
+        )
+    elif calibration.enabled:
         with stage("profile", around.log):
             runnable = (*targets, spare) if spare else targets
             traces = _profile(writer, checkpoint, runnable, calibration, around, packed)
@@ -144,7 +148,7 @@ def _describe(
         contents=contents,
         moec_version=__version__,
         tools={name: importlib.metadata.version(name) for name in TOOLS},
-        model_name=checkpoint.source if checkpoint.hub else Path(checkpoint.source).resolve().name,
+        model_name=checkpoint.name,
         fingerprint=fingerprint(checkpoint),
         targets=targets,
         tokenizer=_tokenizer(folder / TOKENIZER_FOLDER),

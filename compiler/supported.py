@@ -8,11 +8,10 @@ from typing import Literal, TypeAlias
 State: TypeAlias = Literal["supported", "untested", "unsupported"]
 
 STATE_MARKER = "its layers keep a recurrent or convolution state, which moec has no marker for"
-MASK_TENSOR = "it builds attention masks as tensors, which no kernel takes"
+LOOKED_UP = "its experts are single neurons found by product keys, and its attention mask is learned"
 VISION = "its positions come from images, which the chain has no input for"
 OWN_EXPERTS = "its experts do not go through transformers' experts interface"
 NO_MODEL = "transformers has no causal language model of this type"
-ENCODER = "it is an encoder-decoder model; moec compiles decoders only"
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,9 @@ class ModelState:
 
 
 SUPPORTED = ModelState("supported")
+SELECTING = ModelState(
+    "supported", note="contexts that its indexer selects whole: compile with --max-context (index_topk)"
+)
 
 
 def unsupported(reason: str) -> ModelState:
@@ -43,7 +45,7 @@ MODELS: dict[str, ModelState] = {
     "aria": unsupported(VISION),
     "aria_text": SUPPORTED,
     "axk1": SUPPORTED,
-    "axk2": unsupported(MASK_TENSOR),
+    "axk2": SELECTING,
     "bailing_hybrid": unsupported(STATE_MARKER),
     "beam": SUPPORTED,
     "cohere2_moe": SUPPORTED,
@@ -51,12 +53,13 @@ MODELS: dict[str, ModelState] = {
     "deepseek_ocr2": unsupported(NO_MODEL),
     "deepseek_v2": SUPPORTED,
     "deepseek_v3": SUPPORTED,
-    "deepseek_v32": unsupported(MASK_TENSOR),
+    "deepseek_v32": SELECTING,
     "deepseek_v4": unsupported(STATE_MARKER),
     "diffusion_gemma": unsupported(NO_MODEL),
-    "doge": unsupported(MASK_TENSOR),
+    "doge": unsupported(LOOKED_UP),
     "dots1": SUPPORTED,
-    "dots3_note": unsupported(MASK_TENSOR),
+    "dots3_note": unsupported(VISION),
+    "dots3_note_text": SELECTING,
     "ernie4_5_moe": SUPPORTED,
     "ernie4_5_vl_moe": unsupported(NO_MODEL),
     "exaone_moe": SUPPORTED,
@@ -68,7 +71,7 @@ MODELS: dict[str, ModelState] = {
     "glm4_moe_lite": SUPPORTED,
     "glm4v_moe": unsupported(NO_MODEL),
     "glm5_next": unsupported(STATE_MARKER),
-    "glm_moe_dsa": unsupported(MASK_TENSOR),
+    "glm_moe_dsa": SELECTING,
     "gpt_oss": SUPPORTED,
     "granitemoe": SUPPORTED,
     "granitemoe_swa": SUPPORTED,
@@ -78,7 +81,7 @@ MODELS: dict[str, ModelState] = {
     "grok-1": SUPPORTED,
     "hunyuan_v1_moe": SUPPORTED,
     "hy_v3": SUPPORTED,
-    "hy_v4": unsupported(MASK_TENSOR),
+    "hy_v4": SELECTING,
     "inkling2": unsupported(NO_MODEL),
     "inkling2_text": unsupported(STATE_MARKER),
     "inkling_text": unsupported(STATE_MARKER),
@@ -95,14 +98,14 @@ MODELS: dict[str, ModelState] = {
     "mimo_v2_flash": SUPPORTED,
     "minimax": unsupported(STATE_MARKER),
     "minimax_m2": SUPPORTED,
-    "minimax_m3_vl": unsupported(MASK_TENSOR),
-    "minimax_m3_vl_text": unsupported(MASK_TENSOR),
+    "minimax_m3_vl": unsupported(VISION),
+    "minimax_m3_vl_text": SELECTING,
     "mistral4": unsupported(NO_MODEL),
     "mistral_large4": unsupported(NO_MODEL),
     "mixtral": SUPPORTED,
     "muse_spark": unsupported(NO_MODEL),
     "nemotron_h": unsupported(STATE_MARKER),
-    "nllb-moe": unsupported(ENCODER),
+    "nllb-moe": SUPPORTED,
     "olmoe": SUPPORTED,
     "openai_privacy_filter": unsupported(NO_MODEL),
     "phimoe": SUPPORTED,
@@ -110,13 +113,13 @@ MODELS: dict[str, ModelState] = {
     "qwen3_5_moe": unsupported(STATE_MARKER),
     "qwen3_5_moe_text": unsupported(STATE_MARKER),
     "qwen3_moe": SUPPORTED,
-    "qwen3_next": unsupported(STATE_MARKER),
+    "qwen3_next": SUPPORTED,
     "qwen3_omni_moe": unsupported(NO_MODEL),
     "qwen3_vl_moe": unsupported(NO_MODEL),
     "qwen4_exp": unsupported(OWN_EXPERTS),
     "solar_open": SUPPORTED,
     "step3p7": unsupported(NO_MODEL),
-    "switch_transformers": unsupported(ENCODER),
+    "switch_transformers": SUPPORTED,
     "unlimited_ocr": unsupported(NO_MODEL),
     "zaya": unsupported(STATE_MARKER),
 }

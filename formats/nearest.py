@@ -25,8 +25,8 @@ CENTRES = {"int8": 127, "int4": SYMMETRIC_ZERO}
 SPANS = {"int8": 254, "int4": 15}
 """From the lowest code to the highest."""
 RANGES = {"int8": (1.0,), "int4": tuple(np.linspace(1.15, 0.65, 11))}
-"""What codes are tried for, as parts of a group's range. With 8 bits nothing is gained by clipping; with 4, twice as many
-change the error of normal values by 0.2 % at most."""
+"""What codes are tried for, as parts of a group's range. With 8 bits nothing is gained by clipping; with 4, twice as
+many change the error of normal values by 0.2 % at most."""
 FLOAT16_LARGEST = np.float32(65504)
 
 

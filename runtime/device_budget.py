@@ -13,16 +13,17 @@ from moec.artifacts.sampling import OPTION_WORDS
 from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
 from moec.errors import BudgetError
 from moec.runtime.arena import plan_arena
-from moec.runtime.cache.pages import pages_for
+from moec.runtime.cache.pages import pages_for, table_rows
 from moec.runtime.devices.cuda.sampling import sampler_bytes
 from moec.runtime.devices.protocol import ALIGNMENT_BYTES
+from moec.runtime.engine.batch import told_names
 from moec.runtime.expert_slots import plan_slots, state_bytes
 from moec.runtime.layout import chain_layout
 
 if TYPE_CHECKING:
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.reader import Bundle
-    from moec.runtime.expert_slots import SlotPlan
+from moec.runtime.expert_slots import SlotPlan
 
 GRAPH_BYTES = 32 << 20
 """Set aside for captured graphs, which the driver keeps on the GPU."""
@@ -37,6 +38,8 @@ class DeviceNeeds:
     """All routed experts."""
     table_bytes: int
     """Addresses of the experts."""
+    state_bytes: int
+    """The states of all sequences at once, where layers have some."""
     arena_bytes: int
     """Values of the largest step, workspaces included."""
     staging_bytes: int
@@ -57,6 +60,7 @@ class DeviceNeeds:
             self.dense_bytes
             + self.expert_bytes
             + self.table_bytes
+            + self.state_bytes
             + self.arena_bytes
             + self.staging_bytes
             + self.sampler_bytes
@@ -99,7 +103,7 @@ def device_needs(
     bundle: Bundle, target: TargetRecord, *, max_batch: int, max_step_tokens: int
 ) -> DeviceNeeds:
     """Add up what ``bundle`` needs with all its experts on the GPU."""
-    model, files = bundle.model, bundle.manifest.files
+    model, files, facts = bundle.model, bundle.manifest.files, footprint(bundle.model)
     layout = chain_layout(
         model, bundle.programs[target.name], max_step_tokens, min(max_step_tokens, LOGIT_ROWS)
     )
@@ -108,22 +112,24 @@ def device_needs(
         dense_bytes=_aligned(files[DENSE_NAME].size_bytes),
         expert_bytes=sum(_aligned(files[experts_name(layer.layer)].size_bytes) for layer in model.experts),
         table_bytes=sum(_aligned(TABLE_ENTRY_BYTES * layer.experts) for layer in model.experts),
+        state_bytes=_aligned(facts.states_bytes(max_batch)) if model.states else 0,
         arena_bytes=_aligned(plan_arena(layout.lifetimes).size_bytes),
-        staging_bytes=staging_bytes(max_batch, max_step_tokens, model.max_context),
+        staging_bytes=staging_bytes(
+            max_batch, max_step_tokens, model.max_context, sources=bool(model.encoder)
+        ),
         sampler_bytes=sampler_bytes(model.vocab_size, max_batch),
         code_bytes=sum(code) + GRAPH_BYTES,
-        cache_page_bytes=footprint(model).cache_page_bytes,
+        cache_page_bytes=facts.cache_page_bytes,
         step_tokens=max_step_tokens,
     )
 
 
-def staging_bytes(max_batch: int, max_step_tokens: int, max_context: int) -> int:
+def staging_bytes(max_batch: int, max_step_tokens: int, max_context: int, *, sources: bool = False) -> int:
     """The arrays of a `moec.runtime.engine.batch.StepBatch` and the sampler's options, each in its own place."""
-    table = 4 * (max_batch + 1) * pages_for(max_context)
+    table = 4 * table_rows(max_batch, sources=sources) * pages_for(max_context)
     options = 4 * OPTION_WORDS * max_batch
-    return (
-        sum(_aligned(size * max_step_tokens) for size in (8, 8, 4, 4)) + _aligned(table) + _aligned(options)
-    )
+    each = (8, 8, *(4 for _ in told_names(sources=sources)))
+    return sum(_aligned(size * max_step_tokens) for size in each) + _aligned(table) + _aligned(options)
 
 
 def plan_device_memory(
@@ -218,7 +224,8 @@ def _too_small(plan: DevicePlan) -> BudgetError:
         f"device_memory is {plan.total_bytes - plan.limit_bytes} bytes too small: "
         f"{plan.limit_bytes} of at least {plan.total_bytes}.",
         f"Dense weights take {needs.dense_bytes} bytes, routed experts {needs.expert_bytes}, the key-value cache "
-        f"{plan.cache_bytes} for {plan.cache_pages * PAGE_TOKENS} tokens, a step {needs.arena_bytes}, "
+        f"{plan.cache_bytes} for {plan.cache_pages * PAGE_TOKENS} tokens, states of sequences "
+        f"{needs.state_bytes}, a step {needs.arena_bytes}, "
         f"tables, staging and sampling {small}, code and graphs {needs.code_bytes}.",
         "Raise device_memory, or lower cache_tokens, max_step_tokens or max_batch.",
     )

@@ -37,11 +37,10 @@ def quantize_dense(
     known = {spec.name: spec for spec in parts.model.functions}
     variants: dict[tuple[str, tuple[TensorSpec, ...]], FunctionSpec] = {}
     graphs: dict[str, SegmentGraph] = {}
-    steps: list[Step] = []
-    for step in parts.model.steps:
+
+    def changed(step: Step) -> Step:
         if not isinstance(step, SegmentStep):
-            steps.append(step)
-            continue
+            return step
         before = known[step.function]
         weights = tuple(
             tensors[name] if name in formats else spec
@@ -52,8 +51,11 @@ def quantize_dense(
             name = f"{step.function}_{others}" if others else step.function
             spec = variants[step.function, weights] = replace(before, name=name, weights=weights)
             graphs[name] = quantize_graph(parts.functions[step.function], spec)
-        steps.append(replace(step, function=variants[step.function, weights].name))
-    model = replace(parts.model, functions=tuple(variants.values()), steps=tuple(steps))
+        return replace(step, function=variants[step.function, weights].name)
+
+    steps, encoder = tuple(map(changed, parts.model.steps)), tuple(map(changed, parts.model.encoder))
+    functions = tuple(variants.values())
+    model = replace(parts.model, functions=functions, steps=steps, encoder=encoder)
     return replace(parts, model=model, functions=graphs, packing=packing)
 
 

@@ -36,7 +36,7 @@ def kept_formats(checkpoint: Checkpoint, parts: PartitionedModel) -> dict[str, s
             "Download it and give the folder, or choose another --quantization than keep.",
         )
     meta = build_model(build_config(checkpoint.config), getattr(torch, parts.model.dtype))
-    parameters, _ = bound_parameters(checkpoint, parts.packing, meta)
+    parameters, _ = bound_parameters(checkpoint, parts.model, parts.packing, meta)
     found: dict[str, str] = {}
     for tensor in parts.packing.dense:
         stored = direct(tensor, parameters)

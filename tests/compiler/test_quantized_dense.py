@@ -10,6 +10,7 @@ import torch
 
 from moec.artifacts.checks import model_problems
 from moec.artifacts.footprint import dense_weights, footprint
+from moec.artifacts.model import SegmentStep
 from moec.artifacts.quantization import FormatRule, Quantization
 from moec.compiler.packing.dense import plan_dense
 from moec.compiler.quantization import policy_named, quantize
@@ -85,6 +86,14 @@ def test_equal_functions_with_weights_in_different_formats_are_several() -> None
     assert len(found.functions) == len(plain.functions) + 1
     assert len(quantized("mixtral", policy_named("int4")).functions) == len(plain.functions)
     assert len(quantized("mixtral", Quantization("p", "nearest", {}, ())).functions) == len(plain.functions)
+
+
+def test_an_encoder_is_quantized_as_well() -> None:
+    plain, found = parts("switch_transformers"), quantized("switch_transformers", policy_named("int4"))
+    formats = {spec.name: {weight.format for weight in spec.weights} for spec in found.model.functions}
+    encoder = {step.function for step in found.model.encoder if isinstance(step, SegmentStep)}
+    assert any("int8-g128" in formats[name] for name in encoder)
+    assert len(found.model.encoder) == len(plain.model.encoder)
 
 
 def test_small_matrices_stay_plain() -> None:

@@ -6,14 +6,22 @@ import importlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.tracing.patches import deepseek_v2, phimoe
+from moec.compiler.tracing.patches import (
+    deepseek_v2,
+    delta_rule,
+    indexers,
+    nllb_moe,
+    phimoe,
+    switch_transformers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moec.compiler.tracing.patches.record import Patch
 
-PATCHES: tuple[Patch, ...] = (*deepseek_v2.PATCHES, *phimoe.PATCHES)
+FAMILIES = (deepseek_v2, delta_rule, indexers, nllb_moe, phimoe, switch_transformers)
+PATCHES: tuple[Patch, ...] = tuple(patch for family in FAMILIES for patch in family.PATCHES)
 """Every patch there is."""
 
 

@@ -48,8 +48,10 @@ def command(bundle: Path, html: Path | None, as_json: bool) -> None:
 
 def describe(bundle: Bundle) -> dict[str, Any]:
     """Everything that the command shows, as JSON values."""
+    from moec.artifacts.accuracy import read_accuracy
     from moec.artifacts.codec import to_json
     from moec.artifacts.experts import layout
+    from moec.artifacts.states import state_bytes
 
     model, manifest = bundle.model, bundle.manifest
     bodies = {body.name: body for body in model.bodies}
@@ -78,6 +80,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         ],
         "segments": _segments(model),
         "attentions": [to_json(attention) for attention in model.attentions],
+        "states": [to_json(state) | {"bytes": state_bytes(state)} for state in model.states],
         "bodies": [to_json(body) | {"expert_bytes": layout(body).expert_bytes} for body in model.bodies],
         "experts": [
             {
@@ -95,6 +98,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "sequences": bundle.schedule.profile.sequences,
         },
         "schedules": [to_json(schedule) for schedule in bundle.schedule.schedules],
+        "accuracy": [to_json(comparison) for comparison in read_accuracy(bundle).comparisons],
     }
 
 
@@ -156,6 +160,15 @@ def _print(facts: dict[str, Any]) -> None:
             for a in facts["attentions"]
         ],
     )
+    if facts["states"]:
+        click.echo("\nstates (instead of a cache)")
+        print_table(
+            ("name", "kind", "heads or channels", "of a sequence"),
+            [
+                (s["name"], s["kind"], s.get("value_heads", s.get("channels")), human_bytes(s["bytes"]))
+                for s in facts["states"]
+            ],
+        )
     click.echo("\nexperts")
     print_table(
         ("layer", "module", "experts", "top-k", "body", "size"),
@@ -176,6 +189,12 @@ def _print(facts: dict[str, Any]) -> None:
         ("machine", "GPU memory", "host memory", "slots", "host experts", "hit rate", "ms/token"),
         [_schedule_cells(schedule) for schedule in facts["schedules"]],
     )
+    if facts["accuracy"]:
+        click.echo("\naccuracy, teacher-forced")
+        print_table(
+            ("reference", "computed in", "target", "text", "tokens", "argmax", "KL", "KL 99 %", "perplexity"),
+            [_accuracy_cells(comparison) for comparison in facts["accuracy"]],
+        )
 
 
 def _cached(attention: dict[str, Any]) -> str:
@@ -193,6 +212,21 @@ def _schedule_cells(schedule: dict[str, Any]) -> tuple[str, ...]:
         str(sum(layer["host_experts"] for layer in schedule["layers"])),
         f"{prediction['hit_rate']:.2f}",
         f"{prediction['milliseconds_per_token']:.2f}",
+    )
+
+
+def _accuracy_cells(comparison: dict[str, Any]) -> tuple[str, ...]:
+    found = comparison["agreement"]
+    return (
+        comparison["reference"],
+        comparison["reference_dtype"],
+        comparison["target"],
+        comparison["text"][:16],
+        str(found["tokens"]),
+        f"{found['argmax_agreement']:.2%}",
+        f"{found['mean_kl']:.2e}",
+        f"{found['kl_99']:.2e}",
+        f"{found['perplexity']:.4f} ({found['reference_perplexity']:.4f})",
     )
 
 
