@@ -6,14 +6,30 @@ import importlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.tracing.patches import deepseek_v2, phimoe
+from moec.compiler.tracing.patches import (
+    dbrx,
+    deepseek_v2,
+    ernie4_5_vl_moe,
+    jetmoe,
+    llama4,
+    multimodal_rotation,
+    phimoe,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moec.compiler.tracing.patches.record import Patch
 
-PATCHES: tuple[Patch, ...] = (*deepseek_v2.PATCHES, *phimoe.PATCHES)
+PATCHES: tuple[Patch, ...] = (
+    *dbrx.PATCHES,
+    *deepseek_v2.PATCHES,
+    *ernie4_5_vl_moe.PATCHES,
+    *jetmoe.PATCHES,
+    *llama4.PATCHES,
+    *multimodal_rotation.PATCHES,
+    *phimoe.PATCHES,
+)
 """Every patch there is."""
 
 
