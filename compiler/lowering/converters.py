@@ -148,6 +148,11 @@ def _log_sigmoid(node: Any, importer: Any) -> Any:
     return emit(relax.op.log(emit(relax.op.sigmoid(importer.retrieve_args(node)[0]))))
 
 
+def _amin(node: Any, importer: Any) -> Any:
+    value, axes, *keep = importer.retrieve_args(node)
+    return importer.block_builder.emit(relax.op.min(value, axes, keepdims=bool(keep and keep[0])))
+
+
 def _logsumexp(node: Any, importer: Any) -> Any:
     value, axes = importer.retrieve_args(node)[:2]
     keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
@@ -184,6 +189,7 @@ CONVERTERS: Mapping[str, Callable[[Any, Any], Any]] = {
     "embedding.default": _embedding,
     "select.int": _select,
     "pow.Tensor_Scalar": _pow_scalar,
+    "amin.default": _amin,
     "div.Tensor": _divide,
     "repeat_interleave.self_int": _repeat_interleave,
     "log_sigmoid.default": _log_sigmoid,

@@ -116,8 +116,8 @@ def _longcat_flash(module: Any) -> None:
         identity = index >= count
         kept = torch.where(identity, 0.0, weight)
         passed = (weight - kept).sum(-1, keepdim=True)
-        # In the place of an identity stands the token's first real expert, with no weight: nothing more is fetched.
-        spare = torch.clamp(index.amin(-1, keepdim=True), max=count - 1)
+        # In the place of an identity stands the token's lowest real expert, with no weight: nothing more is fetched.
+        spare = torch.clamp(index.float().amin(-1, keepdim=True), max=count - 1).long()
         return run_experts(self, hidden, torch.where(identity, spare, index), kept) + hidden * passed
 
     module.forward = MethodType(forward, module)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from moec.compiler.tracing.patches import (
     dbrx,
     deepseek_v2,
+    delta_rule,
     ernie4_5_vl_moe,
+    indexers,
     jetmoe,
     llama4,
     multimodal_rotation,
@@ -21,15 +23,18 @@ if TYPE_CHECKING:
 
     from moec.compiler.tracing.patches.record import Patch
 
-PATCHES: tuple[Patch, ...] = (
-    *dbrx.PATCHES,
-    *deepseek_v2.PATCHES,
-    *ernie4_5_vl_moe.PATCHES,
-    *jetmoe.PATCHES,
-    *llama4.PATCHES,
-    *multimodal_rotation.PATCHES,
-    *phimoe.PATCHES,
+FAMILIES = (
+    dbrx,
+    deepseek_v2,
+    delta_rule,
+    ernie4_5_vl_moe,
+    indexers,
+    jetmoe,
+    llama4,
+    multimodal_rotation,
+    phimoe,
 )
+PATCHES: tuple[Patch, ...] = tuple(patch for family in FAMILIES for patch in family.PATCHES)
 """Every patch there is."""
 
 

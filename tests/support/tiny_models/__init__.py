@@ -15,7 +15,9 @@ from moec.compiler.tracing.text_half import transformers_class
 from tests.support.tiny_models.decoders import DECODERS
 from tests.support.tiny_models.foreign import FOREIGN, REMADE, drop_identity_experts
 from tests.support.tiny_models.own import OWN, save_own
+from tests.support.tiny_models.recurrent import RECURRENT
 from tests.support.tiny_models.shared_experts import SHARED_EXPERTS
+from tests.support.tiny_models.sparse_attention import SPARSE_ATTENTION
 from tests.support.tiny_models.text_halves import TEXT_HALVES
 from tests.support.tiny_models.windows import WINDOWS
 
@@ -25,10 +27,12 @@ if TYPE_CHECKING:
 
 TINY: dict[str, Callable[[], PretrainedConfig]] = {
     **DECODERS,
-    **SHARED_EXPERTS,
-    **WINDOWS,
-    **TEXT_HALVES,
     **FOREIGN,
+    **RECURRENT,
+    **SHARED_EXPERTS,
+    **SPARSE_ATTENTION,
+    **TEXT_HALVES,
+    **WINDOWS,
 }
 """Name of a tiny model -> its config. The name is the model type, except ``deepseek_v2_lite``; a file a family."""
 
