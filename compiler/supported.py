@@ -34,6 +34,7 @@ TEXT_HALF = ModelState("supported", note="the language model alone: prompts are 
 SELECTING = ModelState(
     "supported", note="contexts of up to index_topk tokens: compile with --max-context index_topk"
 )
+SELECTING_TEXT = ModelState("supported", note=f"{TEXT_HALF.note}; {SELECTING.note}")
 
 
 def unsupported(reason: str) -> ModelState:
@@ -60,7 +61,7 @@ MODELS: dict[str, ModelState] = {
     "diffusion_gemma": unsupported(NO_MODEL),
     "doge": unsupported(MASK_TENSOR),
     "dots1": SUPPORTED,
-    "dots3_note": unsupported(VISION),
+    "dots3_note": SELECTING_TEXT,
     "dots3_note_text": SELECTING,
     "ernie4_5_moe": SUPPORTED,
     "ernie4_5_vl_moe": TEXT_HALF,
@@ -100,10 +101,10 @@ MODELS: dict[str, ModelState] = {
     "mimo_v2_flash": SUPPORTED,
     "minimax": unsupported(STATE_MARKER),
     "minimax_m2": SUPPORTED,
-    "minimax_m3_vl": unsupported(MASK_TENSOR),
-    "minimax_m3_vl_text": unsupported(MASK_TENSOR),
+    "minimax_m3_vl": SELECTING_TEXT,
+    "minimax_m3_vl_text": SELECTING,
     "mistral4": TEXT_HALF,
-    "mistral_large4": unsupported(NO_MODEL),
+    "mistral_large4": SELECTING_TEXT,
     "mixtral": SUPPORTED,
     "muse_spark": unsupported(NO_MODEL),
     "nemotron_h": unsupported(STATE_MARKER),

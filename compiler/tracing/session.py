@@ -119,7 +119,7 @@ class Session:
         """Transformers' attention interface: head-major ``[1, heads, T, D]`` in, token-major out."""
         path = self._paths[id(module)]
         owner = f"{self.class_name} ({type(module).__name__})"
-        selection = arguments.pop("indices", None)
+        selection = arguments.pop("indices", None) or arguments.pop("block_indices", None)
         if selection is not None:
             check_selection(selection, self._max_context, owner)
         check_arguments(owner, arguments)

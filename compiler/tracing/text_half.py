@@ -57,6 +57,9 @@ TEXT_HALVES: dict[str, TextHalf] = {
     "gemma4": TextHalf("Gemma4ForConditionalGeneration", softcap=True),
     "glm4v_moe": TextHalf("Glm4vMoeForConditionalGeneration"),
     "llama4": TextHalf("Llama4ForConditionalGeneration", "language_model.model", "language_model.lm_head"),
+    "dots3_note": TextHalf("Dots3NoteForConditionalGeneration"),
+    "minimax_m3_vl": TextHalf("MiniMaxM3SparseForConditionalGeneration"),
+    "mistral_large4": TextHalf("MistralLarge4ForConditionalGeneration", softcap=True),
     "mistral4": TextHalf("Mistral4ForCausalLM", "model"),
     "qwen3_omni_moe": TextHalf(
         "Qwen3OmniMoeForConditionalGeneration",

@@ -22,6 +22,10 @@ def _select(self: Any, *_: Any, **__: Any) -> Selection:
     return Selection(int(self.index_topk))
 
 
+def _select_blocks(self: Any, *_: Any, **__: Any) -> Selection:
+    return Selection(int(self.topk_blocks * self.block_size))
+
+
 PATCHES = tuple(
     Patch(
         f"{MODELS}.{folder}.modeling_{folder}",
@@ -30,4 +34,11 @@ PATCHES = tuple(
         "it builds scores and masks of a whole cache as tensors",
     )
     for folder, name in INDEXERS.items()
+) + (
+    Patch(
+        f"{MODELS}.minimax_m3_vl.modeling_minimax_m3_vl",
+        "MiniMaxM3VLIndexer.forward",
+        _select_blocks,
+        "it builds scores and masks of a whole cache as tensors",
+    ),
 )

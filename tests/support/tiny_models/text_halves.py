@@ -8,6 +8,7 @@ import transformers
 from transformers import PretrainedConfig
 
 from tests.support.tiny_models.shared_experts import LATENTS, SMALL
+from tests.support.tiny_models.sparse_attention import SPARSE_ATTENTION
 from tests.support.tiny_models.windows import WINDOWS
 
 if TYPE_CHECKING:
@@ -215,13 +216,89 @@ def _deepseek_ocr2() -> PretrainedConfig:
     )
 
 
+def _minimax_m3_vl() -> PretrainedConfig:
+    return transformers.MiniMaxM3VLConfig(
+        text_config=WINDOWS["minimax_m3_vl_text"]().to_dict(),
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 28,
+        },
+        projector_hidden_size=64,
+        image_token_index=220,
+        video_token_index=221,
+    )
+
+
+def _mistral_large4() -> PretrainedConfig:
+    return transformers.MistralLarge4Config(
+        text_config={
+            **SMALL | {"num_key_value_heads": 4, "num_hidden_layers": 4},
+            **LATENTS,
+            "intermediate_size": 72,
+            "moe_intermediate_size": 24,
+            "n_routed_experts": 9,
+            "num_experts_per_tok": 3,
+            "first_k_dense_replace": 1,
+            "index_topk": 256,
+            "index_head_dim": 16,
+            "index_n_heads": 4,
+            "no_rope_layer_interval": 3,
+        },
+        vision_config={
+            "model_type": "pixtral",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "head_dim": 16,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        image_token_index=220,
+    )
+
+
+def _dots3_note() -> PretrainedConfig:
+    return transformers.Dots3NoteConfig(
+        text_config=SPARSE_ATTENTION["dots3_note_text"]().to_dict(),
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "mlp_layer_types": ["dense", "dense"],
+            "adapter_in_dim": 32,
+            "adapter_out_dim": 64,
+        },
+        audio_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "feature_size": 16,
+            "downsample_hidden_size": 16,
+            "adapter_input_size": 32,
+            "adapter_out_dim": 64,
+        },
+        image_token_id=220,
+        video_token_id=221,
+        audio_token_id=219,
+    )
+
+
 TEXT_HALVES: dict[str, Callable[[], PretrainedConfig]] = {
     "aria": _aria,
     "deepseek_ocr2": _deepseek_ocr2,
     "ernie4_5_vl_moe": _ernie4_5_vl_moe,
     "gemma4": _gemma4,
     "glm4v_moe": _glm4v_moe,
+    "dots3_note": _dots3_note,
+    "minimax_m3_vl": _minimax_m3_vl,
     "mistral4": _mistral4,
+    "mistral_large4": _mistral_large4,
     "qwen3_omni_moe": _qwen3_omni_moe,
     "qwen3_vl_moe": _qwen3_vl_moe,
     "step3p7": _step3p7,
