@@ -13,6 +13,7 @@ INDEXERS = {
     "dots3_note": "Dots3NoteTextIndexer",
     "glm_moe_dsa": "GlmMoeDsaIndexer",
     "hy_v4": "HYV4Indexer",
+    "minimax_m3_vl": "MiniMaxM3VLIndexer",
     "mistral_large4": "MistralLarge4TextIndexer",
 }
 """Folder of the modelling module -> its indexer class."""
@@ -30,15 +31,8 @@ PATCHES = tuple(
     Patch(
         f"{MODELS}.{folder}.modeling_{folder}",
         f"{name}.forward",
-        _select,
+        _select_blocks if folder == "minimax_m3_vl" else _select,
         "it builds scores and masks of a whole cache as tensors",
     )
     for folder, name in INDEXERS.items()
-) + (
-    Patch(
-        f"{MODELS}.minimax_m3_vl.modeling_minimax_m3_vl",
-        "MiniMaxM3VLIndexer.forward",
-        _select_blocks,
-        "it builds scores and masks of a whole cache as tensors",
-    ),
 )
