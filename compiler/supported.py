@@ -8,11 +8,10 @@ from typing import Literal, TypeAlias
 State: TypeAlias = Literal["supported", "untested", "unsupported"]
 
 STATE_MARKER = "its layers keep a recurrent or convolution state, which moec has no marker for"
-MASK_TENSOR = "it builds attention masks as tensors, which no kernel takes"
+LOOKED_UP = "its experts are single neurons found by product keys, and its attention mask is learned"
 VISION = "its positions come from images, which the chain has no input for"
 OWN_EXPERTS = "its experts do not go through transformers' experts interface"
 NO_MODEL = "transformers has no causal language model of this type"
-ENCODER = "it is an encoder-decoder model; moec compiles decoders only"
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class ModelState:
 SUPPORTED = ModelState("supported")
 TEXT_HALF = ModelState("supported", note="the language model alone: prompts are text")
 SELECTING = ModelState(
-    "supported", note="contexts of up to index_topk tokens: compile with --max-context index_topk"
+    "supported", note="contexts that its indexer selects whole: compile with --max-context (index_topk)"
 )
 SELECTING_TEXT = ModelState("supported", note=f"{TEXT_HALF.note}; {SELECTING.note}")
 
@@ -59,7 +58,7 @@ MODELS: dict[str, ModelState] = {
     "deepseek_v32": SELECTING,
     "deepseek_v4": unsupported(STATE_MARKER),
     "diffusion_gemma": unsupported(NO_MODEL),
-    "doge": unsupported(MASK_TENSOR),
+    "doge": unsupported(LOOKED_UP),
     "dots1": SUPPORTED,
     "dots3_note": SELECTING_TEXT,
     "dots3_note_text": SELECTING,
@@ -108,7 +107,7 @@ MODELS: dict[str, ModelState] = {
     "mixtral": SUPPORTED,
     "muse_spark": unsupported(NO_MODEL),
     "nemotron_h": unsupported(STATE_MARKER),
-    "nllb-moe": unsupported(ENCODER),
+    "nllb-moe": SUPPORTED,
     "olmoe": SUPPORTED,
     "openai_privacy_filter": unsupported(NO_MODEL),
     "phimoe": SUPPORTED,
@@ -122,7 +121,7 @@ MODELS: dict[str, ModelState] = {
     "qwen4_exp": unsupported(OWN_EXPERTS),
     "solar_open": SUPPORTED,
     "step3p7": TEXT_HALF,
-    "switch_transformers": unsupported(ENCODER),
+    "switch_transformers": SUPPORTED,
     "unlimited_ocr": unsupported(NO_MODEL),
     "zaya": unsupported(STATE_MARKER),
 }

@@ -15,7 +15,9 @@ from moec.compiler.tracing.patches import (
     jetmoe,
     llama4,
     multimodal_rotation,
+    nllb_moe,
     phimoe,
+    switch_transformers,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +34,9 @@ FAMILIES = (
     jetmoe,
     llama4,
     multimodal_rotation,
+    nllb_moe,
     phimoe,
+    switch_transformers,
 )
 PATCHES: tuple[Patch, ...] = tuple(patch for family in FAMILIES for patch in family.PATCHES)
 """Every patch there is."""

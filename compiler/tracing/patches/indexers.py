@@ -13,7 +13,6 @@ INDEXERS = {
     "dots3_note": "Dots3NoteTextIndexer",
     "glm_moe_dsa": "GlmMoeDsaIndexer",
     "hy_v4": "HYV4Indexer",
-    "minimax_m3_vl": "MiniMaxM3VLIndexer",
     "mistral_large4": "MistralLarge4TextIndexer",
 }
 """Folder of the modelling module -> its indexer class."""
@@ -24,15 +23,23 @@ def _select(self: Any, *_: Any, **__: Any) -> Selection:
 
 
 def _select_blocks(self: Any, *_: Any, **__: Any) -> Selection:
-    return Selection(int(self.topk_blocks * self.block_size))
+    return Selection(int(self.topk_blocks) * int(self.block_size))
 
 
-PATCHES = tuple(
+PATCHES = (
     Patch(
-        f"{MODELS}.{folder}.modeling_{folder}",
-        f"{name}.forward",
-        _select_blocks if folder == "minimax_m3_vl" else _select,
-        "it builds scores and masks of a whole cache as tensors",
-    )
-    for folder, name in INDEXERS.items()
+        f"{MODELS}.minimax_m3_vl.modeling_minimax_m3_vl",
+        "MiniMaxM3VLIndexer.forward",
+        _select_blocks,
+        "it builds scores of a whole cache as tensors, and selects blocks of it",
+    ),
+    *(
+        Patch(
+            f"{MODELS}.{folder}.modeling_{folder}",
+            f"{name}.forward",
+            _select,
+            "it builds scores and masks of a whole cache as tensors",
+        )
+        for folder, name in INDEXERS.items()
+    ),
 )

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
 from moec.compiler.tracing.text_half import transformers_class
 from tests.support.tiny_models.decoders import DECODERS
+from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS, sharpen
 from tests.support.tiny_models.foreign import FOREIGN, REMADE, drop_identity_experts
 from tests.support.tiny_models.own import OWN, save_own
 from tests.support.tiny_models.recurrent import RECURRENT
@@ -37,16 +38,21 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
 """Name of a tiny model -> its config. The name is the model type, except ``deepseek_v2_lite``; a file a family."""
 
 
+def config_of(name: str) -> PretrainedConfig:
+    """The config of a model of ``TINY``, or of one that has tests of its own: encoder-decoders, experts made anew."""
+    return {**TINY, **ENCODER_DECODERS, **REMADE}[name]()
+
+
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model of ``TINY[name]`` or ``REMADE[name]``, in evaluation mode; equal seeds give equal random weights.
+    """A model of ``config_of(name)``, in evaluation mode; equal seeds give equal random weights.
 
     Nothing that a model has is left at a value that hides it: norms are not one, biases and sinks not zero.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = {**TINY, **REMADE}[name]()
-        kind = transformers_class(config.model_type)
-        make = kind.from_config if kind is AutoModelForCausalLM else kind._from_config
+        config = config_of(name)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers_class(config.model_type)
+        make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
         model: PreTrainedModel = make(config, dtype=torch.float32)
         tied = getattr(config.get_text_config(), "tie_word_embeddings", False)
         persistent = set(model.state_dict())
@@ -54,6 +60,8 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTr
             for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
                 if path in persistent and tensor.is_floating_point():
                     _fill(path, tensor, tied=tied)
+        if config.is_encoder_decoder:
+            sharpen(model)
     model.tie_weights()
     model.eval()
     wide = tuple(model._get_dtype_plan(dtype))  # what transformers loads in float32 whatever is asked for
@@ -70,7 +78,7 @@ def save(
     """Write ``build(name, seed, dtype)`` to ``folder`` as the real checkpoints of its type are laid out.
 
     Args:
-        name: key of ``TINY``, ``REMADE`` or ``OWN`` (models that transformers does not have).
+        name: key of ``TINY``, ``ENCODER_DECODERS``, ``REMADE`` or ``OWN`` (models that transformers does not have).
         folder: made if missing.
         seed: of the weights.
         dtype: of the weights.

@@ -218,7 +218,7 @@ def _deepseek_ocr2() -> PretrainedConfig:
 
 def _minimax_m3_vl() -> PretrainedConfig:
     return transformers.MiniMaxM3VLConfig(
-        text_config=WINDOWS["minimax_m3_vl_text"]().to_dict(),
+        text_config=SPARSE_ATTENTION["minimax_m3_vl_text"]().to_dict(),
         vision_config={
             "hidden_size": 32,
             "intermediate_size": 48,

@@ -147,26 +147,6 @@ def _gemma4_text() -> PretrainedConfig:
     )
 
 
-def _minimax_m3_vl_text() -> PretrainedConfig:
-    """Its indexer selects blocks of positions; here all blocks of any context."""
-    return transformers.MiniMaxM3VLTextConfig(
-        **SMALL | {"num_attention_heads": 8},
-        head_dim=16,
-        rotary_dim=8,
-        intermediate_size=24,
-        dense_intermediate_size=72,
-        shared_intermediate_size=40,
-        num_local_experts=7,
-        num_experts_per_tok=3,
-        mlp_layer_types=["dense", "sparse", "sparse"],
-        layer_types=["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
-        index_n_heads=2,
-        index_head_dim=16,
-        index_block_size=16,
-        index_topk_blocks=16,
-    )
-
-
 WINDOWS: dict[str, Callable[[], PretrainedConfig]] = {
     "beam": _beam,
     "cohere2_moe": _cohere2_moe,
@@ -175,7 +155,6 @@ WINDOWS: dict[str, Callable[[], PretrainedConfig]] = {
     "kolibri1": _kolibri1,
     "laguna": _laguna,
     "mellum": _mellum,
-    "minimax_m3_vl_text": _minimax_m3_vl_text,
     "mimo_v2_flash": _mimo_v2_flash,
 }
 """Name of a tiny model, which is its type -> its config."""
