@@ -3,7 +3,8 @@
     python -m benchmarks.cpu_kernels [--repeats 7] [--lanes 16] [--only experts]
 
 Prints a table and writes ``benchmarks/results/cpu_kernels-<lanes>.json``. A ratio is that of the best of the repeats:
-other users of the machine disturb both, and the least disturbed of each is nearest to what the machine can do.
+other users of the machine disturb both, and the least disturbed of each is nearest to what the machine can do. With
+``--threads 1`` the clock is that of the thread, which stands still while others have the core.
 
 The kernels are compiled into a library first. ``--build FILE`` does only that, and ``--library FILE`` runs one on a
 machine without the compiler.
@@ -163,18 +164,18 @@ def _sequence(calls: list[Callable[[], None]]) -> Callable[[], None]:
     return run
 
 
-def seconds(call: Callable[[], None]) -> float:
+def seconds(call: Callable[[], None], clock: Callable[[], float]) -> float:
     """Of the faster of two calls."""
     times = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = clock()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times)
 
 
 def measure(
-    functions: LibraryFunctions, cases: list[Case], lanes: int, repeats: int
+    functions: LibraryFunctions, cases: list[Case], lanes: int, repeats: int, clock: Callable[[], float]
 ) -> tuple[dict[str, float], list[Row]]:
     """Ceilings (bytes/s, flop/s) and the table."""
     data, factors = torch.zeros(READ_FLOATS), torch.rand(2 * lanes)
@@ -185,10 +186,10 @@ def measure(
     times = {case.name: float("inf") for case in cases}
     for _ in range(repeats):
         for case in cases:
-            ceilings["read"] = max(ceilings["read"], data.nbytes / seconds(read))
-            rate = 2 * SUMS * lanes * FMA_STEPS * TASKS / seconds(multiply)
+            ceilings["read"] = max(ceilings["read"], data.nbytes / seconds(read, clock))
+            rate = 2 * SUMS * lanes * FMA_STEPS * TASKS / seconds(multiply, clock)
             ceilings["multiply"] = max(ceilings["multiply"], rate)
-            times[case.name] = min(times[case.name], seconds(case.call))
+            times[case.name] = min(times[case.name], seconds(case.call, clock))
     return ceilings, [_row(case, times[case.name], ceilings[case.ceiling]) for case in cases]
 
 
@@ -224,7 +225,8 @@ def main() -> None:
             build_library(options.lanes, path)
         functions = LibraryFunctions([path])
         cases = [case for kind in options.only or CASES for case in CASES[kind](functions)]
-        ceilings, rows = measure(functions, cases, options.lanes, options.repeats)
+        clock = time.thread_time if threads == 1 else time.perf_counter
+        ceilings, rows = measure(functions, cases, options.lanes, options.repeats, clock)
     print(f"{cpu_model()}, {threads} threads, {options.lanes} lanes")
     print(f"read {ceilings['read'] / 1e9:.1f} GB/s, multiply-add {ceilings['multiply'] / 1e9:.0f} GFLOP/s")
     for row in rows:
