@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.packing import DenseTensor, ExpertSource, PackingRecord
     from moec.compiler.checkpoint import Checkpoint
+    from moec.compiler.packing.quantizing import Quantizer
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class PackPlan:
     """In the order of the checkpoint."""
     extras: tuple[str, ...]
     """Known tensors of the checkpoint that the model does not use."""
+    quantizers: Mapping[str, Quantizer]
+    """For each format that weights are stored in."""
     identity: str
     """Hash of all that decides the bytes; a journal of another identity is not resumed."""
 
@@ -72,6 +75,42 @@ def plan_pack(
         )
     _check_records(model, packing, constants)
     sources = {source.layer: source for source in packing.experts}
+    parameters, extras = bound_parameters(checkpoint, model, packing, meta)
+    dtypes: dict[str, torch.dtype] = {
+        name: getattr(torch, packing.parameter_dtypes[name]) for name in parameters
+    }
+    bodies = {body.name: body for body in model.bodies}
+    wanted = {*(body.format for body in model.bodies), *(tensor.format for tensor in packing.dense)}
+    quantizers = {name: quantizer_for(name, packing.quantization) for name in wanted if name is not None}
+    experts = [
+        experts_file(
+            layer,
+            bodies[layer.body],
+            sources[layer.layer],
+            parameters,
+            dtypes,
+            quantizers.get(bodies[layer.body].format or ""),
+        )
+        for layer in model.experts
+    ]
+    return PackPlan(
+        parameters,
+        dtypes,
+        plan_dense(packing.dense, lambda tensor: _places(tensor, parameters)),
+        tuple(sorted(experts, key=lambda file: min(_place(parameters[file.source.up])))),
+        tuple(extras),
+        quantizers,
+        _identity(checkpoint, model, packing, constants),
+    )
+
+
+def bound_parameters(
+    checkpoint: Checkpoint, model: ModelRecord, packing: PackingRecord, meta: PreTrainedModel
+) -> tuple[dict[str, Binding], list[str]]:
+    """What each parameter that packing needs is made from, and known tensors of the checkpoint without use.
+
+    Raises as ``plan_pack`` does.
+    """
     needed = [name for tensor in packing.dense for name in parameters_of(tensor)]
     counts = {layer.layer: layer.experts for layer in model.experts}
     for source in packing.experts:
@@ -86,29 +125,7 @@ def plan_pack(
                 parameters[name] = one_below_the_other(
                     [found[each] for each in own_parameters(name, counts[source.layer])]
                 )
-    dtypes: dict[str, torch.dtype] = {
-        name: getattr(torch, packing.parameter_dtypes[name]) for name in parameters
-    }
-    bodies = {body.name: body for body in model.bodies}
-    experts = [
-        experts_file(
-            layer,
-            bodies[layer.body],
-            sources[layer.layer],
-            parameters,
-            dtypes,
-            quantizer_for(bodies[layer.body].format, packing.quantization),
-        )
-        for layer in model.experts
-    ]
-    return PackPlan(
-        parameters,
-        dtypes,
-        plan_dense(packing.dense, lambda tensor: _places(tensor, parameters)),
-        tuple(sorted(experts, key=lambda file: min(_place(parameters[file.source.up])))),
-        tuple(extras),
-        _identity(checkpoint, model, packing, constants),
-    )
+    return parameters, extras
 
 
 def expert_parameters(source: ExpertSource) -> tuple[str, ...]:
