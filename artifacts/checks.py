@@ -8,6 +8,7 @@ from moec.artifacts.experts import layout
 from moec.artifacts.ids import ValueId
 from moec.artifacts.model import AttentionStep, SegmentStep, TensorSpec
 from moec.artifacts.paths import PROGRAM_NAME, experts_name, program_name
+from moec.formats import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ def model_problems(model: ModelRecord) -> Iterator[str]:
     yield from _duplicates("expert body", [body.name for body in model.bodies])
     if [layer.layer for layer in model.experts] != list(range(len(model.experts))):
         yield "the MoE layers are not numbered from 0"
+    for body in model.bodies:
+        if body.format is not None and body.format not in FORMATS:
+            yield f"the expert body {body.name} is of the unknown format {body.format}"
     bodies = {body.name for body in model.bodies}
     for layer in model.experts:
         if layer.body not in bodies:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -119,6 +120,21 @@ def dense_weights(model: ModelRecord) -> dict[TensorName, TensorSpec]:
     return weights
 
 
+def format_bytes(model: ModelRecord) -> dict[str, int]:
+    """Bytes of weights in each format or plain element type, without padding; the most first."""
+    found: dict[str, int] = defaultdict(int)
+    for spec in dense_weights(model).values():
+        found[spec.dtype] += _bytes(spec)
+    bodies = {body.name: body for body in model.bodies}
+    for layer in model.experts:
+        body = bodies[layer.body]
+        for part in layout(body).parts:
+            found[body.format or body.dtype if len(part.shape) > 1 else body.dtype] += (
+                layer.experts * part.size_bytes
+            )
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
 def cache_token_bytes(spec: AttentionSpec) -> int:
     """What one layer of this attention caches for one token."""
     width = spec.key_dim + (0 if spec.latent else spec.value_dim)
@@ -157,7 +173,7 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
             continue
         for name in step.weights:
             # Only the embedding meets token ids, and is gathered from; tied, the last product reads it whole.
-            embeds = CHAIN_INPUTS[0] in step.inputs and weights[name].shape[0] == model.vocab_size
+            embeds = CHAIN_INPUTS[0] in step.inputs and weights[name].shape[:1] == (model.vocab_size,)
             (gathered if embeds else read).add(name)
     rows = sum(_bytes(weights[name]) // model.vocab_size for name in gathered - read)
     return rows + sum(_bytes(weights[name]) for name in read)

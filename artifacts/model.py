@@ -119,7 +119,9 @@ class ExpertBody:
     down_bias: bool
     activation: Expression
     dtype: DType
-    """Of the expert's weights; its input and result are float32."""
+    """Of its biases, and of its matrices where they are not quantized; its input and result are float32."""
+    format: str | None = None
+    """Of its matrices: a name in ``moec.formats.FORMATS``, or None where they are plain."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moec import __version__
+from moec.artifacts.footprint import format_bytes
 from moec.artifacts.manifest import (
     FORMAT_VERSION,
     NO_SHA256,
@@ -137,6 +138,7 @@ def _profile(
 def _describe(
     folder: Path, checkpoint: Checkpoint, targets: tuple[TargetRecord, ...], contents: Contents
 ) -> Manifest:
+    packing = read_record(PackingRecord, "packing", folder / "packing.json")
     return Manifest(
         format_version=FORMAT_VERSION,
         contents=contents,
@@ -146,6 +148,8 @@ def _describe(
         fingerprint=fingerprint(checkpoint),
         targets=targets,
         tokenizer=_tokenizer(folder / TOKENIZER_FOLDER),
+        quantization=packing.quantization.name if packing.quantization else "none",
+        formats=format_bytes(read_record(ModelRecord, "model", folder / "model.json")),
         files={},
         manifest_sha256=NO_SHA256,
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,10 +38,22 @@ def reference_logits(
         model: the checkpoint's folder.
         sequences: token ids.
         dtype: what transformers loads the weights in and computes in.
+
+    Raises:
+        UnsupportedModelError: transformers has no model of this type.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    from moec.compiler.architectures import ARCHITECTURES
+
+    model_type = json.loads((model / "config.json").read_text())["model_type"]
+    if model_type in ARCHITECTURES:
+        raise UnsupportedModelError(
+            f"transformers has no {model_type} model to compare with.",
+            "The code that such checkpoints bring along is never run.",
+            "Without --reference, verify reads every byte of the bundle and holds it against the manifest.",
+        )
     network = AutoModelForCausalLM.from_pretrained(
         model, dtype=getattr(torch, dtype), attn_implementation="eager", experts_implementation="eager"
     ).eval()

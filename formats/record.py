@@ -57,10 +57,10 @@ ALIASES: dict[str, str] = {"int8": "int8-g128", "int4": "int4-g32", "fp8": "fp8-
 """Shorter names, for the command line: bundles have the long ones."""
 
 
-def format_of(name: str) -> Format | None:
-    """The format called ``name``; None for the name of a plain element type.
+def format_of(name: str | None) -> Format | None:
+    """The format called ``name``; None for None and for the name of a plain element type.
 
     Raises:
         KeyError: there is no such format.
     """
-    return None if name in PLAIN else FORMATS[ALIASES.get(name, name)]
+    return None if name is None or name in PLAIN else FORMATS[ALIASES.get(name, name)]

@@ -34,7 +34,8 @@ def test_experts_are_named_as_in_the_real_checkpoints(name: str, tmp_path: Path)
 @pytest.mark.parametrize("name", most_slow(TINY))
 def test_no_weight_is_constant(name: str) -> None:
     for path, tensor in build(name).state_dict().items():
-        assert tensor.float().std() > 0.01, path
+        spread = tensor.float().std() if tensor.numel() > 1 else (tensor - tensor.round()).abs()
+        assert spread > 0.01, path
 
 
 def test_seeds_make_weights() -> None:

@@ -202,6 +202,8 @@ def tiny_manifest() -> Manifest:
         fingerprint="ab" * 32,
         targets=(TargetRecord("cpu", "cpu", ("x86-64-v3",), ("avx2",), files),),
         tokenizer=TokenizerRecord(("tokenizer/tokenizer.json",), False),
+        quantization="none",
+        formats={"float32": 64},
         files={},
         manifest_sha256="",
     )

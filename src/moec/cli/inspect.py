@@ -63,6 +63,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "fingerprint": manifest.fingerprint,
         "made_by": {"moec": manifest.moec_version, **manifest.tools},
+        "quantization": manifest.quantization,
+        "formats": manifest.formats,
         "bytes": sum(sizes.values()),
         "dense_bytes": sizes.get("weights/dense.safetensors", 0),
         "targets": [
@@ -122,6 +124,8 @@ def _print(facts: dict[str, Any]) -> None:
     click.echo(
         f"{human_bytes(facts['bytes'])} in all, {human_bytes(facts['dense_bytes'])} of it dense weights"
     )
+    formats = ", ".join(f"{human_bytes(size)} {name}" for name, size in facts["formats"].items())
+    click.echo(f"weights (quantization {facts['quantization']}): {formats}")
     click.echo("made by " + ", ".join(f"{name} {version}" for name, version in facts["made_by"].items()))
     click.echo("\ntargets")
     print_table(
@@ -163,7 +167,8 @@ def _print(facts: dict[str, Any]) -> None:
     for body in facts["bodies"]:
         click.echo(
             f"{body['name']}: {body['hidden']} -> {body['intermediate']} -> {body['hidden']}, "
-            f"{human_bytes(body['expert_bytes'])} each, {render(body['activation'])}"
+            f"{human_bytes(body['expert_bytes'])} each in {body['format'] or body['dtype']}, "
+            f"{render(body['activation'])}"
         )
     profile = facts["profile"]
     click.echo(f"\nschedules (routing {profile['provenance']}, {profile['tokens']} tokens)")
