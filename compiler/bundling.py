@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moec import __version__
@@ -29,6 +28,7 @@ from moec.planning.planner import plan_many
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from moec.artifacts.manifest import Contents, TargetRecord
     from moec.artifacts.writer import BundleWriter
@@ -144,7 +144,7 @@ def _describe(
         contents=contents,
         moec_version=__version__,
         tools={name: importlib.metadata.version(name) for name in TOOLS},
-        model_name=checkpoint.source if checkpoint.hub else Path(checkpoint.source).resolve().name,
+        model_name=checkpoint.name,
         fingerprint=fingerprint(checkpoint),
         targets=targets,
         tokenizer=_tokenizer(folder / TOKENIZER_FOLDER),

@@ -18,6 +18,7 @@ SCHEMAS: dict[str, str] = {
     "packing": "packing.schema.json",
     "schedule": "schedule.schema.json",
     "program": "program.schema.json",
+    "accuracy": "accuracy.schema.json",
     "machine": "machine.schema.json",
     "quantization": "quantization.schema.json",
 }

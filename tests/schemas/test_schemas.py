@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from moec import schemas
+from moec.artifacts.accuracy import AccuracyRecord
 from moec.artifacts.activation import ARITY, VARIABLES
 from moec.artifacts.codec import from_json, to_json
 from moec.artifacts.machine import MachineRecord
@@ -33,6 +34,7 @@ ROOTS: dict[str, type] = {
     "schedule": ScheduleRecord,
     "program": ProgramRecord,
     "machine": MachineRecord,
+    "accuracy": AccuracyRecord,
     "quantization": Quantization,
 }
 SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}

@@ -48,6 +48,7 @@ def command(bundle: Path, html: Path | None, as_json: bool) -> None:
 
 def describe(bundle: Bundle) -> dict[str, Any]:
     """Everything that the command shows, as JSON values."""
+    from moec.artifacts.accuracy import read_accuracy
     from moec.artifacts.codec import to_json
     from moec.artifacts.experts import layout
 
@@ -95,6 +96,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "sequences": bundle.schedule.profile.sequences,
         },
         "schedules": [to_json(schedule) for schedule in bundle.schedule.schedules],
+        "accuracy": [to_json(comparison) for comparison in read_accuracy(bundle).comparisons],
     }
 
 
@@ -176,6 +178,12 @@ def _print(facts: dict[str, Any]) -> None:
         ("machine", "GPU memory", "host memory", "slots", "host experts", "hit rate", "ms/token"),
         [_schedule_cells(schedule) for schedule in facts["schedules"]],
     )
+    if facts["accuracy"]:
+        click.echo("\naccuracy, teacher-forced")
+        print_table(
+            ("reference", "computed in", "target", "text", "tokens", "argmax", "KL", "KL 99 %", "perplexity"),
+            [_accuracy_cells(comparison) for comparison in facts["accuracy"]],
+        )
 
 
 def _cached(attention: dict[str, Any]) -> str:
@@ -193,6 +201,21 @@ def _schedule_cells(schedule: dict[str, Any]) -> tuple[str, ...]:
         str(sum(layer["host_experts"] for layer in schedule["layers"])),
         f"{prediction['hit_rate']:.2f}",
         f"{prediction['milliseconds_per_token']:.2f}",
+    )
+
+
+def _accuracy_cells(comparison: dict[str, Any]) -> tuple[str, ...]:
+    found = comparison["agreement"]
+    return (
+        comparison["reference"],
+        comparison["reference_dtype"],
+        comparison["target"],
+        comparison["text"][:16],
+        str(found["tokens"]),
+        f"{found['argmax_agreement']:.2%}",
+        f"{found['mean_kl']:.2e}",
+        f"{found['kl_99']:.2e}",
+        f"{found['perplexity']:.4f} ({found['reference_perplexity']:.4f})",
     )
 
 
