@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.random_packed import experts_of, random_experts
 from benchmarks.random_values import DEVIATION, POOL_VALUES, RandomPools, all_cores, bfloat16_bits
 from benchmarks.safetensors_files import NewTensor, header, read_small
 from moec.artifacts.experts import layout
@@ -113,8 +114,15 @@ def _write_weights(modules: Modules, folder: Path, pools: RandomPools, workers: 
     with ThreadPoolExecutor(workers) as threads:
         pieces = _dense_pieces(modules.packing.dense, pools, constants)
         futures = {DENSE_NAME: threads.submit(_write, folder / DENSE_NAME, pieces)}
+        packed = {body.name: random_experts(body, pools.deviation) for body in model.bodies if body.format}
         for layer in model.experts:
             body = bodies[layer.body]
+            if body.name in packed:
+                experts = experts_of(packed[body.name], layer.layer, layer.experts)
+                futures[experts_name(layer.layer)] = threads.submit(
+                    _write, folder / experts_name(layer.layer), experts
+                )
+                continue
             count = layer.experts * layout(body).stride_bytes // DTYPE_BYTES[body.dtype]
             path = experts_name(layer.layer)
             values = pools.pool(body.dtype).pieces(place, count)

@@ -88,11 +88,11 @@ class RandomPools:
     """A pool for each element type, made when first asked for; ask before threads share them."""
 
     def __init__(self, values: int = POOL_VALUES, deviation: float = DEVIATION) -> None:
-        self._values, self._deviation = values, deviation
+        self._values, self.deviation = values, deviation
         self._made: dict[str, RandomPool] = {}
 
     def pool(self, dtype: str) -> RandomPool:
         """The pool of ``dtype``."""
         if dtype not in self._made:
-            self._made[dtype] = RandomPool(dtype, self._values, self._deviation)
+            self._made[dtype] = RandomPool(dtype, self._values, self.deviation)
         return self._made[dtype]

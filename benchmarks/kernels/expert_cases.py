@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.kernels import reference
 from benchmarks.kernels.cases import EXACT, ROUNDED, Case, judge
+from benchmarks.random_packed import random_experts, weights_of
 from moec.artifacts.experts import layout
 from moec.artifacts.model import DTYPE_BYTES
 
@@ -36,12 +37,21 @@ class _Pool:
 
     def __init__(self, body: ExpertBody, experts: int, device: torch.device) -> None:
         self.body, self.stride = body, layout(body).stride_bytes
-        values = experts * self.stride // DTYPE_BYTES[body.dtype]
-        dtype = getattr(torch, body.dtype)
-        self.values = torch.empty(values, dtype=dtype, device=device).normal_(0, DEVIATION)
-        self.bytes = self.values.view(torch.uint8).reshape(experts, self.stride)
-        address = self.values.data_ptr()
+        self.bytes = _random_bytes(body, experts, device)
+        address = self.bytes.data_ptr()
         self.table = address + self.stride * torch.arange(experts, dtype=torch.int64, device=device)
+
+
+def _random_bytes(body: ExpertBody, experts: int, device: torch.device) -> torch.Tensor:
+    """``[experts, stride]``."""
+    stride = layout(body).stride_bytes
+    if body.format is not None:
+        different = torch.from_numpy(random_experts(body, DEVIATION)).to(device)
+        return different[torch.arange(experts, device=device) % len(different)]
+    values = experts * stride // DTYPE_BYTES[body.dtype]
+    dtype = getattr(torch, body.dtype)
+    normal = torch.empty(values, dtype=dtype, device=device).normal_(0, DEVIATION)
+    return normal.view(torch.uint8).reshape(experts, stride)
 
 
 def expert_cases(
@@ -76,11 +86,15 @@ def _decode(module: Module, body: ExpertBody, tokens: int, chosen: int, pool_byt
 
     expert_bytes = layout(body).expert_bytes
     moved = used * expert_bytes + 2 * x.nbytes
-    flops = 2 * used * expert_bytes // DTYPE_BYTES[body.dtype]
-    name = f"experts {body.hidden}/{body.intermediate} {body.dtype}"
+    flops = 2 * used * weights_of(body)
+    name = _name(body)
     bound = EXACT if tokens <= 8 else ROUNDED
     aim = 0.85 if used >= 6 else 0.60
     return Case(name, f"{used} experts, T={tokens}", calls, check, bound, moved, flops, "copy", aim)
+
+
+def _name(body: ExpertBody) -> str:
+    return f"experts {body.hidden}/{body.intermediate} {body.format or body.dtype}"
 
 
 def _bind(
@@ -105,9 +119,9 @@ def _prefill(module: Module, body: ExpertBody, experts: int, tokens: int, chosen
     call = _bind(module, body, pool, (x, index, weight), out)
     rows = tokens * chosen // experts
     shape = layout(body)
-    flops = 2 * tokens * chosen * shape.expert_bytes // DTYPE_BYTES[body.dtype]
+    flops = 2 * tokens * chosen * weights_of(body)
     moved = experts * shape.expert_bytes + 2 * x.nbytes
-    name = f"experts {body.hidden}/{body.intermediate} {body.dtype}"
+    name = _name(body)
     return Case(
         name,
         f"{experts} experts, {rows} rows each",

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from moec.errors import CompileError
 from moec.formats import format_of
+from moec.formats.record import CODE_BITS
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
 
-EXPERT_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(), "cuda": frozenset()}
+EXPERT_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(), "cuda": frozenset(CODE_BITS)}
 """Kind of target -> ``Format.codes`` that its experts' kernels take."""
 
 

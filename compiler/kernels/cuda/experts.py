@@ -42,12 +42,13 @@ def workspace_bytes(body: ExpertBody, top_k: int, experts: int) -> tuple[int, in
 
 def fits_many(body: ExpertBody) -> bool:
     """Whether many tokens go through tensor cores."""
-    return body.dtype != "float32" and body.format is None
+    return body.dtype != "float32" or body.format is not None
 
 
 def fits_hopper(body: ExpertBody) -> bool:
     """Whether Hopper GPUs have kernels of their own for such experts."""
-    return fits_many(body) and body.hidden % CHUNK == 0 and body.intermediate % CHUNK == 0
+    aligned = body.hidden % CHUNK == 0 and body.intermediate % CHUNK == 0
+    return fits_many(body) and (aligned or body.format is not None)
 
 
 def experts(body: ExpertBody, top_k: int, *, hopper: bool = False) -> tirx.PrimFunc:
@@ -72,8 +73,6 @@ def experts(body: ExpertBody, top_k: int, *, hopper: bool = False) -> tirx.PrimF
         tiles = HOPPER_TILES if hopper else TILES
         if fits_many(body):
             either(few, lambda: _exact(body, call), lambda: emit_experts_many(body, call, top_k, tiles))
-        elif runs_few(body):
-            either(few, lambda: _exact(body, call), lambda: emit_experts_plain(body, call))
         else:
             emit_experts_plain(body, call)
 

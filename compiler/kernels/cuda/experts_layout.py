@@ -22,8 +22,15 @@ SLICE_BYTES = 32 << 10
 """Of a token's results before they are combined: more columns than fit are made in turns."""
 SLICE_COLUMNS = 256
 """A slice is a multiple of this, so that it is whole tiles."""
+ROUNDED_TYPE = "bfloat16"
+"""Of quantized weights beside float32: it has float32's range."""
 SMALLEST_ROWS = 32
 """Of a tile: what the length of the tile list is bounded by."""
+
+
+def rounded_type(body: ExpertBody) -> str:
+    """The 16-bit type in which tensor cores take activations and weights."""
+    return ROUNDED_TYPE if body.dtype == "float32" else body.dtype
 
 
 def slice_columns(hidden: int, top_k: int) -> int:
@@ -68,8 +75,8 @@ def carve(body: ExpertBody, workspace: Buffer, tokens: Expr, pairs: Expr, expert
     sizes = {
         "tiles": ((tirx.truncdiv(pairs, i64(SMALLEST_ROWS)) + experts) * i64(SLOT_WORDS), "int32"),
         "order": (pairs, "int32"),
-        "rounded": (tokens * i64(padded(body.hidden)), body.dtype),
-        "middle": (pairs * i64(padded(body.intermediate)), body.dtype),
+        "rounded": (tokens * i64(padded(body.hidden)), rounded_type(body)),
+        "middle": (pairs * i64(padded(body.intermediate)), rounded_type(body)),
         "results": (pairs * i64(width), "float32"),
     }
     parts = {}

@@ -195,7 +195,9 @@ class FewProduct:
         finish, partial = rows.finish(self.epilogue), memory and memory.partial
         if group.packed:
             packed = PackedStream(tiling, group.packed, count, left, rows.locate)
-            multiply_packed(packed, lane, PackedTokens(group.packed, tiling, lane, own, *room), finish, partial)
+            multiply_packed(
+                packed, lane, PackedTokens(group.packed, tiling, lane, own, *room), finish, partial
+            )
             return
         activations = SharedTokens(group.dtype, group.columns, tiling, lane, own, *room)
         stream = Stream(tiling, group.dtype, group.columns, count, left, rows.locate)

@@ -27,6 +27,7 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from moec.compiler.lowering.passes.kernel_block import as_private_block
+from moec.formats import format_of, row_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,8 +35,14 @@ if TYPE_CHECKING:
 
 NARROW_ROWS = 512
 """Most experts of a router."""
+ROUNDED_TYPE = "bfloat16"
 PRODUCT = "moec.product"
 """Attribute of a kernel: its `LinearShape`."""
+
+
+def rounded_type(dtype: str) -> str:
+    """The type that x is rounded to for tensor cores: the weight's, or for quantized ones one with float32's range."""
+    return dtype if format_of(dtype) is None else ROUNDED_TYPE
 
 
 @dataclass(frozen=True)
@@ -45,9 +52,17 @@ class LinearShape:
     rows: int
     columns: int
     dtype: str
-    """Of the weight; all else is float32."""
+    """Of the weight, or its format's name (`moec.formats.FORMATS`); all else is float32."""
     batch: int | None
     bias: bool
+
+    @property
+    def weight(self) -> tuple[tuple[int, ...], str]:
+        """Shape and element type of the weight in memory: of a quantized one its bytes, ``[rows, row_bytes]``."""
+        kind = format_of(self.dtype)
+        if kind is not None:
+            return (self.rows, row_bytes(kind, self.columns)), "uint8"
+        return (*(() if self.batch is None else (self.batch,)), self.rows, self.columns), self.dtype
 
     @classmethod
     def of(cls, function: Any) -> LinearShape | None:

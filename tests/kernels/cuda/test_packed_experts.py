@@ -20,6 +20,8 @@ GATED = ExpertBody("gated", 320, 136, True, False, False, SWIGLU, "bfloat16", "i
 LONG = ExpertBody("long", 2056, 1544, True, True, True, SWIGLU, "float16", "int4-g32")
 ODD = ExpertBody("odd", 36, 20, False, False, True, ("relu", "up"), "float32", "int4-g32")
 
+WIDE = ExpertBody("wide", 296, 72, True, True, True, SWIGLU, "float16", "int4-g32")
+
 
 def _compare(pool: Pool, tokens: int, chosen: int, generator: torch.Generator) -> None:
     x, index, weight = random_step(generator, pool.body, tokens, chosen, 7)
@@ -57,3 +59,22 @@ def test_a_token_alone_has_the_same_bits_as_among_others() -> None:
     for token in range(8):
         row = slice(token, token + 1)
         assert np.array_equal(pool.run(x[row], index[row], weight[row])[0], together[token])
+
+
+ROUNDED = {"bfloat16": 2e-2, "float16": 2e-3, "float32": 2e-2}
+"""Of a result of many tokens: activations and dequantized weights are rounded to 16 bits."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hopper", [False, True], ids=["any", "hopper"])
+@pytest.mark.parametrize("kind", ["int4-g32", "int8-g128", "int4-g64-z", "fp8-e4m3", "mxfp4"])
+@pytest.mark.parametrize("body", [GATED, ODD, WIDE], ids=lambda body: body.name)
+def test_many_tokens(body: ExpertBody, kind: str, hopper: bool) -> None:
+    """With experts that have few rows and many."""
+    generator = torch.Generator().manual_seed(5)
+    pool = Pool(replace(body, format=kind), 3, generator)
+    for tokens, chosen in [(9, 2), (70, 3)]:
+        x, index, weight = random_step(generator, pool.body, tokens, chosen, 4)
+        out, expected = pool.run(x, index, weight, hopper=hopper), pool.expected(x, index, weight)
+        error = np.abs(out - expected).max() / np.abs(expected).max()
+        assert error < ROUNDED[body.dtype], (tokens, chosen)

@@ -61,9 +61,7 @@ def _word(number: int) -> Expr:
 
 def _int8(word: Expr, _: Zero) -> list[Expr]:
     """1152 + q by its bits, less 1152."""
-    lifted = [
-        (item & _word(0xFF * BOTH)) ^ _word(0x6480 * BOTH) for item in (word, T.bind(word >> _word(8)))
-    ]
+    lifted = [(item & _word(0xFF * BOTH)) ^ _word(0x6480 * BOTH) for item in (word, T.bind(word >> _word(8)))]
     return [value("uint32", "sub_f16x2", item, _word(0x6480 * BOTH)) for item in lifted]
 
 

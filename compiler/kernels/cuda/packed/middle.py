@@ -161,4 +161,3 @@ class PackedMiddle:
             over = T.bind(following >= i32(self.rounds))
             store(self.state, self.ROUND, T.Select(over, i32(0), following))
         store(self.state, self.EXPERT, expert + T.cast(over, "int32"))
-

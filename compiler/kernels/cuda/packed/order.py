@@ -3,8 +3,8 @@
 A lane multiplies by 16 bytes of codes of a row: its *unit* of 32 or 16 columns. Four lanes have four units, a *step*;
 each wants its own sums, as each may have its own scale. So of the eight columns of a tensor core's product, two belong
 to each unit: one for each of the two numbers of 16 bits that an activation is (see ``few_stream.Split``), zero for the
-other units. Lane ``(g, t)`` brings column g: of the unit of ``g / 2``, and only where that is t; the sums of a unit come
-back to the lanes that hold its codes.
+other units. Lane ``(g, t)`` brings column g: of the unit of ``g / 2``, and only where that is t; the sums of a unit
+come back to the lanes that hold its codes.
 
 For a step, memory has ``loads`` lines of 128 bytes, each 16 bytes for each column g: those that one load brings.
 """
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.packed.rows import LANES_A_ROW, LOAD_BYTES
+from moec.compiler.kernels.cuda.primitives import i32
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Expr

@@ -62,7 +62,9 @@ class PackedRow:
             return value("float32", "low_f16", bits)
         if self.kind.scale == "float32":
             return T.reinterpret("float32", bits)
-        return T.reinterpret("float32", T.Select(bits == T.uint32(0), T.uint32(0x400000), bits << T.uint32(23)))
+        return T.reinterpret(
+            "float32", T.Select(bits == T.uint32(0), T.uint32(0x400000), bits << T.uint32(23))
+        )
 
     def zero_bits(self, row: Expr, column: Expr, valid: Expr) -> Expr:
         """The zero point of a column, uint32."""

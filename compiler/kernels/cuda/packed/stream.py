@@ -94,7 +94,13 @@ class _Emitter:
         self, stream: PackedStream, lane: Lane, activations: PackedActivations, memory: Buffer | None
     ) -> None:
         tiling, row = stream.tiling, stream.row
-        self.stream, self.lane, self.activations, self.tiling, self.row = stream, lane, activations, tiling, row
+        self.stream, self.lane, self.activations, self.tiling, self.row = (
+            stream,
+            lane,
+            activations,
+            tiling,
+            row,
+        )
         assert tiling.step == row.step
         self.rounds = tiling.rounds(row.columns)
         self.exact = self.rounds * tiling.round_columns == row.layout.padded
@@ -236,5 +242,3 @@ class _Emitter:
                     before = T.bind(load(sums.memory, sums.at(place, item, half)))
                     total = T.Select(round_ == i32(0), T.float32(0), before) + total  # noqa: PLW2901
                 sums.store(place, item, half, total)
-
-

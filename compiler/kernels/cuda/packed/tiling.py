@@ -48,7 +48,9 @@ def packed_tiling(
     splits = (
         split
         for split in product(ROW_WARPS, COLUMN_WARPS, UNROLLS)
-        if split[0] * split[1] <= 16 and 2 * streams * split[2] <= MOST_LOADS and not (in_turn and split[0] > 2)
+        if split[0] * split[1] <= 16
+        and 2 * streams * split[2] <= MOST_LOADS
+        and not (in_turn and split[0] > 2)
     )
     down, across, unroll = min(splits, key=cost)
     tiles = -(-rows // (TILE_ROWS * down * streams)) * batch
