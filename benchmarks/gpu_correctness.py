@@ -2,10 +2,12 @@
 
     python -m benchmarks.gpu_correctness [--device cuda:0] [NAMES...]
 
-Each model runs in a process of its own, twice: with large steps (prefill kernels) and with steps of four tokens
-(decode kernels). Held to: argmax agreement; logits within 2e-2, relative, at 99 % of the positions (where two experts'
-scores are closer than a 16-bit cache can tell, another one is chosen and the token's logits are others: the same bundle
-on the CPU has two such in 512 positions of the tiny gpt-oss); perplexity of the trained example; same bits twice.
+Each model runs in a process of its own, three times: with large steps (prefill kernels), with steps of four tokens
+(decode kernels), and on a GPU with such steps and slots for a quarter of the experts, whose logits must be those of the
+resident run, bit for bit. Held to: argmax agreement; logits within 2e-2, relative, at 99 % of the positions (where two
+experts' scores are closer than a 16-bit cache can tell, another one is chosen and the token's logits are others: the
+same bundle on the CPU has two such in 512 positions of the tiny gpt-oss); perplexity of the trained example; same bits
+twice.
 """
 
 from __future__ import annotations
@@ -14,16 +16,21 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
+from benchmarks.budgets import device_limit
 from benchmarks.common import print_rows, write_result
 from benchmarks.references import Reference, load_reference, perplexity, position_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from numpy.typing import NDArray
 
     from moec.runtime import Model
@@ -33,8 +40,11 @@ EXAMPLE_NAME = "example"
 LEAST_AGREEMENT = 0.99
 MOST_ERROR = 2e-2
 MOST_PERPLEXITY_ERROR = 5e-3
-PATHS = {"prefill": (8, 512), "decode": (1, 4)}
+PATHS = {"prefill": (8, 512), "decode": (1, 4), "offloaded": (1, 4)}
 """Name of a way through the kernels to the sequences and tokens of a step that a model is loaded for."""
+OFFLOADED = "offloaded"
+SHARE = 0.25
+"""Of the experts that have a slot on the GPU where they are offloaded."""
 DEVICE_MEMORY = "2GiB"
 SECONDS = 300
 AT_ONCE = 4
@@ -48,7 +58,8 @@ AT_ONCE = 4
 def main(names: tuple[str, ...], folder: Path, device: str, one: bool) -> None:
     """Check the models NAMES, or all."""
     if one:
-        print(json.dumps([check(folder, names[0], path, device) for path in PATHS]))
+        ways = [path for path in PATHS if path != OFFLOADED or device.startswith("cuda")]
+        print(json.dumps([check(folder, names[0], path, device) for path in ways]))
         return
     names = names or tuple(sorted(path.stem for path in folder.glob("*.npz")))
     with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -73,17 +84,24 @@ def check(folder: Path, name: str, path: str, device: str) -> dict[str, Any]:
 
     reference = load_reference(folder / f"{name}.npz")
     batch, tokens = PATHS[path]
-    with runtime.load(
-        folder / f"{name}.moec",
-        device=device,
-        device_memory=DEVICE_MEMORY if device.startswith("cuda") else None,
-        max_batch=batch,
-        max_step_tokens=tokens,
-    ) as model:
+
+    def load(limit: int | str | None = DEVICE_MEMORY) -> AbstractContextManager[Model]:
+        return runtime.load(
+            folder / f"{name}.moec",
+            device=device,
+            device_memory=limit if device.startswith("cuda") else None,
+            max_batch=batch,
+            max_step_tokens=tokens,
+            cpu_threads=0 if path == OFFLOADED else None,
+        )
+
+    resident = _resident(load, reference) if path == OFFLOADED else None
+    with load() if resident is None else load(resident.limit) as model:
         first, second = teacher_forced(model, reference), teacher_forced(model, reference)
         greedy = model.generate(
             reference.prompt, max_new_tokens=len(reference.greedy), do_sample=False, eos_token_id=[]
         )[0, len(reference.prompt) :]
+        misses = model.stats.misses
     errors = position_errors(first, reference.logits)
     facts = {
         "model": name,
@@ -95,8 +113,23 @@ def check(folder: Path, name: str, path: str, device: str) -> dict[str, Any]:
         "of transformers": reference.perplexity,
         "greedy tokens equal": common_prefix(greedy, reference.greedy),
         "same bits": bool(np.array_equal(first, second)),
+        "misses": misses,
+        "bits of the resident run": resident is None or bool(np.array_equal(first, resident.logits)),
     }
     return facts | {"verdict": verdict(facts)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Resident:
+    """What a run with all experts on the GPU gave, and the memory that leaves room for ``SHARE`` of them."""
+
+    logits: NDArray[np.float32]
+    limit: int
+
+
+def _resident(load: Callable[[], AbstractContextManager[Model]], reference: Reference) -> _Resident:
+    with load() as model:
+        return _Resident(teacher_forced(model, reference), device_limit(model, SHARE))
 
 
 def teacher_forced(model: Model, reference: Reference) -> NDArray[np.float32]:
@@ -119,6 +152,10 @@ def verdict(facts: dict[str, Any]) -> str:
         problems.append("logits")
     if not facts["same bits"]:
         problems.append("bits")
+    if not facts["bits of the resident run"]:
+        problems.append("bits of the resident run")
+    if facts["path"] == OFFLOADED and not facts["misses"]:
+        problems.append("nothing was offloaded")
     off = abs(facts["perplexity"] / facts["of transformers"] - 1)
     if facts["model"] == EXAMPLE_NAME and not off <= MOST_PERPLEXITY_ERROR:
         problems.append("perplexity")

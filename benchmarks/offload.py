@@ -22,17 +22,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from benchmarks.budgets import device_limit
 from benchmarks.common import print_rows, write_result
 from benchmarks.forced_routing import ForcedRouting, zipf_choices
 from benchmarks.shared_tier import shared_host_tier
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
-from moec.runtime.device_budget import DevicePlan
 from moec.runtime.devices.cuda.measure import measure_gpu
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.engine import Request
-from moec.runtime.expert_slots import state_bytes
 from moec.runtime.measure import read_bandwidth
 from moec.runtime.sampling import Sampling
 
@@ -86,7 +85,7 @@ def main(
     routings = {OWN: None} | {
         f"zipf {exponent:g}": zipf_choices(facts, exponent, warm_steps + steps) for exponent in exponents
     }
-    run = _Run(bundle, facts, routings, warm_steps, steps, beside)
+    run = _Run(bundle, facts, routings, warm_steps, steps, beside, shares)
     rows: list[dict[str, Any]] = []
     with shared_host_tier():
         for share in sorted(shares, reverse=True):
@@ -110,18 +109,17 @@ class _Run:
         warm_steps: int,
         steps: int,
         beside: bool,
+        shares: tuple[float, ...],
     ) -> None:
         self._beside = beside
-        self._bundle, self._facts, self._routings = bundle, facts, routings
+        self._bundle, self._routings = bundle, routings
         self._link, self._read = 0.0, 0.0
         self._stride = facts.layers[0].stride_bytes
         self._warm_steps, self._steps = warm_steps, steps
         self._resident: dict[str, float] = {}
         self._said: dict[str, Any] = {}
         with self._load(None) as model:
-            assert isinstance(model.memory, DevicePlan)
-            needs = model.memory.needs
-            self._base = model.memory.total_bytes - needs.expert_bytes - needs.table_bytes
+            self._limits = {share: device_limit(model, share) for share in shares}
             for routing, choices in routings.items():
                 timed, said = self._decode(model, choices)
                 self._resident[routing] = median(seconds for seconds, _ in timed)
@@ -131,9 +129,7 @@ class _Run:
 
     def measure(self, share: float, threads: int) -> list[dict[str, Any]]:
         """Rows of one budget."""
-        facts = self._facts
-        stage = max(layer.experts * layer.stride_bytes for layer in facts.layers)
-        limit = self._base + stage + state_bytes(facts.layers) + int(share * facts.experts_bytes)
+        limit = self._limits[share]
         self._link = measure_gpu(NvidiaDriver(), 0).link_gb_s
         self._read = read_bandwidth(threads, HOST_BYTES) if threads else 0.0
         start = time.perf_counter()

@@ -30,6 +30,9 @@ class ModelState:
 
 
 SUPPORTED = ModelState("supported")
+SELECTING = ModelState(
+    "supported", note="contexts of up to index_topk tokens: compile with --max-context index_topk"
+)
 
 
 def unsupported(reason: str) -> ModelState:
@@ -43,7 +46,7 @@ MODELS: dict[str, ModelState] = {
     "aria": unsupported(VISION),
     "aria_text": SUPPORTED,
     "axk1": SUPPORTED,
-    "axk2": unsupported(MASK_TENSOR),
+    "axk2": SELECTING,
     "bailing_hybrid": unsupported(STATE_MARKER),
     "beam": SUPPORTED,
     "cohere2_moe": SUPPORTED,
@@ -51,12 +54,13 @@ MODELS: dict[str, ModelState] = {
     "deepseek_ocr2": unsupported(NO_MODEL),
     "deepseek_v2": SUPPORTED,
     "deepseek_v3": SUPPORTED,
-    "deepseek_v32": unsupported(MASK_TENSOR),
+    "deepseek_v32": SELECTING,
     "deepseek_v4": unsupported(STATE_MARKER),
     "diffusion_gemma": unsupported(NO_MODEL),
     "doge": unsupported(MASK_TENSOR),
     "dots1": SUPPORTED,
-    "dots3_note": unsupported(MASK_TENSOR),
+    "dots3_note": unsupported(VISION),
+    "dots3_note_text": SELECTING,
     "ernie4_5_moe": SUPPORTED,
     "ernie4_5_vl_moe": unsupported(NO_MODEL),
     "exaone_moe": SUPPORTED,
@@ -68,7 +72,7 @@ MODELS: dict[str, ModelState] = {
     "glm4_moe_lite": SUPPORTED,
     "glm4v_moe": unsupported(NO_MODEL),
     "glm5_next": unsupported(STATE_MARKER),
-    "glm_moe_dsa": unsupported(MASK_TENSOR),
+    "glm_moe_dsa": SELECTING,
     "gpt_oss": SUPPORTED,
     "granitemoe": SUPPORTED,
     "granitemoe_swa": SUPPORTED,
@@ -78,7 +82,7 @@ MODELS: dict[str, ModelState] = {
     "grok-1": SUPPORTED,
     "hunyuan_v1_moe": SUPPORTED,
     "hy_v3": SUPPORTED,
-    "hy_v4": unsupported(MASK_TENSOR),
+    "hy_v4": SELECTING,
     "inkling2": unsupported(NO_MODEL),
     "inkling2_text": unsupported(STATE_MARKER),
     "inkling_text": unsupported(STATE_MARKER),

@@ -11,7 +11,7 @@ from moec.formats.record import CODE_BITS
 if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
 
-EXPERT_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(), "cuda": frozenset(CODE_BITS)}
+EXPERT_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(CODE_BITS), "cuda": frozenset(CODE_BITS)}
 """Kind of target -> ``Format.codes`` that its experts' kernels take."""
 
 

@@ -12,6 +12,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from moec.compiler.tracing import markers
 from moec.compiler.tracing.attention import attend_latents, check_arguments
 from moec.compiler.tracing.masks import MaskSpec, describe_mask
+from moec.compiler.tracing.selection import check_selection
 from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -63,11 +64,13 @@ class Session:
 
     Args:
         model: on any device; its modules are known by their paths.
+        max_context: tokens of the longest sequence.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, max_context: int) -> None:
         self.class_name = type(model).__name__
         self.cache = RecordingCache()
+        self._max_context = max_context
         self._paths = {id(module): path for path, module in model.named_modules()}
 
     @contextmanager
@@ -106,6 +109,9 @@ class Session:
         """Transformers' attention interface: head-major ``[1, heads, T, D]`` in, token-major out."""
         path = self._paths[id(module)]
         owner = f"{self.class_name} ({type(module).__name__})"
+        selection = arguments.pop("indices", None)
+        if selection is not None:
+            check_selection(selection, self._max_context, owner)
         check_arguments(owner, arguments)
         mask = _expect_mask(owner, attention_mask, arguments)
         options = {

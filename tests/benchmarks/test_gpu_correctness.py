@@ -16,6 +16,9 @@ from tests.support.tiny_models import save
 
 GOOD: dict[str, Any] = {
     "model": "example",
+    "path": "decode",
+    "misses": 0,
+    "bits of the resident run": True,
     "argmax agreement": 0.995,
     "error at 99 %": 1e-2,
     "same bits": True,
@@ -33,6 +36,9 @@ GOOD: dict[str, Any] = {
         ({"error at 99 %": 0.03}, "logits"),
         ({"error at 99 %": float("nan")}, "logits"),
         ({"same bits": False}, "bits"),
+        ({"path": "offloaded"}, "nothing was offloaded"),
+        ({"path": "offloaded", "misses": 7}, "ok"),
+        ({"path": "offloaded", "misses": 7, "bits of the resident run": False}, "bits of the resident run"),
         ({"perplexity": 10.1}, "perplexity"),
         ({"perplexity": float("nan")}, "perplexity"),
         ({"perplexity": 10.1, "model": "mixtral"}, "ok"),

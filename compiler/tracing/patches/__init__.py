@@ -6,14 +6,14 @@ import importlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.tracing.patches import deepseek_v2, phimoe
+from moec.compiler.tracing.patches import deepseek_v2, indexers, phimoe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moec.compiler.tracing.patches.record import Patch
 
-PATCHES: tuple[Patch, ...] = (*deepseek_v2.PATCHES, *phimoe.PATCHES)
+PATCHES: tuple[Patch, ...] = (*deepseek_v2.PATCHES, *indexers.PATCHES, *phimoe.PATCHES)
 """Every patch there is."""
 
 

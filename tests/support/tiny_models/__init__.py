@@ -14,13 +14,19 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from tests.support.tiny_models.decoders import DECODERS
 from tests.support.tiny_models.own import OWN, save_own
 from tests.support.tiny_models.shared_experts import SHARED_EXPERTS
+from tests.support.tiny_models.sparse_attention import SPARSE_ATTENTION
 from tests.support.tiny_models.windows import WINDOWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-TINY: dict[str, Callable[[], PretrainedConfig]] = {**DECODERS, **SHARED_EXPERTS, **WINDOWS}
+TINY: dict[str, Callable[[], PretrainedConfig]] = {
+    **DECODERS,
+    **SHARED_EXPERTS,
+    **SPARSE_ATTENTION,
+    **WINDOWS,
+}
 """Name of a tiny model -> its config. The name is the model type, except ``deepseek_v2_lite``; a file a family."""
 
 
