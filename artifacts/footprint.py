@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, attention_weights, step_values
+from moec.artifacts.checks import (
+    CHAIN_INPUTS,
+    CHAIN_OUTPUT,
+    attention_weights,
+    state_step_weights,
+    step_values,
+)
 from moec.artifacts.experts import layout
-from moec.artifacts.model import DTYPE_BYTES, AttentionStep, SegmentStep, TensorSpec
+from moec.artifacts.model import DTYPE_BYTES, AttentionStep, SegmentStep, StateStep, TensorSpec
+from moec.artifacts.states import state_bytes
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import LayerId, TensorName, ValueId
     from moec.artifacts.model import AttentionSpec, ModelRecord, Step
+    from moec.artifacts.states import StateSpec
 
 DENSE_ALIGNMENT = 64
 TABLE_ENTRY_BYTES = 8
@@ -52,6 +60,8 @@ class Footprint:
     """Attention layers."""
     cache_page_bytes: int
     """One page of the key-value cache in all attention layers together."""
+    sequence_bytes: int
+    """The states of one sequence, in all layers that have one."""
     activation_bytes_per_token: int
     """The most that the steps before the last ones need at once, for one token of a step."""
     logits_bytes_per_row: int
@@ -86,6 +96,10 @@ class Footprint:
         joined = 2 * sequences * self.result_bytes_per_row if sequences > LOGIT_ROWS else 0
         return self.activation_bytes_per_token * step_tokens + self.logits_bytes_per_row * rows + joined
 
+    def states_bytes(self, max_batch: int) -> int:
+        """The states of so many sequences at once, and of one more that logits are asked of."""
+        return self.sequence_bytes * (max_batch + 1)
+
     def cache_bytes(self, context_tokens: int) -> int:
         """The key-value cache for ``context_tokens``, in whole pages."""
         return self.cache_page_bytes * -(-context_tokens // PAGE_TOKENS)
@@ -100,6 +114,7 @@ def footprint(model: ModelRecord) -> Footprint:
         dense_bytes_per_token=_dense_bytes_per_token(model, weights),
         attention_steps=sum(isinstance(step, AttentionStep) for step in model.steps),
         cache_page_bytes=_cache_page_bytes(model),
+        sequence_bytes=sum(state_bytes(spec) for spec in state_layers(model)),
         activation_bytes_per_token=_peak_bytes(model, 0, model.last_step),
         logits_bytes_per_row=_peak_bytes(model, model.last_step, len(model.steps)),
         result_bytes_per_row=VALUE_BYTES * model.vocab_size,
@@ -111,13 +126,23 @@ def dense_weights(model: ModelRecord) -> dict[TensorName, TensorSpec]:
     """Every weight outside routed experts that a step of the chain reads."""
     functions = {function.name: function for function in model.functions}
     attentions = {attention.name: attention for attention in model.attentions}
+    states = {state.name: state for state in model.states}
     weights: dict[TensorName, TensorSpec] = {}
     for step in model.steps:
         if isinstance(step, SegmentStep):
             weights.update(zip(step.weights, functions[step.function].weights, strict=True))
         elif isinstance(step, AttentionStep):
             weights.update(attention_weights(attentions[step.attention], step))
+        elif isinstance(step, StateStep):
+            weights.update(state_step_weights(states[step.state], step))
     return weights
+
+
+def state_layers(model: ModelRecord) -> tuple[StateSpec, ...]:
+    """The state of each layer that has one, in order."""
+    specs = {spec.name: spec for spec in model.states}
+    steps = [step for step in model.steps if isinstance(step, StateStep)]
+    return tuple(specs[step.state] for step in sorted(steps, key=lambda step: step.layer))
 
 
 def format_bytes(model: ModelRecord) -> dict[str, int]:
@@ -169,6 +194,8 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
             # One token attends to latents as they are: nothing is expanded for it.
             read.update({step.sinks} if step.sinks else ())
             read.update((step.weights.absorb, step.weights.value) if step.weights else ())
+        if isinstance(step, StateStep):
+            read.update(step.weights)
         if not isinstance(step, SegmentStep):
             continue
         for name in step.weights:
@@ -224,6 +251,8 @@ def _scratch_bytes(model: ModelRecord, step: Step) -> int:
         attention = next(spec for spec in model.attentions if spec.name == step.attention)
         width = attention.key_dim + attention.value_dim if attention.heads else 0
         return VALUE_BYTES * attention.query_heads * width  # queries and results in terms of latents
+    if isinstance(step, StateStep):
+        return 0
     layer = model.experts[step.layer]
     body = next(body for body in model.bodies if body.name == layer.body)
     return VALUE_BYTES * layer.top_k * (body.intermediate * (2 if body.gated else 1))

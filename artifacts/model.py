@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from moec.artifacts.activation import Expression
 from moec.artifacts.ids import LayerId, TensorName, ValueId
+from moec.artifacts.states import StateSpec
 
 DType: TypeAlias = Literal["bfloat16", "float16", "float32", "int64", "int32", "bool"]
 
@@ -193,7 +194,19 @@ class ExpertsStep:
     output: ValueId
 
 
-Step: TypeAlias = SegmentStep | AttentionStep | ExpertsStep
+@dataclass(frozen=True)
+class StateStep:
+    """Advance the state of ``layer`` by this step's tokens: see `moec.artifacts.states` for operands and results."""
+
+    kind: Literal["state"]
+    state: str
+    layer: LayerId
+    inputs: tuple[ValueId, ...]
+    weights: tuple[TensorName, ...]
+    output: ValueId
+
+
+Step: TypeAlias = SegmentStep | AttentionStep | StateStep | ExpertsStep
 
 
 @dataclass(frozen=True)
@@ -232,6 +245,7 @@ class ModelRecord:
     """What flows between steps; float32 but for token ids, positions and chosen experts."""
     functions: tuple[FunctionSpec, ...]
     attentions: tuple[AttentionSpec, ...]
+    states: tuple[StateSpec, ...]
     bodies: tuple[ExpertBody, ...]
     experts: tuple[ExpertsLayer, ...]
     steps: tuple[Step, ...]

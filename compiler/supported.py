@@ -114,7 +114,7 @@ MODELS: dict[str, ModelState] = {
     "qwen3_5_moe": unsupported(STATE_MARKER),
     "qwen3_5_moe_text": unsupported(STATE_MARKER),
     "qwen3_moe": SUPPORTED,
-    "qwen3_next": unsupported(STATE_MARKER),
+    "qwen3_next": SUPPORTED,
     "qwen3_omni_moe": unsupported(NO_MODEL),
     "qwen3_vl_moe": unsupported(NO_MODEL),
     "qwen4_exp": unsupported(OWN_EXPERTS),

@@ -38,6 +38,18 @@ class RecordingCache(Cache):  # type: ignore[misc]
         self.recorded[layer_idx] = (key_states, value_states)
         return key_states, value_states
 
+    def get_conv_state(self, *_: Any, **__: Any) -> None:
+        """States are outside too: a layer finds none here."""
+
+    get_recurrent_state = get_conv_state
+
+    def update_conv_state(self, conv_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Inputs of a convolution, straight back: what was before them its marker sees."""
+        return conv_states
+
+    def update_recurrent_state(self, *_: Any, **__: Any) -> None:
+        """What a layer hands over is nothing: its marker advances the state."""
+
     def get_seq_length(self, *_: Any, **__: Any) -> int:
         """Nothing was seen before this step."""
         return 0

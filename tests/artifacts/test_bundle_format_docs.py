@@ -28,6 +28,7 @@ WORDS = {
         "cuda",
         "segment",
         "attention",
+        "state",
         "experts",
         "traced",
         "uniform",

@@ -14,12 +14,14 @@ from moec.artifacts.model import (
     LatentHeads,
     ModelRecord,
     SegmentStep,
+    StateStep,
 )
 from moec.artifacts.packing import PackingRecord
 from tests.support.canaries import most_slow
 from tests.support.chain import Sequence, TorchChain
 from tests.support.graphs import parts, traced
 from tests.support.tiny_models import TINY, build
+from tests.support.tiny_models.recurrent import RECURRENT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +40,11 @@ def reference(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     model.set_experts_implementation("eager")
     logits: torch.Tensor = model(torch.tensor([ids])).logits[0]
     return logits
+
+
+def tolerance(name: str) -> float:
+    """transformers advances states in chunks, with products and differences that round."""
+    return 5e-5 if name in RECURRENT else 2e-6
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -61,8 +68,8 @@ def test_logits_are_those_of_transformers(name: str) -> None:
         got_one.append(logits[:1])
         got_two.append(logits[1:])
     ours = torch.cat(got_two)
-    assert relative_error(torch.cat(got_one), reference(model, first)) < 2e-6
-    assert relative_error(ours, reference(model, second)[: len(ours)]) < 2e-6
+    assert relative_error(torch.cat(got_one), reference(model, first)) < tolerance(name)
+    assert relative_error(ours, reference(model, second)[: len(ours)]) < tolerance(name)
 
 
 def rounded(name: str) -> PreTrainedModel:
@@ -80,7 +87,7 @@ def test_narrow_weights_cost_only_their_own_rounding(name: str) -> None:
     chain, one = TorchChain(parts(name, "bfloat16"), model, exact_cache=True), Sequence()
     got = torch.cat([chain.step([(one, ids[:-3])]), chain.step([(one, ids[-3:])])])
     assert got.dtype == torch.float32
-    assert relative_error(got, reference(model, ids)) < 2e-6
+    assert relative_error(got, reference(model, ids)) < tolerance(name)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
@@ -154,8 +161,11 @@ def test_matrices_keep_their_type_and_all_else_is_widened(name: str) -> None:
         for source in (experts.up, experts.down, experts.up_bias, experts.down_bias)
         if source is not None
     }
+    taken = {name for step in model.steps if isinstance(step, StateStep) for name in step.weights}
+    of_states = {source for item in packing.dense if item.name in taken for source in item.sources}
     for path, dtype in packing.parameter_dtypes.items():
-        narrow = stored[path] == torch.bfloat16 and (path in of_experts or dimensions[path] > 1)
+        matrix = dimensions[path] > 1 and path not in of_states
+        narrow = stored[path] == torch.bfloat16 and (path in of_experts or matrix)
         assert dtype == ("bfloat16" if narrow else "float32"), path
     for item in packing.dense:
         assert item.dtype == packing.parameter_dtypes.get(item.sources[0], "float32"), item.name

@@ -54,7 +54,7 @@ def records(model: PreTrainedModel, config: dict[str, Any]) -> tuple[ModelRecord
         layers.append(ExpertsLayer(source.layer, path, body.name, module.down_proj.shape[0], 1))
         sources.append(source)
     record = ModelRecord(
-        model.config.model_type, type(model).__name__, _dtype(model.dtype), 1, 1, 1, {}, (), (),
+        model.config.model_type, type(model).__name__, _dtype(model.dtype), 1, 1, 1, {}, (), (), (),
         tuple(bodies.values()), tuple(layers), (), 0, _GENERATION,
     )  # fmt: skip
     dtypes: dict[str, Any] = {name: _dtype(value.dtype) for name, value in state.items()}

@@ -51,6 +51,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     from moec.artifacts.accuracy import read_accuracy
     from moec.artifacts.codec import to_json
     from moec.artifacts.experts import layout
+    from moec.artifacts.states import state_bytes
 
     model, manifest = bundle.model, bundle.manifest
     bodies = {body.name: body for body in model.bodies}
@@ -79,6 +80,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         ],
         "segments": _segments(model),
         "attentions": [to_json(attention) for attention in model.attentions],
+        "states": [to_json(state) | {"bytes": state_bytes(state)} for state in model.states],
         "bodies": [to_json(body) | {"expert_bytes": layout(body).expert_bytes} for body in model.bodies],
         "experts": [
             {
@@ -158,6 +160,15 @@ def _print(facts: dict[str, Any]) -> None:
             for a in facts["attentions"]
         ],
     )
+    if facts["states"]:
+        click.echo("\nstates (instead of a cache)")
+        print_table(
+            ("name", "kind", "heads or channels", "of a sequence"),
+            [
+                (s["name"], s["kind"], s.get("value_heads", s.get("channels")), human_bytes(s["bytes"]))
+                for s in facts["states"]
+            ],
+        )
     click.echo("\nexperts")
     print_table(
         ("layer", "module", "experts", "top-k", "body", "size"),

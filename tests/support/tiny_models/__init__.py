@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tests.support.tiny_models.decoders import DECODERS
 from tests.support.tiny_models.own import OWN, save_own
+from tests.support.tiny_models.recurrent import RECURRENT
 from tests.support.tiny_models.shared_experts import SHARED_EXPERTS
 from tests.support.tiny_models.sparse_attention import SPARSE_ATTENTION
 from tests.support.tiny_models.windows import WINDOWS
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 TINY: dict[str, Callable[[], PretrainedConfig]] = {
     **DECODERS,
+    **RECURRENT,
     **SHARED_EXPERTS,
     **SPARSE_ATTENTION,
     **WINDOWS,
