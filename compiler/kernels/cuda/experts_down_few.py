@@ -23,7 +23,8 @@ from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
 from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
 from moec.compiler.kernels.cuda.few_stream import WORDS, Stream, multiply
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, choose_tiling
-from moec.compiler.kernels.cuda.packed.middle import Meetings, PackedMiddle
+from moec.compiler.kernels.cuda.packed.meetings import Meetings, MeetingSums
+from moec.compiler.kernels.cuda.packed.middle import PackedMiddle
 from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.primitives import (
@@ -226,7 +227,8 @@ class _Down:
         if packed:
             ring = PackedMiddle(packed, self.middle, self._meetings(thread), lane, tiling)
             packed_stream = PackedStream(tiling, packed, step.tokens, step.experts, locate, begin)
-            multiply_packed(packed_stream, lane, ring, self._finish)
+            sums = MeetingSums(tiling, lane, ring.meetings, self._finish)
+            multiply_packed(packed_stream, lane, ring, sums)
             return
         stream = Stream(tiling, body.dtype, body.intermediate, step.tokens, step.experts, locate, begin)
         activations = _MiddleTokens(body.intermediate, self.middle, step.pick, lane, tiling)

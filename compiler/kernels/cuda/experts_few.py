@@ -25,7 +25,7 @@ from moec.compiler.kernels.cuda.few_tokens import VECTOR, Block, SharedTokens, r
 from moec.compiler.kernels.cuda.linear_few import FewMemory, FewProduct, memory_for
 from moec.compiler.kernels.cuda.packed.order import OperandOrder
 from moec.compiler.kernels.cuda.packed.rows import PackedRow
-from moec.compiler.kernels.cuda.packed.stream import TYPE, PackedStream, multiply_packed
+from moec.compiler.kernels.cuda.packed.stream import TYPE, PackedStream, TileSums, multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 from moec.compiler.kernels.cuda.primitives import (
@@ -258,7 +258,9 @@ class _GateUp:
         if packed:
             packed_tokens = PackedTokens(packed, tiling, lane, block, self._reader, FEW_TOKENS, pairs=pairs)
             packed_stream = PackedStream(tiling, packed, count, 1, locate)
-            multiply_packed(packed_stream, lane, packed_tokens, finish, partial)
+            multiply_packed(
+                packed_stream, lane, packed_tokens, TileSums(packed_stream, lane, finish, partial)
+            )
             self._clear_beyond(thread)
             return
         activations = SharedTokens(body.dtype, body.hidden, tiling, lane, block, self._reader, pairs=pairs)

@@ -29,7 +29,7 @@ from moec.compiler.kernels.cuda.few_tokens import (
 )
 from moec.compiler.kernels.cuda.packed.element import read_element
 from moec.compiler.kernels.cuda.packed.rows import PackedRow
-from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
+from moec.compiler.kernels.cuda.packed.stream import PackedStream, TileSums, multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 from moec.compiler.kernels.cuda.primitives import (
@@ -195,9 +195,8 @@ class FewProduct:
         finish, partial = rows.finish(self.epilogue), memory and memory.partial
         if group.packed:
             packed = PackedStream(tiling, group.packed, count, left, rows.locate)
-            multiply_packed(
-                packed, lane, PackedTokens(group.packed, tiling, lane, own, *room), finish, partial
-            )
+            tokens = PackedTokens(group.packed, tiling, lane, own, *room)
+            multiply_packed(packed, lane, tokens, TileSums(packed, lane, finish, partial))
             return
         activations = SharedTokens(group.dtype, group.columns, tiling, lane, own, *room)
         stream = Stream(tiling, group.dtype, group.columns, count, left, rows.locate)

@@ -6,7 +6,6 @@ for one token of an expert and one round at a time, several of them ahead; no ot
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
@@ -31,24 +30,11 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.few_lanes import Lane
     from moec.compiler.kernels.cuda.few_tiling import Tiling
+    from moec.compiler.kernels.cuda.packed.meetings import Meetings
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
 
 MOST_AHEAD = 8
 """Copies that a warp has under way."""
-
-
-@dataclass(frozen=True)
-class Meetings:
-    """Which tokens each distinct expert of a step meets, in shared memory; numbers are int32."""
-
-    experts: Expr
-    """How many there are."""
-    count: Buffer
-    """``[experts]``: tokens of each."""
-    entry: Buffer
-    """``[experts, 8]``: their choices' numbers among the T * K, by which the middle's rows go."""
-    chosen: Expr
-    """Choices of a token: K."""
 
 
 class PackedMiddle:

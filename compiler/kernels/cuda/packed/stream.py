@@ -60,6 +60,41 @@ class PackedActivations(Protocol):
         """Emit what follows the products of a round with one token."""
 
 
+class PackedSums(Protocol):
+    """Where the sums of warps go, and what becomes of them."""
+
+    memory: Buffer
+    """float32, in shared memory."""
+
+    def place(self, tile: Expr, token: Expr, number: Expr, /) -> Expr:
+        """Where this lane's warp has its group's row of the first stream, for the ``number``-th token of a tile."""
+
+    def at(self, place: Expr, stream: int, half: int) -> Expr:
+        """The element of a stream and of the row, or of that eight further down."""
+
+    def done(self, tile: Expr) -> None:
+        """Emit what follows the last product of a tile, in all threads of a block."""
+
+
+class TileSums(FewSums):
+    """The sums of a tile of rows, finished tile by tile."""
+
+    def __init__(
+        self, stream: PackedStream, lane: Lane, finish: Finish, memory: Buffer | None = None
+    ) -> None:
+        one_tile = isinstance(stream.tiles, int) and stream.tiles == 1
+        super().__init__(stream.tiling, lane, memory, one_tile=one_tile)
+        self.tokens, self.end = stream.tokens, finish
+
+    def place(self, tile: Expr, token: Expr, _number: Expr | None = None, /) -> Expr:
+        """By token."""
+        return super().place(tile, token)
+
+    def done(self, tile: Expr) -> None:
+        """Add up, and finish."""
+        self.finish(tile, self.tokens, self.end)
+
+
 @dataclass(frozen=True)
 class PackedStream:
     """The weights of a block: which rows, in which order."""
@@ -80,18 +115,17 @@ def multiply_packed(
     stream: PackedStream,
     lane: Lane,
     activations: PackedActivations,
-    finish: Finish,
-    partial_sums: Buffer | None = None,
+    sums: PackedSums,
 ) -> None:
-    """Emit all products of a block; arguments as of ``few_stream.multiply``."""
-    _Emitter(stream, lane, activations, partial_sums).run(finish)
+    """Emit all products of a block."""
+    _Emitter(stream, lane, activations, sums).run()
 
 
 class _Emitter:
     """The parts of ``multiply_packed``, and the registers that they share."""
 
     def __init__(
-        self, stream: PackedStream, lane: Lane, activations: PackedActivations, memory: Buffer | None
+        self, stream: PackedStream, lane: Lane, activations: PackedActivations, sums: PackedSums
     ) -> None:
         tiling, row = stream.tiling, stream.row
         self.stream, self.lane, self.activations, self.tiling, self.row = (
@@ -113,10 +147,9 @@ class _Emitter:
         self.scales = registers(steps // self.shared_by, "uint32")
         self.zeros = registers(steps // self.shared_by, "uint32") if row.kind.zero_points else None
         self.totals = registers(len(self.lines))
-        one_tile = isinstance(stream.tiles, int) and stream.tiles == 1
-        self.sums = FewSums(tiling, lane, memory, one_tile=one_tile)
+        self.sums = sums
 
-    def run(self, finish: Finish) -> None:
+    def run(self) -> None:
         tiles, banks = self.stream.tiles, self.tiling.banks
         total = tiles * i32(self.rounds) if not isinstance(tiles, int) else i32(tiles * self.rounds)
         total = T.bind(total)
@@ -126,7 +159,7 @@ class _Emitter:
         self.activations.ready()
         if self.single:
             self._turn(0, i32(0), i32(0))
-            self.sums.finish(i32(0), self.stream.tokens, finish)
+            self.sums.done(i32(0))
             return
         with T.serial(i32(0), T.bind(T.truncdiv(total + i32(banks - 1), i32(banks)))) as turn:
             for bank in range(banks):
@@ -138,7 +171,7 @@ class _Emitter:
                     with when(later < total):
                         self._load(bank, later)
                     with nullcontext() if self.rounds == 1 else when(round_ == i32(self.rounds - 1)):
-                        self.sums.finish(tile, self.stream.tokens, finish)
+                        self.sums.done(tile)
 
     def _tile(self, number: Expr) -> tuple[Expr, Expr]:
         if self.rounds == 1:
@@ -192,7 +225,7 @@ class _Emitter:
             for slot in range(self.tiling.unroll):
                 self._products(bank, slot, activations.operands(slot, round_, number))
             activations.leave()
-            self._keep(tile, round_, activations.token(tile, number))
+            self._keep(tile, round_, activations.token(tile, number), number)
 
     def _products(self, bank: int, slot: int, words: list[Expr]) -> None:
         """Add a step's products, each lane those of its own codes."""
@@ -229,16 +262,16 @@ class _Emitter:
             return Zero.symmetric()
         return Zero.at(load(self.zeros, self._scale(bank, slot, line)))
 
-    def _keep(self, tile: Expr, round_: Expr, token: Expr) -> None:
+    def _keep(self, tile: Expr, round_: Expr, token: Expr, number: Expr) -> None:
         """Add the sums of a row's four lanes to what the warp has of the token."""
         factor = widening(self.row.kind).factor / SPLIT.scale
         sums = self.sums
         totals = [warp_sum(load(self.totals, line), 4) for line in range(len(self.lines))]
         with when(self.lane.part == i32(0)):
-            place = sums.place(tile, T.bind(token))
+            place = sums.place(tile, T.bind(token), number)
             for (item, half), total in zip(self.lines, totals, strict=True):
                 total = total * T.float32(factor)  # noqa: PLW2901
                 if self.rounds > 1:
                     before = T.bind(load(sums.memory, sums.at(place, item, half)))
                     total = T.Select(round_ == i32(0), T.float32(0), before) + total  # noqa: PLW2901
-                sums.store(place, item, half, total)
+                store(sums.memory, sums.at(place, item, half), total)
