@@ -14,6 +14,7 @@ from transformers import initialization as init
 
 from moec.compiler.architectures import ARCHITECTURES
 from moec.compiler.supported import MODELS
+from moec.compiler.tracing.ignored_fields import check_fields
 from moec.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def build_config(raw: dict[str, Any]) -> Any:
             "transformers has no model of this type, and moec never runs code from a checkpoint.",
             "`moec models` lists the types that compile.",
         )
+    check_fields(model_type, raw)
     fields = copy.deepcopy({key: value for key, value in raw.items() if key != "quantization_config"})
     fields.pop("model_type")
     with _described(model_type):

@@ -12,7 +12,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from moec.compiler.tracing import markers
 from moec.compiler.tracing.attention import attend_latents, check_arguments
 from moec.compiler.tracing.masks import MaskSpec, describe_mask
-from moec.compiler.tracing.selection import check_selection
+from moec.compiler.tracing.selection import SELECTIONS, check_selection
 from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -121,9 +121,8 @@ class Session:
         """Transformers' attention interface: head-major ``[1, heads, T, D]`` in, token-major out."""
         path = self._paths[id(module)]
         owner = f"{self.class_name} ({type(module).__name__})"
-        selection = arguments.pop("indices", None)
-        if selection is not None:
-            check_selection(selection, self._max_context, owner)
+        for name in SELECTIONS:
+            check_selection(arguments.pop(name, None), self._max_context, owner)
         check_arguments(owner, arguments)
         mask = _expect_mask(owner, attention_mask, arguments)
         options = {
