@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.kernels import reference
 from benchmarks.kernels.cases import EXACT, ROUNDED, Case, judge
-from benchmarks.random_packed import random_experts, weights_of
+from benchmarks.random_values import RowPool
 from moec.artifacts.experts import layout
 from moec.artifacts.model import DTYPE_BYTES
 
@@ -46,12 +46,26 @@ def _random_bytes(body: ExpertBody, experts: int, device: torch.device) -> torch
     """``[experts, stride]``."""
     stride = layout(body).stride_bytes
     if body.format is not None:
-        different = torch.from_numpy(random_experts(body, DEVIATION)).to(device)
-        return different[torch.arange(experts, device=device) % len(different)]
+        return _quantized_bytes(body, experts, device)
     values = experts * stride // DTYPE_BYTES[body.dtype]
     dtype = getattr(torch, body.dtype)
     normal = torch.empty(values, dtype=dtype, device=device).normal_(0, DEVIATION)
     return normal.view(torch.uint8).reshape(experts, stride)
+
+
+def _quantized_bytes(body: ExpertBody, experts: int, device: torch.device) -> torch.Tensor:
+    """Rows of each matrix from a pool, each expert's from another row on; biases are zero."""
+    place = layout(body)
+    memory = torch.zeros(experts, place.stride_bytes, dtype=torch.uint8, device=device)
+    first = torch.arange(experts, device=device)[:, None]
+    for part in place.parts:
+        if len(part.shape) == 2:
+            columns = body.intermediate if part.name == "down" else body.hidden
+            pool = torch.from_numpy(RowPool(str(body.format), columns, DEVIATION).rows).to(device)
+            number = (first + torch.arange(part.shape[0], device=device)) % len(pool)
+            own = slice(part.offset_bytes, part.offset_bytes + part.size_bytes)
+            memory[:, own] = pool[number].reshape(experts, -1)
+    return memory
 
 
 def expert_cases(
@@ -86,11 +100,16 @@ def _decode(module: Module, body: ExpertBody, tokens: int, chosen: int, pool_byt
 
     expert_bytes = layout(body).expert_bytes
     moved = used * expert_bytes + 2 * x.nbytes
-    flops = 2 * used * weights_of(body)
+    flops = 2 * used * _weights(body)
     name = _name(body)
     bound = EXACT if tokens <= 8 else ROUNDED
     aim = 0.85 if used >= 6 else 0.60
     return Case(name, f"{used} experts, T={tokens}", calls, check, bound, moved, flops, "copy", aim)
+
+
+def _weights(body: ExpertBody) -> int:
+    """Of an expert's matrices."""
+    return (3 if body.gated else 2) * body.hidden * body.intermediate
 
 
 def _name(body: ExpertBody) -> str:
@@ -119,7 +138,7 @@ def _prefill(module: Module, body: ExpertBody, experts: int, tokens: int, chosen
     call = _bind(module, body, pool, (x, index, weight), out)
     rows = tokens * chosen // experts
     shape = layout(body)
-    flops = 2 * tokens * chosen * weights_of(body)
+    flops = 2 * tokens * chosen * _weights(body)
     moved = experts * shape.expert_bytes + 2 * x.nbytes
     name = _name(body)
     return Case(
