@@ -12,7 +12,6 @@ LOOKED_UP = "its experts are single neurons found by product keys, and its atten
 VISION = "its positions come from images, which the chain has no input for"
 OWN_EXPERTS = "its experts do not go through transformers' experts interface"
 NO_MODEL = "transformers has no causal language model of this type"
-ENCODER = "it is an encoder-decoder model; moec compiles decoders only"
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ MODELS: dict[str, ModelState] = {
     "mixtral": SUPPORTED,
     "muse_spark": unsupported(NO_MODEL),
     "nemotron_h": unsupported(STATE_MARKER),
-    "nllb-moe": unsupported(ENCODER),
+    "nllb-moe": SUPPORTED,
     "olmoe": SUPPORTED,
     "openai_privacy_filter": unsupported(NO_MODEL),
     "phimoe": SUPPORTED,
@@ -120,7 +119,7 @@ MODELS: dict[str, ModelState] = {
     "qwen4_exp": unsupported(OWN_EXPERTS),
     "solar_open": SUPPORTED,
     "step3p7": unsupported(NO_MODEL),
-    "switch_transformers": unsupported(ENCODER),
+    "switch_transformers": SUPPORTED,
     "unlimited_ocr": unsupported(NO_MODEL),
     "zaya": unsupported(STATE_MARKER),
 }
