@@ -35,7 +35,11 @@ def bundle(stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compiled(
-    folder: Path, dtype: str, stored: torch.dtype, name: str = "deepseek_v2_lite", quantization: str | None = None
+    folder: Path,
+    dtype: str,
+    stored: torch.dtype,
+    name: str = "deepseek_v2_lite",
+    quantization: str | None = None,
 ) -> Path:
     """A tiny model with code for the CPU, and for the emulator where a GPU's would be."""
     save(name, folder / "checkpoint", dtype=stored)

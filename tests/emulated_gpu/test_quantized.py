@@ -21,9 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", params=["int4", "int8", "mxfp4"])
 def bundle(stub: Stub, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(
-        tmp_path_factory.mktemp("model"), "bf16", torch.bfloat16, quantization=str(request.param)
-    )
+    return compiled(tmp_path_factory.mktemp("model"), "bf16", torch.bfloat16, quantization=str(request.param))
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +50,7 @@ def test_bits_are_those_of_the_resident_run(bundle: Path, stub: Stub) -> None:
     for share in (0.04, 0.6):
         limit = budget(expected, share, bundle)
         facts: dict[str, Any] = {"device": "cuda:0", "verify": "sizes", "cache_tokens": CACHE, "max_batch": 3}
-        with runtime.load(
-            bundle, device_memory=limit, max_step_tokens=160, cpu_threads=0, **facts
-        ) as model:
+        with runtime.load(bundle, device_memory=limit, max_step_tokens=160, cpu_threads=0, **facts) as model:
             found = answers(model)
             assert found == {name: expected[name] for name in found}
             assert model.stats.misses > 0

@@ -293,11 +293,9 @@ class _GateUp:
         sync()  # the entries are there
 
         def read_at(token: Expr, column: Expr, count: int) -> list[Expr]:
-            entry = T.bind(T.cast(load(self.choice.entries, token), "int64"))
-            row = T.truncdiv(entry, self.call.chosen)
-            return read_floats(
-                self.call.x, T.bind(row * i64(self.body.hidden) + T.cast(column, "int64")), count
-            )
+            row = T.truncdiv(load(self.choice.entries, token), T.cast(self.call.chosen, "int32"))
+            start = T.cast(row, "int64") * i64(self.body.hidden)
+            return read_floats(self.call.x, T.bind(start + T.cast(column, "int64")), count)
 
         return read_at
 

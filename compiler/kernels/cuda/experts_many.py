@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts.experts import layout
 from moec.compiler.kernels.cpu.emit import either, i64
 from moec.compiler.kernels.cuda.experts_combine import emit_combine
-from moec.compiler.kernels.cuda.experts_layout import carve, rounded_type, slice_columns
+from moec.compiler.kernels.cuda.experts_layout import carve, rounding_of, slice_columns
 from moec.compiler.kernels.cuda.experts_products import Experts, emit_down, emit_gate_up
 from moec.compiler.kernels.cuda.grouping import Grouping, emit_grouping
 from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupTile
@@ -50,7 +50,7 @@ def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int, tiles: Til
     pairs = T.bind(call.tokens * call.chosen)
     parts = carve(body, call.workspace, call.tokens, pairs, call.count, width)
     experts = Experts(body, layout(body), call.table, call.chosen, pairs, call.count, call.weight, parts)
-    emit_round(call.x, parts.rounded, call.tokens, body.hidden, rounded_type(body))
+    emit_round(call.x, parts.rounded, call.tokens, body.hidden, rounding_of(body))
     rows = i64(tiles[-1][1].rows)
     for limit, tile in reversed(tiles[:-1]):
         rows = T.Select(pairs <= call.count * i64(limit), i64(tile.rows), rows)

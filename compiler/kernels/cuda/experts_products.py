@@ -13,7 +13,7 @@ from moec.compiler.kernels.cpu.emit import at_address, i64, load, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.activation import QUICK, evaluate
 from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
-from moec.compiler.kernels.cuda.experts_layout import rounded_type
+from moec.compiler.kernels.cuda.experts_layout import rounding_of
 from moec.compiler.kernels.cuda.gemm import begin, padded, store_pair
 from moec.compiler.kernels.cuda.grouping import SLOT_WORDS, slots
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
@@ -114,7 +114,7 @@ def emit_gate_up(experts: Experts, tile: Tile | WarpgroupTile) -> None:
     columns = tile.columns // len(names)
     with _launch(experts, tile, -(-padded(body.intermediate) // columns)) as block:
         base = T.bind(block.column * i32(columns))
-        work = begin(tile, rounded_type(body), block.thread)
+        work = begin(tile, rounding_of(body).dtype, block.thread)
 
         def token(row: Expr) -> Expr:
             pair = load(parts.order, i64(block.first + clamp(row, block.left)))
@@ -177,7 +177,8 @@ def _activate(
         if body.intermediate % CHUNK:
             value = T.Select(own < i32(body.intermediate), value, T.float32(0))
         values.append(value)
-    word = cuda.pack(rounded_type(body), *values)
+    rounding = rounding_of(body)
+    word = cuda.pack(rounding.dtype, *(rounding.scaled(value) for value in values))
     cuda.call("store_4", cuda.element(experts.parts.middle, start + i64(row)), word)
 
 
@@ -188,7 +189,7 @@ def emit_down(experts: Experts, tile: Tile | WarpgroupTile, first_column: Expr, 
     with _launch(experts, tile, width // tile.columns) as block:
         base = T.bind(first_column + block.column * i32(tile.columns))
         with when(base < i32(body.hidden)):
-            work = begin(tile, rounded_type(body), block.thread)
+            work = begin(tile, rounding_of(body).dtype, block.thread)
 
             def place(row: Expr) -> Expr:
                 return clamp(row, block.left) * i32(depth // CHUNK)

@@ -136,7 +136,7 @@ class WarpgroupProduct:
             return _Copy(self, w, self.right, Terms(terms, each, 0))
         tile, panels = self.tile, self.right
         sizes = tile.stage_bytes, tile.columns, PANEL
-        room = Room(panels.memory, panels.at, *sizes, self.thread, tile.threads, self.dtype)
+        room = Room(panels.memory, panels.at, *sizes, self.thread, tile.threads)
         return PackedCopy(w, room, each, terms)
 
     def _arrive(self, ahead: int) -> None:

@@ -45,6 +45,11 @@ MOEC_DEVICE unsigned moec_sub_f16x2(unsigned a, unsigned b) {
   asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
   return result;
 }
+MOEC_DEVICE unsigned moec_mul_f16x2(unsigned a, unsigned b) {
+  unsigned result;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
 MOEC_DEVICE unsigned moec_fma_f16x2(unsigned a, unsigned b, unsigned c) {
   unsigned result;
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));

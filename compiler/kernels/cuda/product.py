@@ -25,7 +25,7 @@ from moec.compiler.kernels.cuda.gemm_tiles import emit_product
 from moec.compiler.kernels.cuda.linear_few import FewGroup, FewProduct, emit_linear_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.linear_plain import emit_plain
 from moec.compiler.kernels.cuda.primitives import i32
-from moec.compiler.kernels.cuda.rounding import emit_round
+from moec.compiler.kernels.cuda.rounding import Rounding, emit_round
 from moec.compiler.kernels.cuda.row_block import Place, RowBlock
 from moec.compiler.kernels.cuda.row_values import split_place
 from moec.compiler.kernels.cuda.rows import emit_rows
@@ -149,7 +149,7 @@ class ProductKernel:
         self.item, self.tokens, self.hopper = item, tokens, hopper
         first, count = item.shapes[0], len(item.shapes)
         self.columns, self.dtype, self.batch = first.columns, first.dtype, first.batch or 1
-        self.rounded_type = rounded_type(first.dtype)
+        self.rounding = Rounding.of(first.dtype, first.dtype)
         read, kept = _read(item), _kept(item)
         rest = buffers[len(read) :]
         self.rounded = rest[2 * count]
@@ -242,7 +242,7 @@ class ProductKernel:
         if self._in_memory:
             x = self.rows[self.item.source]
             rows = i64(self.batch) * self.tokens
-            emit_round(x, self.rounded, rows, self.columns, self.rounded_type, self.item.terms)
+            emit_round(x, self.rounded, rows, self.columns, self.rounding, self.item.terms)
         else:
             self._round_computed()
         width = self.item.rounded_columns
@@ -255,7 +255,7 @@ class ProductKernel:
     def _part(self, weight: _Weight, terms: int) -> Part:
         rows = weight.shape.rows
         packed = self.dtype if format_of(self.dtype) else None
-        sizes = Sizes(self.tokens, rows, self.columns, self.rounded_type, self.batch, terms, packed)
+        sizes = Sizes(self.tokens, rows, self.columns, self.rounding.dtype, self.batch, terms, packed)
         return Part(
             sizes,
             Operand(weight.matrix, sizes.row, rows * sizes.row),
@@ -275,10 +275,10 @@ class ProductKernel:
             def one(place: Expr) -> None:
                 batch, column = T.truncdiv(place, i32(self.columns)), T.truncmod(place, i32(self.columns))
                 target = self._line(token, batch) * i64(self.item.rounded_columns) + i64(column)
-                left = T.bind(self._activation(row, place, token))
+                left = T.bind(self.rounding.scaled(self._activation(row, place, token)))
                 for term in range(self.item.terms):
-                    write(self.rounded, self.rounded_type, target + i64(term * padded(self.columns)), left)
-                    word = gpu.pack(self.rounded_type, left, T.float32(0))
-                    left = T.bind(left - gpu.unpack(self.rounded_type, word)[0])
+                    write(self.rounded, self.rounding.dtype, target + i64(term * padded(self.columns)), left)
+                    word = gpu.pack(self.rounding.dtype, left, T.float32(0))
+                    left = T.bind(left - gpu.unpack(self.rounding.dtype, word)[0])
 
             row.each(count, one)

@@ -184,7 +184,7 @@ class TileProduct:
             return i32(base) + tile.swizzle(row, piece)
 
         sizes = tile.stage_bytes, tile.columns, tile.depth
-        room = Room(self.memory, place, *sizes, self.thread, tile.threads, self.dtype)
+        room = Room(self.memory, place, *sizes, self.thread, tile.threads)
         return PackedCopy(w, room, each, terms)
 
     def _step(

@@ -200,6 +200,9 @@ static inline unsigned emulated_halves(unsigned a, unsigned b, unsigned c, float
 static inline unsigned moec_sub_f16x2(unsigned a, unsigned b) {
   return emulated_halves(a, b, 0, [](float x, float y, float) { return x - y; });
 }
+static inline unsigned moec_mul_f16x2(unsigned a, unsigned b) {
+  return emulated_halves(a, b, 0, [](float x, float y, float) { return x * y; });
+}
 static inline unsigned moec_fma_f16x2(unsigned a, unsigned b, unsigned c) {
   return emulated_halves(a, b, c, [](float x, float y, float z) { return std::fma(x, y, z); });
 }

@@ -1,8 +1,8 @@
 """Packed weights on their way into a tile of shared memory: loaded a step ahead, dequantized, written as 16 bits.
 
 A thread has 16 bytes of codes of every so many rows. While tensor cores multiply one stage, it turns the codes of a
-later one, which it loaded a step before, into numbers of the other operand's type: a code's value times the scale of
-its group, rounded once.
+later one, which it loaded a step before, into float16: a code's value times the scale of its group and ``LIFT``,
+rounded once. The other operand is divided by ``LIFT``, see ``rounding.Rounding``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from moec.compiler.kernels.cpu.emit import load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.packed.codes import Zero, widening
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
-from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.packed.stream import SPLIT, TYPE
+from moec.compiler.kernels.cuda.primitives import i32, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
 
 WORDS = 4
+LIFT = 1 / SPLIT.scale
 PIECE = 8
 """16-bit numbers in the 16 bytes that are written at once."""
 
@@ -58,8 +60,6 @@ class Room:
     """Columns of a stage: 32 or 64."""
     thread: Expr
     threads: int
-    dtype: str
-    """bfloat16 or float16."""
 
 
 class PackedCopy:
@@ -144,21 +144,29 @@ class PackedCopy:
     def _write_row(self, base: Expr, turn: int, held: tuple[Buffer, Buffer, Buffer]) -> None:
         row, room, (codes, scales, zeros) = self.rows.row, self.room, held
         zero = Zero.at(load(zeros, turn)) if row.kind.zero_points else Zero.symmetric()
-        scale = T.bind(row.scale(load(scales, turn)) * T.float32(widening(row.kind).factor))
+        scale = T.bind(row.scale(load(scales, turn)) * T.float32(widening(row.kind).factor * LIFT))
+        both_scales = value("uint32", "pack_f16", scale, scale) if self._exact else None
         words: dict[int, Expr] = {}
         for word in range(WORDS):
             pairs = widening(row.kind).emit(T.bind(load(codes, WORDS * turn + word)), zero)
             for half in range(len(pairs) // 2):
                 both = pairs[2 * half : 2 * half + 2]
                 quad = word + 4 * half
-                words[2 * quad] = self._scaled(cuda.value("uint32", "low_halves", *both), scale)
-                words[2 * quad + 1] = self._scaled(cuda.value("uint32", "high_halves", *both), scale)
+                words[2 * quad] = self._scaled(value("uint32", "low_halves", *both), scale, both_scales)
+                words[2 * quad + 1] = self._scaled(value("uint32", "high_halves", *both), scale, both_scales)
         pieces = row.unit // PIECE
         for piece in range(pieces):
             place = room.place(self.numbers[turn], T.bind(self.load * i32(pieces) + i32(piece)))
             target = cuda.element(room.memory, T.bind(base + place))
             cuda.call("store_16", target, *(words[WORDS * piece + number] for number in range(WORDS)))
 
-    def _scaled(self, pair: Expr, scale: Expr) -> Expr:
-        low, high = cuda.unpack("float16", pair)
-        return cuda.pack(self.room.dtype, low * scale, high * scale)
+    @property
+    def _exact(self) -> bool:
+        """Whether scales times their factor are float16."""
+        return self.rows.row.kind.scale == TYPE and widening(self.rows.row.kind).factor == 1
+
+    def _scaled(self, pair: Expr, scale: Expr, both_scales: Expr | None) -> Expr:
+        if both_scales is not None:
+            return value("uint32", "mul_f16x2", pair, both_scales)
+        low, high = cuda.unpack(TYPE, pair)
+        return cuda.pack(TYPE, low * scale, high * scale)
