@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.few_sums import Finish
     from moec.compiler.kernels.cuda.few_tiling import Tiling
 
-SUM_BYTES = 20 << 10
+SUM_BYTES = 12 << 10
 """Of shared memory for sums."""
 MOST_HELD = 32
 """Pairs."""
