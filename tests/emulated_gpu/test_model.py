@@ -51,7 +51,7 @@ def compiled(
             folder / "model.moec",
             dtype=dtype,
             targets=("cpu", "cuda-sm_90"),
-            quantization=quantization and policy_named(quantization),
+            quantization=None if quantization is None else policy_named(quantization),
         )
     return folder / "model.moec"
 
