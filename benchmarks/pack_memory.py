@@ -2,9 +2,9 @@
 
     python -m benchmarks.pack_memory --gigabytes 6 --quantization int4
 
-writes ``benchmarks/results/pack_memory.json``, or with a quantization ``pack_memory-<quantization>.json``. Peak resident
-memory is the kernel's ``VmHWM`` of that process, mapped file pages included (``ru_maxrss`` would begin at the parent's,
-which exec hands on).
+writes ``benchmarks/results/pack_memory.json``, or with a quantization ``pack_memory-<quantization>.json``. Peak
+resident memory is the kernel's ``VmHWM`` of that process, mapped file pages included (``ru_maxrss`` would begin at the
+parent's, which exec hands on).
 """
 
 from __future__ import annotations

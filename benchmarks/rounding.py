@@ -2,8 +2,8 @@
 
     python -m benchmarks.rounding
 
-writes ``benchmarks/results/rounding-<cores>.json``. Threads take matrices of 16 MiB in turn, as packing does; speeds are
-of bfloat16 values, the checkpoint's.
+writes ``benchmarks/results/rounding-<cores>.json``. Threads take matrices of 16 MiB in turn, as packing does; speeds
+are of bfloat16 values, the checkpoint's.
 """
 
 from __future__ import annotations
