@@ -23,6 +23,7 @@ from tests.end_to_end.test_models import (
     relative_error,
 )
 from tests.support.compiling import compile_checkpoint
+from tests.support.quantized_checkpoints import fp8_deepseek_v3, mxfp4_gpt_oss
 from tests.support.tiny_models import save
 
 CANARY = ("deepseek_v2_lite", "int4-g32")
@@ -46,6 +47,26 @@ def test_a_recipe_makes_the_model_of_dequantized_weights(
     judge = reference(tmp_path / "checkpoint")
     dequantize_experts(judge, FORMATS[format_name])
     dequantize_dense(judge, tmp_path / "model.moec")
+    ids = random_ids(judge.config.vocab_size, 1, PROMPT_TOKENS)
+    with torch.inference_mode():
+        expected = judge.generate(torch.from_numpy(ids), max_new_tokens=NEW_TOKENS, do_sample=False).numpy()
+        logits = judge(torch.from_numpy(expected)).logits.numpy()
+    with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
+        found = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=[])
+        np.testing.assert_array_equal(found, expected)
+        assert relative_error(model.forward(expected), logits) < RELATIVE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_name", ["deepseek_v3", "gpt_oss"])
+def test_a_quantized_checkpoint_is_kept_and_is_the_model_of_its_values(
+    model_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = mxfp4_gpt_oss(tmp_path, monkeypatch) if model_name == "gpt_oss" else fp8_deepseek_v3(tmp_path)
+    manifest = compile_checkpoint(made.folder, tmp_path / "model.moec", dtype="f32")
+    assert manifest.quantization == "keep"
+    assert ("mxfp4" if model_name == "gpt_oss" else "fp8-e4m3") in manifest.formats
+    judge = reference(made.plain)
     ids = random_ids(judge.config.vocab_size, 1, PROMPT_TOKENS)
     with torch.inference_mode():
         expected = judge.generate(torch.from_numpy(ids), max_new_tokens=NEW_TOKENS, do_sample=False).numpy()
