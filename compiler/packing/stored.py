@@ -40,6 +40,13 @@ class Stored:
         scale = None if self.scale is None else _item(self.scale, number)
         return replace(self, shape=self.shape[1:], entry=_item(self.entry, number), scale=scale)
 
+    def unflatten(self, count: int) -> Stored:
+        """``[count * n, ...]`` as ``[count, n, ...]``; itself where it cannot be: its shape is found wrong later."""
+        if self.encoding != "plain" or not self.shape or self.shape[0] % count:
+            return self
+        shape = (count, self.shape[0] // count, *self.shape[1:])
+        return replace(self, shape=shape, entry=replace(self.entry, shape=shape))
+
     @property
     def format(self) -> str | None:
         """The name of the format that says the same, bit for bit; None where there is none.
