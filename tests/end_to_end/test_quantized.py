@@ -43,7 +43,11 @@ def test_a_recipe_makes_the_model_of_dequantized_weights(
     """Experts in the format, other products, embedding and head in 8 bits."""
     save(model_name, tmp_path / "checkpoint", dtype=torch.float32)
     policy = policy_named(format_name)
-    compile_checkpoint(tmp_path / "checkpoint", tmp_path / "model.moec", dtype="f32", quantization=policy)
+    manifest = compile_checkpoint(
+        tmp_path / "checkpoint", tmp_path / "model.moec", dtype="f32", quantization=policy
+    )
+    assert manifest.quantization == format_name
+    assert {format_name, "float32"} < manifest.formats.keys()
     judge = reference(tmp_path / "checkpoint")
     dequantize_experts(judge, FORMATS[format_name])
     dequantize_dense(judge, tmp_path / "model.moec")
