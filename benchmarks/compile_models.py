@@ -24,7 +24,12 @@ from moec.compiler.supported import MODELS
 
 RESULT = "compile_models"
 TARGETS = ("cpu", "cuda-sm_90")
-NAMES = [name for name, state in MODELS.items() if state.state == "supported"]
+NAMES = [
+    name
+    for name, state in MODELS.items()
+    if state.state == "supported"
+    and (name in transformers.CONFIG_MAPPING or (PUBLISHED / f"{name}.json").is_file())
+]
 
 GEMMA4 = {
     "enable_moe_block": True,
