@@ -121,7 +121,7 @@ MODELS: dict[str, ModelState] = {
     "mixtral": SUPPORTED,
     "muse_spark": unsupported(NORMED_EXPERTS),
     "nemotron_h": unsupported(STATE_MARKER),
-    "nllb-moe": noted("routes as published; in transformers 5.23 only experts 0 and 1 run"),
+    "nllb-moe": noted("held against a reference of our own: transformers 5.23 runs only two of its experts"),
     "olmoe": SUPPORTED,
     "openai_privacy_filter": unsupported(LABELS),
     "phimoe": SUPPORTED,
