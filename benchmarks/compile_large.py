@@ -71,7 +71,7 @@ def compile_modules(
         "seconds": round(seconds, 1),
         "CPU seconds": round(_children_seconds() - before, 1),
         "peak GiB": round(peak_kib / 2**20, 2),
-        "steps": len(model["steps"]),
+        "steps": len(model["steps"]) + len(model["encoder"]),
         "distinct segments": len(model["functions"]),
     }
 
