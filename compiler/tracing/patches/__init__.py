@@ -7,9 +7,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moec.compiler.tracing.patches import (
+    dbrx,
     deepseek_v2,
     delta_rule,
+    ernie4_5_vl_moe,
     indexers,
+    jetmoe,
+    llama4,
+    multimodal_rotation,
     nllb_moe,
     phimoe,
     switch_transformers,
@@ -20,7 +25,19 @@ if TYPE_CHECKING:
 
     from moec.compiler.tracing.patches.record import Patch
 
-FAMILIES = (deepseek_v2, delta_rule, indexers, nllb_moe, phimoe, switch_transformers)
+FAMILIES = (
+    dbrx,
+    deepseek_v2,
+    delta_rule,
+    ernie4_5_vl_moe,
+    indexers,
+    jetmoe,
+    llama4,
+    multimodal_rotation,
+    nllb_moe,
+    phimoe,
+    switch_transformers,
+)
 PATCHES: tuple[Patch, ...] = tuple(patch for family in FAMILIES for patch in family.PATCHES)
 """Every patch there is."""
 
