@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 EXPERT_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(CODE_BITS), "cuda": frozenset()}
 """Kind of target -> ``Format.codes`` that its experts' kernels take."""
-DENSE_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(), "cuda": frozenset()}
+DENSE_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(CODE_BITS), "cuda": frozenset()}
 """The same for its products in dense segments; rows of tables are looked up in any format."""
 
 

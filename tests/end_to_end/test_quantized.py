@@ -11,7 +11,9 @@ import torch
 
 from moec import runtime
 from moec.artifacts.quantization import Quantization
-from moec.formats import FORMATS, METHODS, Format, dequantize
+from moec.compiler.quantization import policy_named
+from moec.compiler.quantization.dense import LEAST
+from moec.formats import FORMATS, METHODS, dequantize
 from tests.end_to_end.test_models import (
     NEW_TOKENS,
     PROMPT_TOKENS,
@@ -25,6 +27,9 @@ from tests.support.tiny_models import save
 
 CANARY = ("deepseek_v2_lite", "int4-g32")
 MODELS = ("deepseek_v2_lite", "gpt_oss", "mixtral", "qwen2_moe")
+ROUTERS = (".gate.weight", ".router.weight", "shared_expert_gate.weight")
+LATENT = "kv_b_proj.weight"
+"""Matrices of latent attention stay plain."""
 
 
 def cases() -> list[Any]:
@@ -34,14 +39,14 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize(("model_name", "format_name"), cases())
-def test_quantized_experts_are_those_of_dequantized_weights(
+def test_a_bundle_computes_with_what_its_codes_stand_for(
     model_name: str, format_name: str, tmp_path: Path
 ) -> None:
     save(model_name, tmp_path / "checkpoint", dtype=torch.float32)
-    policy = Quantization("experts", "nearest", {"experts": format_name}, ())
+    policy = policy_named(format_name)
     compile_checkpoint(tmp_path / "checkpoint", tmp_path / "model.moec", dtype="f32", quantization=policy)
     judge = reference(tmp_path / "checkpoint")
-    dequantize_experts(judge, FORMATS[format_name])
+    round_weights(judge, policy)
     ids = random_ids(judge.config.vocab_size, 1, PROMPT_TOKENS)
     with torch.inference_mode():
         expected = judge.generate(torch.from_numpy(ids), max_new_tokens=NEW_TOKENS, do_sample=False).numpy()
@@ -52,18 +57,20 @@ def test_quantized_experts_are_those_of_dequantized_weights(
         assert relative_error(model.forward(expected), logits) < RELATIVE
 
 
-def dequantize_experts(model: torch.nn.Module, kind: Format) -> None:
-    """Round every routed expert's matrices to what ``kind`` can say, in place."""
-    rounded = 0
-    for module in model.modules():
-        for name in ("gate_up_proj", "gate_proj", "up_proj", "down_proj"):
-            weight = getattr(module, name, None)
-            if not isinstance(weight, torch.nn.Parameter) or weight.ndim != 3:
-                continue
-            across = 1 if getattr(module, "is_transposed", False) else 2
-            for expert in weight.data:
-                rows = expert.T if across == 1 else expert
-                values = dequantize(kind, METHODS["nearest"](kind, rows.contiguous().numpy()))
-                rows.copy_(torch.from_numpy(values))
-            rounded += 1
-    assert rounded
+def round_weights(model: torch.nn.Module, policy: Quantization) -> None:
+    """Round matrices to what the policy's formats can say, in place."""
+    transposed = {name for name, module in model.named_modules() if getattr(module, "is_transposed", False)}
+    rounded = {"experts": 0, "linear": 0}
+    for name, parameter in model.named_parameters():
+        role = "experts" if parameter.ndim == 3 else "linear"
+        plain = name.endswith((*ROUTERS, LATENT)) or "bias" in name
+        if plain or parameter.ndim < 2 or min(parameter.shape[-2:]) < LEAST:
+            continue
+        across = role == "experts" and name.rpartition(".")[0] in transposed
+        for matrix in parameter.data if role == "experts" else [parameter.data]:
+            rows = matrix.T if across else matrix
+            kind = FORMATS[policy.roles[role]]
+            values = dequantize(kind, METHODS["nearest"](kind, rows.contiguous().numpy()))
+            rows.copy_(torch.from_numpy(values))
+        rounded[role] += 1
+    assert all(rounded.values())
