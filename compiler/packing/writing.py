@@ -48,6 +48,10 @@ class Work:
     """Called once for a tensor with NaN or infinity, with their number."""
     stop: threading.Event = field(default_factory=threading.Event)
 
+    def reader(self) -> TensorReader:
+        """A reader for one thread."""
+        return TensorReader(self.source, quantizing=bool(self.plan.quantizers))
+
     def open(self, name: str, items: int) -> OutputFile:
         """An output file of ``items`` items, resumed if possible."""
         return OutputFile(self.weights, name, items, self.journal, self.progress)
@@ -56,18 +60,19 @@ class Work:
 def write_dense(work: Work) -> tuple[PackedFile, dict[str, int]]:
     """Write ``dense.safetensors``; what it holds that is not finite comes beside it."""
     plan = work.plan
-    source = TensorReader(work.source)
-    reader = DenseReader(plan.parameters, plan.dtypes, work.constants, source, work.model, work.hold)
+    source = work.reader()
+    reader = DenseReader(
+        plan.parameters, plan.dtypes, plan.quantizers, work.constants, source, work.model, work.hold
+    )
     with work.open(DENSE_FILE, 1 + len(plan.dense.groups)) as file:
         if file.items_done == 0:
             file.write(plan.dense.header)
             file.item_done()
         for group in plan.dense.groups[file.items_done - 1 :]:
             found = dict[str, int]()
-            for placed, values in reader.pieces(group):
+            for placed, values, quantizer in reader.pieces(group):
                 file.pad_to(placed.begin)
                 checked = bool(placed.tensor.sources) and not placed.tensor.sources[0].startswith("constant:")
-                quantizer = plan.quantizers.get(placed.tensor.format or "")
                 stored = values if quantizer is None else quantizer.rows(values, placed.tensor.name)
                 _write(work, file, stored, placed.tensor.name if checked else None, found)
             assert file.size_bytes == group[-1].end
@@ -77,7 +82,7 @@ def write_dense(work: Work) -> tuple[PackedFile, dict[str, int]]:
 
 def write_experts(work: Work, layer: ExpertsFile) -> tuple[PackedFile, dict[str, int]]:
     """Write the experts of one layer; what they hold that is not finite comes beside it."""
-    reader = ExpertReader(layer, TensorReader(work.source), work.model, work.hold)
+    reader = ExpertReader(layer, work.reader(), work.model, work.hold)
     stride = layer.layout.stride_bytes
     with work.open(layer.name, layer.layer.experts) as file:
         for expert in range(file.items_done, layer.layer.experts):

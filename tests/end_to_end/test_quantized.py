@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from moec import runtime
-from moec.artifacts.quantization import Quantization
+from moec.artifacts.packing import PackingRecord
+from moec.artifacts.records import read_record
 from moec.compiler.quantization import policy_named
-from moec.compiler.quantization.dense import LEAST
-from moec.formats import FORMATS, METHODS, dequantize
+from moec.formats import FORMATS, METHODS, Format, dequantize
 from tests.end_to_end.test_models import (
     NEW_TOKENS,
     PROMPT_TOKENS,
@@ -23,13 +23,11 @@ from tests.end_to_end.test_models import (
     relative_error,
 )
 from tests.support.compiling import compile_checkpoint
+from tests.support.quantized_checkpoints import fp8_deepseek_v3, mxfp4_gpt_oss
 from tests.support.tiny_models import save
 
 CANARY = ("deepseek_v2_lite", "int4-g32")
 MODELS = ("deepseek_v2_lite", "gpt_oss", "mixtral", "qwen2_moe")
-ROUTERS = (".gate.weight", ".router.weight", "shared_expert_gate.weight")
-LATENT = "kv_b_proj.weight"
-"""Matrices of latent attention stay plain."""
 
 
 def cases() -> list[Any]:
@@ -39,14 +37,20 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize(("model_name", "format_name"), cases())
-def test_a_bundle_computes_with_what_its_codes_stand_for(
+def test_a_recipe_makes_the_model_of_dequantized_weights(
     model_name: str, format_name: str, tmp_path: Path
 ) -> None:
+    """Experts in the format, other products, embedding and head in 8 bits."""
     save(model_name, tmp_path / "checkpoint", dtype=torch.float32)
     policy = policy_named(format_name)
-    compile_checkpoint(tmp_path / "checkpoint", tmp_path / "model.moec", dtype="f32", quantization=policy)
+    manifest = compile_checkpoint(
+        tmp_path / "checkpoint", tmp_path / "model.moec", dtype="f32", quantization=policy
+    )
+    assert manifest.quantization == format_name
+    assert {format_name, "float32"} < manifest.formats.keys()
     judge = reference(tmp_path / "checkpoint")
-    round_weights(judge, policy)
+    dequantize_experts(judge, FORMATS[format_name])
+    dequantize_dense(judge, tmp_path / "model.moec")
     ids = random_ids(judge.config.vocab_size, 1, PROMPT_TOKENS)
     with torch.inference_mode():
         expected = judge.generate(torch.from_numpy(ids), max_new_tokens=NEW_TOKENS, do_sample=False).numpy()
@@ -57,20 +61,50 @@ def test_a_bundle_computes_with_what_its_codes_stand_for(
         assert relative_error(model.forward(expected), logits) < RELATIVE
 
 
-def round_weights(model: torch.nn.Module, policy: Quantization) -> None:
-    """Round matrices to what the policy's formats can say, in place."""
-    transposed = {name for name, module in model.named_modules() if getattr(module, "is_transposed", False)}
-    rounded = {"experts": 0, "linear": 0}
-    for name, parameter in model.named_parameters():
-        role = "experts" if parameter.ndim == 3 else "linear"
-        plain = name.endswith((*ROUTERS, LATENT)) or "bias" in name
-        if plain or parameter.ndim < 2 or min(parameter.shape[-2:]) < LEAST:
-            continue
-        across = role == "experts" and name.rpartition(".")[0] in transposed
-        for matrix in parameter.data if role == "experts" else [parameter.data]:
-            rows = matrix.T if across else matrix
-            kind = FORMATS[policy.roles[role]]
-            values = dequantize(kind, METHODS["nearest"](kind, rows.contiguous().numpy()))
-            rows.copy_(torch.from_numpy(values))
-        rounded[role] += 1
-    assert all(rounded.values())
+@pytest.mark.slow
+@pytest.mark.parametrize("model_name", ["deepseek_v3", "gpt_oss"])
+def test_a_quantized_checkpoint_is_kept_and_is_the_model_of_its_values(
+    model_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = mxfp4_gpt_oss(tmp_path, monkeypatch) if model_name == "gpt_oss" else fp8_deepseek_v3(tmp_path)
+    manifest = compile_checkpoint(made.folder, tmp_path / "model.moec", dtype="f32")
+    assert manifest.quantization == "keep"
+    assert ("mxfp4" if model_name == "gpt_oss" else "fp8-e4m3") in manifest.formats
+    judge = reference(made.plain)
+    ids = random_ids(judge.config.vocab_size, 1, PROMPT_TOKENS)
+    with torch.inference_mode():
+        expected = judge.generate(torch.from_numpy(ids), max_new_tokens=NEW_TOKENS, do_sample=False).numpy()
+        logits = judge(torch.from_numpy(expected)).logits.numpy()
+    with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
+        found = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=[])
+        np.testing.assert_array_equal(found, expected)
+        assert relative_error(model.forward(expected), logits) < RELATIVE
+
+
+def dequantize_dense(model: torch.nn.Module, bundle: Path) -> None:
+    """Round every other matrix that the bundle has in a format to what that can say, in place."""
+    packing = read_record(PackingRecord, "packing", bundle / "packing.json")
+    weights = model.state_dict()
+    formats = {tensor.sources[0]: tensor.format for tensor in packing.dense if tensor.format is not None}
+    assert {"lm_head.weight", "model.embed_tokens.weight"} < formats.keys()
+    assert [name for name in formats if "self_attn" in name]
+    for name, kind in formats.items():
+        values = dequantize(FORMATS[kind], METHODS["nearest"](FORMATS[kind], weights[name].numpy()))
+        weights[name].copy_(torch.from_numpy(values))
+
+
+def dequantize_experts(model: torch.nn.Module, kind: Format) -> None:
+    """Round every routed expert's matrices to what ``kind`` can say, in place."""
+    rounded = 0
+    for module in model.modules():
+        for name in ("gate_up_proj", "gate_proj", "up_proj", "down_proj"):
+            weight = getattr(module, name, None)
+            if not isinstance(weight, torch.nn.Parameter) or weight.ndim != 3:
+                continue
+            across = 1 if getattr(module, "is_transposed", False) else 2
+            for expert in weight.data:
+                rows = expert.T if across == 1 else expert
+                values = dequantize(kind, METHODS["nearest"](kind, rows.contiguous().numpy()))
+                rows.copy_(torch.from_numpy(values))
+            rounded += 1
+    assert rounded
