@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from benchmarks.budgets import base_bytes, share_limit
 from benchmarks.common import print_rows, write_result
 from benchmarks.forced_routing import ForcedRouting, zipf_choices
 from benchmarks.shared_tier import shared_host_tier
@@ -32,7 +33,6 @@ from moec.runtime.device_budget import DevicePlan
 from moec.runtime.devices.cuda.measure import measure_gpu
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.engine import Request
-from moec.runtime.expert_slots import state_bytes
 from moec.runtime.measure import read_bandwidth
 from moec.runtime.sampling import Sampling
 
@@ -120,8 +120,7 @@ class _Run:
         self._said: dict[str, Any] = {}
         with self._load(None) as model:
             assert isinstance(model.memory, DevicePlan)
-            needs = model.memory.needs
-            self._base = model.memory.total_bytes - needs.expert_bytes - needs.table_bytes
+            self._base = base_bytes(model.memory)
             for routing, choices in routings.items():
                 timed, said = self._decode(model, choices)
                 self._resident[routing] = median(seconds for seconds, _ in timed)
@@ -131,9 +130,7 @@ class _Run:
 
     def measure(self, share: float, threads: int) -> list[dict[str, Any]]:
         """Rows of one budget."""
-        facts = self._facts
-        stage = max(layer.experts * layer.stride_bytes for layer in facts.layers)
-        limit = self._base + stage + state_bytes(facts.layers) + int(share * facts.experts_bytes)
+        limit = share_limit(self._base, self._facts, share)
         self._link = measure_gpu(NvidiaDriver(), 0).link_gb_s
         self._read = read_bandwidth(threads, HOST_BYTES) if threads else 0.0
         start = time.perf_counter()

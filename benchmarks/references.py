@@ -30,6 +30,10 @@ class Reference:
     """``[N]``: what transformers in float32 continues ``prompt`` with."""
     perplexity: float
     """Of transformers in the dtype of the stored weights, on ``sequences``."""
+    stored_errors: NDArray[np.float64]
+    """``[S, L]``: `position_errors` of transformers in that dtype."""
+    stored_agreement: float
+    """Share of positions where transformers in that dtype has the same likeliest token as in float32."""
 
     def save(self, path: Path) -> None:
         """Write ``path``."""
@@ -40,19 +44,22 @@ class Reference:
             prompt=self.prompt,
             greedy=self.greedy,
             perplexity=np.float64(self.perplexity),
+            stored_errors=self.stored_errors,
+            stored_agreement=np.float64(self.stored_agreement),
         )
 
 
 def load_reference(path: Path) -> Reference:
     """Read what `Reference.save` wrote."""
     with np.load(path) as found:
+        arrays = [found[name] for name in ("sequences", "logits", "prompt", "greedy")]
         return Reference(
-            found["sequences"], found["logits"], found["prompt"], found["greedy"], float(found["perplexity"])
+            *arrays, float(found["perplexity"]), found["stored_errors"], float(found["stored_agreement"])
         )
 
 
 def make_reference(checkpoint: Path, sequences: NDArray[np.int64], dtype: str) -> Reference:
-    """Run transformers on ``checkpoint``: in float32, and once more in ``dtype`` for the perplexity."""
+    """Run transformers on ``checkpoint``: in float32, and once more in ``dtype``, which is a yardstick."""
     import torch
 
     ids = torch.from_numpy(sequences)
@@ -70,6 +77,8 @@ def make_reference(checkpoint: Path, sequences: NDArray[np.int64], dtype: str) -
         prompt[0].numpy(),
         continued[0, PROMPT_TOKENS:].numpy(),
         perplexity(sequences, stored),
+        position_errors(stored, logits),
+        float((stored.argmax(-1) == logits.argmax(-1)).mean()),
     )
 
 
