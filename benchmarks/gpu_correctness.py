@@ -26,18 +26,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from benchmarks.budgets import base_bytes, share_limit
+from benchmarks.budgets import limit_of_share
 from benchmarks.common import print_rows, write_result
 from benchmarks.references import Reference, load_reference, perplexity, position_errors
 from moec import runtime
-from moec.artifacts.footprint import footprint
-from moec.artifacts.reader import open_bundle
-from moec.runtime.device_budget import DevicePlan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moec.artifacts.footprint import Footprint
     from moec.runtime import Model
 
 TINY = Path(__file__).parents[1] / ".carry" / "tiny"
@@ -73,7 +69,7 @@ WAYS = {
     "decode": Way(1, 4),
     "prefill, 25 %, link": Way(8, 512, 0.25, resident="prefill"),
     "decode, 25 %, link": Way(1, 4, 0.25, resident="decode"),
-    "decode, 25 %, CPU helps": Way(1, 4, 0.25, 3, resident="decode"),
+    "decode, 25 %, CPU helps": Way(1, 4, 0.25, 2, resident="decode"),
 }
 
 
@@ -112,7 +108,7 @@ def check(folder: Path, name: str, device: str) -> list[dict[str, Any]]:
     reference = load_reference(folder / f"{name}.npz")
     rows: list[dict[str, Any]] = []
     logits: dict[str, NDArray[np.float32]] = {}
-    base = 0
+    bundle = folder / f"{name}.moec"
     for label, way in WAYS.items():
         if way.share < 1 and not device.startswith("cuda"):
             continue
@@ -125,11 +121,16 @@ def check(folder: Path, name: str, device: str) -> list[dict[str, Any]]:
         if device.startswith("cuda"):
             options |= {"cpu_threads": way.threads, "device_memory": DEVICE_MEMORY}
         if way.share < 1:
-            options["device_memory"] = share_limit(base, facts_of(folder / f"{name}.moec"), way.share)
-        with runtime.load(folder / f"{name}.moec", **options) as model:
+            options["device_memory"] = limit_of_share(
+                bundle,
+                way.share,
+                way.threads,
+                max_batch=way.batch,
+                step_tokens=way.step_tokens,
+                cache_tokens=CACHE_TOKENS,
+            )
+        with runtime.load(bundle, **options) as model:
             facts, logits[label] = run(model, reference)
-            if isinstance(model.memory, DevicePlan) and way.share == 1:
-                base = base_bytes(model.memory)
         facts = {"model": name, "way": label} | facts
         if way.resident:
             same = logits[label].argmax(-1) == logits[way.resident].argmax(-1)
@@ -159,11 +160,6 @@ def run(model: Model, reference: Reference) -> tuple[dict[str, Any], NDArray[np.
         "same bits": bool(np.array_equal(first, second)),
     }
     return facts, first
-
-
-def facts_of(bundle: Path) -> Footprint:
-    """Sizes of a bundle's model."""
-    return footprint(open_bundle(bundle, verify="sizes").model)
 
 
 def teacher_forced(model: Model, reference: Reference) -> NDArray[np.float32]:

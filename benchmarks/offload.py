@@ -29,6 +29,7 @@ from benchmarks.shared_tier import shared_host_tier
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
+from moec.runtime.budget import parse_memory
 from moec.runtime.device_budget import DevicePlan
 from moec.runtime.devices.cuda.measure import measure_gpu
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
@@ -55,6 +56,9 @@ OWN = "model"
 @click.command()
 @click.argument("bundle", type=click.Path(exists=True, path_type=Path))
 @click.option("--share", "shares", type=float, multiple=True, default=SHARES, show_default=True)
+@click.option(
+    "--budget", "budgets", multiple=True, help="Bytes of GPU memory, such as 8GiB, besides the shares."
+)
 @click.option("--zipf", "exponents", type=float, multiple=True, default=(0.6, 1.0), show_default=True)
 @click.option("--warm-steps", default=48, show_default=True)
 @click.option("--steps", default=24, show_default=True)
@@ -72,6 +76,7 @@ OWN = "model"
 def main(
     bundle: Path,
     shares: tuple[float, ...],
+    budgets: tuple[str, ...],
     exponents: tuple[float, ...],
     warm_steps: int,
     steps: int,
@@ -89,9 +94,10 @@ def main(
     run = _Run(bundle, facts, routings, warm_steps, steps, beside)
     rows: list[dict[str, Any]] = []
     with shared_host_tier():
-        for share in sorted(shares, reverse=True):
-            for threads in modes if share < 1 else modes[:1]:
-                rows += run.measure(share, threads)
+        limits = [run.limit_of(share) for share in sorted(shares, reverse=True)]
+        for limit in [*limits, *(parse_memory(budget, 0, "--budget") for budget in budgets)]:
+            for threads in modes if limit is not None else modes[:1]:
+                rows += run.measure(limit, threads)
                 print_rows(rows[-len(routings) - 1 :])
     path = write_result(f"offload-{name or bundle.stem}", rows, gpu=vars(gpu) | {}, aim=AIM)
     print_rows([row for row in rows if row["work"] == "decode"])
@@ -128,19 +134,24 @@ class _Run:
             self._prefill_seconds, self._said["prefill"] = self._prefill(model)
         print({name: f"{seconds * 1e3:.3f} ms" for name, seconds in self._resident.items()}, flush=True)
 
-    def measure(self, share: float, threads: int) -> list[dict[str, Any]]:
+    def limit_of(self, share: float) -> int | None:
+        """The budget with slots for a share of the experts; ``None`` for all."""
+        return share_limit(self._base, self._facts, share) if share < 1 else None
+
+    def measure(self, limit: int | None, threads: int) -> list[dict[str, Any]]:
         """Rows of one budget."""
-        limit = share_limit(self._base, self._facts, share)
         self._link = measure_gpu(NvidiaDriver(), 0).link_gb_s
         self._read = read_bandwidth(threads, HOST_BYTES) if threads else 0.0
         start = time.perf_counter()
-        with self._load(limit if share < 1 else None, threads) as model:
+        with self._load(limit, threads) as model:
             loaded = time.perf_counter() - start
             experts: Any = model._executor and model._executor._experts
             experts.beside = self._beside
-            rows = [self._decode_row(model, share, routing) for routing in self._routings]
-            rows.append(self._prefill_row(model, share))
-        return [{**row, "threads": threads, "load s": loaded} for row in rows]
+            assert isinstance(model.memory, DevicePlan)
+            memory = {"slots": f"{_slot_share(model.memory):.0%}", "GPU MB": model.memory.total_bytes / 1e6}
+            rows = [self._decode_row(model, routing) for routing in self._routings]
+            rows.append(self._prefill_row(model))
+        return [memory | row | {"threads": threads, "load s": loaded} for row in rows]
 
     def _load(self, limit: int | None, threads: int = 0) -> Model:
         return runtime.load(
@@ -154,7 +165,7 @@ class _Run:
             cpu_threads=threads,
         )
 
-    def _decode_row(self, model: Model, share: float, routing: str) -> dict[str, Any]:
+    def _decode_row(self, model: Model, routing: str) -> dict[str, Any]:
         steps, said = self._decode(model, self._routings[routing])
         stats = model.stats
         hit_rate, by_cpu = stats.hit_rate, stats.cpu_misses * self._stride / len(steps)
@@ -164,7 +175,6 @@ class _Run:
         ratios = [seconds / max(resident, size / speed) for seconds, size in steps]
         return {
             "work": "decode",
-            "slots": f"{share:.0%}",
             "routing": routing,
             "hit rate": hit_rate,
             "missed MB": missed / 1e6,
@@ -179,13 +189,12 @@ class _Run:
             "same bits": said == self._said[routing],
         }
 
-    def _prefill_row(self, model: Model, share: float) -> dict[str, Any]:
+    def _prefill_row(self, model: Model) -> dict[str, Any]:
         seconds, said = self._prefill(model)
         link = model.stats.bytes_moved / self._link / 1e6
         floor = max(link, self._prefill_seconds * 1e3)
         return {
             "work": f"{PROMPT_TOKENS} tokens",
-            "slots": f"{share:.0%}",
             "missed MB": model.stats.bytes_moved / 1e6,
             "ms": seconds * 1e3,
             "link ms": link,
@@ -235,6 +244,14 @@ class _Run:
         model.stats.reset()
         model.stats.bytes_moved = moved
         return median(times), (tokens, logits)
+
+
+def _slot_share(plan: DevicePlan) -> float:
+    """Of the experts, those with a slot."""
+    if plan.slots is None:
+        return 1.0
+    layers = plan.slots.layers
+    return sum(layer.slots for layer in layers) / sum(layer.experts for layer in layers)
 
 
 if __name__ == "__main__":

@@ -59,16 +59,19 @@ def main(names: tuple[str, ...], targets: tuple[str, ...], real: bool, force: bo
 def prepare_tiny(name: str, targets: tuple[str, ...], *, force: bool = False) -> Path:
     """``.carry/tiny/<name>.moec`` and the reference beside it."""
     bundle, reference = CARRY / "tiny" / f"{name}.moec", CARRY / "tiny" / f"{name}.npz"
-    if bundle.is_dir() and reference.is_file() and not force:
+    has_bundle, has_reference = (path.exists() and not force for path in (bundle, reference))
+    if has_bundle and has_reference:
         return bundle
     bundle.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = EXAMPLE
         if name != EXAMPLE_NAME:
             checkpoint = save(name, Path(folder, name), dtype=torch.bfloat16)
-        compile_for(checkpoint, bundle, targets, ["--calibration", "none", "--dtype", "bf16"])
-        sequences = example_sequences() if name == EXAMPLE_NAME else random_sequences(name)
-        make_reference(checkpoint, sequences, "bfloat16").save(reference)
+        if not has_bundle:
+            compile_for(checkpoint, bundle, targets, ["--calibration", "none", "--dtype", "bf16"])
+        if not has_reference:
+            sequences = example_sequences() if name == EXAMPLE_NAME else random_sequences(name)
+            make_reference(checkpoint, sequences, "bfloat16").save(reference)
     return bundle
 
 

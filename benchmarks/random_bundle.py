@@ -47,6 +47,7 @@ def write_bundle(
     deviation: float = DEVIATION,
     pool_values: int = POOL_VALUES,
     workers: int | None = None,
+    alike: bool = False,
     force: bool = False,
 ) -> int:
     """Write the bundle; norms are 1, constants what they are, everything else is random.
@@ -59,6 +60,8 @@ def write_bundle(
         deviation: standard deviation of weights.
         pool_values: random values before they repeat.
         workers: threads; all cores by default.
+        alike: experts of all layers of a shape are one file under several names: where memory or a disk does not hold
+            them all. What moves and where to stays the same.
         force: replace a bundle that is there.
 
     Returns:
@@ -71,7 +74,8 @@ def write_bundle(
     (staging / WEIGHTS_FOLDER).mkdir(parents=True)
     _copy(compiled, staging)
     write_record(uniform_schedule(compiled.model), staging / SCHEDULE_NAME)
-    weights = _write_weights(compiled, staging, RandomPools(pool_values, deviation), workers or all_cores())
+    pools = RandomPools(pool_values, deviation)
+    weights = _write_weights(compiled, staging, pools, workers or all_cores(), alike=alike)
     files = compiled.manifest.files | hash_files(staging, [SCHEDULE_NAME]) | weights
     manifest = dataclasses.replace(compiled.manifest, contents="bundle", files=dict(sorted(files.items())))
     (staging / MANIFEST_NAME).write_bytes(render_manifest(manifest))
@@ -101,7 +105,9 @@ def _copy(modules: Modules, folder: Path) -> None:
         shutil.copyfile(modules.path / name, folder / name)
 
 
-def _write_weights(modules: Modules, folder: Path, pools: RandomPools, workers: int) -> dict[str, FileRecord]:
+def _write_weights(
+    modules: Modules, folder: Path, pools: RandomPools, workers: int, *, alike: bool
+) -> dict[str, FileRecord]:
     """Write a file a thread; sizes and hashes by the path in the bundle."""
     model = modules.model
     bodies = {body.name: body for body in model.bodies}
@@ -110,6 +116,8 @@ def _write_weights(modules: Modules, folder: Path, pools: RandomPools, workers: 
             pools.pool(dtype)
     constants = read_small(modules.path / CONSTANTS_NAME)
     place = 0
+    first: dict[tuple[str, int], str] = {}
+    links: dict[str, str] = {}
     with ThreadPoolExecutor(workers) as threads:
         pieces = _dense_pieces(modules.packing.dense, pools, constants)
         futures = {DENSE_NAME: threads.submit(_write, folder / DENSE_NAME, pieces)}
@@ -117,10 +125,16 @@ def _write_weights(modules: Modules, folder: Path, pools: RandomPools, workers: 
             body = bodies[layer.body]
             count = layer.experts * layout(body).stride_bytes // DTYPE_BYTES[body.dtype]
             path = experts_name(layer.layer)
+            if alike and (own := first.setdefault((body.name, layer.experts), path)) != path:
+                links[path] = own
+                continue
             values = pools.pool(body.dtype).pieces(place, count)
             futures[path] = threads.submit(_write, folder / path, values)
             place += count
-        return {path: future.result() for path, future in futures.items()}
+        written = {path: future.result() for path, future in futures.items()}
+    for path, own in links.items():
+        (folder / path).hardlink_to(folder / own)
+    return written | {path: written[own] for path, own in links.items()}
 
 
 def _write(path: Path, pieces: Iterable[memoryview | bytes]) -> FileRecord:

@@ -52,10 +52,8 @@ class Reference:
 def load_reference(path: Path) -> Reference:
     """Read what `Reference.save` wrote."""
     with np.load(path) as found:
-        arrays = [found[name] for name in ("sequences", "logits", "prompt", "greedy")]
-        return Reference(
-            *arrays, float(found["perplexity"]), found["stored_errors"], float(found["stored_agreement"])
-        )
+        numbers = {name: float(found[name]) for name in ("perplexity", "stored_agreement")}
+        return Reference(**{**found, **numbers})
 
 
 def make_reference(checkpoint: Path, sequences: NDArray[np.int64], dtype: str) -> Reference:

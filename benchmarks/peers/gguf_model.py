@@ -25,7 +25,8 @@ from benchmarks.random_values import DEVIATION, RandomPool, all_cores
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-KINDS = ("bf16", "q8_0", "q4_0")
+BLOCKS = {"bf16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
+"""Values and bytes of a block of each kind."""
 POOL_BLOCKS = 524_287
 """Of 32 values; the largest prime below 2**19."""
 PIECE_BYTES = 8 << 20
@@ -49,7 +50,7 @@ class GgufTensor:
 @click.command()
 @click.argument("config", type=click.Path(exists=True, path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--kind", type=click.Choice(KINDS), default="bf16", show_default=True)
+@click.option("--kind", type=click.Choice(list(BLOCKS)), default="bf16", show_default=True)
 def main(config: Path, output: Path, kind: str) -> None:
     """Write OUTPUT with the shapes of CONFIG."""
     start = time.perf_counter()
@@ -99,6 +100,12 @@ def _feed_forward(suffix: str, lead: tuple[int, ...], hidden: int, width: int) -
     ]
 
 
+def file_bytes(tensor: GgufTensor, kind: str) -> int:
+    """What a tensor takes in a file of a kind."""
+    block, size = (1, 4) if tensor.plain else BLOCKS[kind]
+    return tensor.count // block * size
+
+
 def write_gguf(config: dict[str, Any], output: Path, kind: str) -> int:
     """Write the file with all cores; its bytes."""
     import gguf
@@ -116,9 +123,8 @@ def write_gguf(config: dict[str, Any], output: Path, kind: str) -> int:
     end, used = 0, dict.fromkeys(pools, 0)
     for tensor in tensors(config):
         kept = plain if tensor.plain else types[kind]
-        block, block_bytes = gguf.GGML_QUANT_SIZES[kept]
-        size = tensor.count // block * block_bytes
-        stored = (*tensor.shape[:-1], tensor.shape[-1] // block * block_bytes)
+        size = file_bytes(tensor, kind)
+        stored = (*tensor.shape[:-1], size // math.prod(tensor.shape[:-1]))
         if kept == plain:
             writer.add_tensor_info(f"{tensor.name}.weight", tensor.shape, np.dtype(np.float32), size)
         elif kept == gguf.GGMLQuantizationType.BF16:
@@ -135,7 +141,7 @@ def write_gguf(config: dict[str, Any], output: Path, kind: str) -> int:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    begin = -(-output.stat().st_size // writer.data_alignment) * writer.data_alignment
+    begin: int = -(-output.stat().st_size // writer.data_alignment) * writer.data_alignment
     file = os.open(output, os.O_RDWR)
     try:
         os.ftruncate(file, begin + end)
