@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.experts import layout
 from moec.artifacts.ids import ValueId
-from moec.artifacts.model import AttentionStep, SegmentStep, TensorSpec
+from moec.artifacts.model import AttentionStep, SegmentStep, StateStep, TensorSpec
 from moec.artifacts.paths import PROGRAM_NAME, experts_name, program_name
+from moec.artifacts.states import state_inputs, state_output, state_weights
+from moec.formats import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec, ModelRecord, Step
     from moec.artifacts.safetensors import TensorPlace
     from moec.artifacts.schedule import LayerProfile, LayerSchedule, Schedule, ScheduleRecord
+    from moec.artifacts.states import StateSpec
 
 CHAIN_INPUTS = (ValueId("tokens"), ValueId("positions"))
 CHAIN_OUTPUT = ValueId("logits")
@@ -26,9 +29,13 @@ def model_problems(model: ModelRecord) -> Iterator[str]:
     """What is inconsistent within ``model.json``, one sentence each."""
     yield from _duplicates("function", [function.name for function in model.functions])
     yield from _duplicates("attention", [attention.name for attention in model.attentions])
+    yield from _duplicates("state", [state.name for state in model.states])
     yield from _duplicates("expert body", [body.name for body in model.bodies])
     if [layer.layer for layer in model.experts] != list(range(len(model.experts))):
         yield "the MoE layers are not numbered from 0"
+    for body in model.bodies:
+        if body.format is not None and body.format not in FORMATS:
+            yield f"the expert body {body.name} is of the unknown format {body.format}"
     bodies = {body.name for body in model.bodies}
     for layer in model.experts:
         if layer.body not in bodies:
@@ -68,6 +75,8 @@ def step_values(step: Step) -> tuple[tuple[ValueId, ...], tuple[ValueId, ...]]:
     if isinstance(step, AttentionStep):
         value = () if step.value is None else (step.value,)
         return (step.query, step.key, *value), (step.output,)
+    if isinstance(step, StateStep):
+        return step.inputs, (step.output,)
     return (step.hidden, step.index, step.weight), (step.output,)
 
 
@@ -86,8 +95,31 @@ def _step_problems(model: ModelRecord, step: Step) -> Iterator[str]:
             yield f"does not have the operands of the attention {step.attention}"
         elif attention.heads is not None and not (attention.latent and attention.kv_heads == 1):
             yield f"uses the attention {step.attention}, whose heads have no latent in common"
+    elif isinstance(step, StateStep):
+        yield from _state_problems(model, step)
     elif not 0 <= step.layer < len(model.experts):
         yield f"uses the unknown MoE layer {step.layer}"
+
+
+def _state_problems(model: ModelRecord, step: StateStep) -> Iterator[str]:
+    spec = next((spec for spec in model.states if spec.name == step.state), None)
+    if spec is None:
+        yield f"uses the unknown state {step.state}"
+        return
+    shapes = (*state_inputs(spec), state_output(spec))
+    names = (*step.inputs, step.output)
+    if (len(names), len(step.weights)) != (len(shapes), len(state_weights(spec))):
+        yield f"does not have the operands of the state {step.state}"
+        return
+    for name, shape in zip(names, shapes, strict=True):
+        if name in model.values and model.values[name] != TensorSpec("float32", shape):
+            yield f"gives the value {name} to the state {step.state}, which takes another shape there"
+
+
+def state_step_weights(spec: StateSpec, step: StateStep) -> dict[TensorName, TensorSpec]:
+    """The weights of a step that advances a state."""
+    shapes = state_weights(spec)
+    return {name: TensorSpec("float32", shape) for name, shape in zip(step.weights, shapes, strict=False)}
 
 
 def attention_weights(attention: AttentionSpec, step: AttentionStep) -> dict[TensorName, TensorSpec]:
@@ -128,10 +160,13 @@ def dense_problems(model: ModelRecord, table: Mapping[TensorName, TensorPlace]) 
     """What the chain expects of ``weights/dense.safetensors`` and does not find."""
     functions = {function.name: function for function in model.functions}
     attentions = {attention.name: attention for attention in model.attentions}
+    states = {state.name: state for state in model.states}
     for number, step in enumerate(model.steps):
         wanted: Iterable[tuple[TensorName, TensorSpec]] = ()
         if isinstance(step, AttentionStep) and step.attention in attentions:
             wanted = attention_weights(attentions[step.attention], step).items()
+        elif isinstance(step, StateStep) and step.state in states:
+            wanted = state_step_weights(states[step.state], step).items()
         elif isinstance(step, SegmentStep) and step.function in functions:
             wanted = zip(step.weights, functions[step.function].weights, strict=False)
         for name, spec in wanted:

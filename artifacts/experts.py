@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from moec.artifacts.model import DTYPE_BYTES, ExpertBody
+from moec.formats import format_of, row_bytes
 
 PART_ALIGNMENT = 64
 EXPERT_ALIGNMENT = 4096
@@ -16,6 +18,7 @@ class ExpertPart:
 
     name: str
     shape: tuple[int, ...]
+    """Of a quantized matrix of N rows: ``[N, row_bytes]``, bytes."""
     offset_bytes: int
     size_bytes: int
 
@@ -49,12 +52,13 @@ def layout(body: ExpertBody) -> ExpertLayout:
     shapes.append(("down", (H, I)))
     if body.down_bias:
         shapes.append(("down_bias", (H,)))
+    kind = format_of(body.format)
     parts: list[ExpertPart] = []
     offset = 0
-    for name, shape in shapes:
-        size = DTYPE_BYTES[body.dtype]
-        for extent in shape:
-            size *= extent
+    for name, extents in shapes:
+        quantized = kind is not None and len(extents) > 1
+        shape = (extents[0], row_bytes(kind, extents[1])) if kind is not None and quantized else extents
+        size = math.prod(shape) * (1 if quantized else DTYPE_BYTES[body.dtype])
         parts.append(ExpertPart(name, shape, offset, size))
         offset = _align(offset + size, PART_ALIGNMENT)
     return ExpertLayout(

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, attention_weights, step_values
+from moec.artifacts.checks import (
+    CHAIN_INPUTS,
+    CHAIN_OUTPUT,
+    attention_weights,
+    state_step_weights,
+    step_values,
+)
 from moec.artifacts.experts import layout
-from moec.artifacts.model import DTYPE_BYTES, AttentionStep, SegmentStep, TensorSpec
+from moec.artifacts.model import DTYPE_BYTES, AttentionStep, SegmentStep, StateStep, TensorSpec
+from moec.artifacts.states import state_bytes
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import LayerId, TensorName, ValueId
     from moec.artifacts.model import AttentionSpec, ModelRecord, Step
+    from moec.artifacts.states import StateSpec
 
 DENSE_ALIGNMENT = 64
 TABLE_ENTRY_BYTES = 8
@@ -51,6 +60,8 @@ class Footprint:
     """Attention layers."""
     cache_page_bytes: int
     """One page of the key-value cache in all attention layers together."""
+    sequence_bytes: int
+    """The states of one sequence, in all layers that have one."""
     activation_bytes_per_token: int
     """The most that the steps before the last ones need at once, for one token of a step."""
     logits_bytes_per_row: int
@@ -85,6 +96,10 @@ class Footprint:
         joined = 2 * sequences * self.result_bytes_per_row if sequences > LOGIT_ROWS else 0
         return self.activation_bytes_per_token * step_tokens + self.logits_bytes_per_row * rows + joined
 
+    def states_bytes(self, max_batch: int) -> int:
+        """The states of so many sequences at once, and of one more that logits are asked of."""
+        return self.sequence_bytes * (max_batch + 1)
+
     def cache_bytes(self, context_tokens: int) -> int:
         """The key-value cache for ``context_tokens``, in whole pages."""
         return self.cache_page_bytes * -(-context_tokens // PAGE_TOKENS)
@@ -99,6 +114,7 @@ def footprint(model: ModelRecord) -> Footprint:
         dense_bytes_per_token=_dense_bytes_per_token(model, weights),
         attention_steps=sum(isinstance(step, AttentionStep) for step in model.steps),
         cache_page_bytes=_cache_page_bytes(model),
+        sequence_bytes=sum(state_bytes(spec) for spec in state_layers(model)),
         activation_bytes_per_token=_peak_bytes(model, 0, model.last_step),
         logits_bytes_per_row=_peak_bytes(model, model.last_step, len(model.steps)),
         result_bytes_per_row=VALUE_BYTES * model.vocab_size,
@@ -110,13 +126,38 @@ def dense_weights(model: ModelRecord) -> dict[TensorName, TensorSpec]:
     """Every weight outside routed experts that a step of the chain reads."""
     functions = {function.name: function for function in model.functions}
     attentions = {attention.name: attention for attention in model.attentions}
+    states = {state.name: state for state in model.states}
     weights: dict[TensorName, TensorSpec] = {}
     for step in model.steps:
         if isinstance(step, SegmentStep):
             weights.update(zip(step.weights, functions[step.function].weights, strict=True))
         elif isinstance(step, AttentionStep):
             weights.update(attention_weights(attentions[step.attention], step))
+        elif isinstance(step, StateStep):
+            weights.update(state_step_weights(states[step.state], step))
     return weights
+
+
+def state_layers(model: ModelRecord) -> tuple[StateSpec, ...]:
+    """The state of each layer that has one, in order."""
+    specs = {spec.name: spec for spec in model.states}
+    steps = [step for step in model.steps if isinstance(step, StateStep)]
+    return tuple(specs[step.state] for step in sorted(steps, key=lambda step: step.layer))
+
+
+def format_bytes(model: ModelRecord) -> dict[str, int]:
+    """Bytes of weights in each format or plain element type, without padding; the most first."""
+    found: dict[str, int] = defaultdict(int)
+    for spec in dense_weights(model).values():
+        found[spec.dtype] += _bytes(spec)
+    bodies = {body.name: body for body in model.bodies}
+    for layer in model.experts:
+        body = bodies[layer.body]
+        for part in layout(body).parts:
+            found[body.format or body.dtype if len(part.shape) > 1 else body.dtype] += (
+                layer.experts * part.size_bytes
+            )
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def cache_token_bytes(spec: AttentionSpec) -> int:
@@ -153,11 +194,13 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
             # One token attends to latents as they are: nothing is expanded for it.
             read.update({step.sinks} if step.sinks else ())
             read.update((step.weights.absorb, step.weights.value) if step.weights else ())
+        if isinstance(step, StateStep):
+            read.update(step.weights)
         if not isinstance(step, SegmentStep):
             continue
         for name in step.weights:
             # Only the embedding meets token ids, and is gathered from; tied, the last product reads it whole.
-            embeds = CHAIN_INPUTS[0] in step.inputs and weights[name].shape[0] == model.vocab_size
+            embeds = CHAIN_INPUTS[0] in step.inputs and weights[name].shape[:1] == (model.vocab_size,)
             (gathered if embeds else read).add(name)
     rows = sum(_bytes(weights[name]) // model.vocab_size for name in gathered - read)
     return rows + sum(_bytes(weights[name]) for name in read)
@@ -208,6 +251,8 @@ def _scratch_bytes(model: ModelRecord, step: Step) -> int:
         attention = next(spec for spec in model.attentions if spec.name == step.attention)
         width = attention.key_dim + attention.value_dim if attention.heads else 0
         return VALUE_BYTES * attention.query_heads * width  # queries and results in terms of latents
+    if isinstance(step, StateStep):
+        return 0
     layer = model.experts[step.layer]
     body = next(body for body in model.bodies if body.name == layer.body)
     return VALUE_BYTES * layer.top_k * (body.intermediate * (2 if body.gated else 1))

@@ -69,6 +69,10 @@ class Manifest:
     """Of the checkpoint's config and tensor table; see ``model_fingerprint``."""
     targets: tuple[TargetRecord, ...]
     tokenizer: TokenizerRecord | None
+    quantization: str
+    """Name of the policy that formats of weights follow; ``none`` where all are plain."""
+    formats: dict[str, int]
+    """Bytes of weights in each format or plain element type."""
     files: dict[str, FileRecord]
     """By path relative to the bundle, ``/`` between folders; every file but the manifest itself."""
     manifest_sha256: str

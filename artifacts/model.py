@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from moec.artifacts.activation import Expression
 from moec.artifacts.ids import LayerId, TensorName, ValueId
+from moec.artifacts.states import StateSpec
 
 DType: TypeAlias = Literal["bfloat16", "float16", "float32", "int64", "int32", "bool"]
 
@@ -119,7 +120,9 @@ class ExpertBody:
     down_bias: bool
     activation: Expression
     dtype: DType
-    """Of the expert's weights; its input and result are float32."""
+    """Of its biases, and of its matrices where they are not quantized; its input and result are float32."""
+    format: str | None = None
+    """Of its matrices: a name in ``moec.formats.FORMATS``, or None where they are plain."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,19 @@ class ExpertsStep:
     output: ValueId
 
 
-Step: TypeAlias = SegmentStep | AttentionStep | ExpertsStep
+@dataclass(frozen=True)
+class StateStep:
+    """Advance the state of ``layer`` by this step's tokens: see `moec.artifacts.states` for operands and results."""
+
+    kind: Literal["state"]
+    state: str
+    layer: LayerId
+    inputs: tuple[ValueId, ...]
+    weights: tuple[TensorName, ...]
+    output: ValueId
+
+
+Step: TypeAlias = SegmentStep | AttentionStep | StateStep | ExpertsStep
 
 
 @dataclass(frozen=True)
@@ -230,6 +245,7 @@ class ModelRecord:
     """What flows between steps; float32 but for token ids, positions and chosen experts."""
     functions: tuple[FunctionSpec, ...]
     attentions: tuple[AttentionSpec, ...]
+    states: tuple[StateSpec, ...]
     bodies: tuple[ExpertBody, ...]
     experts: tuple[ExpertsLayer, ...]
     steps: tuple[Step, ...]

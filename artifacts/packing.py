@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from moec.artifacts.ids import LayerId, TensorName
 from moec.artifacts.model import DType
+from moec.artifacts.quantization import Quantization
 
 RecipeArgument: TypeAlias = "bool | int | float | str | tuple[RecipeArgument, ...] | dict[str, int] | None"
 """A literal, a list of literals, or ``{"ref": n}``: source n, or (counting on) the result of an earlier
@@ -62,3 +63,5 @@ class PackingRecord:
     """Type that each parameter is read as: its storage type where anything made of it keeps that, else float32."""
     dense: tuple[DenseTensor, ...]
     experts: tuple[ExpertSource, ...]
+    quantization: Quantization | None = None
+    """The policy that formats in ``model.json`` follow, and the method; None: all weights are plain."""

@@ -12,6 +12,8 @@ WEIGHTS_FOLDER = "weights"
 DENSE_NAME = "weights/dense.safetensors"
 CONSTANTS_NAME = "constants.safetensors"
 """Tensors that packing.json's recipes name as ``constant:<name>``."""
+ACCURACY_NAME = "accuracy.json"
+"""How close the bundle computes to its checkpoint, once that was measured."""
 RECORD_FILES = ("model.json", "packing.json", "schedule.json")
 
 

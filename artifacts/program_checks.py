@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.artifacts.program import size_bytes
+from moec.artifacts.states import STATE_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ def program_problems(model: ModelRecord, program: ProgramRecord) -> Iterator[str
     yield from _beside_problems(model, program, names)
     called = {call.function for segment in program.segments for call in segment.calls}
     called |= {f"attention_{spec.name}" for spec in model.attentions}
+    called |= {f"{STATE_PREFIX}{spec.name}" for spec in model.states}
     called |= {f"experts_{body.name}" for body in model.bodies}
     wanting = [workspace.function for workspace in program.workspaces]
     yield from (f"there are two workspaces for {name}" for name in _twice(wanting))

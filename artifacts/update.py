@@ -1,4 +1,4 @@
-"""Change the schedules of a finished bundle, and the traces behind them; everything else in it stays as it is."""
+"""Change some files of a finished bundle, its schedules and their traces above all; everything else stays as it is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from moec.artifacts.traces import TRACES_NAME, save_traces
 from moec.artifacts.writer import BundleWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from moec.artifacts.reader import Bundle
@@ -38,22 +39,34 @@ def same_place(one: Schedule, other: Schedule) -> bool:
 def replace_schedules(bundle: Bundle, record: ScheduleRecord, traces: Traces | None = None) -> None:
     """Write ``schedule.json`` anew, and where ``traces`` are given those that it was made from.
 
-    A second folder with the same files (links, where the file system has them) and the new schedule takes the
-    bundle's name, so the bundle is whole at every moment. The open ``bundle`` keeps its schedule and its
-    views.
+    The open ``bundle`` keeps its schedule and its views. Raises as `rewrite` does.
+    """
+    files: dict[str, Callable[[Path], None]] = {SCHEDULE_NAME: lambda path: write_record(record, path)}
+    if traces is not None:
+        files[TRACES_NAME] = lambda path: save_traces(traces, path)
+    rewrite(bundle, files)
+
+
+def rewrite(bundle: Bundle, files: Mapping[str, Callable[[Path], None]]) -> None:
+    """Replace some files of a bundle, or add them.
+
+    A second folder with the other files (links, where the file system has them) and the new ones takes the
+    bundle's name, so the bundle is whole at every moment.
+
+    Args:
+        bundle: an open one, which goes on as it was.
+        files: by path relative to the bundle, what writes the file.
 
     Raises:
         OutputError: the bundle's folder cannot be written.
     """
-    changed = {SCHEDULE_NAME} if traces is None else {SCHEDULE_NAME, TRACES_NAME}
-    unchanged = {path: file for path, file in bundle.manifest.files.items() if path not in changed}
+    unchanged = {path: file for path, file in bundle.manifest.files.items() if path not in files}
     with BundleWriter(bundle.path.resolve(), force=True) as writer:
         for path in unchanged:
             _link(bundle.path / path, writer.folder / path)
-        write_record(record, writer.folder / SCHEDULE_NAME)
-        if traces is not None:
-            (writer.folder / TRACES_NAME).parent.mkdir(exist_ok=True)
-            save_traces(traces, writer.folder / TRACES_NAME)
+        for path, write in files.items():
+            (writer.folder / path).parent.mkdir(parents=True, exist_ok=True)
+            write(writer.folder / path)
         writer.commit(bundle.manifest, known=unchanged)
 
 

@@ -27,20 +27,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {},
     "mixtral": {},
     "gpt_oss": {},
-    "deepseek_v2": {
-        "hidden_size": 2048,
-        "intermediate_size": 10944,
-        "moe_intermediate_size": 1408,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "n_routed_experts": 64,
-        "n_shared_experts": 2,
-        "num_experts_per_tok": 6,
-        "q_lora_rank": None,
-        "first_k_dense_replace": 1,
-        "topk_method": "greedy",
-    },
+    "deepseek_v2": {},
+    "grok-1": {},
+    "arctic": {},
 }
 """Model types as published (see ``PUBLISHED``), or else by their default config in transformers with these fields."""
 

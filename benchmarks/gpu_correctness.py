@@ -131,10 +131,12 @@ def check(folder: Path, name: str, device: str) -> list[dict[str, Any]]:
             )
         with runtime.load(bundle, **options) as model:
             facts, logits[label] = run(model, reference)
+            misses = model.stats.misses
         facts = {"model": name, "way": label} | facts
         if way.resident:
             same = logits[label].argmax(-1) == logits[way.resident].argmax(-1)
             facts["of resident"] = float(same.mean())
+            facts["misses"] = misses
             if not way.threads:
                 facts["same bits"] &= bool(np.array_equal(logits[label], logits[way.resident]))
         rows.append(facts | {"verdict": verdict(facts)})
@@ -189,6 +191,8 @@ def verdict(facts: dict[str, Any]) -> str:
             problems.append(problem)
     if not facts["same bits"]:
         problems.append("bits")
+    if not facts.get("misses", 1):
+        problems.append("nothing was offloaded")
     if not facts.get("of resident", 1.0) >= LEAST_OF_RESIDENT:
         problems.append("of resident")
     off = abs(facts["perplexity"] / facts["perplexity of transformers"] - 1)

@@ -22,9 +22,12 @@ import torch
 
 from benchmarks.common import print_rows
 from benchmarks.make_checkpoint import CONFIGS
-from benchmarks.references import make_reference
+from benchmarks.references import NEW_TOKENS, PROMPT_TOKENS, Reference, make_reference, perplexity
 from moec.__main__ import run
+from tests.support.references import REFERENCES
+from tests.support.references.model import greedy
 from tests.support.tiny_models import TINY, save
+from tests.support.tiny_models.own import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,13 +44,13 @@ LIMIT_BYTES = 50 << 20
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice([*TINY, EXAMPLE_NAME]))
+@click.argument("names", nargs=-1, type=click.Choice([*TINY, *OWN, EXAMPLE_NAME]))
 @click.option("--target", "targets", multiple=True, default=("cuda-sm_90",), show_default=True)
 @click.option("--real/--no-real", default=True, help="Real configs' modules, for the same targets and cpu.")
 @click.option("--force", is_flag=True, help="Make again what is there.")
 def main(names: tuple[str, ...], targets: tuple[str, ...], real: bool, force: bool) -> None:
     """Prepare the tiny models NAMES (all of them by default)."""
-    jobs = [(name, prepare_tiny) for name in names or (*TINY, EXAMPLE_NAME)]
+    jobs = [(name, prepare_tiny) for name in names or (*TINY, *OWN, EXAMPLE_NAME)]
     jobs += [(name, prepare_modules) for name in REAL] if real else []
     print_rows([_timed(name, partial(prepare, name, targets, force=force)) for name, prepare in jobs])
     size = folder_bytes(CARRY)
@@ -71,7 +74,8 @@ def prepare_tiny(name: str, targets: tuple[str, ...], *, force: bool = False) ->
             compile_for(checkpoint, bundle, targets, ["--calibration", "none", "--dtype", "bf16"])
         if not has_reference:
             sequences = example_sequences() if name == EXAMPLE_NAME else random_sequences(name)
-            make_reference(checkpoint, sequences, "bfloat16").save(reference)
+            made = own_reference(name, checkpoint, sequences) if name in OWN else None
+            (made or make_reference(checkpoint, sequences, "bfloat16")).save(reference)
     return bundle
 
 
@@ -99,7 +103,18 @@ def compile_for(checkpoint: Path, output: Path, targets: tuple[str, ...], option
 
 def random_sequences(name: str) -> NDArray[np.int64]:
     """``[S, L]`` of a tiny model."""
-    return np.random.default_rng(1).integers(2, TINY[name]().vocab_size, (SEQUENCES, TOKENS))
+    vocab_size = OWN[name][0]["vocab_size"] if name in OWN else TINY[name]().vocab_size
+    return np.random.default_rng(1).integers(2, vocab_size, (SEQUENCES, TOKENS))
+
+
+def own_reference(name: str, checkpoint: Path, sequences: NDArray[np.int64]) -> Reference:
+    """Where transformers has no such model: what the numpy reference of the tests computes, in float64."""
+    judge = REFERENCES[name](checkpoint)
+    logits = np.stack([judge.logits(ids.tolist()) for ids in sequences]).astype(np.float32)
+    prompt = sequences[0, :PROMPT_TOKENS]
+    continued = np.array(greedy(judge, prompt, NEW_TOKENS)[PROMPT_TOKENS:], np.int64)
+    none = np.full(sequences.shape, np.nan)
+    return Reference(sequences, logits, prompt, continued, perplexity(sequences, logits), none, np.nan)
 
 
 def example_sequences() -> NDArray[np.int64]:

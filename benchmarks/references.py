@@ -33,7 +33,8 @@ class Reference:
     stored_errors: NDArray[np.float64]
     """``[S, L]``: `position_errors` of transformers in that dtype."""
     stored_agreement: float
-    """Share of positions where transformers in that dtype has the same likeliest token as in float32."""
+    """Share of positions where transformers in that dtype has the same likeliest token as in float32. Both are not
+    numbers where transformers has no such model."""
 
     def save(self, path: Path) -> None:
         """Write ``path``."""

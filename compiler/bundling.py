@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moec import __version__
+from moec.artifacts.footprint import format_bytes
 from moec.artifacts.manifest import (
     FORMAT_VERSION,
     NO_SHA256,
@@ -28,6 +28,7 @@ from moec.planning.planner import plan_many
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from moec.artifacts.manifest import Contents, TargetRecord
     from moec.artifacts.writer import BundleWriter
@@ -137,15 +138,18 @@ def _profile(
 def _describe(
     folder: Path, checkpoint: Checkpoint, targets: tuple[TargetRecord, ...], contents: Contents
 ) -> Manifest:
+    packing = read_record(PackingRecord, "packing", folder / "packing.json")
     return Manifest(
         format_version=FORMAT_VERSION,
         contents=contents,
         moec_version=__version__,
         tools={name: importlib.metadata.version(name) for name in TOOLS},
-        model_name=checkpoint.source if checkpoint.hub else Path(checkpoint.source).resolve().name,
+        model_name=checkpoint.name,
         fingerprint=fingerprint(checkpoint),
         targets=targets,
         tokenizer=_tokenizer(folder / TOKENIZER_FOLDER),
+        quantization=packing.quantization.name if packing.quantization else "none",
+        formats=format_bytes(read_record(ModelRecord, "model", folder / "model.json")),
         files={},
         manifest_sha256=NO_SHA256,
     )

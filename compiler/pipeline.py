@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
+from moec.artifacts.codec import to_json
 from moec.artifacts.manifest import TargetRecord
 from moec.artifacts.reader import open_modules
 from moec.artifacts.writer import BundleWriter, check_output
@@ -11,7 +13,9 @@ from moec.compiler.bundling import describe_modules, fingerprint, finish_bundle
 from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint
 from moec.compiler.choices import choose_context, choose_dtype
 from moec.compiler.generation import generation_defaults
+from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.modules import copy_modules, save_modules, save_side_files
+from moec.compiler.quantization import quantize
 from moec.compiler.stages import stage
 from moec.errors import CheckpointError
 
@@ -42,7 +46,7 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
     if not request.modules_only:
         with stage("weights", around.log):
             checkpoint = complete(checkpoint, parts)
-    key = None if request.modules_only else f"{fingerprint(checkpoint)} {request.dtype} {request.max_context}"
+    key = None if request.modules_only else _resume_key(request, checkpoint)
     with BundleWriter(request.output, force=request.force, resume_key=key) as writer:
         save_modules(parts, writer.folder)
         save_side_files(checkpoint, writer.folder)
@@ -50,7 +54,8 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
         if request.modules_only:
             return writer.commit(describe_modules(writer.folder, checkpoint, targets))
         spare = None
-        if request.calibration.enabled and not around.probe.can_run(targets):
+        probing = request.calibration.enabled and not around.probe.can_run(targets)
+        if probing and takes_formats(parts.model, "cpu"):
             around.log.note(
                 "no target runs on this machine: one for its CPU is made for the calibration only"
             )
@@ -79,6 +84,7 @@ def complete(checkpoint: Checkpoint, parts: PartitionedModel) -> Checkpoint:
 
 def build_parts(request: CompileRequest, checkpoint: Checkpoint, around: Surroundings) -> PartitionedModel:
     """Trace and partition, and write the graphs as ONNX where that is asked for; no weights are needed."""
+    from moec.compiler.lowering.targets import parse_target
     from moec.compiler.partition import partition
     from moec.compiler.trace import trace
 
@@ -95,7 +101,18 @@ def build_parts(request: CompileRequest, checkpoint: Checkpoint, around: Surroun
 
         with stage("onnx", around.log):
             export_onnx(parts, request.onnx)
+    if request.quantization is not None:
+        with stage("quantize", around.log):
+            parts = quantize(parts, request.quantization)
+            for name in request.targets:
+                check_formats(parts.model, parse_target(name).kind)
     return parts
+
+
+def _resume_key(request: CompileRequest, checkpoint: Checkpoint) -> str:
+    """What must be the same for an interrupted packing to go on."""
+    policy = json.dumps(to_json(request.quantization), sort_keys=True)
+    return f"{fingerprint(checkpoint)} {request.dtype} {request.max_context} {policy}"
 
 
 def lower_for(

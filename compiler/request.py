@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.quantization import Quantization
     from moec.artifacts.traces import Traces
     from moec.compiler.packing import Progress
     from moec.compiler.profiling.calibration import Prompt
@@ -66,6 +67,8 @@ class CompileRequest:
     force: bool = False
     dump_ir: Path | None = None
     onnx: Path | None = None
+    quantization: Quantization | None = None
+    """``None``: all weights stay plain."""
 
 
 @dataclass(frozen=True)

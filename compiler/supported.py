@@ -20,38 +20,108 @@ class ModelState:
     """How far moec goes with one model type."""
 
     state: State
-    """``supported``: tested against transformers. ``untested``: takes the generic path, without a test."""
+    """``supported``: tested against transformers, or against a reference of our own where transformers has no model.
+    ``untested``: takes the generic path, without a test.
+    """
     reason: str = ""
     """Why it is unsupported."""
+    note: str = ""
+    """What a person who uses it should know."""
 
 
-def _table() -> dict[str, ModelState]:
-    table: dict[str, ModelState] = {}
-    supported = (
-        "deepseek_v2 deepseek_v3 ernie4_5_moe glm4_moe gpt_oss granitemoe minimax_m2 mixtral olmoe phimoe "
-        "qwen2_moe qwen3_moe"
-    )
-    untested = (
-        "afmoe aria_text axk1 beam cohere2_moe dots1 exaone_moe flex_olmo flint gemma4_text glm4_moe_lite "
-        "granitemoe_swa granitemoeshared hunyuan_v1_moe hy_v3 kolibri1 laguna mellum mimo_v2_flash "
-        "minimax_m3_vl_text solar_open"
-    )
-    reasons = {
-        STATE_MARKER: "bailing_hybrid deepseek_v4 glm5_next granitemoehybrid inkling2_text inkling_text jamba "
-        "kimi_linear lfm2_moe minimax nemotron_h qwen3_5_moe qwen3_5_moe_text qwen3_next zaya",
-        MASK_TENSOR: "axk2 deepseek_v32 doge dots3_note glm_moe_dsa hy_v4",
-        VISION: "aria gemma4 minimax_m3_vl",
-        OWN_EXPERTS: "dbrx jetmoe llama4 llama4_text longcat_flash qwen4_exp",
-        NO_MODEL: "deepseek_ocr2 diffusion_gemma ernie4_5_vl_moe glm4v_moe inkling2 mistral4 mistral_large4 "
-        "muse_spark openai_privacy_filter qwen3_omni_moe qwen3_vl_moe step3p7 unlimited_ocr",
-        ENCODER: "nllb-moe switch_transformers",
-    }
-    table |= {name: ModelState("supported") for name in supported.split()}
-    table |= {name: ModelState("untested") for name in untested.split()}
-    for reason, names in reasons.items():
-        table |= {name: ModelState("unsupported", reason) for name in names.split()}
-    return dict(sorted(table.items()))
+SUPPORTED = ModelState("supported")
+SELECTING = ModelState(
+    "supported", note="contexts of up to index_topk tokens: compile with --max-context index_topk"
+)
 
 
-MODELS: dict[str, ModelState] = _table()
+def unsupported(reason: str) -> ModelState:
+    """A type that does not compile."""
+    return ModelState("unsupported", reason)
+
+
+MODELS: dict[str, ModelState] = {
+    "afmoe": SUPPORTED,
+    "arctic": SUPPORTED,
+    "aria": unsupported(VISION),
+    "aria_text": SUPPORTED,
+    "axk1": SUPPORTED,
+    "axk2": SELECTING,
+    "bailing_hybrid": unsupported(STATE_MARKER),
+    "beam": SUPPORTED,
+    "cohere2_moe": SUPPORTED,
+    "dbrx": unsupported(OWN_EXPERTS),
+    "deepseek_ocr2": unsupported(NO_MODEL),
+    "deepseek_v2": SUPPORTED,
+    "deepseek_v3": SUPPORTED,
+    "deepseek_v32": SELECTING,
+    "deepseek_v4": unsupported(STATE_MARKER),
+    "diffusion_gemma": unsupported(NO_MODEL),
+    "doge": unsupported(MASK_TENSOR),
+    "dots1": SUPPORTED,
+    "dots3_note": unsupported(VISION),
+    "dots3_note_text": SELECTING,
+    "ernie4_5_moe": SUPPORTED,
+    "ernie4_5_vl_moe": unsupported(NO_MODEL),
+    "exaone_moe": SUPPORTED,
+    "flex_olmo": SUPPORTED,
+    "flint": SUPPORTED,
+    "gemma4": unsupported(VISION),
+    "gemma4_text": SUPPORTED,
+    "glm4_moe": SUPPORTED,
+    "glm4_moe_lite": SUPPORTED,
+    "glm4v_moe": unsupported(NO_MODEL),
+    "glm5_next": unsupported(STATE_MARKER),
+    "glm_moe_dsa": SELECTING,
+    "gpt_oss": SUPPORTED,
+    "granitemoe": SUPPORTED,
+    "granitemoe_swa": SUPPORTED,
+    "granitemoehybrid": unsupported(STATE_MARKER),
+    "granitemoeshared": SUPPORTED,
+    "grok": SUPPORTED,
+    "grok-1": SUPPORTED,
+    "hunyuan_v1_moe": SUPPORTED,
+    "hy_v3": SUPPORTED,
+    "hy_v4": SELECTING,
+    "inkling2": unsupported(NO_MODEL),
+    "inkling2_text": unsupported(STATE_MARKER),
+    "inkling_text": unsupported(STATE_MARKER),
+    "jamba": unsupported(STATE_MARKER),
+    "jetmoe": unsupported(OWN_EXPERTS),
+    "kimi_linear": unsupported(STATE_MARKER),
+    "kolibri1": SUPPORTED,
+    "laguna": SUPPORTED,
+    "lfm2_moe": unsupported(STATE_MARKER),
+    "llama4": unsupported(OWN_EXPERTS),
+    "llama4_text": unsupported(OWN_EXPERTS),
+    "longcat_flash": unsupported(OWN_EXPERTS),
+    "mellum": SUPPORTED,
+    "mimo_v2_flash": SUPPORTED,
+    "minimax": unsupported(STATE_MARKER),
+    "minimax_m2": SUPPORTED,
+    "minimax_m3_vl": unsupported(MASK_TENSOR),
+    "minimax_m3_vl_text": unsupported(MASK_TENSOR),
+    "mistral4": unsupported(NO_MODEL),
+    "mistral_large4": unsupported(NO_MODEL),
+    "mixtral": SUPPORTED,
+    "muse_spark": unsupported(NO_MODEL),
+    "nemotron_h": unsupported(STATE_MARKER),
+    "nllb-moe": unsupported(ENCODER),
+    "olmoe": SUPPORTED,
+    "openai_privacy_filter": unsupported(NO_MODEL),
+    "phimoe": SUPPORTED,
+    "qwen2_moe": SUPPORTED,
+    "qwen3_5_moe": unsupported(STATE_MARKER),
+    "qwen3_5_moe_text": unsupported(STATE_MARKER),
+    "qwen3_moe": SUPPORTED,
+    "qwen3_next": SUPPORTED,
+    "qwen3_omni_moe": unsupported(NO_MODEL),
+    "qwen3_vl_moe": unsupported(NO_MODEL),
+    "qwen4_exp": unsupported(OWN_EXPERTS),
+    "solar_open": SUPPORTED,
+    "step3p7": unsupported(NO_MODEL),
+    "switch_transformers": unsupported(ENCODER),
+    "unlimited_ocr": unsupported(NO_MODEL),
+    "zaya": unsupported(STATE_MARKER),
+}
 """Model type to state. A type that is not here is tried the generic way if transformers has experts in it."""

@@ -68,7 +68,7 @@ def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedMo
     model.float()
     constants = rebuild_buffers(model)
     constants |= fix_rotary_tables(model, max_context)
-    session = Session(model)
+    session = Session(model, max_context)
     try:
         with session.interfaces(), patched(type(model).__module__):
             model.set_attn_implementation(INTERFACE)

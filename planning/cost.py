@@ -95,13 +95,14 @@ def cpu_token_cost(
 
 
 def dense_milliseconds(machine: MachineRecord, facts: Footprint, *, on_device: bool) -> float:
-    """Reading the dense weights of a token once; on a GPU also what each layer costs beside its bytes."""
+    """Reading a token's dense weights once, its states to and fro; on a GPU also what each layer costs beside that."""
+    size = (facts.dense_bytes_per_token + 2 * facts.sequence_bytes) / BYTES_PER_MS
     if not on_device:
         speed = machine.host_bandwidth_gb_s * machine.host_efficiency
-        return facts.dense_bytes_per_token / BYTES_PER_MS / speed
+        return size / speed
     speed = machine.gpu_bandwidth_gb_s * machine.gpu_efficiency
     layers = max(facts.attention_steps, len(facts.layers))
-    return facts.dense_bytes_per_token / BYTES_PER_MS / speed + layers * machine.layer_us / 1000
+    return size / speed + layers * machine.layer_us / 1000
 
 
 def _file_times(

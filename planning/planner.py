@@ -116,7 +116,7 @@ def _fixed_bytes(facts: Footprint, budgets: Budgets, *, on_device: bool) -> tupl
     """What must lie on the device and on the host before any routed expert does."""
     model = TierBytes(
         dense_weights=facts.dense_bytes,
-        kv_cache=facts.cache_bytes(budgets.context_tokens),
+        kv_cache=facts.cache_bytes(budgets.context_tokens) + facts.states_bytes(1),
         activations=facts.activation_bytes(budgets.step_tokens),
         slot_tables=facts.table_bytes,
         stream_buffers=STREAM_BUFFERS * facts.working_set_bytes if on_device else 0,

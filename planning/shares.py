@@ -32,6 +32,7 @@ def share_budgets(
     fixed = (
         facts.dense_bytes
         + facts.cache_bytes(context)
+        + facts.states_bytes(1)
         + facts.activation_bytes(STEP_TOKENS)
         + facts.table_bytes
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.checks import CHAIN_INPUTS
-from moec.artifacts.model import AttentionStep, SegmentStep
+from moec.artifacts.model import AttentionStep, SegmentStep, StateStep
 from moec.artifacts.program import resolve
 from moec.runtime.arena import plan_arena
 from moec.runtime.devices.protocol import PackedCall, View
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ExpertsStep, Step
     from moec.artifacts.program import Beside, Operand, ProgramRecord, SegmentProgram
     from moec.artifacts.reader import Bundle
+    from moec.runtime.cache.states import StateStorage
     from moec.runtime.cache.storage import CacheStorage
     from moec.runtime.devices.protocol import Call, Device, Functions, Memory
     from moec.runtime.engine.batch import StepBatch
@@ -80,6 +81,7 @@ class Binder:
         program: of the target that ``functions`` are of.
         functions: the target's functions.
         cache: keys and values of each attention layer.
+        states: the state of each sequence in each layer that has one.
         experts: makes the calls of routed experts.
         tokens: of the largest step.
         rows: the most rows of which logits are made at once.
@@ -97,6 +99,7 @@ class Binder:
         program: ProgramRecord,
         functions: Functions,
         cache: CacheStorage,
+        states: StateStorage,
         experts: ExpertCalls,
         tokens: int,
         rows: int,
@@ -104,7 +107,8 @@ class Binder:
     ) -> None:
         self.model = bundle.model
         self.crossing = tuple(crossing_values(self.model))
-        self._device, self._bundle, self._cache, self._experts = device, bundle, cache, experts
+        self._device, self._bundle, self._experts = device, bundle, experts
+        self._cache, self._states = cache, states
         self._program = program
         self._segments = {segment.name: segment for segment in program.segments}
         self._workspaces = {workspace.function: workspace for workspace in program.workspaces}
@@ -186,6 +190,10 @@ class Binder:
         """The pages of an attention layer."""
         return self._cache.layer(layer)
 
+    def states(self, layer: int) -> Any:
+        """The states of all sequences in a layer."""
+        return self._states.layer(layer)
+
     def experts(self) -> ExpertCalls:
         """What makes the calls of routed experts."""
         return self._experts
@@ -225,6 +233,8 @@ class _PartBinding:
             return [] if together else self._segment(number, step)
         if isinstance(step, AttentionStep):
             return [self._attention(number, step)]
+        if isinstance(step, StateStep):
+            return [self._state(number, step)]
         return self._routed(number, step)
 
     def _segment(self, number: int, step: SegmentStep) -> list[Call]:
@@ -266,6 +276,19 @@ class _PartBinding:
             self._tensor(self._value(step.output)),
         )
         return PackedCall("attention", binder.function(name), arguments)
+
+    def _state(self, number: int, step: StateStep) -> Call:
+        binder, name = self._binder, kernel_name(self._binder.model, step)
+        _, *where = self._mirrors.where(self._count)
+        arguments = (
+            *(self._tensor(self._value(value)) for value in step.inputs),
+            binder.states(step.layer),
+            *map(self._tensor, where),
+            *(binder.lasting(binder.weight(weight)) for weight in step.weights),
+            *map(self._tensor, binder.workspace(name, number, 0, self._count)),
+            self._tensor(self._value(step.output)),
+        )
+        return PackedCall("states", binder.function(name), arguments)
 
     def _routed(self, number: int, step: ExpertsStep) -> list[Call]:
         binder, name = self._binder, kernel_name(self._binder.model, step)

@@ -36,6 +36,8 @@ class MemoryPlan:
     dense_bytes: int
     cache_bytes: int
     cache_pages: int
+    state_bytes: int
+    """The states of all sequences at once, where layers have some."""
     activation_bytes: int
     """Of the largest step, an upper bound."""
     table_bytes: int
@@ -49,7 +51,8 @@ class MemoryPlan:
     def total_bytes(self) -> int:
         """The most that will be resident."""
         experts = min(self.expert_capacity_bytes, self.expert_bytes)
-        return self.dense_bytes + self.cache_bytes + self.activation_bytes + self.table_bytes + experts
+        kept = self.dense_bytes + self.cache_bytes + self.state_bytes
+        return kept + self.activation_bytes + self.table_bytes + experts
 
 
 def parse_memory(value: int | float | str, total_bytes: int, name: str) -> int:
@@ -106,7 +109,8 @@ def plan_memory(
     """
     least_experts, page = model.working_set_bytes, model.cache_page_bytes
     activations = model.activation_bytes(max_step_tokens, max_batch)
-    fixed = model.dense_bytes + activations + model.table_bytes
+    states = model.states_bytes(max_batch)
+    fixed = model.dense_bytes + states + activations + model.table_bytes
     limit = available_bytes if host_memory is None else host_memory
     if cache_tokens is None:
         pages = max(1, min(max_batch * pages_for(max_context), limit // 4 // max(1, page)))
@@ -116,27 +120,35 @@ def plan_memory(
         pages = pages_for(cache_tokens)
     cache = model.cache_bytes(pages * PAGE_TOKENS)
     if host_memory is not None and fixed + cache + least_experts > host_memory:
-        raise _too_small(host_memory, model, cache, activations)
-    if cache + activations > available_bytes:
+        raise _too_small(host_memory, model, cache, states, activations)
+    if cache + states + activations > available_bytes:
         raise BudgetError(
-            f"This machine has {available_bytes} bytes of memory free, and {cache + activations} are needed.",
-            f"The key-value cache takes {cache} bytes, activations {activations}; weights stay in their files.",
+            f"This machine has {available_bytes} bytes of memory free, and {cache + states + activations} are "
+            "needed.",
+            f"The key-value cache takes {cache} bytes, {_states(states)}activations {activations}; weights stay in "
+            "their files.",
             "Lower cache_tokens, max_step_tokens or max_batch: fewer or shorter sequences at once.",
         )
     capacity = model.experts_bytes
     if host_memory is not None:
         capacity = min(capacity, host_memory - fixed - cache)
     return MemoryPlan(
-        model.dense_bytes, cache, pages, activations, model.table_bytes, capacity, model.experts_bytes
+        model.dense_bytes, cache, pages, states, activations, model.table_bytes, capacity, model.experts_bytes
     )
 
 
-def _too_small(budget: int, model: Footprint, cache: int, activations: int) -> BudgetError:
+def _states(size: int) -> str:
+    """For messages, where a model has states."""
+    return f"states of sequences {size}, " if size else ""
+
+
+def _too_small(budget: int, model: Footprint, cache: int, states: int, activations: int) -> BudgetError:
     experts = model.working_set_bytes
-    needed = model.dense_bytes + cache + activations + model.table_bytes + experts
+    needed = model.dense_bytes + cache + states + activations + model.table_bytes + experts
     return BudgetError(
         f"host_memory is {needed - budget} bytes too small: {budget} of at least {needed}.",
-        f"Dense weights take {model.dense_bytes} bytes, the key-value cache {cache}, activations {activations}, "
-        f"tables of experts {model.table_bytes}, and the experts of one token {experts}.",
+        f"Dense weights take {model.dense_bytes} bytes, the key-value cache {cache}, "
+        f"{_states(states)}activations {activations}, tables of experts {model.table_bytes}, and the experts of one "
+        f"token {experts}.",
         "Raise host_memory, or lower cache_tokens, max_step_tokens or max_batch.",
     )

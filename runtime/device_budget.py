@@ -37,6 +37,8 @@ class DeviceNeeds:
     """All routed experts."""
     table_bytes: int
     """Addresses of the experts."""
+    state_bytes: int
+    """The states of all sequences at once, where layers have some."""
     arena_bytes: int
     """Values of the largest step, workspaces included."""
     staging_bytes: int
@@ -57,6 +59,7 @@ class DeviceNeeds:
             self.dense_bytes
             + self.expert_bytes
             + self.table_bytes
+            + self.state_bytes
             + self.arena_bytes
             + self.staging_bytes
             + self.sampler_bytes
@@ -99,7 +102,7 @@ def device_needs(
     bundle: Bundle, target: TargetRecord, *, max_batch: int, max_step_tokens: int
 ) -> DeviceNeeds:
     """Add up what ``bundle`` needs with all its experts on the GPU."""
-    model, files = bundle.model, bundle.manifest.files
+    model, files, facts = bundle.model, bundle.manifest.files, footprint(bundle.model)
     layout = chain_layout(
         model, bundle.programs[target.name], max_step_tokens, min(max_step_tokens, LOGIT_ROWS)
     )
@@ -108,11 +111,12 @@ def device_needs(
         dense_bytes=_aligned(files[DENSE_NAME].size_bytes),
         expert_bytes=sum(_aligned(files[experts_name(layer.layer)].size_bytes) for layer in model.experts),
         table_bytes=sum(_aligned(TABLE_ENTRY_BYTES * layer.experts) for layer in model.experts),
+        state_bytes=_aligned(facts.states_bytes(max_batch)) if model.states else 0,
         arena_bytes=_aligned(plan_arena(layout.lifetimes).size_bytes),
         staging_bytes=staging_bytes(max_batch, max_step_tokens, model.max_context),
         sampler_bytes=sampler_bytes(model.vocab_size, max_batch),
         code_bytes=sum(code) + GRAPH_BYTES,
-        cache_page_bytes=footprint(model).cache_page_bytes,
+        cache_page_bytes=facts.cache_page_bytes,
         step_tokens=max_step_tokens,
     )
 
@@ -218,7 +222,8 @@ def _too_small(plan: DevicePlan) -> BudgetError:
         f"device_memory is {plan.total_bytes - plan.limit_bytes} bytes too small: "
         f"{plan.limit_bytes} of at least {plan.total_bytes}.",
         f"Dense weights take {needs.dense_bytes} bytes, routed experts {needs.expert_bytes}, the key-value cache "
-        f"{plan.cache_bytes} for {plan.cache_pages * PAGE_TOKENS} tokens, a step {needs.arena_bytes}, "
+        f"{plan.cache_bytes} for {plan.cache_pages * PAGE_TOKENS} tokens, states of sequences "
+        f"{needs.state_bytes}, a step {needs.arena_bytes}, "
         f"tables, staging and sampling {small}, code and graphs {needs.code_bytes}.",
         "Raise device_memory, or lower cache_tokens, max_step_tokens or max_batch.",
     )

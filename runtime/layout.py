@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
-from moec.artifacts.model import AttentionStep, ExpertsStep, SegmentStep, TensorSpec
+from moec.artifacts.model import AttentionStep, ExpertsStep, SegmentStep, StateStep, TensorSpec
 from moec.artifacts.program import size_bytes
+from moec.artifacts.states import STATE_PREFIX
 from moec.runtime.arena import Lifetime
 
 if TYPE_CHECKING:
@@ -94,10 +95,12 @@ def value_spec(model: ModelRecord, name: ValueId) -> TensorSpec:
     return TensorSpec("int64", (1, "T")) if name in CHAIN_INPUTS else model.values[name]
 
 
-def kernel_name(model: ModelRecord, step: AttentionStep | ExpertsStep) -> str:
+def kernel_name(model: ModelRecord, step: AttentionStep | StateStep | ExpertsStep) -> str:
     """The packed function that runs a step which is no segment."""
     if isinstance(step, AttentionStep):
         return f"attention_{step.attention}"
+    if isinstance(step, StateStep):
+        return f"{STATE_PREFIX}{step.state}"
     return f"experts_{model.experts[step.layer].body}"
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.footprint import LOGIT_ROWS, footprint
+from moec.artifacts.footprint import LOGIT_ROWS, footprint, state_layers
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import DEFAULT_POLICY, PrefetchPlan, best_schedule
 from moec.errors import DeviceError
 from moec.planning.policies import always_admitting
 from moec.runtime.binding import Binder
 from moec.runtime.budget import MemoryPlan, parse_memory, plan_memory
+from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage, attention_layers
 from moec.runtime.devices.cpu import CpuDevice
 from moec.runtime.devices.names import parse_ordinal
@@ -174,6 +175,7 @@ def _assemble(
     store = ExpertStore(views, layers, stats, policy)
     experts = HostExperts(store, make_prefetcher(bundle, plan, prefetch, stats))
     cache = CacheStorage(device, attention_layers(bundle.model), limits.cache_pages)
+    states = StateStorage(device, state_layers(bundle.model), limits.max_batch)
     functions = device.load(bundle.path, target.files)
     rows = min(limits.max_step_tokens, LOGIT_ROWS)
     binder = Binder(
@@ -182,6 +184,7 @@ def _assemble(
         bundle.programs[target.name],
         functions,
         cache,
+        states,
         experts,
         limits.max_step_tokens,
         rows,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.footprint import LOGIT_ROWS
+from moec.artifacts.footprint import LOGIT_ROWS, state_layers
 from moec.artifacts.reader import find_bundle, read_bundle, stamp
 from moec.artifacts.sampling import SAMPLE
 from moec.runtime.binding import Binder
+from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage, attention_layers
 from moec.runtime.cuda_planning import MemoryPlanner, device_limit
 from moec.runtime.devices.cuda.architecture import choose_cuda_target
@@ -117,6 +118,7 @@ def _assemble(loading: _Loading) -> _Parts:
         )
     )
     cache = CacheStorage(device, attention_layers(bundle.model), plan.cache_pages)
+    states = StateStorage(device, state_layers(bundle.model), options.max_batch)
     planned = plan.needs.step_tokens
     limits = Limits(options.max_batch, _step_tokens(plan), bundle.model.max_context, plan.cache_pages)
     binder = Binder(
@@ -125,6 +127,7 @@ def _assemble(loading: _Loading) -> _Parts:
         bundle.programs[loading.target.name],
         functions,
         cache,
+        states,
         experts,
         planned,
         min(planned, LOGIT_ROWS),

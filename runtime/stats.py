@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-STAGES = ("schedule", "segments", "attention", "experts", "sampling")
-"""Stages of a step in the order in which they run; segments, attention and experts alternate."""
+STAGES = ("schedule", "segments", "attention", "states", "experts", "sampling")
+"""Stages of a step in the order in which they run; segments, attention, states and experts alternate."""
 
 
 @dataclass

@@ -18,10 +18,12 @@ SCHEMAS: dict[str, str] = {
     "packing": "packing.schema.json",
     "schedule": "schedule.schema.json",
     "program": "program.schema.json",
+    "accuracy": "accuracy.schema.json",
     "machine": "machine.schema.json",
+    "quantization": "quantization.schema.json",
 }
-"""Schema name to file; ``<name>.json`` is the file in a bundle that it describes (machines:
-examples/machines/)."""
+"""Schema name to file; ``<name>.json`` is the file in a bundle that it describes (machines: examples/machines/,
+quantization: what ``--quantization FILE`` reads)."""
 
 
 @functools.cache

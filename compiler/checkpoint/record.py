@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Any
 
 STORED_BYTES: dict[str, int] = {
     "BOOL": 1,
@@ -31,7 +29,7 @@ STORED_BYTES: dict[str, int] = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a safetensors file."""
+    """One tensor of a weight file, row by row."""
 
     file: Path
     dtype: str
@@ -62,3 +60,8 @@ class Checkpoint:
     license_files: tuple[Path, ...]
     hub: bool
     """``source`` is a hub id, ``path`` its snapshot in the cache of huggingface_hub."""
+
+    @property
+    def name(self) -> str:
+        """What bundles call it: the hub id, or the folder's own name."""
+        return self.source if self.hub else Path(self.source).resolve().name

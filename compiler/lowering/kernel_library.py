@@ -11,6 +11,7 @@ from moec.artifacts.model import ExpertsStep, SegmentStep
 from moec.artifacts.program import HOPPER, Beside, Workspace
 from moec.artifacts.sampling import SAMPLE
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
+from moec.artifacts.states import STATE_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -56,9 +57,12 @@ class CpuKernels:
         from moec.compiler.kernels.cpu.attention import attention
         from moec.compiler.kernels.cpu.experts import experts
         from moec.compiler.kernels.cpu.serve import serve
+        from moec.compiler.kernels.cpu.states import state
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec, lanes=self.lanes)
+        for kept in model.states:
+            yield f"{STATE_PREFIX}{kept.name}", state(kept, lanes=self.lanes)
         for body in model.bodies:
             yield f"experts_{body.name}", experts(body, lanes=self.lanes)
         if model.bodies:
@@ -100,11 +104,14 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
         from moec.compiler.kernels.cuda.slots.assign import assign
         from moec.compiler.kernels.cuda.slots.fetch import fetch
+        from moec.compiler.kernels.cuda.states import state
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec)
             if self.hopper and has_hopper(spec):
                 yield f"attention_{spec.name}{HOPPER}", attention(spec, hopper=True)
+        for kept in model.states:
+            yield f"{STATE_PREFIX}{kept.name}", state(kept)
         for body in model.bodies:
             chosen, _ = _most_chosen(model, body)
             yield f"experts_{body.name}", experts(body, chosen)

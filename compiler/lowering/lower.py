@@ -14,6 +14,7 @@ from moec.artifacts.program import HOPPER, ProgramRecord
 from moec.artifacts.records import write_record
 from moec.compiler.kernels.cuda.product import ON_HOPPER
 from moec.compiler.lowering.cuda_module import export_cuda
+from moec.compiler.lowering.formats import check_formats
 from moec.compiler.lowering.kernel_library import kernels_for
 from moec.compiler.lowering.link import link
 from moec.compiler.lowering.pipeline import pipeline, run_passes
@@ -75,6 +76,7 @@ def lower(
         MissingDependencyError: a compiler piece is not installed.
         OutputError: ``dump_ir`` cannot be written.
     """
+    check_formats(model, target.kind)
     module = import_segments(functions, model)
     products: dict[str, Product] = {}
     module = run_passes(module, pipeline(target, products), dump_ir)

@@ -1,8 +1,9 @@
 """How each parameter of the transformers model is made from tensors of the checkpoint.
 
 The names are mapped with transformers' own conversion mapping, so that what ``from_pretrained`` loads is
-understood. The common conversions of experts (one tensor an expert, gate and up apart) are taken as what they
-are, so that one expert can be read alone and in pieces. Any other runs transformers' own operations.
+understood; an architecture of our own brings its mapping along. The common conversions of experts (one tensor an
+expert, gate and up apart) are taken as what they are, so that one expert can be read alone and in pieces. Any other
+runs transformers' own operations.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+
+from moec.compiler.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -97,7 +100,8 @@ class Bindings:
 
 def bind(model: PreTrainedModel, tensors: Mapping[str, Stored]) -> Bindings:
     """Map the checkpoint's tensors to the parameters of ``model``, a model on the meta device."""
-    mapping = get_model_conversion_mapping(model)
+    own = ARCHITECTURES.get(model.config.model_type)
+    mapping = get_model_conversion_mapping(model) if own is None else own.conversions
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.model import ExpertBody, ExpertsLayer
     from moec.artifacts.packing import ExpertSource
+    from moec.compiler.packing.quantizing import Quantizer
     from moec.compiler.packing.reading import TensorReader
     from moec.compiler.packing.stored import Stored
 
@@ -27,7 +28,9 @@ class Piece(NamedTuple):
     parameter: str
     part: ExpertPart
     values: torch.Tensor
-    """Contiguous; valid until the next piece is asked for."""
+    """Contiguous; valid until the next piece is asked for. Float32 where they are to be quantized."""
+    quantizer: Quantizer | None
+    """What makes the part's bytes of them; None: they are stored as they are."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class ExpertsFile:
 
     layer: ExpertsLayer
     layout: ExpertLayout
-    gated: bool
+    quantizer: Quantizer | None
+    """Of matrices."""
+    body: ExpertBody
     source: ExpertSource
     parameters: Mapping[str, Binding]
     dtypes: Mapping[str, torch.dtype]
@@ -59,9 +64,10 @@ def experts_file(
     source: ExpertSource,
     parameters: Mapping[str, Binding],
     dtypes: Mapping[str, torch.dtype],
+    quantizer: Quantizer | None,
 ) -> ExpertsFile:
     """Describe the file of ``layer``."""
-    return ExpertsFile(layer, layout(body), body.gated, source, parameters, dtypes)
+    return ExpertsFile(layer, layout(body), quantizer, body, source, parameters, dtypes)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class ExpertReader:
 
     def pieces(self, expert: int) -> Iterator[Piece]:
         """Every byte of one expert, padding excepted, front to back; nothing of another expert is read."""
-        source, gated = self.file.source, self.file.gated
+        source, gated = self.file.source, self.file.body.gated
         parts = {
             source.up: ("gate", "up") if gated else ("up",),
             source.up_bias: ("gate_bias", "up_bias") if gated else ("up_bias",),
@@ -89,35 +95,45 @@ class ExpertReader:
                 yield from self._parameter(parameter, [self.file.layout.part(name) for name in names], expert)
 
     def _parameter(self, parameter: str, parts: Sequence[ExpertPart], expert: int) -> Iterator[Piece]:
-        source, dtype = self.file.source, self.file.dtypes[parameter]
+        source = self.file.source
         mixed = source.interleaved and len(parts) > 1
         matrix = parameter in (source.up, source.down)
-        binding = self.file.parameters[parameter]
+        quantizer = self.file.quantizer if matrix else None
+        dtype = self.file.dtypes[parameter] if quantizer is None else torch.float32
+        body, binding = self.file.body, self.file.parameters[parameter]
+        held = sum(part.size_bytes for part in parts)
+        if quantizer is not None:
+            held = len(parts) * body.hidden * body.intermediate * dtype.itemsize
         turned = matrix and source.transposed != (isinstance(binding, Renamed) and binding.transposed)
         if isinstance(binding, Converted):
-            self.hold(4 * sum(part.size_bytes for part in parts))
+            self.hold(4 * held)
             whole = convert_expert(
                 binding, expert, lambda stored: self.reader.whole(stored, dtype), self.model
             )
         else:
             tensors = expert_tensors(binding, expert)
             if not turned and not mixed:
-                yield from _streamed(parameter, parts, tensors, self.reader, dtype)
+                yield from _streamed(parameter, parts, tensors, self.reader, dtype, quantizer)
                 return
-            self.hold(4 * sum(part.size_bytes for part in parts))
+            self.hold(4 * held)
             loaded = [self.reader.whole(stored, dtype) for stored in tensors]
             whole = loaded[0] if len(loaded) == 1 else torch.cat(loaded)
-        yield from _split(parameter, parts, whole.mT if turned else whole, mixed=mixed)
+        yield from _split(parameter, parts, whole.mT if turned else whole, quantizer, mixed=mixed)
 
 
 def _split(
-    parameter: str, parts: Sequence[ExpertPart], whole: torch.Tensor, *, mixed: bool
+    parameter: str,
+    parts: Sequence[ExpertPart],
+    whole: torch.Tensor,
+    quantizer: Quantizer | None,
+    *,
+    mixed: bool,
 ) -> Iterator[Piece]:
     """Cut ``whole`` (``[2I, H]``, ``[2I]``, ...) into ``parts``: halves, or if ``mixed`` every second row."""
     count, size = len(parts), parts[0].shape[0]
     for number, part in enumerate(parts):
         rows = whole[number::count] if mixed else whole[number * size : (number + 1) * size]
-        yield Piece(parameter, part, rows.contiguous())
+        yield Piece(parameter, part, rows.contiguous(), quantizer)
 
 
 def _streamed(
@@ -126,6 +142,7 @@ def _streamed(
     tensors: Sequence[Stored],
     reader: TensorReader,
     dtype: torch.dtype,
+    quantizer: Quantizer | None,
 ) -> Iterator[Piece]:
     """The rows of ``tensors``, one below the other, are the rows of ``parts``: nothing is held."""
     top = 0
@@ -136,6 +153,6 @@ def _streamed(
             begin, end = max(first - above, 0), min(last - above, stored.rows)
             if begin < end:
                 for values in reader.pieces(stored, begin, end, dtype):
-                    yield Piece(parameter, part, values)
+                    yield Piece(parameter, part, values, quantizer)
             above += stored.rows
         top = last

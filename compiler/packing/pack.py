@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from moec.artifacts.packing import PackingRecord
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.packing.experts import ExpertsFile
+    from moec.compiler.packing.plan import PackPlan
 
 WEIGHTS_FOLDER = "weights"
 HELD_BYTES = 256 << 20
 """Most that the threads hold together beyond their read buffers, unless one matrix alone takes more."""
 MAX_WORKERS = 4
+"""Threads that copy; where they quantize, which is work for processors, there is one for each."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def pack(
     )
     watched.start(plan.size_bytes)
     try:
-        done = _run(work, workers or min(MAX_WORKERS, os.cpu_count() or 1))
+        done = _run(work, workers or _workers(plan))
     finally:
         watched.close()
     nonfinite = {name: count for _, found in done for name, count in found.items()}
@@ -144,6 +146,12 @@ def _run(work: Work, workers: int) -> list[tuple[PackedFile, dict[str, int]]]:
         if error is not None and not isinstance(error, StoppedError):
             raise error
     return [future.result() for future in finished]
+
+
+def _workers(plan: PackPlan) -> int:
+    """Threads for the plan, at most one for each processor that this process may use."""
+    cores = len(os.sched_getaffinity(0))
+    return cores if any(file.quantizer for file in plan.experts) else min(MAX_WORKERS, cores)
 
 
 def _write_file(work: Work, layer: ExpertsFile | None) -> tuple[PackedFile, dict[str, int]]:

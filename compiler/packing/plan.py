@@ -15,6 +15,7 @@ from moec.compiler.packing.check import check_names
 from moec.compiler.packing.dense import DenseFile, plan_dense
 from moec.compiler.packing.dense_reader import CONSTANT, parameters_of
 from moec.compiler.packing.experts import ExpertsFile, experts_file
+from moec.compiler.packing.quantizing import quantizer_for
 from moec.compiler.packing.stored import stored_tensors
 from moec.errors import BundleError, CheckpointError
 
@@ -79,7 +80,14 @@ def plan_pack(
     }
     bodies = {body.name: body for body in model.bodies}
     experts = [
-        experts_file(layer, bodies[layer.body], sources[layer.layer], parameters, dtypes)
+        experts_file(
+            layer,
+            bodies[layer.body],
+            sources[layer.layer],
+            parameters,
+            dtypes,
+            quantizer_for(bodies[layer.body].format, packing.quantization),
+        )
         for layer in model.experts
     ]
     return PackPlan(

@@ -85,7 +85,10 @@ def write_experts(work: Work, layer: ExpertsFile) -> tuple[PackedFile, dict[str,
                 if piece.part is not part:
                     part = piece.part
                     file.pad_to(expert * stride + part.offset_bytes)
-                _write(work, file, piece.values, f"{piece.parameter}[{expert}]", found)
+                name, values = f"{piece.parameter}[{expert}]", piece.values
+                if piece.quantizer is not None:
+                    values = piece.quantizer.rows(values, name)
+                _write(work, file, values, name, found)
             file.pad_to((expert + 1) * stride)
             _finish_item(work, file, found)
     return file.result(work.weights.parent), file.nonfinite

@@ -19,6 +19,7 @@ ALIASES = (
     "aten.lift_fresh_copy.default",
     "aten.lift_fresh.default",
 )
+TRANSPOSE = "aten.transpose.int"
 SHAPE_ONLY = ("aten.view.default", "aten.expand.default", "aten.slice.Tensor", "aten.reshape.default")
 ASSERTIONS = ("aten._assert_tensor_metadata.default", "aten._assert_scalar.default", "aten._assert_async.msg")
 
@@ -33,6 +34,7 @@ def canonicalise(graph: fx.Graph, is_weight: Callable[[fx.Node], bool]) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function" and str(node.target) in ASSERTIONS:
             graph.erase_node(node)
+    _merge_sizes(graph)
     for node in list(graph.nodes):
         _simplify(graph, node)
     _merge_equal(graph)
@@ -72,6 +74,15 @@ def _simplify(graph: fx.Graph, node: fx.Node) -> None:
     if _changes_nothing(target, node, source):
         node.replace_all_uses_with(source)
         graph.erase_node(node)
+    elif target == TRANSPOSE and str(source.target) == TRANSPOSE and _axes(node) == _axes(source):
+        node.replace_all_uses_with(source.all_input_nodes[0])
+        graph.erase_node(node)
+
+
+def _axes(node: fx.Node) -> set[int]:
+    """The two that a transposition exchanges."""
+    axes: tuple[Any, ...] = node.args[1:]
+    return {axis % node.meta["val"].dim() for axis in axes}
 
 
 def _changes_nothing(target: str, node: fx.Node, source: fx.Node) -> bool:
@@ -84,6 +95,17 @@ def _changes_nothing(target: str, node: fx.Node, source: fx.Node) -> bool:
         return True
     same_shape = [str(size) for size in before.shape] == [str(size) for size in after.shape]
     return same_shape and (target in SHAPE_ONLY or target == "aten._to_copy.default")
+
+
+def _merge_sizes(graph: fx.Graph) -> None:
+    """Read each size off one tensor only: others may then be dead."""
+    seen: dict[str, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and is_symbolic_int(node):
+            first = seen.setdefault(str(node.meta["val"]), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                graph.erase_node(node)
 
 
 def _merge_equal(graph: fx.Graph) -> None:

@@ -16,6 +16,7 @@ from moec.artifacts.model import (
     LatentHeads,
     LatentWeights,
     SegmentStep,
+    StateStep,
     Step,
     TensorSpec,
 )
@@ -23,12 +24,15 @@ from moec.artifacts.packing import DenseTensor, ExpertSource
 from moec.compiler.partition.nodes import DTYPE_NAMES, marker_arguments, tensor_spec
 from moec.compiler.partition.segments import Functions, build_segment
 from moec.compiler.partition.stages import Group, Staging, stage_users
+from moec.compiler.partition.states import state_operands, state_spec
 from moec.compiler.tracing.markers import ATTENTION, MATRICES
+from moec.compiler.tracing.state_markers import STATES
 from moec.errors import CompileError
 
 if TYPE_CHECKING:
     from torch import fx
 
+    from moec.artifacts.states import StateSpec
     from moec.compiler.tracing.experts import ExpertsFacts
 
 
@@ -46,6 +50,7 @@ class Chain:
     values: dict[ValueId, TensorSpec] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     attentions: dict[AttentionSpec, AttentionSpec] = field(default_factory=dict)
+    states: dict[StateSpec, StateSpec] = field(default_factory=dict)
     bodies: dict[ExpertBody, ExpertBody] = field(default_factory=dict)
     experts: list[ExpertsLayer] = field(default_factory=list)
     sources: list[ExpertSource] = field(default_factory=list)
@@ -54,6 +59,7 @@ class Chain:
     """Those that a step uses, in the order of first use."""
     _ids: dict[fx.Node, ValueId] = field(default_factory=dict)
     _attention_layers: int = 0
+    _state_layers: int = 0
 
     def build(self, staging: Staging, tokens: fx.Node, positions: fx.Node, logits: fx.Node) -> None:
         """Lay out every stage: its main segment, its side segment, its markers."""
@@ -99,6 +105,8 @@ class Chain:
     def _marker(self, node: fx.Node) -> None:
         if str(node.target) == ATTENTION:
             self._attention(node)
+        elif str(node.target) in STATES:
+            self._state(node)
         else:
             self._experts(node)
 
@@ -137,6 +145,23 @@ class Chain:
             )
         )
         self._attention_layers += 1
+
+    def _state(self, node: fx.Node) -> None:
+        unnamed = state_spec(node)
+        named = replace(unnamed, name=f"{unnamed.kind}_{len(self.states)}")
+        spec = self.states.setdefault(unnamed, named)
+        inputs, weights = state_operands(node)
+        self.steps.append(
+            StateStep(
+                kind="state",
+                state=spec.name,
+                layer=LayerId(self._state_layers),
+                inputs=tuple(map(self._value, inputs)),
+                weights=tuple(map(self._weight, weights)),
+                output=self._name(node),
+            )
+        )
+        self._state_layers += 1
 
     def _latent_weights(self, given: dict[str, Any]) -> LatentWeights | None:
         matrices = [given[name] for name in MATRICES]

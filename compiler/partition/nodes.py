@@ -9,6 +9,7 @@ from torch import fx
 
 from moec.artifacts.model import DType, TensorSpec
 from moec.compiler.tracing.markers import MARKERS
+from moec.compiler.tracing.state_markers import STATES
 from moec.errors import CompileError
 
 DTYPE_NAMES: dict[torch.dtype, DType] = {
@@ -23,7 +24,7 @@ DTYPE_NAMES: dict[torch.dtype, DType] = {
 
 def is_marker(node: fx.Node) -> bool:
     """Whether graphs are cut here."""
-    return node.op == "call_function" and str(node.target) in MARKERS
+    return node.op == "call_function" and str(node.target) in (*MARKERS, *STATES)
 
 
 def marker_arguments(node: fx.Node) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from moec.compiler.partition.records import PartitionedModel
 from moec.compiler.partition.rowwise import check_rowwise
 from moec.compiler.partition.segments import Functions
 from moec.compiler.partition.stages import assign_stages
+from moec.compiler.partition.token_axes import separate_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,7 @@ def partition(traced: TracedModel, *, generation: GenerationDefaults, config_sha
     def stored(node: fx.Node) -> torch.dtype | None:
         return traced.stored.get(names.get(node, ""))
 
+    separate_tokens(graph, tokens)
     canonicalise(graph, names.__contains__)
     check_rowwise(graph, traced.symbol, traced.class_name)
     dense, loose = fold(graph, names.__contains__, source_name, stored)
@@ -98,6 +100,7 @@ def _model(chain: Chain, traced: TracedModel, generation: GenerationDefaults) ->
         values=chain.values,
         functions=tuple(chain.functions.specs.values()),
         attentions=tuple(chain.attentions.values()),
+        states=tuple(chain.states.values()),
         bodies=tuple(chain.bodies.values()),
         experts=tuple(chain.experts),
         steps=tuple(chain.steps),

@@ -12,6 +12,7 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers import initialization as init
 
+from moec.compiler.architectures import ARCHITECTURES
 from moec.compiler.supported import MODELS
 from moec.errors import CheckpointError, UnsupportedModelError
 
@@ -29,7 +30,7 @@ DTYPES: dict[DType, torch.dtype] = {
 
 
 def build_config(raw: dict[str, Any]) -> Any:
-    """The transformers config for a ``config.json``.
+    """The config of transformers, or of an architecture of our own, for a ``config.json``.
 
     Keys that say how the checkpoint is stored (``quantization_config``) are dropped: packing undoes that
     storage.
@@ -47,7 +48,8 @@ def build_config(raw: dict[str, Any]) -> Any:
         raise UnsupportedModelError(
             f"{model_type} models do not compile yet", state.reason, "See `moec models`."
         )
-    if model_type not in CONFIG_MAPPING:
+    own = ARCHITECTURES.get(model_type)
+    if own is None and model_type not in CONFIG_MAPPING:
         raise UnsupportedModelError(
             f"Unknown model type {model_type!r}",
             "transformers has no model of this type, and moec never runs code from a checkpoint.",
@@ -56,7 +58,7 @@ def build_config(raw: dict[str, Any]) -> Any:
     fields = copy.deepcopy({key: value for key, value in raw.items() if key != "quantization_config"})
     fields.pop("model_type")
     with _described(model_type):
-        config = AutoConfig.for_model(model_type, **fields)
+        config = AutoConfig.for_model(model_type, **fields) if own is None else own.config(**fields)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"{model_type} is an encoder-decoder model",
@@ -72,7 +74,8 @@ def build_model(config: Any, dtype: torch.dtype) -> Any:
     Raises:
         UnsupportedModelError: transformers has no such model for this config, or it has no routed experts.
     """
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    own = ARCHITECTURES.get(config.model_type)
+    if own is None and type(config) not in AutoModelForCausalLM._model_mapping:
         raise UnsupportedModelError(
             f"{config.model_type} has no causal language model in transformers",
             "",
@@ -80,7 +83,8 @@ def build_model(config: Any, dtype: torch.dtype) -> Any:
         )
     config.output_router_logits = False
     with _described(config.model_type), torch.device("meta"), init.meta_device_safe_creation_ops():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        make = AutoModelForCausalLM.from_config if own is None else own.model._from_config
+        model = make(config, dtype=dtype)
     model.eval()
     model.tie_weights()
     if not expert_modules(model):

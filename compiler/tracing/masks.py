@@ -25,6 +25,10 @@ class MaskSpec:
     chunk: int = 0
     """Positions a chunk has; 0: no chunks."""
 
+    def __getitem__(self, _: Any) -> MaskSpec:
+        """Of one head or one sequence the description is the same."""
+        return self
+
 
 def describe_mask(mask_function: Callable[..., Any], class_name: str) -> MaskSpec:
     """Read what ``mask_function`` composes.

@@ -12,6 +12,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from moec.compiler.tracing import markers
 from moec.compiler.tracing.attention import attend_latents, check_arguments
 from moec.compiler.tracing.masks import MaskSpec, describe_mask
+from moec.compiler.tracing.selection import check_selection
 from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -36,6 +37,18 @@ class RecordingCache(Cache):  # type: ignore[misc]
         """Remember ``layer_idx``'s keys and values, or latents."""
         self.recorded[layer_idx] = (key_states, value_states)
         return key_states, value_states
+
+    def get_conv_state(self, *_: Any, **__: Any) -> None:
+        """States are outside too: a layer finds none here."""
+
+    get_recurrent_state = get_conv_state
+
+    def update_conv_state(self, conv_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Inputs of a convolution, straight back: what was before them its marker sees."""
+        return conv_states
+
+    def update_recurrent_state(self, *_: Any, **__: Any) -> None:
+        """What a layer hands over is nothing: its marker advances the state."""
 
     def get_seq_length(self, *_: Any, **__: Any) -> int:
         """Nothing was seen before this step."""
@@ -63,11 +76,13 @@ class Session:
 
     Args:
         model: on any device; its modules are known by their paths.
+        max_context: tokens of the longest sequence.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, max_context: int) -> None:
         self.class_name = type(model).__name__
         self.cache = RecordingCache()
+        self._max_context = max_context
         self._paths = {id(module): path for path, module in model.named_modules()}
 
     @contextmanager
@@ -106,6 +121,9 @@ class Session:
         """Transformers' attention interface: head-major ``[1, heads, T, D]`` in, token-major out."""
         path = self._paths[id(module)]
         owner = f"{self.class_name} ({type(module).__name__})"
+        selection = arguments.pop("indices", None)
+        if selection is not None:
+            check_selection(selection, self._max_context, owner)
         check_arguments(owner, arguments)
         mask = _expect_mask(owner, attention_mask, arguments)
         options = {

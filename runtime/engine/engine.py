@@ -110,6 +110,14 @@ class Engine:
 
         A step that only fills caches returns an empty list; so does a step with nothing to do (see `busy`).
         """
+        try:
+            return self._step()
+        except BaseException:
+            # Nothing is known of the steps under way, and a state cannot be advanced twice.
+            self.scheduler.restart()
+            raise
+
+    def _step(self) -> list[TokenOutput]:
         current, self._ahead = self._ahead, None
         if current is None or not current.chunks():
             current = self._begin(None)

@@ -123,6 +123,11 @@ class Scheduler:
         chunks = (self._chunk(chunk.sequence, 1, chunk.start + chunk.count) for chunk in plan.chunks)
         return StepPlan(tuple(chunks), ())
 
+    def restart(self) -> None:
+        """Let running sequences compute all their tokens anew, on the pages that they have."""
+        for sequence in self.running:
+            sequence.computed = 0
+
     def _chunk(self, sequence: Sequence, count: int, start: int) -> Chunk:
         """Give ``sequence`` the pages that ``count`` tokens from ``start`` on lack; they are free."""
         lease = sequence.lease

@@ -6,6 +6,7 @@ import pytest
 
 from moec.artifacts.experts import EXPERT_ALIGNMENT, PART_ALIGNMENT, layout
 from moec.artifacts.model import DType, ExpertBody
+from moec.formats import FORMATS, row_bytes
 
 BODY = ExpertBody("e", 20, 9, True, True, True, ("mul", ("silu", "gate"), "up"), "bfloat16")
 
@@ -29,6 +30,21 @@ def test_parts_follow_each_other_aligned_and_apart(
     assert found.stride_bytes % EXPERT_ALIGNMENT == 0
     assert end <= found.stride_bytes < end + EXPERT_ALIGNMENT
     assert found.expert_bytes == sum(part.size_bytes for part in found.parts)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_matrices_of_a_format_are_rows_of_bytes_and_biases_are_not(name: str) -> None:
+    found = layout(dataclasses.replace(BODY, format=name))
+    rows = {"gate": (9, 20), "up": (9, 20), "down": (20, 9)}
+    for part in found.parts:
+        plain = layout(BODY).part(part.name)
+        if part.name in rows:
+            n, k = rows[part.name]
+            assert part.shape == (n, row_bytes(FORMATS[name], k))
+            assert part.size_bytes == n * part.shape[1]
+        else:
+            assert (part.shape, part.size_bytes) == (plain.shape, plain.size_bytes)
+        assert part.offset_bytes % PART_ALIGNMENT == 0
 
 
 def test_sizes_of_a_known_body() -> None:

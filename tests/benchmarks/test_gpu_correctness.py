@@ -37,6 +37,8 @@ GOOD: dict[str, Any] = {
         ({"error at 99 %": 0.06}, "logits"),
         ({"error at 99 %": 0.03}, "as transformers"),
         ({"error at 99 %": 0.03, "same bits": False}, "bits"),
+        ({"misses": 0}, "nothing was offloaded"),
+        ({"misses": 7}, "ok"),
         ({"of resident": 0.999}, "ok"),
         ({"of resident": 0.99}, "of resident"),
         ({"error at 99 %": float("nan")}, "logits"),

@@ -13,7 +13,7 @@ STEPS = 400
 
 def facts(experts: int, layers: int, top_k: int) -> Footprint:
     own = tuple(LayerFootprint(LayerId(n), experts, top_k, 1, 1) for n in range(layers))
-    return Footprint(own, *(0,) * 8)
+    return Footprint(own, *(0,) * 9)
 
 
 def test_tokens_choose_distinct_experts_and_the_popular_ones_more_often() -> None:

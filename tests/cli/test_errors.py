@@ -138,6 +138,7 @@ def test_options_of_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ["--text", "a.txt"],
         ["--tokens", "9"],
         ["--reference-dtype", "bundle"],
+        ["--no-record"],
         ["--cpu-threads", "1"],
     ):
         assert run(["verify", bundle, *option]) == 2

@@ -18,6 +18,7 @@ from moec.compiler.packing.reading import FileSource
 from moec.compiler.packing.recipes import evaluate
 from moec.compiler.partition import partition
 from moec.compiler.trace import trace
+from tests.support.canaries import most_slow
 from tests.support.packing_records import expected_dense, expected_expert, raw, records
 from tests.support.tiny_models import TINY, build, save
 
@@ -77,7 +78,7 @@ def packs_as_loaded(folder: Path, output: Path, dtype: torch.dtype) -> CountingS
     return source
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 def test_sharded_checkpoint_packs_as_transformers_loads_it(name: str, tmp_path: Path) -> None:
     save(name, tmp_path / "model", shard="100KB")
     source = packs_as_loaded(tmp_path / "model", tmp_path / "out", torch.float32)
@@ -156,7 +157,7 @@ def packs_as_recorded(folder: Path, output: Path) -> dict[str, torch.Tensor]:
     return packed
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 def test_compiled_models_pack_a_narrow_checkpoint(name: str, tmp_path: Path) -> None:
     save(name, tmp_path / "model", dtype=torch.bfloat16)
     packed = packs_as_recorded(tmp_path / "model", tmp_path / "out")

@@ -14,11 +14,14 @@ from moec.artifacts.model import (
     LatentHeads,
     ModelRecord,
     SegmentStep,
+    StateStep,
 )
 from moec.artifacts.packing import PackingRecord
+from tests.support.canaries import most_slow
 from tests.support.chain import Sequence, TorchChain
 from tests.support.graphs import parts, traced
 from tests.support.tiny_models import TINY, build
+from tests.support.tiny_models.recurrent import RECURRENT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,11 +42,16 @@ def reference(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     return logits
 
 
+def tolerance(name: str) -> float:
+    """transformers advances states in chunks, with products and differences that round."""
+    return 5e-5 if name in RECURRENT else 2e-6
+
+
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()).item()
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 @torch.no_grad()
 def test_logits_are_those_of_transformers(name: str) -> None:
     """A prompt, then steps in which a second sequence joins; each logit against one whole forward."""
@@ -60,8 +68,8 @@ def test_logits_are_those_of_transformers(name: str) -> None:
         got_one.append(logits[:1])
         got_two.append(logits[1:])
     ours = torch.cat(got_two)
-    assert relative_error(torch.cat(got_one), reference(model, first)) < 2e-6
-    assert relative_error(ours, reference(model, second)[: len(ours)]) < 2e-6
+    assert relative_error(torch.cat(got_one), reference(model, first)) < tolerance(name)
+    assert relative_error(ours, reference(model, second)[: len(ours)]) < tolerance(name)
 
 
 def rounded(name: str) -> PreTrainedModel:
@@ -72,14 +80,14 @@ def rounded(name: str) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 @torch.no_grad()
 def test_narrow_weights_cost_only_their_own_rounding(name: str) -> None:
     model, ids = rounded(name), tokens(PROMPT, 3)
     chain, one = TorchChain(parts(name, "bfloat16"), model, exact_cache=True), Sequence()
     got = torch.cat([chain.step([(one, ids[:-3])]), chain.step([(one, ids[-3:])])])
     assert got.dtype == torch.float32
-    assert relative_error(got, reference(model, ids)) < 2e-6
+    assert relative_error(got, reference(model, ids)) < tolerance(name)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
@@ -103,7 +111,7 @@ def test_last_steps_need_only_the_wanted_rows(name: str) -> None:
     torch.testing.assert_close(few, whole[[3, 19]], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 def test_chain_is_well_formed(name: str) -> None:
     model, packing = parts(name).model, parts(name).packing
     made = {"tokens", "positions"}
@@ -132,7 +140,7 @@ def test_chain_is_well_formed(name: str) -> None:
     assert {s for s in sources if not s.startswith("constant:")} <= set(packing.parameter_dtypes)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 def test_every_parameter_is_packed(name: str) -> None:
     """Nothing of the model is lost, and nothing but the model is asked for."""
     expected = {path for path, _ in build(name).named_parameters()}
@@ -141,7 +149,7 @@ def test_every_parameter_is_packed(name: str) -> None:
     assert expected <= used <= state
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 def test_matrices_keep_their_type_and_all_else_is_widened(name: str) -> None:
     partitioned = parts(name, "bfloat16")
     packing, model = partitioned.packing, partitioned.model
@@ -153,8 +161,11 @@ def test_matrices_keep_their_type_and_all_else_is_widened(name: str) -> None:
         for source in (experts.up, experts.down, experts.up_bias, experts.down_bias)
         if source is not None
     }
+    taken = {name for step in model.steps if isinstance(step, StateStep) for name in step.weights}
+    of_states = {source for item in packing.dense if item.name in taken for source in item.sources}
     for path, dtype in packing.parameter_dtypes.items():
-        narrow = stored[path] == torch.bfloat16 and (path in of_experts or dimensions[path] > 1)
+        matrix = dimensions[path] > 1 and path not in of_states
+        narrow = stored[path] == torch.bfloat16 and (path in of_experts or matrix)
         assert dtype == ("bfloat16" if narrow else "float32"), path
     for item in packing.dense:
         assert item.dtype == packing.parameter_dtypes.get(item.sources[0], "float32"), item.name

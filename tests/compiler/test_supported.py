@@ -9,14 +9,18 @@ import transformers
 from transformers import CONFIG_MAPPING
 
 from moec.artifacts.model import GenerationDefaults
+from moec.compiler.architectures import ARCHITECTURES
 from moec.compiler.generation import generation_defaults
 from moec.compiler.supported import MODELS
 from moec.errors import CheckpointError
 from tests.support.tiny_models import TINY
+from tests.support.tiny_models.own import OWN
 
 
 def test_supported_is_what_is_tested() -> None:
-    tested = {make().model_type for make in TINY.values()}
+    tested = {make().model_type for make in TINY.values()} | {
+        config["model_type"] for config, _ in OWN.values()
+    }
     assert {name for name, state in MODELS.items() if state.state == "supported"} == tested
 
 
@@ -24,8 +28,9 @@ def test_unsupported_types_say_why() -> None:
     assert all(bool(state.reason) == (state.state == "unsupported") for state in MODELS.values())
 
 
-def test_types_exist_in_transformers() -> None:
-    assert [name for name in MODELS if name not in CONFIG_MAPPING] == []
+def test_types_exist_in_transformers_or_are_our_own() -> None:
+    assert [name for name in MODELS if name not in CONFIG_MAPPING and name not in ARCHITECTURES] == []
+    assert [name for name in ARCHITECTURES if name in CONFIG_MAPPING] == []
 
 
 def test_every_module_with_experts_is_listed() -> None:

@@ -19,6 +19,7 @@ from moec.compiler.tracing.masks import MaskSpec, describe_mask
 from moec.compiler.tracing.patches import PATCHES, patched
 from moec.compiler.tracing.rope import fix_rotary_tables
 from moec.errors import UnsupportedModelError
+from tests.support.canaries import most_slow
 from tests.support.chain import apply_expression
 from tests.support.tiny_models import TINY, build
 
@@ -76,7 +77,7 @@ def test_unknown_attention_arguments_are_named(arguments: dict[str, Any], named:
         check_arguments("SomeModel", arguments)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 def test_activation_equals_the_models_own(name: str) -> None:
     path, module = next(iter(expert_modules(build(name)).items()))
     facts = read_experts(path, module)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tests.support.canaries import most_slow
 from tests.support.tiny_models import TINY, build, save
 
 if TYPE_CHECKING:
@@ -30,10 +31,11 @@ def test_experts_are_named_as_in_the_real_checkpoints(name: str, tmp_path: Path)
         assert EXPERT_NAMES[name] in file.keys()  # noqa: SIM118 - it is no dict
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 def test_no_weight_is_constant(name: str) -> None:
     for path, tensor in build(name).state_dict().items():
-        assert tensor.float().std() > 0.01, path
+        spread = tensor.float().std() if tensor.numel() > 1 else (tensor - tensor.round()).abs()
+        assert spread > 0.01, path
 
 
 def test_seeds_make_weights() -> None:

@@ -46,7 +46,7 @@ def moe_model() -> ModelRecord:
         for number, body in enumerate(BODIES)
     ]
     generation = GenerationDefaults(None, (), None, False, 1.0, 0, 1.0, 1.0)
-    bodies, empty = tuple(BODIES), ((), ())
+    bodies, empty = tuple(BODIES), ((), (), ())
     return ModelRecord(
         "tiny", "Tiny", "bfloat16", 8, HIDDEN, 16, {}, *empty, bodies, tuple(layers), (), 0, generation
     )

@@ -44,7 +44,14 @@ def test_verify_against_transformers(bundle: Path, capsys: pytest.CaptureFixture
     assert facts["tokens"] == 512
     assert facts["argmax_agreement"] >= 0.99
     assert facts["mean_kl"] < 1e-2
+    assert facts["mean_kl"] < facts["kl_99"] < facts["max_kl"]
     assert facts["perplexity"] == pytest.approx(facts["reference_perplexity"], rel=5e-3)
+    (published,) = output_of(["inspect", str(bundle), "--json"], capsys)["accuracy"]
+    assert published["reference"] == EXAMPLE.name
+    assert published["text"] == "shipped prompts"
+    assert published["agreement"] == {name: facts[name] for name in published["agreement"]}
+    assert run(["inspect", str(bundle)]) == 0
+    assert "accuracy, teacher-forced" in capsys.readouterr().out
 
 
 def test_generate_is_repeatable_and_reads_as_text(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

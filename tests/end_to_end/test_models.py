@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from moec import runtime
 from moec.compiler.reference import compare, reference_logits
 from tests.end_to_end.conftest import BundleMaker
+from tests.support.canaries import most_slow
 from tests.support.tiny_models import TINY
 
 PROMPT_TOKENS = 40
@@ -33,7 +34,7 @@ def random_ids(vocab_size: int, *shape: int, seed: int = 0) -> np.ndarray[Any, n
     return np.random.default_rng(seed).integers(2, vocab_size, shape)
 
 
-@pytest.mark.parametrize("name", list(TINY))
+@pytest.mark.parametrize("name", most_slow(TINY))
 def test_matches_transformers(name: str, make_bundle: BundleMaker) -> None:
     checkpoint, bundle = make_bundle(name)
     judge = reference(checkpoint)
@@ -63,7 +64,7 @@ def relative_error(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) 
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", list(TINY))
+@pytest.mark.parametrize("name", most_slow(TINY))
 def test_bfloat16_agrees_with_float32(name: str, make_bundle: BundleMaker) -> None:
     checkpoint, bundle = make_bundle(name, "bf16")
     with runtime.load(bundle) as model:

@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from moec.artifacts.activation import Expression
-from moec.artifacts.experts import layout
+from moec.artifacts.experts import ExpertPart, layout
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.experts import experts
+from moec.formats import dequantize, format_of, pack_rows
+from tests.support.formats import random_quantized
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 TOLERANCE = 3e-6
@@ -37,12 +40,26 @@ def _pool(
     for expert in range(count):
         parts.append({})
         for part in shape.parts:
-            value = (torch.randn(part.shape, generator=generator) * 0.3).to(DTYPES[body.dtype])
-            parts[-1][part.name] = value.double().numpy()
+            value, parts[-1][part.name] = _part(body, part, generator)
             place = begin + expert * shape.stride_bytes + part.offset_bytes
             memory[place : place + part.size_bytes] = value.view(-1).view(torch.uint8)
     addresses = [memory.data_ptr() + begin + expert * shape.stride_bytes for expert in range(count)]
     return memory, parts, torch.tensor(addresses, dtype=torch.int64)
+
+
+def _part(
+    body: ExpertBody, part: ExpertPart, generator: torch.Generator
+) -> tuple[torch.Tensor, NDArray[np.float64]]:
+    """A random part as it is stored, and its values."""
+    kind = format_of(body.format)
+    if kind is None or len(part.shape) == 1:
+        value = (torch.randn(part.shape, generator=generator) * 0.3).to(DTYPES[body.dtype])
+        return value, value.double().numpy()
+    columns = body.intermediate if part.name == "down" else body.hidden
+    quantized = random_quantized(
+        kind, part.shape[0], columns, int(torch.randint(1 << 30, (), generator=generator))
+    )
+    return torch.from_numpy(pack_rows(kind, quantized)), dequantize(kind, quantized).astype(np.float64)
 
 
 CASES = [
@@ -50,6 +67,15 @@ CASES = [
     (8, "float16", 64, 33, True, True, CLAMPED),
     (4, "float32", 20, 7, False, True, ("gelu", "up")),
     (16, "float32", 130, 100, True, True, CLAMPED),
+]
+
+
+FORMAT_CASES = [
+    ("int4-g32", 16),
+    ("int8-g128", 8),
+    pytest.param("int4-g64-z", 8, marks=pytest.mark.slow),
+    pytest.param("fp8-e4m3", 16, marks=pytest.mark.slow),
+    pytest.param("mxfp4", 4, marks=pytest.mark.slow),
 ]
 
 
@@ -64,7 +90,20 @@ def test_experts_match_the_reference(
     bias: bool,
     activation: Expression,
 ) -> None:
-    body = ExpertBody("b", hidden, intermediate, gated, bias, bias, activation, dtype)  # type: ignore[arg-type]
+    check(
+        compiled,
+        ExpertBody("b", hidden, intermediate, gated, bias, bias, activation, dtype),  # type: ignore[arg-type]
+        lanes,
+    )
+
+
+@pytest.mark.parametrize(("name", "lanes"), FORMAT_CASES)
+def test_quantized_experts_match_the_reference(compiled: Compile, name: str, lanes: int) -> None:
+    check(compiled, ExpertBody("b", 160, 75, True, True, True, CLAMPED, "bfloat16", name), lanes)
+
+
+def check(compiled: Compile, body: ExpertBody, lanes: int) -> None:
+    """Calls of many shapes."""
     kernel = compiled(experts(body, lanes=lanes), lanes)
     generator = torch.Generator().manual_seed(1)
     for count, tokens, chosen, one_expert in (
@@ -76,12 +115,12 @@ def test_experts_match_the_reference(
         (512, 3, 8, False),
     ):
         _memory, parts, table = _pool(body, count, generator)
-        x = torch.randn(tokens, hidden, generator=generator)
+        x = torch.randn(tokens, body.hidden, generator=generator)
         index = torch.randint(-1, count + 1, (tokens, chosen), generator=generator)
         if one_expert:
             index[:] = 4
         weight = torch.rand(tokens, chosen, generator=generator)
-        out = torch.full((tokens, hidden), 7.0)
+        out = torch.full((tokens, body.hidden), 7.0)
         kernel(x, index, weight, table, out)
         expected = reference.experts(body, parts, x.double().numpy(), index.numpy(), weight.double().numpy())
         error = np.abs(out.double().numpy() - expected).max() / max(1e-9, np.abs(expected).max())

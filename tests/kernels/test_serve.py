@@ -27,6 +27,8 @@ EXPERTS, TOP_K = 7, 3
 GATED = ExpertBody("gated", 64, 33, True, True, True, CLAMPED, "float16")
 PLAIN = ExpertBody("plain", 64, 20, False, False, True, ("gelu", "up"), "float32")
 ODD = ExpertBody("odd", 37, 70, True, False, False, SWIGLU, "bfloat16")
+INT4 = ExpertBody("int4", 64, 75, True, True, True, CLAMPED, "float16", "int4-g32")
+MXFP4 = ExpertBody("mxfp4", 64, 40, False, False, False, ("gelu", "up"), "bfloat16", "mxfp4")
 
 
 class Layers:
@@ -73,7 +75,9 @@ def random_request(
     return x, index, rng.random((tokens, TOP_K)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("lanes", "bodies"), [(16, [ODD]), (8, [GATED, PLAIN]), (4, [GATED, PLAIN])])
+@pytest.mark.parametrize(
+    ("lanes", "bodies"), [(16, [ODD]), (8, [GATED, PLAIN]), (4, [GATED, PLAIN]), (16, [INT4, MXFP4])]
+)
 def test_requests_are_answered_as_the_reference_says(
     compiled: Compile, lanes: int, bodies: list[ExpertBody]
 ) -> None:

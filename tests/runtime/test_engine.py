@@ -217,3 +217,23 @@ def test_score_refuses_what_does_not_fit() -> None:
         engine.score((1,) * 64)
     with pytest.raises(RequestError, match="context"):
         engine.score((1,) * 513)
+
+
+def test_a_step_that_fails_makes_its_sequences_begin_anew() -> None:
+    """A state that was advanced cannot be advanced by the same tokens again."""
+    engine = make_engine()
+    sequence = engine.add(Request((1, 2, 3), 20))
+    engine.step()
+    fake = engine._executor
+    run = fake.next_tokens
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    fake.next_tokens = fail  # type: ignore[assignment,method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    assert sequence.computed == 0
+    fake.next_tokens = run  # type: ignore[method-assign]
+    finish(engine)
+    assert sequence.new_tokens == greedy((1, 2, 3), 20)

@@ -8,6 +8,7 @@ import pytest
 
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.runtime.binding import Binder
+from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.devices.cpu import CpuDevice
 from moec.runtime.engine import Engine, Limits, Request
@@ -62,9 +63,10 @@ def make_engine(
     experts = HostExperts(ExpertStore([view], plans, stats, LRU))
     bundle = cast("Bundle", FakeBundle(weights))
     cache = CacheStorage(device, bundle.model.attentions, 16)
+    states = StateStorage(device, (), 4)
     rows = min(step, LOGIT_ROWS)
     program, given = fake_chain.program(), functions or FakeFunctions()
-    binder = Binder(device, bundle, program, given, cache, experts, step, rows)
+    binder = Binder(device, bundle, program, given, cache, states, experts, step, rows)
     executor = ChainExecutor(device, binder, experts, stats)
     return Engine(executor, Limits(4, step, 256, 16), VOCAB, stats), executor
 

@@ -12,6 +12,7 @@ from moec.artifacts.program import Operand
 from moec.runtime.arena import Lifetime, plan_arena
 from moec.runtime.layout import LocalKey, ValueKey, WorkspaceKey, chain_layout, crossing_values
 from tests.support import fake_chain
+from tests.support.canaries import most_slow
 from tests.support.graphs import parts
 from tests.support.programs import program
 from tests.support.tiny_models import TINY
@@ -69,7 +70,7 @@ def test_crossing_values() -> None:
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", most_slow(TINY))
 @pytest.mark.parametrize("tokens", [8, 128, 512])
 def test_the_arena_is_within_the_planners_upper_bound(name: str, tokens: int, target: str) -> None:
     model = parts(name, "bfloat16").model

@@ -26,7 +26,7 @@ def make_model(defaults: GenerationDefaults = fake_chain.DEFAULTS, pages: int = 
 
     record = dataclasses.replace(fake_chain.record(), vocab_size=VOCAB, generation=defaults)
     engine = Engine(FakeExecutor(pages, VOCAB), Limits(3, 64, 256, pages), VOCAB, Stats())
-    return Model(Path("nowhere"), record, "cpu", MemoryPlan(0, 0, pages, 0, 0, 0, 0), engine, None)
+    return Model(Path("nowhere"), record, "cpu", MemoryPlan(0, 0, pages, 0, 0, 0, 0, 0), engine, None)
 
 
 def greedy(prompt: list[int], count: int) -> list[int]:

@@ -15,7 +15,7 @@ FULL_PAGES = BATCH * 100
 
 def largest(limit: int, cache_tokens: int | None = None) -> DevicePlan:
     def plan(tokens: int) -> DevicePlan:
-        needs = DeviceNeeds(WEIGHTS, 0, 0, tokens * TOKEN, 0, 0, 0, PAGE, tokens)
+        needs = DeviceNeeds(WEIGHTS, 0, 0, 0, tokens * TOKEN, 0, 0, 0, PAGE, tokens)
         return plan_device_memory(
             needs, max_context=CONTEXT, limit_bytes=limit, cache_tokens=cache_tokens, max_batch=BATCH
         )

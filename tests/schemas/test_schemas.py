@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from moec import schemas
+from moec.artifacts.accuracy import AccuracyRecord
 from moec.artifacts.activation import ARITY, VARIABLES
 from moec.artifacts.codec import from_json, to_json
 from moec.artifacts.machine import MachineRecord
@@ -20,6 +21,7 @@ from moec.artifacts.manifest import Manifest
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.packing import PackingRecord
 from moec.artifacts.program import ProgramRecord
+from moec.artifacts.quantization import Quantization
 from moec.artifacts.records import parse_json, read_machine
 from moec.artifacts.schedule import ScheduleRecord
 from moec.errors import BundleError
@@ -32,6 +34,8 @@ ROOTS: dict[str, type] = {
     "schedule": ScheduleRecord,
     "program": ProgramRecord,
     "machine": MachineRecord,
+    "accuracy": AccuracyRecord,
+    "quantization": Quantization,
 }
 SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 STRUCTURE = (
@@ -45,6 +49,8 @@ STRUCTURE = (
     "const",
     "$ref",
 )
+APART: dict[Any, str] = {MachineRecord: "machine", Quantization: "quantization"}
+"""Records with a schema of their own that others refer to."""
 ALIASES = {
     "Expression": {"$ref": "#/$defs/Expression"},
     "tuple[RecipeArgument, ...]": {"type": "array", "items": {"$ref": "#/$defs/RecipeArgument"}},
@@ -55,8 +61,8 @@ def expected(kind: Any, found: dict[str, type]) -> Any:
     """The structure that a schema must have for values of type ``kind``; records go to ``found``."""
     if hasattr(kind, "__supertype__"):
         return expected(kind.__supertype__, found)
-    if kind is MachineRecord:
-        return {"$ref": "urn:moec:schema:machine"}
+    if kind in APART:
+        return {"$ref": f"urn:moec:schema:{APART[kind]}"}
     if dataclasses.is_dataclass(kind):
         found[typing.cast("type", kind).__name__] = typing.cast("type", kind)
         return {"$ref": f"#/$defs/{typing.cast('type', kind).__name__}"}
@@ -165,7 +171,7 @@ def objects(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths to every record in a JSON value (maps from names, and references in recipes, are none)."""
     found: list[tuple[Any, ...]] = []
     if isinstance(value, dict):
-        free = path and path[-1] in ("values", "tools", "files", "parameter_dtypes")
+        free = path and path[-1] in ("values", "tools", "files", "formats", "roles", "parameter_dtypes")
         found += [] if free or set(value) == {"ref"} else [path]
         for key, item in value.items():
             found += objects(item, (*path, key))
@@ -213,7 +219,13 @@ def test_schema_and_codec_refuse_the_same(name: str, how: str, data: st.DataObje
 def test_references_in_recipes_are_checked(name: str, bad: Any) -> None:
     step = {"op": "aten.t", "arguments": [bad]}
     tensor = {"name": "a", "dtype": "float32", "shape": [1], "sources": ["a"], "steps": [step]}
-    value = {"config_sha256": "0" * 64, "parameter_dtypes": {}, "dense": [tensor], "experts": []}
+    value: dict[str, Any] = {
+        "config_sha256": "0" * 64,
+        "parameter_dtypes": {},
+        "dense": [tensor],
+        "experts": [],
+    }
+    value["quantization"] = None
     both_refuse(name, value)
     step["arguments"] = [{"ref": 0}]
     schemas.validate(name, value)

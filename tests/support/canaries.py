@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-CANARIES = ("deepseek_v2_lite", "gpt_oss", "mixtral", "qwen2_moe")
-"""One of each kind of attention and of experts."""
+CANARIES = ("deepseek_v2_lite", "gpt_oss", "mixtral", "qwen2_moe", "qwen3_next")
+"""One of each kind of attention and of experts, and of states."""
 
 
 def most_slow(names: Iterable[str]) -> list[Any]:

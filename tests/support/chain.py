@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from moec.artifacts.model import AttentionSpec, AttentionStep, ExpertsStep, LatentWeights, SegmentStep
+from moec.artifacts.model import (
+    AttentionSpec,
+    AttentionStep,
+    ExpertsStep,
+    LatentWeights,
+    SegmentStep,
+    StateStep,
+)
+from moec.artifacts.states import state_shape
+from moec.compiler.kernels.state_reference import advance
 from moec.compiler.packing.recipes import evaluate
 
 if TYPE_CHECKING:
@@ -54,11 +64,12 @@ def apply_expression(expression: Expression, gate: torch.Tensor | None, up: torc
 
 @dataclass
 class Sequence:
-    """Tokens of one sequence so far, and its keys and values by attention layer."""
+    """Tokens of one sequence so far, its keys and values by attention layer, and its states by their layer."""
 
     length: int = 0
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
+    states: dict[int, Any] = field(default_factory=dict)
 
 
 class TorchChain:
@@ -76,6 +87,7 @@ class TorchChain:
         self._state = model.state_dict()
         self._weights = {item.name: evaluate(item, self._load) for item in parts.packing.dense}
         self._attentions = {spec.name: spec for spec in parts.model.attentions}
+        self._states = {spec.name: spec for spec in parts.model.states}
         self._bodies = {body.name: body for body in parts.model.bodies}
 
     def step(self, batch: list[tuple[Sequence, list[int]]], rows: list[int] | None = None) -> torch.Tensor:
@@ -100,6 +112,8 @@ class TorchChain:
                 self._segment(step, values)
             elif isinstance(step, AttentionStep):
                 values[step.output] = self._attention(step, values, batch)
+            elif isinstance(step, StateStep):
+                values[step.output] = self._advance(step, values, batch)
             else:
                 values[step.output] = self._experts(step, values)
         for sequence, new in batch:
@@ -153,6 +167,23 @@ class TorchChain:
             results.append(attend(alone, query[begin:end], k, v, sinks))
             begin = end
         return torch.cat(results)[None]
+
+    def _advance(
+        self, step: StateStep, values: dict[str, torch.Tensor], batch: list[tuple[Sequence, list[int]]]
+    ) -> torch.Tensor:
+        spec = self._states[step.state]
+        inputs = [values[name][0].double().numpy() for name in step.inputs]
+        weights = [self._weights[name].double().numpy() for name in step.weights]
+        results: list[Any] = []
+        for sequence, new in batch:
+            state = sequence.states.get(step.layer, np.zeros(state_shape(spec)))
+            for number in range(len(new)):
+                token = len(results)
+                own = [each[token] for each in inputs]
+                state, result = advance(spec, state, sequence.length + number, own, weights)
+                results.append(result)
+            sequence.states[step.layer] = state
+        return torch.from_numpy(np.stack(results)).float()[None]
 
     def _expand(
         self, spec: AttentionSpec, weights: LatentWeights, key: torch.Tensor

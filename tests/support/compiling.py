@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moec.artifacts.machine import MachineRecord
+    from moec.artifacts.quantization import Quantization
 from moec.artifacts.manifest import Manifest
 
 
@@ -27,6 +28,7 @@ def compile_checkpoint(
     force: bool = False,
     max_context: int | None = None,
     machines: tuple[MachineRecord, ...] = (),
+    quantization: Quantization | None = None,
 ) -> Manifest:
     """``compile_model`` with what a test cares about."""
     request = CompileRequest(
@@ -38,6 +40,7 @@ def compile_checkpoint(
         max_context=max_context,
         modules_only=modules_only,
         force=force,
+        quantization=quantization,
     )
     around = Surroundings(StageLog(quiet=True), ProgressBar("pack"), RuntimeProbe(), machines)
     return compile_model(request, around)

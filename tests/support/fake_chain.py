@@ -102,6 +102,7 @@ def record() -> ModelRecord:
         {ValueId(name): spec for name, spec in VALUES.items()},
         functions,
         (AttentionSpec("full", HEADS, HEADS, WIDTH, WIDTH, 1.0, 0, 0, 0.0, False, False, "float32", None),),
+        (),
         (ExpertBody("body", HIDDEN, 4, False, False, False, "up", "float32"),),
         (ExpertsLayer(LayerId(0), "experts", "body", EXPERTS, TOP),),
         steps,

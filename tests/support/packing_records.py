@@ -13,6 +13,8 @@ from moec.artifacts.model import ExpertBody, ExpertsLayer, GenerationDefaults, M
 from moec.artifacts.packing import DenseTensor, ExpertSource, PackingRecord, RecipeStep
 from moec.compiler.checkpoint import config_sha256
 from moec.compiler.tracing.build import build_config, build_model
+from moec.formats import format_of, pack_rows
+from moec.formats.nearest import round_to_nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +54,7 @@ def records(model: PreTrainedModel, config: dict[str, Any]) -> tuple[ModelRecord
         layers.append(ExpertsLayer(source.layer, path, body.name, module.down_proj.shape[0], 1))
         sources.append(source)
     record = ModelRecord(
-        model.config.model_type, type(model).__name__, _dtype(model.dtype), 1, 1, 1, {}, (), (),
+        model.config.model_type, type(model).__name__, _dtype(model.dtype), 1, 1, 1, {}, (), (), (),
         tuple(bodies.values()), tuple(layers), (), 0, _GENERATION,
     )  # fmt: skip
     dtypes: dict[str, Any] = {name: _dtype(value.dtype) for name, value in state.items()}
@@ -74,9 +76,14 @@ def expected_expert(model: PreTrainedModel, record: ModelRecord, source: ExpertS
     place = layout(body)
     buffer = bytearray(place.stride_bytes)
     for part in place.parts:
-        assert tuple(values[part.name].shape) == part.shape
-        value = values[part.name].to(getattr(torch, body.dtype))
-        buffer[part.offset_bytes : part.offset_bytes + part.size_bytes] = raw(value)
+        value = values[part.name].detach()
+        kind = format_of(body.format) if value.dim() > 1 else None
+        if kind is None:
+            stored = value.to(getattr(torch, body.dtype))
+        else:
+            stored = torch.from_numpy(pack_rows(kind, round_to_nearest(kind, value.float().numpy())))
+        assert tuple(stored.shape) == part.shape
+        buffer[part.offset_bytes : part.offset_bytes + part.size_bytes] = raw(stored)
     return bytes(buffer)
 
 

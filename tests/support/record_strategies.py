@@ -66,6 +66,7 @@ CONSTRAINED: dict[str, st.SearchStrategy[Any]] = {
         "Prediction.hit_rate Prediction.optimal_hit_rate PolicyFigures.hit_rate BudgetPoint.hit_rate "
         "BudgetPoint.optimal_hit_rate PrefetchFigures.recall PrefetchFigures.exact_match",
     ),
+    **_fields(st.integers(2, 1 << 60), "ConvolutionSpec.width"),
     **_fields(SHAPE, "LocalSpec.shape Operand.shape"),
     **_fields(
         POSITIVE,
@@ -73,7 +74,8 @@ CONSTRAINED: dict[str, st.SearchStrategy[Any]] = {
         "ExpertBody.intermediate ExpertsLayer.experts ExpertsLayer.top_k AttentionSpec.query_heads "
         "AttentionSpec.kv_heads AttentionSpec.key_dim AttentionSpec.value_dim LatentHeads.nope_dim "
         "LatentHeads.value_dim MachineRecord.cpu_threads Budgets.context_tokens Budgets.step_tokens "
-        "Beside.most_tokens",
+        "Beside.most_tokens ConvolutionSpec.channels RecurrenceSpec.key_heads RecurrenceSpec.value_heads "
+        "RecurrenceSpec.key_dim RecurrenceSpec.value_dim",
     ),
     **_fields(
         st.floats(1e-9, 1e9),

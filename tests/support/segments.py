@@ -80,7 +80,7 @@ def bare_model(segments: Mapping[str, Graph] | None = None) -> ModelRecord:
     """A model without attention or experts, for segments alone: the first argument is the input."""
     functions = tuple(_function(name, graph) for name, graph in (segments or {}).items())
     return ModelRecord(
-        "tiny", "TinyForCausalLM", "float32", 8, 8, 8, {}, functions, (), (), (), (), 0, GENERATION
+        "tiny", "TinyForCausalLM", "float32", 8, 8, 8, {}, functions, (), (), (), (), (), 0, GENERATION
     )
 
 

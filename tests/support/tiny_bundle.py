@@ -119,6 +119,7 @@ def tiny_model(layers: Sequence[tuple[int, int, int]] = ((8, 2, 8), (6, 2, 8))) 
         attentions=(
             AttentionSpec("attn", HEADS, HEADS, D, D, 0.5, 0, 0, 0.0, False, False, "float32", None),
         ),
+        states=(),
         bodies=tuple(
             ExpertBody(f"e{size}", H, size, True, False, False, activation, "float32") for size in sizes
         ),
@@ -202,6 +203,8 @@ def tiny_manifest() -> Manifest:
         fingerprint="ab" * 32,
         targets=(TargetRecord("cpu", "cpu", ("x86-64-v3",), ("avx2",), files),),
         tokenizer=TokenizerRecord(("tokenizer/tokenizer.json",), False),
+        quantization="none",
+        formats={"float32": 64},
         files={},
         manifest_sha256="",
     )

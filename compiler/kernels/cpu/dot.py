@@ -19,9 +19,6 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import (
     Buffer,
     Expr,
-    ceildiv,
-    div,
-    either,
     fill,
     i64,
     keep,
@@ -39,10 +36,6 @@ if TYPE_CHECKING:
 
     from moec.compiler.kernels.cpu.machine import Machine
 
-STREAM_COLUMNS = 6
-"""Up to this many columns the rows are streamed."""
-STREAM_WIDTH = 4
-"""Columns of one pass over a streamed row; further passes find it in the first-level cache."""
 ACCUMULATORS = 8
 """Vector sums wanted at least, to hide the latency of the multiply-add."""
 PREFETCH_LINES = 128
@@ -118,7 +111,7 @@ def _finish(
     totals = []
     for cell in range(cells):
         vectors = [load(sums, (copy * cells + cell) * lanes, lanes) for copy in range(copies)]
-        totals.append(add_lanes(_tree(vectors), lanes))
+        totals.append(add_lanes(add_vectors(vectors), lanes))
     tail = depth % lanes
     if tail:
         scalars = registers(cells)
@@ -130,7 +123,8 @@ def _finish(
     return [totals[r * C : (r + 1) * C] for r in range(R)]
 
 
-def _tree(values: list[Expr]) -> Expr:
+def add_vectors(values: list[Expr]) -> Expr:
+    """The sum of vectors, in pairs."""
     while len(values) > 1:
         pairs = [a + b for a, b in zip(values[::2], values[1::2], strict=False)]
         values = pairs + values[len(pairs) * 2 :]
@@ -158,44 +152,3 @@ def _fold(vector: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Ex
 
 def _floor_power_of_two(value: int) -> int:
     return 1 << (value.bit_length() - 1)
-
-
-def tiles(rows: int, columns: Expr, machine: Machine, emit: Callable[[list[Expr], list[Expr]], None]) -> None:
-    """Call ``emit(row numbers, column numbers)`` for tiles that cover ``rows`` by ``columns``.
-
-    The last tile of several rows moves up so as to stay inside: its first rows are then computed twice.
-    """
-
-    def block() -> None:
-        height = min(machine.rows, rows)
-        with loop(-(-rows // height)) as tile:
-            first = keep(T.min(tile * i64(height), i64(rows - height)))
-            numbers = [first + i64(r) for r in range(height)]
-            _column_tiles(columns, (machine.columns, 1), lambda inner: emit(numbers, inner))
-
-    either(columns <= i64(STREAM_COLUMNS), lambda: stream(rows, columns, emit), block)
-
-
-def stream(rows: int | Expr, columns: Expr, emit: Callable[[list[Expr], list[Expr]], None]) -> None:
-    """As ``tiles``, each row by itself: for few columns."""
-    with loop(rows) as row:
-        _column_tiles(columns, (STREAM_WIDTH, 2, 1), lambda numbers: emit([row], numbers))
-
-
-def stream_halves(rows: Expr, columns: Expr, emit: Callable[[list[Expr], list[Expr]], None]) -> None:
-    """As ``stream``, two rows at a time: one of the first half, one of the second; the last may come twice."""
-    half = keep(ceildiv(rows, 2))
-    with loop(half) as row:
-        pair = [row, keep(T.min(row + half, rows - i64(1)))]
-        _column_tiles(columns, (STREAM_WIDTH, 2, 1), lambda numbers: emit(pair, numbers))
-
-
-def _column_tiles(count: Expr, widths: tuple[int, ...], emit: Callable[[list[Expr]], None]) -> None:
-    """Tiles of the first width as often as they fit, then of the next."""
-    done = i64(0)
-    for width in widths:
-        start = done
-        number = keep(div(count - start, width))
-        with loop(number) as tile:
-            emit([keep(start + tile * i64(width) + i64(c)) for c in range(width)])
-        done = keep(start + number * i64(width))

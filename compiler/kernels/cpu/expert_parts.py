@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.experts import layout
-from moec.artifacts.model import DTYPE_BYTES
 from moec.compiler.kernels import activation
-from moec.compiler.kernels.cpu.dot import Columns, Rows, dot
+from moec.compiler.kernels.cpu.dot import Columns
 from moec.compiler.kernels.cpu.emit import (
     Buffer,
     Expr,
@@ -20,6 +19,7 @@ from moec.compiler.kernels.cpu.emit import (
     load,
     loop,
     registers,
+    scope,
     splat,
     store,
     when,
@@ -27,10 +27,13 @@ from moec.compiler.kernels.cpu.emit import (
 from moec.compiler.kernels.cpu.grouping import is_expert
 from moec.compiler.kernels.cpu.math import VectorMath
 from moec.compiler.kernels.cpu.numeric import widen
+from moec.compiler.kernels.cpu.packed import RowPlace
+from moec.compiler.kernels.cpu.weights import memory_at, weights
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cpu.machine import Machine
+    from moec.compiler.kernels.cpu.tiling import Open, Tile
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,20 @@ class Source:
 
 Writer = Callable[[Expr, Expr, Expr], None]
 """Takes a row number within the cut, a place of the order, and the value."""
-Cover = Callable[[Expr, Callable[[list[Expr], list[Expr]], None]], None]
-"""Takes a number of columns and what to do with each tile of rows and columns (see ``dot.tiles``, ``dot.stream``)."""
+
+
+@dataclass(frozen=True)
+class Cover:
+    """How a product goes over a cut of rows (see ``tiling``)."""
+
+    go: Callable[[Expr, Open], None]
+    """Takes a number of columns and what opens rows."""
+    stream_rows: int
+    """That are open at once where columns are few."""
+    block_rows: int = 0
+    """That are open at once where they are many."""
+    ahead: int | None = None
+    """Cache lines before a row that memory is asked for it; None: the kernels' own choice."""
 
 
 class ExpertParts:
@@ -84,7 +99,6 @@ class ExpertParts:
         first: Expr,
         source: Source,
         cover: Cover,
-        ahead: int | None = None,
     ) -> None:
         """Rows from ``first`` of one or several parts of one shape times the group's vectors, plus the parts' biases.
 
@@ -94,29 +108,37 @@ class ExpertParts:
             first: row.
             source: of the vectors.
             cover: goes over the rows; of each number there is the row of every part.
-            ahead: see ``dot``.
         """
-        shapes = {part: self.layout.part(part) for part in writers}
-        depth = next(iter(shapes.values())).shape[1]
-        dtype, size = self.body.dtype, DTYPE_BYTES[self.body.dtype]
-        weights = at_address(group.address, self.layout.stride_bytes // size, dtype)
+        begins = {part: self.layout.part(part).offset_bytes for part in writers}
+        depth = self.body.intermediate if "down" in writers else self.body.hidden
         biases = {part: self._bias(part, group) for part in writers}
 
-        def tile(numbers: list[Expr], columns: list[Expr]) -> None:
-            places = [keep(group.start + column) for column in columns]
+        def open_rows(numbers: list[Expr], often: bool) -> Tile:
             rows = [(part, number) for number in numbers for part in writers]
-            offsets = [
-                keep(i64(shapes[part].offset_bytes // size) + (first + number) * i64(depth))
-                for part, number in rows
-            ]
-            vectors = Columns(source.buffer, [keep(source.row(place) * i64(depth)) for place in places])
-            sums = dot(Rows(weights, dtype, offsets), vectors, depth, self.machine, ahead=ahead)
-            for (part, number), row_sums in zip(rows, sums, strict=True):
-                shift = biases[part](first + number)
-                for place, value in zip(places, row_sums, strict=True):
-                    writers[part](number, place, value if shift is None else value + shift)
+            places = [RowPlace(begins[part], keep(first + number)) for part, number in rows]
+            dots = matrices.open(places, often)
 
-        cover(group.count, tile)
+            def tile(columns: list[Expr]) -> None:
+                wanted = [keep(group.start + column) for column in columns]
+                vectors = Columns(source.buffer, [keep(source.row(place) * i64(depth)) for place in wanted])
+                for (part, number), row_sums in zip(rows, dots(vectors), strict=True):
+                    shift = biases[part](first + number)
+                    for place, value in zip(wanted, row_sums, strict=True):
+                        writers[part](number, place, value if shift is None else value + shift)
+
+            return tile
+
+        with scope():
+            matrices = weights(
+                memory_at(group.address, self.layout.stride_bytes),
+                self.body.format or self.body.dtype,
+                depth,
+                self.machine,
+                stream_rows=cover.stream_rows * len(writers),
+                block_rows=cover.block_rows * len(writers),
+                ahead=cover.ahead,
+            )
+            cover.go(group.count, open_rows)
 
     def _bias(self, part: str, group: Group) -> Callable[[Expr], Expr | None]:
         if not (self.body.down_bias if part == "down" else self.body.up_bias):

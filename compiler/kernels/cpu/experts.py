@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.dot import tiles
 from moec.compiler.kernels.cpu.emit import (
     Argument,
     Buffer,
@@ -28,9 +27,10 @@ from moec.compiler.kernels.cpu.emit import (
     store,
     symbol,
 )
-from moec.compiler.kernels.cpu.expert_parts import ExpertParts, ExpertTensors, Group, Source, writer
+from moec.compiler.kernels.cpu.expert_parts import Cover, ExpertParts, ExpertTensors, Group, Source, writer
 from moec.compiler.kernels.cpu.grouping import Groups, group_by_expert
 from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.cpu.tiling import tiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cpu.expert_parts import Cover
 
 TASK_ROWS = 48
 """Rows of an expert's matrix that a thread takes at a time, about: enough to use an activation from the cache."""
@@ -128,7 +127,11 @@ class _Experts:
                 self.parts.combine(self.call, token, results, rows, first, rows)
 
     def _cover(self, rows: int) -> Cover:
-        return lambda columns, emit: tiles(rows, columns, self.machine, emit)
+        return Cover(
+            lambda columns, open_rows: tiles(rows, columns, self.machine, open_rows),
+            stream_rows=1,
+            block_rows=min(self.machine.rows, rows),
+        )
 
     def _tiles(self, groups: Groups, number: Expr, emit: Callable[[Group], None]) -> None:
         """Call ``emit`` for the pairs of an active expert, so many at a time as a cache holds."""

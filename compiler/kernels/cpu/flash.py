@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.dot import Columns, Rows, add_lanes, dot, max_lanes, tiles
+from moec.compiler.kernels.cpu.dot import Columns, Rows, add_lanes, dot, max_lanes
 from moec.compiler.kernels.cpu.emit import (
     Buffer,
     Expr,
@@ -25,6 +26,7 @@ from moec.compiler.kernels.cpu.emit import (
 )
 from moec.compiler.kernels.cpu.math import VectorMath
 from moec.compiler.kernels.cpu.numeric import widen
+from moec.compiler.kernels.cpu.tiling import tiles
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
@@ -95,7 +97,7 @@ class Flash:
                 for column, value in zip(columns, row_sums, strict=True):
                     store(block.scores, column * i64(PAGE_TOKENS) + position, value)
 
-        tiles(PAGE_TOKENS, rows, self.machine, tile)
+        tiles(PAGE_TOKENS, rows, self.machine, lambda positions, _often: partial(tile, positions))
 
     def _softmax(self, block: Block, row: Expr, first: Expr, last: Expr) -> None:
         """Scores to weights; rescale what the row has summed where its largest score grew."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.dot import Columns, Rows, dot, tiles
+from moec.compiler.kernels.cpu.dot import Columns
 from moec.compiler.kernels.cpu.emit import (
     Argument,
     Buffer,
@@ -25,15 +25,22 @@ from moec.compiler.kernels.cpu.emit import (
     load,
     loop,
     mod,
+    scope,
     store,
     symbol,
 )
 from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.cpu.packed import RowPlace
+from moec.compiler.kernels.cpu.tiling import tiles
+from moec.compiler.kernels.cpu.weights import matrix_argument, memory_of, row_bytes, weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tvm import tirx
+
+    from moec.compiler.kernels.cpu.tiling import Tile
+    from moec.compiler.kernels.cpu.weights import Dots
 
 CHUNK_BYTES = 1 << 18
 """Float32 activations that a thread keeps in its second-level cache."""
@@ -51,7 +58,8 @@ def linear(
     Args:
         rows: N, the outputs; any number from 1.
         columns: K, the summed dimension, contiguous in memory; any number from 1.
-        dtype: of the weight: ``bfloat16``, ``float16`` or ``float32``. All else is float32.
+        dtype: of the weight: ``bfloat16``, ``float16``, ``float32``, or the name of a format (``moec.formats``), which
+            is ``uint8 [.., N, row_bytes]``. All else is float32.
         batch: B for ``x [B, T, K]``, ``weight [B, N, K]``, ``bias [B, N]``, ``out [B, T, N]``; ``None`` for
             ``x [T, K]``, ``weight [N, K]``, ``bias [N]``, ``out [T, N]``. T is symbolic.
         bias: whether there is one.
@@ -63,7 +71,7 @@ def linear(
         T_ = symbol("T")
         x, weight, shift, out = arguments(
             Argument("x", (*lead, T_, columns), "float32"),
-            Argument("weight", (*lead, rows, columns), dtype),
+            matrix_argument("weight", (*lead, rows, columns), dtype),
             Argument("bias", (*lead, rows), "float32") if bias else None,
             Argument("out", (*lead, T_, rows), "float32"),
         )
@@ -121,32 +129,41 @@ class _Linear:
         blocks = -(-self.rows // self.block)
         chunks = keep(ceildiv(self.tokens, self.chunk))
         parallel = self.batch * self.rows * self.columns > SERIAL_PRODUCTS
-        with loop(chunks * i64(self.batch * blocks), parallel=parallel) as task:
+        with loop(chunks * i64(self.batch * blocks), parallel=parallel) as task, scope():
             row = keep(T.min(mod(task, blocks) * i64(self.block), i64(self.rows - self.block)))
             chunk = keep(mod(div(task, blocks), chunks))
             batch = keep(div(task, chunks * i64(blocks)))
             token = keep(chunk * i64(self.chunk))
             count = keep(T.min(i64(self.chunk), self.tokens - token))
-            first_row = keep(batch * i64(self.rows) + row)
-            tiles(
-                self.block,
-                count,
+            matrices = weights(
+                memory_of(self.weight, self.batch * self.rows * row_bytes(self.dtype, self.columns)),
+                self.dtype,
+                self.columns,
                 self.machine,
-                lambda rows, columns: self._tile(
-                    row, [first_row + r for r in rows], rows, batch, [keep(token + c) for c in columns]
-                ),
+                stream_rows=1,
+                block_rows=min(self.machine.rows, self.block),
             )
 
-    def _tile(self, row: Expr, rows: list[Expr], within: list[Expr], batch: Expr, tokens: list[Expr]) -> None:
-        depth = i64(self.columns)
-        weights = Rows(self.weight, self.dtype, [keep(r * depth) for r in rows])
+            def open_rows(numbers: list[Expr], often: bool) -> Tile:
+                rows = [keep(batch * i64(self.rows) + row + number) for number in numbers]
+                dots = matrices.open([RowPlace(0, number) for number in rows], often)
+                return lambda columns: self._tile(
+                    dots,
+                    rows,
+                    [row + number for number in numbers],
+                    batch,
+                    [keep(token + c) for c in columns],
+                )
+
+            tiles(self.block, count, self.machine, open_rows)
+
+    def _tile(
+        self, dots: Dots, rows: list[Expr], within: list[Expr], batch: Expr, tokens: list[Expr]
+    ) -> None:
         starts = [keep(self.x.start(batch, token)) for token in tokens]
-        sums = dot(weights, Columns(self.x.buffer, starts), self.columns, self.machine)
+        sums = dots(Columns(self.x.buffer, starts))
         for r, number in enumerate(rows):
-            shift = None
-            if self.bias is not None:
-                shift = keep(load(self.bias, number))
+            shift = None if self.bias is None else keep(load(self.bias, number))
             for c, token in enumerate(tokens):
                 value = sums[r][c] if shift is None else sums[r][c] + shift
-                place = self.out.start(batch, token) + row + within[r]
-                store(self.out.buffer, place, value)
+                store(self.out.buffer, self.out.start(batch, token) + within[r], value)

@@ -29,3 +29,13 @@ class Machine:
     def native_f16(self) -> bool:
         """Whether the machine converts float16 itself."""
         return self.lanes >= F16C_LANES
+
+    @property
+    def looks_up_sixteen(self) -> bool:
+        """Whether there is an instruction that looks up each lane in a table of sixteen (AVX-512's ``vpermps``)."""
+        return self.lanes == 16
+
+    @property
+    def looks_up_eight(self) -> bool:
+        """Whether there is one for a table of eight (AVX2's)."""
+        return self.lanes == 8

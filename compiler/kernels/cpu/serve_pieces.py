@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.dot import stream, stream_halves
 from moec.compiler.kernels.cpu.emit import (
     Buffer,
     Expr,
@@ -22,8 +21,9 @@ from moec.compiler.kernels.cpu.emit import (
     store,
     when,
 )
-from moec.compiler.kernels.cpu.expert_parts import ExpertParts, ExpertTensors, Group, Source, writer
+from moec.compiler.kernels.cpu.expert_parts import Cover, ExpertParts, ExpertTensors, Group, Source, writer
 from moec.compiler.kernels.cpu.grouping import group_by_expert
+from moec.compiler.kernels.cpu.tiling import stream, stream_halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,10 @@ class Pieces:
     def _gate_up_strip(self, expert: Expr, first: Expr, rows: Expr) -> None:
         """``middle[place, i] = activation(gate, up)`` of one expert's pairs, for at most ``STRIP_ROWS`` rows."""
         groups, chosen = self.groups, self.call.chosen
-        cover = stream if self.body.gated else stream_halves
+        go, at_once = (stream, 1) if self.body.gated else (stream_halves, 2)
+        cover = Cover(
+            lambda columns, open_rows: go(rows, columns, open_rows), stream_rows=at_once, ahead=AHEAD
+        )
         buffers = {
             part: registers(STRIP_PAIRS * STRIP_ROWS)
             for part in (("gate", "up") if self.body.gated else ("up",))
@@ -81,9 +84,7 @@ class Pieces:
                 part: writer(target, STRIP_ROWS, lambda place: place - group.start)
                 for part, target in buffers.items()
             }
-            self.parts.product(
-                writers, group, first, source, lambda columns, emit: cover(rows, columns, emit), AHEAD
-            )
+            self.parts.product(writers, group, first, source, cover)
             self.parts.activate(buffers, STRIP_ROWS, group.count)
             with loop(group.count) as column, loop(rows) as row:
                 place = (group.start + column) * i64(self.body.intermediate) + first + row
@@ -98,17 +99,16 @@ class Pieces:
             results = scratch(self.pairs * i64(STRIP_ROWS))
 
             def strip(first: Expr, rows: Expr) -> None:
+                cover = Cover(
+                    lambda columns, open_rows: stream_halves(rows, columns, open_rows),
+                    stream_rows=2,
+                    ahead=AHEAD,
+                )
+
                 def tile(group: Group) -> None:
                     source = Source(self.middle, lambda place: place)
                     writers = {"down": writer(results, STRIP_ROWS, self.groups.pair)}
-                    self.parts.product(
-                        writers,
-                        group,
-                        first,
-                        source,
-                        lambda columns, emit: stream_halves(rows, columns, emit),
-                        AHEAD,
-                    )
+                    self.parts.product(writers, group, first, source, cover)
 
                 with loop(self.groups.active) as expert:
                     self._tiles(expert, tile)

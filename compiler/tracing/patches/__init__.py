@@ -6,14 +6,15 @@ import importlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.tracing.patches import deepseek_v2, phimoe
+from moec.compiler.tracing.patches import deepseek_v2, delta_rule, indexers, phimoe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moec.compiler.tracing.patches.record import Patch
 
-PATCHES: tuple[Patch, ...] = (*deepseek_v2.PATCHES, *phimoe.PATCHES)
+FAMILIES = (deepseek_v2, delta_rule, indexers, phimoe)
+PATCHES: tuple[Patch, ...] = tuple(patch for family in FAMILIES for patch in family.PATCHES)
 """Every patch there is."""
 
 

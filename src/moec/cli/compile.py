@@ -12,6 +12,7 @@ from moec.cli.output import ProgressBar, StageLog, human_bytes, print_json, prin
 
 if TYPE_CHECKING:
     from moec.artifacts.manifest import Manifest
+    from moec.artifacts.quantization import Quantization
     from moec.compiler.request import Calibration, Surroundings
 
 output_option = click.option(
@@ -49,6 +50,12 @@ calibration_option = click.option(
     metavar="N",
     help="Most tokens of a sequence.  [default: the model's]",
 )
+@click.option(
+    "--quantization",
+    metavar="NAME|FILE",
+    help="Store weights in fewer bits: a recipe by the name of its experts' format (int4, int8, int4-g128, ...), or a "
+    "file (docs/quantization.md).  [default: none]",
+)
 @calibration_option
 @click.option(
     "--modules-only", is_flag=True, help="Stop before the weights; `moec pack` adds them elsewhere."
@@ -67,6 +74,7 @@ def command(
     targets: tuple[str, ...],
     dtype: str | None,
     max_context: int | None,
+    quantization: str | None,
     calibration: str | None,
     modules_only: bool,
     force: bool,
@@ -97,6 +105,7 @@ def command(
         force=force,
         dump_ir=dump_ir,
         onnx=onnx,
+        quantization=read_quantization(quantization),
     )
     manifest = compile_model(request, surroundings())
     print_summary(output, manifest, as_json)
@@ -119,6 +128,21 @@ def read_calibration(option: str | None) -> Calibration:
     if option == "none":
         return Calibration(enabled=False)
     return Calibration(prompts=None if option is None else read_prompts(Path(option)))
+
+
+def read_quantization(option: str | None) -> Quantization | None:
+    """``--quantization`` as a policy."""
+    from moec.compiler.quantization import POLICIES, policy_named, read_policy
+
+    if option is None or option == "none":
+        return None
+    if option in POLICIES:
+        return policy_named(option)
+    if not Path(option).is_file():
+        raise click.BadParameter(
+            f"{option} is neither a file nor one of none, {', '.join(POLICIES)}.", param_hint="--quantization"
+        )
+    return read_policy(Path(option))
 
 
 def print_summary(output: Path, manifest: Manifest, as_json: bool) -> None:

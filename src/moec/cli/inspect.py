@@ -48,8 +48,10 @@ def command(bundle: Path, html: Path | None, as_json: bool) -> None:
 
 def describe(bundle: Bundle) -> dict[str, Any]:
     """Everything that the command shows, as JSON values."""
+    from moec.artifacts.accuracy import read_accuracy
     from moec.artifacts.codec import to_json
     from moec.artifacts.experts import layout
+    from moec.artifacts.states import state_bytes
 
     model, manifest = bundle.model, bundle.manifest
     bodies = {body.name: body for body in model.bodies}
@@ -63,6 +65,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "fingerprint": manifest.fingerprint,
         "made_by": {"moec": manifest.moec_version, **manifest.tools},
+        "quantization": manifest.quantization,
+        "formats": manifest.formats,
         "bytes": sum(sizes.values()),
         "dense_bytes": sizes.get("weights/dense.safetensors", 0),
         "targets": [
@@ -76,6 +80,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         ],
         "segments": _segments(model),
         "attentions": [to_json(attention) for attention in model.attentions],
+        "states": [to_json(state) | {"bytes": state_bytes(state)} for state in model.states],
         "bodies": [to_json(body) | {"expert_bytes": layout(body).expert_bytes} for body in model.bodies],
         "experts": [
             {
@@ -93,6 +98,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "sequences": bundle.schedule.profile.sequences,
         },
         "schedules": [to_json(schedule) for schedule in bundle.schedule.schedules],
+        "accuracy": [to_json(comparison) for comparison in read_accuracy(bundle).comparisons],
     }
 
 
@@ -122,6 +128,8 @@ def _print(facts: dict[str, Any]) -> None:
     click.echo(
         f"{human_bytes(facts['bytes'])} in all, {human_bytes(facts['dense_bytes'])} of it dense weights"
     )
+    formats = ", ".join(f"{human_bytes(size)} {name}" for name, size in facts["formats"].items())
+    click.echo(f"weights (quantization {facts['quantization']}): {formats}")
     click.echo("made by " + ", ".join(f"{name} {version}" for name, version in facts["made_by"].items()))
     click.echo("\ntargets")
     print_table(
@@ -152,6 +160,15 @@ def _print(facts: dict[str, Any]) -> None:
             for a in facts["attentions"]
         ],
     )
+    if facts["states"]:
+        click.echo("\nstates (instead of a cache)")
+        print_table(
+            ("name", "kind", "heads or channels", "of a sequence"),
+            [
+                (s["name"], s["kind"], s.get("value_heads", s.get("channels")), human_bytes(s["bytes"]))
+                for s in facts["states"]
+            ],
+        )
     click.echo("\nexperts")
     print_table(
         ("layer", "module", "experts", "top-k", "body", "size"),
@@ -163,7 +180,8 @@ def _print(facts: dict[str, Any]) -> None:
     for body in facts["bodies"]:
         click.echo(
             f"{body['name']}: {body['hidden']} -> {body['intermediate']} -> {body['hidden']}, "
-            f"{human_bytes(body['expert_bytes'])} each, {render(body['activation'])}"
+            f"{human_bytes(body['expert_bytes'])} each in {body['format'] or body['dtype']}, "
+            f"{render(body['activation'])}"
         )
     profile = facts["profile"]
     click.echo(f"\nschedules (routing {profile['provenance']}, {profile['tokens']} tokens)")
@@ -171,6 +189,12 @@ def _print(facts: dict[str, Any]) -> None:
         ("machine", "GPU memory", "host memory", "slots", "host experts", "hit rate", "ms/token"),
         [_schedule_cells(schedule) for schedule in facts["schedules"]],
     )
+    if facts["accuracy"]:
+        click.echo("\naccuracy, teacher-forced")
+        print_table(
+            ("reference", "computed in", "target", "text", "tokens", "argmax", "KL", "KL 99 %", "perplexity"),
+            [_accuracy_cells(comparison) for comparison in facts["accuracy"]],
+        )
 
 
 def _cached(attention: dict[str, Any]) -> str:
@@ -188,6 +212,21 @@ def _schedule_cells(schedule: dict[str, Any]) -> tuple[str, ...]:
         str(sum(layer["host_experts"] for layer in schedule["layers"])),
         f"{prediction['hit_rate']:.2f}",
         f"{prediction['milliseconds_per_token']:.2f}",
+    )
+
+
+def _accuracy_cells(comparison: dict[str, Any]) -> tuple[str, ...]:
+    found = comparison["agreement"]
+    return (
+        comparison["reference"],
+        comparison["reference_dtype"],
+        comparison["target"],
+        comparison["text"][:16],
+        str(found["tokens"]),
+        f"{found['argmax_agreement']:.2%}",
+        f"{found['mean_kl']:.2e}",
+        f"{found['kl_99']:.2e}",
+        f"{found['perplexity']:.4f} ({found['reference_perplexity']:.4f})",
     )
 
 

@@ -21,7 +21,9 @@ def command(state: str | None, as_json: bool) -> None:
     from moec.compiler.supported import MODELS
 
     rows = [
-        (name, entry.state, entry.reason) for name, entry in MODELS.items() if state in (None, entry.state)
+        (name, entry.state, entry.reason or entry.note)
+        for name, entry in MODELS.items()
+        if state in (None, entry.state)
     ]
     if as_json:
         print_json([{"model_type": name, "state": kind, "note": note} for name, kind, note in rows])

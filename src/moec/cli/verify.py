@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from pathlib import Path
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from moec.artifacts.accuracy import Comparison
+    from moec.artifacts.model import DType
     from moec.runtime import Model
 
 SEQUENCE_TOKENS = 128
 MINIMUM_TOKENS = 2
-COMPARING = ("tokens", "text", "reference_dtype", "cpu_threads")
+COMPARING = ("tokens", "text", "reference_dtype", "record", "cpu_threads")
 """Parameters that only a comparison uses."""
 
 
@@ -48,6 +51,9 @@ COMPARING = ("tokens", "text", "reference_dtype", "cpu_threads")
     show_default=True,
     help="What transformers loads and computes in; bundle: the dtype that the bundle stores weights in.",
 )
+@click.option(
+    "--record/--no-record", default=True, show_default=True, help="Write what was measured into the bundle."
+)
 @threads_option
 @json_option
 def command(
@@ -56,15 +62,20 @@ def command(
     tokens: int,
     text: Path | None,
     reference_dtype: str,
+    record: bool,
     cpu_threads: int | None,
     as_json: bool,
 ) -> None:
     """Read every byte of BUNDLE and hold it against the manifest; with --reference, compare its logits too.
 
+    What a comparison finds stays in the bundle, and `moec inspect` shows it.
+
     \b
     Example:
       moec verify tiny.moec --reference examples/tiny-deepseek-v2
     """
+    from moec.artifacts.accuracy import add_comparison
+    from moec.artifacts.codec import to_json
     from moec.artifacts.reader import open_bundle
 
     _check_options(reference)
@@ -76,21 +87,35 @@ def command(
     opened = open_bundle(bundle, verify="full", progress=bar.advance)
     bar.close()
     facts: dict[str, Any] = {"path": str(bundle), "intact": True, "files": len(opened.manifest.files) + 1}
+    comparison = None
     if reference is not None:
-        facts |= compare_logits(bundle, reference, tokens, passage, reference_dtype, cpu_threads)
+        comparison = compare_logits(bundle, reference, tokens, passage, reference_dtype, cpu_threads)
+        facts |= {"reference_dtype": comparison.reference_dtype, **to_json(comparison.agreement)}
     if as_json:
         print_json(facts)
-        return
-    click.echo(f"{bundle}: intact, {facts['files']} files")
-    if reference is not None:
-        click.echo(
-            f"against {reference} in {facts['reference_dtype']}, {facts['tokens']} tokens teacher-forced:"
-        )
-        click.echo(f"argmax agreement {facts['argmax_agreement']:.2%}")
-        click.echo(f"KL divergence    {facts['mean_kl']:.2e} nats on average, {facts['max_kl']:.2e} at most")
-        click.echo(
-            f"perplexity       {facts['perplexity']:.4f}, reference {facts['reference_perplexity']:.4f}"
-        )
+    else:
+        click.echo(f"{bundle}: intact, {facts['files']} files")
+        for line in [] if comparison is None else describe(comparison):
+            click.echo(line)
+    if comparison is not None and record:
+        add_comparison(opened, comparison)
+
+
+def describe(comparison: Comparison) -> list[str]:
+    """What a person reads of it."""
+    found = comparison.agreement
+    return [
+        (
+            f"against {comparison.reference} in {comparison.reference_dtype}, {comparison.target}, "
+            f"{comparison.text}, {found.tokens} tokens teacher-forced:"
+        ),
+        f"argmax agreement {found.argmax_agreement:.2%}",
+        (
+            f"KL divergence    {found.mean_kl:.2e} nats on average, {found.kl_99:.2e} at the 99th percentile, "
+            f"{found.max_kl:.2e} at most"
+        ),
+        f"perplexity       {found.perplexity:.4f}, reference {found.reference_perplexity:.4f}",
+    ]
 
 
 def compare_logits(
@@ -100,26 +125,26 @@ def compare_logits(
     text: str | None,
     reference_dtype: str,
     cpu_threads: int | None,
-) -> dict[str, Any]:
-    """Run both models over the same tokens; facts as JSON values."""
+) -> Comparison:
+    """Run both models over the same tokens."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from moec import runtime
-    from moec.artifacts.codec import to_json
+    from moec.artifacts.accuracy import Comparison
+    from moec.compiler.bundling import fingerprint
     from moec.compiler.checkpoint import fetch_weights, open_checkpoint
     from moec.compiler.reference import compare, reference_logits
 
     checkpoint = fetch_weights(open_checkpoint(reference))
     with runtime.load(bundle, verify="sizes", cpu_threads=cpu_threads) as model:
-        sequences = choose_sequences(model, tokens, text)
-        dtype = model.record.dtype
-        compute = dtype if reference_dtype == "bundle" else reference_dtype
+        sequences, source = choose_sequences(model, tokens, text)
+        compute: DType = model.record.dtype if reference_dtype == "bundle" else "float32"
         expected = reference_logits(checkpoint.path, sequences, compute)
         agreement = compare(sequences, expected, _measured(model, sequences))
-    return {"reference_dtype": compute, **to_json(agreement)}
+        return Comparison(checkpoint.name, fingerprint(checkpoint), compute, model.target, source, agreement)
 
 
-def choose_sequences(model: Model, tokens: int, text: str | None) -> list[list[int]]:
-    """Sequences with ``tokens`` token ids together, from a text, the shipped prompts, or at random.
+def choose_sequences(model: Model, tokens: int, text: str | None) -> tuple[list[list[int]], str]:
+    """Sequences with ``tokens`` token ids together, from a text, the shipped prompts, or at random; and from which.
 
     Raises:
         BundleError: there is a text, but the bundle has no tokenizer for it.
@@ -129,18 +154,20 @@ def choose_sequences(model: Model, tokens: int, text: str | None) -> list[list[i
 
     length = min(SEQUENCE_TOKENS, model.record.max_context)
     if text is not None:
-        ids = model.encode(text)
+        ids, source = model.encode(text), f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
     elif not model.has_tokenizer:
         draw = random.Random(0)  # noqa: S311 - reproducible test data, not a secret
         ids = [draw.randrange(model.record.vocab_size) for _ in range(tokens)]
+        source = "random tokens"
     else:
         ids = [token for prompt in read_prompts(DEFAULT_PROMPTS) for token in model.encode(prompt.text or "")]
+        source = "shipped prompts"
     ids = ids[:tokens]
     if len(ids) < MINIMUM_TOKENS:
         raise RequestError(
             "There is nothing to compare.", f"The text has {len(ids)} tokens.", "Give a longer --text."
         )
-    return [ids[start : start + length] for start in range(0, len(ids), length)]
+    return [ids[start : start + length] for start in range(0, len(ids), length)], source
 
 
 def _check_options(reference: str | None) -> None:

@@ -12,12 +12,23 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tests.support.tiny_models.decoders import DECODERS
+from tests.support.tiny_models.own import OWN, save_own
+from tests.support.tiny_models.recurrent import RECURRENT
+from tests.support.tiny_models.shared_experts import SHARED_EXPERTS
+from tests.support.tiny_models.sparse_attention import SPARSE_ATTENTION
+from tests.support.tiny_models.windows import WINDOWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-TINY: dict[str, Callable[[], PretrainedConfig]] = {**DECODERS}
+TINY: dict[str, Callable[[], PretrainedConfig]] = {
+    **DECODERS,
+    **RECURRENT,
+    **SHARED_EXPERTS,
+    **SPARSE_ATTENTION,
+    **WINDOWS,
+}
 """Name of a tiny model -> its config. The name is the model type, except ``deepseek_v2_lite``; a file a family."""
 
 
@@ -33,7 +44,7 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTr
         with torch.no_grad():
             for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
                 if path in persistent and tensor.is_floating_point():
-                    _fill(path, tensor)
+                    _fill(path, tensor, tied=model.config.get_text_config().tie_word_embeddings)
     model.tie_weights()
     model.eval()
     wide = tuple(model._get_dtype_plan(dtype))  # what transformers loads in float32 whatever is asked for
@@ -50,20 +61,22 @@ def save(
     """Write ``build(name, seed, dtype)`` to ``folder`` as the real checkpoints of its type are laid out.
 
     Args:
-        name: key of ``TINY``.
+        name: key of ``TINY``, or of ``OWN`` (models that transformers does not have).
         folder: made if missing.
         seed: of the weights.
         dtype: of the weights.
         shard: largest size of one safetensors file, e.g. ``"200KB"``.
     """
+    if name in OWN:
+        return save_own(name, folder, seed, dtype, shard)
     build(name, seed, dtype).save_pretrained(folder, max_shard_size=shard)
     return folder
 
 
-def _fill(path: str, tensor: torch.Tensor) -> None:
-    if "norm" in path and path.endswith("weight"):
+def _fill(path: str, tensor: torch.Tensor, *, tied: bool) -> None:
+    if ("norm" in path and path.endswith("weight")) or path.endswith(("scale", "scalar")):
         torch.nn.init.normal_(tensor, mean=1.0, std=0.1)
-    elif "embed_tokens" in path:
+    elif "embed_tokens" in path and not tied:  # a tied one that large would repeat its own token for ever
         torch.nn.init.normal_(tensor, std=0.5)
     elif tensor.dim() < 2 or "bias" in path:
         torch.nn.init.normal_(tensor, std=0.1)

@@ -1,0 +1,256 @@
+"""Rows of quantized weights (``moec.formats.rows``) in vectors: their sum of products, and their values.
+
+A group's products are added up with the codes' own values, in float32, and multiplied by the group's scale once:
+what is left of the arithmetic is that of the dequantized weights, but for the order of rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moec.compiler.kernels.cpu.dot import (
+    ACCUMULATORS,
+    CACHE_LINE_BYTES,
+    Columns,
+    add_lanes,
+    add_vectors,
+)
+from moec.compiler.kernels.cpu.emit import (
+    Buffer,
+    Expr,
+    fill,
+    i64,
+    keep,
+    load,
+    loop,
+    prefetch,
+    registers,
+    scratch,
+    splat,
+    store,
+)
+from moec.compiler.kernels.cpu.packed_codes import CODES, SCALES, as_float
+from moec.formats.record import SCALE_BYTES
+from moec.formats.rows import BLOCK, row_layout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moec.compiler.kernels.cpu.machine import Machine
+    from moec.formats.record import Format
+
+STEP_COLUMNS = 128
+"""Columns of one turn of the loop over a row, at least."""
+
+
+@dataclass(frozen=True)
+class PackedBytes:
+    """Where packed rows lie, by the type that is read: the same memory."""
+
+    codes: Buffer
+    """uint8; zero points too."""
+    scales: Buffer
+
+
+@dataclass(frozen=True)
+class RowPlace:
+    """Where a row lies: its number in a matrix that begins at byte ``begin``."""
+
+    begin: int
+    number: Expr
+
+    def element(self, row_bytes: int, offset: int = 0, size: int = 1) -> Expr:
+        """The number of the element of ``size`` bytes at byte ``offset`` of the row."""
+        return self.number * i64(row_bytes // size) + i64((self.begin + offset) // size)
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows that were opened: where their codes begin, and their scales and zero points as float32."""
+
+    codes: list[Expr]
+    scales: Buffer
+    """``[rows, G]``."""
+    zeros: Buffer | None
+
+
+class Packed:
+    """Emits what is done with packed rows of one length.
+
+    Args:
+        kind: their format.
+        depth: columns.
+        memory: their bytes.
+        machine: the processor.
+        most_rows: that are open at a time; their scales lie in the workspace of the scope where this is made.
+    """
+
+    def __init__(
+        self, kind: Format, depth: int, memory: PackedBytes, machine: Machine, most_rows: int
+    ) -> None:
+        self.kind, self.depth, self.memory, self.machine = kind, depth, memory, machine
+        self.layout = row_layout(kind, depth)
+        self._scales = scratch(most_rows * self.layout.groups)
+        self._zeros = scratch(most_rows * self.layout.groups) if kind.zero_points else None
+
+    def open(self, places: Sequence[RowPlace], *, ahead: int) -> PackedRows:
+        """Read the scales and zero points of rows; memory is asked for ``ahead`` cache lines before them."""
+        groups, lanes = self.layout.groups, self.machine.lanes
+        for row, place in enumerate(places):
+            self._widen_scales(row, place, 0, groups // lanes, lanes, ahead)
+            self._widen_scales(row, place, groups // lanes * lanes, groups % lanes, 1, 0)
+        return PackedRows(
+            [keep(place.element(self.layout.row_bytes)) for place in places], self._scales, self._zeros
+        )
+
+    def _widen_scales(
+        self, row: int, place: RowPlace, first: int, vectors: int, lanes: int, ahead: int
+    ) -> None:
+        """``vectors`` vectors of a row's scales and zero points, from number ``first`` on."""
+        layout, size = self.layout, SCALE_BYTES[self.kind.scale]
+        unit = CODES[self.kind.codes].unit
+        scales = keep(place.element(layout.row_bytes, layout.scales_offset, size))
+        zeros = keep(place.element(layout.row_bytes, layout.zeros_offset))
+        with loop(vectors) as step:
+            number = keep(step * i64(lanes) + i64(first))
+            target = keep(number + i64(row * layout.groups))
+            if ahead:
+                prefetch(self.memory.scales, scales + number + i64(ahead * CACHE_LINE_BYTES // size))
+            scale = SCALES[self.kind.scale](self.memory.scales, scales + number, lanes, self.machine)
+            store(self._scales, target, scale if unit == 1 else scale * splat(1 / unit, lanes), lanes)
+            if self._zeros is not None:
+                zero = load(self.memory.codes, zeros + number, lanes)
+                store(self._zeros, target, as_float(zero, lanes), lanes)
+
+    def dot(self, rows: PackedRows, columns: Columns, *, ahead: int) -> list[list[Expr]]:
+        """Emit ``sum_k rows[r, k] * columns[c, k]``; returns the scalars as ``[r][c]``."""
+        return _Dot(self, rows, columns, ahead).emit()
+
+    def unpack(self, rows: PackedRows, target: Buffer, stride: int) -> None:
+        """Write the values of whole blocks of the rows to ``target [rows, stride]``."""
+        kind = self.kind
+        for row in range(len(rows.codes)):
+
+            def write(group: Expr, blocks: int, row: int = row) -> None:
+                lanes = self.machine.lanes
+                scale = keep(splat(load(rows.scales, group + i64(row * self.layout.groups)), lanes))
+                for block in range(blocks):
+                    first = keep(group * i64(kind.group) + i64(row * stride + block * BLOCK))
+                    for number, value in enumerate(self.block(rows, row, group, block)):
+                        store(target, first + i64(number * lanes), value * scale, lanes)
+
+            whole = self.depth // kind.group
+            with loop(whole) as group:
+                write(group, kind.group // BLOCK)
+            rest = self.layout.padded - whole * kind.group
+            if rest:
+                write(i64(whole), rest // BLOCK)
+
+    def block(self, rows: PackedRows, row: int, group: Expr, block: int) -> list[Expr]:
+        """The values of a block of a group: float32 vectors."""
+        zero = None
+        if rows.zeros is not None:
+            zero = keep(splat(load(rows.zeros, group + i64(row * self.layout.groups)), self.machine.lanes))
+        size = self.kind.bits * BLOCK // 8
+        place = keep(rows.codes[row] + group * i64(self.kind.group // BLOCK * size) + i64(block * size))
+        return CODES[self.kind.codes].block(self.memory.codes, place, zero, self.machine)
+
+
+class _Dot:
+    """One product while it is emitted."""
+
+    def __init__(self, packed: Packed, rows: PackedRows, columns: Columns, ahead: int) -> None:
+        self.packed, self.rows, self.columns, self.ahead = packed, rows, columns, ahead
+        self.lanes = packed.machine.lanes
+        self.R, self.C = len(rows.codes), len(columns.offsets)
+        self.cells = self.R * self.C
+        self.copies = max(1, ACCUMULATORS // self.cells)
+        self.totals = registers(self.copies * self.cells * self.lanes)
+        self.partial = registers(self.cells * self.lanes)
+
+    def emit(self) -> list[list[Expr]]:
+        group, depth = self.packed.kind.group, self.packed.depth
+        fill(self.totals, self.copies * self.cells * self.lanes, self.lanes)
+        at_once = max(1, STEP_COLUMNS // group)
+        whole = depth // group
+        steps = whole // at_once
+        with loop(steps) as step:
+            first = keep(step * i64(at_once))
+            self._prefetch(first, at_once)
+            for number in range(at_once):
+                self._group(keep(first + i64(number)), number % self.copies, group // BLOCK, 0)
+        for number in range(steps * at_once, whole):
+            self._group(i64(number), number % self.copies, group // BLOCK, 0)
+        if depth % group:
+            self._group(i64(whole), whole % self.copies, depth % group // BLOCK, depth % BLOCK)
+        return self._sums()
+
+    def _prefetch(self, group: Expr, count: int) -> None:
+        if not self.ahead:
+            return
+        size = self.packed.kind.group * self.packed.kind.bits // 8
+        for line in range(0, count * size, CACHE_LINE_BYTES):
+            for codes in self.rows.codes:
+                place = codes + group * i64(size) + i64(line + self.ahead * CACHE_LINE_BYTES)
+                prefetch(self.packed.memory.codes, place)
+
+    def _group(self, group: Expr, copy: int, blocks: int, tail: int) -> None:
+        """A group's products: of whole ``blocks``, and of ``tail`` columns after them, the last of the row."""
+        lanes = self.lanes
+        first = keep(group * i64(self.packed.kind.group))
+        for block in range(blocks):
+            self._block(group, block, self._vectors(first, block))
+        if tail:
+            self._block(group, blocks, self._tail(first, blocks, tail))
+        for row in range(self.R):
+            number = group + i64(row * self.packed.layout.groups)
+            scale = keep(splat(load(self.rows.scales, number), lanes))
+            for cell in range(row * self.C, (row + 1) * self.C):
+                place = (copy * self.cells + cell) * lanes
+                added = load(self.partial, cell * lanes, lanes) * scale
+                store(self.totals, place, load(self.totals, place, lanes) + added, lanes)
+
+    def _vectors(self, first: Expr, block: int) -> list[list[Expr]]:
+        """A block of every column, as ``[vector][column]``."""
+        columns, lanes = self.columns, self.lanes
+        return [
+            [keep(load(columns.buffer, c + first + i64(block * BLOCK + k), lanes)) for c in columns.offsets]
+            for k in range(0, BLOCK, lanes)
+        ]
+
+    def _tail(self, first: Expr, block: int, count: int) -> list[list[Expr]]:
+        """The last ``count`` elements of every column, filled up with zeros."""
+        columns, lanes = self.columns, self.lanes
+        padded = registers(self.C * BLOCK)
+        fill(padded, self.C * BLOCK, lanes)
+        for c, offset in enumerate(columns.offsets):
+            with loop(count) as number:
+                value = load(columns.buffer, offset + first + i64(block * BLOCK) + number)
+                store(padded, number + i64(c * BLOCK), value)
+        return [
+            [keep(load(padded, c * BLOCK + k, lanes)) for c in range(self.C)] for k in range(0, BLOCK, lanes)
+        ]
+
+    def _block(self, group: Expr, block: int, x: list[list[Expr]]) -> None:
+        lanes = self.lanes
+        for row in range(self.R):
+            values = self.packed.block(self.rows, row, group, block)
+            for vector, value in enumerate(values):
+                w = keep(value)
+                for c in range(self.C):
+                    place = (row * self.C + c) * lanes
+                    product = w * x[vector][c]
+                    if block or vector:
+                        product = load(self.partial, place, lanes) + product
+                    store(self.partial, place, product, lanes)
+
+    def _sums(self) -> list[list[Expr]]:
+        sums = []
+        for cell in range(self.cells):
+            vectors = [
+                load(self.totals, (copy * self.cells + cell) * self.lanes, self.lanes)
+                for copy in range(self.copies)
+            ]
+            sums.append(add_lanes(add_vectors(vectors), self.lanes))
+        return [sums[row * self.C : (row + 1) * self.C] for row in range(self.R)]

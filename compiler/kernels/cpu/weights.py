@@ -1,0 +1,135 @@
+"""Matrices of weights, plain or quantized, as the products see them: rows are opened and meet tiles of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels.cpu.dot import PREFETCH_LINES, Columns, Rows, dot
+from moec.compiler.kernels.cpu.emit import STORAGE, Argument, Buffer, Expr, at_address, i64, keep, scratch
+from moec.compiler.kernels.cpu.packed import Packed, PackedBytes, RowPlace
+from moec.compiler.kernels.cpu.packed_codes import SCALE_STORAGE
+from moec.formats import format_of
+from moec.formats import row_bytes as packed_bytes
+
+if TYPE_CHECKING:
+    from moec.compiler.kernels.cpu.machine import Machine
+
+ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "uint8": 1}
+
+Dots = Callable[[Columns], list[list[Expr]]]
+"""Emits ``sum_k rows[r, k] * columns[c, k]`` of open rows; gives the scalars as ``[r][c]``."""
+View = Callable[[str], Buffer]
+"""Gives a flat buffer over the matrices' memory, of elements of a type."""
+
+
+class Weights(Protocol):
+    """Matrices with rows of one length in one piece of memory."""
+
+    def open(self, places: Sequence[RowPlace], often: bool) -> Dots:
+        """Make rows ready for tiles of columns: ``often`` where there are many."""
+
+
+@dataclass(frozen=True)
+class PlainWeights:
+    """Elements of a plain type.
+
+    A single row is asked for ``ahead`` cache lines before it is read (see ``dot``).
+    """
+
+    buffer: Buffer
+    dtype: str
+    depth: int
+    machine: Machine
+    ahead: int | None
+
+    def open(self, places: Sequence[RowPlace], often: bool) -> Dots:  # noqa: ARG002
+        """See ``Weights``."""
+        size = ELEMENT_BYTES[self.dtype]
+        offsets = [keep(place.element(self.depth * size, size=size)) for place in places]
+        rows = Rows(self.buffer, self.dtype, offsets)
+        return lambda columns: dot(rows, columns, self.depth, self.machine, ahead=self.ahead)
+
+
+class QuantizedWeights:
+    """Rows of a format: read as they are for few columns, as float32 copies in the workspace for many."""
+
+    def __init__(self, packed: Packed, ahead: int | None, block_rows: int) -> None:
+        self.packed = packed
+        self.ahead = PREFETCH_LINES if ahead is None else ahead
+        self.stride = packed.layout.padded
+        self._copies = scratch(block_rows * self.stride) if block_rows else None
+
+    def open(self, places: Sequence[RowPlace], often: bool) -> Dots:
+        """See ``Weights``."""
+        rows = self.packed.open(places, ahead=0 if often else self.ahead)
+        if not often:
+            return lambda columns: self.packed.dot(rows, columns, ahead=self.ahead)
+        packed, copies = self.packed, self._copies
+        packed.unpack(rows, copies, self.stride)
+        block = Rows(copies, "float32", [i64(number * self.stride) for number in range(len(places))])
+        return lambda columns: dot(block, columns, packed.depth, packed.machine, ahead=0)
+
+
+def weights(
+    view: View,
+    name: str,
+    depth: int,
+    machine: Machine,
+    *,
+    stream_rows: int,
+    block_rows: int,
+    ahead: int | None = None,
+) -> Weights:
+    """Matrices in one piece of memory.
+
+    Args:
+        view: of the memory.
+        name: of the format, or of a plain type.
+        depth: columns of a row.
+        machine: the processor.
+        stream_rows: that are open at a time for few columns. Quantized rows take room until the end of the scope.
+        block_rows: that are open at a time for many columns.
+        ahead: cache lines before a row that memory is asked for it, where it is read once; the kernels' own choice
+            if None.
+    """
+    kind = format_of(name)
+    if kind is None:
+        return PlainWeights(view(name), name, depth, machine, ahead)
+    memory = PackedBytes(view("uint8"), view(SCALE_STORAGE[kind.scale]))
+    packed = Packed(kind, depth, memory, machine, max(stream_rows, block_rows))
+    return QuantizedWeights(packed, ahead, block_rows)
+
+
+def memory_at(address: Expr, size_bytes: int) -> View:
+    """Memory at a machine address (int64)."""
+    return lambda dtype: at_address(address, size_bytes // ELEMENT_BYTES[dtype], dtype)
+
+
+def memory_of(buffer: Buffer, size_bytes: int) -> View:
+    """The memory of a flat buffer."""
+
+    def view(dtype: str) -> Buffer:
+        storage = STORAGE.get(dtype, dtype)
+        if storage == str(buffer.dtype):
+            return buffer
+        return T.decl_buffer((i64(size_bytes // ELEMENT_BYTES[dtype]),), storage, data=buffer.data)
+
+    return view
+
+
+def matrix_argument(name: str, shape: tuple[int | Expr, ...], format_name: str) -> Argument:
+    """A kernel's argument of matrices ``[.., N, K]``: quantized ones are ``uint8 [.., N, row_bytes]``."""
+    kind = format_of(format_name)
+    if kind is None:
+        return Argument(name, shape, format_name)
+    return Argument(name, (*shape[:-1], packed_bytes(kind, int(shape[-1]))), "uint8")
+
+
+def row_bytes(name: str, depth: int) -> int:
+    """Bytes from row to row."""
+    kind = format_of(name)
+    return depth * ELEMENT_BYTES[name] if kind is None else packed_bytes(kind, depth)

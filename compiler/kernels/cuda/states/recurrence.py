@@ -1,0 +1,277 @@
+"""A linear recurrence over a matrix for each head: a block takes 32 columns of a head's state through a run.
+
+Each lane of a warp has a column, each warp its share of the rows, in registers from the first token of the run to the
+last. What tokens bring is staged in shared memory, several of them at a time. A column's product with the key and that
+with the query are summed over warps together: the result after the write is ``S^T q + (k . q) w``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
+from moec.compiler.kernels.cuda.attention.operands import settled
+from moec.compiler.kernels.cuda.primitives import LANES, i32, registers, shared, sync, value
+from moec.compiler.kernels.cuda.states.runs import Run, each_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moec.artifacts.states import RecurrenceSpec
+    from moec.compiler.kernels.cpu.states.operands import StateOperands
+
+MOST_WARPS = 8
+FEWEST_ROWS = 4
+"""Of a warp, where it shares the rows with others."""
+STAGED = 2048
+"""Numbers of keys (and of queries) in shared memory, at most, unless one token has more."""
+MOST_STAGED_TOKENS = 16
+
+
+def recurrence(spec: RecurrenceSpec, operands: StateOperands) -> None:
+    """Emit the launch."""
+    kernel = _Recurrence(spec, operands)
+    each_run(operands, spec.value_heads * kernel.blocks, LANES * kernel.warps, kernel.run)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a thread knows of itself; int32."""
+
+    run: Run
+    head: Expr
+    first_column: Expr
+    """Of the block, within the head."""
+    column: Expr
+    """The thread's; the last one where there are no more."""
+    inside: Expr
+    lane: Expr
+    warp: Expr
+    thread: Expr
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Shared memory for what some tokens bring, token after token."""
+
+    query: Buffer
+    key: Buffer
+    value: Buffer
+    factor: Buffer | None
+    """What the state decays by: a number a token, or one for each row; or steps, for each column."""
+    beta: Buffer | None
+
+
+class _Recurrence:
+    """The parts of the kernel while it is emitted."""
+
+    def __init__(self, spec: RecurrenceSpec, operands: StateOperands) -> None:
+        self.spec, self.operands = spec, operands
+        self.blocks = -(-spec.value_dim // LANES)
+        self.warps = next(
+            warps
+            for warps in (MOST_WARPS, 4, 2, 1)
+            if warps == 1 or (spec.key_dim % warps == 0 and spec.key_dim // warps >= FEWEST_ROWS)
+        )
+        self.rows = spec.key_dim // self.warps
+        self.staged = max(1, min(MOST_STAGED_TOKENS, STAGED // spec.key_dim))
+        self.query, self.key, self.value, *rest = operands.inputs
+        self.beta = rest.pop() if spec.delta else None
+        self.decay = rest[0] if rest else None
+
+    def run(self, run: Run, block: Expr, thread: Expr) -> None:
+        """All tokens of a run for one block."""
+        lane, warp = T.truncmod(thread, i32(LANES)), T.truncdiv(thread, i32(LANES))
+        head, part = T.truncdiv(block, i32(self.blocks)), T.truncmod(block, i32(self.blocks))
+        first_column = settled(part * i32(LANES))
+        column = settled(first_column + lane)
+        last = i32(self.spec.value_dim - 1)
+        place = _Place(
+            run,
+            settled(head),
+            first_column,
+            settled(T.min(column, last)),
+            T.bind(column <= last),
+            settled(lane),
+            settled(warp),
+            thread,
+        )
+        state, rates = registers(self.rows), self._rates(place)
+        first = self._state(place)
+        for row in range(self.rows):
+            held = load(self.operands.state, first + i64(row * self.spec.value_dim))
+            store(state, row, T.Select(run.position.equal(i32(0)), T.float32(0), held))
+        stage, sums = self._stage(), _Sums(self.warps)
+        with T.serial(i32(0), (run.end - run.first + i32(self.staged - 1)) // i32(self.staged)) as turn:
+            begin = settled(run.first + turn * i32(self.staged))
+            count = settled(T.min(i32(self.staged), run.end - begin))
+            sync()
+            self._bring(place, stage, begin, count)
+            sync()
+            with T.serial(i32(0), count) as number:
+                self._token(place, stage, sums, begin, settled(number), state, rates)
+        with when(place.inside):
+            for row in range(self.rows):
+                store(self.operands.state, first + i64(row * self.spec.value_dim), load(state, row))
+
+    def _token(
+        self,
+        place: _Place,
+        stage: _Stage,
+        sums: _Sums,
+        begin: Expr,
+        number: Expr,
+        state: Buffer,
+        rates: Buffer | None,
+    ) -> None:
+        own = settled(number * i32(self.spec.key_dim) + place.warp * i32(self.rows))
+        column = settled(number * i32(LANES) + place.lane)
+        parts = registers(3)
+        for part in range(3):
+            store(parts, part, T.float32(0))
+        common = load(stage.factor, number) if self.spec.decay == "head" else None
+        for row in range(self.rows):
+            key, asked = load(stage.key, own + i32(row)), load(stage.query, own + i32(row))
+            factor = self._factor(stage, common, own, column, row, rates)
+            held = T.bind(load(state, row) * factor)
+            store(state, row, held)
+            store(parts, 0, load(parts, 0) + asked * held)
+            store(parts, 1, load(parts, 1) + asked * key)
+            if self.spec.delta:
+                store(parts, 2, load(parts, 2) + key * held)
+        asked_sum, product, known = sums.over_warps(parts, place, begin + number)
+        written = T.bind(load(stage.value, column))
+        if stage.beta is not None:
+            written = T.bind(load(stage.beta, number) * (written - known))
+        for row in range(self.rows):
+            store(state, row, load(state, row) + load(stage.key, own + i32(row)) * written)
+        with when(T.And(place.inside, place.warp.equal(i32(0)))):
+            store(self.operands.out, self._out(place, begin + number), asked_sum + product * written)
+
+    def _factor(
+        self, stage: _Stage, common: Expr, own: Expr, column: Expr, row: int, rates: Buffer | None
+    ) -> Expr:
+        """What one row of a thread's column decays by."""
+        if self.spec.decay == "channel":
+            return load(stage.factor, own + i32(row))
+        if self.spec.decay == "rates":
+            return value("float32", "exp", load(stage.factor, column) * load(rates, row))
+        return load(rates, 0) if self.spec.decay == "fixed" else common
+
+    def _rates(self, place: _Place) -> Buffer | None:
+        """A thread's weights: a rate for each row, or what a head decays by always."""
+        spec = self.spec
+        if spec.decay == "fixed":
+            rates = registers(1)
+            store(rates, 0, value("float32", "exp", load(self.operands.weights[0], place.head)))
+            return rates
+        if spec.decay != "rates":
+            return None
+        rates = registers(self.rows)
+        first = (place.head * i32(spec.key_dim) + place.warp * i32(self.rows)) * i32(spec.value_dim)
+        for row in range(self.rows):
+            at = first + i32(row * spec.value_dim) + place.column
+            store(rates, row, load(self.operands.weights[0], at))
+        return rates
+
+    def _stage(self) -> _Stage:
+        spec, rows = self.spec, self.staged * self.spec.key_dim
+        sizes = {"head": self.staged, "channel": rows, "rates": self.staged * LANES}
+        return _Stage(
+            shared(rows),
+            shared(rows),
+            shared(self.staged * LANES),
+            None if spec.decay == "fixed" else shared(sizes[spec.decay]),
+            shared(self.staged) if spec.delta else None,
+        )
+
+    def _bring(self, place: _Place, stage: _Stage, begin: Expr, count: Expr) -> None:
+        """Stage what ``count`` tokens from ``begin`` on bring."""
+        spec, head, heads = self.spec, place.head, self.spec.value_heads
+        key_head = settled(T.truncdiv(head, i32(heads // spec.key_heads)))
+
+        def rows(source: Buffer, own: Expr, of: int) -> Callable[[Expr, Expr], Expr]:
+            def read(token: Expr, row: Expr) -> Expr:
+                line = i64(begin + token) * i64(of) + i64(own)
+                return load(source, line * i64(spec.key_dim) + i64(row))
+
+            return read
+
+        def columns(source: Buffer) -> Callable[[Expr, Expr], Expr]:
+            def read(token: Expr, lane: Expr) -> Expr:
+                column = T.min(place.first_column + lane, i32(spec.value_dim - 1))
+                line = i64(begin + token) * i64(heads) + i64(head)
+                return load(source, line * i64(spec.value_dim) + i64(column))
+
+            return read
+
+        def alone(source: Buffer) -> Callable[[Expr, Expr], Expr]:
+            return lambda token, _: load(source, (begin + token) * i32(heads) + head)
+
+        def exponential(read: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], Expr]:
+            return lambda token, row: value("float32", "exp", read(token, row))
+
+        self._copy(place, stage.query, count, spec.key_dim, rows(self.query, key_head, spec.key_heads))
+        self._copy(place, stage.key, count, spec.key_dim, rows(self.key, key_head, spec.key_heads))
+        self._copy(place, stage.value, count, LANES, columns(self.value))
+        if spec.decay == "head":
+            self._copy(place, stage.factor, count, 1, exponential(alone(self.decay)))
+        elif spec.decay == "channel":
+            read = exponential(rows(self.decay, head, heads))
+            self._copy(place, stage.factor, count, spec.key_dim, read)
+        elif spec.decay == "rates":
+            self._copy(place, stage.factor, count, LANES, columns(self.decay))
+        if stage.beta is not None:
+            self._copy(place, stage.beta, count, 1, alone(self.beta))
+
+    def _copy(
+        self, place: _Place, target: Buffer, count: Expr, width: int, read: Callable[[Expr, Expr], Expr]
+    ) -> None:
+        """``target[token, i] = read(token, i)`` by all threads, for ``i`` below ``width``."""
+        threads = LANES * self.warps
+        with T.serial(i32(0), (count * i32(width) + i32(threads - 1)) // i32(threads)) as turn:
+            number = settled(turn * i32(threads) + place.thread)
+            with when(number < count * i32(width)):
+                token = settled(T.truncdiv(number, i32(width)))
+                store(target, number, read(token, settled(T.truncmod(number, i32(width)))))
+
+    def _state(self, place: _Place) -> Expr:
+        """Where the thread's first number of the state lies."""
+        spec = self.spec
+        head = i64(place.run.row) * i64(spec.value_heads) + i64(place.head)
+        row = head * i64(spec.key_dim) + i64(place.warp) * i64(self.rows)
+        return T.bind(row * i64(spec.value_dim) + i64(place.column))
+
+    def _out(self, place: _Place, token: Expr) -> Expr:
+        line = i64(token) * i64(self.spec.value_heads) + i64(place.head)
+        return T.bind(line * i64(self.spec.value_dim) + i64(place.column))
+
+
+class _Sums:
+    """Sums over the warps of a block, which share the rows of a column; two sets, so that one barrier a token does."""
+
+    def __init__(self, warps: int) -> None:
+        self.warps = warps
+        self.memory = shared(2 * 3 * warps * LANES) if warps > 1 else None
+
+    def over_warps(self, parts: Buffer, place: _Place, token: Expr) -> tuple[Expr, Expr, Expr]:
+        """The three sums of each lane's ``parts``."""
+        if self.memory is None:
+            first, second, third = (T.bind(load(parts, part)) for part in range(3))
+            return first, second, third
+        base = settled(T.truncmod(token, i32(2)) * i32(3 * self.warps * LANES) + place.lane)
+        for part in range(3):
+            own = (i32(part * self.warps) + place.warp) * i32(LANES)
+            store(self.memory, base + own, load(parts, part))
+        sync()
+        for part in range(3):
+            total: Expr = None
+            for warp in range(self.warps):
+                other = load(self.memory, base + i32((part * self.warps + warp) * LANES))
+                total = other if total is None else total + other
+            store(parts, part, total)
+        first, second, third = (T.bind(load(parts, part)) for part in range(3))
+        return first, second, third

@@ -1,0 +1,57 @@
+"""Rows of values to rows of codes, on the way from the checkpoint into the bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from moec.errors import BundleError, CheckpointError
+from moec.formats import METHODS, format_of, pack_rows
+
+if TYPE_CHECKING:
+    from moec.artifacts.quantization import Quantization
+    from moec.formats import Format, Method
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Makes a matrix's rows in one format, some at a time; it may be used in several threads at once."""
+
+    kind: Format
+    method: Method
+
+    def rows(self, values: torch.Tensor, name: str) -> torch.Tensor:
+        """Packed rows, uint8 ``[n, row_bytes]``, of float32 ``[n, K]``.
+
+        Raises:
+            CheckpointError: a value of the tensor ``name`` is NaN or infinite.
+        """
+        try:
+            quantized = self.method(self.kind, values.numpy())
+        except ValueError as error:
+            raise CheckpointError(
+                f"Tensor {name} cannot be stored as {self.kind.name}.",
+                f"{str(error)[0].upper()}{str(error)[1:]}.",
+                "Leave it plain with a rule in a file for --quantization, or use another checkpoint.",
+            ) from error
+        return torch.from_numpy(pack_rows(self.kind, quantized))
+
+
+def quantizer_for(name: str | None, policy: Quantization | None) -> Quantizer | None:
+    """What makes weights of the format called ``name`` by the policy's method; None for plain weights.
+
+    Raises:
+        BundleError: the policy has no method that this moec knows.
+    """
+    kind = format_of(name)
+    if kind is None:
+        return None
+    if policy is None or policy.method not in METHODS:
+        raise BundleError(
+            f"packing.json does not say how weights become {kind.name}.",
+            f"Its method is {policy.method if policy else 'none'}; this moec knows {', '.join(METHODS)}.",
+            "Make the modules again with moec compile --modules-only.",
+        )
+    return Quantizer(kind, METHODS[policy.method])

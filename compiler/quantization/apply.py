@@ -1,0 +1,35 @@
+"""A policy applied to a partitioned model: its records say the format of each weight from here on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moec.artifacts.model import ExpertBody, ModelRecord
+    from moec.artifacts.packing import ExpertSource
+    from moec.artifacts.quantization import Quantization
+    from moec.compiler.partition import PartitionedModel
+
+
+def quantize(parts: PartitionedModel, policy: Quantization) -> PartitionedModel:
+    """Give every weight the format that ``policy`` has for it.
+
+    MoE layers of equal experts in different formats have different bodies afterwards.
+    """
+    packing = replace(parts.packing, quantization=policy)
+    return replace(parts, model=_with_experts(parts.model, packing.experts, policy), packing=packing)
+
+
+def _with_experts(model: ModelRecord, sources: tuple[ExpertSource, ...], policy: Quantization) -> ModelRecord:
+    """The name that rules are held against is that of the layer's down matrices: all of an expert has one format."""
+    known = {body.name: body for body in model.bodies}
+    downs = {source.layer: source.down for source in sources}
+    bodies: dict[ExpertBody, ExpertBody] = {}
+    layers = []
+    for layer in model.experts:
+        kind = policy.format_for(downs[layer.layer], "experts")
+        unnamed = replace(known[layer.body], name="", format=kind)
+        body = bodies.setdefault(unnamed, replace(unnamed, name=f"body_{len(bodies)}"))
+        layers.append(replace(layer, body=body.name))
+    return replace(model, bodies=tuple(bodies.values()), experts=tuple(layers))

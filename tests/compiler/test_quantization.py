@@ -1,0 +1,110 @@
+"""Policies, and what they make of the records of a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from moec.artifacts.quantization import FormatRule, Quantization
+from moec.compiler.lowering import formats
+from moec.compiler.lowering.formats import check_formats, takes_formats
+from moec.compiler.partition import PartitionedModel
+from moec.compiler.quantization import POLICIES, policy_named, quantize, read_policy
+from moec.errors import CompileError
+from moec.formats import FORMATS
+from tests.support.tiny_bundle import tiny_model, tiny_packing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = {
+    "name": "mine",
+    "method": "nearest",
+    "roles": {"experts": "int4"},
+    "rules": [{"match": "layers.1.*", "format": "int8"}, {"match": "*", "format": "plain"}],
+}
+
+
+def parts() -> PartitionedModel:
+    model = tiny_model()
+    return PartitionedModel(model, {}, tiny_packing(model), {})
+
+
+def test_recipes_are_called_like_formats() -> None:
+    four = policy_named("int4")
+    assert four.format_for("x.experts.down_proj", "experts") == "int4-g32"
+    assert {four.format_for("x", role) for role in ("linear", "embedding", "head")} == {"int8-g128"}
+    assert four.format_for("x", "router") is None
+    for name in POLICIES:
+        policy = policy_named(name)
+        assert policy.name == name
+        assert policy.format_for("x", "experts") in FORMATS
+
+
+def test_the_first_rule_that_matches_counts() -> None:
+    policy = Quantization(
+        "p",
+        "nearest",
+        {"experts": "int4-g64"},
+        (FormatRule("*.0.*", "plain"), FormatRule("a.*", "int8"), FormatRule("*.down", "mxfp4")),
+    )
+    names = ["a.0.down", "a.1.down", "b.1.down", "b.1.up"]
+    assert [policy.format_for(name, "experts") for name in names] == [None, "int8-g128", "mxfp4", "int4-g64"]
+    assert policy.format_for("b.1.up", "linear") is None
+
+
+def test_layers_in_different_formats_have_different_bodies() -> None:
+    plain = parts()
+    downs = [source.down for source in plain.packing.experts]
+    policy = replace(policy_named("int4"), rules=(FormatRule(downs[1], "int8"),))
+    found = quantize(plain, policy)
+    assert found.packing.quantization == policy
+    bodies = {body.name: body for body in found.model.bodies}
+    assert len(bodies) == len(found.model.bodies)
+    for layer, before in zip(found.model.experts, plain.model.experts, strict=True):
+        body = bodies[layer.body]
+        original = next(one for one in plain.model.bodies if one.name == before.body)
+        assert replace(body, name="", format=None) == replace(original, name="")
+        assert body.format == ("int8-g128" if layer.layer == 1 else "int4-g32")
+    assert {layer.body for layer in found.model.experts} == set(bodies)
+
+
+def test_a_file_says_what_a_name_does(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(FILE))
+    policy = read_policy(path)
+    assert policy.format_for("layers.1.experts.down_proj", "experts") == "int8-g128"
+    assert policy.format_for("layers.0.experts.down_proj", "experts") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"method": "magic"}, "magic"),
+        ({"roles": {"experts": "int5"}}, "int5"),
+        ({"roles": {"expert": "int4"}}, "role expert"),
+        ({"rules": [{"match": "*", "format": "int3"}]}, "int3"),
+        ({"rules": [{"pattern": "*", "format": "int4"}]}, "match"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_a_wrong_file_is_refused(change: dict[str, Any], text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(FILE | change))
+    with pytest.raises(CompileError, match=text) as caught:
+        read_policy(path)
+    assert "docs/quantization.md" in caught.value.do
+
+
+def test_formats_without_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quantize(parts(), policy_named("int4")).model
+    monkeypatch.setattr(formats, "EXPERT_CODES", {"cpu": frozenset({"int4"}), "cuda": frozenset({"int8"})})
+    check_formats(model, "cpu")
+    check_formats(tiny_model(), "cuda")
+    assert not takes_formats(model, "cuda")
+    with pytest.raises(CompileError, match="int4-g32 on cuda") as caught:
+        check_formats(model, "cuda")
+    assert "--quantization" in caught.value.do
