@@ -70,6 +70,7 @@ def main(
         facts = {
             "target": model.target,
             "cpu_threads": model.cpu_threads,
+            "gpu_bytes": model.memory.total_bytes if device.startswith("cuda") else 0,
             "load_seconds": loaded,
             "load_to_first_token_seconds": loaded + first,
             "runs": [measure(model, work, repeats) for work in works],

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.peers.gguf_model import file_bytes, tensors, write_gguf
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from benchmarks.work import Work
@@ -40,11 +39,8 @@ class LlamaCpp:
         """Write the file; its bytes."""
         return write_gguf(self.config, self.path, self.kind)
 
-    def rows(self, work: Work, budgets: Sequence[int]) -> list[dict[str, Any]]:
-        """For each budget, the most experts on the GPU that keep it; a budget that holds all of them is one row."""
-        return [self._best(work, budget) for budget in budgets]
-
-    def _best(self, work: Work, budget: int) -> dict[str, Any]:
+    def best(self, work: Work, budget: int) -> dict[str, Any]:
+        """The most layers' experts on the GPU that keep the budget, or the fewest where none does."""
         layers = self.config["num_hidden_layers"]
         dense = self.config["first_k_dense_replace"]
         experts = [file_bytes(tensor, self.kind) for tensor in tensors(self.config) if "_exps" in tensor.name]
@@ -59,10 +55,10 @@ class LlamaCpp:
             tried[on_cpu] = self.run(work, on_cpu)
             on_cpu += math.ceil((tried[on_cpu]["gpu_bytes"] - budget) / layer)
         kept = {number: facts for number, facts in tried.items() if facts["gpu_bytes"] <= budget}
-        number = min(kept or tried)
+        number = min(kept) if kept else max(tried)
         return {"layers on the CPU": number - dense, "budget": budget} | tried[number]
 
-    def run(self, work: Work, on_cpu: int, mode: str = "copy", repeats: int = 2) -> dict[str, Any]:
+    def run(self, work: Work, on_cpu: int, mode: str = "copy", repeats: int = 1) -> dict[str, Any]:
         """One process.
 
         Raises:
