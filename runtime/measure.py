@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.machine import MachineRecord
+from moec.artifacts.sharing import HANDSHAKE_US
 from moec.runtime.devices.names import parse_ordinal
 from moec.runtime.machine import total_memory
 from moec.runtime.threads import default_threads
@@ -26,8 +27,6 @@ PROBE_BYTES = 256 << 20
 DISK_PROBE_BYTES = 64 << 20
 REPEATS = 5
 GIGA = 1e9
-HANDSHAKE_US = 15.0
-"""What it costs a layer that the CPU computes a part of its misses, on an H100 with 15 threads; not measured here."""
 GPU_EFFICIENCY = 0.92
 LINK_EFFICIENCY = 0.92
 """What kernels reach of the copies that are measured here: 2.76 of 3.0 TB/s and 50.5 of 54.7 GB/s on an H100."""
