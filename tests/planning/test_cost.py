@@ -38,7 +38,9 @@ def test_the_cpu_computes_while_the_gpu_fetches() -> None:
     )
     cost = miss_cost(machine, LAYER)
     assert cost.cpu_share == (0, 0, 1, 1, 2), "the fewest that is fastest"
-    assert cost.milliseconds[4] == pytest.approx(2 * SIZE / 10 + 3 * SIZE / 256), "as three misses: never falling"
+    assert cost.milliseconds[4] == pytest.approx(2 * SIZE / 10 + 3 * SIZE / 256), (
+        "as three misses: never falling"
+    )
 
 
 def test_each_layer_costs_time_beside_its_bytes() -> None:
