@@ -74,10 +74,13 @@ def main(
     errors: dict[str, str] = {}
 
     def add(name: str, found: Iterator[dict[str, Any]]) -> None:
+        """Rows as they come: a run that is cut off has those before."""
         try:
             for row in found:
                 rows.append({"system": name, **row})
-                print_rows(rows[-1:])
+                rows.sort(key=lambda row: (list(BLOCKS).index(row["kind"]), row["budget GiB"]))
+                print_rows([{"system": name, **row}])
+                write_result(f"peers-{config.stem}", rows, work=str(work), errors=errors)
         except (RuntimeError, OSError) as error:
             errors[name] = str(error)[-1500:]
             print(f"{name}: {error}", flush=True)
@@ -91,7 +94,6 @@ def main(
             add("llama.cpp", llama_rows(llama, own, work))
     if accelerate:
         add("accelerate", accelerate_rows(config, budgets.get("bf16", [])))
-    rows.sort(key=lambda row: (list(BLOCKS).index(row["kind"]), row["budget GiB"]))
     path = write_result(f"peers-{config.stem}", rows, work=str(work), errors=errors)
     print_rows(rows)
     print(path)
