@@ -57,17 +57,20 @@ def write_dense(work: Work) -> tuple[PackedFile, dict[str, int]]:
     """Write ``dense.safetensors``; what it holds that is not finite comes beside it."""
     plan = work.plan
     source = TensorReader(work.source)
-    reader = DenseReader(plan.parameters, plan.dtypes, work.constants, source, work.model, work.hold)
+    reader = DenseReader(
+        plan.parameters, plan.dtypes, plan.quantizers, work.constants, source, work.model, work.hold
+    )
     with work.open(DENSE_FILE, 1 + len(plan.dense.groups)) as file:
         if file.items_done == 0:
             file.write(plan.dense.header)
             file.item_done()
         for group in plan.dense.groups[file.items_done - 1 :]:
             found = dict[str, int]()
-            for placed, values in reader.pieces(group):
+            for placed, values, quantizer in reader.pieces(group):
                 file.pad_to(placed.begin)
                 checked = bool(placed.tensor.sources) and not placed.tensor.sources[0].startswith("constant:")
-                _write(work, file, values, placed.tensor.name if checked else None, found)
+                stored = values if quantizer is None else quantizer.rows(values, placed.tensor.name)
+                _write(work, file, stored, placed.tensor.name if checked else None, found)
             assert file.size_bytes == group[-1].end
             _finish_item(work, file, found)
     return file.result(work.weights.parent), file.nonfinite
@@ -85,10 +88,9 @@ def write_experts(work: Work, layer: ExpertsFile) -> tuple[PackedFile, dict[str,
                 if piece.part is not part:
                     part = piece.part
                     file.pad_to(expert * stride + part.offset_bytes)
-                name, values = f"{piece.parameter}[{expert}]", piece.values
-                if piece.quantizer is not None:
-                    values = piece.quantizer.rows(values, name)
-                _write(work, file, values, name, found)
+                name, quantizer = f"{piece.parameter}[{expert}]", piece.quantizer
+                stored = piece.values if quantizer is None else quantizer.rows(piece.values, name)
+                _write(work, file, stored, name, found)
             file.pad_to((expert + 1) * stride)
             _finish_item(work, file, found)
     return file.result(work.weights.parent), file.nonfinite
