@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.common import print_rows
 from benchmarks.make_checkpoint import CONFIGS
-from benchmarks.references import NEW_TOKENS, PROMPT_TOKENS, Reference, make_reference, perplexity
+from benchmarks.references import NEW_TOKENS, PROMPT_TOKENS, computed_reference, make_reference
 from moec.__main__ import run
 from tests.support.references import REFERENCES
 from tests.support.references.model import greedy
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+    from benchmarks.references import Reference
 
 ROOT = Path(__file__).parents[1]
 CARRY = ROOT / ".carry"
@@ -113,8 +115,7 @@ def own_reference(name: str, checkpoint: Path, sequences: NDArray[np.int64]) -> 
     logits = np.stack([judge.logits(ids.tolist()) for ids in sequences]).astype(np.float32)
     prompt = sequences[0, :PROMPT_TOKENS]
     continued = np.array(greedy(judge, prompt, NEW_TOKENS)[PROMPT_TOKENS:], np.int64)
-    none = np.full(sequences.shape, np.nan)
-    return Reference(sequences, logits, prompt, continued, perplexity(sequences, logits), none, np.nan)
+    return computed_reference(sequences, logits, prompt, continued)
 
 
 def example_sequences() -> NDArray[np.int64]:
