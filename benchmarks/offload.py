@@ -49,6 +49,8 @@ PROMPT_TOKENS = 512
 SHORT_TOKENS = 40
 """Of a prompt that the kernels of the cache take in one step."""
 HOST_BYTES = 1 << 30
+HOST_BESIDE_BYTES = 2 << 30
+"""Beside all experts. Without a limit a model would count what the tier that it is going to share has taken."""
 OWN = "model"
 """Name of the routing that nothing forces."""
 
@@ -158,6 +160,7 @@ class _Run:
             self._bundle,
             device="cuda:0",
             device_memory=limit,
+            host_memory=self._facts.experts_bytes + HOST_BESIDE_BYTES,
             max_batch=1,
             max_step_tokens=PROMPT_TOKENS,
             cache_tokens=2 * PROMPT_TOKENS,

@@ -2,7 +2,8 @@
 
     python -m benchmarks.sampling dsv2.moec --device cuda:0
 
-Options take turns, step by step of one model, so that clocks and heat are the same for all; medians.
+Options take turns with one model, so that clocks and heat are the same for all; medians. Sequences of a batch have
+prompts of their own, so that they choose experts of their own also where all take the likeliest token.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from benchmarks.common import print_rows, write_result
 from moec import runtime
@@ -21,7 +23,8 @@ from moec.runtime import Request, Sampling
 if TYPE_CHECKING:
     from moec.runtime import Engine
 
-PROMPT = (7, 11, 13, 17)
+VOCABULARY = 1000
+PROMPT_TOKENS = 16
 ROUNDS = 5
 OPTIONS = {
     "likeliest": Sampling(),
@@ -38,12 +41,18 @@ OPTIONS = {
 @click.argument("bundle", type=click.Path(exists=True, path_type=Path))
 @click.option("--device", default="cuda:0", show_default=True)
 @click.option("--batch", "batches", type=int, multiple=True, default=(1, 8), show_default=True)
+@click.option("--step-tokens", default=512, show_default=True, help="Of the largest step.")
 @click.option("--steps", default=24, show_default=True, help="Of each option in each of the rounds.")
-def main(bundle: Path, device: str, batches: tuple[int, ...], steps: int) -> None:
+def main(bundle: Path, device: str, batches: tuple[int, ...], step_tokens: int, steps: int) -> None:
     """Measure BUNDLE with all its experts resident."""
     rows: list[dict[str, Any]] = []
     with runtime.load(
-        bundle, device=device, max_batch=max(batches), cache_tokens=4096, verify="sizes"
+        bundle,
+        device=device,
+        max_batch=max(batches),
+        max_step_tokens=step_tokens,
+        cache_tokens=4096,
+        verify="sizes",
     ) as model:
         for batch in batches:
             times: dict[str, list[float]] = {name: [] for name in OPTIONS}
@@ -63,7 +72,10 @@ def main(bundle: Path, device: str, batches: tuple[int, ...], steps: int) -> Non
 
 def step_seconds(engine: Engine, sampling: Sampling, batch: int, steps: int) -> float:
     """Seconds of a decoding step, the first few left out."""
-    requests = [Request(PROMPT, steps + 8, steps + 8, frozenset(), sampling, seed) for seed in range(batch)]
+    requests = []
+    for seed in range(batch):
+        prompt = np.random.default_rng(seed).integers(2, VOCABULARY, PROMPT_TOKENS).tolist()
+        requests.append(Request(tuple(prompt), steps + 8, steps + 8, frozenset(), sampling, seed))
     sequences = [engine.add(request) for request in requests]
     while any(len(sequence.new_tokens) < 4 for sequence in sequences):
         engine.step()
