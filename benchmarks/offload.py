@@ -8,8 +8,8 @@ token's choices of every layer are written to the GPU before its step, by ``--zi
 
 The floor of a step is the larger of the resident step and that step's missed bytes over the link's speed, plus the
 speed at which the CPU's threads read memory where they compute a share; "over floor" is the median over steps. The
-ceilings are measured in the same process, those of link and memory anew for each budget. Experts in host memory are
-read once for all budgets.
+ceilings are measured in the same process, those of link and memory anew for each budget, of which the best so far
+counts. Experts in host memory are read once for all budgets.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main(
     routings = {OWN: None} | {
         f"zipf {exponent:g}": zipf_choices(facts, exponent, warm_steps + steps) for exponent in exponents
     }
-    run = _Run(bundle, facts, routings, warm_steps, steps, beside)
+    run = _Run(bundle, facts, routings, warm_steps, steps, beside, gpu.link_gb_s)
     rows: list[dict[str, Any]] = []
     with shared_host_tier():
         limits = [run.limit_of(share) for share in sorted(shares, reverse=True)]
@@ -118,10 +118,12 @@ class _Run:
         warm_steps: int,
         steps: int,
         beside: bool,
+        link: float,
     ) -> None:
         self._beside = beside
         self._bundle, self._facts, self._routings = bundle, facts, routings
-        self._link, self._read = 0.0, 0.0
+        self._link = self._best_link = link
+        self._read = self._best_read = 0.0
         self._stride = facts.layers[0].stride_bytes
         self._warm_steps, self._steps = warm_steps, steps
         self._resident: dict[str, float] = {}
@@ -142,8 +144,11 @@ class _Run:
 
     def measure(self, limit: int | None, threads: int) -> list[dict[str, Any]]:
         """Rows of one budget."""
-        self._link = measure_gpu(NvidiaDriver(), 0).link_gb_s
-        self._read = read_bandwidth(threads, HOST_BYTES) if threads else 0.0
+        self._best_link = max(self._best_link, measure_gpu(NvidiaDriver(), 0).link_gb_s)
+        self._link, self._read = self._best_link, 0.0
+        if threads:
+            self._best_read = max(self._best_read, read_bandwidth(threads, HOST_BYTES))
+            self._read = self._best_read
         start = time.perf_counter()
         with self._load(limit, threads) as model:
             loaded = time.perf_counter() - start
