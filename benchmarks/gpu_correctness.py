@@ -110,12 +110,16 @@ def check(folder: Path, name: str, device: str) -> list[dict[str, Any]]:
     logits: dict[str, NDArray[np.float32]] = {}
     bundle = folder / f"{name}.moec"
     for label, way in WAYS.items():
+        step_tokens = way.step_tokens
+        if reference.sources is not None:
+            # A source, and a prompt whose tokens compete for the capacity of experts, are in one step.
+            step_tokens = max(step_tokens, *reference.sources.shape, *reference.sequences.shape)
         if way.share < 1 and not device.startswith("cuda"):
             continue
         options: dict[str, Any] = {
             "device": device,
             "max_batch": way.batch,
-            "max_step_tokens": way.step_tokens,
+            "max_step_tokens": step_tokens,
         }
         options["cache_tokens"] = CACHE_TOKENS
         if device.startswith("cuda"):
@@ -126,7 +130,7 @@ def check(folder: Path, name: str, device: str) -> list[dict[str, Any]]:
                 way.share,
                 way.threads,
                 max_batch=way.batch,
-                step_tokens=way.step_tokens,
+                step_tokens=step_tokens,
                 cache_tokens=CACHE_TOKENS,
             )
         with runtime.load(bundle, **options) as model:
@@ -148,7 +152,7 @@ def run(model: Model, reference: Reference) -> tuple[dict[str, Any], NDArray[np.
     first, second = teacher_forced(model, reference), teacher_forced(model, reference)
     greedy = model.generate(
         reference.prompt, max_new_tokens=len(reference.greedy), do_sample=False, eos_token_id=[]
-    )[0, len(reference.prompt) :]
+    )[0, -len(reference.greedy) :]
     errors = position_errors(first, reference.logits)
     facts = {
         "agreement": float((first.argmax(-1) == reference.logits.argmax(-1)).mean()),
@@ -166,7 +170,10 @@ def run(model: Model, reference: Reference) -> tuple[dict[str, Any], NDArray[np.
 
 def teacher_forced(model: Model, reference: Reference) -> NDArray[np.float32]:
     """Logits ``[S, L, V]``."""
-    return np.stack([np.asarray(model.forward(ids.tolist()))[0] for ids in reference.sequences])
+    if reference.sources is None:
+        return np.stack([np.asarray(model.forward(ids.tolist()))[0] for ids in reference.sequences])
+    pairs = zip(reference.sources, reference.sequences, strict=True)
+    return np.stack([np.asarray(model.forward(source.tolist(), ids.tolist()))[0] for source, ids in pairs])
 
 
 def common_prefix(found: NDArray[np.int64], expected: NDArray[np.int64]) -> int:

@@ -35,19 +35,23 @@ class Reference:
     stored_agreement: float
     """Share of positions where transformers in that dtype has the same likeliest token as in float32. Both are not
     numbers where transformers has no such model."""
+    sources: NDArray[np.int64] | None = None
+    """``[S, M]``: what an encoder reads; then ``sequences`` are the decoder's, and ``prompt`` the first source."""
 
     def save(self, path: Path) -> None:
         """Write ``path``."""
-        np.savez_compressed(
-            path,
-            sequences=self.sequences,
-            logits=self.logits,
-            prompt=self.prompt,
-            greedy=self.greedy,
-            perplexity=np.float64(self.perplexity),
-            stored_errors=self.stored_errors,
-            stored_agreement=np.float64(self.stored_agreement),
-        )
+        arrays: dict[str, Any] = {
+            "sequences": self.sequences,
+            "logits": self.logits,
+            "prompt": self.prompt,
+            "greedy": self.greedy,
+            "perplexity": np.float64(self.perplexity),
+            "stored_errors": self.stored_errors,
+            "stored_agreement": np.float64(self.stored_agreement),
+        }
+        if self.sources is not None:
+            arrays["sources"] = self.sources
+        np.savez_compressed(path, **arrays)
 
 
 def load_reference(path: Path) -> Reference:
@@ -86,10 +90,12 @@ def computed_reference(
     logits: NDArray[np.float32],
     prompt: NDArray[np.int64],
     continued: NDArray[np.int64],
+    sources: NDArray[np.int64] | None = None,
 ) -> Reference:
     """Where transformers has no such model: what another reference computed, with no yardstick in 16 bits."""
     none = np.full(sequences.shape, np.nan)
-    return Reference(sequences, logits, prompt, continued, perplexity(sequences, logits), none, np.nan)
+    score = perplexity(sequences, logits)
+    return Reference(sequences, logits, prompt, continued, score, none, np.nan, sources)
 
 
 def _network(checkpoint: Path, dtype: str) -> Any:
