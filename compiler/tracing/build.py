@@ -29,6 +29,10 @@ DTYPES: dict[DType, torch.dtype] = {
 """Element types a model can be compiled to."""
 
 
+FLOAT = "__float__"
+"""Key of an object that transformers writes into ``config.json`` for infinities and what is no number."""
+
+
 def build_config(raw: dict[str, Any]) -> Any:
     """The config of transformers, or of an architecture of our own, for a ``config.json``.
 
@@ -55,7 +59,7 @@ def build_config(raw: dict[str, Any]) -> Any:
             "transformers has no model of this type, and moec never runs code from a checkpoint.",
             "`moec models` lists the types that compile.",
         )
-    fields = copy.deepcopy({key: value for key, value in raw.items() if key != "quantization_config"})
+    fields = _with_floats({key: value for key, value in raw.items() if key != "quantization_config"})
     fields.pop("model_type")
     with _described(model_type):
         config = AutoConfig.for_model(model_type, **fields) if own is None else own.config(**fields)
@@ -66,6 +70,15 @@ def build_config(raw: dict[str, Any]) -> Any:
             "`moec models` lists the types that compile.",
         )
     return config
+
+
+def _with_floats(value: Any) -> Any:
+    """A deep copy in which numbers that JSON has no word for are numbers: ``{"__float__": "Infinity"}``."""
+    if isinstance(value, dict):
+        if set(value) == {FLOAT}:
+            return float(value[FLOAT])
+        return {key: _with_floats(item) for key, item in value.items()}
+    return [_with_floats(item) for item in value] if isinstance(value, list) else copy.deepcopy(value)
 
 
 def build_model(config: Any, dtype: torch.dtype) -> Any:

@@ -6,14 +6,23 @@ import importlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.tracing.patches import deepseek_v2, delta_rule, indexers, phimoe
+from moec.compiler.tracing.patches import (
+    deepseek_v2,
+    delta_rule,
+    indexers,
+    lfm2_moe,
+    mamba,
+    minimax,
+    phimoe,
+    qwen3_5_moe,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moec.compiler.tracing.patches.record import Patch
 
-FAMILIES = (deepseek_v2, delta_rule, indexers, phimoe)
+FAMILIES = (deepseek_v2, delta_rule, indexers, lfm2_moe, mamba, minimax, phimoe, qwen3_5_moe)
 PATCHES: tuple[Patch, ...] = tuple(patch for family in FAMILIES for patch in family.PATCHES)
 """Every patch there is."""
 
