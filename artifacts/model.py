@@ -60,7 +60,8 @@ class AttentionSpec:
 
     A token at position p sees positions ``max(0, p - window + 1) .. p`` (``window`` 0: all of them), and with
     ``chunk`` only those of its own chunk. Scores are ``softcap * tanh(scaling * q.k / softcap)`` where
-    softcap is not 0. ``sinks`` adds one learned logit a head to the softmax's denominator.
+    softcap is not 0. ``sinks`` adds one learned logit a head to the softmax's denominator. Where not ``causal``, a
+    token sees all positions of its source: of its own sequence in an encoder, of the encoder's where ``cross``.
     """
 
     name: str
@@ -79,6 +80,13 @@ class AttentionSpec:
     """Of the cached keys and values; queries, results and sinks are float32."""
     heads: LatentHeads | None
     """What queries and results are of, where that is not the latent itself; only where ``latent``."""
+    causal: bool = True
+    cross: bool = False
+    """Keys and values are the source's: an ``append`` step of the encoder wrote them. Never causal."""
+    bias_reach: int = 0
+    """A score has ``table[head, clamp(key's position - query's, -reach, reach) + reach]`` added to it; 0: none.
+
+    T5's buckets of distances (arXiv 1910.10683, section 2.1), written out for every distance that has its own."""
 
     @property
     def query_dim(self) -> int:
@@ -135,6 +143,8 @@ class ExpertsLayer:
     body: str
     experts: int
     top_k: int
+    capacity: int = 0
+    """Tokens of one call that an expert takes (see ``CapacityStep``); 0: any number."""
 
 
 @dataclass(frozen=True)
@@ -167,18 +177,51 @@ class AttentionStep:
     """Append this step's keys and values to the cache of ``layer``, then attend.
 
     query ``[1, T, query_heads, query_dim]``, key ``[1, T, kv_heads, key_dim]``, value ``[1, T, kv_heads,
-    value_dim]`` (``None`` where latent), output ``[1, T, query_heads, result_dim]``.
+    value_dim]`` (``None`` where latent), output ``[1, T, query_heads, result_dim]``. Where the attention is ``cross``
+    there are no key and value, and nothing is appended.
     """
 
     kind: Literal["attention"]
     attention: str
     layer: LayerId
     query: ValueId
-    key: ValueId
+    key: ValueId | None
     value: ValueId | None
     sinks: TensorName | None
     weights: LatentWeights | None
     """Where the attention has ``heads``."""
+    output: ValueId
+    bias: TensorName | None = None
+    """The table ``[query_heads, 2 * bias_reach + 1]``, where the attention has a ``bias_reach``."""
+
+
+@dataclass(frozen=True)
+class AppendStep:
+    """Append keys and values of the source to the cache of ``layer``, for ``attention``, which is ``cross``.
+
+    key ``[1, T, kv_heads, key_dim]``, value ``[1, T, kv_heads, value_dim]``.
+    """
+
+    kind: Literal["append"]
+    attention: str
+    layer: LayerId
+    key: ValueId
+    value: ValueId
+
+
+@dataclass(frozen=True)
+class CapacityStep:
+    """Drop tokens beyond an expert's capacity: their weight becomes 0 (Switch, arXiv 2101.03961, section 2.2).
+
+    Of the tokens of one call that chose the same expert of MoE layer ``layer`` the first ``capacity`` keep their
+    weight. An encoder's input is one call, and so is a decoder's prompt; each token that follows it is one by itself.
+    index ``[T, 1]`` int64, weight and output ``[T, 1]``.
+    """
+
+    kind: Literal["capacity"]
+    layer: LayerId
+    index: ValueId
+    weight: ValueId
     output: ValueId
 
 
@@ -206,7 +249,7 @@ class StateStep:
     output: ValueId
 
 
-Step: TypeAlias = SegmentStep | AttentionStep | StateStep | ExpertsStep
+Step: TypeAlias = SegmentStep | AttentionStep | AppendStep | StateStep | CapacityStep | ExpertsStep
 
 
 @dataclass(frozen=True)
@@ -222,6 +265,12 @@ class GenerationDefaults:
     """0: off."""
     top_p: float
     repetition_penalty: float
+    decoder_start_token_id: int | None = None
+    """Begins what a decoder behind an encoder writes."""
+    forced_bos_token_id: int | None = None
+    """The first token after that, whatever the logits say."""
+    forced_eos_token_id: int | None = None
+    """The last token of the longest text that was asked for, whatever the logits say."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +280,9 @@ class ModelRecord:
     Inputs of the chain are the values ``tokens`` ``[1, T]`` int64 and ``positions`` ``[1, T]`` int64; its
     result is ``logits`` ``[1, T, V]``. Steps from ``last_step`` on are row-wise and only needed for the rows
     whose logits are wanted.
+
+    An encoder-decoder model has a second chain, ``encoder``, on the same inputs. It runs once for each sequence, on the
+    whole source, and ends in ``append`` steps, whose keys and values ``steps`` attends to.
     """
 
     model_type: str
@@ -251,3 +303,9 @@ class ModelRecord:
     steps: tuple[Step, ...]
     last_step: int
     generation: GenerationDefaults
+    encoder: tuple[Step, ...] = ()
+
+    @property
+    def all_steps(self) -> tuple[Step, ...]:
+        """Both chains, the decoder's first: where steps are told by number, the encoder's count on."""
+        return (*self.steps, *self.encoder)

@@ -40,7 +40,10 @@ class DenseTensor:
 
 @dataclass(frozen=True)
 class ExpertSource:
-    """Where the routed experts of one layer come from: parameters ``[E, ...]`` of the transformers model."""
+    """Where the routed experts of one layer come from: parameters ``[E, ...]`` of the transformers model.
+
+    Where each expert has parameters of its own, ``*`` in their name stands for its number: ``[...]`` each.
+    """
 
     layer: LayerId
     up: str
@@ -65,3 +68,8 @@ class PackingRecord:
     experts: tuple[ExpertSource, ...]
     quantization: Quantization | None = None
     """The policy that formats in ``model.json`` follow, and the method; None: all weights are plain."""
+
+
+def expert_parameter(name: str, expert: int) -> str:
+    """The parameter behind one of ``ExpertSource``'s names that holds an expert."""
+    return name.replace("*", str(expert))

@@ -8,11 +8,10 @@ from typing import Literal, TypeAlias
 State: TypeAlias = Literal["supported", "untested", "unsupported"]
 
 STATE_MARKER = "its layers keep a recurrent or convolution state, which moec has no marker for"
-MASK_TENSOR = "it builds attention masks as tensors, which no kernel takes"
+LOOKED_UP = "its experts are single neurons found by product keys, and its attention mask is learned"
 VISION = "its positions come from images, which the chain has no input for"
 OWN_EXPERTS = "its experts do not go through transformers' experts interface"
 NO_MODEL = "transformers has no causal language model of this type"
-ENCODER = "it is an encoder-decoder model; moec compiles decoders only"
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class ModelState:
 
 SUPPORTED = ModelState("supported")
 SELECTING = ModelState(
-    "supported", note="contexts of up to index_topk tokens: compile with --max-context index_topk"
+    "supported", note="contexts that its indexer selects whole: compile with --max-context (index_topk)"
 )
 
 
@@ -57,7 +56,7 @@ MODELS: dict[str, ModelState] = {
     "deepseek_v32": SELECTING,
     "deepseek_v4": unsupported(STATE_MARKER),
     "diffusion_gemma": unsupported(NO_MODEL),
-    "doge": unsupported(MASK_TENSOR),
+    "doge": unsupported(LOOKED_UP),
     "dots1": SUPPORTED,
     "dots3_note": unsupported(VISION),
     "dots3_note_text": SELECTING,
@@ -99,14 +98,14 @@ MODELS: dict[str, ModelState] = {
     "mimo_v2_flash": SUPPORTED,
     "minimax": SUPPORTED,
     "minimax_m2": SUPPORTED,
-    "minimax_m3_vl": unsupported(MASK_TENSOR),
-    "minimax_m3_vl_text": unsupported(MASK_TENSOR),
+    "minimax_m3_vl": unsupported(VISION),
+    "minimax_m3_vl_text": SELECTING,
     "mistral4": unsupported(NO_MODEL),
     "mistral_large4": unsupported(NO_MODEL),
     "mixtral": SUPPORTED,
     "muse_spark": unsupported(NO_MODEL),
     "nemotron_h": SUPPORTED,
-    "nllb-moe": unsupported(ENCODER),
+    "nllb-moe": SUPPORTED,
     "olmoe": SUPPORTED,
     "openai_privacy_filter": unsupported(NO_MODEL),
     "phimoe": SUPPORTED,
@@ -120,7 +119,7 @@ MODELS: dict[str, ModelState] = {
     "qwen4_exp": unsupported(OWN_EXPERTS),
     "solar_open": SUPPORTED,
     "step3p7": unsupported(NO_MODEL),
-    "switch_transformers": unsupported(ENCODER),
+    "switch_transformers": SUPPORTED,
     "unlimited_ocr": unsupported(NO_MODEL),
     "zaya": unsupported(STATE_MARKER),
 }

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.fingerprint import config_sha256
+from moec.compiler.checkpoint.pickle_header import read_pickled_header
 from moec.compiler.checkpoint.record import Checkpoint, TensorEntry
 from moec.compiler.checkpoint.safetensors_header import read_header
 from moec.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 
-NEEDED_PATTERNS = ("config.json", INDEX_FILE)
+@dataclass(frozen=True)
+class Layout:
+    """One way in which a folder holds weights."""
+
+    index: str
+    """Where the weights are several files: which tensor is in which."""
+    single: str
+    """Where they are one."""
+    suffix: str
+    read: Callable[[Path], dict[str, TensorEntry]]
+    """The tensors of a file."""
+
+
+LAYOUTS = (
+    Layout("model.safetensors.index.json", "model.safetensors", ".safetensors", read_header),
+    Layout("pytorch_model.bin.index.json", "pytorch_model.bin", ".bin", read_pickled_header),
+)
+"""In the order in which they are preferred where a folder has several."""
+
+NEEDED_PATTERNS = ("config.json", *(layout.index for layout in LAYOUTS))
 """What ``open_checkpoint`` fetches from a hub; none of it is a weight."""
 
 TOKENIZER_PATTERNS = (
@@ -49,8 +68,9 @@ def read_folder(path: Path, *, source: str, revision: str | None, hub: bool) -> 
     """
     config = read_json(path / "config.json", "A checkpoint folder in transformers' layout has a config.json.")
     generation = path / "generation_config.json"
-    weight_map = _weight_map(path)
-    shards = tuple(sorted(set(weight_map.values()))) if weight_map is not None else _single(path)
+    layout = layout_of(path)
+    weight_map = _weight_map(path, layout)
+    shards = tuple(sorted(set(weight_map.values()))) if weight_map is not None else _single(path, layout)
     absent = missing_shards(path, shards)
     if absent and not hub and len(absent) < len(shards):
         raise missing_error(path, absent)
@@ -62,7 +82,7 @@ def read_folder(path: Path, *, source: str, revision: str | None, hub: bool) -> 
         config_sha256=config_sha256(config),
         generation_config=read_json(generation, "") if generation.is_file() else None,
         shards=shards,
-        index={} if absent else _read_index(path, shards, weight_map),
+        index={} if absent else _read_index(path, layout, shards, weight_map),
         tokenizer_files=_matching(path, TOKENIZER_PATTERNS),
         license_files=_matching(path, LICENSE_PATTERNS),
         hub=hub,
@@ -97,58 +117,68 @@ def missing_error(path: Path, absent: list[str]) -> CheckpointError:
     """The error for weight files that are named but not there."""
     names = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
     what = f"{len(absent)} weight file{'s' if len(absent) > 1 else ''} missing in {path}: {names}."
-    why = f"{INDEX_FILE} names them." if (path / INDEX_FILE).is_file() else ""
+    index = layout_of(path).index
+    why = f"{index} names them." if (path / index).is_file() else ""
     return CheckpointError(what, why, "Download or copy the missing files, then run again.")
 
 
 def no_weights_error(path: Path) -> CheckpointError:
     """The error for a folder without weights that moec reads; says what is there instead."""
+    preferred = LAYOUTS[0]
     others = [file.name for file in _matching(path, OTHER_WEIGHTS)]
     if not others:
-        return CheckpointError(f"No weights in {path}.", "", f"Put {SINGLE_FILE} or its shards there.")
+        return CheckpointError(f"No weights in {path}.", "", f"Put {preferred.single} or its shards there.")
     return CheckpointError(
-        f"No {SINGLE_FILE} and no {INDEX_FILE} in {path}.",
-        f"moec reads safetensors in transformers' layout only; found {', '.join(others[:5])}.",
+        f"No {preferred.single} and no {preferred.index} in {path}.",
+        f"moec reads weights in transformers' layouts only; found {', '.join(others[:5])}.",
         "Convert the checkpoint: load it in transformers and call save_pretrained().",
     )
 
 
-def _weight_map(path: Path) -> dict[str, str] | None:
-    file = path / INDEX_FILE
+def layout_of(path: Path) -> Layout:
+    """How ``path`` holds weights; the preferred way where it has none."""
+    found = (
+        layout for layout in LAYOUTS if any((path / name).is_file() for name in (layout.index, layout.single))
+    )
+    return next(found, LAYOUTS[0])
+
+
+def _weight_map(path: Path, layout: Layout) -> dict[str, str] | None:
+    file = path / layout.index
     if not file.is_file():
         return None
     weight_map: dict[str, str] | None = read_json(file, "").get("weight_map")
-    valid = isinstance(weight_map, dict) and all(_plain_name(shard) for shard in weight_map.values())
+    valid = isinstance(weight_map, dict) and all(
+        _plain_name(shard, layout.suffix) for shard in weight_map.values()
+    )
     if not valid or not weight_map:
         raise CheckpointError(
             f"{file} has no usable weight_map.",
-            "It must map every tensor to a safetensors file beside it.",
+            f"It must map every tensor to a {layout.suffix} file beside it.",
             "Download or copy this file again.",
         )
     return weight_map
 
 
-def _plain_name(shard: Any) -> bool:
-    return (
-        isinstance(shard, str) and shard.endswith(".safetensors") and "/" not in shard and "\\" not in shard
-    )
+def _plain_name(shard: Any, suffix: str) -> bool:
+    return isinstance(shard, str) and shard.endswith(suffix) and "/" not in shard and "\\" not in shard
 
 
-def _single(path: Path) -> tuple[str, ...]:
-    return (SINGLE_FILE,) if (path / SINGLE_FILE).is_file() else ()
+def _single(path: Path, layout: Layout) -> tuple[str, ...]:
+    return (layout.single,) if (path / layout.single).is_file() else ()
 
 
 def _read_index(
-    path: Path, shards: tuple[str, ...], weight_map: dict[str, str] | None
+    path: Path, layout: Layout, shards: tuple[str, ...], weight_map: dict[str, str] | None
 ) -> dict[str, TensorEntry]:
-    headers = {shard: read_header(path / shard) for shard in shards}
+    headers = {shard: layout.read(path / shard) for shard in shards}
     if weight_map is None:
         return {name: entry for header in headers.values() for name, entry in header.items()}
     for name, shard in weight_map.items():
         if name not in headers[shard]:
             raise CheckpointError(
                 f"Tensor {name} is not in {path / shard}.",
-                f"{INDEX_FILE} says that it is.",
+                f"{layout.index} says that it is.",
                 "Download or copy the index and this file again.",
             )
     return {name: headers[shard][name] for name, shard in weight_map.items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moec.compiler.checkpoint.folder import (
+    LAYOUTS,
     LICENSE_PATTERNS,
     NEEDED_PATTERNS,
     WISHED_PATTERNS,
@@ -68,7 +69,7 @@ def fetch_weights(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     path = checkpoint.path
     if checkpoint.hub:
-        path = download(checkpoint.source, checkpoint.revision, checkpoint.shards or ("model.safetensors",))
+        path = _download_weights(checkpoint)
     absent = missing_shards(path, checkpoint.shards)
     if absent:
         raise missing_error(path, absent)
@@ -76,3 +77,14 @@ def fetch_weights(checkpoint: Checkpoint) -> Checkpoint:
     if not fetched.index:
         raise no_weights_error(path)
     return fetched
+
+
+def _download_weights(checkpoint: Checkpoint) -> Path:
+    """The snapshot with the shards, or without an index with the one file that the hub has."""
+    if checkpoint.shards:
+        return download(checkpoint.source, checkpoint.revision, checkpoint.shards)
+    for layout in LAYOUTS:
+        path = download(checkpoint.source, checkpoint.revision, (layout.single,))
+        if (path / layout.single).is_file():
+            break
+    return path

@@ -29,7 +29,7 @@ STORED_BYTES: dict[str, int] = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a safetensors file."""
+    """One tensor of a weight file, row by row."""
 
     file: Path
     dtype: str

@@ -9,8 +9,11 @@ import torch
 from moec.compiler.tracing import markers
 from moec.errors import UnsupportedModelError
 
-UNDERSTOOD = ("sliding_window", "s_aux", "softcap")
+UNDERSTOOD = ("sliding_window", "s_aux", "softcap", "position_bias")
 """Arguments that become part of the marker."""
+
+NO_BIAS = object()
+"""A ``position_bias`` that is not ``None``, which would have T5's attention make one."""
 
 IRRELEVANT = {
     "position_ids": "positions were applied to query and key before",
@@ -83,6 +86,7 @@ def attend_latents(
         torch.cat([latent, rope_key], -1).transpose(1, 2),
         None,
         **options,
+        bias=None,
         absorb=weight[:, :nope].transpose(1, 2).contiguous(),
         expand=weight[:, :nope].contiguous(),
         project=weight[:, nope:].contiguous(),

@@ -1,4 +1,4 @@
-"""The custom ops in graphs: two markers, where graphs are cut, and the one form of a weight product.
+"""The custom ops in graphs: markers, where graphs are cut, and the one form of a weight product.
 
 T tokens of a step, K chosen experts, H hidden, Hq query heads, Hkv key heads, Dk and Dv head sizes.
 """
@@ -9,8 +9,9 @@ import torch
 
 LINEAR = "moec.linear.default"
 ATTENTION = "moec.attention.default"
+CAPACITY = "moec.capacity.default"
 EXPERTS = "moec.experts.default"
-MARKERS = (ATTENTION, EXPERTS)
+MARKERS = (ATTENTION, CAPACITY, EXPERTS)
 MATRICES = ("absorb", "expand", "project")
 """Arguments of attention that are only multiplied with."""
 
@@ -40,6 +41,7 @@ def attention(
     key: torch.Tensor,
     value: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    bias: torch.Tensor | None,
     absorb: torch.Tensor | None,
     expand: torch.Tensor | None,
     project: torch.Tensor | None,
@@ -49,14 +51,17 @@ def attention(
     chunk: int,
     softcap: float,
     value_dim: int,
+    causal: bool,
+    cross: bool,
 ) -> torch.Tensor:
     """Where the cache is appended to and attended. It has a shape and no meaning of its own.
 
     Args:
         query: ``[1, T, Hq, Dq]``.
-        key: ``[1, T, Hkv, Dk]``.
+        key: ``[1, T, Hkv, Dk]``; where ``cross``, of the S tokens of another sequence ``[1, S, Hkv, Dk]``.
         value: ``[1, T, Hkv, Dv]``, or ``None`` where it is the first ``value_dim`` entries of the key.
         sinks: ``[Hq]`` or ``None``.
+        bias: ``[Hq, 2 * bias_reach + 1]`` or ``None``, see ``AttentionSpec``.
         absorb: ``[Hq, rank, nope]``, the first of three matrices (see `moec.artifacts.model.LatentWeights`), or none.
         expand: ``[Hq, nope, rank]``.
         project: ``[Hq, Dr, rank]``.
@@ -66,6 +71,8 @@ def attention(
         chunk: 0 for none.
         softcap: 0 for none.
         value_dim: Dv.
+        causal: whether a token sees nothing after itself.
+        cross: whether keys are those of another sequence.
 
     Returns:
         ``[1, T, Hq, Dr]``, where Dr is Dv if there are no matrices.
@@ -79,6 +86,7 @@ def _attention_shape(
     key: torch.Tensor,
     value: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    bias: torch.Tensor | None,
     absorb: torch.Tensor | None,
     expand: torch.Tensor | None,
     project: torch.Tensor | None,
@@ -88,9 +96,32 @@ def _attention_shape(
     chunk: int,
     softcap: float,
     value_dim: int,
+    causal: bool,
+    cross: bool,
 ) -> torch.Tensor:
-    del key, value, sinks, absorb, expand, module, scaling, window, chunk, softcap
+    del key, value, sinks, bias, absorb, expand, module, scaling, window, chunk, softcap, causal, cross
     return query.new_empty([*query.shape[:3], value_dim if project is None else project.shape[1]])
+
+
+@torch.library.custom_op("moec::capacity", mutates_args=())
+def capacity(index: torch.Tensor, weight: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Where tokens beyond an expert's capacity are dropped. It has a shape and no meaning of its own.
+
+    Args:
+        index: ``[T, 1]`` int64, the chosen expert.
+        weight: ``[T, 1]``, its weight.
+        tokens: of one call that an expert takes.
+
+    Returns:
+        ``weight``, or 0 for tokens that are dropped; see `moec.artifacts.model.CapacityStep`.
+    """
+    raise NotImplementedError("moec::capacity is a marker: it is replaced by a kernel")
+
+
+@capacity.register_fake
+def _capacity_shape(index: torch.Tensor, weight: torch.Tensor, tokens: int) -> torch.Tensor:
+    del index, tokens
+    return torch.empty_like(weight)
 
 
 @torch.library.custom_op("moec::experts", mutates_args=())

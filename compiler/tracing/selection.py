@@ -11,21 +11,24 @@ from dataclasses import dataclass
 
 from moec.errors import UnsupportedModelError
 
+SELECTIONS = ("indices", "block_indices")
+"""Arguments of attention that say what is selected."""
+
 
 @dataclass(frozen=True)
 class Selection:
-    """What an indexer gives in a trace: the ``top_k`` best positions of each token."""
+    """What an indexer gives in a trace: the ``top_k`` best positions of each token, one by one or in blocks."""
 
     top_k: int
 
 
-def check_selection(selection: Selection, max_context: int, owner: str) -> None:
+def check_selection(selection: Selection | None, max_context: int, owner: str) -> None:
     """Refuse a selection that leaves something out.
 
     Raises:
         UnsupportedModelError: sequences may be longer than what is selected.
     """
-    if max_context > selection.top_k:
+    if selection is not None and max_context > selection.top_k:
         raise UnsupportedModelError(
             f"{owner} selects {selection.top_k} positions of a context of {max_context}",
             "No kernel attends to selected positions yet. Contexts that are selected whole are dense attention.",

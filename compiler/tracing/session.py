@@ -9,10 +9,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moec.compiler.tracing import markers
-from moec.compiler.tracing.attention import attend_latents, check_arguments
+from moec.compiler.tracing.attention import NO_BIAS, attend_latents, check_arguments
 from moec.compiler.tracing.masks import MaskSpec, describe_mask
 from moec.compiler.tracing.recording import RecordingCache
-from moec.compiler.tracing.selection import check_selection
+from moec.compiler.tracing.selection import SELECTIONS, check_selection
 from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -74,11 +74,11 @@ class Session:
         """Transformers' attention interface: head-major ``[1, heads, T, D]`` in, token-major out."""
         path = self._paths[id(module)]
         owner = f"{self.class_name} ({type(module).__name__})"
-        selection = arguments.pop("indices", None)
-        if selection is not None:
-            check_selection(selection, self._max_context, owner)
+        for name in SELECTIONS:
+            check_selection(arguments.pop(name, None), self._max_context, owner)
         check_arguments(owner, arguments)
-        mask = _expect_mask(owner, attention_mask, arguments)
+        cross = str(key.shape[2]) != str(query.shape[2])
+        mask = _expect_mask(owner, attention_mask, arguments, cross=cross)
         options = {
             "sinks": arguments.get("s_aux"),
             "module": path,
@@ -86,14 +86,18 @@ class Session:
             "window": mask.window,
             "chunk": mask.chunk,
             "softcap": float(arguments.get("softcap") or 0.0),
+            "causal": mask.causal,
+            "cross": cross,
         }
         if hasattr(module, "expand_kv"):
             return attend_latents(module, owner, query, self.cache.recorded[module.layer_idx], options), None
+        bias = arguments.get("position_bias")
         attended = markers.attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
             **options,
+            bias=None if bias is NO_BIAS else bias,
             absorb=None,
             expand=None,
             project=None,
@@ -102,11 +106,18 @@ class Session:
         return attended, None
 
 
-def _expect_mask(owner: str, mask: Any, arguments: dict[str, Any]) -> MaskSpec:
+def _expect_mask(owner: str, mask: Any, arguments: dict[str, Any], *, cross: bool) -> MaskSpec:
+    if cross and mask is None:
+        return MaskSpec(causal=False)
     if not isinstance(mask, MaskSpec):
         raise UnsupportedModelError(
             f"{owner} passes attention_mask as {type(mask).__name__}, which moec does not know",
             "Masks must come from transformers' mask interface.",
+        )
+    if cross and mask.causal:
+        raise UnsupportedModelError(
+            f"{owner} hides keys of another sequence by their positions",
+            "Positions of two sequences do not compare; moec knows cross-attention to all of a source.",
         )
     window = arguments.get("sliding_window")
     if window is not None and window != mask.window:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.model import DTYPE_BYTES, AttentionStep
+from moec.artifacts.model import DTYPE_BYTES
 from moec.runtime.devices.protocol import View
 
 if TYPE_CHECKING:
-    from moec.artifacts.model import AttentionSpec, ModelRecord
+    from moec.artifacts.model import AttentionSpec
     from moec.runtime.devices.protocol import Device
 
 
@@ -18,7 +18,7 @@ class CacheStorage:
 
     Args:
         device: whose kernels use it.
-        layers: the attention of each attention layer, in order.
+        layers: an attention of each attention layer, in order (see `moec.artifacts.cache.cache_layers`).
         pages: pages of each layer.
 
     Raises:
@@ -40,13 +40,6 @@ class CacheStorage:
     def layer(self, number: int) -> tuple[Any, ...]:
         """Key pages, and value pages unless the attention is latent, of attention layer ``number``."""
         return self._layers[number]
-
-
-def attention_layers(model: ModelRecord) -> tuple[AttentionSpec, ...]:
-    """The attention of each attention layer, in order."""
-    specs = {spec.name: spec for spec in model.attentions}
-    steps = [step for step in model.steps if isinstance(step, AttentionStep)]
-    return tuple(specs[step.attention] for step in sorted(steps, key=lambda step: step.layer))
 
 
 def _shapes(spec: AttentionSpec, pages: int) -> list[tuple[int, ...]]:

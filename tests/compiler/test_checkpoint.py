@@ -124,10 +124,10 @@ def test_index_alone_is_enough_to_open(tmp_path: Path) -> None:
     assert "2 weight files missing" in refused(tmp_path)
 
 
-def test_pytorch_weights_alone(tmp_path: Path) -> None:
-    (write(tmp_path) / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+def test_weights_of_another_format_alone(tmp_path: Path) -> None:
+    (write(tmp_path) / "model.safetensors").rename(tmp_path / "model.gguf")
     text = refused(tmp_path)
-    assert "pytorch_model.bin" in text
+    assert "model.gguf" in text
     assert "save_pretrained" in text
 
 

@@ -128,11 +128,26 @@ def test_a_model_that_does_not_compile_is_refused_before_its_weights_are_fetched
     assert not (tmp_path / "out.moec").exists()
 
 
-def test_pytorch_weights_alone(hub: Hub) -> None:
-    (hub.folder / "model.safetensors.index.json").unlink()
-    (hub.folder / "model-1.safetensors").unlink()
+def test_no_weights(hub: Hub) -> None:
+    for name in ("model.safetensors.index.json", "model-1.safetensors", "pytorch_model.bin"):
+        (hub.folder / name).unlink()
     with pytest.raises(CheckpointError, match=r"No model|No weights"):
         fetch_weights(open_checkpoint("owner/name"))
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_pytorch_weights_alone(single: bool, hub: Hub) -> None:
+    (hub.folder / "model.safetensors.index.json").unlink()
+    (hub.folder / "model-1.safetensors").unlink()
+    torch.save(TENSOR, hub.folder / "pytorch_model.bin")
+    if not single:
+        (hub.folder / "pytorch_model.bin").rename(hub.folder / "part.bin")
+        index = {"weight_map": {"a": "part.bin"}}
+        (hub.folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    checkpoint = open_checkpoint("owner/name")
+    assert not any(name.endswith(".bin") for name in hub.fetched)
+    entry = fetch_weights(checkpoint).index["a"]
+    assert entry.file.read_bytes()[entry.begin : entry.end] == TENSOR["a"].numpy().tobytes()
 
 
 @pytest.mark.parametrize(("name", "what"), [("owner/none", "no model"), ("owner/gated", "does not give")])

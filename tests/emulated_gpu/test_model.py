@@ -33,9 +33,9 @@ def bundle(stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("model"), "f32", torch.float32)
 
 
-def compiled(folder: Path, dtype: str, stored: torch.dtype) -> Path:
+def compiled(folder: Path, dtype: str, stored: torch.dtype, name: str = "deepseek_v2_lite") -> Path:
     """A tiny model with code for the CPU, and for the emulator where a GPU's would be."""
-    save("deepseek_v2_lite", folder / "checkpoint", dtype=stored)
+    save(name, folder / "checkpoint", dtype=stored)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_module, "_machine_code", lambda source, target: source)
         patch.setattr(cuda_module, "write_fatbin", write_image)

@@ -78,14 +78,17 @@ class Flash:
         self.spec, self.machine = spec, machine
         self.math = VectorMath(machine.lanes)
 
-    def add_page(self, block: Block, rows: Expr, page: Page, first: Buffer, last: Buffer) -> None:
-        """Take a page into the block's state; row r sees its positions ``first[r] .. last[r]``."""
-        self._scores(block, rows, page)
+    def weigh(self, block: Block, rows: Expr, page: Page, first: Buffer, last: Buffer) -> None:
+        """Take a page whose scores are there into the block's state.
+
+        Row r sees its positions ``first[r] .. last[r]``.
+        """
         with loop(rows) as row:
             self._softmax(block, row, load(first, row), load(last, row))
         self._values(block, rows, page)
 
-    def _scores(self, block: Block, rows: Expr, page: Page) -> None:
+    def score(self, block: Block, rows: Expr, page: Page) -> None:
+        """Products of the block's queries with a page's keys."""
         depth = i64(self.spec.key_dim)
 
         def tile(positions: list[Expr], columns: list[Expr]) -> None:

@@ -13,8 +13,10 @@ from moec.compiler.tracing.patches import (
     lfm2_moe,
     mamba,
     minimax,
+    nllb_moe,
     phimoe,
     qwen3_5_moe,
+    switch_transformers,
 )
 
 if TYPE_CHECKING:
@@ -22,7 +24,18 @@ if TYPE_CHECKING:
 
     from moec.compiler.tracing.patches.record import Patch
 
-FAMILIES = (deepseek_v2, delta_rule, indexers, lfm2_moe, mamba, minimax, phimoe, qwen3_5_moe)
+FAMILIES = (
+    deepseek_v2,
+    delta_rule,
+    indexers,
+    lfm2_moe,
+    mamba,
+    minimax,
+    nllb_moe,
+    phimoe,
+    qwen3_5_moe,
+    switch_transformers,
+)
 PATCHES: tuple[Patch, ...] = tuple(patch for family in FAMILIES for patch in family.PATCHES)
 """Every patch there is."""
 

@@ -22,12 +22,24 @@ def _select(self: Any, *_: Any, **__: Any) -> Selection:
     return Selection(int(self.index_topk))
 
 
-PATCHES = tuple(
+def _select_blocks(self: Any, *_: Any, **__: Any) -> Selection:
+    return Selection(int(self.topk_blocks) * int(self.block_size))
+
+
+PATCHES = (
     Patch(
-        f"{MODELS}.{folder}.modeling_{folder}",
-        f"{name}.forward",
-        _select,
-        "it builds scores and masks of a whole cache as tensors",
-    )
-    for folder, name in INDEXERS.items()
+        f"{MODELS}.minimax_m3_vl.modeling_minimax_m3_vl",
+        "MiniMaxM3VLIndexer.forward",
+        _select_blocks,
+        "it builds scores of a whole cache as tensors, and selects blocks of it",
+    ),
+    *(
+        Patch(
+            f"{MODELS}.{folder}.modeling_{folder}",
+            f"{name}.forward",
+            _select,
+            "it builds scores and masks of a whole cache as tensors",
+        )
+        for folder, name in INDEXERS.items()
+    ),
 )

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
 from tests.support.tiny_models.decoders import DECODERS
+from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS, sharpen
 from tests.support.tiny_models.own import OWN, save_own
 from tests.support.tiny_models.recurrent import RECURRENT
 from tests.support.tiny_models.shared_experts import SHARED_EXPERTS
@@ -32,19 +33,28 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
 """Name of a tiny model -> its config. The name is the model type, except ``deepseek_v2_lite``; a file a family."""
 
 
+def config_of(name: str) -> PretrainedConfig:
+    """The config of a model of ``TINY``, or of an encoder-decoder model; those have tests of their own."""
+    return (ENCODER_DECODERS.get(name) or TINY[name])()
+
+
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model of ``TINY[name]`` with random weights, in evaluation mode; equal seeds give equal weights.
+    """A model of ``config_of(name)`` with random weights, in evaluation mode; equal seeds give equal weights.
 
     Nothing that a model has is left at a value that hides it: norms are not one, biases and sinks not zero.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(TINY[name](), dtype=torch.float32)
+        config = config_of(name)
+        family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model: PreTrainedModel = family.from_config(config, dtype=torch.float32)
         persistent = set(model.state_dict())
         with torch.no_grad():
             for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
                 if path in persistent and tensor.is_floating_point():
                     _fill(path, tensor, tied=model.config.get_text_config().tie_word_embeddings)
+        if config.is_encoder_decoder:
+            sharpen(model)
     model.tie_weights()
     model.eval()
     wide = tuple(model._get_dtype_plan(dtype))  # what transformers loads in float32 whatever is asked for
@@ -61,7 +71,7 @@ def save(
     """Write ``build(name, seed, dtype)`` to ``folder`` as the real checkpoints of its type are laid out.
 
     Args:
-        name: key of ``TINY``, or of ``OWN`` (models that transformers does not have).
+        name: key of ``TINY``, of ``ENCODER_DECODERS``, or of ``OWN`` (models that transformers does not have).
         folder: made if missing.
         seed: of the weights.
         dtype: of the weights.

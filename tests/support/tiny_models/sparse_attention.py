@@ -74,11 +74,40 @@ def _dots3_note() -> PretrainedConfig:
     )
 
 
+def _minimax_m3() -> PretrainedConfig:
+    """Its indexer selects blocks of positions, here as many as there are."""
+    return transformers.MiniMaxM3VLTextConfig(
+        vocab_size=133,
+        hidden_size=64,
+        intermediate_size=24,
+        dense_intermediate_size=96,
+        shared_intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=16,
+        rotary_dim=8,
+        max_position_embeddings=256,
+        num_local_experts=7,
+        num_experts_per_tok=3,
+        layer_types=["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+        mlp_layer_types=["dense", "sparse", "sparse"],
+        index_n_heads=2,
+        index_head_dim=16,
+        index_block_size=16,
+        index_topk_blocks=16,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+
+
 SPARSE_ATTENTION: dict[str, Callable[[], PretrainedConfig]] = {
     "axk2": _axk2,
     "deepseek_v32": _deepseek_v32,
     "dots3_note_text": _dots3_note,
     "glm_moe_dsa": _glm_moe_dsa,
     "hy_v4": _hy_v4,
+    "minimax_m3_vl_text": _minimax_m3,
 }
 """Model type -> its config."""

@@ -1,0 +1,37 @@
+"""Grok-1 and Arctic on the emulated GPU, resident and with a quarter of the experts, as the check on a GPU does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import gpu_correctness
+from benchmarks.gpu_correctness import PATHS, check
+from benchmarks.references import Reference, perplexity
+from tests.emulated_gpu.test_model import compiled
+from tests.support.cuda_stub import Stub
+from tests.support.references import REFERENCES
+from tests.support.references.model import greedy
+
+TOKENS, PROMPT, NEW = 14, 6, 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grok-1", "arctic"])
+def test_logits_are_those_of_the_reference(
+    name: str, stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_correctness, "DEVICE_MEMORY", "48MiB")
+    compiled(tmp_path, "bf16", torch.bfloat16, name).rename(tmp_path / f"{name}.moec")
+    judge = REFERENCES[name](tmp_path / "checkpoint")
+    ids = np.random.default_rng(4).integers(3, 128, (1, TOKENS))
+    logits = judge.logits(ids[0].tolist()).astype(np.float32)[None]
+    continued = np.array(greedy(judge, ids[0, :PROMPT], NEW)[PROMPT:], np.int64)
+    Reference(ids, logits, ids[0, :PROMPT], continued, perplexity(ids, logits)).save(tmp_path / f"{name}.npz")
+    for path in PATHS:
+        facts = check(tmp_path, name, path, "cuda:0")
+        assert facts["verdict"] == "ok", facts
+        assert facts["greedy tokens equal"] == NEW
