@@ -1,8 +1,9 @@
 """A linear recurrence over a matrix for each head: a block takes 32 columns of a head's state through a run.
 
 Each lane of a warp has a column, each warp its share of the rows, in registers from the first token of the run to the
-last. What tokens bring is staged in shared memory, several of them at a time. A column's product with the key and that
-with the query are summed over warps together: the result after the write is ``S^T q + (k . q) w``.
+last. What tokens bring is staged in shared memory, several of them at a time, with ``k . q`` beside it. Products of a
+column with the key and with the query are summed over warps together: the result after the write is
+``S^T q + (k . q) w``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.operands import settled
-from moec.compiler.kernels.cuda.primitives import LANES, i32, registers, shared, sync, value
+from moec.compiler.kernels.cuda.primitives import LANES, i32, registers, shared, sync, value, warp_sum
 from moec.compiler.kernels.cuda.states.runs import Run, each_run
+from moec.compiler.kernels.cuda.states.sums import FOUR, WarpSums, four
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 MOST_WARPS = 8
 FEWEST_ROWS = 4
 """Of a warp, where it shares the rows with others."""
-STAGED = 2048
-"""Numbers of keys (and of queries) in shared memory, at most, unless one token has more."""
-MOST_STAGED_TOKENS = 16
+STAGED = 8192
+"""Numbers of keys, queries and decays of rows in shared memory, at most, unless one token has more."""
+MOST_STAGED_TOKENS = 32
 
 
 def recurrence(spec: RecurrenceSpec, operands: StateOperands) -> None:
@@ -59,6 +61,8 @@ class _Stage:
 
     query: Buffer
     key: Buffer
+    product: Buffer
+    """``k . q``."""
     value: Buffer
     factor: Buffer | None
     """What the state decays by: a number a token, or one for each row; or steps, for each column."""
@@ -77,7 +81,10 @@ class _Recurrence:
             if warps == 1 or (spec.key_dim % warps == 0 and spec.key_dim // warps >= FEWEST_ROWS)
         )
         self.rows = spec.key_dim // self.warps
-        self.staged = max(1, min(MOST_STAGED_TOKENS, STAGED // spec.key_dim))
+        self.group = FOUR if self.rows % FOUR == 0 else 1
+        """Rows whose key, query and decay are read together."""
+        per_token = spec.key_dim * (3 if spec.decay == "channel" else 2)
+        self.staged = max(1, min(MOST_STAGED_TOKENS, STAGED // per_token))
         self.query, self.key, self.value, *rest = operands.inputs
         self.beta = rest.pop() if spec.delta else None
         self.decay = rest[0] if rest else None
@@ -104,12 +111,14 @@ class _Recurrence:
         for row in range(self.rows):
             held = load(self.operands.state, first + i64(row * self.spec.value_dim))
             store(state, row, T.Select(run.position.equal(i32(0)), T.float32(0), held))
-        stage, sums = self._stage(), _Sums(self.warps)
+        stage, sums = self._stage(), WarpSums(self.warps, 2 if self.spec.delta else 1)
         with T.serial(i32(0), (run.end - run.first + i32(self.staged - 1)) // i32(self.staged)) as turn:
             begin = settled(run.first + turn * i32(self.staged))
             count = settled(T.min(i32(self.staged), run.end - begin))
             sync()
             self._bring(place, stage, begin, count)
+            sync()
+            self._products(place, stage, count)
             sync()
             with T.serial(i32(0), count) as number:
                 self._token(place, stage, sums, begin, settled(number), state, rates)
@@ -121,7 +130,7 @@ class _Recurrence:
         self,
         place: _Place,
         stage: _Stage,
-        sums: _Sums,
+        sums: WarpSums,
         begin: Expr,
         number: Expr,
         state: Buffer,
@@ -129,34 +138,56 @@ class _Recurrence:
     ) -> None:
         own = settled(number * i32(self.spec.key_dim) + place.warp * i32(self.rows))
         column = settled(number * i32(LANES) + place.lane)
-        parts = registers(3)
-        for part in range(3):
+        parts, keys = registers(sums.width), registers(self.rows)
+        for part in range(sums.width):
             store(parts, part, T.float32(0))
         common = load(stage.factor, number) if self.spec.decay == "head" else None
-        for row in range(self.rows):
-            key, asked = load(stage.key, own + i32(row)), load(stage.query, own + i32(row))
-            factor = self._factor(stage, common, own, column, row, rates)
-            held = T.bind(load(state, row) * factor)
-            store(state, row, held)
-            store(parts, 0, load(parts, 0) + asked * held)
-            store(parts, 1, load(parts, 1) + asked * key)
-            if self.spec.delta:
-                store(parts, 2, load(parts, 2) + key * held)
-        asked_sum, product, known = sums.over_warps(parts, place, begin + number)
+        for first in range(0, self.rows, self.group):
+            together = [self._together(each, own, first) for each in (stage.key, stage.query)]
+            decays = self._together(stage.factor, own, first) if self.spec.decay == "channel" else None
+            for row, (key, asked) in enumerate(zip(*together, strict=True), first):
+                factor = (
+                    self._factor(stage, common, column, row, rates) if decays is None else decays[row - first]
+                )
+                held = T.bind(load(state, row) * factor)
+                store(state, row, held)
+                store(keys, row, key)
+                store(parts, 0, load(parts, 0) + asked * held)
+                if self.spec.delta:
+                    store(parts, 1, load(parts, 1) + key * held)
+        summed = sums.over_warps(parts, place.warp, place.lane, begin + number)
         written = T.bind(load(stage.value, column))
         if stage.beta is not None:
-            written = T.bind(load(stage.beta, number) * (written - known))
+            written = T.bind(load(stage.beta, number) * (written - summed[1]))
         for row in range(self.rows):
-            store(state, row, load(state, row) + load(stage.key, own + i32(row)) * written)
+            store(state, row, load(state, row) + load(keys, row) * written)
         with when(T.And(place.inside, place.warp.equal(i32(0)))):
-            store(self.operands.out, self._out(place, begin + number), asked_sum + product * written)
+            result = summed[0] + load(stage.product, number) * written
+            store(self.operands.out, self._out(place, begin + number), result)
 
-    def _factor(
-        self, stage: _Stage, common: Expr, own: Expr, column: Expr, row: int, rates: Buffer | None
-    ) -> Expr:
-        """What one row of a thread's column decays by."""
-        if self.spec.decay == "channel":
-            return load(stage.factor, own + i32(row))
+    def _together(self, buffer: Buffer, own: Expr, row: int) -> list[Expr]:
+        """Numbers of `group` rows."""
+        return [T.bind(load(buffer, own + i32(row)))] if self.group == 1 else four(buffer, own + i32(row))
+
+    def _products(self, place: _Place, stage: _Stage, count: Expr) -> None:
+        """``k . q`` of what is staged, a token for each warp."""
+        size = self.spec.key_dim
+        with T.serial(i32(0), (count + i32(self.warps - 1)) // i32(self.warps)) as turn:
+            token = settled(turn * i32(self.warps) + place.warp)
+            with when(token < count):
+                total = registers(1)
+                store(total, 0, T.float32(0))
+                for first in range(0, size, LANES):
+                    row = settled(i32(first) + place.lane)
+                    with when(row < i32(size)):
+                        at = settled(token * i32(size) + row)
+                        store(total, 0, load(total, 0) + load(stage.key, at) * load(stage.query, at))
+                product = warp_sum(load(total, 0))
+                with when(place.lane.equal(i32(0))):
+                    store(stage.product, token, product)
+
+    def _factor(self, stage: _Stage, common: Expr, column: Expr, row: int, rates: Buffer | None) -> Expr:
+        """What one row of a thread's column decays by, where tokens do not bring it for each row."""
         if self.spec.decay == "rates":
             return value("float32", "exp", load(stage.factor, column) * load(rates, row))
         return load(rates, 0) if self.spec.decay == "fixed" else common
@@ -183,6 +214,7 @@ class _Recurrence:
         return _Stage(
             shared(rows),
             shared(rows),
+            shared(self.staged),
             shared(self.staged * LANES),
             None if spec.decay == "fixed" else shared(sizes[spec.decay]),
             shared(self.staged) if spec.delta else None,
@@ -248,30 +280,3 @@ class _Recurrence:
     def _out(self, place: _Place, token: Expr) -> Expr:
         line = i64(token) * i64(self.spec.value_heads) + i64(place.head)
         return T.bind(line * i64(self.spec.value_dim) + i64(place.column))
-
-
-class _Sums:
-    """Sums over the warps of a block, which share the rows of a column; two sets, so that one barrier a token does."""
-
-    def __init__(self, warps: int) -> None:
-        self.warps = warps
-        self.memory = shared(2 * 3 * warps * LANES) if warps > 1 else None
-
-    def over_warps(self, parts: Buffer, place: _Place, token: Expr) -> tuple[Expr, Expr, Expr]:
-        """The three sums of each lane's ``parts``."""
-        if self.memory is None:
-            first, second, third = (T.bind(load(parts, part)) for part in range(3))
-            return first, second, third
-        base = settled(T.truncmod(token, i32(2)) * i32(3 * self.warps * LANES) + place.lane)
-        for part in range(3):
-            own = (i32(part * self.warps) + place.warp) * i32(LANES)
-            store(self.memory, base + own, load(parts, part))
-        sync()
-        for part in range(3):
-            total: Expr = None
-            for warp in range(self.warps):
-                other = load(self.memory, base + i32((part * self.warps + warp) * LANES))
-                total = other if total is None else total + other
-            store(parts, part, total)
-        first, second, third = (T.bind(load(parts, part)) for part in range(3))
-        return first, second, third
