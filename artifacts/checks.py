@@ -41,9 +41,7 @@ def model_problems(model: ModelRecord) -> Iterator[str]:
     yield from _duplicates("expert body", [body.name for body in model.bodies])
     if [layer.layer for layer in model.experts] != list(range(len(model.experts))):
         yield "the MoE layers are not numbered from 0"
-    for body in model.bodies:
-        if body.format is not None and body.format not in FORMATS:
-            yield f"the expert body {body.name} is of the unknown format {body.format}"
+    yield from _format_problems(model)
     bodies = {body.name for body in model.bodies}
     for layer in model.experts:
         if layer.body not in bodies:
@@ -53,6 +51,18 @@ def model_problems(model: ModelRecord) -> Iterator[str]:
     if model.last_step > len(model.steps):
         yield f"last_step is {model.last_step}, but there are {len(model.steps)} steps"
     yield from _chain_problems(model)
+
+
+def _format_problems(model: ModelRecord) -> Iterator[str]:
+    for body in model.bodies:
+        if body.format is not None and body.format not in FORMATS:
+            yield f"the expert body {body.name} is of the unknown format {body.format}"
+    for function in model.functions:
+        for spec in function.weights:
+            if spec.format is not None and (spec.format not in FORMATS or len(spec.shape) != 2):
+                yield f"{function.name} has a weight {list(spec.shape)} of the unknown format {spec.format}"
+        if any(spec.format is not None for spec in (*function.inputs, *function.outputs)):
+            yield f"{function.name} has an activation that is quantized"
 
 
 def _chain_problems(model: ModelRecord) -> Iterator[str]:
@@ -229,7 +239,7 @@ def dense_problems(model: ModelRecord, table: Mapping[TensorName, TensorPlace]) 
 
 
 def _same_tensor(place: TensorPlace, spec: TensorSpec) -> bool:
-    return place.dtype == spec.dtype and place.shape == spec.shape
+    return (place.dtype, place.shape) == (spec.stored.dtype, spec.stored.shape)
 
 
 def experts_problems(model: ModelRecord, sizes: Mapping[str, int]) -> Iterator[str]:

@@ -160,7 +160,7 @@ def format_bytes(model: ModelRecord) -> dict[str, int]:
     """Bytes of weights in each format or plain element type, without padding; the most first."""
     found: dict[str, int] = defaultdict(int)
     for spec in dense_weights(model).values():
-        found[spec.dtype] += _bytes(spec)
+        found[spec.format or spec.dtype] += _bytes(spec)
     bodies = {body.name: body for body in model.bodies}
     for layer in model.experts:
         body = bodies[layer.body]
@@ -194,7 +194,8 @@ def _layers(model: ModelRecord) -> tuple[LayerFootprint, ...]:
 
 def _bytes(spec: TensorSpec) -> int:
     """Bytes of a tensor, for one token where a dimension is T."""
-    return DTYPE_BYTES[spec.dtype] * math.prod(1 if extent == "T" else extent for extent in spec.shape)
+    stored = spec.stored
+    return DTYPE_BYTES[stored.dtype] * math.prod(1 if extent == "T" else extent for extent in stored.shape)
 
 
 def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorSpec]) -> int:

@@ -12,10 +12,19 @@ from typing import Literal, TypeAlias
 from moec.artifacts.activation import Expression
 from moec.artifacts.ids import LayerId, TensorName, ValueId
 from moec.artifacts.states import StateSpec
+from moec.formats import format_of, row_bytes
 
-DType: TypeAlias = Literal["bfloat16", "float16", "float32", "int64", "int32", "bool"]
+DType: TypeAlias = Literal["bfloat16", "float16", "float32", "int64", "int32", "uint8", "bool"]
 
-DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4, "int64": 8, "int32": 4, "bool": 1}
+DTYPE_BYTES: dict[str, int] = {
+    "bfloat16": 2,
+    "float16": 2,
+    "float32": 4,
+    "int64": 8,
+    "int32": 4,
+    "uint8": 1,
+    "bool": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,17 @@ class TensorSpec:
 
     dtype: DType
     shape: tuple[int | Literal["T"], ...]
+    format: str | None = None
+    """Of a quantized weight ``[N, K]``: a name in ``moec.formats.FORMATS``; what it stands for is of ``dtype``."""
+
+    @property
+    def stored(self) -> TensorSpec:
+        """What lies in memory: itself, or where it is quantized the bytes of its rows, ``[N, row_bytes]``."""
+        kind = format_of(self.format)
+        if kind is None:
+            return self
+        rows, columns = self.shape
+        return TensorSpec("uint8", (rows, row_bytes(kind, int(columns))))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from moec.artifacts.ids import LayerId, TensorName
-from moec.artifacts.model import DType
+from moec.artifacts.model import DType, TensorSpec
 from moec.artifacts.quantization import Quantization
 
 RecipeArgument: TypeAlias = "bool | int | float | str | tuple[RecipeArgument, ...] | dict[str, int] | None"
@@ -36,6 +36,13 @@ class DenseTensor:
     """Parameter names of the transformers model, or ``constant:<name>`` for one in
     ``constants.safetensors``."""
     steps: tuple[RecipeStep, ...]
+    format: str | None = None
+    """A name in ``moec.formats.FORMATS`` that the result, a matrix, is stored in; None: as it is."""
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Element type, shape and format."""
+        return TensorSpec(self.dtype, self.shape, self.format)
 
 
 @dataclass(frozen=True)

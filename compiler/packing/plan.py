@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.packing import DenseTensor, ExpertSource, PackingRecord
     from moec.compiler.checkpoint import Checkpoint
+    from moec.compiler.packing.quantizing import Quantizer
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class PackPlan:
     """In the order of the checkpoint."""
     extras: tuple[str, ...]
     """Known tensors of the checkpoint that the model does not use."""
+    quantizers: Mapping[str, Quantizer]
+    """For each format that weights are stored in."""
     identity: str
     """Hash of all that decides the bytes; a journal of another identity is not resumed."""
 
@@ -90,6 +93,8 @@ def plan_pack(
         name: getattr(torch, packing.parameter_dtypes[name]) for name in parameters
     }
     bodies = {body.name: body for body in model.bodies}
+    wanted = {*(body.format for body in model.bodies), *(tensor.format for tensor in packing.dense)}
+    quantizers = {name: quantizer_for(name, packing.quantization) for name in wanted if name is not None}
     experts = [
         experts_file(
             layer,
@@ -97,7 +102,7 @@ def plan_pack(
             sources[layer.layer],
             parameters,
             dtypes,
-            quantizer_for(bodies[layer.body].format, packing.quantization),
+            quantizers.get(bodies[layer.body].format or ""),
         )
         for layer in model.experts
     ]
@@ -107,6 +112,7 @@ def plan_pack(
         plan_dense(packing.dense, lambda tensor: _places(tensor, parameters)),
         tuple(sorted(experts, key=lambda file: min(_place(parameters[file.source.up])))),
         tuple(extras),
+        quantizers,
         _identity(checkpoint, model, packing, constants),
     )
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import torch
 
+from moec.formats import FORMATS, dequantize_rows
+
 LINEAR = "moec.linear.default"
+LOOKUP = "moec.lookup.default"
 ATTENTION = "moec.attention.default"
 CAPACITY = "moec.capacity.default"
 EXPERTS = "moec.experts.default"
@@ -17,22 +20,61 @@ MATRICES = ("absorb", "expand", "project")
 
 
 @torch.library.custom_op("moec::linear", mutates_args=())
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    format: str = "",  # noqa: A002
+) -> torch.Tensor:
     """``x @ weight^T + bias`` in float32, whatever the storage type of ``weight``.
 
     Args:
         x: ``[..., K]``, or ``[B, T, K]`` where the weight is batched.
-        weight: ``[N, K]``, or batched ``[B, N, K]``; K is contiguous.
+        weight: ``[N, K]``, or batched ``[B, N, K]``, K is contiguous; quantized: bytes ``[N, row_bytes]``.
         bias: ``[N]`` or ``[B, 1, N]``.
+        format: of a quantized weight: in ``moec.formats.FORMATS``.
     """
-    product = torch.matmul(x, weight.float().transpose(-1, -2))
+    matrix = _dequantized(weight, x.shape[-1], format) if format else weight.float()
+    product = torch.matmul(x, matrix.transpose(-1, -2))
     return product if bias is None else product + bias
 
 
 @linear.register_fake
-def _linear_shape(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    del bias
+def _linear_shape(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    format: str = "",  # noqa: A002
+) -> torch.Tensor:
+    del bias, format
     return x.new_empty([*x.shape[:-1], weight.shape[-2]])
+
+
+@torch.library.custom_op("moec::lookup", mutates_args=())
+def lookup(table: torch.Tensor, ids: torch.Tensor, columns: int, format: str) -> torch.Tensor:  # noqa: A002
+    """Rows of a quantized table, in float32.
+
+    Args:
+        table: bytes ``[V, row_bytes]``.
+        ids: ``[...]`` int64.
+        columns: H, of the table.
+        format: in ``moec.formats.FORMATS``.
+
+    Returns:
+        ``[..., H]``.
+    """
+    rows = _dequantized(table[ids.reshape(-1)], columns, format)
+    return rows.reshape(*ids.shape, columns)
+
+
+@lookup.register_fake
+def _lookup_shape(table: torch.Tensor, ids: torch.Tensor, columns: int, format: str) -> torch.Tensor:  # noqa: A002
+    del format
+    return table.new_empty([*ids.shape, columns], dtype=torch.float32)
+
+
+def _dequantized(rows: torch.Tensor, columns: int, name: str) -> torch.Tensor:
+    return torch.from_numpy(dequantize_rows(FORMATS[name], rows.numpy(), columns))
 
 
 @torch.library.custom_op("moec::attention", mutates_args=())
