@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias
 
 State: TypeAlias = Literal["supported", "untested", "unsupported"]
 
-STATE_MARKER = "its layers keep a recurrent or convolution state, which moec has no marker for"
+RELATIVE_LOGITS = "its attention adds logits of query and distance to the scores, which no kernel takes"
+COMPRESSED_KEYS = "its attention compresses the keys of neighbouring tokens into one, which no kernel does"
 LOOKED_UP = "its experts are single neurons found by product keys, and its attention mask is learned"
 VISION = "its positions come from images, which the chain has no input for"
 OWN_EXPERTS = "its experts do not go through transformers' experts interface"
@@ -32,6 +33,7 @@ SUPPORTED = ModelState("supported")
 SELECTING = ModelState(
     "supported", note="contexts that its indexer selects whole: compile with --max-context (index_topk)"
 )
+TEXT_ONLY = ModelState("supported", note="its text model; images have no way in")
 
 
 def unsupported(reason: str) -> ModelState:
@@ -54,7 +56,7 @@ MODELS: dict[str, ModelState] = {
     "deepseek_v2": SUPPORTED,
     "deepseek_v3": SUPPORTED,
     "deepseek_v32": SELECTING,
-    "deepseek_v4": unsupported(STATE_MARKER),
+    "deepseek_v4": unsupported(COMPRESSED_KEYS),
     "diffusion_gemma": unsupported(NO_MODEL),
     "doge": unsupported(LOOKED_UP),
     "dots1": SUPPORTED,
@@ -70,7 +72,7 @@ MODELS: dict[str, ModelState] = {
     "glm4_moe": SUPPORTED,
     "glm4_moe_lite": SUPPORTED,
     "glm4v_moe": unsupported(NO_MODEL),
-    "glm5_next": unsupported(STATE_MARKER),
+    "glm5_next": unsupported(NO_MODEL),
     "glm_moe_dsa": SELECTING,
     "gpt_oss": SUPPORTED,
     "granitemoe": SUPPORTED,
@@ -83,8 +85,8 @@ MODELS: dict[str, ModelState] = {
     "hy_v3": SUPPORTED,
     "hy_v4": SELECTING,
     "inkling2": unsupported(NO_MODEL),
-    "inkling2_text": unsupported(STATE_MARKER),
-    "inkling_text": unsupported(STATE_MARKER),
+    "inkling2_text": unsupported(RELATIVE_LOGITS),
+    "inkling_text": unsupported(RELATIVE_LOGITS),
     "jamba": SUPPORTED,
     "jetmoe": unsupported(OWN_EXPERTS),
     "kimi_linear": SUPPORTED,
@@ -110,7 +112,7 @@ MODELS: dict[str, ModelState] = {
     "openai_privacy_filter": unsupported(NO_MODEL),
     "phimoe": SUPPORTED,
     "qwen2_moe": SUPPORTED,
-    "qwen3_5_moe": unsupported(STATE_MARKER),
+    "qwen3_5_moe": TEXT_ONLY,
     "qwen3_5_moe_text": SUPPORTED,
     "qwen3_moe": SUPPORTED,
     "qwen3_next": SUPPORTED,
@@ -121,6 +123,6 @@ MODELS: dict[str, ModelState] = {
     "step3p7": unsupported(NO_MODEL),
     "switch_transformers": SUPPORTED,
     "unlimited_ocr": unsupported(NO_MODEL),
-    "zaya": unsupported(STATE_MARKER),
+    "zaya": SUPPORTED,
 }
 """Model type to state. A type that is not here is tried the generic way if transformers has experts in it."""

@@ -17,6 +17,7 @@ from moec.compiler.tracing.patches import (
     phimoe,
     qwen3_5_moe,
     switch_transformers,
+    zaya,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ FAMILIES = (
     phimoe,
     qwen3_5_moe,
     switch_transformers,
+    zaya,
 )
 PATCHES: tuple[Patch, ...] = tuple(patch for family in FAMILIES for patch in family.PATCHES)
 """Every patch there is."""
