@@ -10,9 +10,10 @@ from moec.compiler.tracing.build import DTYPES, build_config, build_model, exper
 from moec.compiler.tracing.capture import capture
 from moec.compiler.tracing.distances import add_distance_buckets
 from moec.compiler.tracing.experts import ExpertsFacts, read_experts
+from moec.compiler.tracing.interface import INTERFACE
 from moec.compiler.tracing.patches import patched
 from moec.compiler.tracing.rope import fix_rotary_tables
-from moec.compiler.tracing.session import INTERFACE, Session
+from moec.compiler.tracing.session import Session
 from moec.errors import CompileError, MoecError
 
 if TYPE_CHECKING:

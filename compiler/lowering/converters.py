@@ -142,6 +142,19 @@ def _pow_scalar(node: Any, importer: Any) -> Any:
     return importer.block_builder.emit(relax.op.power(value, relax.const(float(exponent), _dtype(value))))
 
 
+def _divide(node: Any, importer: Any) -> Any:
+    """True division: of integers too, which TVM's importer divides to an integer."""
+    left, right = (
+        importer.block_builder.emit(relax.op.astype(value, "float32"))
+        if isinstance(value, relax.Expr) and "int" in _dtype(value)
+        else value
+        for value in importer.retrieve_args(node)
+    )
+    if not isinstance(right, relax.Expr):
+        right = relax.const(float(right), _dtype(left))
+    return importer.block_builder.emit(relax.op.divide(left, right))
+
+
 def _repeat_interleave(node: Any, importer: Any) -> Any:
     value, repeats = importer.retrieve_args(node)[:2]
     axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
@@ -151,6 +164,11 @@ def _repeat_interleave(node: Any, importer: Any) -> Any:
 def _log_sigmoid(node: Any, importer: Any) -> Any:
     emit = importer.block_builder.emit
     return emit(relax.op.log(emit(relax.op.sigmoid(importer.retrieve_args(node)[0]))))
+
+
+def _amin(node: Any, importer: Any) -> Any:
+    value, axes, *keep = importer.retrieve_args(node)
+    return importer.block_builder.emit(relax.op.min(value, axes, keepdims=bool(keep and keep[0])))
 
 
 def _logsumexp(node: Any, importer: Any) -> Any:
@@ -190,6 +208,8 @@ CONVERTERS: Mapping[str, Callable[[Any, Any], Any]] = {
     "lookup.default": _lookup,
     "select.int": _select,
     "pow.Tensor_Scalar": _pow_scalar,
+    "amin.default": _amin,
+    "div.Tensor": _divide,
     "repeat_interleave.self_int": _repeat_interleave,
     "log_sigmoid.default": _log_sigmoid,
     "logsumexp.default": _logsumexp,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from moec.compiler.checkpoint.record import STORED_BYTES, TensorEntry
 from moec.errors import CheckpointError, UnsupportedModelError
+from moec.formats import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +39,26 @@ class Stored:
         """Slice ``number`` along the first dimension, e.g. one expert of a fused tensor."""
         scale = None if self.scale is None else _item(self.scale, number)
         return replace(self, shape=self.shape[1:], entry=_item(self.entry, number), scale=scale)
+
+    def unflatten(self, count: int) -> Stored:
+        """``[count * n, ...]`` as ``[count, n, ...]``; itself where it cannot be: its shape is found wrong later."""
+        if self.encoding != "plain" or not self.shape or self.shape[0] % count:
+            return self
+        shape = (count, self.shape[0] // count, *self.shape[1:])
+        return replace(self, shape=shape, entry=replace(self.entry, shape=shape))
+
+    @property
+    def format(self) -> str | None:
+        """The name of the format that says the same, bit for bit; None where there is none.
+
+        FP8 has a scale for 128 columns there: blocks must be as wide as that or a multiple of it, or as the matrix.
+        """
+        if self.encoding == "plain":
+            return None
+        if self.encoding == "mxfp4":
+            return "mxfp4"
+        wide = self.block[1]
+        return "fp8-e4m3" if wide % FORMATS["fp8-e4m3"].group == 0 or wide >= self.columns else None
 
     @property
     def rows(self) -> int:

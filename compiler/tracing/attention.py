@@ -35,6 +35,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Arguments that change nothing as long as their value is one of these."""
 
 
+UNROTATED = 16
+"""Zeros in the place of the rotated part where a layer has none: the kernels of latents want one."""
+
+
 def check_arguments(owner: str, arguments: dict[str, Any]) -> None:
     """Refuse what attention would silently ignore.
 
@@ -79,6 +83,9 @@ def attend_latents(
     if module.kv_b_proj.bias is not None:
         raise UnsupportedModelError(f"{owner} has a bias in kv_b_proj, which moec cannot absorb")
     latent, rope_key = latents
+    if rope_key.shape[-1] == 0:
+        rope_key = torch.zeros_like(latent[..., :UNROTATED])
+        query = torch.cat([query, torch.zeros_like(query[..., :UNROTATED])], -1)
     heads, nope, rank = query.shape[1], module.qk_nope_head_dim, module.kv_lora_rank
     weight = module.kv_b_proj.weight.view(heads, nope + module.v_head_dim, rank)
     attended: torch.Tensor = markers.attention(

@@ -14,7 +14,10 @@ from transformers import initialization as init
 
 from moec.compiler.architectures import ARCHITECTURES
 from moec.compiler.supported import MODELS
+from moec.compiler.tracing.corrections import CORRECTIONS
+from moec.compiler.tracing.foreign_experts import adopt_experts
 from moec.compiler.tracing.ignored_fields import check_fields
+from moec.compiler.tracing.text_half import TEXT_HALVES, transformers_class, used_modules
 from moec.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -69,6 +72,8 @@ def build_config(raw: dict[str, Any]) -> Any:
     check_fields(model_type, raw)
     fields = _with_floats({key: value for key, value in raw.items() if key != "quantization_config"})
     fields.pop("model_type")
+    if model_type in CORRECTIONS:
+        CORRECTIONS[model_type](fields)
     with _described(model_type):
         return AutoConfig.for_model(model_type, **fields) if own is None else own.config(**fields)
 
@@ -88,20 +93,15 @@ def build_model(config: Any, dtype: torch.dtype) -> Any:
     Raises:
         UnsupportedModelError: transformers has no such model for this config, or it has no routed experts.
     """
-    own = ARCHITECTURES.get(config.model_type)
-    family = AutoModelForSeq2SeqLM if has_encoder(config) else AutoModelForCausalLM
-    if own is None and type(config) not in family._model_mapping:
-        raise UnsupportedModelError(
-            f"{config.model_type} has no causal language model in transformers",
-            "",
-            "`moec models` lists the types that compile.",
-        )
+    make = _maker(config)
     config.output_router_logits = False
     with _described(config.model_type), torch.device("meta"), init.meta_device_safe_creation_ops():
-        make = family.from_config if own is None else own.model._from_config
         model = make(config, dtype=dtype)
+    if config.model_type in TEXT_HALVES:
+        TEXT_HALVES[config.model_type].run(model)
     model.eval()
     model.tie_weights()
+    adopt_experts(model)
     if not expert_modules(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} is not a Mixture-of-Experts model, or not one that moec can see into",
@@ -110,6 +110,26 @@ def build_model(config: Any, dtype: torch.dtype) -> Any:
         )
     _keep_in_float32(model, dtype)
     return model
+
+
+def _maker(config: Any) -> Any:
+    """What makes the model of a config: a class of our own, one that also sees or hears, or a language model's.
+
+    Raises:
+        UnsupportedModelError: transformers has no such model for this config.
+    """
+    if config.model_type in ARCHITECTURES:
+        return ARCHITECTURES[config.model_type].model._from_config
+    if config.model_type in TEXT_HALVES:
+        return transformers_class(config.model_type)._from_config
+    family = AutoModelForSeq2SeqLM if has_encoder(config) else AutoModelForCausalLM
+    if type(config) not in family._model_mapping:
+        raise UnsupportedModelError(
+            f"{config.model_type} has no causal language model in transformers",
+            "",
+            "`moec models` lists the types that compile.",
+        )
+    return family.from_config
 
 
 @contextmanager
@@ -135,7 +155,7 @@ def expert_modules(model: torch.nn.Module) -> dict[str, Any]:
     flags = ("has_gate", "is_transposed", "is_concatenated", "has_bias")
     return {
         path: module
-        for path, module in model.named_modules()
+        for path, module in used_modules(model)
         if type(module).__name__ in MODULES_OF_EXPERTS or all(hasattr(module, flag) for flag in flags)
     }
 

@@ -10,6 +10,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moec.compiler.tracing import markers
 from moec.compiler.tracing.attention import NO_BIAS, attend_latents, check_arguments
+from moec.compiler.tracing.interface import INTERFACE
 from moec.compiler.tracing.masks import MaskSpec, describe_mask
 from moec.compiler.tracing.recording import RecordingCache
 from moec.compiler.tracing.selection import SELECTIONS, check_selection
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
-
-INTERFACE = "moec"
-"""The name under which this session stands in transformers' registries while it lasts."""
 
 
 class Session:

@@ -7,15 +7,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moec.compiler.tracing.patches import (
+    dbrx,
     deepseek_v2,
     delta_rule,
+    ernie4_5_vl_moe,
     indexers,
+    jetmoe,
     lfm2_moe,
+    llama4,
     mamba,
     minimax,
+    multimodal_rotation,
     nllb_moe,
     phimoe,
-    qwen3_5_moe,
     switch_transformers,
     zaya,
 )
@@ -26,15 +30,19 @@ if TYPE_CHECKING:
     from moec.compiler.tracing.patches.record import Patch
 
 FAMILIES = (
+    dbrx,
     deepseek_v2,
     delta_rule,
+    ernie4_5_vl_moe,
     indexers,
+    jetmoe,
     lfm2_moe,
+    llama4,
     mamba,
     minimax,
+    multimodal_rotation,
     nllb_moe,
     phimoe,
-    qwen3_5_moe,
     switch_transformers,
     zaya,
 )

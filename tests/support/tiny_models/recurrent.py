@@ -64,6 +64,24 @@ def _qwen3_5_moe_text() -> PretrainedConfig:
     return transformers.Qwen3_5MoeTextConfig(**COMMON, **GATED_DELTA, rope_parameters=rotation)
 
 
+def _qwen3_5_moe() -> PretrainedConfig:
+    return transformers.Qwen3_5MoeConfig(
+        text_config=_qwen3_5_moe_text().to_dict(),
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 16,
+        },
+        image_token_id=120,
+        video_token_id=121,
+        vision_start_token_id=122,
+        vision_end_token_id=123,
+    )
+
+
 def _kimi_linear() -> PretrainedConfig:
     return transformers.KimiLinearConfig(
         **COMMON, **KIMI, linear_head_dim=24, linear_num_heads=3, linear_conv_kernel_dim=4
@@ -202,6 +220,7 @@ RECURRENT: dict[str, Callable[[], PretrainedConfig]] = {
     "lfm2_moe": _lfm2_moe,
     "minimax": _minimax,
     "nemotron_h": _nemotron_h,
+    "qwen3_5_moe": _qwen3_5_moe,
     "qwen3_5_moe_text": _qwen3_5_moe_text,
     "qwen3_next": _qwen3_next,
     "zaya": _zaya,
