@@ -9,6 +9,9 @@ State: TypeAlias = Literal["supported", "untested", "unsupported"]
 
 RELATIVE_LOGITS = "its attention adds logits of query and distance to the scores, which no kernel takes"
 COMPRESSED_KEYS = "its attention compresses the keys of neighbouring tokens into one, which no kernel does"
+DELAYED_KEYS = (
+    "its keys and values are made of several tokens, by convolutions that have no kernels for a GPU"
+)
 LOOKED_UP = "its experts are single neurons found by product keys, and its attention mask is learned"
 VISION = "its positions come from images, which the chain has no input for"
 OWN_EXPERTS = "its experts do not go through transformers' experts interface"
@@ -124,6 +127,6 @@ MODELS: dict[str, ModelState] = {
     "step3p7": TEXT_HALF,
     "switch_transformers": SUPPORTED,
     "unlimited_ocr": unsupported(NO_MODEL),
-    "zaya": SUPPORTED,
+    "zaya": unsupported(DELAYED_KEYS),
 }
 """Model type to state. A type that is not here is tried the generic way if transformers has experts in it."""

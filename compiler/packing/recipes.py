@@ -25,7 +25,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "aten.exp.default": ATEN.exp.default,
     "aten.expand.default": ATEN.expand.default,
     "aten.index_select.default": ATEN.index_select.default,
-    "aten.full_like.default": torch.full_like,
     "aten.mul.Scalar": ATEN.mul.Scalar,
     "aten.mul.Tensor": ATEN.mul.Tensor,
     "aten.neg.default": ATEN.neg.default,

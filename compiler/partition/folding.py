@@ -82,12 +82,7 @@ def _is_leaf(node: fx.Node) -> bool:
 def _can_fold(node: fx.Node, foldable: set[fx.Node]) -> bool:
     if not all(item in foldable for item in node.all_input_nodes):
         return False
-    if _operation(node) not in OPERATIONS or set(node.kwargs) - {
-        "dtype",
-        "memory_format",
-        "alpha",
-        "pin_memory",
-    }:
+    if _operation(node) not in OPERATIONS or set(node.kwargs) - {"dtype", "memory_format", "alpha"}:
         return False
     if node.kwargs.get("alpha", 1) != 1:
         return False

@@ -21,7 +21,6 @@ from moec.compiler.tracing.patches import (
     nllb_moe,
     phimoe,
     switch_transformers,
-    zaya,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ FAMILIES = (
     nllb_moe,
     phimoe,
     switch_transformers,
-    zaya,
 )
 PATCHES: tuple[Patch, ...] = tuple(patch for family in FAMILIES for patch in family.PATCHES)
 """Every patch there is."""

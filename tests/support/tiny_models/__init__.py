@@ -105,7 +105,5 @@ def _fill(path: str, tensor: torch.Tensor, *, tied: bool) -> None:
         torch.nn.init.normal_(tensor, std=0.5)
     elif tensor.dim() < 2 or "bias" in path:
         torch.nn.init.normal_(tensor, std=0.1)
-        if path.endswith("balancing_biases"):  # transformers sets the last whatever a checkpoint says
-            tensor[-1] = -1.0
     else:
         torch.nn.init.normal_(tensor, std=tensor.shape[-1] ** -0.5)
