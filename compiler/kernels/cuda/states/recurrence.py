@@ -1,8 +1,8 @@
-"""A linear recurrence over a matrix for each head: a block takes some columns of a head's state through a run.
+"""A linear recurrence over a matrix for each head: a block takes 32 columns of a head's state through a run.
 
-A column's rows are shared out over the lanes that have the column and over warps, and stay in registers from the first
-token of the run to the last. What tokens bring is staged in shared memory, several of them at a time, with ``k . q``
-beside it. Products of a column with the key and with the query are summed together: the result after the write is
+Each lane of a warp has a column, each warp its share of the rows, in registers from the first token of the run to the
+last. What tokens bring is staged in shared memory, several of them at a time, with ``k . q`` beside it. Products of a
+column with the key and with the query are summed over warps together: the result after the write is
 ``S^T q + (k . q) w``.
 """
 
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from moec.artifacts.states import RecurrenceSpec
     from moec.compiler.kernels.cpu.states.operands import StateOperands
 
-MOST_SHARES = 8
-"""Threads that a column's rows are shared out to, of which two are of one warp."""
+MOST_WARPS = 8
 FEWEST_ROWS = 4
-"""Of a thread, where it shares the rows with others."""
+"""Of a warp, where it shares the rows with others."""
 STAGED = 8192
 """Numbers of keys, queries and decays of rows in shared memory, at most, unless one token has more."""
 MOST_STAGED_TOKENS = 32
@@ -51,10 +50,6 @@ class _Place:
     column: Expr
     """The thread's; the last one where there are no more."""
     inside: Expr
-    share: Expr
-    """Which of the column's rows."""
-    within: Expr
-    """Number of the column in its block."""
     lane: Expr
     warp: Expr
     thread: Expr
@@ -79,16 +74,13 @@ class _Recurrence:
 
     def __init__(self, spec: RecurrenceSpec, operands: StateOperands) -> None:
         self.spec, self.operands = spec, operands
-        shares = next(
-            shares
-            for shares in (MOST_SHARES, 4, 2, 1)
-            if shares == 1 or (spec.key_dim % shares == 0 and spec.key_dim // shares >= FEWEST_ROWS)
+        self.blocks = -(-spec.value_dim // LANES)
+        self.warps = next(
+            warps
+            for warps in (MOST_WARPS, 4, 2, 1)
+            if warps == 1 or (spec.key_dim % warps == 0 and spec.key_dim // warps >= FEWEST_ROWS)
         )
-        self.lanes = min(2, shares)
-        """Of a warp that share a column."""
-        self.warps, self.rows = shares // self.lanes, spec.key_dim // shares
-        self.columns = LANES // self.lanes
-        self.blocks = -(-spec.value_dim // self.columns)
+        self.rows = spec.key_dim // self.warps
         self.group = FOUR if self.rows % FOUR == 0 else 1
         """Rows whose key, query and decay are read together."""
         per_token = spec.key_dim * (3 if spec.decay == "channel" else 2)
@@ -101,9 +93,8 @@ class _Recurrence:
         """All tokens of a run for one block."""
         lane, warp = T.truncmod(thread, i32(LANES)), T.truncdiv(thread, i32(LANES))
         head, part = T.truncdiv(block, i32(self.blocks)), T.truncmod(block, i32(self.blocks))
-        first_column = settled(part * i32(self.columns))
-        within = settled(T.truncmod(lane, i32(self.columns)))
-        column = settled(first_column + within)
+        first_column = settled(part * i32(LANES))
+        column = settled(first_column + lane)
         last = i32(self.spec.value_dim - 1)
         place = _Place(
             run,
@@ -111,8 +102,6 @@ class _Recurrence:
             first_column,
             settled(T.min(column, last)),
             T.bind(column <= last),
-            settled(warp * i32(self.lanes) + T.truncdiv(lane, i32(self.columns))),
-            within,
             settled(lane),
             settled(warp),
             thread,
@@ -122,17 +111,15 @@ class _Recurrence:
         for row in range(self.rows):
             held = load(self.operands.state, first + i64(row * self.spec.value_dim))
             store(state, row, T.Select(run.position.equal(i32(0)), T.float32(0), held))
-        stage, sums = self._stage(), WarpSums(self.warps, self.columns, 2 if self.spec.delta else 1)
+        stage, sums = self._stage(), WarpSums(self.warps, 2 if self.spec.delta else 1)
         with T.serial(i32(0), (run.end - run.first + i32(self.staged - 1)) // i32(self.staged)) as turn:
             begin = settled(run.first + turn * i32(self.staged))
             count = settled(T.min(i32(self.staged), run.end - begin))
-            with when(turn > i32(0)):
-                sync()
+            sync()
             self._bring(place, stage, begin, count)
             sync()
             self._products(place, stage, count)
-            if self.warps == 1:  # else there is a barrier before they are read
-                sync()
+            sync()
             with T.serial(i32(0), count) as number:
                 self._token(place, stage, sums, begin, settled(number), state, rates)
         with when(place.inside):
@@ -149,8 +136,8 @@ class _Recurrence:
         state: Buffer,
         rates: Buffer | None,
     ) -> None:
-        own = settled(number * i32(self.spec.key_dim) + place.share * i32(self.rows))
-        column = settled(number * i32(self.columns) + place.within)
+        own = settled(number * i32(self.spec.key_dim) + place.warp * i32(self.rows))
+        column = settled(number * i32(LANES) + place.lane)
         parts, keys = registers(sums.width), registers(self.rows)
         for part in range(sums.width):
             store(parts, part, T.float32(0))
@@ -168,13 +155,13 @@ class _Recurrence:
                 store(parts, 0, load(parts, 0) + asked * held)
                 if self.spec.delta:
                     store(parts, 1, load(parts, 1) + key * held)
-        summed = sums.over_block(parts, place.warp, place.within, begin + number)
+        summed = sums.over_warps(parts, place.warp, place.lane, begin + number)
         written = T.bind(load(stage.value, column))
         if stage.beta is not None:
             written = T.bind(load(stage.beta, number) * (written - summed[1]))
         for row in range(self.rows):
             store(state, row, load(state, row) + load(keys, row) * written)
-        with when(T.And(place.inside, place.share.equal(i32(0)))):
+        with when(T.And(place.inside, place.warp.equal(i32(0)))):
             result = summed[0] + load(stage.product, number) * written
             store(self.operands.out, self._out(place, begin + number), result)
 
@@ -215,7 +202,7 @@ class _Recurrence:
         if spec.decay != "rates":
             return None
         rates = registers(self.rows)
-        first = (place.head * i32(spec.key_dim) + place.share * i32(self.rows)) * i32(spec.value_dim)
+        first = (place.head * i32(spec.key_dim) + place.warp * i32(self.rows)) * i32(spec.value_dim)
         for row in range(self.rows):
             at = first + i32(row * spec.value_dim) + place.column
             store(rates, row, load(self.operands.weights[0], at))
@@ -223,12 +210,12 @@ class _Recurrence:
 
     def _stage(self) -> _Stage:
         spec, rows = self.spec, self.staged * self.spec.key_dim
-        sizes = {"head": self.staged, "channel": rows, "rates": self.staged * self.columns}
+        sizes = {"head": self.staged, "channel": rows, "rates": self.staged * LANES}
         return _Stage(
             shared(rows),
             shared(rows),
             shared(self.staged),
-            shared(self.staged * self.columns),
+            shared(self.staged * LANES),
             None if spec.decay == "fixed" else shared(sizes[spec.decay]),
             shared(self.staged) if spec.delta else None,
         )
@@ -246,8 +233,8 @@ class _Recurrence:
             return read
 
         def columns(source: Buffer) -> Callable[[Expr, Expr], Expr]:
-            def read(token: Expr, within: Expr) -> Expr:
-                column = T.min(place.first_column + within, i32(spec.value_dim - 1))
+            def read(token: Expr, lane: Expr) -> Expr:
+                column = T.min(place.first_column + lane, i32(spec.value_dim - 1))
                 line = i64(begin + token) * i64(heads) + i64(head)
                 return load(source, line * i64(spec.value_dim) + i64(column))
 
@@ -261,14 +248,14 @@ class _Recurrence:
 
         self._copy(place, stage.query, count, spec.key_dim, rows(self.query, key_head, spec.key_heads))
         self._copy(place, stage.key, count, spec.key_dim, rows(self.key, key_head, spec.key_heads))
-        self._copy(place, stage.value, count, self.columns, columns(self.value))
+        self._copy(place, stage.value, count, LANES, columns(self.value))
         if spec.decay == "head":
             self._copy(place, stage.factor, count, 1, exponential(alone(self.decay)))
         elif spec.decay == "channel":
             read = exponential(rows(self.decay, head, heads))
             self._copy(place, stage.factor, count, spec.key_dim, read)
         elif spec.decay == "rates":
-            self._copy(place, stage.factor, count, self.columns, columns(self.decay))
+            self._copy(place, stage.factor, count, LANES, columns(self.decay))
         if stage.beta is not None:
             self._copy(place, stage.beta, count, 1, alone(self.beta))
 
@@ -287,7 +274,7 @@ class _Recurrence:
         """Where the thread's first number of the state lies."""
         spec = self.spec
         head = i64(place.run.row) * i64(spec.value_heads) + i64(place.head)
-        row = head * i64(spec.key_dim) + i64(place.share) * i64(self.rows)
+        row = head * i64(spec.key_dim) + i64(place.warp) * i64(self.rows)
         return T.bind(row * i64(spec.value_dim) + i64(place.column))
 
     def _out(self, place: _Place, token: Expr) -> Expr:

@@ -1,4 +1,4 @@
-"""Sums over the threads of a block that share a column; shared memory is read in pieces of 16 bytes."""
+"""Sums over the warps of a block, through shared memory that is read in pieces of 16 bytes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import load, store
 from moec.compiler.kernels.cuda.attention.operands import settled
-from moec.compiler.kernels.cuda.primitives import (
-    LANES,
-    call,
-    element,
-    i32,
-    registers,
-    shared,
-    sync,
-    value,
-)
+from moec.compiler.kernels.cuda.primitives import LANES, call, element, i32, registers, shared, sync
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
@@ -34,45 +25,36 @@ def four(buffer: Buffer, place: Expr) -> list[Expr]:
 
 
 class WarpSums:
-    """Numbers of each column, summed over lanes and warps. Two sets of memory, so that one barrier a token does.
+    """Each lane's numbers, summed over warps. Two sets of memory, so that one barrier a token does.
 
     Args:
         warps: of the block.
-        columns: of a warp; the lanes from one multiple of it to the next have all of them.
         width: numbers of each thread, 1 or 2.
     """
 
-    def __init__(self, warps: int, columns: int, width: int) -> None:
-        self.warps, self.columns, self.width = warps, columns, width
+    def __init__(self, warps: int, width: int) -> None:
+        self.warps, self.width = warps, width
         self.piece = min(FOUR, warps * width)
-        self.size = warps * width * columns
+        self.size = warps * width * LANES
         self.memory = shared(2 * self.size) if warps > 1 else None
 
-    def over_block(self, parts: Buffer, warp: Expr, column: Expr, token: Expr) -> list[Expr]:
-        """The sums of ``parts``, in every thread; ``token`` goes up by one from call to call."""
-        own_warp = [self._over_lanes(T.bind(load(parts, part))) for part in range(self.width)]
+    def over_warps(self, parts: Buffer, warp: Expr, lane: Expr, token: Expr) -> list[Expr]:
+        """The sums of ``parts``, in every warp; ``token`` goes up by one from call to call."""
         if self.memory is None:
-            return own_warp
-        base = settled(T.truncmod(token, i32(2)) * i32(self.size) + column * i32(self.piece))
+            return [T.bind(load(parts, part)) for part in range(self.width)]
+        base = settled(T.truncmod(token, i32(2)) * i32(self.size) + lane * i32(self.piece))
         together = self.piece // self.width  # warps whose numbers lie side by side
-        own = T.truncdiv(warp, i32(together)) * i32(self.piece * self.columns)
+        own = T.truncdiv(warp, i32(together)) * i32(self.piece * LANES)
         place = settled(base + own + T.truncmod(warp, i32(together)) * i32(self.width))
-        for part, value_of_warp in enumerate(own_warp):
-            store(self.memory, place + i32(part), value_of_warp)
+        for part in range(self.width):
+            store(self.memory, place + i32(part), load(parts, part))
         sync()
         totals: list[Expr | None] = [None] * self.width
-        for first in range(0, self.size, self.piece * self.columns):
-            for number, found in enumerate(self._piece(base + i32(first))):
+        for first in range(0, self.size, self.piece * LANES):
+            for number, value in enumerate(self._piece(base + i32(first))):
                 before = totals[number % self.width]
-                totals[number % self.width] = found if before is None else T.bind(before + found)
+                totals[number % self.width] = value if before is None else T.bind(before + value)
         return totals
-
-    def _over_lanes(self, number: Expr) -> Expr:
-        step = LANES // 2
-        while step >= self.columns:
-            number = T.bind(number + value("float32", "shuffle_xor", number, i32(step)))
-            step //= 2
-        return number
 
     def _piece(self, place: Expr) -> list[Expr]:
         if self.piece == FOUR:
