@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.operands import settled
 from moec.compiler.kernels.cuda.primitives import LANES, i32, registers, shared, sync, value, warp_sum
-from moec.compiler.kernels.cuda.states.runs import Run, each_run
+from moec.compiler.kernels.cuda.states.runs import Run, runs_of_few_tokens, runs_of_rows
 from moec.compiler.kernels.cuda.states.sums import FOUR, WarpSums, four
 
 if TYPE_CHECKING:
@@ -34,9 +34,14 @@ MOST_STAGED_TOKENS = 32
 
 
 def recurrence(spec: RecurrenceSpec, operands: StateOperands) -> None:
-    """Emit the launch."""
-    kernel = _Recurrence(spec, operands)
-    each_run(operands, spec.value_heads * kernel.blocks, LANES * kernel.warps, kernel.run)
+    """Emit the launches: short runs stage a token at a time, and leave room for other blocks."""
+    short, long = _Recurrence(spec, operands, 1), _Recurrence(spec, operands, MOST_STAGED_TOKENS)
+    blocks, threads = spec.value_heads * long.blocks, LANES * long.warps
+    either(
+        operands.tokens <= operands.rows,
+        lambda: runs_of_few_tokens(operands, blocks, threads, short.run),
+        lambda: runs_of_rows(operands, blocks, threads, long.run),
+    )
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,21 @@ class _Stage:
     beta: Buffer | None
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Part of what tokens bring: ``width`` numbers each, and where one of a token's is read."""
+
+    target: Buffer
+    width: int
+    read: Callable[[Expr, Expr], Expr]
+    exponential: bool = False
+    """Stage ``exp`` of it."""
+
+
 class _Recurrence:
     """The parts of the kernel while it is emitted."""
 
-    def __init__(self, spec: RecurrenceSpec, operands: StateOperands) -> None:
+    def __init__(self, spec: RecurrenceSpec, operands: StateOperands, most_staged: int) -> None:
         self.spec, self.operands = spec, operands
         self.blocks = -(-spec.value_dim // LANES)
         self.warps = next(
@@ -84,7 +100,7 @@ class _Recurrence:
         self.group = FOUR if self.rows % FOUR == 0 else 1
         """Rows whose key, query and decay are read together."""
         per_token = spec.key_dim * (3 if spec.decay == "channel" else 2)
-        self.staged = max(1, min(MOST_STAGED_TOKENS, STAGED // per_token))
+        self.staged = max(1, min(most_staged, STAGED // per_token))
         self.query, self.key, self.value, *rest = operands.inputs
         self.beta = rest.pop() if spec.delta else None
         self.decay = rest[0] if rest else None
@@ -115,11 +131,13 @@ class _Recurrence:
         with T.serial(i32(0), (run.end - run.first + i32(self.staged - 1)) // i32(self.staged)) as turn:
             begin = settled(run.first + turn * i32(self.staged))
             count = settled(T.min(i32(self.staged), run.end - begin))
-            sync()
+            with when(turn > i32(0)):
+                sync()
             self._bring(place, stage, begin, count)
             sync()
             self._products(place, stage, count)
-            sync()
+            if self.warps == 1:  # else there is a barrier before they are read
+                sync()
             with T.serial(i32(0), count) as number:
                 self._token(place, stage, sums, begin, settled(number), state, rates)
         with when(place.inside):
@@ -243,32 +261,40 @@ class _Recurrence:
         def alone(source: Buffer) -> Callable[[Expr, Expr], Expr]:
             return lambda token, _: load(source, (begin + token) * i32(heads) + head)
 
-        def exponential(read: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], Expr]:
-            return lambda token, row: value("float32", "exp", read(token, row))
-
-        self._copy(place, stage.query, count, spec.key_dim, rows(self.query, key_head, spec.key_heads))
-        self._copy(place, stage.key, count, spec.key_dim, rows(self.key, key_head, spec.key_heads))
-        self._copy(place, stage.value, count, LANES, columns(self.value))
+        pieces = [
+            _Piece(stage.query, spec.key_dim, rows(self.query, key_head, spec.key_heads)),
+            _Piece(stage.key, spec.key_dim, rows(self.key, key_head, spec.key_heads)),
+            _Piece(stage.value, LANES, columns(self.value)),
+        ]
         if spec.decay == "head":
-            self._copy(place, stage.factor, count, 1, exponential(alone(self.decay)))
+            pieces.append(_Piece(stage.factor, 1, alone(self.decay), exponential=True))
         elif spec.decay == "channel":
-            read = exponential(rows(self.decay, head, heads))
-            self._copy(place, stage.factor, count, spec.key_dim, read)
+            pieces.append(_Piece(stage.factor, spec.key_dim, rows(self.decay, head, heads), exponential=True))
         elif spec.decay == "rates":
-            self._copy(place, stage.factor, count, LANES, columns(self.decay))
+            pieces.append(_Piece(stage.factor, LANES, columns(self.decay)))
         if stage.beta is not None:
-            self._copy(place, stage.beta, count, 1, alone(self.beta))
+            pieces.append(_Piece(stage.beta, 1, alone(self.beta)))
+        self._copy(place, pieces, count)
 
-    def _copy(
-        self, place: _Place, target: Buffer, count: Expr, width: int, read: Callable[[Expr, Expr], Expr]
-    ) -> None:
-        """``target[token, i] = read(token, i)`` by all threads, for ``i`` below ``width``."""
+    def _copy(self, place: _Place, pieces: list[_Piece], count: Expr) -> None:
+        """``target[token, i] = read(token, i)`` for ``count`` tokens, by all threads: all is asked for before any is
+        awaited.
+        """
         threads = LANES * self.warps
-        with T.serial(i32(0), (count * i32(width) + i32(threads - 1)) // i32(threads)) as turn:
-            number = settled(turn * i32(threads) + place.thread)
-            with when(number < count * i32(width)):
-                token = settled(T.truncdiv(number, i32(width)))
-                store(target, number, read(token, settled(T.truncmod(number, i32(width)))))
+        asked: list[tuple[_Piece, Expr, Expr, Buffer]] = []
+        for piece in pieces:
+            for turn in range(-(-self.staged * piece.width // threads)):
+                number = settled(i32(turn * threads) + place.thread)
+                there = T.bind(number < count * i32(piece.width))
+                held = registers(1)
+                with when(there):
+                    token = settled(T.truncdiv(number, i32(piece.width)))
+                    store(held, 0, piece.read(token, settled(T.truncmod(number, i32(piece.width)))))
+                asked.append((piece, number, there, held))
+        for piece, number, there, held in asked:
+            with when(there):
+                found = load(held, 0)
+                store(piece.target, number, value("float32", "exp", found) if piece.exponential else found)
 
     def _state(self, place: _Place) -> Expr:
         """Where the thread's first number of the state lies."""
