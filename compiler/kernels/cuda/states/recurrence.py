@@ -277,9 +277,7 @@ class _Recurrence:
         self._copy(place, pieces, count)
 
     def _copy(self, place: _Place, pieces: list[_Piece], count: Expr) -> None:
-        """``target[token, i] = read(token, i)`` for ``count`` tokens, by all threads: all is asked for before any is
-        awaited.
-        """
+        """``target[token, i] = read(token, i)`` for ``count`` tokens, by all threads: asked for first, then stored."""
         threads = LANES * self.warps
         asked: list[tuple[_Piece, Expr, Expr, Buffer]] = []
         for piece in pieces:

@@ -54,7 +54,7 @@ def runs_of_few_tokens(
 def runs_of_rows(
     operands: StateOperands, blocks: int, threads: int, body: Callable[[Run, Expr, Expr], None]
 ) -> None:
-    """Launch ``blocks`` blocks for each row of states; those of a row that has a run do ``body(run, block, thread)``."""
+    """Launch ``blocks`` blocks for each row of states; those of a row with a run do ``body(run, block, thread)``."""
     with launch((blocks, operands.rows), threads) as ((block, row), thread):
         launch_next()
         with _found(operands, row, thread, threads) as (first, end), when(first >= i32(0)):
