@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 EXPERT_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(CODE_BITS), "cuda": frozenset(CODE_BITS)}
 """Kind of target -> ``Format.codes`` that its experts' kernels take."""
-DENSE_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(), "cuda": frozenset(CODE_BITS)}
+DENSE_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(CODE_BITS), "cuda": frozenset(CODE_BITS)}
 """The same for its products in dense segments; rows of tables are looked up in any format."""
 
 
