@@ -9,9 +9,7 @@ State: TypeAlias = Literal["supported", "untested", "unsupported"]
 
 RELATIVE_LOGITS = "its attention adds logits of query and distance to the scores, which no kernel takes"
 COMPRESSED_KEYS = "its attention compresses the keys of neighbouring tokens into one, which no kernel does"
-DELAYED_KEYS = (
-    "its keys and values are made of several tokens, by convolutions that have no kernels for a GPU"
-)
+DELAYED_KEYS = "what is fused around its convolutions is wrong on a GPU: an open bug of the fusing pass"
 LOOKED_UP = "its experts are single neurons found by product keys, and its attention mask is learned"
 VISION = "its positions come from images, which the chain has no input for"
 OWN_EXPERTS = "its experts do not go through transformers' experts interface"
