@@ -30,7 +30,8 @@ FEWEST_ROWS = 4
 """Of a warp, where it shares the rows with others."""
 STAGED = 8192
 """Numbers of keys, queries and decays of rows in shared memory, at most, unless one token has more."""
-MOST_STAGED_TOKENS = 32
+MOST_STAGED_TOKENS = 8
+"""More take registers and shared memory from other blocks."""
 
 
 def recurrence(spec: RecurrenceSpec, operands: StateOperands) -> None:
