@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.experts import layout
 from moec.artifacts.ids import ValueId
-from moec.artifacts.model import AttentionStep, SegmentStep, StateStep, TensorSpec
+from moec.artifacts.model import AttentionStep, SegmentStep, SelectionStep, StateStep, TensorSpec
 from moec.artifacts.paths import PROGRAM_NAME, experts_name, program_name
 from moec.artifacts.states import state_inputs, state_output, state_weights
 from moec.formats import FORMATS
@@ -29,6 +29,7 @@ def model_problems(model: ModelRecord) -> Iterator[str]:
     """What is inconsistent within ``model.json``, one sentence each."""
     yield from _duplicates("function", [function.name for function in model.functions])
     yield from _duplicates("attention", [attention.name for attention in model.attentions])
+    yield from _duplicates("selection", [selection.name for selection in model.selections])
     yield from _duplicates("state", [state.name for state in model.states])
     yield from _duplicates("expert body", [body.name for body in model.bodies])
     if [layer.layer for layer in model.experts] != list(range(len(model.experts))):
@@ -73,8 +74,10 @@ def step_values(step: Step) -> tuple[tuple[ValueId, ...], tuple[ValueId, ...]]:
     if isinstance(step, SegmentStep):
         return step.inputs, step.outputs
     if isinstance(step, AttentionStep):
-        value = () if step.value is None else (step.value,)
-        return (step.query, step.key, *value), (step.output,)
+        others = (value for value in (step.value, step.selection) if value is not None)
+        return (step.query, step.key, *others), (step.output,)
+    if isinstance(step, SelectionStep):
+        return (step.query, step.weight, step.key), (step.output,)
     if isinstance(step, StateStep):
         return step.inputs, (step.output,)
     return (step.hidden, step.index, step.weight), (step.output,)
@@ -91,10 +94,14 @@ def _step_problems(model: ModelRecord, step: Step) -> Iterator[str]:
             (step.value is None) != attention.latent
             or (step.sinks is not None) != attention.sinks
             or (step.weights is not None) != (attention.heads is not None)
+            or (step.selection is not None) != attention.selected
         ):
             yield f"does not have the operands of the attention {step.attention}"
         elif attention.heads is not None and not (attention.latent and attention.kv_heads == 1):
             yield f"uses the attention {step.attention}, whose heads have no latent in common"
+    elif isinstance(step, SelectionStep):
+        if all(spec.name != step.selection for spec in model.selections):
+            yield f"uses the unknown selection {step.selection}"
     elif isinstance(step, StateStep):
         yield from _state_problems(model, step)
     elif not 0 <= step.layer < len(model.experts):

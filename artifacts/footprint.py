@@ -16,12 +16,19 @@ from moec.artifacts.checks import (
     step_values,
 )
 from moec.artifacts.experts import layout
-from moec.artifacts.model import DTYPE_BYTES, AttentionStep, SegmentStep, StateStep, TensorSpec
+from moec.artifacts.model import (
+    DTYPE_BYTES,
+    AttentionStep,
+    SegmentStep,
+    SelectionStep,
+    StateStep,
+    TensorSpec,
+)
 from moec.artifacts.states import state_bytes
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import LayerId, TensorName, ValueId
-    from moec.artifacts.model import AttentionSpec, ModelRecord, Step
+    from moec.artifacts.model import AttentionSpec, ModelRecord, SelectionSpec, Step
     from moec.artifacts.states import StateSpec
 
 DENSE_ALIGNMENT = 64
@@ -160,6 +167,13 @@ def format_bytes(model: ModelRecord) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
+def selection_layers(model: ModelRecord) -> tuple[SelectionSpec, ...]:
+    """The selection of each layer that has one, in order."""
+    specs = {spec.name: spec for spec in model.selections}
+    steps = [step for step in model.steps if isinstance(step, SelectionStep)]
+    return tuple(specs[step.selection] for step in sorted(steps, key=lambda step: step.layer))
+
+
 def cache_token_bytes(spec: AttentionSpec) -> int:
     """What one layer of this attention caches for one token."""
     width = spec.key_dim + (0 if spec.latent else spec.value_dim)
@@ -209,7 +223,8 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
 def _cache_page_bytes(model: ModelRecord) -> int:
     attentions = {attention.name: attention for attention in model.attentions}
     steps = [step for step in model.steps if isinstance(step, AttentionStep)]
-    return PAGE_TOKENS * sum(cache_token_bytes(attentions[step.attention]) for step in steps)
+    index = sum(spec.dim * DTYPE_BYTES[spec.dtype] for spec in selection_layers(model))
+    return PAGE_TOKENS * (index + sum(cache_token_bytes(attentions[step.attention]) for step in steps))
 
 
 def _peak_bytes(model: ModelRecord, first: int, last: int) -> int:
@@ -251,7 +266,7 @@ def _scratch_bytes(model: ModelRecord, step: Step) -> int:
         attention = next(spec for spec in model.attentions if spec.name == step.attention)
         width = attention.key_dim + attention.value_dim if attention.heads else 0
         return VALUE_BYTES * attention.query_heads * width  # queries and results in terms of latents
-    if isinstance(step, StateStep):
+    if isinstance(step, SelectionStep | StateStep):
         return 0
     layer = model.experts[step.layer]
     body = next(body for body in model.bodies if body.name == layer.body)

@@ -79,6 +79,8 @@ class AttentionSpec:
     """Of the cached keys and values; queries, results and sinks are float32."""
     heads: LatentHeads | None
     """What queries and results are of, where that is not the latent itself; only where ``latent``."""
+    selected: bool = False
+    """Of these positions a token sees only those that a `SelectionStep` has selected for it."""
 
     @property
     def query_dim(self) -> int:
@@ -101,6 +103,24 @@ class AttentionSpec:
             latent=False,
             heads=None,
         )
+
+
+@dataclass(frozen=True)
+class SelectionSpec:
+    """One distinct selection of positions (lightning indexer, arXiv 2512.02556): kernel ``selection_<name>``.
+
+    A position s scores ``sum_h weight[h] * max(0, scaling * query[h] . key[s])`` for a token at position p, and the
+    ``top_k`` best of ``0 .. p`` are selected, of equal ones the earlier.
+    """
+
+    name: str
+    heads: int
+    dim: int
+    """Entries of a query head, and of the one key that all heads share."""
+    scaling: float
+    top_k: int
+    dtype: DType
+    """Of the cached keys; queries and weights are float32."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +200,25 @@ class AttentionStep:
     weights: LatentWeights | None
     """Where the attention has ``heads``."""
     output: ValueId
+    selection: ValueId | None = None
+    """Where the attention is ``selected``: what a `SelectionStep` made."""
+
+
+@dataclass(frozen=True)
+class SelectionStep:
+    """Append this step's index keys to the cache of ``layer``, then select positions for each token.
+
+    query ``[1, T, heads, dim]``, weight ``[1, T, heads]``, key ``[1, T, dim]``, output int32 ``[T, W]``: bit b of word
+    w says whether position ``32 w + b`` is selected.
+    """
+
+    kind: Literal["selection"]
+    selection: str
+    layer: LayerId
+    query: ValueId
+    weight: ValueId
+    key: ValueId
+    output: ValueId
 
 
 @dataclass(frozen=True)
@@ -206,7 +245,7 @@ class StateStep:
     output: ValueId
 
 
-Step: TypeAlias = SegmentStep | AttentionStep | StateStep | ExpertsStep
+Step: TypeAlias = SegmentStep | AttentionStep | SelectionStep | StateStep | ExpertsStep
 
 
 @dataclass(frozen=True)
@@ -251,3 +290,5 @@ class ModelRecord:
     steps: tuple[Step, ...]
     last_step: int
     generation: GenerationDefaults
+    selections: tuple[SelectionSpec, ...] = ()
+    """The distinct selections of positions."""

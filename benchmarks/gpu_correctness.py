@@ -43,6 +43,8 @@ MOST_PERPLEXITY_ERROR = 5e-3
 PATHS = {"prefill": (8, 512), "decode": (1, 4), "offloaded": (1, 4)}
 """Name of a way through the kernels to the sequences and tokens of a step that a model is loaded for."""
 OFFLOADED = "offloaded"
+CACHE_TOKENS = 256
+"""Of a model whose experts are offloaded: what of the memory is not for experts must be the same in both runs."""
 SHARE = 0.25
 """Of the experts that have a slot on the GPU where they are offloaded."""
 DEVICE_MEMORY = "2GiB"
@@ -92,6 +94,7 @@ def check(folder: Path, name: str, path: str, device: str) -> dict[str, Any]:
             device_memory=limit if device.startswith("cuda") else None,
             max_batch=batch,
             max_step_tokens=tokens,
+            cache_tokens=CACHE_TOKENS if path == OFFLOADED else None,
             cpu_threads=0 if path == OFFLOADED else None,
         )
 

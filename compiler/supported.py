@@ -31,7 +31,10 @@ class ModelState:
 
 SUPPORTED = ModelState("supported")
 SELECTING = ModelState(
-    "supported", note="contexts that its indexer selects whole: compile with --max-context (index_topk)"
+    "supported", note="on a GPU only contexts that its indexer selects whole: --max-context (index_topk)"
+)
+SELECTING_BLOCKS = ModelState(
+    "supported", note="only contexts that its indexer selects whole: --max-context (its blocks' positions)"
 )
 
 
@@ -100,7 +103,7 @@ MODELS: dict[str, ModelState] = {
     "minimax": unsupported(STATE_MARKER),
     "minimax_m2": SUPPORTED,
     "minimax_m3_vl": unsupported(VISION),
-    "minimax_m3_vl_text": SELECTING,
+    "minimax_m3_vl_text": SELECTING_BLOCKS,
     "mistral4": unsupported(NO_MODEL),
     "mistral_large4": unsupported(NO_MODEL),
     "mixtral": SUPPORTED,

@@ -9,8 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
-from moec.artifacts.model import AttentionStep, ExpertsStep, SegmentStep, StateStep, TensorSpec
+from moec.artifacts.model import (
+    AttentionStep,
+    ExpertsStep,
+    SegmentStep,
+    SelectionStep,
+    StateStep,
+    TensorSpec,
+)
 from moec.artifacts.program import size_bytes
 from moec.artifacts.states import STATE_PREFIX
 from moec.runtime.arena import Lifetime
@@ -95,10 +103,12 @@ def value_spec(model: ModelRecord, name: ValueId) -> TensorSpec:
     return TensorSpec("int64", (1, "T")) if name in CHAIN_INPUTS else model.values[name]
 
 
-def kernel_name(model: ModelRecord, step: AttentionStep | StateStep | ExpertsStep) -> str:
+def kernel_name(model: ModelRecord, step: AttentionStep | SelectionStep | StateStep | ExpertsStep) -> str:
     """The packed function that runs a step which is no segment."""
     if isinstance(step, AttentionStep):
         return f"attention_{step.attention}"
+    if isinstance(step, SelectionStep):
+        return f"{SELECTION_PREFIX}{step.selection}"
     if isinstance(step, StateStep):
         return f"{STATE_PREFIX}{step.state}"
     return f"experts_{model.experts[step.layer].body}"

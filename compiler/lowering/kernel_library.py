@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.mailbox import SERVE, collect_name, post_name
 from moec.artifacts.model import ExpertsStep, SegmentStep
 from moec.artifacts.program import HOPPER, Beside, Workspace
@@ -56,11 +57,14 @@ class CpuKernels:
         """The kernels that the chain calls by name, under those names."""
         from moec.compiler.kernels.cpu.attention import attention
         from moec.compiler.kernels.cpu.experts import experts
+        from moec.compiler.kernels.cpu.selection import selection
         from moec.compiler.kernels.cpu.serve import serve
         from moec.compiler.kernels.cpu.states import state
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec, lanes=self.lanes)
+        for chosen in model.selections:
+            yield f"{SELECTION_PREFIX}{chosen.name}", selection(chosen, lanes=self.lanes)
         for kept in model.states:
             yield f"{STATE_PREFIX}{kept.name}", state(kept, lanes=self.lanes)
         for body in model.bodies:

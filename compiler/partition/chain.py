@@ -16,6 +16,8 @@ from moec.artifacts.model import (
     LatentHeads,
     LatentWeights,
     SegmentStep,
+    SelectionSpec,
+    SelectionStep,
     StateStep,
     Step,
     TensorSpec,
@@ -25,7 +27,7 @@ from moec.compiler.partition.nodes import DTYPE_NAMES, marker_arguments, tensor_
 from moec.compiler.partition.segments import Functions, build_segment
 from moec.compiler.partition.stages import Group, Staging, stage_users
 from moec.compiler.partition.states import state_operands, state_spec
-from moec.compiler.tracing.markers import ATTENTION, MATRICES
+from moec.compiler.tracing.markers import ATTENTION, MATRICES, SELECTION
 from moec.compiler.tracing.state_markers import STATES
 from moec.errors import CompileError
 
@@ -50,6 +52,7 @@ class Chain:
     values: dict[ValueId, TensorSpec] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     attentions: dict[AttentionSpec, AttentionSpec] = field(default_factory=dict)
+    selections: dict[SelectionSpec, SelectionSpec] = field(default_factory=dict)
     states: dict[StateSpec, StateSpec] = field(default_factory=dict)
     bodies: dict[ExpertBody, ExpertBody] = field(default_factory=dict)
     experts: list[ExpertsLayer] = field(default_factory=list)
@@ -59,6 +62,7 @@ class Chain:
     """Those that a step uses, in the order of first use."""
     _ids: dict[fx.Node, ValueId] = field(default_factory=dict)
     _attention_layers: int = 0
+    _selection_layers: int = 0
     _state_layers: int = 0
 
     def build(self, staging: Staging, tokens: fx.Node, positions: fx.Node, logits: fx.Node) -> None:
@@ -105,6 +109,8 @@ class Chain:
     def _marker(self, node: fx.Node) -> None:
         if str(node.target) == ATTENTION:
             self._attention(node)
+        elif str(node.target) == SELECTION:
+            self._selection(node)
         elif str(node.target) in STATES:
             self._state(node)
         else:
@@ -113,6 +119,7 @@ class Chain:
     def _attention(self, node: fx.Node) -> None:
         given = marker_arguments(node)
         query, key, value, sinks = (given[name] for name in ("query", "key", "value", "sinks"))
+        selection = given["selection"]
         kv_heads, key_dim = (int(size) for size in key.meta["val"].shape[2:])
         unnamed = AttentionSpec(
             name="",
@@ -128,6 +135,7 @@ class Chain:
             latent=value is None,
             dtype=self.dtype,
             heads=_latent_heads(given["expand"], given["project"]),
+            selected=selection is not None,
         )
         named = replace(unnamed, name=f"attention_{len(self.attentions)}")
         spec = self.attentions.setdefault(unnamed, named)
@@ -142,9 +150,29 @@ class Chain:
                 sinks=None if sinks is None else self._weight(sinks),
                 weights=self._latent_weights(given),
                 output=self._name(node),
+                selection=None if selection is None else self._value(selection),
             )
         )
         self._attention_layers += 1
+
+    def _selection(self, node: fx.Node) -> None:
+        given = marker_arguments(node)
+        heads, dim = (int(size) for size in given["query"].meta["val"].shape[2:])
+        unnamed = SelectionSpec("", heads, dim, float(given["scaling"]), int(given["top_k"]), self.dtype)
+        named = replace(unnamed, name=f"selection_{len(self.selections)}")
+        spec = self.selections.setdefault(unnamed, named)
+        self.steps.append(
+            SelectionStep(
+                kind="selection",
+                selection=spec.name,
+                layer=LayerId(self._selection_layers),
+                query=self._value(given["query"]),
+                weight=self._value(given["weight"]),
+                key=self._value(given["key"]),
+                output=self._name(node),
+            )
+        )
+        self._selection_layers += 1
 
     def _state(self, node: fx.Node) -> None:
         unnamed = state_spec(node)

@@ -106,6 +106,7 @@ def _model(chain: Chain, traced: TracedModel, generation: GenerationDefaults) ->
         steps=tuple(chain.steps),
         last_step=chain.last_step,
         generation=generation,
+        selections=tuple(chain.selections.values()),
     )
 
 

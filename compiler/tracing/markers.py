@@ -10,7 +10,8 @@ import torch
 LINEAR = "moec.linear.default"
 ATTENTION = "moec.attention.default"
 EXPERTS = "moec.experts.default"
-MARKERS = (ATTENTION, EXPERTS)
+SELECTION = "moec.selection.default"
+MARKERS = (ATTENTION, EXPERTS, SELECTION)
 MATRICES = ("absorb", "expand", "project")
 """Arguments of attention that are only multiplied with."""
 
@@ -40,6 +41,7 @@ def attention(
     key: torch.Tensor,
     value: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    selection: torch.Tensor | None,
     absorb: torch.Tensor | None,
     expand: torch.Tensor | None,
     project: torch.Tensor | None,
@@ -57,6 +59,7 @@ def attention(
         key: ``[1, T, Hkv, Dk]``.
         value: ``[1, T, Hkv, Dv]``, or ``None`` where it is the first ``value_dim`` entries of the key.
         sinks: ``[Hq]`` or ``None``.
+        selection: of the marker ``selection``, or ``None`` where a token sees all that its mask lets it see.
         absorb: ``[Hq, rank, nope]``, the first of three matrices (see `moec.artifacts.model.LatentWeights`), or none.
         expand: ``[Hq, nope, rank]``.
         project: ``[Hq, Dr, rank]``.
@@ -79,6 +82,7 @@ def _attention_shape(
     key: torch.Tensor,
     value: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    selection: torch.Tensor | None,
     absorb: torch.Tensor | None,
     expand: torch.Tensor | None,
     project: torch.Tensor | None,
@@ -89,7 +93,7 @@ def _attention_shape(
     softcap: float,
     value_dim: int,
 ) -> torch.Tensor:
-    del key, value, sinks, absorb, expand, module, scaling, window, chunk, softcap
+    del key, value, sinks, selection, absorb, expand, module, scaling, window, chunk, softcap
     return query.new_empty([*query.shape[:3], value_dim if project is None else project.shape[1]])
 
 
@@ -113,3 +117,31 @@ def experts(x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, module: 
 def _experts_shape(x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, module: str) -> torch.Tensor:
     del index, weight, module
     return torch.empty_like(x)
+
+
+@torch.library.custom_op("moec::selection", mutates_args=())
+def selection(
+    query: torch.Tensor, weight: torch.Tensor, key: torch.Tensor, scaling: float, top_k: int, words: int
+) -> torch.Tensor:
+    """Where an indexer's cache is appended to, and positions are selected. It has a shape and no meaning of its own.
+
+    Args:
+        query: ``[1, T, Hi, Di]``.
+        weight: ``[1, T, Hi]``.
+        key: ``[1, T, Di]``.
+        scaling: see `moec.artifacts.model.SelectionSpec`.
+        top_k: positions of a token.
+        words: W, of 32 positions each.
+
+    Returns:
+        ``[T, W]`` int32.
+    """
+    raise NotImplementedError("moec::selection is a marker: it is replaced by a kernel")
+
+
+@selection.register_fake
+def _selection_shape(
+    query: torch.Tensor, weight: torch.Tensor, key: torch.Tensor, scaling: float, top_k: int, words: int
+) -> torch.Tensor:
+    del weight, key, scaling, top_k
+    return query.new_empty([query.shape[1], words], dtype=torch.int32)

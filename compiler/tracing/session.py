@@ -12,7 +12,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from moec.compiler.tracing import markers
 from moec.compiler.tracing.attention import attend_latents, check_arguments
 from moec.compiler.tracing.masks import MaskSpec, describe_mask
-from moec.compiler.tracing.selection import SELECTIONS, check_selection
+from moec.compiler.tracing.selection import selection_of
 from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -25,10 +25,15 @@ INTERFACE = "moec"
 
 
 class RecordingCache(Cache):  # type: ignore[misc]
-    """A cache that keeps nothing: it remembers what a layer wanted cached, and gives it straight back."""
+    """A cache that keeps nothing: it remembers what a layer wanted cached, and gives it straight back.
 
-    def __init__(self) -> None:
+    Args:
+        max_context: tokens of the longest sequence.
+    """
+
+    def __init__(self, max_context: int) -> None:
         super().__init__(layers=[])
+        self.max_context = max_context
         self.recorded: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def update(
@@ -81,8 +86,7 @@ class Session:
 
     def __init__(self, model: torch.nn.Module, max_context: int) -> None:
         self.class_name = type(model).__name__
-        self.cache = RecordingCache()
-        self._max_context = max_context
+        self.cache = RecordingCache(max_context)
         self._paths = {id(module): path for path, module in model.named_modules()}
 
     @contextmanager
@@ -121,12 +125,12 @@ class Session:
         """Transformers' attention interface: head-major ``[1, heads, T, D]`` in, token-major out."""
         path = self._paths[id(module)]
         owner = f"{self.class_name} ({type(module).__name__})"
-        for name in SELECTIONS:
-            check_selection(arguments.pop(name, None), self._max_context, owner)
+        selected = selection_of(arguments, self.cache.max_context, owner)
         check_arguments(owner, arguments)
         mask = _expect_mask(owner, attention_mask, arguments)
         options = {
             "sinks": arguments.get("s_aux"),
+            "selection": selected,
             "module": path,
             "scaling": float(query.shape[-1] ** -0.5 if scaling is None else scaling),
             "window": mask.window,

@@ -56,7 +56,8 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
 
     Its arguments: ``q [1, T, Hq, Dq]``, ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent),
     ``k_cache [pages, Hkv, P, Dk]``, ``v_cache [pages, Hkv, P, Dv]`` (not where latent), ``page_table [B, M]`` int32,
-    ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``sinks [Hq]`` (where the spec has them), the matrices
+    ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``selection [T, S]`` int32 (where the spec is selected;
+    see ``SelectionStep``), ``sinks [Hq]`` (where the spec has them), the matrices
     of `moec.artifacts.model.LatentWeights` and ``workspace`` uint8 (where it has heads), ``out [1, T, Hq, Dr]``. Dq and
     Dr are the spec's query_dim and result_dim. Tokens of one sequence are adjacent, in increasing position. P is
     ``PAGE_TOKENS``; T, B, M and the number of pages are symbolic; the caches are of the spec's dtype, matrices of the
@@ -67,7 +68,8 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
     def body() -> None:
         tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
         step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
-        q, k, v, k_cache, v_cache, table, sequence, position, sinks, *more, out = arguments(
+        words = symbol("S")
+        q, k, v, k_cache, v_cache, table, sequence, position, selected, sinks, *more, out = arguments(
             Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
             Argument("k", (*step, spec.key_dim), "float32"),
             None if spec.latent else Argument("v", (*step, spec.value_dim), "float32"),
@@ -76,6 +78,7 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
             Argument("page_table", (sequences, width), "int32"),
             Argument("token_sequence", (tokens,), "int32"),
             Argument("token_position", (tokens,), "int32"),
+            Argument("selection", (tokens, words), "int32") if spec.selected else None,
             Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
             *latent_arguments(spec),
             Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
@@ -83,7 +86,10 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
         append(spec, machine, Append(k, v, k_cache, v_cache, table, width, sequence, position, tokens))
 
         def attend(queries: Buffer, results: Buffer) -> None:
-            call = _Call(queries, k_cache, v_cache, table, width, sequence, position, sinks, results, tokens)
+            chosen = None if selected is None else (selected, words)
+            call = _Call(
+                queries, k_cache, v_cache, table, width, sequence, position, chosen, sinks, results, tokens
+            )
             _Attention(spec, machine, call).emit()
 
         if spec.heads is None:
@@ -104,6 +110,8 @@ class _Call:
     table_width: Expr
     sequence: Buffer
     position: Buffer
+    selection: tuple[Buffer, Expr] | None
+    """And its words a token."""
     sinks: Buffer | None
     out: Buffer
     tokens: Expr
@@ -152,10 +160,8 @@ class _Attention:
     def _runs(self, first: Expr, end: Expr, kv_head: Expr, first_head: Expr) -> None:
         """Cut the tokens ``first .. end-1`` where the sequence changes."""
         block = new_block(self.block_tokens * self.heads, self.spec)
-        limits = (
-            scratch(self.block_tokens * self.heads, "int64"),
-            scratch(self.block_tokens * self.heads, "int64"),
-        )
+        count = 2 if self.call.selection is None else 3
+        limits = [scratch(self.block_tokens * self.heads, "int64") for _ in range(count)]
         cursor = registers(2, "int64")
         store(cursor, 0, first)
         with T.While(load(cursor, 0) < end):
@@ -175,7 +181,7 @@ class _Attention:
     def _int(self, buffer: Buffer, place: Expr) -> Expr:
         return T.cast(load(buffer, place), "int64")
 
-    def _run(self, run: _Run, block: Block, limits: tuple[Buffer, Buffer]) -> None:
+    def _run(self, run: _Run, block: Block, limits: list[Buffer]) -> None:
         rows = keep(run.tokens * i64(self.heads))
         with loop(rows) as row:
             self._begin(run, row, block)
@@ -189,10 +195,21 @@ class _Attention:
                 place = keep(self._int(self.call.position, run.first_token + div(row, self.heads)))
                 store(limits[0], row, self._first_visible(place) - start)
                 store(limits[1], row, place - start)
+                if self.call.selection is not None:
+                    store(limits[2], row, self._selected(run, row, page))
             valid = keep(T.min(i64(PAGE_TOKENS), highest - start + i64(1)))
-            self.flash.add_page(block, rows, self._page(run, page, valid), *limits)
+            first, last, *bits = limits
+            own = self._page(run, page, valid)
+            self.flash.add_page(block, rows, own, first, last, bits[0] if bits else None)
         with loop(rows) as row:
             self._finish(run, row, block)
+
+    def _selected(self, run: _Run, row: Expr, page: Expr) -> Expr:
+        """The bits of a page for a row."""
+        assert self.call.selection is not None
+        buffer, words = self.call.selection
+        token = run.first_token + div(row, self.heads)
+        return self._int(buffer, token * words + page)
 
     def _first_visible(self, position: Expr) -> Expr:
         first = i64(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tvm.script.ir_builder import tirx as T
 
@@ -12,7 +12,6 @@ from moec.compiler.kernels.cpu.emit import Buffer, Expr, div, i64, keep, load, l
 from moec.compiler.kernels.cpu.numeric import narrow_store, saturate_f16
 
 if TYPE_CHECKING:
-    from moec.artifacts.model import AttentionSpec
     from moec.compiler.kernels.cpu.machine import Machine
 
 
@@ -31,7 +30,31 @@ class Append:
     tokens: Expr
 
 
-def append(spec: AttentionSpec, machine: Machine, call: Append) -> None:
+class Cached(Protocol):
+    """What is cached of a token, e.g. an ``AttentionSpec``."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Keys and values of a token."""
+        ...
+
+    @property
+    def key_dim(self) -> int:
+        """Entries of a key."""
+        ...
+
+    @property
+    def value_dim(self) -> int:
+        """Entries of a value."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Of both."""
+        ...
+
+
+def append(spec: Cached, machine: Machine, call: Append) -> None:
     """Emit the loop; float32 is rounded to the spec's dtype, and float16 saturates."""
     with loop(call.tokens * i64(spec.kv_heads)) as row:
         token, head = keep(div(row, spec.kv_heads)), keep(mod(row, spec.kv_heads))

@@ -15,7 +15,7 @@ from tests.support.tiny_models.decoders import DECODERS
 from tests.support.tiny_models.own import OWN, save_own
 from tests.support.tiny_models.recurrent import RECURRENT
 from tests.support.tiny_models.shared_experts import SHARED_EXPERTS
-from tests.support.tiny_models.sparse_attention import SPARSE_ATTENTION
+from tests.support.tiny_models.sparse_attention import SELECTING, SPARSE_ATTENTION
 from tests.support.tiny_models.windows import WINDOWS
 
 if TYPE_CHECKING:
@@ -33,13 +33,14 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model of ``TINY[name]`` with random weights, in evaluation mode; equal seeds give equal weights.
+    """A model of ``(TINY | SELECTING)[name]`` with random weights, in evaluation mode; equal seeds give equal weights.
 
     Nothing that a model has is left at a value that hides it: norms are not one, biases and sinks not zero.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(TINY[name](), dtype=torch.float32)
+        config = (TINY | SELECTING)[name]()
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         persistent = set(model.state_dict())
         with torch.no_grad():
             for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
