@@ -1,4 +1,13 @@
-"""The paged cache's unit, shared by the compiler's kernels and the runtime's allocator."""
+"""The paged key-value cache, as kernels and their callers must agree on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moec.artifacts.model import AppendStep, AttentionStep
+
+if TYPE_CHECKING:
+    from moec.artifacts.model import AttentionSpec, ModelRecord
 
 PAGE_TOKENS = 32
 """Token positions in one page of the cache."""
@@ -10,3 +19,16 @@ SELECTION_PREFIX = "selection_"
 def selection_words(max_context: int) -> int:
     """Words of 32 bits, one a page, that say which positions of a sequence are selected."""
     return -(-max_context // PAGE_TOKENS)
+
+
+def cache_layers(model: ModelRecord) -> tuple[AttentionSpec, ...]:
+    """For each attention layer, in order, an attention that uses its cache; all of them cache the same."""
+    attentions = {spec.name: spec for spec in model.attentions}
+    steps = [step for step in model.all_steps if isinstance(step, (AttentionStep, AppendStep))]
+    layers = {int(step.layer): attentions[step.attention] for step in reversed(steps)}
+    return tuple(layers[number] for number in sorted(layers))
+
+
+def cached_form(spec: AttentionSpec) -> tuple[object, ...]:
+    """What decides how keys and values lie in pages."""
+    return spec.kv_heads, spec.key_dim, spec.value_dim, spec.latent, spec.dtype

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moec.artifacts.cache import cached_form
 from moec.artifacts.experts import layout
 from moec.artifacts.ids import ValueId
-from moec.artifacts.model import AttentionStep, SegmentStep, SelectionStep, StateStep, TensorSpec
+from moec.artifacts.model import (
+    AppendStep,
+    AttentionStep,
+    CapacityStep,
+    SegmentStep,
+    SelectionStep,
+    StateStep,
+    TensorSpec,
+)
 from moec.artifacts.paths import PROGRAM_NAME, experts_name, program_name
 from moec.artifacts.states import state_inputs, state_output, state_weights
 from moec.formats import FORMATS
@@ -34,9 +43,7 @@ def model_problems(model: ModelRecord) -> Iterator[str]:
     yield from _duplicates("expert body", [body.name for body in model.bodies])
     if [layer.layer for layer in model.experts] != list(range(len(model.experts))):
         yield "the MoE layers are not numbered from 0"
-    for body in model.bodies:
-        if body.format is not None and body.format not in FORMATS:
-            yield f"the expert body {body.name} is of the unknown format {body.format}"
+    yield from _format_problems(model)
     bodies = {body.name for body in model.bodies}
     for layer in model.experts:
         if layer.body not in bodies:
@@ -48,25 +55,57 @@ def model_problems(model: ModelRecord) -> Iterator[str]:
     yield from _chain_problems(model)
 
 
+def _format_problems(model: ModelRecord) -> Iterator[str]:
+    for body in model.bodies:
+        if body.format is not None and body.format not in FORMATS:
+            yield f"the expert body {body.name} is of the unknown format {body.format}"
+    for function in model.functions:
+        for spec in function.weights:
+            if spec.format is not None and (spec.format not in FORMATS or len(spec.shape) != 2):
+                yield f"{function.name} has a weight {list(spec.shape)} of the unknown format {spec.format}"
+        if any(spec.format is not None for spec in (*function.inputs, *function.outputs)):
+            yield f"{function.name} has an activation that is quantized"
+
+
 def _chain_problems(model: ModelRecord) -> Iterator[str]:
     for value, spec in model.values.items():
         if spec.dtype in ("bfloat16", "float16"):
             yield f"the value {value} is {spec.dtype}, but values are computed in float32"
-    known = set(CHAIN_INPUTS)
-    for number, step in enumerate(model.steps):
-        reads, writes = step_values(step)
-        for value in reads:
-            if value not in known:
-                yield f"step {number} reads the value {value}, which no step before it makes"
-        for value in writes:
-            if value in known:
-                yield f"step {number} makes the value {value} again"
-            if value not in model.values:
-                yield f"step {number} makes the value {value}, which is not described"
-        known.update(writes)
-        yield from (f"step {number} {problem}" for problem in _step_problems(model, step))
-    if CHAIN_OUTPUT not in known:
-        yield f"no step makes {CHAIN_OUTPUT}"
+    made: set[ValueId] = set()
+    for first, steps in ((0, model.steps), (len(model.steps), model.encoder)):
+        known = set(CHAIN_INPUTS)
+        for number, step in enumerate(steps, first):
+            reads, writes = step_values(step)
+            for value in reads:
+                if value not in known:
+                    yield f"step {number} reads the value {value}, which no step before it makes"
+            for value in writes:
+                if value in known | made:
+                    yield f"step {number} makes the value {value} again"
+                if value not in model.values:
+                    yield f"step {number} makes the value {value}, which is not described"
+            known.update(writes)
+            yield from (f"step {number} {problem}" for problem in _step_problems(model, step))
+        made |= known - set(CHAIN_INPUTS)
+        if steps is model.steps and CHAIN_OUTPUT not in known:
+            yield f"no step makes {CHAIN_OUTPUT}"
+    yield from _cache_problems(model)
+
+
+def _cache_problems(model: ModelRecord) -> Iterator[str]:
+    """Whether all steps of an attention layer cache the same, and what ``cross`` ones read was written."""
+    attentions = {spec.name: spec for spec in model.attentions}
+    forms: dict[int, tuple[object, ...]] = {}
+    steps = [step for step in model.all_steps if isinstance(step, (AttentionStep, AppendStep))]
+    for step in steps:
+        spec = attentions.get(step.attention)
+        if spec is not None and forms.setdefault(step.layer, cached_form(spec)) != cached_form(spec):
+            yield f"attention layer {step.layer} has caches of several forms"
+    appended = {step.layer for step in steps if isinstance(step, AppendStep)}
+    for step in steps:
+        spec = attentions.get(step.attention)
+        if isinstance(step, AttentionStep) and spec is not None and spec.cross and step.layer not in appended:
+            yield f"the encoder writes no keys for attention layer {step.layer}"
 
 
 def step_values(step: Step) -> tuple[tuple[ValueId, ...], tuple[ValueId, ...]]:
@@ -74,8 +113,12 @@ def step_values(step: Step) -> tuple[tuple[ValueId, ...], tuple[ValueId, ...]]:
     if isinstance(step, SegmentStep):
         return step.inputs, step.outputs
     if isinstance(step, AttentionStep):
-        others = (value for value in (step.value, step.selection) if value is not None)
-        return (step.query, step.key, *others), (step.output,)
+        own = (value for value in (step.key, step.value, step.selection) if value is not None)
+        return (step.query, *own), (step.output,)
+    if isinstance(step, AppendStep):
+        return (step.key, step.value), ()
+    if isinstance(step, CapacityStep):
+        return (step.index, step.weight), (step.output,)
     if isinstance(step, SelectionStep):
         return (step.query, step.weight, step.key), (step.output,)
     if isinstance(step, StateStep):
@@ -86,19 +129,14 @@ def step_values(step: Step) -> tuple[tuple[ValueId, ...], tuple[ValueId, ...]]:
 def _step_problems(model: ModelRecord, step: Step) -> Iterator[str]:
     if isinstance(step, SegmentStep):
         yield from _segment_problems(model, step)
-    elif isinstance(step, AttentionStep):
+    elif isinstance(step, (AttentionStep, AppendStep)):
         attention = next((spec for spec in model.attentions if spec.name == step.attention), None)
         if attention is None:
             yield f"uses the unknown attention {step.attention}"
-        elif (
-            (step.value is None) != attention.latent
-            or (step.sinks is not None) != attention.sinks
-            or (step.weights is not None) != (attention.heads is not None)
-            or (step.selection is not None) != attention.selected
-        ):
-            yield f"does not have the operands of the attention {step.attention}"
-        elif attention.heads is not None and not (attention.latent and attention.kv_heads == 1):
-            yield f"uses the attention {step.attention}, whose heads have no latent in common"
+        elif isinstance(step, AttentionStep):
+            yield from _attention_problems(attention, step)
+        elif not attention.cross:
+            yield f"appends for the attention {step.attention}, which does so itself"
     elif isinstance(step, SelectionStep):
         if all(spec.name != step.selection for spec in model.selections):
             yield f"uses the unknown selection {step.selection}"
@@ -106,6 +144,30 @@ def _step_problems(model: ModelRecord, step: Step) -> Iterator[str]:
         yield from _state_problems(model, step)
     elif not 0 <= step.layer < len(model.experts):
         yield f"uses the unknown MoE layer {step.layer}"
+    elif isinstance(step, CapacityStep):
+        layer = model.experts[step.layer]
+        if layer.capacity < 1 or layer.top_k != 1:
+            yield f"drops tokens of MoE layer {step.layer}, which has no capacity or several choices"
+
+
+def _attention_problems(attention: AttentionSpec, step: AttentionStep) -> Iterator[str]:
+    if (
+        (step.key is None) != attention.cross
+        or (step.value is None) != (attention.latent or attention.cross)
+        or (step.sinks is not None) != attention.sinks
+        or (step.bias is not None) != (attention.bias_reach > 0)
+        or (step.weights is not None) != (attention.heads is not None)
+        or (step.selection is not None) != attention.selected
+    ):
+        yield f"does not have the operands of the attention {step.attention}"
+    elif attention.heads is not None and not (attention.latent and attention.kv_heads == 1):
+        yield f"uses the attention {step.attention}, whose heads have no latent in common"
+    elif not attention.causal and (
+        attention.latent or attention.window or attention.chunk or attention.selected
+    ):
+        yield f"uses the attention {step.attention}, which is not causal and has a window, latents or a selection"
+    elif attention.cross and (attention.causal or attention.bias_reach):
+        yield f"uses the attention {step.attention}, which has distances to keys of another sequence"
 
 
 def _state_problems(model: ModelRecord, step: StateStep) -> Iterator[str]:
@@ -134,14 +196,17 @@ def attention_weights(attention: AttentionSpec, step: AttentionStep) -> dict[Ten
     weights: dict[TensorName, TensorSpec] = {}
     if step.sinks is not None:
         weights[step.sinks] = TensorSpec("float32", (attention.query_heads,))
+    if step.bias is not None:
+        shape = (attention.query_heads, 2 * attention.bias_reach + 1)
+        weights[step.bias] = TensorSpec("float32", shape)
     if step.weights is not None and attention.heads is not None:
         heads, rank = attention.heads, attention.value_dim
-        for name, shape in (
+        for name, matrix in (
             (step.weights.absorb, (rank, heads.nope_dim)),
             (step.weights.expand, (heads.nope_dim, rank)),
             (step.weights.value, (heads.value_dim, rank)),
         ):
-            weights[name] = TensorSpec(heads.dtype, (attention.query_heads, *shape))
+            weights[name] = TensorSpec(heads.dtype, (attention.query_heads, *matrix))
     return weights
 
 
@@ -168,7 +233,7 @@ def dense_problems(model: ModelRecord, table: Mapping[TensorName, TensorPlace]) 
     functions = {function.name: function for function in model.functions}
     attentions = {attention.name: attention for attention in model.attentions}
     states = {state.name: state for state in model.states}
-    for number, step in enumerate(model.steps):
+    for number, step in enumerate(model.all_steps):
         wanted: Iterable[tuple[TensorName, TensorSpec]] = ()
         if isinstance(step, AttentionStep) and step.attention in attentions:
             wanted = attention_weights(attentions[step.attention], step).items()
@@ -184,7 +249,7 @@ def dense_problems(model: ModelRecord, table: Mapping[TensorName, TensorPlace]) 
 
 
 def _same_tensor(place: TensorPlace, spec: TensorSpec) -> bool:
-    return place.dtype == spec.dtype and place.shape == spec.shape
+    return (place.dtype, place.shape) == (spec.stored.dtype, spec.stored.shape)
 
 
 def experts_problems(model: ModelRecord, sizes: Mapping[str, int]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.cache import PAGE_TOKENS, cache_layers
 from moec.artifacts.checks import (
     CHAIN_INPUTS,
     CHAIN_OUTPUT,
@@ -18,7 +18,9 @@ from moec.artifacts.checks import (
 from moec.artifacts.experts import layout
 from moec.artifacts.model import (
     DTYPE_BYTES,
+    AppendStep,
     AttentionStep,
+    CapacityStep,
     SegmentStep,
     SelectionStep,
     StateStep,
@@ -122,8 +124,11 @@ def footprint(model: ModelRecord) -> Footprint:
         attention_steps=sum(isinstance(step, AttentionStep) for step in model.steps),
         cache_page_bytes=_cache_page_bytes(model),
         sequence_bytes=sum(state_bytes(spec) for spec in state_layers(model)),
-        activation_bytes_per_token=_peak_bytes(model, 0, model.last_step),
-        logits_bytes_per_row=_peak_bytes(model, model.last_step, len(model.steps)),
+        activation_bytes_per_token=max(
+            _peak_bytes(model, model.steps, 0, model.last_step),
+            _peak_bytes(model, model.encoder, 0, len(model.encoder)),
+        ),
+        logits_bytes_per_row=_peak_bytes(model, model.steps, model.last_step, len(model.steps)),
         result_bytes_per_row=VALUE_BYTES * model.vocab_size,
         staging_bytes_per_token=2 * model.hidden_size * VALUE_BYTES,
     )
@@ -135,7 +140,7 @@ def dense_weights(model: ModelRecord) -> dict[TensorName, TensorSpec]:
     attentions = {attention.name: attention for attention in model.attentions}
     states = {state.name: state for state in model.states}
     weights: dict[TensorName, TensorSpec] = {}
-    for step in model.steps:
+    for step in model.all_steps:
         if isinstance(step, SegmentStep):
             weights.update(zip(step.weights, functions[step.function].weights, strict=True))
         elif isinstance(step, AttentionStep):
@@ -156,7 +161,7 @@ def format_bytes(model: ModelRecord) -> dict[str, int]:
     """Bytes of weights in each format or plain element type, without padding; the most first."""
     found: dict[str, int] = defaultdict(int)
     for spec in dense_weights(model).values():
-        found[spec.dtype] += _bytes(spec)
+        found[spec.format or spec.dtype] += _bytes(spec)
     bodies = {body.name: body for body in model.bodies}
     for layer in model.experts:
         body = bodies[layer.body]
@@ -197,7 +202,8 @@ def _layers(model: ModelRecord) -> tuple[LayerFootprint, ...]:
 
 def _bytes(spec: TensorSpec) -> int:
     """Bytes of a tensor, for one token where a dimension is T."""
-    return DTYPE_BYTES[spec.dtype] * math.prod(1 if extent == "T" else extent for extent in spec.shape)
+    stored = spec.stored
+    return DTYPE_BYTES[stored.dtype] * math.prod(1 if extent == "T" else extent for extent in stored.shape)
 
 
 def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorSpec]) -> int:
@@ -206,7 +212,7 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
     for step in model.steps:
         if isinstance(step, AttentionStep):
             # One token attends to latents as they are: nothing is expanded for it.
-            read.update({step.sinks} if step.sinks else ())
+            read.update(name for name in (step.sinks, step.bias) if name is not None)
             read.update((step.weights.absorb, step.weights.value) if step.weights else ())
         if isinstance(step, StateStep):
             read.update(step.weights)
@@ -221,21 +227,19 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
 
 
 def _cache_page_bytes(model: ModelRecord) -> int:
-    attentions = {attention.name: attention for attention in model.attentions}
-    steps = [step for step in model.steps if isinstance(step, AttentionStep)]
     index = sum(spec.dim * DTYPE_BYTES[spec.dtype] for spec in selection_layers(model))
-    return PAGE_TOKENS * (index + sum(cache_token_bytes(attentions[step.attention]) for step in steps))
+    return PAGE_TOKENS * (index + sum(map(cache_token_bytes, cache_layers(model))))
 
 
-def _peak_bytes(model: ModelRecord, first: int, last: int) -> int:
-    """The most that the steps ``first .. last - 1`` need at once for one token: live values, and scratch."""
-    last_use: dict[ValueId, int] = {CHAIN_OUTPUT: len(model.steps)}
-    for number, step in enumerate(model.steps):
+def _peak_bytes(model: ModelRecord, chain: tuple[Step, ...], first: int, last: int) -> int:
+    """The most that steps ``first .. last - 1`` of a chain need at once for one token: live values, and scratch."""
+    last_use: dict[ValueId, int] = {CHAIN_OUTPUT: len(chain)}
+    for number, step in enumerate(chain):
         for value in step_values(step)[0]:
             last_use[value] = max(number, last_use.get(value, 0))
     live = {value: _bytes(model.values[value]) for value in CHAIN_INPUTS if value in model.values}
     peak = 0
-    for number, step in enumerate(model.steps[:last]):
+    for number, step in enumerate(chain[:last]):
         live.update({value: _bytes(model.values[value]) for value in step_values(step)[1]})
         if number >= first:
             peak = max(peak, sum(live.values()) + _scratch_bytes(model, step))
@@ -266,7 +270,7 @@ def _scratch_bytes(model: ModelRecord, step: Step) -> int:
         attention = next(spec for spec in model.attentions if spec.name == step.attention)
         width = attention.key_dim + attention.value_dim if attention.heads else 0
         return VALUE_BYTES * attention.query_heads * width  # queries and results in terms of latents
-    if isinstance(step, SelectionStep | StateStep):
+    if isinstance(step, (AppendStep, CapacityStep, SelectionStep, StateStep)):
         return 0
     layer = model.experts[step.layer]
     body = next(body for body in model.bodies if body.name == layer.body)

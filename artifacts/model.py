@@ -12,10 +12,19 @@ from typing import Literal, TypeAlias
 from moec.artifacts.activation import Expression
 from moec.artifacts.ids import LayerId, TensorName, ValueId
 from moec.artifacts.states import StateSpec
+from moec.formats import format_of, row_bytes
 
-DType: TypeAlias = Literal["bfloat16", "float16", "float32", "int64", "int32", "bool"]
+DType: TypeAlias = Literal["bfloat16", "float16", "float32", "int64", "int32", "uint8", "bool"]
 
-DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4, "int64": 8, "int32": 4, "bool": 1}
+DTYPE_BYTES: dict[str, int] = {
+    "bfloat16": 2,
+    "float16": 2,
+    "float32": 4,
+    "int64": 8,
+    "int32": 4,
+    "uint8": 1,
+    "bool": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,17 @@ class TensorSpec:
 
     dtype: DType
     shape: tuple[int | Literal["T"], ...]
+    format: str | None = None
+    """Of a quantized weight ``[N, K]``: a name in ``moec.formats.FORMATS``; what it stands for is of ``dtype``."""
+
+    @property
+    def stored(self) -> TensorSpec:
+        """What lies in memory: itself, or where it is quantized the bytes of its rows, ``[N, row_bytes]``."""
+        kind = format_of(self.format)
+        if kind is None:
+            return self
+        rows, columns = self.shape
+        return TensorSpec("uint8", (rows, row_bytes(kind, int(columns))))
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,8 @@ class AttentionSpec:
 
     A token at position p sees positions ``max(0, p - window + 1) .. p`` (``window`` 0: all of them), and with
     ``chunk`` only those of its own chunk. Scores are ``softcap * tanh(scaling * q.k / softcap)`` where
-    softcap is not 0. ``sinks`` adds one learned logit a head to the softmax's denominator.
+    softcap is not 0. ``sinks`` adds one learned logit a head to the softmax's denominator. Where not ``causal``, a
+    token sees all positions of its source: of its own sequence in an encoder, of the encoder's where ``cross``.
     """
 
     name: str
@@ -79,6 +100,13 @@ class AttentionSpec:
     """Of the cached keys and values; queries, results and sinks are float32."""
     heads: LatentHeads | None
     """What queries and results are of, where that is not the latent itself; only where ``latent``."""
+    causal: bool = True
+    cross: bool = False
+    """Keys and values are the source's: an ``append`` step of the encoder wrote them. Never causal."""
+    bias_reach: int = 0
+    """A score has ``table[head, clamp(key's position - query's, -reach, reach) + reach]`` added to it; 0: none.
+
+    T5's buckets of distances (arXiv 1910.10683, section 2.1), written out for every distance that has its own."""
     selected: bool = False
     """Of these positions a token sees only those that a `SelectionStep` has selected for it."""
 
@@ -155,6 +183,8 @@ class ExpertsLayer:
     body: str
     experts: int
     top_k: int
+    capacity: int = 0
+    """Tokens of one call that an expert takes (see ``CapacityStep``); 0: any number."""
 
 
 @dataclass(frozen=True)
@@ -187,19 +217,22 @@ class AttentionStep:
     """Append this step's keys and values to the cache of ``layer``, then attend.
 
     query ``[1, T, query_heads, query_dim]``, key ``[1, T, kv_heads, key_dim]``, value ``[1, T, kv_heads,
-    value_dim]`` (``None`` where latent), output ``[1, T, query_heads, result_dim]``.
+    value_dim]`` (``None`` where latent), output ``[1, T, query_heads, result_dim]``. Where the attention is ``cross``
+    there are no key and value, and nothing is appended.
     """
 
     kind: Literal["attention"]
     attention: str
     layer: LayerId
     query: ValueId
-    key: ValueId
+    key: ValueId | None
     value: ValueId | None
     sinks: TensorName | None
     weights: LatentWeights | None
     """Where the attention has ``heads``."""
     output: ValueId
+    bias: TensorName | None = None
+    """The table ``[query_heads, 2 * bias_reach + 1]``, where the attention has a ``bias_reach``."""
     selection: ValueId | None = None
     """Where the attention is ``selected``: what a `SelectionStep` made."""
 
@@ -218,6 +251,36 @@ class SelectionStep:
     query: ValueId
     weight: ValueId
     key: ValueId
+    output: ValueId
+
+
+@dataclass(frozen=True)
+class AppendStep:
+    """Append keys and values of the source to the cache of ``layer``, for ``attention``, which is ``cross``.
+
+    key ``[1, T, kv_heads, key_dim]``, value ``[1, T, kv_heads, value_dim]``.
+    """
+
+    kind: Literal["append"]
+    attention: str
+    layer: LayerId
+    key: ValueId
+    value: ValueId
+
+
+@dataclass(frozen=True)
+class CapacityStep:
+    """Drop tokens beyond an expert's capacity: their weight becomes 0 (Switch, arXiv 2101.03961, section 2.2).
+
+    Of the tokens of one call that chose the same expert of MoE layer ``layer`` the first ``capacity`` keep their
+    weight. An encoder's input is one call, and so is a decoder's prompt; each token that follows it is one by itself.
+    index ``[T, 1]`` int64, weight and output ``[T, 1]``.
+    """
+
+    kind: Literal["capacity"]
+    layer: LayerId
+    index: ValueId
+    weight: ValueId
     output: ValueId
 
 
@@ -245,7 +308,9 @@ class StateStep:
     output: ValueId
 
 
-Step: TypeAlias = SegmentStep | AttentionStep | SelectionStep | StateStep | ExpertsStep
+Step: TypeAlias = (
+    SegmentStep | AttentionStep | AppendStep | SelectionStep | StateStep | CapacityStep | ExpertsStep
+)
 
 
 @dataclass(frozen=True)
@@ -261,6 +326,12 @@ class GenerationDefaults:
     """0: off."""
     top_p: float
     repetition_penalty: float
+    decoder_start_token_id: int | None = None
+    """Begins what a decoder behind an encoder writes."""
+    forced_bos_token_id: int | None = None
+    """The first token after that, whatever the logits say."""
+    forced_eos_token_id: int | None = None
+    """The last token of the longest text that was asked for, whatever the logits say."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +341,9 @@ class ModelRecord:
     Inputs of the chain are the values ``tokens`` ``[1, T]`` int64 and ``positions`` ``[1, T]`` int64; its
     result is ``logits`` ``[1, T, V]``. Steps from ``last_step`` on are row-wise and only needed for the rows
     whose logits are wanted.
+
+    An encoder-decoder model has a second chain, ``encoder``, on the same inputs. It runs once for each sequence, on the
+    whole source, and ends in ``append`` steps, whose keys and values ``steps`` attends to.
     """
 
     model_type: str
@@ -290,5 +364,11 @@ class ModelRecord:
     steps: tuple[Step, ...]
     last_step: int
     generation: GenerationDefaults
+    encoder: tuple[Step, ...] = ()
     selections: tuple[SelectionSpec, ...] = ()
     """The distinct selections of positions."""
+
+    @property
+    def all_steps(self) -> tuple[Step, ...]:
+        """Both chains, the decoder's first: where steps are told by number, the encoder's count on."""
+        return (*self.steps, *self.encoder)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from moec.artifacts.ids import LayerId, TensorName
-from moec.artifacts.model import DType
+from moec.artifacts.model import DType, TensorSpec
 from moec.artifacts.quantization import Quantization
 
 RecipeArgument: TypeAlias = "bool | int | float | str | tuple[RecipeArgument, ...] | dict[str, int] | None"
@@ -36,11 +36,21 @@ class DenseTensor:
     """Parameter names of the transformers model, or ``constant:<name>`` for one in
     ``constants.safetensors``."""
     steps: tuple[RecipeStep, ...]
+    format: str | None = None
+    """A name in ``moec.formats.FORMATS`` that the result, a matrix, is stored in; None: as it is."""
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Element type, shape and format."""
+        return TensorSpec(self.dtype, self.shape, self.format)
 
 
 @dataclass(frozen=True)
 class ExpertSource:
-    """Where the routed experts of one layer come from: parameters ``[E, ...]`` of the transformers model."""
+    """Where the routed experts of one layer come from: parameters ``[E, ...]`` of the transformers model.
+
+    Where each expert has parameters of its own, ``*`` in their name stands for its number: ``[...]`` each.
+    """
 
     layer: LayerId
     up: str
@@ -65,3 +75,8 @@ class PackingRecord:
     experts: tuple[ExpertSource, ...]
     quantization: Quantization | None = None
     """The policy that formats in ``model.json`` follow, and the method; None: all weights are plain."""
+
+
+def expert_parameter(name: str, expert: int) -> str:
+    """The parameter behind one of ``ExpertSource``'s names that holds an expert."""
+    return name.replace("*", str(expert))

@@ -10,13 +10,16 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from moec.artifacts.model import DTYPE_BYTES, DType
+from moec.artifacts.model import DTYPE_BYTES, DType, ExpertsLayer
 
 Shape: TypeAlias = tuple[int | str, ...]
 """Extents: an integer, ``"T"``, or n times the tokens of a step, such as ``"16T"``."""
 
 HOPPER = "_sm_90a"
 """Ends the name of a function that takes the place of the one without it on Hopper GPUs (compute capability 9.0)."""
+
+APPEND = "append_"
+"""Begins the name of the function of an ``append`` step; the attention's follows."""
 
 Source: TypeAlias = Literal["input", "weight", "output", "local"]
 
@@ -114,6 +117,11 @@ class Size:
     def at(self, tokens: int) -> int:
         """Their number for a step of so many tokens."""
         return self.each * int(tokens**self.power)
+
+
+def capacity_name(layer: ExpertsLayer) -> str:
+    """The function of the ``capacity`` step of an MoE layer."""
+    return f"capacity_{layer.experts}_{layer.capacity}"
 
 
 def resolve(shape: Shape, tokens: int) -> tuple[int, ...]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import SELECTION_PREFIX
+from moec.artifacts.model import TensorSpec
 from moec.artifacts.program import size_bytes
 from moec.artifacts.states import STATE_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from moec.artifacts.model import FunctionSpec, ModelRecord, TensorSpec
+    from moec.artifacts.model import FunctionSpec, ModelRecord
     from moec.artifacts.program import LocalSpec, Operand, ProgramRecord, SegmentProgram
 
 
@@ -97,7 +98,8 @@ def _operand_problem(operand: Operand, known: dict[str, Sequence[TensorSpec | Lo
     tensors = known[operand.source]
     if operand.number >= len(tensors):
         return f"{operand.source} {operand.number} of {len(tensors)}"
-    tensor = tensors[operand.number]
+    given = tensors[operand.number]
+    tensor = given.stored if isinstance(given, TensorSpec) else given
     same = size_bytes(operand.dtype, operand.shape) == size_bytes(tensor.dtype, tensor.shape)
     if operand.dtype != tensor.dtype or not same:
         return f"a view of {operand.source} {operand.number} that is not of its type and size"

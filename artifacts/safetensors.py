@@ -24,6 +24,7 @@ DTYPES: dict[str, DType] = {
     "F32": "float32",
     "I64": "int64",
     "I32": "int32",
+    "U8": "uint8",
     "BOOL": "bool",
 }
 """Element types that a bundle may hold: name in safetensors to ours."""

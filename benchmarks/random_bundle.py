@@ -1,6 +1,6 @@
 """A bundle with random weights, straight from compiled modules: no checkpoint, no torch, every core.
 
-It needs numpy and `moec.artifacts` alone, so that it runs where a kit does.
+It needs numpy, `moec.artifacts` and `moec.formats` alone, so that it runs where a kit does.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from moec.artifacts.writer import check_output
 from moec.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from moec.artifacts.model import ModelRecord
+    from moec.artifacts.model import ExpertBody, ExpertsLayer, ModelRecord
     from moec.artifacts.packing import DenseTensor
     from moec.artifacts.reader import Modules
 
@@ -71,7 +71,7 @@ def write_bundle(
     (staging / WEIGHTS_FOLDER).mkdir(parents=True)
     _copy(compiled, staging)
     write_record(uniform_schedule(compiled.model), staging / SCHEDULE_NAME)
-    weights = _write_weights(compiled, staging, RandomPools(pool_values, deviation), workers or all_cores())
+    weights = write_weights(compiled, staging, RandomPools(pool_values, deviation), workers or all_cores())
     files = compiled.manifest.files | hash_files(staging, [SCHEDULE_NAME]) | weights
     manifest = dataclasses.replace(compiled.manifest, contents="bundle", files=dict(sorted(files.items())))
     (staging / MANIFEST_NAME).write_bytes(render_manifest(manifest))
@@ -101,13 +101,15 @@ def _copy(modules: Modules, folder: Path) -> None:
         shutil.copyfile(modules.path / name, folder / name)
 
 
-def _write_weights(modules: Modules, folder: Path, pools: RandomPools, workers: int) -> dict[str, FileRecord]:
-    """Write a file a thread; sizes and hashes by the path in the bundle."""
+def write_weights(modules: Modules, folder: Path, pools: RandomPools, workers: int) -> dict[str, FileRecord]:
+    """Write ``weights/`` below ``folder``, a file a thread; sizes and hashes by the path in the bundle."""
     model = modules.model
     bodies = {body.name: body for body in model.bodies}
     for dtype in sorted({body.dtype for body in model.bodies} | {t.dtype for t in modules.packing.dense}):
         if dtype.startswith(("bfloat", "float")):
             pools.pool(dtype)
+    for name, columns in _quantized(modules):
+        pools.rows(name, columns)
     constants = read_small(modules.path / CONSTANTS_NAME)
     place = 0
     with ThreadPoolExecutor(workers) as threads:
@@ -115,12 +117,46 @@ def _write_weights(modules: Modules, folder: Path, pools: RandomPools, workers: 
         futures = {DENSE_NAME: threads.submit(_write, folder / DENSE_NAME, pieces)}
         for layer in model.experts:
             body = bodies[layer.body]
-            count = layer.experts * layout(body).stride_bytes // DTYPE_BYTES[body.dtype]
             path = experts_name(layer.layer)
-            values = pools.pool(body.dtype).pieces(place, count)
+            values = _expert_pieces(layer, body, pools, place)
             futures[path] = threads.submit(_write, folder / path, values)
-            place += count
+            place += layer.experts * layout(body).stride_bytes
         return {path: future.result() for path, future in futures.items()}
+
+
+def _quantized(modules: Modules) -> set[tuple[str, int]]:
+    """Formats of weights, and the columns that these have."""
+    found = {
+        (tensor.format, tensor.shape[1]) for tensor in modules.packing.dense if tensor.format is not None
+    }
+    for body in modules.model.bodies:
+        if body.format is not None:
+            found |= {(body.format, body.hidden), (body.format, body.intermediate)}
+    return found
+
+
+def _expert_pieces(
+    layer: ExpertsLayer, body: ExpertBody, pools: RandomPools, place: int
+) -> Iterator[memoryview | bytes]:
+    """All experts of a layer; padding of plain ones is random as well."""
+    shape = layout(body)
+    if body.format is None:
+        yield from pools.pool(body.dtype).pieces(
+            place, layer.experts * shape.stride_bytes // DTYPE_BYTES[body.dtype]
+        )
+        return
+    columns = {"gate": body.hidden, "up": body.hidden, "down": body.intermediate}
+    for expert in range(layer.experts):
+        written = 0
+        for part in shape.parts:
+            yield bytes(part.offset_bytes - written)
+            where = place + expert * shape.stride_bytes + part.offset_bytes
+            if part.name in columns:
+                yield from pools.rows(body.format, columns[part.name]).pieces(where, part.shape[0])
+            else:
+                yield from pools.pool(body.dtype).pieces(where, part.shape[0])
+            written = part.offset_bytes + part.size_bytes
+        yield bytes(shape.stride_bytes - written)
 
 
 def _write(path: Path, pieces: Iterable[memoryview | bytes]) -> FileRecord:
@@ -139,14 +175,20 @@ def _dense_pieces(
     tensors: tuple[DenseTensor, ...], pools: RandomPools, constants: dict[str, bytes]
 ) -> Iterable[memoryview | bytes]:
     """``dense.safetensors`` from front to back."""
-    beginning, gaps = header([NewTensor(t.name, t.dtype, t.shape) for t in tensors], TENSOR_ALIGNMENT)
+    stored = [tensor.spec.stored for tensor in tensors]
+    named = zip(tensors, stored, strict=True)
+    new = [NewTensor(tensor.name, spec.dtype, tuple(map(int, spec.shape))) for tensor, spec in named]
+    beginning, gaps = header(new, TENSOR_ALIGNMENT)
     yield beginning
     place = 0
     for tensor, gap in zip(tensors, gaps, strict=True):
         yield bytes(gap)
         count = math.prod(tensor.shape)
         known = _known_bytes(tensor, count, constants)
-        if known is not None:
+        if tensor.format is not None:
+            yield from pools.rows(tensor.format, tensor.shape[1]).pieces(place, tensor.shape[0])
+            place += count
+        elif known is not None:
             yield known
         else:
             yield from pools.pool(tensor.dtype).pieces(place, count)

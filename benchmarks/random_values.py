@@ -1,7 +1,7 @@
 """Random numbers as fast as memory: a pool of normal values made once, which tensors are filled from in turn.
 
-Needs numpy alone. Two places of a model are never equal as long as they are not a multiple of the pool's length
-apart, and that is a prime.
+Needs numpy and `moec.formats` alone. Two places of a model are never equal as long as they are not a multiple of the
+pool's length apart, and that is a prime.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec.formats import FORMATS, METHODS, pack_rows
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,6 +23,8 @@ POOL_VALUES = 134_217_689
 """The largest prime below 2**27: 256 MiB of 16-bit values."""
 SMALL_POOL_VALUES = 1_048_573
 """The largest prime below 2**20, for tests."""
+POOL_ROWS = 2039
+"""Quantized rows before they repeat, a prime."""
 PIECE_BYTES = 8 << 20
 """What is written at once."""
 STREAM_VALUES = 1 << 22
@@ -84,12 +88,46 @@ class RandomPool:
             count -= piece.size
 
 
+class RowPool:
+    """Packed rows of normal values in one format.
+
+    Args:
+        name: of the format.
+        columns: of a row.
+        deviation: standard deviation of the values.
+    """
+
+    def __init__(self, name: str, columns: int, deviation: float = DEVIATION) -> None:
+        kind = FORMATS[name]
+        values = np.random.Generator(np.random.SFC64(0)).standard_normal(
+            (POOL_ROWS, columns), dtype=np.float32
+        )
+        values *= np.float32(deviation)
+        self.rows: NDArray[np.uint8] = pack_rows(kind, METHODS["nearest"](kind, values))
+
+    def pieces(self, start: int, count: int) -> Iterator[memoryview]:
+        """``count`` rows from place ``start`` on, around the pool's end; nothing is copied."""
+        while count:
+            start %= len(self.rows)
+            piece = self.rows[start : start + count]
+            yield piece.data.cast("B")
+            start += len(piece)
+            count -= len(piece)
+
+
 class RandomPools:
-    """A pool for each element type, made when first asked for; ask before threads share them."""
+    """A pool for each element type and kind of row, made when first asked for; ask before threads share them."""
 
     def __init__(self, values: int = POOL_VALUES, deviation: float = DEVIATION) -> None:
         self._values, self._deviation = values, deviation
         self._made: dict[str, RandomPool] = {}
+        self._rows: dict[tuple[str, int], RowPool] = {}
+
+    def rows(self, name: str, columns: int) -> RowPool:
+        """The pool of rows of ``columns`` values in the format ``name``."""
+        if (name, columns) not in self._rows:
+            self._rows[name, columns] = RowPool(name, columns, self._deviation)
+        return self._rows[name, columns]
 
     def pool(self, dtype: str) -> RandomPool:
         """The pool of ``dtype``."""

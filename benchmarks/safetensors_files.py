@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEADER_ALIGNMENT = 4096
-NAMES = {ours: theirs for theirs, ours in DTYPES.items()} | {"uint8": "U8"}
-BYTES = DTYPE_BYTES | {"uint8": 1}
+NAMES: dict[str, str] = {ours: theirs for theirs, ours in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class NewTensor:
     @property
     def size_bytes(self) -> int:
         """Of its data."""
-        return self.values * BYTES[self.dtype]
+        return self.values * DTYPE_BYTES[self.dtype]
 
 
 def header(tensors: Sequence[NewTensor], alignment: int = 1) -> tuple[bytes, list[int]]:

@@ -26,6 +26,8 @@ def generation_defaults(
     """
     text = config.get("text_config") or {}
     source = {**text, **config} if generation_config is None else generation_config
+    if generation_config is not None and config.get("is_encoder_decoder"):
+        source = {"decoder_start_token_id": config.get("decoder_start_token_id"), **source}
     try:
         return _read(source)
     except (TypeError, ValueError) as error:
@@ -53,7 +55,16 @@ def _read(source: dict[str, Any]) -> GenerationDefaults:
         top_k=TOP_K if top_k is None else int(top_k),
         top_p=_number(source.get("top_p"), 1.0),
         repetition_penalty=_number(source.get("repetition_penalty"), 1.0),
+        decoder_start_token_id=_start(source),
+        forced_bos_token_id=_one(source.get("forced_bos_token_id")),
+        forced_eos_token_id=_one(source.get("forced_eos_token_id")),
     )
+
+
+def _start(source: dict[str, Any]) -> int | None:
+    """What begins the decoder's text; transformers takes the beginning of any text where nothing is said."""
+    own = _one(source.get("decoder_start_token_id"))
+    return _one(source.get("bos_token_id")) if own is None and source.get("is_encoder_decoder") else own
 
 
 def _one(token: Any) -> int | None:

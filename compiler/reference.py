@@ -29,7 +29,6 @@ def reference_logits(
         UnsupportedModelError: transformers has no model of this type.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from moec.compiler.architectures import ARCHITECTURES
 
@@ -40,12 +39,20 @@ def reference_logits(
             "The code that such checkpoints bring along is never run.",
             "Without --reference, verify reads every byte of the bundle and holds it against the manifest.",
         )
-    network = AutoModelForCausalLM.from_pretrained(
-        model, dtype=getattr(torch, dtype), attn_implementation="eager", experts_implementation="eager"
-    ).eval()
+    network = transformers_network(model, model_type, getattr(torch, dtype))
     with torch.inference_mode():
         for ids in sequences:
             yield network(torch.tensor([list(ids)])).logits[0].float().numpy()
+
+
+def transformers_network(model: Path, model_type: str, dtype: Any) -> Any:
+    """The eager implementation of transformers of a checkpoint, from token ids to logits, for evaluation."""
+    from moec.compiler.tracing.text_half import from_tokens, transformers_class
+
+    loaded = transformers_class(model_type).from_pretrained(
+        model, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
+    )
+    return from_tokens(loaded).eval()
 
 
 def compare(

@@ -12,7 +12,6 @@ LOOKED_UP = "its experts are single neurons found by product keys, and its atten
 VISION = "its positions come from images, which the chain has no input for"
 OWN_EXPERTS = "its experts do not go through transformers' experts interface"
 NO_MODEL = "transformers has no causal language model of this type"
-ENCODER = "it is an encoder-decoder model; moec compiles decoders only"
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,15 @@ class ModelState:
 
 
 SUPPORTED = ModelState("supported")
+TEXT_HALF = ModelState("supported", note="the language model alone: prompts are text")
 SELECTING = ModelState(
     "supported", note="on a GPU only contexts that its indexer selects whole: --max-context (index_topk)"
 )
-SELECTING_BLOCKS = ModelState(
-    "supported", note="only contexts that its indexer selects whole: --max-context (its blocks' positions)"
+SELECTING_TEXT = ModelState("supported", note=f"{TEXT_HALF.note}; {SELECTING.note}")
+WHOLE = ModelState(
+    "supported", note="only contexts that its indexer selects whole: --max-context says how long"
 )
+WHOLE_TEXT = ModelState("supported", note=f"{TEXT_HALF.note}; {WHOLE.note}")
 
 
 def unsupported(reason: str) -> ModelState:
@@ -46,15 +48,15 @@ def unsupported(reason: str) -> ModelState:
 MODELS: dict[str, ModelState] = {
     "afmoe": SUPPORTED,
     "arctic": SUPPORTED,
-    "aria": unsupported(VISION),
+    "aria": TEXT_HALF,
     "aria_text": SUPPORTED,
     "axk1": SUPPORTED,
     "axk2": SELECTING,
     "bailing_hybrid": unsupported(STATE_MARKER),
     "beam": SUPPORTED,
     "cohere2_moe": SUPPORTED,
-    "dbrx": unsupported(OWN_EXPERTS),
-    "deepseek_ocr2": unsupported(NO_MODEL),
+    "dbrx": SUPPORTED,
+    "deepseek_ocr2": TEXT_HALF,
     "deepseek_v2": SUPPORTED,
     "deepseek_v3": SUPPORTED,
     "deepseek_v32": SELECTING,
@@ -62,18 +64,18 @@ MODELS: dict[str, ModelState] = {
     "diffusion_gemma": unsupported(NO_MODEL),
     "doge": unsupported(LOOKED_UP),
     "dots1": SUPPORTED,
-    "dots3_note": unsupported(VISION),
+    "dots3_note": SELECTING_TEXT,
     "dots3_note_text": SELECTING,
     "ernie4_5_moe": SUPPORTED,
-    "ernie4_5_vl_moe": unsupported(NO_MODEL),
+    "ernie4_5_vl_moe": TEXT_HALF,
     "exaone_moe": SUPPORTED,
     "flex_olmo": SUPPORTED,
     "flint": SUPPORTED,
-    "gemma4": unsupported(VISION),
+    "gemma4": TEXT_HALF,
     "gemma4_text": SUPPORTED,
     "glm4_moe": SUPPORTED,
     "glm4_moe_lite": SUPPORTED,
-    "glm4v_moe": unsupported(NO_MODEL),
+    "glm4v_moe": TEXT_HALF,
     "glm5_next": unsupported(STATE_MARKER),
     "glm_moe_dsa": SELECTING,
     "gpt_oss": SUPPORTED,
@@ -90,26 +92,26 @@ MODELS: dict[str, ModelState] = {
     "inkling2_text": unsupported(STATE_MARKER),
     "inkling_text": unsupported(STATE_MARKER),
     "jamba": unsupported(STATE_MARKER),
-    "jetmoe": unsupported(OWN_EXPERTS),
+    "jetmoe": SUPPORTED,
     "kimi_linear": unsupported(STATE_MARKER),
     "kolibri1": SUPPORTED,
     "laguna": SUPPORTED,
     "lfm2_moe": unsupported(STATE_MARKER),
-    "llama4": unsupported(OWN_EXPERTS),
-    "llama4_text": unsupported(OWN_EXPERTS),
-    "longcat_flash": unsupported(OWN_EXPERTS),
+    "llama4": TEXT_HALF,
+    "llama4_text": SUPPORTED,
+    "longcat_flash": SUPPORTED,
     "mellum": SUPPORTED,
     "mimo_v2_flash": SUPPORTED,
     "minimax": unsupported(STATE_MARKER),
     "minimax_m2": SUPPORTED,
-    "minimax_m3_vl": unsupported(VISION),
-    "minimax_m3_vl_text": SELECTING_BLOCKS,
-    "mistral4": unsupported(NO_MODEL),
-    "mistral_large4": unsupported(NO_MODEL),
+    "minimax_m3_vl": WHOLE_TEXT,
+    "minimax_m3_vl_text": WHOLE,
+    "mistral4": TEXT_HALF,
+    "mistral_large4": WHOLE_TEXT,
     "mixtral": SUPPORTED,
     "muse_spark": unsupported(NO_MODEL),
     "nemotron_h": unsupported(STATE_MARKER),
-    "nllb-moe": unsupported(ENCODER),
+    "nllb-moe": SUPPORTED,
     "olmoe": SUPPORTED,
     "openai_privacy_filter": unsupported(NO_MODEL),
     "phimoe": SUPPORTED,
@@ -118,12 +120,12 @@ MODELS: dict[str, ModelState] = {
     "qwen3_5_moe_text": unsupported(STATE_MARKER),
     "qwen3_moe": SUPPORTED,
     "qwen3_next": SUPPORTED,
-    "qwen3_omni_moe": unsupported(NO_MODEL),
-    "qwen3_vl_moe": unsupported(NO_MODEL),
+    "qwen3_omni_moe": TEXT_HALF,
+    "qwen3_vl_moe": TEXT_HALF,
     "qwen4_exp": unsupported(OWN_EXPERTS),
     "solar_open": SUPPORTED,
-    "step3p7": unsupported(NO_MODEL),
-    "switch_transformers": unsupported(ENCODER),
+    "step3p7": TEXT_HALF,
+    "switch_transformers": SUPPORTED,
     "unlimited_ocr": unsupported(NO_MODEL),
     "zaya": unsupported(STATE_MARKER),
 }

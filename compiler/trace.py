@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from moec.compiler.tracing.buffers import rebuild_buffers
 from moec.compiler.tracing.build import DTYPES, build_config, build_model, expert_modules
 from moec.compiler.tracing.capture import capture
+from moec.compiler.tracing.distances import add_distance_buckets
 from moec.compiler.tracing.experts import ExpertsFacts, read_experts
+from moec.compiler.tracing.interface import INTERFACE
 from moec.compiler.tracing.patches import patched
 from moec.compiler.tracing.rope import fix_rotary_tables
-from moec.compiler.tracing.session import INTERFACE, Session
+from moec.compiler.tracing.session import Session
 from moec.errors import CompileError, MoecError
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TracedModel:
-    """A model as a graph from ``tokens`` and ``positions`` ``[1, T]`` to logits ``[1, T, V]``."""
+    """A model as a graph from ``tokens`` and ``positions`` ``[1, T]`` to logits ``[1, T, V]``.
+
+    Behind an encoder there are a source's tokens and positions ``[1, S]`` too.
+    """
 
     model_type: str
     class_name: str
@@ -41,6 +46,8 @@ class TracedModel:
     """Parameters and buffers of the transformers model; tied ones once."""
     symbol: str
     """T's name in the shapes of the graph."""
+    source_symbol: str | None
+    """S's name; ``None`` where there is no encoder."""
     constants: dict[str, torch.Tensor]
     """Values of the buffers that no checkpoint has, on the CPU."""
     experts: dict[str, ExpertsFacts]
@@ -48,7 +55,7 @@ class TracedModel:
 
 
 def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedModel:
-    """Trace the causal language model that ``config`` describes, computing in float32.
+    """Trace the language model that ``config`` describes, computing in float32.
 
     Args:
         config: the checkpoint's ``config.json``. How its weights are stored (``quantization_config``) is
@@ -58,7 +65,7 @@ def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedMo
         max_context: tokens; rotary tables that depend on the length are settled for it.
 
     Raises:
-        UnsupportedModelError: the model is no Mixture-of-Experts decoder, or needs what no kernel has.
+        UnsupportedModelError: the model is no Mixture of Experts, or needs what no kernel has.
         CompileError: transformers' own code failed while it was traced.
     """
     settings = build_config(config)
@@ -67,7 +74,7 @@ def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedMo
     stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     model.float()
     constants = rebuild_buffers(model)
-    constants |= fix_rotary_tables(model, max_context)
+    constants |= fix_rotary_tables(model, max_context) | add_distance_buckets(model)
     session = Session(model, max_context)
     try:
         with session.interfaces(), patched(type(model).__module__):
@@ -94,6 +101,7 @@ def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedMo
         graph=captured.graph,
         names=captured.names,
         symbol=captured.symbol,
+        source_symbol=captured.source_symbol,
         constants=constants,
         experts=facts,
     )

@@ -31,6 +31,12 @@ class MiniFloat:
         """The sign bit."""
         return 1 << (self.bits - 1)
 
+    @property
+    def largest_code(self) -> int:
+        """Of ``largest``."""
+        bits = int(np.float32(self.largest).view(np.int32))
+        return (bits >> (FLOAT32_MANTISSA - self.mantissa)) - ((FLOAT32_BIAS - self.bias) << self.mantissa)
+
     def values(self) -> NDArray[np.float32]:
         """Every code's value, ``[2 ** bits]``."""
         codes = np.arange(self.sign)
@@ -38,7 +44,7 @@ class MiniFloat:
         normal = exponent > 0
         steps = fraction + np.where(normal, 1 << self.mantissa, 0)
         values = np.ldexp(steps.astype(np.float32), np.maximum(exponent, 1) - self.bias - self.mantissa)
-        values[values > self.largest] = np.nan
+        values[self.largest_code + 1 :] = np.nan
         return np.concatenate((values, -values))
 
     def encode(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -5,10 +5,17 @@ For each token count the same calls come with tensors of other shapes at the sam
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from moec.artifacts.checks import CHAIN_INPUTS
-from moec.artifacts.model import AttentionStep, SegmentStep, SelectionStep, StateStep
+from moec.artifacts.model import (
+    AppendStep,
+    AttentionStep,
+    CapacityStep,
+    SegmentStep,
+    SelectionStep,
+    StateStep,
+)
 from moec.artifacts.program import resolve
 from moec.runtime.arena import plan_arena
 from moec.runtime.devices.protocol import PackedCall, View
@@ -20,14 +27,15 @@ from moec.runtime.layout import (
     chain_layout,
     crossing_values,
     kernel_name,
+    steps_of,
     value_spec,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from moec.artifacts.ids import TensorName, ValueId
-    from moec.artifacts.model import ExpertsStep, Step
+    from moec.artifacts.model import AttentionSpec, ExpertsStep, Step
     from moec.artifacts.program import Beside, Operand, ProgramRecord, SegmentProgram
     from moec.artifacts.reader import Bundle
     from moec.runtime.cache.states import StateStorage
@@ -38,13 +46,23 @@ if TYPE_CHECKING:
     from moec.runtime.layout import Part
 
 
+AttentionKind: TypeAlias = Literal["causal", "whole", "cross"]
+
+_TOLD: dict[AttentionKind, tuple[str, ...]] = {
+    "causal": ("token_sequence", "token_position"),
+    "whole": ("token_sequence", "token_position", "token_last"),
+    "cross": ("token_source", "token_last"),
+}
+"""What an attention kernel is told of each token, in the order of its arguments."""
+
+
 class BatchMirrors:
     """The arrays of a `StepBatch` as the device's kernels see them."""
 
     def __init__(self, device: Device, batch: StepBatch) -> None:
         self.batch = batch
         self._positions = device.mirror(batch.positions)
-        self._where = device.mirror(batch.token_sequence), device.mirror(batch.token_position)
+        self._each = {name: device.mirror(array) for name, array in batch.each.items()}
         self._tokens = device.mirror(batch.tokens)
         self._page_table = device.mirror(batch.page_table)
         self._page_table.update()
@@ -56,7 +74,7 @@ class BatchMirrors:
 
     def update(self, *, ahead: bool = False) -> None:
         """Show the device the step that the batch holds now; ``ahead``: it has the tokens already."""
-        for mirror in (self._positions, *self._where, *(() if ahead else (self._tokens,))):
+        for mirror in (self._positions, *self._each.values(), *(() if ahead else (self._tokens,))):
             mirror.update(self.batch.count)
         for row in self.batch.table.take_changed():
             self._page_table.update(1, row)
@@ -65,11 +83,13 @@ class BatchMirrors:
         """The address of ``tokens`` or ``positions``."""
         return (self._tokens, self._positions)[CHAIN_INPUTS.index(name)].address
 
-    def where(self, count: int) -> tuple[View, View, View]:
-        """Page table, and page table row and position of each of ``count`` tokens."""
-        table = View(self._page_table.address, "int32", self.batch.page_table.shape)
-        row, place = (View(mirror.address, "int32", (count,)) for mirror in self._where)
-        return table, row, place
+    def page_table(self) -> View:
+        """Where pages of each row are told."""
+        return View(self._page_table.address, "int32", self.batch.page_table.shape)
+
+    def each(self, name: str, count: int) -> View:
+        """What each of ``count`` tokens is told; one of the names in `StepBatch.each`."""
+        return View(self._each[name].address, "int32", (count,))
 
 
 class Binder:
@@ -119,6 +139,7 @@ class Binder:
         self._weights: dict[TensorName, Memory] = {}
         self._resident = resident or {}
         self._lasting: dict[View, Any] = {}
+        self._kinds = {spec.name: _kind(spec) for spec in self.model.attentions}
         self._functions = {name: functions.get(name) for name in self._function_names()}
 
     @property
@@ -130,15 +151,14 @@ class Binder:
         """The calls of one part of a step, in order.
 
         Args:
-            part: ``main``, or ``last`` for the steps from ``last_step`` on.
+            part: ``main``, ``last`` for the steps from ``last_step`` on, or ``encoder``.
             count: tokens, or in the last part rows.
             mirrors: the step's batch.
             gathered: whether values that cross into the last part have been copied there, row by row.
         """
-        first, last = self.model.last_step, len(self.model.steps)
-        steps = range(first) if part == "main" else range(first, last)
+        steps = self.model.all_steps
         binding = _PartBinding(self, part, count, mirrors, gathered)
-        return [call for number in steps for call in binding.step(number, self.model.steps[number])]
+        return [call for number in steps_of(self.model, part) for call in binding.step(number, steps[number])]
 
     def value(
         self, part: Part, name: ValueId, count: int, mirrors: BatchMirrors, *, gathered: bool = False
@@ -186,6 +206,10 @@ class Binder:
             return ()
         return (View(self.place(WorkspaceKey(step, call)), "uint8", (workspace.at(count),)),)
 
+    def attention(self, step: AttentionStep) -> AttentionKind:
+        """Which keys a step attends to."""
+        return self._kinds[step.attention]
+
     def cache(self, layer: int) -> tuple[Any, ...]:
         """The pages of an attention layer."""
         return self._cache.layer(layer)
@@ -208,14 +232,14 @@ class Binder:
 
     def beside(self, number: int, count: int) -> Beside | None:
         """What runs the experts of step ``number`` together with the side segment before them."""
-        if not self._experts.runs_beside or not 0 < number < len(self.model.steps):
+        if not self._experts.runs_beside or not 0 < number < len(self.model.all_steps):
             return None
         found = beside_of(self.model, self._program, number)
         return found if found is not None and count <= found.most_tokens else None
 
     def _function_names(self) -> list[str]:
         names: dict[str, None] = dict.fromkeys(each.function for each in self._program.beside)
-        for step in self.model.steps:
+        for step in self.model.all_steps:
             if isinstance(step, SegmentStep):
                 names.update(dict.fromkeys(call.function for call in self._segments[step.function].calls))
             else:
@@ -239,6 +263,10 @@ class _PartBinding:
             return [self._attention(number, step)]
         if isinstance(step, SelectionStep):
             return [self._select(number, step)]
+        if isinstance(step, AppendStep):
+            return [self._append(step)]
+        if isinstance(step, CapacityStep):
+            return [self._capacity(step)]
         if isinstance(step, StateStep):
             return [self._state(number, step)]
         return self._routed(number, step)
@@ -272,11 +300,11 @@ class _PartBinding:
 
     def _attention(self, number: int, step: AttentionStep) -> Call:
         binder, name = self._binder, kernel_name(self._binder.model, step)
-        own = (step.query, step.key) if step.value is None else (step.query, step.key, step.value)
+        own = (value for value in (step.query, step.key, step.value) if value is not None)
         arguments = (
             *(self._tensor(self._value(value)) for value in own),
             *binder.cache(step.layer),
-            *map(self._tensor, self._mirrors.where(self._count)),
+            *self._where(*_TOLD[binder.attention(step)]),
             *(() if step.selection is None else (self._tensor(self._value(step.selection)),)),
             *(binder.lasting(binder.weight(weight)) for weight in _weights(step)),
             *map(self._tensor, binder.workspace(name, number, 0, self._count)),
@@ -289,19 +317,42 @@ class _PartBinding:
         arguments = (
             *(self._tensor(self._value(value)) for value in (step.query, step.weight, step.key)),
             binder.index(step.layer),
-            *map(self._tensor, self._mirrors.where(self._count)),
+            *self._where("token_sequence", "token_position"),
             *map(self._tensor, binder.workspace(name, number, 0, self._count)),
             self._tensor(self._value(step.output)),
         )
         return PackedCall("attention", binder.function(name), arguments)
 
+    def _append(self, step: AppendStep) -> Call:
+        binder = self._binder
+        arguments = (
+            *(self._tensor(self._value(value)) for value in (step.key, step.value)),
+            *binder.cache(step.layer),
+            *self._where("token_sequence", "token_position"),
+        )
+        return PackedCall("attention", binder.function(kernel_name(binder.model, step)), arguments)
+
+    def _capacity(self, step: CapacityStep) -> Call:
+        binder = self._binder
+        index, weight, out = (
+            self._tensor(self._value(name)) for name in (step.index, step.weight, step.output)
+        )
+        calls = self._tensor(self._mirrors.each("token_call", self._count))
+        function = binder.function(kernel_name(binder.model, step))
+        return PackedCall("experts", function, (index, weight, calls, out))
+
+    def _where(self, *told: str) -> Iterator[Any]:
+        """The page table, and what each token is told of where its keys are."""
+        yield self._tensor(self._mirrors.page_table())
+        for name in told:
+            yield self._tensor(self._mirrors.each(name, self._count))
+
     def _state(self, number: int, step: StateStep) -> Call:
         binder, name = self._binder, kernel_name(self._binder.model, step)
-        _, *where = self._mirrors.where(self._count)
         arguments = (
             *(self._tensor(self._value(value)) for value in step.inputs),
             binder.states(step.layer),
-            *map(self._tensor, where),
+            *(self._tensor(self._mirrors.each(told, self._count)) for told in _TOLD["causal"]),
             *(binder.lasting(binder.weight(weight)) for weight in step.weights),
             *map(self._tensor, binder.workspace(name, number, 0, self._count)),
             self._tensor(self._value(step.output)),
@@ -314,7 +365,7 @@ class _PartBinding:
         extra = binder.workspace(name, number, 0, self._count)
         beside = binder.beside(number, self._count)
         if beside is not None:
-            side = binder.model.steps[number - 1]
+            side = binder.model.all_steps[number - 1]
             assert isinstance(side, SegmentStep)
             calls = binder.segment(side.function).calls
             views_beside = (self._view(number - 1, side, each) for call in calls for each in call.operands)
@@ -332,6 +383,10 @@ class _PartBinding:
 
 def _weights(step: AttentionStep) -> list[TensorName]:
     """In the order of the kernel's arguments."""
-    sinks = [] if step.sinks is None else [step.sinks]
+    tables = [name for name in (step.sinks, step.bias) if name is not None]
     matrices = step.weights
-    return sinks if matrices is None else [*sinks, matrices.absorb, matrices.expand, matrices.value]
+    return tables if matrices is None else [*tables, matrices.absorb, matrices.expand, matrices.value]
+
+
+def _kind(spec: AttentionSpec) -> AttentionKind:
+    return "cross" if spec.cross else "causal" if spec.causal else "whole"

@@ -13,16 +13,17 @@ from moec.artifacts.sampling import OPTION_WORDS
 from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
 from moec.errors import BudgetError
 from moec.runtime.arena import plan_arena
-from moec.runtime.cache.pages import pages_for
+from moec.runtime.cache.pages import pages_for, table_rows
 from moec.runtime.devices.cuda.sampling import sampler_bytes
 from moec.runtime.devices.protocol import ALIGNMENT_BYTES
+from moec.runtime.engine.batch import told_names
 from moec.runtime.expert_slots import plan_slots, state_bytes
 from moec.runtime.layout import chain_layout
 
 if TYPE_CHECKING:
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.reader import Bundle
-    from moec.runtime.expert_slots import SlotPlan
+from moec.runtime.expert_slots import SlotPlan
 
 GRAPH_BYTES = 32 << 20
 """Set aside for captured graphs, which the driver keeps on the GPU."""
@@ -113,7 +114,9 @@ def device_needs(
         table_bytes=sum(_aligned(TABLE_ENTRY_BYTES * layer.experts) for layer in model.experts),
         state_bytes=_aligned(facts.states_bytes(max_batch)) if model.states else 0,
         arena_bytes=_aligned(plan_arena(layout.lifetimes).size_bytes),
-        staging_bytes=staging_bytes(max_batch, max_step_tokens, model.max_context),
+        staging_bytes=staging_bytes(
+            max_batch, max_step_tokens, model.max_context, sources=bool(model.encoder)
+        ),
         sampler_bytes=sampler_bytes(model.vocab_size, max_batch),
         code_bytes=sum(code) + GRAPH_BYTES,
         cache_page_bytes=facts.cache_page_bytes,
@@ -121,13 +124,12 @@ def device_needs(
     )
 
 
-def staging_bytes(max_batch: int, max_step_tokens: int, max_context: int) -> int:
+def staging_bytes(max_batch: int, max_step_tokens: int, max_context: int, *, sources: bool = False) -> int:
     """The arrays of a `moec.runtime.engine.batch.StepBatch` and the sampler's options, each in its own place."""
-    table = 4 * (max_batch + 1) * pages_for(max_context)
+    table = 4 * table_rows(max_batch, sources=sources) * pages_for(max_context)
     options = 4 * OPTION_WORDS * max_batch
-    return (
-        sum(_aligned(size * max_step_tokens) for size in (8, 8, 4, 4)) + _aligned(table) + _aligned(options)
-    )
+    each = (8, 8, *(4 for _ in told_names(sources=sources)))
+    return sum(_aligned(size * max_step_tokens) for size in each) + _aligned(table) + _aligned(options)
 
 
 def plan_device_memory(

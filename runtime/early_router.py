@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moec.artifacts.footprint import dense_weights
 from moec.artifacts.model import ExpertsStep, SegmentStep
+from moec.formats import dequantize_rows, format_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.artifacts.ids import TensorName
-    from moec.artifacts.model import ModelRecord
+    from moec.artifacts.model import ModelRecord, TensorSpec
     from moec.artifacts.reader import Bundle
 
     Routers = tuple[NDArray[np.float32] | None, ...]
@@ -53,7 +55,9 @@ def router_names(model: ModelRecord) -> tuple[TensorName | None, ...]:
 
 def early_routers(bundle: Bundle) -> Routers:
     """The routers' weights of all MoE layers, in float32."""
-    return tuple(None if name is None else _float32(bundle, name) for name in router_names(bundle.model))
+    specs = dense_weights(bundle.model)
+    names = router_names(bundle.model)
+    return tuple(None if name is None else _float32(bundle, name, specs[name]) for name in names)
 
 
 def likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
@@ -62,8 +66,11 @@ def likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     return best
 
 
-def _float32(bundle: Bundle, name: TensorName) -> NDArray[np.float32]:
+def _float32(bundle: Bundle, name: TensorName, spec: TensorSpec) -> NDArray[np.float32]:
     place, data = bundle.dense[name], bundle.dense_view(name)
+    kind = format_of(spec.format)
+    if kind is not None:
+        return dequantize_rows(kind, data.reshape(place.shape), int(spec.shape[1]))
     if place.dtype == "bfloat16":
         words = data.view(np.uint16).astype(np.uint32) << 16
         return words.view(np.float32).reshape(place.shape)

@@ -101,6 +101,11 @@ class ChainExecutor:
             return self._logits_of(mirrors, batch.wanted)
         return self._logits_of(mirrors, list(range(batch.count)))[batch.wanted]
 
+    def encode(self, batch: StepBatch) -> None:
+        """See `moec.runtime.engine.batch.Executor`."""
+        self._chosen = []
+        self._part("encoder", batch.count, self._show(batch))()
+
     def can_run_ahead(self, sequences: list[Sequence]) -> bool:
         """See `moec.runtime.engine.batch.Executor`."""
         if not sequences or sequences != self._chosen or self.recorder is not None:

@@ -1,7 +1,8 @@
 """Everything a step of the chain needs memory for, and from which call to which: what the arena is planned from.
 
-The calls of all steps are numbered through: those before ``last_step``, which run on T tokens, and those after it,
-which run on the rows whose logits are wanted. Pure arithmetic on the records.
+The calls of all steps are numbered through: those before ``last_step``, which run on T tokens, those after it, which
+run on the rows whose logits are wanted, and those of an encoder, which run by themselves. Pure arithmetic on the
+records.
 """
 
 from __future__ import annotations
@@ -12,23 +13,25 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
 from moec.artifacts.model import (
+    AppendStep,
     AttentionStep,
+    CapacityStep,
     ExpertsStep,
     SegmentStep,
     SelectionStep,
     StateStep,
     TensorSpec,
 )
-from moec.artifacts.program import size_bytes
+from moec.artifacts.program import APPEND, capacity_name, size_bytes
 from moec.artifacts.states import STATE_PREFIX
 from moec.runtime.arena import Lifetime
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import ValueId
-    from moec.artifacts.model import ModelRecord
+    from moec.artifacts.model import ModelRecord, Step
     from moec.artifacts.program import Beside, Call, LocalSpec, ProgramRecord, SegmentProgram
 
-Part: TypeAlias = Literal["main", "last"]
+Part: TypeAlias = Literal["encoder", "main", "last"]
 
 
 class ValueKey(NamedTuple):
@@ -82,9 +85,26 @@ def chain_layout(model: ModelRecord, program: ProgramRecord, tokens: int, rows: 
     main.clock = last.clock
     for name in crossing:
         main.use(name)
-    inputs = {ValueKey("main", name) for name in CHAIN_INPUTS}
-    lives = {key: life for key, life in main.lives.items() if key not in inputs} | last.lives
-    return ChainLayout(tuple(Lifetime(key, *life) for key, life in lives.items()), main.roots | last.roots)
+    encoder = _Numbering(model, program, "encoder", tokens, last.clock + 1)
+    for name in CHAIN_INPUTS:
+        encoder.own(name)
+    encoder.run(len(model.steps), len(model.all_steps))
+    inputs = {ValueKey(part, name) for part in ("encoder", "main") for name in CHAIN_INPUTS}
+    lives = {
+        key: life for key, life in (main.lives | last.lives | encoder.lives).items() if key not in inputs
+    }
+    roots = main.roots | last.roots | encoder.roots
+    return ChainLayout(tuple(Lifetime(key, *life) for key, life in lives.items()), roots)
+
+
+def steps_of(model: ModelRecord, part: Part) -> range:
+    """The numbers of a part's steps in ``model.all_steps``."""
+    end = len(model.steps)
+    return {
+        "encoder": range(end, len(model.all_steps)),
+        "main": range(model.last_step),
+        "last": range(model.last_step, end),
+    }[part]
 
 
 def crossing_values(model: ModelRecord) -> list[ValueId]:
@@ -103,20 +123,25 @@ def value_spec(model: ModelRecord, name: ValueId) -> TensorSpec:
     return TensorSpec("int64", (1, "T")) if name in CHAIN_INPUTS else model.values[name]
 
 
-def kernel_name(model: ModelRecord, step: AttentionStep | SelectionStep | StateStep | ExpertsStep) -> str:
+def kernel_name(model: ModelRecord, step: Step) -> str:
     """The packed function that runs a step which is no segment."""
     if isinstance(step, AttentionStep):
         return f"attention_{step.attention}"
+    if isinstance(step, AppendStep):
+        return f"{APPEND}{step.attention}"
     if isinstance(step, SelectionStep):
         return f"{SELECTION_PREFIX}{step.selection}"
     if isinstance(step, StateStep):
         return f"{STATE_PREFIX}{step.state}"
+    if isinstance(step, CapacityStep):
+        return capacity_name(model.experts[step.layer])
+    assert isinstance(step, ExpertsStep)
     return f"experts_{model.experts[step.layer].body}"
 
 
 def beside_of(model: ModelRecord, program: ProgramRecord, number: int) -> Beside | None:
     """What runs the experts of step ``number`` together with the side segment before them."""
-    step, side = model.steps[number], model.steps[number - 1]
+    step, side = model.all_steps[number], model.all_steps[number - 1]
     if isinstance(step, ExpertsStep) and isinstance(side, SegmentStep) and side.side:
         return program.beside_experts(model.experts[step.layer].body, side.function)
     return None
@@ -149,16 +174,18 @@ class _Numbering:
     def run(self, first: int, last: int) -> None:
         """Number the calls of the steps ``first .. last - 1``."""
         for number in range(first, last):
-            step = self._model.steps[number]
+            step = self._model.all_steps[number]
             if isinstance(step, SegmentStep):
                 self._segment(number, step, self._segments[step.function])
             else:
-                self.own(step.output)
-                for name in (*step_values(step)[0], step.output):
+                reads, writes = step_values(step)
+                for name in writes:
+                    self.own(name)
+                for name in (*reads, *writes):
                     self.use(name)
                 self._workspace(kernel_name(self._model, step), WorkspaceKey(number, 0))
                 if beside_of(self._model, self._program, number) is not None:
-                    side = self._model.steps[number - 1]
+                    side = self._model.all_steps[number - 1]
                     assert isinstance(side, SegmentStep)
                     for call in self._segments[side.function].calls:
                         self._touch_call(number - 1, side, call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moec.artifacts.cache import cache_layers
 from moec.artifacts.footprint import LOGIT_ROWS, footprint, selection_layers, state_layers
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import DEFAULT_POLICY, PrefetchPlan, best_schedule
@@ -12,10 +13,11 @@ from moec.planning.policies import always_admitting
 from moec.runtime.binding import Binder
 from moec.runtime.budget import MemoryPlan, parse_memory, plan_memory
 from moec.runtime.cache.states import StateStorage
-from moec.runtime.cache.storage import CacheStorage, attention_layers
+from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.devices.cpu import CpuDevice
 from moec.runtime.devices.names import parse_ordinal
-from moec.runtime.engine import Engine, Limits
+from moec.runtime.engine import Engine
+from moec.runtime.engine.scheduler import limits_of
 from moec.runtime.executor import ChainExecutor
 from moec.runtime.expert_calls import HostExperts
 from moec.runtime.experts import ExpertStore
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import Schedule
     from moec.artifacts.verify import Level
+    from moec.runtime.engine import Limits
     from moec.runtime.residency import LayerPlan
 
 
@@ -141,7 +144,7 @@ def load(
         max_step_tokens=max_step_tokens,
     )
     threads = load_runtime(cpu_threads)
-    limits = Limits(max_batch, max_step_tokens, bundle.model.max_context, memory.cache_pages)
+    limits = limits_of(bundle.model, max_batch, max_step_tokens, memory.cache_pages)
     schedule = _schedule(bundle, memory)
     layers = plan_layers(needs.layers, bundle.schedule.profile, memory.expert_capacity_bytes)
     engine, executor = _assemble(bundle, target, limits, layers, schedule, prefetch)
@@ -175,7 +178,7 @@ def _assemble(
     store = ExpertStore(views, layers, stats, policy)
     experts = HostExperts(store, make_prefetcher(bundle, plan, prefetch, stats))
     cache = CacheStorage(
-        device, attention_layers(bundle.model), limits.cache_pages, selection_layers(bundle.model)
+        device, cache_layers(bundle.model), limits.cache_pages, selection_layers(bundle.model)
     )
     states = StateStorage(device, state_layers(bundle.model), limits.max_batch)
     functions = device.load(bundle.path, target.files)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moec.artifacts.cache import cache_layers
 from moec.artifacts.footprint import LOGIT_ROWS, state_layers
 from moec.artifacts.reader import find_bundle, read_bundle, stamp
 from moec.artifacts.sampling import SAMPLE
 from moec.runtime.binding import Binder
 from moec.runtime.cache.states import StateStorage
-from moec.runtime.cache.storage import CacheStorage, attention_layers
+from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.cuda_planning import MemoryPlanner, device_limit
 from moec.runtime.devices.cuda.architecture import choose_cuda_target
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
@@ -20,7 +21,8 @@ from moec.runtime.devices.cuda.offload.loading import offloaded_experts
 from moec.runtime.devices.cuda.sampling import DeviceSampler
 from moec.runtime.devices.cuda.starting import start_device
 from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
-from moec.runtime.engine import Engine, Limits
+from moec.runtime.engine import Engine
+from moec.runtime.engine.scheduler import limits_of
 from moec.runtime.executor import ChainExecutor
 from moec.runtime.libraries import host_cpu_features, load_runtime
 from moec.runtime.model import Model
@@ -117,10 +119,10 @@ def _assemble(loading: _Loading) -> _Parts:
             device, bundle, functions, plan.slots, loading.weights, loading.hashed, loading.progress
         )
     )
-    cache = CacheStorage(device, attention_layers(bundle.model), plan.cache_pages)
+    cache = CacheStorage(device, cache_layers(bundle.model), plan.cache_pages)
     states = StateStorage(device, state_layers(bundle.model), options.max_batch)
     planned = plan.needs.step_tokens
-    limits = Limits(options.max_batch, _step_tokens(plan), bundle.model.max_context, plan.cache_pages)
+    limits = limits_of(bundle.model, options.max_batch, _step_tokens(plan), plan.cache_pages)
     binder = Binder(
         device,
         bundle,

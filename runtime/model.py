@@ -13,7 +13,14 @@ from moec.errors import RequestError
 from moec.runtime.early_router import early_routers
 from moec.runtime.engine.sequence import Request
 from moec.runtime.recording import DEFAULT_CAPACITY, RoutingRing, read_earlier, write_traces
-from moec.runtime.request import check_count, check_tokens, end_tokens, sampling_from, to_prompts
+from moec.runtime.request import (
+    check_count,
+    check_tokens,
+    end_tokens,
+    sampling_from,
+    to_prompts,
+    wrong_source,
+)
 from moec.runtime.routing import SequenceRecorder
 from moec.runtime.tokenizer import Tokenizer
 
@@ -33,6 +40,9 @@ if TYPE_CHECKING:
     from moec.runtime.request import Listed
     from moec.runtime.stats import Stats
     from moec.runtime.streamers import Streamer
+
+    TokenIds = Sequence[int] | Sequence[Sequence[int]] | NDArray[np.int64] | Listed
+    """One row of token ids, or several."""
 
 
 class Model:
@@ -92,6 +102,11 @@ class Model:
         return Tokenizer(self.path / "tokenizer")
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads ``input_ids``, and a decoder answers."""
+        return bool(self.record.encoder)
+
+    @property
     def has_tokenizer(self) -> bool:
         """Whether `tokenizer`, `encode` and `decode` work."""
         return (self.path / "tokenizer" / "tokenizer.json").is_file()
@@ -106,9 +121,10 @@ class Model:
 
     def generate(
         self,
-        input_ids: Sequence[int] | Sequence[Sequence[int]] | NDArray[np.int64] | Listed,
+        input_ids: TokenIds,
         attention_mask: Sequence[Sequence[int]] | NDArray[np.int64] | Listed | None = None,
         *,
+        decoder_input_ids: TokenIds | None = None,
         max_new_tokens: int | None = None,
         min_new_tokens: int = 0,
         do_sample: bool | None = None,
@@ -118,6 +134,8 @@ class Model:
         repetition_penalty: float | None = None,
         eos_token_id: int | Iterable[int] | None = None,
         pad_token_id: int | None = None,
+        forced_bos_token_id: int | None = None,
+        forced_eos_token_id: int | None = None,
         seed: int | None = None,
         streamer: Streamer | None = None,
     ) -> NDArray[np.int64]:
@@ -127,9 +145,13 @@ class Model:
         continuation does not depend on the other prompts; where transformers counts padding as seen for
         ``repetition_penalty``, this does not.
 
+        Behind an encoder ``input_ids`` are what it reads, and the result is the decoder's: its prompt, which is the
+        model's ``decoder_start_token_id`` where nothing is given, and what follows.
+
         Args:
             input_ids: one prompt, or several: a list of lists of any lengths, or an array or tensor ``[B, T]``.
             attention_mask: ``[B, T]``, 0 at padding on one side of each row of an array.
+            decoder_input_ids: the decoder's prompts behind an encoder, as many as ``input_ids`` has.
             max_new_tokens: at most so many; ``None``: as many as context and cache hold.
             min_new_tokens: no end token before so many.
             do_sample: draw tokens; otherwise always the best one, and temperature, top_p and top_k do
@@ -140,6 +162,8 @@ class Model:
             repetition_penalty: above 0; 1 is off.
             eos_token_id: one end token or several; an empty list: none.
             pad_token_id: fills rows that are shorter; ``None``: the model's, or its first end token, or 0.
+            forced_bos_token_id: the first token after a prompt of one token, such as the language to translate to.
+            forced_eos_token_id: the last token where ``max_new_tokens`` is reached.
             seed: of row 0's random numbers; row i uses ``seed + i``, so it equals a run of its own with that
                 seed.
             streamer: gets the prompt and then each token; for one prompt only.
@@ -151,43 +175,58 @@ class Model:
         Raises:
             RequestError: an option or token is out of range, or a request is longer than context or cache.
         """
-        prompts = to_prompts(input_ids, attention_mask)
         defaults = self.record.generation
+        given = to_prompts(input_ids, attention_mask)
+        sources, prompts = self._sides(given, decoder_input_ids)
         sampling = sampling_from(defaults, do_sample, temperature, top_p, top_k, repetition_penalty)
         ends = end_tokens(defaults, eos_token_id)
+        first = defaults.forced_bos_token_id if forced_bos_token_id is None else forced_bos_token_id
+        last = defaults.forced_eos_token_id if forced_eos_token_id is None else forced_eos_token_id
         check_count("min_new_tokens", min_new_tokens, least=0)
         if max_new_tokens is not None:
             check_count("max_new_tokens", max_new_tokens, least=1)
         if seed is not None:
             check_count("seed", seed, least=0)
+        for forced in (first, last):
+            if forced is not None:
+                check_tokens((forced,), self.record.vocab_size)
         if streamer is not None and len(prompts) != 1:
             raise RequestError("A streamer takes one prompt.", f"There are {len(prompts)}.", "Leave it out.")
         requests = [
             Request(
                 prompt,
-                self._new_tokens(prompt, max_new_tokens),
+                self._new_tokens(prompt, source, max_new_tokens),
                 min_new_tokens,
                 frozenset(ends),
                 sampling,
                 None if seed is None else seed + row,
+                source,
+                first,
+                last,
             )
-            for row, prompt in enumerate(prompts)
+            for row, (source, prompt) in enumerate(zip(sources, prompts, strict=True))
         ]
         results = self._run(requests, streamer)
         pad = next(
             (token for token in (pad_token_id, defaults.pad_token_id, *ends[:1]) if token is not None), 0
         )
         padded = input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids
-        rows = None if attention_mask is None else np.asarray(padded, np.int64)
+        rows = None if attention_mask is None or self.has_encoder else np.asarray(padded, np.int64)
         return _assemble(prompts, results, pad, rows)
 
     def forward(
-        self, input_ids: Sequence[int] | Sequence[Sequence[int]] | NDArray[np.int64]
+        self,
+        input_ids: TokenIds,
+        decoder_input_ids: TokenIds | None = None,
+        *,
+        attention_mask: Sequence[Sequence[int]] | NDArray[np.int64] | Listed | None = None,
     ) -> NDArray[np.float32]:
         """Logits at every position; sequences that the engine runs are left alone.
 
         Args:
-            input_ids: token ids of one prompt, or ``[B, T]``.
+            input_ids: token ids of one prompt, or ``[B, T]``. Behind an encoder, what that reads, of any lengths.
+            decoder_input_ids: behind an encoder the decoder's tokens ``[B, T]``, whose logits these are.
+            attention_mask: as ``input_ids``, 0 at padding on one side of each row.
 
         Returns:
             float32 ``[B, T, V]``.
@@ -195,7 +234,14 @@ class Model:
         Raises:
             RequestError: rows of different lengths, a token out of range, or too many tokens.
         """
-        prompts = to_prompts(input_ids)
+        given = to_prompts(input_ids, attention_mask)
+        if self.has_encoder and decoder_input_ids is None:
+            raise RequestError(
+                "forward lacks decoder_input_ids.",
+                "Logits are of the decoder's tokens; input_ids are the encoder's.",
+                "Give them, beginning with the model's decoder_start_token_id.",
+            )
+        sources, prompts = self._sides(given, decoder_input_ids)
         if len({len(prompt) for prompt in prompts}) != 1:
             raise RequestError(
                 "forward takes rows of one length.",
@@ -204,7 +250,34 @@ class Model:
             )
         for prompt in prompts:
             check_tokens(prompt, self.record.vocab_size)
-        return np.stack([self.engine.score(prompt) for prompt in prompts])
+        scored = zip(prompts, sources, strict=True)
+        return np.stack([self.engine.score(prompt, source) for prompt, source in scored])
+
+    def _sides(
+        self, given: list[tuple[int, ...]], decoder_input_ids: TokenIds | None
+    ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """What the encoder reads, nothing where there is none, and the prompts that are continued."""
+        if not self.has_encoder:
+            if decoder_input_ids is not None:
+                raise wrong_source(needed=False)
+            return [()] * len(given), given
+        if decoder_input_ids is not None:
+            prompts = to_prompts(decoder_input_ids)
+            if len(prompts) != len(given):
+                raise RequestError(
+                    f"There are {len(given)} rows of input_ids and {len(prompts)} of decoder_input_ids.",
+                    "Each source has one answer.",
+                    "Give as many of both.",
+                )
+            return given, prompts
+        start = self.record.generation.decoder_start_token_id
+        if start is None:
+            raise RequestError(
+                "The decoder has nothing to begin with.",
+                "The checkpoint names no decoder_start_token_id.",
+                "Give decoder_input_ids.",
+            )
+        return given, [(start,)] * len(given)
 
     def trace(self, prompts: Iterable[Sequence[int]], max_new_tokens: int = 0) -> Traces:
         """Run prompts and record which experts each token chooses.
@@ -224,8 +297,16 @@ class Model:
         sampling = sampling_from(self.record.generation, True, None, None, None, None)
         ends = frozenset(self.record.generation.eos_token_id)
         requests = [
-            Request(prompt, min(max_new_tokens + 1, self._new_tokens(prompt, None)), 0, ends, sampling, 0)
-            for prompt in map(tuple, prompts)
+            Request(
+                prompt,
+                min(max_new_tokens + 1, self._new_tokens(prompt, source, None)),
+                0,
+                ends,
+                sampling,
+                0,
+                source,
+            )
+            for source, prompt in zip(*self._sides([*map(tuple, prompts)], None), strict=True)
         ]
         try:
             self._run(requests, None)
@@ -284,8 +365,9 @@ class Model:
     ) -> None:
         self.close()
 
-    def _new_tokens(self, prompt: tuple[int, ...], wanted: int | None) -> int:
-        return max(1, self.engine.capacity_tokens - len(prompt)) if wanted is None else wanted
+    def _new_tokens(self, prompt: tuple[int, ...], source: tuple[int, ...], wanted: int | None) -> int:
+        most = self.engine.capacity_tokens(len(source)) - len(prompt)
+        return max(1, most) if wanted is None else wanted
 
     def _run(
         self,

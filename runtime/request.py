@@ -60,6 +60,30 @@ def cache_too_small(needed_pages: int, available_pages: int) -> RequestError:
     )
 
 
+def step_too_small(what: str, tokens: int, most: int) -> RequestError:
+    """The error for what has to be in one step and is longer."""
+    return RequestError(
+        f"The {what} has {tokens} tokens.",
+        f"All of it is run in one step, and a step takes {most}.",
+        "Load the model with a larger max_step_tokens, or shorten it.",
+    )
+
+
+def wrong_source(*, needed: bool) -> RequestError:
+    """The error for a request that lacks what the encoder reads, or has something where there is no encoder."""
+    if needed:
+        return RequestError(
+            "There is nothing for the encoder to read.",
+            "This is an encoder-decoder model.",
+            "Give input_ids for the encoder; decoder_input_ids begin the answer.",
+        )
+    return RequestError(
+        "There is no encoder that could read the source.",
+        "This model is a decoder.",
+        "Give input_ids only.",
+    )
+
+
 def sampling_from(
     defaults: GenerationDefaults,
     do_sample: bool | None,

@@ -49,8 +49,13 @@ class Sampler:
         if sampling.repetition_penalty != 1.0:
             self._seen = dict.fromkeys(prompt)
 
-    def choose(self, logits: NDArray[np.float32], forbidden: frozenset[int] = frozenset()) -> int:
-        """The next token from its logits float32 ``[V]``; tokens in ``forbidden`` cannot be chosen."""
+    def choose(
+        self, logits: NDArray[np.float32], forbidden: frozenset[int] = frozenset(), forced: int | None = None
+    ) -> int:
+        """The next token from its logits float32 ``[V]``, not one of ``forbidden``, or ``forced`` whatever they are."""
+        if forced is not None:
+            self.accept(forced)
+            return forced
         scores = logits
         if self._seen is not None:
             scores = penalize(scores, list(self._seen), self.sampling.repetition_penalty)

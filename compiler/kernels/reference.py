@@ -87,6 +87,7 @@ def attention(
     values: Array,
     position: int,
     sinks: Array | None,
+    bias: Array | None = None,
     selected: NDArray[np.bool_] | None = None,
 ) -> Array:
     """One token's attention.
@@ -94,10 +95,11 @@ def attention(
     Args:
         spec: which positions it sees, and how scores are made.
         query: ``[Hq, Dk]``.
-        keys: ``[positions, Hkv, Dk]``, from position 0.
+        keys: ``[positions, Hkv, Dk]``, from position 0; all of them are seen where the spec is not causal.
         values: ``[positions, Hkv, Dv]``; ignored where the spec is latent.
         position: the token's.
         sinks: ``[Hq]`` or ``None``.
+        bias: ``[Hq, 2 * bias_reach + 1]`` or ``None``.
         selected: ``[position + 1]``, where only some of them are seen.
 
     Returns:
@@ -106,14 +108,18 @@ def attention(
     first = max(0, position - spec.window + 1) if spec.window else 0
     if spec.chunk:
         first = max(first, position // spec.chunk * spec.chunk)
+    end = position + 1 if spec.causal else len(keys)
+    distances = np.clip(np.arange(first, end) - position, -spec.bias_reach, spec.bias_reach)
     group = spec.query_heads // spec.kv_heads
     heads = []
     for head in range(spec.query_heads):
-        key = keys[first : position + 1, head // group]
-        value = key[:, : spec.value_dim] if spec.latent else values[first : position + 1, head // group]
+        key = keys[first:end, head // group]
+        value = key[:, : spec.value_dim] if spec.latent else values[first:end, head // group]
         scores = spec.scaling * (key @ query[head])
         if spec.softcap:
             scores = spec.softcap * np.tanh(scores / spec.softcap)
+        if bias is not None:
+            scores = scores + bias[head, distances + spec.bias_reach]
         if selected is not None:
             scores = np.where(selected[first:], scores, -np.inf)
         largest = scores.max() if sinks is None else max(scores.max(), sinks[head])
@@ -142,6 +148,24 @@ def expand_latents(
     own = np.einsum("pr,hnr->phn", latent, key_weight)
     spread = np.broadcast_to(shared[:, None], (len(latents), spec.query_heads, shared.shape[-1]))
     return spec.expanded, np.concatenate([own, spread], -1), np.einsum("pr,hvr->phv", latent, value_weight)
+
+
+def keep_within_capacity(
+    capacity: int, index: NDArray[np.int64], weight: Array, calls: Sequence[int]
+) -> Array:
+    """Weights ``[T, 1]`` with 0 for tokens beyond an expert's capacity.
+
+    Args:
+        capacity: tokens of one call that an expert takes.
+        index: ``[T, 1]``, the chosen experts.
+        weight: ``[T, 1]``.
+        calls: of each token, the number in the step of the first token of its call.
+    """
+    kept = weight.copy()
+    for token, call in enumerate(calls):
+        if (index[call : token + 1, 0] == index[token, 0]).sum() > capacity:
+            kept[token] = 0.0
+    return kept
 
 
 def experts(

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+QUANTIZED_LINEAR = "moec.linear."
+QUANTIZED_LOOKUP = "moec.lookup."
+"""Before a format's name: what a call of an operation on a weight in that format is called until it is a kernel."""
+
+
 def _dtype(value: Any) -> str:
     return str(value.ty.dtype.dtype)
 
@@ -29,8 +34,21 @@ def _transposed(importer: Any, value: Any) -> Any:
 
 
 def _linear(node: Any, importer: Any) -> Any:
-    x, weight, bias = [*importer.retrieve_args(node), None][:3]
-    return _product(importer, x, _transposed(importer, weight), bias)
+    """A product with a quantized weight stays a call by name: only a kernel of ours knows what its bytes mean."""
+    x, weight, bias, name = [*importer.retrieve_args(node), None, None][:4]
+    if not name:
+        return _product(importer, x, _transposed(importer, weight), bias)
+    emit = importer.block_builder.emit
+    out = relax.TensorType([*list(x.ty.shape)[:-1], weight.ty.shape[0]], "float32")
+    result = emit(relax.call_dps_packed(QUANTIZED_LINEAR + name, (x, weight), out))
+    return result if bias is None else emit(relax.op.add(result, bias))
+
+
+def _lookup(node: Any, importer: Any) -> Any:
+    """Rows of a quantized table, by name as well."""
+    table, ids, columns, name = importer.retrieve_args(node)
+    out = relax.TensorType([*list(ids.ty.shape), columns], "float32")
+    return importer.block_builder.emit(relax.call_dps_packed(QUANTIZED_LOOKUP + name, (table, ids), out))
 
 
 def _matmul(node: Any, importer: Any) -> Any:
@@ -124,6 +142,19 @@ def _pow_scalar(node: Any, importer: Any) -> Any:
     return importer.block_builder.emit(relax.op.power(value, relax.const(float(exponent), _dtype(value))))
 
 
+def _divide(node: Any, importer: Any) -> Any:
+    """True division: of integers too, which TVM's importer divides to an integer."""
+    left, right = (
+        importer.block_builder.emit(relax.op.astype(value, "float32"))
+        if isinstance(value, relax.Expr) and "int" in _dtype(value)
+        else value
+        for value in importer.retrieve_args(node)
+    )
+    if not isinstance(right, relax.Expr):
+        right = relax.const(float(right), _dtype(left))
+    return importer.block_builder.emit(relax.op.divide(left, right))
+
+
 def _repeat_interleave(node: Any, importer: Any) -> Any:
     value, repeats = importer.retrieve_args(node)[:2]
     axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
@@ -133,6 +164,11 @@ def _repeat_interleave(node: Any, importer: Any) -> Any:
 def _log_sigmoid(node: Any, importer: Any) -> Any:
     emit = importer.block_builder.emit
     return emit(relax.op.log(emit(relax.op.sigmoid(importer.retrieve_args(node)[0]))))
+
+
+def _amin(node: Any, importer: Any) -> Any:
+    value, axes, *keep = importer.retrieve_args(node)
+    return importer.block_builder.emit(relax.op.min(value, axes, keepdims=bool(keep and keep[0])))
 
 
 def _logsumexp(node: Any, importer: Any) -> Any:
@@ -169,8 +205,11 @@ CONVERTERS: Mapping[str, Callable[[Any, Any], Any]] = {
     "layer_norm.default": _layer_norm,
     "native_layer_norm.default": _native_layer_norm,
     "embedding.default": _embedding,
+    "lookup.default": _lookup,
     "select.int": _select,
     "pow.Tensor_Scalar": _pow_scalar,
+    "amin.default": _amin,
+    "div.Tensor": _divide,
     "repeat_interleave.self_int": _repeat_interleave,
     "log_sigmoid.default": _log_sigmoid,
     "logsumexp.default": _logsumexp,

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 EXPERT_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(CODE_BITS), "cuda": frozenset()}
 """Kind of target -> ``Format.codes`` that its experts' kernels take."""
+DENSE_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(), "cuda": frozenset()}
+"""The same for its products in dense segments; rows of tables are looked up in any format."""
 
 
 def check_formats(model: ModelRecord, kind: str) -> None:
@@ -25,6 +27,11 @@ def check_formats(model: ModelRecord, kind: str) -> None:
         found = format_of(body.format)
         if found is not None and found.codes not in EXPERT_CODES[kind]:
             raise _refused(f"experts in {found.name}", kind)
+    for function in model.functions:
+        for spec in function.weights:
+            found = format_of(spec.format)
+            if found is not None and found.codes not in DENSE_CODES[kind]:
+                raise _refused(f"products with weights in {found.name}", kind)
 
 
 def takes_formats(model: ModelRecord, kind: str) -> bool:

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.mailbox import SERVE, collect_name, post_name
 from moec.artifacts.model import ExpertsStep, SegmentStep
-from moec.artifacts.program import HOPPER, Beside, Workspace
+from moec.artifacts.program import APPEND, HOPPER, Beside, Workspace, capacity_name
 from moec.artifacts.sampling import SAMPLE
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 from moec.artifacts.states import STATE_PREFIX
+from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     import tvm
 
-    from moec.artifacts.model import ExpertBody, ModelRecord
+    from moec.artifacts.model import ExpertBody, ExpertsLayer, ModelRecord
     from moec.artifacts.program import SegmentProgram
     from moec.compiler.lowering.passes.dispatch_linear import LinearShape
     from moec.compiler.lowering.passes.fuse_rows import Product
@@ -56,6 +57,8 @@ class CpuKernels:
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
         from moec.compiler.kernels.cpu.attention import attention
+        from moec.compiler.kernels.cpu.cache_append import append_kernel
+        from moec.compiler.kernels.cpu.capacity import capacity
         from moec.compiler.kernels.cpu.experts import experts
         from moec.compiler.kernels.cpu.selection import selection
         from moec.compiler.kernels.cpu.serve import serve
@@ -63,8 +66,12 @@ class CpuKernels:
 
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec, lanes=self.lanes)
+            if spec.cross:
+                yield f"{APPEND}{spec.name}", append_kernel(spec, lanes=self.lanes)
         for chosen in model.selections:
             yield f"{SELECTION_PREFIX}{chosen.name}", selection(chosen, lanes=self.lanes)
+        for name, layer in capacity_kernels(model).items():
+            yield name, capacity(name, experts=layer.experts, tokens=layer.capacity)
         for kept in model.states:
             yield f"{STATE_PREFIX}{kept.name}", state(kept, lanes=self.lanes)
         for body in model.bodies:
@@ -110,6 +117,12 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.slots.fetch import fetch
         from moec.compiler.kernels.cuda.states import state
 
+        if model.encoder:
+            raise UnsupportedModelError(
+                f"{model.class_name} has an encoder, and there are no GPU kernels for it yet",
+                "Its attention is not causal.",
+                "Compile it for the target cpu.",
+            )
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec)
             if self.hopper and has_hopper(spec):
@@ -159,10 +172,15 @@ class CudaKernels:
                 yield Beside(name, body, segment, MOST_TOKENS), experts_beside(name, bodies[body], pair)
 
 
+def capacity_kernels(model: ModelRecord) -> dict[str, ExpertsLayer]:
+    """Name of each kernel that drops tokens, and an MoE layer that it is for."""
+    return {capacity_name(layer): layer for layer in model.experts if layer.capacity}
+
+
 def side_segments(model: ModelRecord) -> Iterator[tuple[str, str]]:
     """Body and segment wherever a side segment is directly in front of routed experts, each pair once."""
     pairs: dict[tuple[str, str], None] = {}
-    for step, following in pairwise(model.steps):
+    for step, following in (*pairwise(model.steps), *pairwise(model.encoder)):
         if isinstance(step, SegmentStep) and step.side and isinstance(following, ExpertsStep):
             pairs[model.experts[following.layer].body, step.function] = None
     return iter(pairs)

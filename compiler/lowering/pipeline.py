@@ -14,6 +14,7 @@ from moec.compiler.lowering.legalize import LEGALIZATIONS
 from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear
 from moec.compiler.lowering.passes.dispatch_topk import DispatchTopk
 from moec.compiler.lowering.passes.fuse_rows import KEPT, FuseRows
+from moec.compiler.lowering.passes.lower_lookup import LowerLookup
 from moec.compiler.lowering.passes.schedule_cpu import ScheduleCpu
 from moec.compiler.lowering.passes.schedule_cuda import ScheduleCuda
 from moec.compiler.lowering.tvm_targets import cuda_target
@@ -38,6 +39,7 @@ def cpu_passes(target: Target) -> list[Any]:
     return [
         DispatchLinear(kernels.linear),
         DispatchTopk(kernels.topk),
+        LowerLookup(),
         relax.transform.LegalizeOps(dict(LEGALIZATIONS)),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
@@ -55,6 +57,7 @@ def cuda_passes(target: Target, products: dict[str, Product] | None = None) -> l
     """
     return [
         DispatchLinear(declare),
+        LowerLookup(),
         relax.transform.LegalizeOps({**LEGALIZATIONS, **dict.fromkeys(KEPT, _keep)}),
         FuseRows(rows, product_and_hopper if "sm_90" in target.architectures else product, products),
         relax.transform.DeadCodeElimination(),

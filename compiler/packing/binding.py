@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
+    ErnieFuseAndSplitTextVisionExperts,
     MergeModulelist,
+    Transpose,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -24,9 +26,10 @@ from transformers.core_model_loading import (
 )
 
 from moec.compiler.architectures import ARCHITECTURES
+from moec.compiler.tracing.foreign_experts import FOREIGN, Unflatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from transformers import PreTrainedModel
@@ -40,7 +43,7 @@ class Renamed:
 
     stored: Stored
     transposed: bool
-    """Its last two dimensions are the other way round (MXFP4: transformers transposes what it unpacks)."""
+    """Its last two dimensions are the other way round (MXFP4, Qwen3-VL: transformers transposes what it reads)."""
 
     @property
     def stored_tensors(self) -> tuple[Stored, ...]:
@@ -102,6 +105,8 @@ def bind(model: PreTrainedModel, tensors: Mapping[str, Stored]) -> Bindings:
     """Map the checkpoint's tensors to the parameters of ``model``, a model on the meta device."""
     own = ARCHITECTURES.get(model.config.model_type)
     mapping = get_model_conversion_mapping(model) if own is None else own.conversions
+    foreign = FOREIGN.get(model.config.model_type)
+    mapping = [*mapping, *(foreign.conversions if foreign else ())]
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
@@ -123,28 +128,69 @@ def bind(model: PreTrainedModel, tensors: Mapping[str, Stored]) -> Bindings:
         converted = {str(pattern): tuple(group) for pattern, group in sources.items()}
         repeated += [stored.name for stored in plain[0 if converted else 1 :]]
         if converted:
-            converter = by_pattern[next(iter(converted))]
-            parameters.update(_converted(target, converter, converted))
+            shape = tuple(state[target].shape)
+            converter, converted = _unflattened(by_pattern[next(iter(converted))], converted, shape[0])
+            parameters.update(_converted(target, converter, converted, shape))
         else:
             parameters[target] = Renamed(plain[0], transposed=plain[0].encoding == "mxfp4")
     return Bindings(parameters, tuple(unexpected), tuple(repeated))
 
 
-def _converted(
-    target: str, converter: WeightConverter, sources: dict[str, tuple[Stored, ...]]
+def _unflattened(
+    converter: WeightConverter, sources: dict[str, tuple[Stored, ...]], experts: int
+) -> tuple[WeightConverter, dict[str, tuple[Stored, ...]]]:
+    """``Unflatten`` at the head of a conversion, done to what is read."""
+    if not converter.operations or not isinstance(converter.operations[0], Unflatten):
+        return converter, sources
+    rest = WeightConverter(
+        converter.source_patterns, converter.target_patterns, operations=converter.operations[1:]
+    )
+    return rest, {
+        pattern: tuple(stored.unflatten(experts) for stored in group) for pattern, group in sources.items()
+    }
+
+
+def _split_experts(
+    target: str, converter: WeightConverter, groups: tuple[tuple[Stored, ...], ...]
 ) -> dict[str, Binding]:
-    """The binding of ``target``, and of the other parameters that the same conversion makes."""
+    """Experts of text and of images, numbered through: equal runs of them, each a parameter."""
+    first, count = converter.target_patterns[0], len(converter.target_patterns)
+    size = -(-len(groups[0]) // count)
+    return {
+        target.replace(first, name): Stacked(
+            tuple(group[number * size : (number + 1) * size] for group in groups)
+        )
+        for number, name in enumerate(converter.target_patterns)
+    }
+
+
+def _converted(
+    target: str,
+    converter: WeightConverter,
+    sources: dict[str, tuple[Stored, ...]],
+    shape: tuple[int, ...],
+) -> dict[str, Binding]:
+    """The binding of ``target``, of ``shape``, and of the other parameters that the same conversion makes."""
     kinds = [(type(operation), getattr(operation, "dim", None)) for operation in converter.operations]
     groups = tuple(sources[pattern] for pattern in converter.source_patterns if pattern in sources)
     complete = len(groups) == len(converter.source_patterns)
     if complete and kinds in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
         return {target: Stacked(groups)}
+    if complete and [kind for kind, _ in kinds] == [ErnieFuseAndSplitTextVisionExperts]:
+        return _split_experts(target, converter, groups)
+    if complete and [kind for kind, _ in kinds] == [Transpose] and converter.operations[0].check_dims:
+        return {target: Renamed(groups[0][0], transposed=groups[0][0].shape != shape)}
     if complete and kinds == [(Concatenate, 1)] and all(len(group) == 1 for group in groups):
         fused = [group[0] for group in groups]
         return {target: Stacked(tuple(tuple(one.item(e) for e in range(one.shape[0])) for one in fused))}
     binding = Converted(target, converter, sources)
     first = converter.target_patterns[0]
     return {target.replace(first, other): binding for other in converter.target_patterns}
+
+
+def one_below_the_other(bindings: Sequence[Binding]) -> Stacked:
+    """The parameter ``[E, ...]`` that the parameters of single experts would be."""
+    return Stacked((tuple(stored for binding in bindings for stored in binding.stored_tensors),))
 
 
 def expert_tensors(binding: Renamed | Stacked, expert: int) -> tuple[Stored, ...]:

@@ -28,6 +28,7 @@ SAFETENSORS_TYPES = {
     "float32": "F32",
     "int64": "I64",
     "int32": "I32",
+    "uint8": "U8",
     "bool": "BOOL",
 }
 
@@ -75,10 +76,11 @@ def plan_dense(
                     "data_offsets": [position, begin],
                 }
                 fillers += 1
-            position = begin + math.prod(tensor.shape) * DTYPE_BYTES[tensor.dtype]
+            stored = tensor.spec.stored
+            position = begin + math.prod(map(int, stored.shape)) * DTYPE_BYTES[stored.dtype]
             entries[tensor.name] = {
-                "dtype": SAFETENSORS_TYPES[tensor.dtype],
-                "shape": list(tensor.shape),
+                "dtype": SAFETENSORS_TYPES[stored.dtype],
+                "shape": list(stored.shape),
                 "data_offsets": [begin, position],
             }
             row.append(PlacedTensor(tensor, begin, position))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from moec.artifacts.model import DTYPE_BYTES
 from moec.compiler.packing.binding import Binding, Converted, Renamed, Stacked
 from moec.compiler.packing.recipes import evaluate
 from moec.errors import BundleError
@@ -68,9 +70,14 @@ class DenseReader:
 
     def _held_bytes(self, group: Sequence[PlacedTensor]) -> int:
         names = {name for placed in group for name in parameters_of(placed.tensor)}
-        tensors = {one.name: one for name in names for one in self.parameters[name].stored_tensors}
-        read = sum(one.entry.end - one.entry.begin for one in tensors.values())
-        return 2 * read + sum(placed.end - placed.begin for placed in group)
+        read = 0
+        for name in names:
+            for one in self.parameters[name].stored_tensors:
+                read += max(
+                    one.entry.end - one.entry.begin, math.prod(one.shape) * self.dtypes[name].itemsize
+                )
+        made = sum(math.prod(placed.tensor.shape) * DTYPE_BYTES[placed.tensor.dtype] for placed in group)
+        return 2 * read + made
 
     def _load(self, source: str, loaded: dict[str, torch.Tensor]) -> torch.Tensor:
         if source.startswith(CONSTANT):

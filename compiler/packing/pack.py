@@ -151,7 +151,7 @@ def _run(work: Work, workers: int) -> list[tuple[PackedFile, dict[str, int]]]:
 def _workers(plan: PackPlan) -> int:
     """Threads for the plan, at most one for each processor that this process may use."""
     cores = len(os.sched_getaffinity(0))
-    return cores if any(file.quantizer for file in plan.experts) else min(MAX_WORKERS, cores)
+    return cores if plan.quantizers else min(MAX_WORKERS, cores)
 
 
 def _write_file(work: Work, layer: ExpertsFile | None) -> tuple[PackedFile, dict[str, int]]:

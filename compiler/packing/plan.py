@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from moec.artifacts.codec import to_json
-from moec.compiler.packing.binding import Binding, bind
+from moec.artifacts.packing import expert_parameter
+from moec.compiler.packing.binding import Binding, bind, one_below_the_other
 from moec.compiler.packing.check import check_names
 from moec.compiler.packing.dense import DenseFile, plan_dense
 from moec.compiler.packing.dense_reader import CONSTANT, parameters_of
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.packing import DenseTensor, ExpertSource, PackingRecord
     from moec.compiler.checkpoint import Checkpoint
+    from moec.compiler.packing.quantizing import Quantizer
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class PackPlan:
     """In the order of the checkpoint."""
     extras: tuple[str, ...]
     """Known tensors of the checkpoint that the model does not use."""
+    quantizers: Mapping[str, Quantizer]
+    """For each format that weights are stored in."""
     identity: str
     """Hash of all that decides the bytes; a journal of another identity is not resumed."""
 
@@ -72,13 +76,25 @@ def plan_pack(
     _check_records(model, packing, constants)
     sources = {source.layer: source for source in packing.experts}
     needed = [name for tensor in packing.dense for name in parameters_of(tensor)]
-    needed += [name for source in packing.experts for name in expert_parameters(source)]
+    counts = {layer.layer: layer.experts for layer in model.experts}
+    for source in packing.experts:
+        for name in expert_parameters(source):
+            needed += own_parameters(name, counts[source.layer])
     bindings = bind(meta, stored_tensors(checkpoint.index, checkpoint.config))
-    parameters, extras = check_names(meta, bindings, needed)
+    found, extras = check_names(meta, bindings, needed)
+    parameters = {name: binding for name, binding in found.items() if name in packing.parameter_dtypes}
+    for source in packing.experts:
+        for name in expert_parameters(source):
+            if name not in parameters:
+                parameters[name] = one_below_the_other(
+                    [found[each] for each in own_parameters(name, counts[source.layer])]
+                )
     dtypes: dict[str, torch.dtype] = {
         name: getattr(torch, packing.parameter_dtypes[name]) for name in parameters
     }
     bodies = {body.name: body for body in model.bodies}
+    wanted = {*(body.format for body in model.bodies), *(tensor.format for tensor in packing.dense)}
+    quantizers = {name: quantizer_for(name, packing.quantization) for name in wanted if name is not None}
     experts = [
         experts_file(
             layer,
@@ -86,7 +102,7 @@ def plan_pack(
             sources[layer.layer],
             parameters,
             dtypes,
-            quantizer_for(bodies[layer.body].format, packing.quantization),
+            quantizers.get(bodies[layer.body].format or ""),
         )
         for layer in model.experts
     ]
@@ -96,6 +112,7 @@ def plan_pack(
         plan_dense(packing.dense, lambda tensor: _places(tensor, parameters)),
         tuple(sorted(experts, key=lambda file: min(_place(parameters[file.source.up])))),
         tuple(extras),
+        quantizers,
         _identity(checkpoint, model, packing, constants),
     )
 
@@ -105,6 +122,11 @@ def expert_parameters(source: ExpertSource) -> tuple[str, ...]:
     return tuple(
         name for name in (source.up, source.down, source.up_bias, source.down_bias) if name is not None
     )
+
+
+def own_parameters(name: str, experts: int) -> list[str]:
+    """The parameters behind one of ``ExpertSource``'s names: one for all experts, or one for each."""
+    return list(dict.fromkeys(expert_parameter(name, expert) for expert in range(experts)))
 
 
 def _check_records(model: ModelRecord, packing: PackingRecord, constants: Mapping[str, torch.Tensor]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moec.errors import BundleError, CheckpointError
-from moec.formats import METHODS, format_of, pack_rows
+from moec.formats import FORMATS, METHODS, pack_rows
 
 if TYPE_CHECKING:
     from moec.artifacts.quantization import Quantization
@@ -23,13 +23,13 @@ class Quantizer:
     method: Method
 
     def rows(self, values: torch.Tensor, name: str) -> torch.Tensor:
-        """Packed rows, uint8 ``[n, row_bytes]``, of float32 ``[n, K]``.
+        """Packed rows, uint8 ``[n, row_bytes]``, of values ``[n, K]`` of any type.
 
         Raises:
             CheckpointError: a value of the tensor ``name`` is NaN or infinite.
         """
         try:
-            quantized = self.method(self.kind, values.numpy())
+            quantized = self.method(self.kind, values.float().numpy())
         except ValueError as error:
             raise CheckpointError(
                 f"Tensor {name} cannot be stored as {self.kind.name}.",
@@ -39,19 +39,16 @@ class Quantizer:
         return torch.from_numpy(pack_rows(self.kind, quantized))
 
 
-def quantizer_for(name: str | None, policy: Quantization | None) -> Quantizer | None:
-    """What makes weights of the format called ``name`` by the policy's method; None for plain weights.
+def quantizer_for(name: str, policy: Quantization | None) -> Quantizer:
+    """What makes weights of the format called ``name`` by the policy's method.
 
     Raises:
-        BundleError: the policy has no method that this moec knows.
+        BundleError: there is no such format, or the policy has no method that this moec knows.
     """
-    kind = format_of(name)
-    if kind is None:
-        return None
-    if policy is None or policy.method not in METHODS:
+    if name not in FORMATS or policy is None or policy.method not in METHODS:
         raise BundleError(
-            f"packing.json does not say how weights become {kind.name}.",
+            f"packing.json does not say how weights become {name}.",
             f"Its method is {policy.method if policy else 'none'}; this moec knows {', '.join(METHODS)}.",
             "Make the modules again with moec compile --modules-only.",
         )
-    return Quantizer(kind, METHODS[policy.method])
+    return Quantizer(FORMATS[name], METHODS[policy.method])

@@ -24,6 +24,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "aten.div.Tensor": ATEN.div.Tensor,
     "aten.exp.default": ATEN.exp.default,
     "aten.expand.default": ATEN.expand.default,
+    "aten.index_select.default": ATEN.index_select.default,
     "aten.mul.Scalar": ATEN.mul.Scalar,
     "aten.mul.Tensor": ATEN.mul.Tensor,
     "aten.neg.default": ATEN.neg.default,

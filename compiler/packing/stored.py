@@ -39,6 +39,13 @@ class Stored:
         scale = None if self.scale is None else _item(self.scale, number)
         return replace(self, shape=self.shape[1:], entry=_item(self.entry, number), scale=scale)
 
+    def unflatten(self, count: int) -> Stored:
+        """``[count * n, ...]`` as ``[count, n, ...]``; itself where it cannot be: its shape is found wrong later."""
+        if self.encoding != "plain" or not self.shape or self.shape[0] % count:
+            return self
+        shape = (count, self.shape[0] // count, *self.shape[1:])
+        return replace(self, shape=shape, entry=replace(self.entry, shape=shape))
+
     @property
     def rows(self) -> int:
         """Rows that can be read apart: all dimensions but the last, or of a vector its elements."""

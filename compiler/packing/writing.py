@@ -67,7 +67,9 @@ def write_dense(work: Work) -> tuple[PackedFile, dict[str, int]]:
             for placed, values in reader.pieces(group):
                 file.pad_to(placed.begin)
                 checked = bool(placed.tensor.sources) and not placed.tensor.sources[0].startswith("constant:")
-                _write(work, file, values, placed.tensor.name if checked else None, found)
+                quantizer = plan.quantizers.get(placed.tensor.format or "")
+                stored = values if quantizer is None else quantizer.rows(values, placed.tensor.name)
+                _write(work, file, stored, placed.tensor.name if checked else None, found)
             assert file.size_bytes == group[-1].end
             _finish_item(work, file, found)
     return file.result(work.weights.parent), file.nonfinite
@@ -85,10 +87,9 @@ def write_experts(work: Work, layer: ExpertsFile) -> tuple[PackedFile, dict[str,
                 if piece.part is not part:
                     part = piece.part
                     file.pad_to(expert * stride + part.offset_bytes)
-                name, values = f"{piece.parameter}[{expert}]", piece.values
-                if piece.quantizer is not None:
-                    values = piece.quantizer.rows(values, name)
-                _write(work, file, values, name, found)
+                name, quantizer = f"{piece.parameter}[{expert}]", piece.quantizer
+                stored = piece.values if quantizer is None else quantizer.rows(piece.values, name)
+                _write(work, file, stored, name, found)
             file.pad_to((expert + 1) * stride)
             _finish_item(work, file, found)
     return file.result(work.weights.parent), file.nonfinite

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.ids import LayerId, TensorName, ValueId
 from moec.artifacts.model import (
+    AppendStep,
     AttentionSpec,
     AttentionStep,
+    CapacityStep,
     DType,
     ExpertBody,
     ExpertsLayer,
     ExpertsStep,
-    LatentHeads,
     LatentWeights,
     SegmentStep,
     SelectionSpec,
@@ -23,11 +24,12 @@ from moec.artifacts.model import (
     TensorSpec,
 )
 from moec.artifacts.packing import DenseTensor, ExpertSource
-from moec.compiler.partition.nodes import DTYPE_NAMES, marker_arguments, tensor_spec
+from moec.compiler.partition.attentions import attention_spec
+from moec.compiler.partition.nodes import marker_arguments, tensor_spec
 from moec.compiler.partition.segments import Functions, build_segment
 from moec.compiler.partition.stages import Group, Staging, stage_users
 from moec.compiler.partition.states import state_operands, state_spec
-from moec.compiler.tracing.markers import ATTENTION, MATRICES, SELECTION
+from moec.compiler.tracing.markers import ATTENTION, CAPACITY, MATRICES, SELECTION
 from moec.compiler.tracing.state_markers import STATES
 from moec.errors import CompileError
 
@@ -38,64 +40,91 @@ if TYPE_CHECKING:
     from moec.compiler.tracing.experts import ExpertsFacts
 
 
+@dataclass(frozen=True)
+class ChainInputs:
+    """The placeholders that a chain begins with, ``[1, T]`` each."""
+
+    tokens: fx.Node
+    positions: fx.Node
+    symbol: str
+    """T's name in the graph."""
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """The steps of one chain; none from ``last_step`` on is a marker's."""
+
+    steps: tuple[Step, ...]
+    last_step: int
+
+
 @dataclass
 class Chain:
-    """A chain in the making."""
+    """Chains in the making, and the records that they share."""
 
-    symbol: str
     dtype: DType
     """Of cached keys and values."""
     dense: dict[fx.Node, DenseTensor]
     loose: set[fx.Node]
     facts: dict[str, ExpertsFacts]
+    caches: dict[fx.Node, LayerId]
+    """The attention layer of each attention marker."""
     functions: Functions
     values: dict[ValueId, TensorSpec] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
     attentions: dict[AttentionSpec, AttentionSpec] = field(default_factory=dict)
     selections: dict[SelectionSpec, SelectionSpec] = field(default_factory=dict)
     states: dict[StateSpec, StateSpec] = field(default_factory=dict)
     bodies: dict[ExpertBody, ExpertBody] = field(default_factory=dict)
     experts: list[ExpertsLayer] = field(default_factory=list)
     sources: list[ExpertSource] = field(default_factory=list)
-    last_step: int = 0
     weights: dict[TensorName, DenseTensor] = field(default_factory=dict)
     """Those that a step uses, in the order of first use."""
+    _steps: list[Step] = field(default_factory=list)
+    _symbol: str = ""
     _ids: dict[fx.Node, ValueId] = field(default_factory=dict)
-    _attention_layers: int = 0
     _selection_layers: int = 0
     _state_layers: int = 0
 
-    def build(self, staging: Staging, tokens: fx.Node, positions: fx.Node, logits: fx.Node) -> None:
-        """Lay out every stage: its main segment, its side segment, its markers."""
-        self._name(tokens, "tokens")
-        self._name(positions, "positions")
+    def build(self, staging: Staging, inputs: ChainInputs, logits: fx.Node | None) -> LaidOut:
+        """Lay out every stage: its main segment, its side segment, its markers.
+
+        Args:
+            staging: of the nodes that this chain computes.
+            inputs: its tokens.
+            logits: what it is for; ``None``: an encoder, whose last markers are cross-attentions to append for.
+        """
+        self._steps, self._symbol, self._ids = [], inputs.symbol, {}
+        self._name(inputs.tokens, "tokens")
+        self._name(inputs.positions, "positions")
         wanted = self._wanted(staging, logits)
         groups = iter(staging.groups)
         group = next(groups, None)
+        last_step = 0
         for stage in range(max(g.stage for g in staging.groups) + 1):
             while group is not None and group.stage == stage:
                 self._segment(group, wanted, logits)
                 group = next(groups, None)
             for marker in staging.markers.get(stage, ()):
-                self._marker(marker)
-                self.last_step = len(self.steps)
-        if logits not in self._ids:
+                self._marker(marker, encoding=logits is None)
+                last_step = len(self._steps)
+        if logits is not None and logits not in self._ids:
             raise CompileError(
                 "The logits come straight from a marker or an input, and no segment makes them"
             )
+        return LaidOut(tuple(self._steps), last_step)
 
-    def _wanted(self, staging: Staging, logits: fx.Node) -> set[fx.Node]:
+    def _wanted(self, staging: Staging, logits: fx.Node | None) -> set[fx.Node]:
         """Nodes that something outside of their own group uses."""
         users = stage_users(staging)
         wanted = {node for node, groups in users.items() if len(groups) > 1}
         for markers in staging.markers.values():
             wanted |= {item for marker in markers for item in marker.all_input_nodes}
-        return wanted | {logits}
+        return wanted if logits is None else wanted | {logits}
 
-    def _segment(self, group: Group, wanted: set[fx.Node], logits: fx.Node) -> None:
+    def _segment(self, group: Group, wanted: set[fx.Node], logits: fx.Node | None) -> None:
         outputs = tuple(node for node in group.nodes if node in wanted)
-        segment = build_segment(group.nodes, outputs, self._is_weight, self.loose, self.symbol)
-        name = self.functions.add(segment)
+        segment = build_segment(group.nodes, outputs, self._is_weight, self.loose, self._symbol)
+        name = self.functions.add(segment, self._symbol)
         step = SegmentStep(
             kind="segment",
             function=name,
@@ -104,56 +133,73 @@ class Chain:
             outputs=tuple(self._name(node, "logits" if node is logits else None) for node in outputs),
             side=group.side,
         )
-        self.steps.append(step)
+        self._steps.append(step)
 
-    def _marker(self, node: fx.Node) -> None:
-        if str(node.target) == ATTENTION:
-            self._attention(node)
-        elif str(node.target) == SELECTION:
+    def _marker(self, node: fx.Node, *, encoding: bool) -> None:
+        target = str(node.target)
+        if target == SELECTION:
             self._selection(node)
-        elif str(node.target) in STATES:
+        elif target in STATES:
             self._state(node)
-        else:
+        elif target == CAPACITY:
+            self._capacity(node)
+        elif target != ATTENTION:
             self._experts(node)
+        elif encoding and marker_arguments(node)["cross"]:
+            self._append(node)
+        else:
+            self._attention(node)
+
+    def _spec(self, node: fx.Node) -> AttentionSpec:
+        unnamed = attention_spec(node, self.dtype)
+        return self.attentions.setdefault(unnamed, replace(unnamed, name=f"attention_{len(self.attentions)}"))
 
     def _attention(self, node: fx.Node) -> None:
         given = marker_arguments(node)
-        query, key, value, sinks = (given[name] for name in ("query", "key", "value", "sinks"))
-        selection = given["selection"]
-        kv_heads, key_dim = (int(size) for size in key.meta["val"].shape[2:])
-        unnamed = AttentionSpec(
-            name="",
-            query_heads=int(query.meta["val"].shape[2]),
-            kv_heads=kv_heads,
-            key_dim=key_dim,
-            value_dim=int(given["value_dim"]),
-            scaling=float(given["scaling"]),
-            window=int(given["window"]),
-            chunk=int(given["chunk"]),
-            softcap=float(given["softcap"]),
-            sinks=sinks is not None,
-            latent=value is None,
-            dtype=self.dtype,
-            heads=_latent_heads(given["expand"], given["project"]),
-            selected=selection is not None,
-        )
-        named = replace(unnamed, name=f"attention_{len(self.attentions)}")
-        spec = self.attentions.setdefault(unnamed, named)
-        self.steps.append(
+        spec = self._spec(node)
+        key, value = (None, None) if spec.cross else (given["key"], given["value"])
+        self._steps.append(
             AttentionStep(
                 kind="attention",
                 attention=spec.name,
-                layer=LayerId(self._attention_layers),
-                query=self._value(query),
-                key=self._value(key),
+                layer=self.caches[node],
+                query=self._value(given["query"]),
+                key=None if key is None else self._value(key),
                 value=None if value is None else self._value(value),
-                sinks=None if sinks is None else self._weight(sinks),
+                sinks=self._optional_weight(given["sinks"]),
                 weights=self._latent_weights(given),
                 output=self._name(node),
-                selection=None if selection is None else self._value(selection),
+                selection=None if given["selection"] is None else self._value(given["selection"]),
+                bias=self._optional_weight(given["bias"]),
             )
         )
-        self._attention_layers += 1
+
+    def _append(self, node: fx.Node) -> None:
+        given = marker_arguments(node)
+        self._steps.append(
+            AppendStep(
+                kind="append",
+                attention=self._spec(node).name,
+                layer=self.caches[node],
+                key=self._value(given["key"]),
+                value=self._value(given["value"]),
+            )
+        )
+
+    def _capacity(self, node: fx.Node) -> None:
+        index, weight, _ = marker_arguments(node).values()
+        self._steps.append(
+            CapacityStep(
+                kind="capacity",
+                layer=LayerId(len(self.experts)),
+                index=self._value(index),
+                weight=self._value(weight),
+                output=self._name(node),
+            )
+        )
+
+    def _optional_weight(self, node: fx.Node | None) -> TensorName | None:
+        return None if node is None else self._weight(node)
 
     def _selection(self, node: fx.Node) -> None:
         given = marker_arguments(node)
@@ -161,7 +207,7 @@ class Chain:
         unnamed = SelectionSpec("", heads, dim, float(given["scaling"]), int(given["top_k"]), self.dtype)
         named = replace(unnamed, name=f"selection_{len(self.selections)}")
         spec = self.selections.setdefault(unnamed, named)
-        self.steps.append(
+        self._steps.append(
             SelectionStep(
                 kind="selection",
                 selection=spec.name,
@@ -179,7 +225,7 @@ class Chain:
         named = replace(unnamed, name=f"{unnamed.kind}_{len(self.states)}")
         spec = self.states.setdefault(unnamed, named)
         inputs, weights = state_operands(node)
-        self.steps.append(
+        self._steps.append(
             StateStep(
                 kind="state",
                 state=spec.name,
@@ -201,9 +247,11 @@ class Chain:
         layer = LayerId(len(self.experts))
         body = self._body(facts)
         top_k = int(index.meta["val"].shape[1])
-        self.experts.append(ExpertsLayer(layer, module, body.name, facts.experts, top_k))
+        limited = str(weight.target) == CAPACITY
+        capacity = int(marker_arguments(weight)["tokens"]) if limited else 0
+        self.experts.append(ExpertsLayer(layer, module, body.name, facts.experts, top_k, capacity))
         self.sources.append(expert_source(layer, facts))
-        self.steps.append(
+        self._steps.append(
             ExpertsStep(
                 kind="experts",
                 layer=layer,
@@ -245,20 +293,23 @@ class Chain:
     def _name(self, node: fx.Node, name: str | None = None) -> ValueId:
         value = ValueId(name or f"v{len(self.values)}")
         self._ids[node] = value
-        self.values[value] = tensor_spec(node, self.symbol)
+        self.values[value] = tensor_spec(node, self._symbol)
         return value
 
 
-def _latent_heads(expand: fx.Node | None, project: fx.Node | None) -> LatentHeads | None:
-    """What the matrices of a latent's heads say."""
-    if expand is None or project is None:
-        return None
-    nope, value = (int(matrix.meta["val"].shape[1]) for matrix in (expand, project))
-    return LatentHeads(nope, value, DTYPE_NAMES[expand.meta["val"].dtype])
-
-
 def expert_source(layer: LayerId, facts: ExpertsFacts) -> ExpertSource:
-    """Parameter names, as transformers' experts interface fixes them."""
+    """Parameter names, as transformers' experts interface fixes them, or with ``*`` for each expert's number."""
+    if facts.products is not None:
+        up, down = (f"{facts.module}.expert_*.{product}" for product in facts.products)
+        return ExpertSource(
+            layer=layer,
+            up=f"{up}.weight",
+            down=f"{down}.weight",
+            up_bias=f"{up}.bias" if facts.bias else None,
+            down_bias=f"{down}.bias" if facts.bias else None,
+            transposed=False,
+            interleaved=False,
+        )
     up = "gate_up_proj" if facts.gated else "up_proj"
     return ExpertSource(
         layer=layer,

@@ -12,7 +12,7 @@ from moec.artifacts.ids import TensorName
 from moec.artifacts.packing import DenseTensor, RecipeStep
 from moec.compiler.packing.recipes import OPERATIONS
 from moec.compiler.partition.canonical import weight_only
-from moec.compiler.partition.nodes import DTYPE_NAMES, is_symbolic_int, size_bytes
+from moec.compiler.partition.nodes import DTYPE_NAMES, is_marker, is_symbolic_int, size_bytes
 from moec.compiler.partition.storage import narrow_weights
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def _can_fold(node: fx.Node, foldable: set[fx.Node]) -> bool:
         return False
     if not isinstance(node.meta["val"], torch.Tensor):
         return True  # split: its parts are judged
+    if any(is_marker(user) for user in node.users):
+        return True  # markers take weights, whatever their size
     return size_bytes(node) <= GROWTH * sum(size_bytes(leaf) for leaf in _leaves(node))
 
 

@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from moec.artifacts.model import DType, GenerationDefaults, ModelRecord
-from moec.artifacts.packing import DenseTensor, PackingRecord
+from moec.artifacts.packing import DenseTensor, PackingRecord, expert_parameter
+from moec.compiler.partition.attentions import attention_spec, cache_numbers
 from moec.compiler.partition.canonical import canonicalise, weight_only
-from moec.compiler.partition.chain import Chain
+from moec.compiler.partition.chain import Chain, ChainInputs
 from moec.compiler.partition.folding import fold
-from moec.compiler.partition.nodes import DTYPE_NAMES
+from moec.compiler.partition.nodes import DTYPE_NAMES, marker_arguments
 from moec.compiler.partition.records import PartitionedModel
 from moec.compiler.partition.rowwise import check_rowwise
 from moec.compiler.partition.segments import Functions
-from moec.compiler.partition.stages import assign_stages
+from moec.compiler.partition.stages import assign_encoder_stages, assign_stages, source_nodes
 from moec.compiler.partition.token_axes import separate_tokens
+from moec.compiler.tracing.markers import ATTENTION
 
 if TYPE_CHECKING:
     import torch
 
+    from moec.artifacts.model import Step
+    from moec.compiler.partition.chain import LaidOut
     from moec.compiler.trace import TracedModel
 
 CONSTANT = "constant:"
@@ -45,8 +49,8 @@ def partition(traced: TracedModel, *, generation: GenerationDefaults, config_sha
     graph = fx.Graph()
     graph.output(graph.graph_copy(traced.graph.graph, {}))
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    *weights, tokens, positions = placeholders
-    names = dict(zip(weights, traced.names, strict=True))
+    names = dict(zip(placeholders, traced.names, strict=False))
+    inputs = _inputs(placeholders[len(names) :], traced)
 
     def source_name(node: fx.Node) -> str:
         name = names.get(node, str(node.target))
@@ -55,21 +59,23 @@ def partition(traced: TracedModel, *, generation: GenerationDefaults, config_sha
     def stored(node: fx.Node) -> torch.dtype | None:
         return traced.stored.get(names.get(node, ""))
 
-    separate_tokens(graph, tokens)
+    for each in inputs:
+        separate_tokens(graph, each.tokens)
     canonicalise(graph, names.__contains__)
-    check_rowwise(graph, traced.symbol, traced.class_name)
+    check_rowwise(graph, [each.symbol for each in inputs], traced.class_name)
     dense, loose = fold(graph, names.__contains__, source_name, stored)
-    staging = assign_stages(graph, loose | weight_only(graph, names.__contains__))
-    chain = Chain(
-        traced.symbol,
-        CACHE_DTYPES[traced.dtype],
-        dense,
-        loose,
-        traced.experts,
-        Functions.empty(traced.symbol),
-    )
+    passive = loose | weight_only(graph, names.__contains__)
+    attentions = [node for node in graph.nodes if str(node.target) == ATTENTION]
+    dtype = CACHE_DTYPES[traced.dtype]
+    caches = cache_numbers(attentions, lambda node: attention_spec(node, dtype))
+    chain = Chain(dtype, dense, loose, traced.experts, caches, Functions.empty())
+    crossing = [node for node in attentions if marker_arguments(node)["cross"]]
+    encoder: tuple[Step, ...] = ()
+    if len(inputs) > 1:
+        encoder = chain.build(assign_encoder_stages(graph, passive, crossing), inputs[1], None).steps
+        passive |= source_nodes(graph, passive, crossing)
     (logits,) = next(reversed(graph.nodes)).all_input_nodes
-    chain.build(staging, tokens, positions, logits)
+    decoder = chain.build(assign_stages(graph, passive), inputs[0], logits)
     packing = _packing(chain, traced, config_sha256)
     lifted = {
         node.target: getattr(traced.graph, str(node.target)) for node in graph.nodes if node.op == "get_attr"
@@ -82,14 +88,29 @@ def partition(traced: TracedModel, *, generation: GenerationDefaults, config_sha
         if _is_constant(source)
     }
     return PartitionedModel(
-        model=_model(chain, traced, generation),
+        model=_model(chain, traced, generation, decoder, encoder),
         functions=chain.functions.graphs,
         packing=packing,
         constants={name: available[name] for name in sorted(used)},
     )
 
 
-def _model(chain: Chain, traced: TracedModel, generation: GenerationDefaults) -> ModelRecord:
+def _inputs(placeholders: list[fx.Node], traced: TracedModel) -> list[ChainInputs]:
+    """What the decoder's chain begins with, and the encoder's where there is one."""
+    symbols = [traced.symbol] if traced.source_symbol is None else [traced.symbol, traced.source_symbol]
+    return [
+        ChainInputs(tokens, positions, symbol)
+        for tokens, positions, symbol in zip(placeholders[::2], placeholders[1::2], symbols, strict=True)
+    ]
+
+
+def _model(
+    chain: Chain,
+    traced: TracedModel,
+    generation: GenerationDefaults,
+    decoder: LaidOut,
+    encoder: tuple[Step, ...],
+) -> ModelRecord:
     return ModelRecord(
         model_type=traced.model_type,
         class_name=traced.class_name,
@@ -103,9 +124,10 @@ def _model(chain: Chain, traced: TracedModel, generation: GenerationDefaults) ->
         states=tuple(chain.states.values()),
         bodies=tuple(chain.bodies.values()),
         experts=tuple(chain.experts),
-        steps=tuple(chain.steps),
-        last_step=chain.last_step,
+        steps=decoder.steps,
+        last_step=decoder.last_step,
         generation=generation,
+        encoder=encoder,
         selections=tuple(chain.selections.values()),
     )
 
@@ -124,7 +146,7 @@ def _packing(chain: Chain, traced: TracedModel, config_sha256: str) -> PackingRe
     for experts in chain.sources:
         for name in (experts.up, experts.down, experts.up_bias, experts.down_bias):
             if name is not None:
-                dtypes[name] = DTYPE_NAMES[traced.stored[name]]
+                dtypes[name] = DTYPE_NAMES[traced.stored[expert_parameter(name, 0)]]
     return PackingRecord(config_sha256, dtypes, dense, tuple(chain.sources))
 
 

@@ -17,7 +17,7 @@ from moec.compiler.tracing.markers import LINEAR
 from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 OVER_AXIS = [
     "_softmax",
@@ -73,8 +73,13 @@ SHAPING = (
 MATRIX = ("mm", "bmm", "matmul", "addmm", "baddbmm")
 
 
-def check_rowwise(graph: fx.Graph, symbol: str, class_name: str) -> None:
+def check_rowwise(graph: fx.Graph, symbols: Sequence[str], class_name: str) -> None:
     """Refuse a whole model's graph in which a token sees other tokens outside of the markers.
+
+    Args:
+        graph: of a whole model.
+        symbols: what numbers of tokens are called in its shapes: the decoder's, and an encoder's.
+        class_name: of the model.
 
     Raises:
         UnsupportedModelError: names the module and the operation.
@@ -82,7 +87,8 @@ def check_rowwise(graph: fx.Graph, symbol: str, class_name: str) -> None:
     for node in graph.nodes:
         if node.op != "call_function" or is_marker(node) or is_symbolic_int(node):
             continue
-        problem = _problem(node, symbol)
+        found = [problem for symbol in symbols if (problem := _problem(node, symbol))]
+        problem = found[0] if found else _mixes(node, symbols)
         if problem:
             raise UnsupportedModelError(
                 f"{class_name}: {place(node)} {problem}",
@@ -95,6 +101,11 @@ def check_rowwise(graph: fx.Graph, symbol: str, class_name: str) -> None:
 def token_axes(value: Any, symbol: str) -> tuple[int, ...]:
     """Axes of a tensor whose size depends on the tokens of a step."""
     return tuple(axis for axis, size in enumerate(value.shape) if symbol in str(size))
+
+
+def _mixes(node: fx.Node, symbols: Sequence[str]) -> str:
+    used = [symbol for symbol in symbols if any(_has_tokens(item, symbol) for item in node.all_input_nodes)]
+    return "pairs the tokens of two sequences" if len(used) > 1 else ""
 
 
 def _problem(node: fx.Node, symbol: str) -> str:

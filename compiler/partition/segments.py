@@ -39,29 +39,28 @@ class Segment:
 class Functions:
     """Distinct segments by the hash of their text, named in the order of first use."""
 
-    symbol: str
     graphs: dict[str, SegmentGraph]
     specs: dict[str, FunctionSpec]
     _names: dict[str, str]
 
     @classmethod
-    def empty(cls, symbol: str) -> Functions:
+    def empty(cls) -> Functions:
         """No functions yet."""
-        return cls(symbol, {}, {}, {})
+        return cls({}, {}, {})
 
-    def add(self, segment: Segment) -> str:
-        """The name of the function that equals ``segment``; a new one where there is none."""
-        digest = hashlib.sha256(_text(segment, self.symbol).encode()).hexdigest()
+    def add(self, segment: Segment, symbol: str) -> str:
+        """The name of the function that equals ``segment``; a new one where there is none. ``symbol`` is T's name."""
+        digest = hashlib.sha256(_text(segment, symbol).encode()).hexdigest()
         if digest not in self._names:
             name = self._names[digest] = f"segment_{len(self._names)}"
             self.specs[name] = FunctionSpec(
                 name,
-                tuple(tensor_spec(node, self.symbol) for node in segment.inputs),
-                tuple(tensor_spec(node, self.symbol) for node in segment.weights),
-                tuple(tensor_spec(node, self.symbol) for node in segment.outputs),
+                tuple(tensor_spec(node, symbol) for node in segment.inputs),
+                tuple(tensor_spec(node, symbol) for node in segment.weights),
+                tuple(tensor_spec(node, symbol) for node in segment.outputs),
             )
             module = fx.GraphModule(torch.nn.Module(), segment.graph)
-            self.graphs[name] = SegmentGraph(name, module, self.symbol)
+            self.graphs[name] = SegmentGraph(name, module, symbol)
         return self._names[digest]
 
 

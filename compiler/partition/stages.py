@@ -16,6 +16,8 @@ from moec.compiler.partition.nodes import is_marker, is_symbolic_int
 from moec.compiler.tracing.markers import LINEAR
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import fx
 
 
@@ -60,6 +62,50 @@ def assign_stages(graph: fx.Graph, passive: set[fx.Node]) -> Staging:
         groups += [Group(k, False, main)] if main else []
         groups += [Group(k, True, side)] if side else []
     return Staging(tuple(groups), {k: found for k, found in sorted(markers.items()) if found})
+
+
+def assign_encoder_stages(graph: fx.Graph, passive: set[fx.Node], crossing: Sequence[fx.Node]) -> Staging:
+    """Group what cross-attentions need of their source, an encoder's chain.
+
+    After the encoder each cross-attention has a stage of its own, with what only its keys and values need, so that no
+    more than one layer's exist at once. Arguments as for `assign_stages`.
+
+    Args:
+        graph: of a whole model.
+        passive: see `assign_stages`.
+        crossing: the cross-attentions, in order.
+    """
+    inside = source_nodes(graph, passive, crossing)
+    ordered = [node for node in graph.nodes if node in inside]
+    stage = _stages(ordered)
+    last = max(stage.values(), default=0)
+    readers: dict[fx.Node, set[fx.Node]] = defaultdict(set)
+    for node in reversed(ordered):
+        for user in node.users:
+            readers[node] |= {user} if user in crossing else readers[user] if user in inside else set()
+    own: dict[fx.Node, list[fx.Node]] = {marker: [] for marker in crossing}
+    for node in ordered:
+        if len(readers[node]) == 1 and stage[node] == last and not is_marker(node):
+            own[next(iter(readers[node]))].append(node)
+    apart = {node for nodes in own.values() for node in nodes}
+    base = assign_stages(graph, {node for node in graph.nodes if node not in inside or node in apart})
+    groups, markers = list(base.groups), dict(base.markers)
+    for number, (marker, nodes) in enumerate(own.items(), last + 1):
+        groups += [Group(number, False, tuple(nodes))] if nodes else []
+        markers[number] = (marker,)
+    return Staging(tuple(groups), markers)
+
+
+def source_nodes(graph: fx.Graph, passive: set[fx.Node], crossing: Sequence[fx.Node]) -> set[fx.Node]:
+    """Nodes that keys and values of the cross-attentions ``crossing`` are made from."""
+    found: set[fx.Node] = set()
+    stack = [item for marker in crossing for item in marker.all_input_nodes[1:]]
+    while stack:
+        node = stack.pop()
+        if node.op == "call_function" and node not in passive and node not in found:
+            found.add(node)
+            stack += node.all_input_nodes
+    return {node for node in graph.nodes if node in found and not is_symbolic_int(node)}
 
 
 def _stages(nodes: list[fx.Node]) -> dict[fx.Node, int]:

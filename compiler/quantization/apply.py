@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from moec.compiler.quantization.dense import quantize_dense
+
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody, ModelRecord
     from moec.artifacts.packing import ExpertSource
@@ -17,8 +19,9 @@ def quantize(parts: PartitionedModel, policy: Quantization) -> PartitionedModel:
 
     MoE layers of equal experts in different formats have different bodies afterwards.
     """
-    packing = replace(parts.packing, quantization=policy)
-    return replace(parts, model=_with_experts(parts.model, packing.experts, policy), packing=packing)
+    dense = quantize_dense(parts, policy)
+    packing = replace(dense.packing, quantization=policy)
+    return replace(dense, model=_with_experts(dense.model, packing.experts, policy), packing=packing)
 
 
 def _with_experts(model: ModelRecord, sources: tuple[ExpertSource, ...], policy: Quantization) -> ModelRecord:

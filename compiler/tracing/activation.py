@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -121,9 +122,9 @@ class _Reader:
         value, low, high = (*node.args, None, None)[:3]
         low, high = node.kwargs.get("min", low), node.kwargs.get("max", high)
         result = self._value(value)
-        if low is not None:
+        if low is not None and low != -math.inf:
             result = ("max", result, self._value(low))
-        return result if high is None else ("min", result, self._value(high))
+        return result if high is None or high == math.inf else ("min", result, self._value(high))
 
     def _half(self, node: fx.Node) -> Any:
         """Which half of the input a slice is; split gives both, and getitem picks one."""

@@ -9,8 +9,11 @@ import torch
 from moec.compiler.tracing import markers
 from moec.errors import UnsupportedModelError
 
-UNDERSTOOD = ("sliding_window", "s_aux", "softcap")
+UNDERSTOOD = ("sliding_window", "s_aux", "softcap", "position_bias")
 """Arguments that become part of the marker."""
+
+NO_BIAS = object()
+"""A ``position_bias`` that is not ``None``, which would have T5's attention make one."""
 
 IRRELEVANT = {
     "position_ids": "positions were applied to query and key before",
@@ -30,6 +33,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "return_dict": (None, True, False),
 }
 """Arguments that change nothing as long as their value is one of these."""
+
+
+UNROTATED = 16
+"""Zeros in the place of the rotated part where a layer has none: the kernels of latents want one."""
 
 
 def check_arguments(owner: str, arguments: dict[str, Any]) -> None:
@@ -76,6 +83,9 @@ def attend_latents(
     if module.kv_b_proj.bias is not None:
         raise UnsupportedModelError(f"{owner} has a bias in kv_b_proj, which moec cannot absorb")
     latent, rope_key = latents
+    if rope_key.shape[-1] == 0:
+        rope_key = torch.zeros_like(latent[..., :UNROTATED])
+        query = torch.cat([query, torch.zeros_like(query[..., :UNROTATED])], -1)
     heads, nope, rank = query.shape[1], module.qk_nope_head_dim, module.kv_lora_rank
     weight = module.kv_b_proj.weight.view(heads, nope + module.v_head_dim, rank)
     attended: torch.Tensor = markers.attention(
@@ -83,6 +93,7 @@ def attend_latents(
         torch.cat([latent, rope_key], -1).transpose(1, 2),
         None,
         **options,
+        bias=None,
         absorb=weight[:, :nope].transpose(1, 2).contiguous(),
         expand=weight[:, :nope].contiguous(),
         project=weight[:, nope:].contiguous(),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from moec.compiler.tracing.text_half import used_modules
 from moec.errors import UnsupportedModelError
 
 
@@ -21,7 +22,7 @@ def rebuild_buffers(model: Any) -> dict[str, torch.Tensor]:
         UnsupportedModelError: transformers' initialisation leaves a buffer unset.
     """
     values: dict[str, torch.Tensor] = {}
-    for path, module in model.named_modules():
+    for path, module in used_modules(model):
         names = [name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None]
         if not names:
             continue

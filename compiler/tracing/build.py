@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers import initialization as init
 
 from moec.compiler.architectures import ARCHITECTURES
 from moec.compiler.supported import MODELS
+from moec.compiler.tracing.corrections import CORRECTIONS
+from moec.compiler.tracing.foreign_experts import adopt_experts
 from moec.compiler.tracing.ignored_fields import check_fields
+from moec.compiler.tracing.text_half import TEXT_HALVES, transformers_class, used_modules
 from moec.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -28,6 +31,12 @@ DTYPES: dict[DType, torch.dtype] = {
     "float32": torch.float32,
 }
 """Element types a model can be compiled to."""
+
+MODULES_OF_EXPERTS: dict[str, tuple[str, str]] = {
+    "SwitchTransformersExperts": ("wi", "wo"),
+    "NllbMoeExperts": ("fc1", "fc2"),
+}
+"""Classes with a module ``expert_<number>`` for each expert: the names of its two products."""
 
 
 def build_config(raw: dict[str, Any]) -> Any:
@@ -59,44 +68,55 @@ def build_config(raw: dict[str, Any]) -> Any:
     check_fields(model_type, raw)
     fields = copy.deepcopy({key: value for key, value in raw.items() if key != "quantization_config"})
     fields.pop("model_type")
+    if model_type in CORRECTIONS:
+        CORRECTIONS[model_type](fields)
     with _described(model_type):
-        config = AutoConfig.for_model(model_type, **fields) if own is None else own.config(**fields)
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"{model_type} is an encoder-decoder model",
-            "moec compiles decoders only so far: cross-attention has no cache of its own yet.",
-            "`moec models` lists the types that compile.",
-        )
-    return config
+        return AutoConfig.for_model(model_type, **fields) if own is None else own.config(**fields)
 
 
 def build_model(config: Any, dtype: torch.dtype) -> Any:
-    """A causal language model for ``config`` on the meta device, in evaluation mode.
+    """A language model for ``config`` on the meta device, causal or behind an encoder, in evaluation mode.
 
     Raises:
         UnsupportedModelError: transformers has no such model for this config, or it has no routed experts.
     """
-    own = ARCHITECTURES.get(config.model_type)
-    if own is None and type(config) not in AutoModelForCausalLM._model_mapping:
+    make = _maker(config)
+    config.output_router_logits = False
+    with _described(config.model_type), torch.device("meta"), init.meta_device_safe_creation_ops():
+        model = make(config, dtype=dtype)
+    if config.model_type in TEXT_HALVES:
+        TEXT_HALVES[config.model_type].run(model)
+    model.eval()
+    model.tie_weights()
+    adopt_experts(model)
+    if not expert_modules(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not a Mixture-of-Experts model, or not one that moec can see into",
+            "None of its modules goes through transformers' experts interface, or has experts as moec knows them.",
+            "`moec models` lists the types that compile.",
+        )
+    _keep_in_float32(model, dtype)
+    return model
+
+
+def _maker(config: Any) -> Any:
+    """What makes the model of a config: a class of our own, one that also sees or hears, or a language model's.
+
+    Raises:
+        UnsupportedModelError: transformers has no such model for this config.
+    """
+    if config.model_type in ARCHITECTURES:
+        return ARCHITECTURES[config.model_type].model._from_config
+    if config.model_type in TEXT_HALVES:
+        return transformers_class(config.model_type)._from_config
+    family = AutoModelForSeq2SeqLM if has_encoder(config) else AutoModelForCausalLM
+    if type(config) not in family._model_mapping:
         raise UnsupportedModelError(
             f"{config.model_type} has no causal language model in transformers",
             "",
             "`moec models` lists the types that compile.",
         )
-    config.output_router_logits = False
-    with _described(config.model_type), torch.device("meta"), init.meta_device_safe_creation_ops():
-        make = AutoModelForCausalLM.from_config if own is None else own.model._from_config
-        model = make(config, dtype=dtype)
-    model.eval()
-    model.tie_weights()
-    if not expert_modules(model):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is not a Mixture-of-Experts model, or not one that moec can see into",
-            "None of its modules goes through transformers' experts interface.",
-            "`moec models` lists the types that compile.",
-        )
-    _keep_in_float32(model, dtype)
-    return model
+    return family.from_config
 
 
 @contextmanager
@@ -112,11 +132,18 @@ def _described(model_type: str) -> Iterator[None]:
         ) from error
 
 
+def has_encoder(config: Any) -> bool:
+    """Whether the model has an encoder in front of its decoder."""
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
 def expert_modules(model: torch.nn.Module) -> dict[str, Any]:
-    """Path to module, for the modules behind transformers' experts interface."""
+    """Path to module, for the modules behind transformers' experts interface, and those of one module an expert."""
     flags = ("has_gate", "is_transposed", "is_concatenated", "has_bias")
     return {
-        path: module for path, module in model.named_modules() if all(hasattr(module, flag) for flag in flags)
+        path: module
+        for path, module in used_modules(model)
+        if type(module).__name__ in MODULES_OF_EXPERTS or all(hasattr(module, flag) for flag in flags)
     }
 
 

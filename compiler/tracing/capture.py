@@ -1,5 +1,7 @@
 """One pass over the model with symbolic T: a functional graph of core ATen ops and markers.
 
+Behind an encoder there are two numbers of tokens, S of the source and T of the decoder.
+
 ``torch.export`` would trace twice, once for the graph and once to decompose it; ``make_fx`` below autograd
 gives the decomposed graph at once.
 """
@@ -19,6 +21,8 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.overrides import TorchFunctionMode
 
 from moec.compiler.tracing import markers
+from moec.compiler.tracing.build import has_encoder
+from moec.compiler.tracing.positions import given_positions
 from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -28,13 +32,16 @@ if TYPE_CHECKING:
 
 EXAMPLE_TOKENS = 37
 """T while tracing: a hint without meaning, chosen to equal no size that a model has."""
+EXAMPLE_SOURCE = 41
+"""S while tracing."""
 
 
 @dataclass(frozen=True)
 class Captured:
     """The graph of a whole model.
 
-    Its placeholders are the parameters and buffers in the order of ``names``, then tokens and positions.
+    Its placeholders are the parameters and buffers in the order of ``names``, then tokens and positions, and behind an
+    encoder the source's tokens and positions.
     Every node has ``meta["val"]``, a fake tensor with symbolic T, and ``meta["module"]``, the path of the
     module it is from.
     """
@@ -43,6 +50,8 @@ class Captured:
     names: tuple[str, ...]
     symbol: str
     """T's name in the shapes."""
+    source_symbol: str | None
+    """S's name in the shapes; ``None`` where there is no encoder."""
 
 
 class _OneLinear(TorchFunctionMode):
@@ -55,7 +64,10 @@ class _OneLinear(TorchFunctionMode):
 
 
 def capture(model: Any, session: Session) -> Captured:
-    """Trace ``model`` (on the meta device) from tokens and positions ``[1, T]`` to logits ``[1, T, V]``."""
+    """Trace ``model`` (on the meta device) from tokens and positions ``[1, T]`` to logits ``[1, T, V]``.
+
+    Behind an encoder also from a source's tokens and positions ``[1, S]``.
+    """
     shapes = ShapeEnv()
     fake_mode = FakeTensorMode(shape_env=shapes)
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -64,17 +76,14 @@ def capture(model: Any, session: Session) -> Captured:
             name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             for name, tensor in state.items()
         }
-    inputs = [_tokens(fake_mode) for _ in range(2)]
+    sizes = (EXAMPLE_TOKENS, EXAMPLE_SOURCE) if has_encoder(model.config) else (EXAMPLE_TOKENS,)
+    inputs = [_tokens(fake_mode, size) for size in sizes for _ in range(2)]
 
-    def forward(values: list[torch.Tensor], tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        arguments = {
-            "input_ids": tokens,
-            "position_ids": positions,
-            "past_key_values": session.cache,
-            "use_cache": True,
-        }
+    def forward(values: list[torch.Tensor], *given: torch.Tensor) -> torch.Tensor:
         named = dict(zip(tensors, values, strict=True))
-        logits: torch.Tensor = torch.func.functional_call(model, named, (), arguments).logits
+        with given_positions(*given[1::2]):
+            arguments = _arguments(session, *given)
+            logits: torch.Tensor = torch.func.functional_call(model, named, (), arguments).logits
         return logits
 
     functional = torch.func.functionalize(forward, remove="mutations")
@@ -86,12 +95,31 @@ def capture(model: Any, session: Session) -> Captured:
             f"{session.class_name} does different things for different numbers of tokens: {shapes.guards[0].expr}",
             "A compiled graph serves any number of tokens.",
         )
-    return Captured(graph, tuple(tensors), str(inputs[0].shape[1]))
+    symbol, *source = (str(each.shape[1]) for each in inputs[::2])
+    return Captured(graph, tuple(tensors), symbol, source[0] if source else None)
 
 
-def _tokens(fake_mode: FakeTensorMode) -> torch.Tensor:
+def _arguments(
+    session: Session, tokens: torch.Tensor, positions: torch.Tensor, *source: torch.Tensor
+) -> dict[str, Any]:
+    """What the model's ``forward`` is called with."""
+    if source:
+        return {
+            "input_ids": source[0],
+            "decoder_input_ids": tokens,
+            "past_key_values": session.cache,
+        }
+    return {
+        "input_ids": tokens,
+        "position_ids": positions,
+        "past_key_values": session.cache,
+        "use_cache": True,
+    }
+
+
+def _tokens(fake_mode: FakeTensorMode, size: int) -> torch.Tensor:
     context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.STATIC, DimDynamic.DUCK])
-    example = torch.zeros(1, EXAMPLE_TOKENS, dtype=torch.int64)
+    example = torch.zeros(1, size, dtype=torch.int64)
     return fake_mode.from_tensor(example, symbolic_context=context)
 
 

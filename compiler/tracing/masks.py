@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CAUSAL = "causal_mask_function"
+BIDIRECTIONAL = "bidirectional_mask_function"
 WINDOW = "sliding_window_overlay.<locals>.inner_mask"
 CHUNK = "chunked_overlay.<locals>.inner_mask"
 AND = "and_masks.<locals>.and_mask"
@@ -18,12 +19,14 @@ AND = "and_masks.<locals>.and_mask"
 
 @dataclass(frozen=True)
 class MaskSpec:
-    """A causal mask, perhaps narrowed: what is passed through a model instead of a mask tensor."""
+    """A causal mask, perhaps narrowed, or none: what is passed through a model instead of a mask tensor."""
 
     window: int = 0
     """Positions seen, the own one included; 0: all."""
     chunk: int = 0
     """Positions a chunk has; 0: no chunks."""
+    causal: bool = True
+    """Whether a token sees nothing after itself."""
 
     def __getitem__(self, _: Any) -> MaskSpec:
         """Of one head or one sequence the description is the same."""
@@ -34,8 +37,10 @@ def describe_mask(mask_function: Callable[..., Any], class_name: str) -> MaskSpe
     """Read what ``mask_function`` composes.
 
     Raises:
-        UnsupportedModelError: it has a part other than causal, sliding window and chunk.
+        UnsupportedModelError: it has a part other than causal, sliding window and chunk, or than bidirectional.
     """
+    if mask_function.__qualname__ == BIDIRECTIONAL:
+        return MaskSpec(causal=False)
     window, chunk, causal = 0, 0, False
     for part in _parts(mask_function, class_name):
         name = part.__qualname__
@@ -69,6 +74,6 @@ def _captured(function: Callable[..., Any]) -> dict[str, Any]:
 def _unknown(kind: str, class_name: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"{class_name} uses an attention mask that moec does not know: {kind}",
-        "Only causal masks, sliding windows and chunks have attention kernels.",
+        "Only causal masks, sliding windows, chunks and no mask at all have attention kernels.",
         "See `moec models` for the types that compile.",
     )

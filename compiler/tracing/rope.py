@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from moec.compiler.tracing.text_half import used_modules
 from moec.errors import UnsupportedModelError
 
 FIXED = "fixed"
@@ -26,7 +27,7 @@ def fix_rotary_tables(model: torch.nn.Module, max_context: int) -> dict[str, tor
         Frequencies by the path of their buffer, for those that were settled.
     """
     frequencies: dict[str, torch.Tensor] = {}
-    for path, module in model.named_modules():
+    for path, module in used_modules(model):
         kind = getattr(module, "rope_type", None)
         if isinstance(kind, dict) and any(_depends_on_length(str(item)) for item in kind.values()):
             raise UnsupportedModelError(

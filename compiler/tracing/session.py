@@ -10,7 +10,8 @@ from transformers.cache_utils import Cache
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moec.compiler.tracing import markers
-from moec.compiler.tracing.attention import attend_latents, check_arguments
+from moec.compiler.tracing.attention import NO_BIAS, attend_latents, check_arguments
+from moec.compiler.tracing.interface import INTERFACE
 from moec.compiler.tracing.masks import MaskSpec, describe_mask
 from moec.compiler.tracing.selection import selection_of
 from moec.errors import UnsupportedModelError
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
-
-INTERFACE = "moec"
-"""The name under which this session stands in transformers' registries while it lasts."""
 
 
 class RecordingCache(Cache):  # type: ignore[misc]
@@ -127,7 +125,8 @@ class Session:
         owner = f"{self.class_name} ({type(module).__name__})"
         selected = selection_of(arguments, self.cache.max_context, owner)
         check_arguments(owner, arguments)
-        mask = _expect_mask(owner, attention_mask, arguments)
+        cross = str(key.shape[2]) != str(query.shape[2])
+        mask = _expect_mask(owner, attention_mask, arguments, cross=cross)
         options = {
             "sinks": arguments.get("s_aux"),
             "selection": selected,
@@ -136,14 +135,18 @@ class Session:
             "window": mask.window,
             "chunk": mask.chunk,
             "softcap": float(arguments.get("softcap") or 0.0),
+            "causal": mask.causal,
+            "cross": cross,
         }
         if hasattr(module, "expand_kv"):
             return attend_latents(module, owner, query, self.cache.recorded[module.layer_idx], options), None
+        bias = arguments.get("position_bias")
         attended = markers.attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
             **options,
+            bias=None if bias is NO_BIAS else bias,
             absorb=None,
             expand=None,
             project=None,
@@ -152,11 +155,18 @@ class Session:
         return attended, None
 
 
-def _expect_mask(owner: str, mask: Any, arguments: dict[str, Any]) -> MaskSpec:
+def _expect_mask(owner: str, mask: Any, arguments: dict[str, Any], *, cross: bool) -> MaskSpec:
+    if cross and mask is None:
+        return MaskSpec(causal=False)
     if not isinstance(mask, MaskSpec):
         raise UnsupportedModelError(
             f"{owner} passes attention_mask as {type(mask).__name__}, which moec does not know",
             "Masks must come from transformers' mask interface.",
+        )
+    if cross and mask.causal:
+        raise UnsupportedModelError(
+            f"{owner} hides keys of another sequence by their positions",
+            "Positions of two sequences do not compare; moec knows cross-attention to all of a source.",
         )
     window = arguments.get("sliding_window")
     if window is not None and window != mask.window:

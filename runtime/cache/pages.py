@@ -21,6 +21,11 @@ def pages_for(tokens: int) -> int:
     return -(-tokens // PAGE_TOKENS)
 
 
+def table_rows(max_batch: int, *, sources: bool) -> int:
+    """Rows of the page table: of each sequence that runs at once and a spare one; as many again for their sources."""
+    return (max_batch + 1) * (2 if sources else 1)
+
+
 class PageAllocator:
     """Hands out page numbers ``0 .. total-1``; freed pages are reused last in, first out (they are warm)."""
 
@@ -79,6 +84,10 @@ class Lease:
 
     row: int
     pages: list[int]
+    source: tuple[int, ...] = ()
+    """Pages of what an encoder writes for it."""
+    encoded: bool = False
+    """Whether it has."""
 
     def missing(self, tokens: int) -> int:
         """Pages to add before ``tokens`` positions fit."""

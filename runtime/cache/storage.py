@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.model import DTYPE_BYTES, AttentionStep
+from moec.artifacts.model import DTYPE_BYTES
 from moec.runtime.devices.protocol import View
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moec.artifacts.model import AttentionSpec, ModelRecord, SelectionSpec
+    from moec.artifacts.model import AttentionSpec, SelectionSpec
     from moec.runtime.devices.protocol import Device
 
 
@@ -20,7 +20,7 @@ class CacheStorage:
 
     Args:
         device: whose kernels use it.
-        layers: the attention of each attention layer, in order.
+        layers: an attention of each attention layer, in order (see `moec.artifacts.cache.cache_layers`).
         pages: pages of each layer.
         selections: the selection of each layer that has an indexer, in order.
 
@@ -56,13 +56,6 @@ class CacheStorage:
     def index(self, number: int) -> Any:
         """Key pages of the indexer of selecting layer ``number``."""
         return self._indexes[number][0]
-
-
-def attention_layers(model: ModelRecord) -> tuple[AttentionSpec, ...]:
-    """The attention of each attention layer, in order."""
-    specs = {spec.name: spec for spec in model.attentions}
-    steps = [step for step in model.steps if isinstance(step, AttentionStep)]
-    return tuple(specs[step.attention] for step in sorted(steps, key=lambda step: step.layer))
 
 
 def _shapes(spec: AttentionSpec, pages: int) -> list[tuple[int, ...]]:

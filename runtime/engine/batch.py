@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +17,22 @@ if TYPE_CHECKING:
     from moec.runtime.engine.sequence import Sequence
 
 
+class Piece(NamedTuple):
+    """Consecutive tokens of one sequence in a step."""
+
+    row: int
+    """Of the page table."""
+    start: int
+    """Position of the first token."""
+    tokens: list[int]
+    source_row: int = 0
+    """Page table row of what an encoder wrote for it."""
+    source_tokens: int = 0
+    """How many positions that has."""
+    prompt: int = 0
+    """Positions below this are of one call; each from it on is one by itself (see ``CapacityStep``)."""
+
+
 class StepBatch:
     """Buffers for up to ``capacity`` tokens, filled anew for each step up to ``count``.
 
@@ -24,44 +40,62 @@ class StepBatch:
         count: T.
         tokens: int64 token ids.
         positions: int64 positions within each token's sequence.
-        token_sequence: int32 page table row of each token.
-        token_position: ``positions`` as int32, for the cache kernels.
+        each: what kernels are told of each token, int32. ``token_sequence`` is its page table row, ``token_position``
+            its position. Where ``sources``, ``token_source`` is the row of its source, ``token_last`` the source's last
+            position, ``token_call`` the number of the first token of its call.
         table: where each sequence's positions lie in the cache.
         page_table: its array, int32 ``[rows, pages]``.
         wanted: indices below T of the tokens whose logits are wanted, increasing.
     """
 
-    def __init__(self, capacity: int, table: PageTable) -> None:
+    def __init__(self, capacity: int, table: PageTable, *, sources: bool = False) -> None:
         self.capacity = capacity
         self.table = table
         self.page_table = table.array
         self.count = 0
         self.tokens: NDArray[np.int64] = aligned_zeros((capacity,), np.int64)
         self.positions: NDArray[np.int64] = aligned_zeros((capacity,), np.int64)
-        self.token_sequence: NDArray[np.int32] = aligned_zeros((capacity,), np.int32)
-        self.token_position: NDArray[np.int32] = aligned_zeros((capacity,), np.int32)
+        self.each: dict[str, NDArray[np.int32]] = {
+            name: aligned_zeros((capacity,), np.int32) for name in told_names(sources=sources)
+        }
         self.wanted: list[int] = []
 
-    def fill(self, pieces: Iterable[tuple[int, int, list[int]]], wanted: list[int]) -> None:
+    def fill(self, pieces: Iterable[Piece], wanted: list[int]) -> None:
         """Set the tokens of a step.
 
         Args:
-            pieces: page table row, position of the first token, and consecutive tokens, of each sequence.
+            pieces: of each sequence.
             wanted: see the class.
         """
         tokens: list[int] = []
         positions: list[int] = []
-        rows: list[int] = []
-        for row, start, piece in pieces:
-            tokens += piece
-            positions += range(start, start + len(piece))
-            rows += [row] * len(piece)
+        told: dict[str, list[int]] = {name: [] for name in self.each}
+        for piece in pieces:
+            first, count = len(tokens), len(piece.tokens)
+            own = range(piece.start, piece.start + count)
+            tokens += piece.tokens
+            positions += own
+            told["token_sequence"] += [piece.row] * count
+            told["token_position"] += own
+            if "token_source" in told:
+                told["token_source"] += [piece.source_row] * count
+                told["token_last"] += [piece.source_tokens - 1] * count
+                told["token_call"] += [
+                    first if position < piece.prompt else first + number
+                    for number, position in enumerate(own)
+                ]
         self.count = count = len(tokens)
         self.wanted = wanted
         self.tokens[:count] = tokens
         self.positions[:count] = positions
-        self.token_position[:count] = positions
-        self.token_sequence[:count] = rows
+        for name, values in told.items():
+            self.each[name][:count] = values
+
+
+def told_names(*, sources: bool) -> tuple[str, ...]:
+    """What kernels are told of each token, see `StepBatch.each`."""
+    own = ("token_sequence", "token_position")
+    return (*own, "token_source", "token_last", "token_call") if sources else own
 
 
 class Executor(Protocol):
@@ -69,6 +103,10 @@ class Executor(Protocol):
 
     def run(self, batch: StepBatch) -> NDArray[np.float32]:
         """Append the step's tokens to the cache and return float32 logits ``[len(batch.wanted), V]``."""
+        ...
+
+    def encode(self, batch: StepBatch) -> None:
+        """Run an encoder on whole sources, and write what decoders attend to into their pages."""
         ...
 
     def next_tokens(
@@ -97,6 +135,6 @@ class Executor(Protocol):
 def choose_on_host(logits: NDArray[np.float32], sequences: list[Sequence]) -> list[int]:
     """A token for each row of logits ``[R, V]``, by the samplers of ``sequences``."""
     return [
-        sequence.sampler.choose(row, sequence.forbidden())
+        sequence.sampler.choose(row, sequence.forbidden(), sequence.forced())
         for sequence, row in zip(sequences, logits, strict=True)
     ]

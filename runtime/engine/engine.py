@@ -11,16 +11,23 @@ import numpy as np
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.runtime.cache.pages import pages_for
-from moec.runtime.engine.batch import Executor, StepBatch
+from moec.runtime.engine.batch import Executor, Piece, StepBatch
 from moec.runtime.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
 from moec.runtime.engine.sequence import Request, Sequence
-from moec.runtime.request import cache_too_small, check_tokens, too_long
+from moec.runtime.request import (
+    cache_too_small,
+    check_tokens,
+    step_too_small,
+    too_long,
+    wrong_source,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
+    from moec.runtime.cache.pages import Lease
     from moec.runtime.stats import Stats
 
 NOTHING = StepPlan((), ())
@@ -64,7 +71,7 @@ class Engine:
         self._executor = executor
         self._vocab_size = vocab_size
         self.scheduler = Scheduler(limits)
-        self._batch = StepBatch(limits.max_step_tokens, self.scheduler.table)
+        self._batch = StepBatch(limits.max_step_tokens, self.scheduler.table, sources=limits.sources)
         self._next_id = 0
         self._ahead: _Begun | None = None
         """The step that was begun ahead; its tokens are next."""
@@ -80,7 +87,8 @@ class Engine:
             RequestError: a token id is out of range, the prompt is empty, or the request can never fit.
         """
         check_tokens(request.prompt, self._vocab_size)
-        self._check_fits(len(request.prompt), request.max_new_tokens)
+        self._check_source(request.source)
+        self._check_fits(len(request.prompt), request.max_new_tokens, len(request.source))
         sequence = Sequence(self._next_id, request)
         self._next_id += 1
         self.scheduler.add(sequence)
@@ -97,13 +105,13 @@ class Engine:
         """Whether a sequence is running or waiting."""
         return bool(self.scheduler.running or self.scheduler.waiting)
 
-    @property
-    def capacity_tokens(self) -> int:
-        """Tokens that the longest possible sequence has: bounded by the context and by the cache.
+    def capacity_tokens(self, source: int = 0) -> int:
+        """Tokens that the longest possible sequence has, with so many of a source; bounded by context and cache.
 
         The last token of a sequence never enters the cache.
         """
-        return min(self.limits.max_context, self.limits.cache_pages * PAGE_TOKENS + 1)
+        pages = self.limits.cache_pages - pages_for(source)
+        return min(self.limits.max_context, pages * PAGE_TOKENS + 1)
 
     def step(self) -> list[TokenOutput]:
         """Run one step of all sequences that there is room for; the new tokens, oldest sequence first.
@@ -133,8 +141,12 @@ class Engine:
         """Let the executor begin the next step, after ``last`` where that still runs; ``None``: there is none."""
         started = perf_counter()
         plan = self.scheduler.schedule() if last is None else self.scheduler.follow(last.plan)
+        encoding = perf_counter()
+        if plan is not None and self.limits.sources:
+            self._encode(plan)
+        encoded = perf_counter()
         sequences = [] if plan is None else self._fill(plan)
-        self.stats.milliseconds["schedule"] += (perf_counter() - started) * 1e3
+        self.stats.milliseconds["schedule"] += (perf_counter() - encoded + encoding - started) * 1e3
         if plan is None or not plan.chunks:
             return None
         ran = NOTHING
@@ -145,33 +157,73 @@ class Engine:
             self._observe(ran)
         return _Begun(plan, sequences, tokens)
 
-    def score(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
+    def _encode(self, plan: StepPlan) -> None:
+        """Run the encoder for sequences that join, on as many sources at once as a step holds."""
+        pieces: list[tuple[Lease, Piece]] = []
+        for chunk in plan.chunks:
+            lease = chunk.sequence.lease
+            if lease is None or lease.encoded:
+                continue
+            piece = self._source_piece(chunk.sequence.request.source, lease.row)
+            if sum(len(each.tokens) for _, each in pieces) + len(piece.tokens) > self._batch.capacity:
+                self._encode_together(pieces)
+                pieces = []
+            pieces.append((lease, piece))
+        self._encode_together(pieces)
+
+    def _encode_together(self, pieces: list[tuple[Lease, Piece]]) -> None:
+        if pieces:
+            self._run_encoder([piece for _, piece in pieces])
+        for lease, _ in pieces:
+            lease.encoded = True
+
+    def _run_encoder(self, pieces: list[Piece]) -> None:
+        self._batch.fill(pieces, [])
+        self._executor.encode(self._batch)
+        self.stats.prompt_tokens += self._batch.count
+
+    def _source_piece(self, source: tuple[int, ...], row: int) -> Piece:
+        own = self.scheduler.source_row(row)
+        return Piece(own, 0, list(source), own, len(source), len(source))
+
+    def score(self, tokens: tuple[int, ...], source: tuple[int, ...] = ()) -> NDArray[np.float32]:
         """Logits float32 ``[T, V]`` of one sequence at all its positions; running sequences are left alone.
+
+        Args:
+            tokens: of the sequence.
+            source: what an encoder reads.
 
         Raises:
             RequestError: a token id is out of range, or running sequences hold too much of the cache.
         """
         check_tokens(tokens, self._vocab_size)
-        if len(tokens) > self.limits.max_context:
-            raise too_long(len(tokens), 0, self.limits.max_context)
+        self._check_source(source)
+        self._check_fits(len(tokens), 0, len(source))
         scheduler = self.scheduler
-        pages = scheduler.pages.allocate(pages_for(len(tokens)))
+        needed = pages_for(len(tokens)) + pages_for(len(source))
+        pages = scheduler.pages.allocate(needed)
         if pages is None:
-            raise cache_too_small(pages_for(len(tokens)), scheduler.pages.free)
+            raise cache_too_small(needed, scheduler.pages.free)
         try:
-            scheduler.table.assign(scheduler.spare_row, 0, pages)
-            return self._score_chunks(tokens)
+            own = pages_for(len(tokens))
+            scheduler.table.assign(scheduler.spare_row, 0, pages[:own])
+            if source:
+                scheduler.table.assign(scheduler.source_row(scheduler.spare_row), 0, pages[own:])
+                self._run_encoder([self._source_piece(source, scheduler.spare_row)])
+            return self._score_chunks(tokens, len(source))
         finally:
             scheduler.pages.release(pages)
 
-    def _score_chunks(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
+    def _score_chunks(self, tokens: tuple[int, ...], source: int) -> NDArray[np.float32]:
         logits = np.empty((len(tokens), self._vocab_size), np.float32)
-        batch = self._batch
+        batch, scheduler = self._batch, self.scheduler
         # All rows' logits are wanted, so no more tokens than the rows that memory was set aside for.
-        count = min(batch.capacity, LOGIT_ROWS)
+        count = len(tokens) if self.limits.whole_prompts else min(batch.capacity, LOGIT_ROWS)
+        row = scheduler.spare_row
         for start in range(0, len(tokens), count):
             chunk = list(tokens[start : start + count])
-            batch.fill([(self.scheduler.spare_row, start, chunk)], list(range(len(chunk))))
+            piece = Piece(row, start, chunk, *self._source(row, source), len(tokens))
+            batch.fill([piece], list(range(len(chunk))))
             try:
                 logits[start : start + len(chunk)] = self._executor.run(batch)
             finally:
@@ -179,26 +231,48 @@ class Engine:
         self.stats.prompt_tokens += len(tokens)
         return logits
 
+    def _source(self, row: int, tokens: int) -> tuple[int, int]:
+        """Page table row and tokens of the source of the sequence that has ``row``."""
+        return (self.scheduler.source_row(row), tokens) if self.limits.sources else (0, 0)
+
     def _observe(self, plan: StepPlan) -> None:
         if self.observer is not None:
             self.observer(plan)
 
-    def _check_fits(self, prompt: int, new: int) -> None:
+    def _check_source(self, source: tuple[int, ...]) -> None:
+        if bool(source) != self.limits.sources:
+            raise wrong_source(needed=self.limits.sources)
+        if not source:
+            return
+        check_tokens(source, self._vocab_size)
+        if len(source) > self.limits.max_context:
+            raise too_long(len(source), 0, self.limits.max_context)
+        if len(source) > self.limits.max_step_tokens:
+            raise step_too_small("source", len(source), self.limits.max_step_tokens)
+
+    def _check_fits(self, prompt: int, new: int, source: int) -> None:
         if prompt + new > self.limits.max_context:
             raise too_long(prompt, new, self.limits.max_context)
-        if pages_for(prompt + new - 1) > self.limits.cache_pages:
-            raise cache_too_small(pages_for(prompt + new - 1), self.limits.cache_pages)
+        most = self.limits.max_step_tokens - (self.limits.max_batch if new else 0)
+        if self.limits.whole_prompts and prompt > most:
+            raise step_too_small("decoder's prompt", prompt, most)
+        needed = pages_for(source) + pages_for(prompt + new - 1)
+        if needed > self.limits.cache_pages:
+            raise cache_too_small(needed, self.limits.cache_pages)
 
     def _fill(self, plan: StepPlan) -> list[Sequence]:
         """Lay the step's tokens out; the sequences that get a new token from it, in order."""
-        pieces: list[tuple[int, int, list[int]]] = []
+        pieces: list[Piece] = []
         wanted: list[int] = []
         sequences: list[Sequence] = []
         count = 0
         for chunk in plan.chunks:
             tokens, end = chunk.sequence.tokens, chunk.start + chunk.count
             # A token that only the device knows is 0 here.
-            pieces.append((chunk.row, chunk.start, tokens[chunk.start : end] or [0]))
+            request = chunk.sequence.request
+            source = self._source(chunk.row, len(request.source))
+            own = tokens[chunk.start : end] or [0]
+            pieces.append(Piece(chunk.row, chunk.start, own, *source, len(request.prompt)))
             count += chunk.count
             if end >= len(tokens):
                 wanted.append(count - 1)

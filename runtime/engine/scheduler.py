@@ -6,9 +6,11 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.runtime.cache.pages import Lease, PageAllocator, PageTable, pages_for
+from moec.artifacts.model import CapacityStep
+from moec.runtime.cache.pages import Lease, PageAllocator, PageTable, pages_for, table_rows
 
 if TYPE_CHECKING:
+    from moec.artifacts.model import ModelRecord
     from moec.runtime.engine.sequence import Sequence
 
 
@@ -27,11 +29,29 @@ class Limits:
     max_context: int
     """Tokens of one sequence."""
     cache_pages: int
+    sources: bool = False
+    """Whether sequences have a source, which an encoder reads; a step holds all of one."""
+    whole_prompts: bool = False
+    """Whether a prompt must be in one step, because its tokens compete for the capacity of experts."""
 
     @property
     def mixed_step_tokens(self) -> int:
         """Tokens of a step in which sequences decode; where steps can be so large, half are for prompts."""
+        if self.whole_prompts:
+            return self.max_step_tokens
         return min(self.max_step_tokens, max(MIXED_STEP_TOKENS, 2 * self.max_batch))
+
+
+def limits_of(model: ModelRecord, max_batch: int, max_step_tokens: int, cache_pages: int) -> Limits:
+    """The limits that a model's engine has."""
+    return Limits(
+        max_batch,
+        max_step_tokens,
+        model.max_context,
+        cache_pages,
+        sources=bool(model.encoder),
+        whole_prompts=any(isinstance(step, CapacityStep) for step in model.steps),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +86,17 @@ class Scheduler:
         assert limits.max_step_tokens > limits.max_batch >= 1
         self.limits = limits
         self.pages = PageAllocator(limits.cache_pages)
-        self.table = PageTable(limits.max_batch + 1, limits.max_context)
+        rows = table_rows(limits.max_batch, sources=limits.sources)
+        self.table = PageTable(rows, limits.max_context)
         self.spare_row = limits.max_batch
         """A page table row that no sequence uses: for `Engine.score`."""
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._rows = list(range(limits.max_batch - 1, -1, -1))
+
+    def source_row(self, row: int) -> int:
+        """The page table row of the source of the sequence that has ``row``."""
+        return row + self.limits.max_batch + 1
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; it joins at a coming step."""
@@ -95,6 +120,8 @@ class Scheduler:
             if sequence.lease is None or left == 0:
                 continue
             count = min(sequence.pending, left)
+            if count < self._least(sequence):
+                continue
             preempted += self._make_room(sequence, sequence.computed + count)
             for victim in preempted:
                 if dropped := chunks.pop(victim.id, None):
@@ -152,13 +179,22 @@ class Scheduler:
         return victims
 
     def _admit(self, chunks: dict[int, Chunk], left: int) -> None:
-        while left and self._can_admit():
+        while left > 0 and self._can_admit() and left >= self._least(self.waiting[0]):
             sequence = self.waiting.popleft()
-            sequence.lease = Lease(self._rows.pop(), [])
+            source = self.pages.allocate(pages_for(len(sequence.request.source)))
+            assert source is not None
+            sequence.lease = Lease(self._rows.pop(), [], source)
+            if source:
+                self.table.assign(self.source_row(sequence.lease.row), 0, source)
             self.running.append(sequence)
             count = min(sequence.pending, left)
             chunks[sequence.id] = self._chunk(sequence, count, sequence.computed)
-            left -= count
+            left -= count + len(sequence.request.source)
+
+    def _least(self, sequence: Sequence) -> int:
+        """The fewest tokens that a sequence can run in its next step."""
+        whole = self.limits.whole_prompts and sequence.computed == 0
+        return len(sequence.request.prompt) if whole else 1
 
     def _can_admit(self) -> bool:
         """Whether there is a row and room for the first that waits."""
@@ -173,11 +209,12 @@ class Scheduler:
         for item in self.running:
             assert item.lease is not None
             promised += item.lease.missing(len(item.tokens)) + 1
-        return pages_for(len(sequence.tokens)) + promised <= self.pages.free
+        own = pages_for(len(sequence.tokens)) + pages_for(len(sequence.request.source))
+        return own + promised <= self.pages.free
 
     def _release(self, sequence: Sequence) -> None:
         assert sequence.lease is not None
-        self.pages.release(sequence.lease.pages)
+        self.pages.release((*sequence.lease.pages, *sequence.lease.source))
         self._rows.append(sequence.lease.row)
         sequence.lease = None
         sequence.computed = 0

@@ -24,6 +24,12 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     seed: int | None = None
     """Of this sequence's own random numbers; ``None`` takes one from the system."""
+    source: tuple[int, ...] = ()
+    """What an encoder reads; the prompt is then the decoder's."""
+    first_token: int | None = None
+    """Forced after a prompt of one token."""
+    last_token: int | None = None
+    """Forced where ``max_new_tokens`` is reached."""
 
 
 class Sequence:
@@ -79,3 +85,10 @@ class Sequence:
         """
         short = len(self.tokens) + ahead - len(self.request.prompt) < self.request.min_new_tokens
         return self.request.eos_token_ids if short else frozenset()
+
+    def forced(self, ahead: int = 0) -> int | None:
+        """The token that comes next whatever the logits say; ``ahead`` as for `forbidden`."""
+        request = self.request
+        if request.last_token is not None and self.left - ahead == 1:
+            return request.last_token
+        return request.first_token if len(self.tokens) + ahead == len(request.prompt) == 1 else None

@@ -28,6 +28,7 @@ WORDS = {
         "cuda",
         "segment",
         "attention",
+        "append",
         "state",
         "experts",
         "traced",
@@ -47,6 +48,7 @@ WORDS = {
         "prefill",
     ),
     *("input", "weight", "output", "local", "none", "dequantize_rows"),
+    *("token_sequence", "token_source", "token_last", "token_call"),
 }
 """Words in code style that are values, parts of an expert, or arrays, not properties of a JSON file."""
 
@@ -68,7 +70,7 @@ def section(title: str) -> str:
 
 def test_it_is_of_this_version_and_short() -> None:
     assert f"version {FORMAT_VERSION}" in TEXT.splitlines()[0]
-    assert len(TEXT.splitlines()) <= 170
+    assert len(TEXT.splitlines()) <= 200
 
 
 @pytest.mark.parametrize("name", ["manifest", "model", "packing", "schedule", "program", "accuracy"])

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,22 @@ import torch
 import transformers
 
 from benchmarks.make_checkpoint import CONFIGS
-from benchmarks.random_bundle import write_bundle
+from benchmarks.random_bundle import write_bundle, write_weights
 from benchmarks.random_checkpoint import published_tensors, write_checkpoint
-from benchmarks.random_values import SMALL_POOL_VALUES, RandomPool
+from benchmarks.random_values import SMALL_POOL_VALUES, RandomPool, RandomPools
 from moec import runtime
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.checks import dense_problems, experts_problems
+from moec.artifacts.experts import layout
+from moec.artifacts.ids import LayerId, TensorName
+from moec.artifacts.paths import DENSE_NAME, experts_name
+from moec.artifacts.reader import Modules, open_bundle
+from moec.artifacts.safetensors import read_table
+from moec.compiler.modules import save_modules
+from moec.compiler.quantization import policy_named, quantize
+from moec.formats import FORMATS, dequantize_rows
 from tests.support.canaries import most_slow
 from tests.support.compiling import compile_checkpoint
+from tests.support.graphs import parts
 from tests.support.tiny_models import TINY, save
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +76,30 @@ def test_bundle_verifies_and_generates(name: str, tmp_path: Path) -> None:
     assert tokens.shape == (1, 9)
     assert np.isfinite(logits).all()
     assert logits.std() > 0
+
+
+def test_quantized_weights_are_as_the_records_say(tmp_path: Path) -> None:
+    found = quantize(parts("gpt_oss", "bfloat16"), policy_named("int4"))
+    modules, output = tmp_path / "m", tmp_path / "out"
+    for folder in (modules, output / "weights"):
+        folder.mkdir(parents=True)
+    save_modules(found, modules)
+    manifest: Any = None
+    pools = RandomPools(SMALL_POOL_VALUES, 0.1)
+    files = write_weights(Modules(modules, manifest, found.model, found.packing, {}), output, pools, 2)
+    table = read_table(output / DENSE_NAME)
+    assert list(dense_problems(found.model, table)) == []
+    assert list(experts_problems(found.model, {path: file.size_bytes for path, file in files.items()})) == []
+    data = (output / DENSE_NAME).read_bytes()
+    head, shape = table[TensorName("lm_head.weight")], found.model.vocab_size
+    rows = np.frombuffer(data[head.offset_bytes :][: head.size_bytes], np.uint8).reshape(shape, -1)
+    values = dequantize_rows(FORMATS["int8-g128"], rows, found.model.hidden_size)
+    assert 0.08 < values.std() < 0.12
+    part = layout(found.model.bodies[0]).part("down")
+    expert = np.fromfile(output / experts_name(LayerId(0)), np.uint8)[part.offset_bytes :][: part.size_bytes]
+    kind = FORMATS["int4-g32"]
+    values = dequantize_rows(kind, expert.reshape(part.shape), found.model.bodies[0].intermediate)
+    assert 0.08 < values.std() < 0.12
 
 
 def test_bundle_needs_no_torch(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Routed experts are packed in a format as the reference makes them from what transformers loads."""
+"""Weights are packed in a format as the reference makes them from what transformers loads."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,8 @@ from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.packing import PackResult, pack
 from moec.compiler.packing.output import Silent
 from moec.errors import BundleError, CheckpointError
+from moec.formats import FORMATS, pack_rows
+from moec.formats.nearest import round_to_nearest
 from tests.support.packing_records import expected_expert, meta_model, records
 from tests.support.tiny_models import save
 
@@ -80,6 +83,26 @@ def test_experts_are_those_of_the_reference(
         for expert in range(layer.experts):
             wanted = expected_expert(reference, model, source, expert)
             assert data[expert * stride : (expert + 1) * stride] == wanted, (layer.layer, expert)
+
+
+def test_dense_tensors_are_those_of_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix as it is, in pieces, and one that a recipe makes; both are quantized from what the checkpoint has."""
+    monkeypatch.setattr("moec.compiler.packing.reading.PIECE_BYTES", 2_000)
+    folder = save("mixtral", tmp_path / "model", dtype=torch.bfloat16)
+    config = open_checkpoint(folder).config
+    model, packing = records(meta_model(config, torch.bfloat16), config)
+    turned = next(tensor for tensor in packing.dense if tensor.steps)
+    formats = {"lm_head.weight": "int8-g32", turned.name: "int4-g32-z"}
+    dense = tuple(replace(tensor, format=formats.get(tensor.name)) for tensor in packing.dense)
+    packing = replace(packing, dense=dense, quantization=NEAREST)
+    pack(open_checkpoint(folder), model, packing, CONSTANTS, tmp_path / "out")
+    stored = load_file(tmp_path / "out/weights/dense.safetensors")
+    source = load_file(folder / "model.safetensors")
+    values = {"lm_head.weight": source["lm_head.weight"], turned.name: source[turned.sources[0]].mT}
+    for name, kind in formats.items():
+        expected = pack_rows(FORMATS[kind], round_to_nearest(FORMATS[kind], values[name].float().numpy()))
+        assert stored[name].dtype == torch.uint8
+        np.testing.assert_array_equal(stored[name].numpy(), expected)
 
 
 class StopAfter(Silent):

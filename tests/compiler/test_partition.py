@@ -128,6 +128,7 @@ def test_chain_is_well_formed(name: str) -> None:
             ]
             made |= set(step.outputs)
         else:
+            assert isinstance(step, AttentionStep | ExpertsStep)
             made.add(step.output)
     assert "logits" in made
     assert all(isinstance(step, SegmentStep) for step in model.steps[model.last_step :])

@@ -104,7 +104,7 @@ def test_a_folded_weight_that_would_grow_stays_in_the_segment() -> None:
 def test_mixing_tokens_is_refused(function: Callable[..., Any], problem: str) -> None:
     graph, symbol, _ = record(function)
     with pytest.raises(UnsupportedModelError, match=f"SomeModel: .*{problem}"):
-        check_rowwise(graph, symbol, "SomeModel")
+        check_rowwise(graph, [symbol], "SomeModel")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_mixing_tokens_is_refused(function: Callable[..., Any], problem: str) ->
 def test_rows_may_be_worked_on(function: Callable[..., Any]) -> None:
     graph, symbol, weights = record(function)
     canonicalise(graph, weights.__contains__)
-    check_rowwise(graph, symbol, "SomeModel")
+    check_rowwise(graph, [symbol], "SomeModel")
 
 
 def test_work_that_a_marker_does_not_wait_for_goes_to_the_side() -> None:
@@ -150,14 +150,14 @@ def test_segments_are_equal_whatever_their_place() -> None:
     )
     dense, loose = fold(graph, weights.__contains__, lambda node: node.name, wide)
     nodes = [node for node in graph.nodes if node.op == "call_function"]
-    functions = Functions.empty(symbol)
+    functions = Functions.empty()
     names = [
-        functions.add(build_segment(tuple(pair), (pair[1],), dense.__contains__, loose, symbol))
+        functions.add(build_segment(tuple(pair), (pair[1],), dense.__contains__, loose, symbol), symbol)
         for pair in (nodes[:2], nodes[2:])
     ]
     assert names == ["segment_0", "segment_0"]
     other = build_segment((nodes[0],), (nodes[0],), dense.__contains__, loose, symbol)
-    assert functions.add(other) == "segment_1"
+    assert functions.add(other, symbol) == "segment_1"
 
 
 def test_a_recipe_is_checked() -> None:

@@ -11,11 +11,10 @@ import pytest
 from moec.artifacts.quantization import FormatRule, Quantization
 from moec.compiler.lowering import formats
 from moec.compiler.lowering.formats import check_formats, takes_formats
-from moec.compiler.partition import PartitionedModel
 from moec.compiler.quantization import POLICIES, policy_named, quantize, read_policy
 from moec.errors import CompileError
 from moec.formats import FORMATS
-from tests.support.tiny_bundle import tiny_model, tiny_packing
+from tests.support.graphs import parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,11 +25,6 @@ FILE = {
     "roles": {"experts": "int4"},
     "rules": [{"match": "layers.1.*", "format": "int8"}, {"match": "*", "format": "plain"}],
 }
-
-
-def parts() -> PartitionedModel:
-    model = tiny_model()
-    return PartitionedModel(model, {}, tiny_packing(model), {})
 
 
 def test_recipes_are_called_like_formats() -> None:
@@ -57,7 +51,7 @@ def test_the_first_rule_that_matches_counts() -> None:
 
 
 def test_layers_in_different_formats_have_different_bodies() -> None:
-    plain = parts()
+    plain = parts("mixtral")
     downs = [source.down for source in plain.packing.experts]
     policy = replace(policy_named("int4"), rules=(FormatRule(downs[1], "int8"),))
     found = quantize(plain, policy)
@@ -100,11 +94,16 @@ def test_a_wrong_file_is_refused(change: dict[str, Any], text: str, tmp_path: Pa
 
 
 def test_formats_without_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = quantize(parts(), policy_named("int4")).model
+    model = quantize(parts("mixtral"), policy_named("int4")).model
     monkeypatch.setattr(formats, "EXPERT_CODES", {"cpu": frozenset({"int4"}), "cuda": frozenset({"int8"})})
+    monkeypatch.setattr(formats, "DENSE_CODES", {"cpu": frozenset({"int8"}), "cuda": frozenset({"int4"})})
     check_formats(model, "cpu")
-    check_formats(tiny_model(), "cuda")
+    check_formats(parts("mixtral").model, "cuda")
     assert not takes_formats(model, "cuda")
     with pytest.raises(CompileError, match="int4-g32 on cuda") as caught:
         check_formats(model, "cuda")
     assert "--quantization" in caught.value.do
+    dense = quantize(parts("mixtral"), Quantization("p", "nearest", {"linear": "int8"}, ())).model
+    check_formats(dense, "cpu")
+    with pytest.raises(CompileError, match="int8-g128 on cuda"):
+        check_formats(dense, "cuda")

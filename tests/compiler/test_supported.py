@@ -14,11 +14,13 @@ from moec.compiler.generation import generation_defaults
 from moec.compiler.supported import MODELS
 from moec.errors import CheckpointError
 from tests.support.tiny_models import TINY
+from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
+from tests.support.tiny_models.foreign import REMADE
 from tests.support.tiny_models.own import OWN
 
 
 def test_supported_is_what_is_tested() -> None:
-    tested = {make().model_type for make in TINY.values()} | {
+    tested = {make().model_type for make in {**TINY, **ENCODER_DECODERS, **REMADE}.values()} | {
         config["model_type"] for config, _ in OWN.values()
     }
     assert {name for name, state in MODELS.items() if state.state == "supported"} == tested

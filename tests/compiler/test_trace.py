@@ -27,7 +27,7 @@ def markers(graph: torch.fx.Graph, target: str) -> list[torch.fx.Node]:
 def test_a_model_has_a_marker_for_each_attention_and_each_experts_module() -> None:
     model = traced("deepseek_v3")
     graph = model.graph.graph
-    assert [node.args[7] for node in markers(graph, ATTENTION)] == [
+    assert [node.args[8] for node in markers(graph, ATTENTION)] == [
         f"model.layers.{i}.self_attn" for i in range(3)
     ]
     assert [node.args[3] for node in markers(graph, EXPERTS)] == [

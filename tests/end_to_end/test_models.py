@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from moec import runtime
-from moec.compiler.reference import compare, reference_logits
+from moec.compiler.reference import compare, reference_logits, transformers_network
 from tests.end_to_end.conftest import BundleMaker
 from tests.support.canaries import most_slow
 from tests.support.tiny_models import TINY
@@ -22,12 +22,11 @@ RELATIVE = 1e-4
 
 
 def reference(folder: Path) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
-    )
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    model = transformers_network(folder, kind, torch.float32)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
-    return model.eval()
+    return model
 
 
 def random_ids(vocab_size: int, *shape: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -38,7 +37,7 @@ def random_ids(vocab_size: int, *shape: int, seed: int = 0) -> np.ndarray[Any, n
 def test_matches_transformers(name: str, make_bundle: BundleMaker) -> None:
     checkpoint, bundle = make_bundle(name)
     judge = reference(checkpoint)
-    ids = random_ids(judge.config.vocab_size, 1, PROMPT_TOKENS)
+    ids = random_ids(judge.config.get_text_config().vocab_size, 1, PROMPT_TOKENS)
     with torch.inference_mode():
         expected = judge.generate(torch.from_numpy(ids), max_new_tokens=NEW_TOKENS, do_sample=False).numpy()
         logits = judge(torch.from_numpy(expected)).logits.numpy()

@@ -189,7 +189,7 @@ def test_a_cache_page_boundary_is_reached_exactly() -> None:
     sequence = engine.add(Request((1,) * 10, 2 * PAGE_TOKENS + 1 - 10))
     finish(engine)
     assert sequence.new_tokens == greedy((1,) * 10, 2 * PAGE_TOKENS - 9)
-    assert engine.capacity_tokens == 2 * PAGE_TOKENS + 1
+    assert engine.capacity_tokens() == 2 * PAGE_TOKENS + 1
 
 
 @pytest.mark.parametrize(

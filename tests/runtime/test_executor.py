@@ -12,7 +12,7 @@ from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.devices.cpu import CpuDevice
 from moec.runtime.engine import Engine, Limits, Request
-from moec.runtime.engine.batch import StepBatch
+from moec.runtime.engine.batch import Piece, StepBatch
 from moec.runtime.executor import ChainExecutor
 from moec.runtime.expert_calls import HostExperts
 from moec.runtime.experts import ExpertStore
@@ -136,7 +136,7 @@ def test_more_rows_than_logits_are_made_of_at_once(weights: Weights, monkeypatch
     batch = StepBatch(16, engine.scheduler.table)
     engine.scheduler.table.assign(0, 0, (5,))
     tokens = [2, 4, 6, 8, 10, 12, 14, 16]
-    batch.fill([(0, 0, tokens)], [0, 1, 2, 4, 5, 6, 7])
+    batch.fill([Piece(0, 0, tokens)], [0, 1, 2, 4, 5, 6, 7])
     found = executor.run(batch)
     np.testing.assert_allclose(found, expected_logits(tokens, weights)[batch.wanted], rtol=2e-4, atol=2e-3)
 
@@ -149,7 +149,7 @@ def test_calls_that_were_forgotten_are_bound_again(weights: Weights, monkeypatch
     expected = expected_logits(tokens, weights)
     monkeypatch.setattr("moec.runtime.executor.COUNTS_KEPT", 3)
     for count in (1, 2, 3, 4, 5, 16, 1, 2, 3, 4, 5, 16):
-        batch.fill([(0, 0, tokens[:count])], [count - 1])
+        batch.fill([Piece(0, 0, tokens[:count])], [count - 1])
         found = executor.run(batch)
         np.testing.assert_allclose(found[0], expected[count - 1], rtol=2e-4, atol=2e-3)
 

@@ -121,6 +121,7 @@ class TorchChain:
             elif isinstance(step, StateStep):
                 values[step.output] = self._advance(step, values, batch)
             else:
+                assert isinstance(step, ExpertsStep), "it runs decoders only"
                 values[step.output] = self._experts(step, values)
         for sequence, new in batch:
             sequence.length += len(new)
@@ -155,6 +156,7 @@ class TorchChain:
         self, step: AttentionStep, values: dict[str, torch.Tensor], batch: list[tuple[Sequence, list[int]]]
     ) -> torch.Tensor:
         spec, layer = self._attentions[step.attention], step.layer
+        assert step.key is not None
         query, key = values[step.query][0], values[step.key][0]
         value = key[..., : spec.value_dim] if step.value is None else values[step.value][0]
         sinks = None if step.sinks is None else self._weights[step.sinks]

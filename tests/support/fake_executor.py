@@ -32,15 +32,14 @@ class FakeExecutor:
         self._places: list[list[int]] = [[], []]
         self.memory = np.full((pages, PAGE_TOKENS), -1, np.int64)
         self.step_tokens: list[int] = []
+        self.encoded: list[int] = []
+        """Tokens of each run of the encoder."""
 
     def run(self, batch: StepBatch) -> NDArray[np.float32]:
         self._sequences = []
         self.step_tokens.append(batch.count)
         self._check_order(batch)
-        rows, positions = batch.token_sequence[: batch.count], batch.positions[: batch.count]
-        assert (batch.token_position[: batch.count] == positions).all()
-        pages = batch.page_table[rows, positions // PAGE_TOKENS]
-        self.memory[pages, positions % PAGE_TOKENS] = batch.tokens[: batch.count]
+        self._write(batch)
         logits = np.empty((len(batch.wanted), self.vocab_size), np.float32)
         for number, place in enumerate(batch.wanted):
             logits[number] = self.logits(self._history(batch, place))
@@ -56,7 +55,7 @@ class FakeExecutor:
             self.begun_ahead += 1
         logits = self.run(batch)
         chosen = [
-            sequence.sampler.choose(row, sequence.forbidden(int(ahead)))
+            sequence.sampler.choose(row, sequence.forbidden(int(ahead)), sequence.forced(int(ahead)))
             for sequence, row in zip(sequences, logits, strict=True)
         ]
         self._sequences, self._chosen = sequences, chosen
@@ -68,6 +67,18 @@ class FakeExecutor:
 
         return read
 
+    def encode(self, batch: StepBatch) -> None:
+        self._sequences = []
+        self.encoded.append(batch.count)
+        self._check_order(batch)
+        self._write(batch)
+        row, last = (batch.each[name][: batch.count] for name in ("token_sequence", "token_last"))
+        for number in set(row.tolist()):
+            positions = batch.positions[: batch.count][row == number]
+            assert positions.tolist() == list(range(last[row == number][0] + 1)), (
+                "part of a source is missing"
+            )
+
     def can_run_ahead(self, sequences: list[Sequence]) -> bool:
         return self.ahead and bool(sequences) and sequences == self._sequences
 
@@ -78,14 +89,25 @@ class FakeExecutor:
         return np.random.default_rng(seed).standard_normal(self.vocab_size, np.float32)
 
     def _history(self, batch: StepBatch, place: int) -> tuple[int, ...]:
-        row, position = batch.token_sequence[place], int(batch.positions[place])
-        where = np.arange(position + 1)
+        own = self._read(batch, batch.each["token_sequence"][place], int(batch.positions[place]))
+        if "token_source" not in batch.each:
+            return own
+        return self._read(batch, *(batch.each[name][place] for name in ("token_source", "token_last"))) + own
+
+    def _write(self, batch: StepBatch) -> None:
+        rows, positions = batch.each["token_sequence"][: batch.count], batch.positions[: batch.count]
+        assert (batch.each["token_position"][: batch.count] == positions).all()
+        pages = batch.page_table[rows, positions // PAGE_TOKENS]
+        self.memory[pages, positions % PAGE_TOKENS] = batch.tokens[: batch.count]
+
+    def _read(self, batch: StepBatch, row: int, last: int) -> tuple[int, ...]:
+        where = np.arange(last + 1)
         tokens = self.memory[batch.page_table[row, where // PAGE_TOKENS], where % PAGE_TOKENS]
         assert (tokens >= 0).all(), "a position was read before it was written"
         return tuple(tokens.tolist())
 
     def _check_order(self, batch: StepBatch) -> None:
-        rows, positions = batch.token_sequence[: batch.count], batch.positions[: batch.count]
+        rows, positions = batch.each["token_sequence"][: batch.count], batch.positions[: batch.count]
         same = rows[1:] == rows[:-1]
         assert (positions[1:][same] == positions[:-1][same] + 1).all(), (
             "tokens of a sequence are not adjacent"

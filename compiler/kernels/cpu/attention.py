@@ -56,12 +56,16 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
 
     Its arguments: ``q [1, T, Hq, Dq]``, ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent),
     ``k_cache [pages, Hkv, P, Dk]``, ``v_cache [pages, Hkv, P, Dv]`` (not where latent), ``page_table [B, M]`` int32,
-    ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``selection [T, S]`` int32 (where the spec is selected;
-    see ``SelectionStep``), ``sinks [Hq]`` (where the spec has them), the matrices
+    ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``token_last [T]`` int32 (where neither causal nor
+    cross), ``selection [T, S]`` int32 (where the spec is selected; see ``SelectionStep``), ``sinks [Hq]`` (where the
+    spec has them), ``bias [Hq, 2 * bias_reach + 1]`` (where it has one), the matrices
     of `moec.artifacts.model.LatentWeights` and ``workspace`` uint8 (where it has heads), ``out [1, T, Hq, Dr]``. Dq and
     Dr are the spec's query_dim and result_dim. Tokens of one sequence are adjacent, in increasing position. P is
     ``PAGE_TOKENS``; T, B, M and the number of pages are symbolic; the caches are of the spec's dtype, matrices of the
     heads', all else is float32. See ``AttentionSpec`` for which positions a token sees.
+
+    Where not causal, ``token_last`` has the last position that a token sees. Where cross, there are no ``k`` and ``v``,
+    and nothing is appended: ``token_sequence`` has the source's row, ``token_position`` its last position.
     """
     machine = Machine(lanes)
 
@@ -69,27 +73,34 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
         tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
         step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
         words = symbol("S")
-        q, k, v, k_cache, v_cache, table, sequence, position, selected, sinks, *more, out = arguments(
-            Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
-            Argument("k", (*step, spec.key_dim), "float32"),
-            None if spec.latent else Argument("v", (*step, spec.value_dim), "float32"),
-            Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
-            None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
-            Argument("page_table", (sequences, width), "int32"),
-            Argument("token_sequence", (tokens,), "int32"),
-            Argument("token_position", (tokens,), "int32"),
-            Argument("selection", (tokens, words), "int32") if spec.selected else None,
-            Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
-            *latent_arguments(spec),
-            Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
+        q, k, v, k_cache, v_cache, table, sequence, position, last, selected, sinks, bias, *more, out = (
+            arguments(
+                Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
+                None if spec.cross else Argument("k", (*step, spec.key_dim), "float32"),
+                None if spec.latent or spec.cross else Argument("v", (*step, spec.value_dim), "float32"),
+                Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
+                None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
+                Argument("page_table", (sequences, width), "int32"),
+                Argument("token_sequence", (tokens,), "int32"),
+                Argument("token_position", (tokens,), "int32"),
+                None if spec.causal or spec.cross else Argument("token_last", (tokens,), "int32"),
+                Argument("selection", (tokens, words), "int32") if spec.selected else None,
+                Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
+                Argument("bias", (spec.query_heads, 2 * spec.bias_reach + 1), "float32")
+                if spec.bias_reach
+                else None,
+                *latent_arguments(spec),
+                Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
+            )
         )
-        append(spec, machine, Append(k, v, k_cache, v_cache, table, width, sequence, position, tokens))
+        if not spec.cross:
+            append(spec, machine, Append(k, v, k_cache, v_cache, table, width, sequence, position, tokens))
 
         def attend(queries: Buffer, results: Buffer) -> None:
+            pages = _Pages(k_cache, v_cache, table, width)
+            tokens_seen = _Tokens(sequence, position, position if last is None else last)
             chosen = None if selected is None else (selected, words)
-            call = _Call(
-                queries, k_cache, v_cache, table, width, sequence, position, chosen, sinks, results, tokens
-            )
+            call = _Call(queries, pages, tokens_seen, chosen, sinks, bias, results, tokens)
             _Attention(spec, machine, call).emit()
 
         if spec.heads is None:
@@ -102,17 +113,33 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
 
 
 @dataclass(frozen=True)
-class _Call:
-    q: Buffer
-    k_cache: Buffer
-    v_cache: Buffer | None
+class _Pages:
+    """Where keys and values lie."""
+
+    keys: Buffer
+    values: Buffer | None
     table: Buffer
-    table_width: Expr
+    width: Expr
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Of each token, its row of the page table, its position, and the last position that it sees."""
+
     sequence: Buffer
     position: Buffer
+    last: Buffer
+
+
+@dataclass(frozen=True)
+class _Call:
+    q: Buffer
+    pages: _Pages
+    each: _Tokens
     selection: tuple[Buffer, Expr] | None
     """And its words a token."""
     sinks: Buffer | None
+    bias: Buffer | None
     out: Buffer
     tokens: Expr
 
@@ -161,12 +188,12 @@ class _Attention:
         """Cut the tokens ``first .. end-1`` where the sequence changes."""
         block = new_block(self.block_tokens * self.heads, self.spec)
         count = 2 if self.call.selection is None else 3
-        limits = [scratch(self.block_tokens * self.heads, "int64") for _ in range(count)]
+        limits = tuple(scratch(self.block_tokens * self.heads, "int64") for _ in range(count))
         cursor = registers(2, "int64")
         store(cursor, 0, first)
         with T.While(load(cursor, 0) < end):
             start = keep(load(cursor, 0))
-            sequence = keep(self._int(self.call.sequence, start))
+            sequence = keep(self._int(self.call.each.sequence, start))
             store(cursor, 1, start + i64(1))
             with T.While(self._continues(load(cursor, 1), end, sequence)):
                 store(cursor, 1, load(cursor, 1) + i64(1))
@@ -176,31 +203,35 @@ class _Attention:
 
     def _continues(self, token: Expr, end: Expr, sequence: Expr) -> Expr:
         inside = T.min(token, end - i64(1))
-        return T.And(token < end, self._int(self.call.sequence, inside).equal(sequence))
+        return T.And(token < end, self._int(self.call.each.sequence, inside).equal(sequence))
 
     def _int(self, buffer: Buffer, place: Expr) -> Expr:
         return T.cast(load(buffer, place), "int64")
 
-    def _run(self, run: _Run, block: Block, limits: list[Buffer]) -> None:
+    def _run(self, run: _Run, block: Block, limits: tuple[Buffer, ...]) -> None:
         rows = keep(run.tokens * i64(self.heads))
         with loop(rows) as row:
             self._begin(run, row, block)
-        lowest = self._first_visible(keep(self._int(self.call.position, run.first_token)))
-        highest = keep(self._int(self.call.position, run.first_token + run.tokens - i64(1)))
+        last = self.call.each.last
+        lowest = self._first_visible(keep(self._int(last, run.first_token)))
+        highest = keep(self._int(last, run.first_token + run.tokens - i64(1)))
         first_page = keep(div(lowest, PAGE_TOKENS))
         with loop(div(highest, PAGE_TOKENS) - first_page + i64(1)) as number:
             page = keep(first_page + number)
             start = keep(page * i64(PAGE_TOKENS))
             with loop(rows) as row:
-                place = keep(self._int(self.call.position, run.first_token + div(row, self.heads)))
+                place = keep(self._int(last, run.first_token + div(row, self.heads)))
                 store(limits[0], row, self._first_visible(place) - start)
                 store(limits[1], row, place - start)
                 if self.call.selection is not None:
                     store(limits[2], row, self._selected(run, row, page))
             valid = keep(T.min(i64(PAGE_TOKENS), highest - start + i64(1)))
+            here = self._page(run, page, valid)
+            self.flash.score(block, rows, here)
+            if self.call.bias is not None:
+                self._add_bias(run, rows, block, start, self.call.bias)
             first, last, *bits = limits
-            own = self._page(run, page, valid)
-            self.flash.add_page(block, rows, own, first, last, bits[0] if bits else None)
+            self.flash.weigh(block, rows, here, first, last, bits[0] if bits else None)
         with loop(rows) as row:
             self._finish(run, row, block)
 
@@ -211,6 +242,20 @@ class _Attention:
         token = run.first_token + div(row, self.heads)
         return self._int(buffer, token * words + page)
 
+    def _add_bias(self, run: _Run, rows: Expr, block: Block, start: Expr, bias: Buffer) -> None:
+        """Add to the scores of a page, which begins at position ``start``, what its distances have."""
+        reach = i64(self.spec.bias_reach)
+        with loop(rows) as row:
+            head, _ = self._row(run, row)
+            position = self._int(self.call.each.position, run.first_token + div(row, self.heads))
+            table = keep(head * i64(2 * self.spec.bias_reach + 1) + reach)
+            before = keep(start - position)
+            scores = keep(row * i64(PAGE_TOKENS))
+            with loop(PAGE_TOKENS) as number:
+                distance = T.max(-reach, T.min(before + number, reach))
+                added = load(bias, table + distance)
+                store(block.scores, scores + number, load(block.scores, scores + number) + added)
+
     def _first_visible(self, position: Expr) -> Expr:
         first = i64(0)
         if self.spec.window:
@@ -220,14 +265,14 @@ class _Attention:
         return keep(first)
 
     def _page(self, run: _Run, number: Expr, valid: Expr) -> Page:
-        spec, call = self.spec, self.call
-        page = page_of(call.table, call.table_width, run.sequence, number)
+        spec, pages = self.spec, self.call.pages
+        page = page_of(pages.table, pages.width, run.sequence, number)
         slot = keep((page * i64(spec.kv_heads) + run.kv_head) * i64(PAGE_TOKENS))
         keys = keep(slot * i64(spec.key_dim))
-        if call.v_cache is None:
-            return Page(call.k_cache, keys, call.k_cache, keys, spec.key_dim, valid)
+        if pages.values is None:
+            return Page(pages.keys, keys, pages.keys, keys, spec.key_dim, valid)
         values = keep(slot * i64(spec.value_dim))
-        return Page(call.k_cache, keys, call.v_cache, values, spec.value_dim, valid)
+        return Page(pages.keys, keys, pages.values, values, spec.value_dim, valid)
 
     def _row(self, run: _Run, row: Expr) -> tuple[Expr, Expr]:
         """The head of a row, and its number among all rows of ``q`` and ``out``."""

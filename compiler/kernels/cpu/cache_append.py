@@ -8,11 +8,27 @@ from typing import TYPE_CHECKING, Protocol
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, div, i64, keep, load, loop, mod
+from moec.compiler.kernels.cpu.emit import (
+    Argument,
+    Buffer,
+    Expr,
+    arguments,
+    build,
+    div,
+    i64,
+    keep,
+    load,
+    loop,
+    mod,
+    symbol,
+)
+from moec.compiler.kernels.cpu.machine import Machine
 from moec.compiler.kernels.cpu.numeric import narrow_store, saturate_f16
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.machine import Machine
+    from tvm import tirx
+
+    from moec.artifacts.model import AttentionSpec
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,35 @@ class Cached(Protocol):
     def dtype(self) -> str:
         """Of both."""
         ...
+
+
+def append_kernel(spec: AttentionSpec, *, lanes: int) -> tirx.PrimFunc:
+    """The kernel ``append_<attention>``: the first arguments of ``attention_<attention>`` from ``k`` on.
+
+    ``k, v, k_cache, v_cache, page_table, token_sequence, token_position``; see
+    `moec.compiler.kernels.cpu.attention.attention`.
+    """
+
+    def body() -> None:
+        append(spec, Machine(lanes), append_arguments(spec))
+
+    return build(f"append_{spec.name}", body)
+
+
+def append_arguments(spec: AttentionSpec) -> Append:
+    """Declare the arguments of ``append_<attention>``."""
+    tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
+    step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
+    k, v, k_cache, v_cache, table, sequence, position = arguments(
+        Argument("k", (*step, spec.key_dim), "float32"),
+        Argument("v", (*step, spec.value_dim), "float32"),
+        Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
+        Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
+        Argument("page_table", (sequences, width), "int32"),
+        Argument("token_sequence", (tokens,), "int32"),
+        Argument("token_position", (tokens,), "int32"),
+    )
+    return Append(k, v, k_cache, v_cache, table, width, sequence, position, tokens)
 
 
 def append(spec: Cached, machine: Machine, call: Append) -> None:

@@ -31,6 +31,7 @@ from moec.compiler.kernels.cpu.expert_parts import Cover, ExpertParts, ExpertTen
 from moec.compiler.kernels.cpu.grouping import Groups, group_by_expert
 from moec.compiler.kernels.cpu.machine import Machine
 from moec.compiler.kernels.cpu.tiling import tiles
+from moec.compiler.kernels.cpu.weights import stream_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,9 +128,10 @@ class _Experts:
                 self.parts.combine(self.call, token, results, rows, first, rows)
 
     def _cover(self, rows: int) -> Cover:
+        streamed = min(stream_rows(self.body.format or self.body.dtype), rows)
         return Cover(
-            lambda columns, open_rows: tiles(rows, columns, self.machine, open_rows),
-            stream_rows=1,
+            lambda columns, open_rows: tiles(rows, columns, self.machine, open_rows, stream_rows=streamed),
+            stream_rows=streamed,
             block_rows=min(self.machine.rows, rows),
         )
 

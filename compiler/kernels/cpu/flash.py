@@ -110,19 +110,23 @@ class Flash:
         self.spec, self.machine = spec, machine
         self.math = VectorMath(machine.lanes)
 
-    def add_page(
+    def weigh(
         self, block: Block, rows: Expr, page: Page, first: Buffer, last: Buffer, selected: Buffer | None
     ) -> None:
-        """Take a page into the block's state; row r sees its positions ``first[r] .. last[r]``.
+        """Take a page whose scores are there into the block's state.
 
-        Of these only those whose bit is set in ``selected[r]``, where there is such a thing (int64).
+        Row r sees its positions ``first[r] .. last[r]``, and of these only those whose bit is set in ``selected[r]``
+        (int64), where there is such a thing.
         """
-        keys = (page.keys, page.key_start)
-        page_scores(self.machine, self.spec.dtype, self.spec.key_dim, block.query, rows, keys, block.scores)
         with loop(rows) as row:
             bits = None if selected is None else load(selected, row)
             self._softmax(block, row, load(first, row), load(last, row), bits)
         self._values(block, rows, page)
+
+    def score(self, block: Block, rows: Expr, page: Page) -> None:
+        """Products of the block's queries with a page's keys."""
+        spec, keys = self.spec, (page.keys, page.key_start)
+        page_scores(self.machine, spec.dtype, spec.key_dim, block.query, rows, keys, block.scores)
 
     def _softmax(self, block: Block, row: Expr, first: Expr, last: Expr, bits: Expr | None) -> None:
         """Scores to weights; rescale what the row has summed where its largest score grew."""

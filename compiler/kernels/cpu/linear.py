@@ -32,7 +32,7 @@ from moec.compiler.kernels.cpu.emit import (
 from moec.compiler.kernels.cpu.machine import Machine
 from moec.compiler.kernels.cpu.packed import RowPlace
 from moec.compiler.kernels.cpu.tiling import tiles
-from moec.compiler.kernels.cpu.weights import matrix_argument, memory_of, row_bytes, weights
+from moec.compiler.kernels.cpu.weights import matrix_argument, memory_of, row_bytes, stream_rows, weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +128,7 @@ class _Linear:
     def emit(self) -> None:
         blocks = -(-self.rows // self.block)
         chunks = keep(ceildiv(self.tokens, self.chunk))
+        streamed = min(stream_rows(self.dtype), self.block)
         parallel = self.batch * self.rows * self.columns > SERIAL_PRODUCTS
         with loop(chunks * i64(self.batch * blocks), parallel=parallel) as task, scope():
             row = keep(T.min(mod(task, blocks) * i64(self.block), i64(self.rows - self.block)))
@@ -140,7 +141,7 @@ class _Linear:
                 self.dtype,
                 self.columns,
                 self.machine,
-                stream_rows=1,
+                stream_rows=streamed,
                 block_rows=min(self.machine.rows, self.block),
             )
 
@@ -155,7 +156,7 @@ class _Linear:
                     [keep(token + c) for c in columns],
                 )
 
-            tiles(self.block, count, self.machine, open_rows)
+            tiles(self.block, count, self.machine, open_rows, stream_rows=streamed)
 
     def _tile(
         self, dots: Dots, rows: list[Expr], within: list[Expr], batch: Expr, tokens: list[Expr]

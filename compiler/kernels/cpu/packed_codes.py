@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -40,18 +41,34 @@ def _int8(codes: Buffer, place: Expr, _zero: Expr | None, machine: Machine) -> l
 
 
 def _int4(codes: Buffer, place: Expr, zero: Expr | None, machine: Machine) -> list[Expr]:
+    """The high half of a byte is made a number where it is, without a shift; the low one is looked up if possible."""
     lanes = machine.lanes
     zero = splat(float(SYMMETRIC_ZERO), lanes) if zero is None else zero
+    both = _bytes(codes, place, machine)
+    high = [_as_mantissa(number, 0xF0, lanes) - (zero + splat(_UNITS[0xF0], lanes)) for number in both]
     if machine.looks_up_sixteen:
         table = keep(T.cast(T.Ramp(T.int32(0), T.int32(1), lanes), f"float32x{lanes}") - zero)
-        return [_look_up(table, number) for number in _nibbles(codes, place, machine)]
-    return [as_float(number & _ints(15, lanes), lanes) - zero for number in _nibbles(codes, place, machine)]
+        return [*(_look_up(table, number) for number in both), *high]
+    low = [_as_mantissa(number, 0x0F, lanes) - (zero + splat(_UNITS[0x0F], lanes)) for number in both]
+    return [*low, *high]
+
+
+_UNITS = {0x0F: 2.0**23, 0xF0: 2.0**19}
+"""Powers of two whose float32 has its last bit worth one where a half of a byte has its own."""
+
+
+def _as_mantissa(number: Expr, half: int, lanes: int) -> Expr:
+    """One half of a byte, added to its unit."""
+    exponent = int(np.float32(_UNITS[half]).view(np.int32))
+    bits = (number & _ints(half, lanes)) | _ints(exponent, lanes)
+    return T.reinterpret(f"float32x{lanes}", bits)
 
 
 def _e2m1(codes: Buffer, place: Expr, _zero: Expr | None, machine: Machine) -> list[Expr]:
     lanes = machine.lanes
     values = [T.float32(value) for value in MINIFLOATS["e2m1"].values()[:lanes].tolist()]
-    nibbles = _nibbles(codes, place, machine)
+    both = _bytes(codes, place, machine)
+    nibbles = [*both, *(number >> _ints(4, lanes) for number in both)]
     if machine.looks_up_sixteen:
         table = tirx.Shuffle(values, [tirx.IntImm("int32", number) for number in range(lanes)])
         return [_look_up(table, number) for number in nibbles]
@@ -139,14 +156,13 @@ SCALES: dict[str, Callable[[Buffer, Expr, int, Machine], Expr]] = {
 SCALE_STORAGE = {"float16": "float16", "float32": "float32", "e8m0": "uint8"}
 
 
-def _nibbles(codes: Buffer, place: Expr, machine: Machine) -> list[Expr]:
-    """The 32 codes of a block in order, int32; in a processor that looks up sixteen, with other bits above them."""
+def _bytes(codes: Buffer, place: Expr, machine: Machine) -> list[Expr]:
+    """The 16 bytes of a block of codes of 4 bits, int32: columns 0 to 15 in the low halves, 16 to 31 in the high."""
     lanes = machine.lanes
-    both = [
+    return [
         keep(T.cast(load(codes, place + i64(offset), lanes), f"int32x{lanes}"))
         for offset in range(0, HALF_BLOCK, lanes)
     ]
-    return [*both, *(number >> _ints(4, lanes) for number in both)]
 
 
 def _look_up(table: Expr, number: Expr) -> Expr:

@@ -23,26 +23,30 @@ Open = Callable[[list[Expr], bool], Tile]
 """Takes row numbers, and whether many columns follow; gives what is done with each tile of columns of these rows."""
 
 
-def tiles(rows: int, columns: Expr, machine: Machine, open_rows: Open) -> None:
-    """Cover ``rows`` by ``columns``: each row by itself for few columns, blocks of rows for many.
+def tiles(rows: int, columns: Expr, machine: Machine, open_rows: Open, *, stream_rows: int = 1) -> None:
+    """Cover ``rows`` by ``columns``: ``stream_rows`` at a time for few columns, blocks of rows for many.
 
-    The last block of rows moves up so as to stay inside: its first rows are then computed twice.
+    The last tile of several rows moves up so as to stay inside: its first rows are then computed twice.
     """
 
     def blocks() -> None:
-        height = min(machine.rows, rows)
-        with loop(-(-rows // height)) as tile:
-            first = keep(T.min(tile * i64(height), i64(rows - height)))
-            numbers = [first + i64(r) for r in range(height)]
-            _column_tiles(columns, (machine.columns, 1), open_rows(numbers, True))
+        _row_tiles(
+            rows,
+            machine.rows,
+            lambda numbers: _column_tiles(columns, (machine.columns, 1), open_rows(numbers, True)),
+        )
 
-    either(columns <= i64(STREAM_COLUMNS), lambda: stream(rows, columns, open_rows), blocks)
+    either(
+        columns <= i64(STREAM_COLUMNS),
+        lambda: _row_tiles(rows, stream_rows, lambda numbers: _stream_tile(numbers, columns, open_rows)),
+        blocks,
+    )
 
 
-def stream(rows: int | Expr, columns: Expr, open_rows: Open) -> None:
+def stream(rows: Expr, columns: Expr, open_rows: Open) -> None:
     """Cover ``rows`` by few ``columns``, each row by itself."""
     with loop(rows) as row:
-        _column_tiles(columns, (STREAM_WIDTH, 2, 1), open_rows([row], False))
+        _stream_tile([row], columns, open_rows)
 
 
 def stream_halves(rows: Expr, columns: Expr, open_rows: Open) -> None:
@@ -50,7 +54,19 @@ def stream_halves(rows: Expr, columns: Expr, open_rows: Open) -> None:
     half = keep(ceildiv(rows, 2))
     with loop(half) as row:
         pair = [row, keep(T.min(row + half, rows - i64(1)))]
-        _column_tiles(columns, (STREAM_WIDTH, 2, 1), open_rows(pair, False))
+        _stream_tile(pair, columns, open_rows)
+
+
+def _stream_tile(rows: list[Expr], columns: Expr, open_rows: Open) -> None:
+    _column_tiles(columns, (STREAM_WIDTH, 2, 1), open_rows(rows, False))
+
+
+def _row_tiles(rows: int, most: int, emit: Callable[[list[Expr]], None]) -> None:
+    """Tiles of ``most`` rows, or of all."""
+    height = min(most, rows)
+    with loop(-(-rows // height)) as tile:
+        first = keep(T.min(tile * i64(height), i64(rows - height))) if height > 1 else tile
+        emit([first + i64(r) for r in range(height)])
 
 
 def _column_tiles(count: Expr, widths: tuple[int, ...], emit: Tile) -> None:

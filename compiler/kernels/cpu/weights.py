@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "uint8": 1}
 
+STREAM_ROWS = 2
+"""Quantized rows that are read at a time for few columns: arithmetic is the limit, and the columns are loaded once."""
+
 Dots = Callable[[Columns], list[list[Expr]]]
 """Emits ``sum_k rows[r, k] * columns[c, k]`` of open rows; gives the scalars as ``[r][c]``."""
 View = Callable[[str], Buffer]
@@ -102,6 +105,11 @@ def weights(
     memory = PackedBytes(view("uint8"), view(SCALE_STORAGE[kind.scale]))
     packed = Packed(kind, depth, memory, machine, max(stream_rows, block_rows))
     return QuantizedWeights(packed, ahead, block_rows)
+
+
+def stream_rows(name: str) -> int:
+    """How many rows of a format, or of a plain type, are best read at a time for few columns."""
+    return 1 if format_of(name) is None else STREAM_ROWS
 
 
 def memory_at(address: Expr, size_bytes: int) -> View:

@@ -54,7 +54,7 @@ def declare(shape: LinearShape) -> tirx.PrimFunc:
         tokens = symbol("T")
         arguments(
             Argument("x", (*lead, tokens, shape.columns), "float32"),
-            Argument("weight", (*lead, shape.rows, shape.columns), shape.dtype),
+            Argument("weight", *shape.weight),
             Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None,
             Argument("out", (*lead, tokens, shape.rows), "float32"),
         )

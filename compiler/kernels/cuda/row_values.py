@@ -97,12 +97,16 @@ _PLAIN: dict[str, Callable[..., Expr]] = {
     "bitwise_not": lambda x: prim.Not(x) if str(x.ty.dtype) == "bool" else ~x,
     "bitwise_and": lambda a, b: a & b,
     "bitwise_or": lambda a, b: a | b,
+    "shift_left": lambda a, b: a << b,
+    "shift_right": lambda a, b: a >> b,
 }
 """Intrinsics that TVM's loops use, as a thread computes them."""
 
 
 def _call(node: Any, arguments: list[Expr]) -> Expr:
     name = str(node.op.name).rpartition(".")[2]
+    if name == "reinterpret":
+        return T.reinterpret(str(node.ty.dtype), *arguments)
     if name not in _PLAIN:
         raise TypeError(f"no intrinsic of a stage: {name}")
     return _PLAIN[name](*arguments)

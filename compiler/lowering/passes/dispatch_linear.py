@@ -14,6 +14,9 @@ After::
 
 The reshapes cost nothing at run time. A weight ``[B, N, K]`` (one matrix a head) is a batch of B products, with x
 ``[B, T, K]``. Only weights may be of a narrower type than float32. Products of two activations are left alone.
+
+A product with a quantized weight comes as ``R.call_dps_packed("moec.linear.int8-g128", (x, w))``, with w its bytes
+``[N, row_bytes]``, and goes the same way.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from moec.compiler.lowering.converters import QUANTIZED_LINEAR
 from moec.compiler.lowering.passes.kernel_block import as_private_block
+from moec.formats import format_of, row_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,9 +50,17 @@ class LinearShape:
     rows: int
     columns: int
     dtype: str
-    """Of the weight; all else is float32."""
+    """Of the weight, or its format's name (`moec.formats.FORMATS`); all else is float32."""
     batch: int | None
     bias: bool
+
+    @property
+    def weight(self) -> tuple[tuple[int, ...], str]:
+        """Shape and element type of the weight in memory: of a quantized one its bytes, ``[rows, row_bytes]``."""
+        kind = format_of(self.dtype)
+        if kind is not None:
+            return (self.rows, row_bytes(kind, self.columns)), "uint8"
+        return (*(() if self.batch is None else (self.batch,)), self.rows, self.columns), self.dtype
 
     @classmethod
     def of(cls, function: Any) -> LinearShape | None:
@@ -69,7 +82,8 @@ class LinearShape:
         """A name for the kernel, the same in every segment that needs it."""
         batch = () if self.batch is None else (f"batch{self.batch}",)
         bias = ("bias",) if self.bias else ()
-        return "_".join(("linear", *batch, str(self.rows), str(self.columns), self.dtype, *bias))
+        dtype = self.dtype.replace("-", "_")
+        return "_".join(("linear", *batch, str(self.rows), str(self.columns), dtype, *bias))
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,7 @@ def find_linears(function: relax.Function) -> dict[Any, LinearMatch]:
         for var, used_by in relax.analysis.udchain(block).items()
     }
     parameters = set(function.params)
-    found = (_match(var, values, users, parameters) for var in values if _calls(values[var], "relax.matmul"))
+    found = (_match(var, values, users, parameters) for var in values)
     return dict(match for match in found if match is not None)
 
 
@@ -120,17 +134,13 @@ def _calls(value: Any, operator: str) -> bool:
 
 
 def _match(var: Any, values: Any, users: Any, parameters: set[Any]) -> tuple[Any, LinearMatch] | None:
-    """The product ``var`` with its bias, or ``None`` where its right side is no weight."""
-    x, right = values[var].args
-    rank = len(right.ty.shape)
-    swapped = [*range(rank - 2), rank - 1, rank - 2]
-    transpose = values.get(right)
-    if not _calls(transpose, "relax.permute_dims") or [int(i) for i in transpose.attrs.axes] != swapped:
+    """The product ``var`` with its bias, or ``None`` where it is none, or its right side is no weight."""
+    product = _quantized_product(values[var]) or _plain_product(values[var], values)
+    if product is None or product[1] not in parameters:
         return None
-    weight = transpose.args[0]
-    if weight not in parameters:
-        return None
-    batch = int(weight.ty.shape[0]) if rank == 3 else None
+    x, weight, columns, dtype = product
+    *leading, rows = (int(extent) for extent in list(weight.ty.shape)[:-1])
+    batch = leading[0] if leading else None
     bias = None
     follower = _only_user(var, users, values)
     if batch is None and follower is not None and _calls(values[follower], "relax.add"):
@@ -138,10 +148,32 @@ def _match(var: Any, values: Any, users: Any, parameters: set[Any]) -> tuple[Any
         if bias is not None:
             var = follower
     assert str(x.ty.dtype.dtype) == "float32", "graphs compute in float32"
-    dtype = str(weight.ty.dtype.dtype)
-    rows, columns = (int(extent) for extent in list(weight.ty.shape)[-2:])
     shape = LinearShape(rows, columns, dtype, batch, bias is not None)
     return var, LinearMatch(shape, (x, weight) if bias is None else (x, weight, bias))
+
+
+def _plain_product(value: Any, values: Any) -> tuple[Any, Any, int, str] | None:
+    """x, weight, columns and element type of a product with a transposed matrix."""
+    if not _calls(value, "relax.matmul"):
+        return None
+    x, right = value.args
+    rank, transpose = len(right.ty.shape), values.get(right)
+    swapped = [*range(rank - 2), rank - 1, rank - 2]
+    if not _calls(transpose, "relax.permute_dims") or [int(i) for i in transpose.attrs.axes] != swapped:
+        return None
+    weight = transpose.args[0]
+    return x, weight, int(list(weight.ty.shape)[-1]), str(weight.ty.dtype.dtype)
+
+
+def _quantized_product(value: Any) -> tuple[Any, Any, int, str] | None:
+    """x, weight, columns and format of a product with a quantized weight."""
+    if not _calls(value, "relax.call_dps_packed"):
+        return None
+    name = str(value.args[0].global_symbol)
+    if not name.startswith(QUANTIZED_LINEAR):
+        return None
+    x, weight = value.args[1].fields
+    return x, weight, int(list(x.ty.shape)[-1]), name.removeprefix(QUANTIZED_LINEAR)
 
 
 def _only_user(var: Any, users: Any, values: Any) -> Any:

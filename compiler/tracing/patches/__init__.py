@@ -6,14 +6,38 @@ import importlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.tracing.patches import deepseek_v2, delta_rule, indexers, phimoe
+from moec.compiler.tracing.patches import (
+    dbrx,
+    deepseek_v2,
+    delta_rule,
+    ernie4_5_vl_moe,
+    indexers,
+    jetmoe,
+    llama4,
+    multimodal_rotation,
+    nllb_moe,
+    phimoe,
+    switch_transformers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moec.compiler.tracing.patches.record import Patch
 
-FAMILIES = (deepseek_v2, delta_rule, indexers, phimoe)
+FAMILIES = (
+    dbrx,
+    deepseek_v2,
+    delta_rule,
+    ernie4_5_vl_moe,
+    indexers,
+    jetmoe,
+    llama4,
+    multimodal_rotation,
+    nllb_moe,
+    phimoe,
+    switch_transformers,
+)
 PATCHES: tuple[Patch, ...] = tuple(patch for family in FAMILIES for patch in family.PATCHES)
 """Every patch there is."""
 

@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from moec.compiler.tracing.patches.record import MODELS, Patch
+from moec.compiler.tracing.patches.rotation import WHY, rotate_pairs, rotation_table
+
+if TYPE_CHECKING:
+    import torch
+
+MODULE = f"{MODELS}.deepseek_v2.modeling_deepseek_v2"
 
 
-def _rotation_table(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    """Cosine and sine side by side ``[1, T, D/2, 2]``, instead of one complex number."""
-    angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
-    table: torch.Tensor = torch.stack([angles.cos(), angles.sin()], -1) * self.attention_scaling
-    return table
-
-
-def _rotate_pairs(
-    xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate pairs of neighbours of ``[1, heads, T, D]`` in real arithmetic."""
-    cos, sin = freqs_cis[..., 0].unsqueeze(1), freqs_cis[..., 1].unsqueeze(1)
-
-    def rotate(x: torch.Tensor) -> torch.Tensor:
-        pairs = x.float().reshape(*x.shape[:-1], -1, 2)
-        even, odd = pairs[..., 0], pairs[..., 1]
-        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
-        return turned.flatten(-2).type_as(x)
-
-    return rotate(xq), rotate(xk)
+def _rotate(xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys are ``[1, heads, T, D]``."""
+    return rotate_pairs(xq, freqs_cis, 1), rotate_pairs(xk, freqs_cis, 1)
 
 
 PATCHES = (
-    Patch(
-        f"{MODELS}.deepseek_v2.modeling_deepseek_v2",
-        "DeepseekV2RotaryEmbedding.forward",
-        _rotation_table,
-        "complex numbers have no kernels",
-    ),
-    Patch(
-        f"{MODELS}.deepseek_v2.modeling_deepseek_v2",
-        "apply_rotary_emb",
-        _rotate_pairs,
-        "complex numbers have no kernels",
-    ),
+    Patch(MODULE, "DeepseekV2RotaryEmbedding.forward", rotation_table, WHY),
+    Patch(MODULE, "apply_rotary_emb", _rotate, WHY),
 )

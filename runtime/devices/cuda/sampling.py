@@ -51,7 +51,8 @@ class DeviceSampler:
     def can_choose(self, sequences: list[Sequence], *, ahead: int) -> bool:
         """Whether the kernel has room for what these sequences want."""
         return len(sequences) <= self.rows and all(
-            len(sequence.forbidden(ahead)) <= words.MAX_FORBIDDEN for sequence in sequences
+            len(sequence.forbidden(ahead)) <= words.MAX_FORBIDDEN and sequence.forced(ahead) is None
+            for sequence in sequences
         )
 
     def stage(self, sequences: list[Sequence], *, ahead: int) -> None:

@@ -9,13 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
+from moec.compiler.tracing.text_half import transformers_class
 from tests.support.tiny_models.decoders import DECODERS
+from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS, sharpen
+from tests.support.tiny_models.foreign import FOREIGN, REMADE, drop_identity_experts
 from tests.support.tiny_models.own import OWN, save_own
 from tests.support.tiny_models.recurrent import RECURRENT
 from tests.support.tiny_models.shared_experts import SHARED_EXPERTS
 from tests.support.tiny_models.sparse_attention import SELECTING, SPARSE_ATTENTION
+from tests.support.tiny_models.text_halves import TEXT_HALVES
 from tests.support.tiny_models.windows import WINDOWS
 
 if TYPE_CHECKING:
@@ -24,28 +28,40 @@ if TYPE_CHECKING:
 
 TINY: dict[str, Callable[[], PretrainedConfig]] = {
     **DECODERS,
+    **FOREIGN,
     **RECURRENT,
     **SHARED_EXPERTS,
     **SPARSE_ATTENTION,
+    **TEXT_HALVES,
     **WINDOWS,
 }
 """Name of a tiny model -> its config. The name is the model type, except ``deepseek_v2_lite``; a file a family."""
 
 
+def config_of(name: str) -> PretrainedConfig:
+    """The config of a model of ``TINY``, or of one that has tests of its own: encoder-decoders, experts made anew, selections."""
+    return {**TINY, **ENCODER_DECODERS, **REMADE, **SELECTING}[name]()
+
+
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model of ``(TINY | SELECTING)[name]`` with random weights, in evaluation mode; equal seeds give equal weights.
+    """A model of ``config_of(name)``, in evaluation mode; equal seeds give equal random weights.
 
     Nothing that a model has is left at a value that hides it: norms are not one, biases and sinks not zero.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = (TINY | SELECTING)[name]()
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        config = config_of(name)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers_class(config.model_type)
+        make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+        model: PreTrainedModel = make(config, dtype=torch.float32)
+        tied = getattr(config.get_text_config(), "tie_word_embeddings", False)
         persistent = set(model.state_dict())
         with torch.no_grad():
             for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
                 if path in persistent and tensor.is_floating_point():
-                    _fill(path, tensor, tied=model.config.get_text_config().tie_word_embeddings)
+                    _fill(path, tensor, tied=tied)
+        if config.is_encoder_decoder:
+            sharpen(model)
     model.tie_weights()
     model.eval()
     wide = tuple(model._get_dtype_plan(dtype))  # what transformers loads in float32 whatever is asked for
@@ -62,7 +78,7 @@ def save(
     """Write ``build(name, seed, dtype)`` to ``folder`` as the real checkpoints of its type are laid out.
 
     Args:
-        name: key of ``TINY``, or of ``OWN`` (models that transformers does not have).
+        name: key of ``TINY``, ``ENCODER_DECODERS``, ``REMADE`` or ``OWN`` (models that transformers does not have).
         folder: made if missing.
         seed: of the weights.
         dtype: of the weights.
@@ -71,11 +87,13 @@ def save(
     if name in OWN:
         return save_own(name, folder, seed, dtype, shard)
     build(name, seed, dtype).save_pretrained(folder, max_shard_size=shard)
+    if name == "longcat_flash":
+        drop_identity_experts(folder)
     return folder
 
 
 def _fill(path: str, tensor: torch.Tensor, *, tied: bool) -> None:
-    if ("norm" in path and path.endswith("weight")) or path.endswith(("scale", "scalar")):
+    if (path.endswith("weight") and "norm" in path.split(".")[-2]) or path.endswith(("scale", "scalar")):
         torch.nn.init.normal_(tensor, mean=1.0, std=0.1)
     elif "embed_tokens" in path and not tied:  # a tied one that large would repeat its own token for ever
         torch.nn.init.normal_(tensor, std=0.5)

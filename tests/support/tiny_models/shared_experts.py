@@ -106,6 +106,7 @@ def _hunyuan_v1_moe() -> PretrainedConfig:
         intermediate_size=40,
         num_experts=5,
         moe_topk=2,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0},
         pad_token_id=2,
         tie_word_embeddings=True,
     )

@@ -200,12 +200,9 @@ class LayerStream:
 
 
 def _parts(model: ModelRecord) -> list[list[int]]:
-    """The MoE layers that run on all tokens of a step, and those that run on the rows whose logits are wanted."""
-    parts: list[list[int]] = [[], []]
-    for number, step in enumerate(model.steps):
-        if isinstance(step, ExpertsStep):
-            parts[number >= model.last_step].append(step.layer)
-    return parts
+    """The MoE layers of an encoder, those on all tokens of a step, and those on the rows whose logits are wanted."""
+    parts = (model.encoder, model.steps[: model.last_step], model.steps[model.last_step :])
+    return [[step.layer for step in part if isinstance(step, ExpertsStep)] for part in parts]
 
 
 def expected_share(experts: int, top_k: int, tokens: int) -> float:

@@ -1,0 +1,184 @@
+"""What each format costs in accuracy, on a checkpoint in transformers with its weights rounded to the format.
+
+    python -m benchmarks.quantization_accuracy examples/tiny-deepseek-v2 --windows 32
+
+Prints a table and writes ``benchmarks/results/quantization_accuracy.json``: perplexity, and the divergence from the
+unquantized model, teacher-forced over windows of held-out text. That a bundle computes what its dequantized weights
+say is what ``tests/end_to_end/test_quantized.py`` is for; so this needs no compiler, and takes any method.
+
+The text is that of ``examples/train_tiny_deepseek_v2.py`` (the program ``bible`` has to be there), the chapters that
+training never saw; ``--text`` names another. llama.cpp's Q4_0 (``q4_0.py``) on the same weights is beside our formats,
+with and without rounding activations as its products do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.common import write_result
+from benchmarks.q4_0 import q4_0, q8_0
+from moec.compiler.reference import compare
+from moec.formats import FORMATS, METHODS, dequantize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+WINDOW = 512
+"""The longest context that the trained example was trained on."""
+BYTES = "int8-g128"
+"""Of what is not a routed expert, in the column ``recipe``."""
+BEGIN = "<|begin|>"
+
+Rounding = Callable[["NDArray[np.float32]"], "NDArray[np.float32]"]
+"""Takes rows ``[N, K]``, gives what is left of them."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How weights are rounded."""
+
+    name: str
+    experts: Rounding | None
+    others: Rounding | None = None
+    """Of the other matrices, the embedding and the head."""
+    rounds_activations: bool = False
+    """To Q8_0, where they meet a rounded weight."""
+
+
+def schemes(method: str) -> Iterator[Scheme]:
+    """Every format on the routed experts alone, and with 8 bits for all other matrices; llama.cpp's Q4_0 beside."""
+    yield Scheme("bfloat16", None)
+    for name in FORMATS:
+        yield Scheme(f"{name}, experts", _nearest(name, method))
+    yield Scheme("Q4_0, experts", q4_0)
+    yield Scheme("Q4_0 x Q8_0, experts", q4_0, None, rounds_activations=True)
+    for name, kind in FORMATS.items():
+        yield Scheme(
+            f"{name}, recipe", _nearest(name, method), _nearest(name if kind.bits == 8 else BYTES, method)
+        )
+    for name in ("int8-g128", "int4-g32", "mxfp4"):
+        yield Scheme(f"{name}, all", _nearest(name, method), _nearest(name, method))
+    yield Scheme("Q4_0, all", q4_0, q4_0)
+    yield Scheme("Q4_0 x Q8_0, all", q4_0, q4_0, rounds_activations=True)
+
+
+def _nearest(name: str, method: str) -> Rounding:
+    kind = FORMATS[name]
+    return lambda rows: dequantize(kind, METHODS[method](kind, rows))
+
+
+def round_weights(model: torch.nn.Module, original: dict[str, torch.Tensor], scheme: Scheme) -> set[int]:
+    """Put the rounded weights in; gives the storages of those that were."""
+    rounded = set()
+    for name, parameter in model.named_parameters():
+        rounding = scheme.experts if parameter.ndim == 3 else scheme.others
+        parameter.data.copy_(original[name])
+        if rounding is None or parameter.ndim < 2 or name.endswith(".gate.weight"):
+            continue
+        rows = original[name].reshape(-1, parameter.shape[-1]).numpy()
+        parameter.data.copy_(torch.from_numpy(rounding(rows)).reshape(parameter.shape))
+        rounded.add(parameter.untyped_storage().data_ptr())
+    return rounded
+
+
+class RoundedActivations(TorchFunctionMode):
+    """Products with rounded weights take their other side in Q8_0."""
+
+    def __init__(self, storages: set[int]) -> None:
+        super().__init__()
+        self.storages = storages
+
+    def __torch_function__(
+        self, function: Any, _types: Any, arguments: Any = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        """Round before ``linear``."""
+        is_linear = function is torch.nn.functional.linear
+        if is_linear and arguments[1].untyped_storage().data_ptr() in self.storages:
+            x = torch.from_numpy(q8_0(arguments[0].contiguous().numpy()))
+            arguments = (x, *arguments[1:])
+        return function(*arguments, **(named or {}))
+
+
+def held_out_windows(checkpoint: Path, text: Path | None) -> list[list[int]]:
+    """Token ids of windows that do not overlap."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    if text is not None:
+        passages = [text.read_text(encoding="utf-8")]
+    else:
+        from examples.train_tiny_deepseek_v2 import read_text, to_chapters
+
+        passages = [BEGIN + chapter.text for chapter in to_chapters(read_text(None)) if chapter.held_out]
+    windows = []
+    for passage in passages:
+        ids = tokenizer(passage, add_special_tokens=False)["input_ids"]
+        windows += [ids[at : at + WINDOW] for at in range(0, len(ids), WINDOW)]
+    return [window for window in windows if len(window) > 1]
+
+
+def main() -> None:
+    """Round, run, compare, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--text", type=Path, help="a file of text that the model was not trained on")
+    parser.add_argument("--windows", type=int, help="at most so many, evenly spread (default: all)")
+    parser.add_argument("--method", choices=sorted(METHODS), default="nearest")
+    parser.add_argument("--only", help="schemes whose names contain this")
+    options = parser.parse_args()
+    windows = held_out_windows(options.checkpoint, options.text)
+    if options.windows and options.windows < len(windows):
+        windows = [windows[at * len(windows) // options.windows] for at in range(options.windows)]
+    model = AutoModelForCausalLM.from_pretrained(
+        options.checkpoint,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+    ).eval()
+    original = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    def logits() -> Iterator[NDArray[np.float32]]:
+        with torch.inference_mode():
+            for window in windows:
+                yield model(torch.tensor([window])).logits[0].numpy()
+
+    expected = list(logits())
+    rows = []
+    print(f"{'scheme':26} {'perplexity':>10} {'change':>9} {'mean KL':>9} {'99 % KL':>9} {'same':>8}")
+    for scheme in schemes(options.method):
+        if options.only and options.only not in scheme.name:
+            continue
+        storages = round_weights(model, original, scheme)
+        with RoundedActivations(storages) if scheme.rounds_activations else contextlib.nullcontext():
+            found = compare(windows, iter(expected), logits())
+        change = found.perplexity / found.reference_perplexity - 1
+        print(
+            f"{scheme.name:26} {found.perplexity:10.4f} {change:+9.3%} {found.mean_kl:9.2e} {found.kl_99:9.2e} "
+            f"{found.argmax_agreement:8.2%}",
+            flush=True,
+        )
+        rows.append({"scheme": scheme.name, **asdict(found)})
+    write_result(
+        "quantization_accuracy",
+        rows,
+        checkpoint=options.checkpoint.name,
+        method=options.method,
+        windows=len(windows),
+        tokens=sum(map(len, windows)),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Encoder-decoder models, from checkpoint to tokens, against a reference in float32.
+
+That is transformers, but for NLLB-MoE an independent one: transformers 5.23 runs only two of its experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from moec import runtime
+from moec.errors import RequestError
+from tests.end_to_end.conftest import BundleMaker
+from tests.end_to_end.test_models import random_ids, relative_error
+from tests.support.nllb_reference import NllbReference, as_transformers_5
+from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
+
+SOURCE_TOKENS = 60
+"""More than 2 * 20 + 1 distances have a bias of their own, and than 6 experts of 9 tokens each take."""
+NEW_TOKENS = 16
+RELATIVE = 1e-4
+CANARY = "switch_transformers"
+NAMES = [name if name == CANARY else pytest.param(name, marks=pytest.mark.slow) for name in ENCODER_DECODERS]
+
+
+class Judge:
+    """What is right for a checkpoint."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.model: Any = AutoModelForSeq2SeqLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self.vocab_size = int(self.model.config.vocab_size)
+        self.start = int(self.model.config.decoder_start_token_id)
+        self._independent = NllbReference(self.model.state_dict(), self.model.config)
+        self._by_hand = name == "nllb_moe"
+
+    def logits(self, source: list[int], tokens: list[int]) -> np.ndarray[Any, Any]:
+        """``[1, T, V]``."""
+        with torch.inference_mode():
+            if self._by_hand:
+                return self._independent.logits(source, tokens)[None].numpy()
+            given = {"input_ids": torch.tensor([source]), "decoder_input_ids": torch.tensor([tokens])}
+            found: np.ndarray[Any, Any] = self.model(**given).logits.numpy()
+            return found
+
+    def greedy(self, source: list[int], count: int, forced: int | None = None) -> list[int]:
+        """The decoder's tokens, its start among them."""
+        if self._by_hand:
+            return self._independent.greedy(source, count, forced)
+        self.model.generation_config.eos_token_id = None
+        with torch.inference_mode():
+            found: list[list[int]] = self.model.generate(
+                torch.tensor([source]), max_new_tokens=count, do_sample=False, forced_bos_token_id=forced
+            ).tolist()
+        return found[0]
+
+
+@pytest.fixture
+def pair(name: str, make_bundle: BundleMaker) -> Iterator[tuple[Judge, runtime.Model]]:
+    checkpoint, bundle = make_bundle(name)
+    with runtime.load(bundle, max_step_tokens=96) as model:
+        yield Judge(name, checkpoint), model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_matches_the_reference(pair: tuple[Judge, runtime.Model]) -> None:
+    judge, model = pair
+    (source,) = random_ids(judge.vocab_size, 1, SOURCE_TOKENS).tolist()
+    expected = judge.greedy(source, NEW_TOKENS)
+    found = model.generate(source, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=[])
+    assert found.tolist() == [expected]
+    assert len(set(expected)) > 4, "a text of one word would prove little"
+    assert relative_error(model.forward(source, expected), judge.logits(source, expected)) < RELATIVE
+    # A decoder's prompt is one call too: tokens compete for the capacity of experts.
+    (tokens,) = random_ids(judge.vocab_size, 1, 70, seed=1).tolist()
+    assert relative_error(model.forward(source, tokens), judge.logits(source, tokens)) < RELATIVE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sources_of_different_lengths_do_not_disturb_each_other(pair: tuple[Judge, runtime.Model]) -> None:
+    judge, model = pair
+    (ids,) = random_ids(judge.vocab_size, 1, SOURCE_TOKENS, seed=2).tolist()
+    sources = [ids, ids[:23], ids[5:6], ids[11:50]]
+    expected = [judge.greedy(source, 8) for source in sources]
+    found = model.generate(sources, max_new_tokens=8, do_sample=False, eos_token_id=[])
+    assert found.tolist() == expected
+    padded = np.full((2, SOURCE_TOKENS), 1)
+    padded[0], padded[1, :23] = ids, ids[:23]
+    mask = np.zeros_like(padded)
+    mask[0], mask[1, :23] = 1, 1
+    tokens = [judge.start, 7, 9, 7]
+    logits = model.forward(padded, [tokens, tokens], attention_mask=mask)
+    for row, source in enumerate(sources[:2]):
+        assert relative_error(logits[row][None], judge.logits(source, tokens)) < RELATIVE
+    assert model.engine.scheduler.pages.free == model.engine.scheduler.pages.total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(ENCODER_DECODERS))
+def test_forced_tokens_and_prompts(pair: tuple[Judge, runtime.Model]) -> None:
+    judge, model = pair
+    (source,) = random_ids(judge.vocab_size, 1, 30, seed=3).tolist()
+    options: dict[str, Any] = {"do_sample": False, "eos_token_id": [], "max_new_tokens": 6}
+    forced = model.generate(source, forced_bos_token_id=77, forced_eos_token_id=5, **options)[0].tolist()
+    assert forced == [*judge.greedy(source, 6, forced=77)[:6], 5]
+    prompt = judge.greedy(source, 6)[:4]
+    continued = model.generate(source, decoder_input_ids=prompt, **options)[0].tolist()
+    assert continued[:7] == judge.greedy(source, 6)
+    assert continued[:4] == prompt
+    with pytest.raises(RequestError, match="decoder_input_ids"):
+        model.forward(source)
+    with pytest.raises(RequestError, match="one step"):
+        model.generate(source * 4, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(ENCODER_DECODERS))
+def test_sequences_that_lose_their_pages_are_encoded_again(name: str, make_bundle: BundleMaker) -> None:
+    _, bundle = make_bundle(name)
+    sources = [random_ids(149, length, seed=length).tolist() for length in (40, 33, 64)]
+    options: dict[str, Any] = {"do_sample": False, "eos_token_id": [], "max_new_tokens": 70}
+    with runtime.load(bundle, max_step_tokens=96) as model:
+        expected = [model.generate(source, **options)[0].tolist() for source in sources]
+    with runtime.load(bundle, max_step_tokens=96, cache_tokens=9 * 32) as model:
+        assert model.generate(sources, **options).tolist() == expected
+        assert model.stats.preemptions > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(ENCODER_DECODERS))
+def test_experts_beyond_the_budget_change_nothing(name: str, make_bundle: BundleMaker) -> None:
+    """Experts of encoder and decoder layers alike are read from their files again and again."""
+    _, bundle = make_bundle(name)
+    (source,) = random_ids(149, 1, SOURCE_TOKENS).tolist()
+    options: dict[str, Any] = {"do_sample": False, "eos_token_id": [], "max_new_tokens": NEW_TOKENS}
+    with runtime.load(bundle, max_step_tokens=96, cache_tokens=320) as model:
+        expected = model.generate(source, **options)
+        everything = model.memory.total_bytes
+        experts = model.memory.expert_bytes
+    with runtime.load(
+        bundle, max_step_tokens=96, cache_tokens=320, host_memory=everything - experts * 3 // 4
+    ) as model:
+        np.testing.assert_array_equal(model.generate(source, **options), expected)
+        assert model.stats.evictions > 0
+
+
+@pytest.mark.slow
+def test_transformers_runs_two_experts_of_nllb(make_bundle: BundleMaker) -> None:
+    """The evidence for a reference of our own: with its fault put in, ours agrees with transformers to the last bits.
+
+    ``NllbMoeExperts.forward`` is given the one-hot mask of first choices, whose numbers are 0 and 1, and encodes it
+    once more, as if those were experts.
+    """
+    checkpoint, _ = make_bundle("nllb_moe")
+    judge = Judge("nllb_moe", checkpoint)
+    source, tokens = (random_ids(judge.vocab_size, count, seed=4).tolist() for count in (25, 12))
+    with torch.inference_mode():
+        theirs = judge.model(
+            input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([tokens])
+        ).logits[0]
+    state, config = judge.model.state_dict(), judge.model.config
+    assert torch.allclose(
+        NllbReference(state, config, as_transformers_5).logits(source, tokens), theirs, atol=1e-5
+    )
+    assert not torch.allclose(NllbReference(state, config).logits(source, tokens), theirs, atol=1e-2)
