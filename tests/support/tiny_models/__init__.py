@@ -39,7 +39,7 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
 
 
 def config_of(name: str) -> PretrainedConfig:
-    """The config of a model of ``TINY``, or of one that has tests of its own: encoder-decoders, experts made anew, selections."""
+    """The config of a model of ``TINY``, or of one that has tests of its own."""
     return {**TINY, **ENCODER_DECODERS, **REMADE, **SELECTING}[name]()
 
 
