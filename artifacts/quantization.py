@@ -10,6 +10,8 @@ from moec.formats import ALIASES, FORMATS
 
 PLAIN = "plain"
 """Stands for no format: values of the model's own type."""
+KEEP = "keep"
+"""Stands for the format that the checkpoint has a weight in, so that its codes are carried over; else for `PLAIN`."""
 
 Role: TypeAlias = Literal["experts", "linear", "router", "embedding", "head"]
 
@@ -29,7 +31,7 @@ class FormatRule:
     match: str
     """Of parameters of the transformers model, with ``*`` for anything: ``model.layers.0.*``."""
     format: str
-    """In ``moec.formats.FORMATS`` or ``ALIASES``, or ``plain``."""
+    """In ``moec.formats.FORMATS`` or ``ALIASES``, or ``plain`` or ``keep``."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,27 @@ class Quantization:
     """Role to format; a role that is not there is ``plain``."""
     rules: tuple[FormatRule, ...]
 
-    def format_for(self, name: str, role: Role) -> str | None:
-        """The long name of the format for a parameter called ``name``; None: plain."""
+    def format_for(self, name: str, role: Role, kept: str | None = None) -> str | None:
+        """The long name of the format for a parameter called ``name``; None: plain.
+
+        Args:
+            name: in transformers.
+            role: what it does.
+            kept: the format that the checkpoint has it in.
+        """
         found = next((rule.format for rule in self.rules if fnmatchcase(name, rule.match)), None)
         asked = self.roles.get(role, PLAIN) if found is None else found
-        return None if asked == PLAIN else ALIASES.get(asked, asked)
+        return {PLAIN: None, KEEP: kept}.get(asked, ALIASES.get(asked, asked))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything depends on how the checkpoint has it."""
+        return KEEP in (*self.roles.values(), *(rule.format for rule in self.rules))
 
 
 def quantization_problems(policy: Quantization, methods: tuple[str, ...]) -> list[str]:
     """What in a policy no moec of this version can do, one sentence each."""
-    known = (PLAIN, *ALIASES, *FORMATS)
+    known = (PLAIN, KEEP, *ALIASES, *FORMATS)
     asked = [*policy.roles.values(), *(rule.format for rule in policy.rules)]
     problems = [
         f"there is no format {name}; there are {', '.join(known)}" for name in asked if name not in known

@@ -15,7 +15,7 @@ from moec.compiler.choices import choose_context, choose_dtype
 from moec.compiler.generation import generation_defaults
 from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.modules import copy_modules, save_modules, save_side_files
-from moec.compiler.quantization import quantize
+from moec.compiler.quantization import kept_formats, quantize
 from moec.compiler.stages import stage
 from moec.errors import CheckpointError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moec.artifacts.manifest import Manifest
+    from moec.artifacts.quantization import Quantization
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.partition import PartitionedModel
     from moec.compiler.request import Calibration, CompileRequest, Surroundings
@@ -46,6 +47,9 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
     if not request.modules_only:
         with stage("weights", around.log):
             checkpoint = complete(checkpoint, parts)
+    if request.quantization is not None:
+        with stage("quantize", around.log):
+            parts = choose_formats(parts, checkpoint, request.quantization, names)
     key = None if request.modules_only else _resume_key(request, checkpoint)
     with BundleWriter(request.output, force=request.force, resume_key=key) as writer:
         save_modules(parts, writer.folder)
@@ -84,7 +88,6 @@ def complete(checkpoint: Checkpoint, parts: PartitionedModel) -> Checkpoint:
 
 def build_parts(request: CompileRequest, checkpoint: Checkpoint, around: Surroundings) -> PartitionedModel:
     """Trace and partition, and write the graphs as ONNX where that is asked for; no weights are needed."""
-    from moec.compiler.lowering.targets import parse_target
     from moec.compiler.partition import partition
     from moec.compiler.trace import trace
 
@@ -101,12 +104,19 @@ def build_parts(request: CompileRequest, checkpoint: Checkpoint, around: Surroun
 
         with stage("onnx", around.log):
             export_onnx(parts, request.onnx)
-    if request.quantization is not None:
-        with stage("quantize", around.log):
-            parts = quantize(parts, request.quantization)
-            for name in request.targets:
-                check_formats(parts.model, parse_target(name).kind)
     return parts
+
+
+def choose_formats(
+    parts: PartitionedModel, checkpoint: Checkpoint, policy: Quantization, targets: Sequence[str]
+) -> PartitionedModel:
+    """Give weights the formats of ``policy``; ``CompileError`` where the kernels of a target do not take one."""
+    from moec.compiler.lowering.targets import parse_target
+
+    chosen = quantize(parts, policy, kept_formats(checkpoint, parts) if policy.keeps else {})
+    for name in targets:
+        check_formats(chosen.model, parse_target(name).kind)
+    return chosen
 
 
 def _resume_key(request: CompileRequest, checkpoint: Checkpoint) -> str:

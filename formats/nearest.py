@@ -24,8 +24,9 @@ CENTRES = {"int8": 127, "int4": SYMMETRIC_ZERO}
 """What the code of zero is above the lowest code, where there are no zero points."""
 SPANS = {"int8": 254, "int4": 15}
 """From the lowest code to the highest."""
-RANGES = {"int8": (1.0,), "int4": tuple(np.linspace(1.0, 0.66, 8))}
-"""The parts of a group's range that codes are tried for: with 8 bits nothing is gained by clipping."""
+RANGES = {"int8": (1.0,), "int4": tuple(np.linspace(1.15, 0.65, 11))}
+"""What codes are tried for, as parts of a group's range. With 8 bits nothing is gained by clipping; with 4, twice as
+many change the error of normal values by 0.2 % at most."""
 FLOAT16_LARGEST = np.float32(65504)
 
 
@@ -73,13 +74,12 @@ def round_to_nearest(kind: Format, matrix: Floats, importance: Floats | None = N
 
 
 def _integers(kind: Format, values: Floats, importance: Floats | None) -> Quantized:
-    span = SPANS[kind.codes]
     shape = values.shape[:2]
     best, zero, score = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.full(shape, -np.inf)
     steps = np.empty_like(values)
     weighted = values if importance is None else values * importance
     for candidate, candidate_zero in _candidates(kind, values):
-        _round(values, candidate, candidate_zero, span, steps)
+        _round(kind, values, candidate, candidate_zero, steps)
         products = np.einsum("ngk,ngk->ng", weighted, steps)
         squares = np.einsum("ngk,ngk->ng", steps, steps if importance is None else steps * importance)
         fitted = np.divide(products, squares, out=np.zeros_like(products), where=squares > 0)
@@ -87,7 +87,7 @@ def _integers(kind: Format, values: Floats, importance: Floats | None) -> Quanti
         score = np.where(better, products * fitted, score)
         best, zero = np.where(better, fitted, best), np.where(better, candidate_zero, zero)
     scales = np.clip(best, -FLOAT16_LARGEST, FLOAT16_LARGEST).astype(np.float16)
-    _round(values, scales.astype(np.float32), zero, span, steps)
+    _round(kind, values, scales.astype(np.float32), zero, steps)
     if kind.codes == "int8":
         return Quantized(steps.astype(np.int8), scales)
     steps += zero[..., None]
@@ -96,7 +96,7 @@ def _integers(kind: Format, values: Floats, importance: Floats | None) -> Quanti
 
 def _candidates(kind: Format, values: Floats) -> Iterator[tuple[Floats, Floats]]:
     """Scales and zero points."""
-    smallest, largest = values.min(2), values.max(2)
+    smallest, largest = _pairwise(np.minimum, values), _pairwise(np.maximum, values)
     if kind.zero_points:
         smallest, largest = np.minimum(smallest, 0), np.maximum(largest, 0)
         for part in RANGES[kind.codes]:
@@ -109,11 +109,25 @@ def _candidates(kind: Format, values: Floats) -> Iterator[tuple[Floats, Floats]]
         yield extreme * np.float32(-part / centre), np.full_like(extreme, centre)
 
 
-def _round(values: Floats, scale: Floats, zero: Floats, span: int, steps: Floats) -> None:
-    """Fill ``steps`` with the whole numbers from ``-zero`` to ``span - zero`` that are nearest."""
+def _round(kind: Format, values: Floats, scale: Floats, zero: Floats, steps: Floats) -> None:
+    """Fill ``steps`` with the whole numbers from ``-zero`` to what the largest code is above it that are nearest."""
     np.multiply(values, _inverse(scale)[..., None], out=steps)
     np.rint(steps, out=steps)
-    np.clip(steps, -zero[..., None], (span - zero)[..., None], out=steps)
+    span = SPANS[kind.codes]
+    if kind.zero_points:
+        np.maximum(steps, -zero[..., None], out=steps)
+        np.minimum(steps, (span - zero)[..., None], out=steps)
+    else:
+        centre = CENTRES[kind.codes]
+        np.clip(steps, -centre, span - centre, out=steps)
+
+
+def _pairwise(function: np.ufunc, values: Floats) -> Floats:
+    """A reduction over each group, of 2 ** n values, halved n times: long loops are faster than many short ones."""
+    reduced = values.reshape(-1)
+    while reduced.size > values.shape[0] * values.shape[1]:
+        reduced = function(reduced[0::2], reduced[1::2])
+    return reduced.reshape(values.shape[:2])
 
 
 def _inverse(scale: Floats) -> Floats:
@@ -122,14 +136,14 @@ def _inverse(scale: Floats) -> Floats:
 
 def _e4m3(kind: Format, values: Floats, importance: Floats | None) -> Quantized:  # noqa: ARG001
     encoding = MINIFLOATS[kind.codes]
-    scales = np.abs(values).max(2) / np.float32(encoding.largest)
+    scales = _pairwise(np.maximum, np.abs(values)) / np.float32(encoding.largest)
     return Quantized(encoding.encode(values * _inverse(scales)[..., None]), scales)
 
 
 def _e2m1(kind: Format, values: Floats, importance: Floats | None) -> Quantized:
     encoding, powers = MINIFLOATS[kind.codes], e8m0_values()
     table = encoding.values()
-    mantissa, exponent = np.frexp(np.abs(values).max(2) / np.float32(encoding.largest))
+    mantissa, exponent = np.frexp(_pairwise(np.maximum, np.abs(values)) / np.float32(encoding.largest))
     wide = np.clip(np.where(mantissa == 0.5, exponent - 1, exponent) + E8M0_BIAS, 0, 254)
     found: list[tuple[NDArray[np.uint8], NDArray[np.uint8], Floats]] = []
     for byte in (wide, np.maximum(wide - 1, 0)):

@@ -33,7 +33,7 @@ class Format:
     name: str
     codes: Codes
     group: int
-    """Columns that share a scale: a multiple of 32."""
+    """Columns that share a scale: a power of two from 32."""
     scale: Scale
     zero_points: bool = False
     """A byte for each group; only with ``int4``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -20,10 +20,30 @@ if TYPE_CHECKING:
 
     from moec.artifacts.packing import DenseTensor
     from moec.compiler.packing.dense import PlacedTensor
+    from moec.compiler.packing.quantizing import Quantizer
     from moec.compiler.packing.reading import TensorReader
     from moec.compiler.packing.stored import Stored
 
 CONSTANT = "constant:"
+
+
+class DensePiece(NamedTuple):
+    """Some rows of a dense tensor, or all of it."""
+
+    placed: PlacedTensor
+    values: torch.Tensor
+    """Valid until the next piece is asked for; bytes of rows where the checkpoint has them in the tensor's format."""
+    quantizer: Quantizer | None
+    """What makes the tensor's bytes of them; None: they are stored as they are."""
+
+
+def direct(tensor: DenseTensor, parameters: Mapping[str, Binding]) -> Stored | None:
+    """The one tensor of the checkpoint that a dense tensor is a copy of."""
+    binding = parameters.get(tensor.sources[0]) if len(tensor.sources) == 1 else None
+    if tensor.steps or not isinstance(binding, Renamed) or binding.transposed:
+        return None
+    flat = binding.stored.encoding == "plain" or len(binding.stored.shape) == 2
+    return binding.stored if flat and binding.stored.shape == tensor.shape else None
 
 
 def parameters_of(tensor: DenseTensor) -> tuple[str, ...]:
@@ -38,6 +58,8 @@ class DenseReader:
     parameters: Mapping[str, Binding]
     dtypes: Mapping[str, torch.dtype]
     """Parameter -> element type that its tensors are read as."""
+    quantizers: Mapping[str, Quantizer]
+    """For each format that tensors are stored in."""
     constants: Mapping[str, torch.Tensor]
     reader: TensorReader
     model: PreTrainedModel
@@ -45,28 +67,26 @@ class DenseReader:
     hold: Callable[[int], None]
     """Called with the bytes that are about to be held beyond a piece."""
 
-    def pieces(self, group: Sequence[PlacedTensor]) -> Iterator[tuple[PlacedTensor, torch.Tensor]]:
-        """The group's tensors front to back, a few rows at a time if it is one of the checkpoint."""
-        stored = self._direct(group)
-        if stored is not None:
-            dtype = self.dtypes[group[0].tensor.sources[0]]
-            for values in self.reader.pieces(stored, 0, stored.rows, dtype):
-                yield group[0], values
-            return
-        self.hold(self._held_bytes(group))
+    def pieces(self, group: Sequence[PlacedTensor]) -> Iterator[DensePiece]:
+        """The group's tensors front to back, a few rows at a time where one is a copy of one of the checkpoint."""
         loaded: dict[str, torch.Tensor] = {}
+        held = False
         for placed in group:
-            yield placed, _evaluate(placed.tensor, lambda source: self._load(source, loaded))
-
-    def _direct(self, group: Sequence[PlacedTensor]) -> Stored | None:
-        """The one tensor of the checkpoint that the group's only tensor is a copy of."""
-        tensor = group[0].tensor
-        binding = self.parameters.get(tensor.sources[0]) if len(tensor.sources) == 1 else None
-        alone = len(group) == 1 and not tensor.steps and isinstance(binding, Renamed)
-        if not alone or not isinstance(binding, Renamed) or binding.transposed:
-            return None
-        flat = binding.stored.encoding == "plain" or len(binding.stored.shape) == 2
-        return binding.stored if flat and binding.stored.shape == tensor.shape else None
+            stored = direct(placed.tensor, self.parameters)
+            quantizer = self.quantizers.get(placed.tensor.format or "")
+            if stored is not None and quantizer is not None and stored.format == quantizer.kind.name:
+                for values in self.reader.pieces(stored, 0, stored.rows, quantizer.kind):
+                    yield DensePiece(placed, values, None)
+            elif stored is not None and len(group) == 1:
+                dtype = self.dtypes[placed.tensor.sources[0]]
+                for values in self.reader.pieces(stored, 0, stored.rows, dtype):
+                    yield DensePiece(placed, values, quantizer)
+            else:
+                if not held:
+                    self.hold(self._held_bytes(group))
+                    held = True
+                made = _evaluate(placed.tensor, lambda source: self._load(source, loaded))
+                yield DensePiece(placed, made, quantizer)
 
     def _held_bytes(self, group: Sequence[PlacedTensor]) -> int:
         names = {name for placed in group for name in parameters_of(placed.tensor)}

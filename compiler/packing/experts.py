@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody, ExpertsLayer
     from moec.artifacts.packing import ExpertSource
     from moec.compiler.packing.quantizing import Quantizer
-    from moec.compiler.packing.reading import TensorReader
+    from moec.compiler.packing.reading import Reading, TensorReader
     from moec.compiler.packing.stored import Stored
 
 
@@ -28,7 +28,8 @@ class Piece(NamedTuple):
     parameter: str
     part: ExpertPart
     values: torch.Tensor
-    """Contiguous; valid until the next piece is asked for. Float32 where they are to be quantized."""
+    """Contiguous; valid until the next piece is asked for. Float32 where they are to be quantized, bytes of rows where
+    the checkpoint has them in the part's format already."""
     quantizer: Quantizer | None
     """What makes the part's bytes of them; None: they are stored as they are."""
 
@@ -70,6 +71,19 @@ def experts_file(
     return ExpertsFile(layer, layout(body), quantizer, body, source, parameters, dtypes)
 
 
+def is_turned(source: ExpertSource, binding: Binding) -> bool:
+    """Whether what is stored for a parameter of matrices is input-major, and has to be transposed."""
+    return source.transposed != (isinstance(binding, Renamed) and binding.transposed)
+
+
+def stored_format(source: ExpertSource, binding: Binding) -> str | None:
+    """The format that the checkpoint has a parameter of matrices in, so that codes can be carried over."""
+    if isinstance(binding, Converted) or is_turned(source, binding):
+        return None
+    found = {stored.format for stored in binding.stored_tensors}
+    return found.pop() if len(found) == 1 else None
+
+
 @dataclass(frozen=True)
 class ExpertReader:
     """Reads the experts of one layer, in one thread."""
@@ -99,24 +113,25 @@ class ExpertReader:
         mixed = source.interleaved and len(parts) > 1
         matrix = parameter in (source.up, source.down)
         quantizer = self.file.quantizer if matrix else None
-        dtype = self.file.dtypes[parameter] if quantizer is None else torch.float32
+        as_: Reading = self.file.dtypes[parameter] if quantizer is None else torch.float32
         body, binding = self.file.body, self.file.parameters[parameter]
         held = sum(part.size_bytes for part in parts)
-        if quantizer is not None:
-            held = len(parts) * body.hidden * body.intermediate * dtype.itemsize
-        turned = matrix and source.transposed != (isinstance(binding, Renamed) and binding.transposed)
+        if quantizer is not None and quantizer.kind.name == stored_format(source, binding):
+            as_ = quantizer.kind
+            quantizer = None
+        elif quantizer is not None:
+            held = len(parts) * body.hidden * body.intermediate * torch.float32.itemsize
+        turned = matrix and is_turned(source, binding)
         if isinstance(binding, Converted):
             self.hold(4 * held)
-            whole = convert_expert(
-                binding, expert, lambda stored: self.reader.whole(stored, dtype), self.model
-            )
+            whole = convert_expert(binding, expert, lambda stored: self.reader.whole(stored, as_), self.model)
         else:
             tensors = expert_tensors(binding, expert)
             if not turned and not mixed:
-                yield from _streamed(parameter, parts, tensors, self.reader, dtype, quantizer)
+                yield from _streamed(parameter, parts, tensors, self.reader, as_, quantizer)
                 return
             self.hold(4 * held)
-            loaded = [self.reader.whole(stored, dtype) for stored in tensors]
+            loaded = [self.reader.whole(stored, as_) for stored in tensors]
             whole = loaded[0] if len(loaded) == 1 else torch.cat(loaded)
         yield from _split(parameter, parts, whole.mT if turned else whole, quantizer, mixed=mixed)
 
@@ -141,7 +156,7 @@ def _streamed(
     parts: Sequence[ExpertPart],
     tensors: Sequence[Stored],
     reader: TensorReader,
-    dtype: torch.dtype,
+    as_: Reading,
     quantizer: Quantizer | None,
 ) -> Iterator[Piece]:
     """The rows of ``tensors``, one below the other, are the rows of ``parts``: nothing is held."""
@@ -152,7 +167,7 @@ def _streamed(
         for stored in tensors:
             begin, end = max(first - above, 0), min(last - above, stored.rows)
             if begin < end:
-                for values in reader.pieces(stored, begin, end, dtype):
+                for values in reader.pieces(stored, begin, end, as_):
                     yield Piece(parameter, part, values, quantizer)
             above += stored.rows
         top = last

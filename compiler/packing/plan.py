@@ -75,20 +75,7 @@ def plan_pack(
         )
     _check_records(model, packing, constants)
     sources = {source.layer: source for source in packing.experts}
-    needed = [name for tensor in packing.dense for name in parameters_of(tensor)]
-    counts = {layer.layer: layer.experts for layer in model.experts}
-    for source in packing.experts:
-        for name in expert_parameters(source):
-            needed += own_parameters(name, counts[source.layer])
-    bindings = bind(meta, stored_tensors(checkpoint.index, checkpoint.config))
-    found, extras = check_names(meta, bindings, needed)
-    parameters = {name: binding for name, binding in found.items() if name in packing.parameter_dtypes}
-    for source in packing.experts:
-        for name in expert_parameters(source):
-            if name not in parameters:
-                parameters[name] = one_below_the_other(
-                    [found[each] for each in own_parameters(name, counts[source.layer])]
-                )
+    parameters, extras = bound_parameters(checkpoint, model, packing, meta)
     dtypes: dict[str, torch.dtype] = {
         name: getattr(torch, packing.parameter_dtypes[name]) for name in parameters
     }
@@ -115,6 +102,30 @@ def plan_pack(
         quantizers,
         _identity(checkpoint, model, packing, constants),
     )
+
+
+def bound_parameters(
+    checkpoint: Checkpoint, model: ModelRecord, packing: PackingRecord, meta: PreTrainedModel
+) -> tuple[dict[str, Binding], list[str]]:
+    """What each parameter that packing needs is made from, and known tensors of the checkpoint without use.
+
+    Raises as ``plan_pack`` does.
+    """
+    needed = [name for tensor in packing.dense for name in parameters_of(tensor)]
+    counts = {layer.layer: layer.experts for layer in model.experts}
+    for source in packing.experts:
+        for name in expert_parameters(source):
+            needed += own_parameters(name, counts[source.layer])
+    bindings = bind(meta, stored_tensors(checkpoint.index, checkpoint.config))
+    found, extras = check_names(meta, bindings, needed)
+    parameters = {name: binding for name, binding in found.items() if name in packing.parameter_dtypes}
+    for source in packing.experts:
+        for name in expert_parameters(source):
+            if name not in parameters:
+                parameters[name] = one_below_the_other(
+                    [found[each] for each in own_parameters(name, counts[source.layer])]
+                )
+    return parameters, extras
 
 
 def expert_parameters(source: ExpertSource) -> tuple[str, ...]:

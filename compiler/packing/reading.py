@@ -6,14 +6,16 @@ Nothing is memory-mapped: mapped file pages count as resident memory, and they w
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import torch
 
 from moec.compiler.checkpoint.record import STORED_BYTES, TensorEntry
+from moec.compiler.packing.carrying import carry_fp8, carry_mxfp4
 from moec.compiler.packing.dequantize import scale_blocks, unpack_mxfp4
 from moec.errors import CheckpointError
+from moec.formats import Format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +44,10 @@ TORCH_TYPES: dict[str, torch.dtype] = {
     "I64": torch.int64,
     "F64": torch.float64,
 }
+
+
+Reading: TypeAlias = "torch.dtype | Format"
+"""What rows are read as: values of a type, or, of a tensor that is stored in this format, packed rows of its codes."""
 
 
 class ByteSource(Protocol):
@@ -88,40 +94,43 @@ class TensorReader:
         self._source = source
         self._buffer = np.empty(0, np.uint8)
 
-    def pieces(self, stored: Stored, begin: int, end: int, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-        """Rows ``begin .. end`` of ``stored`` as ``dtype``, a few at a time, each ``[n, columns]``."""
+    def pieces(self, stored: Stored, begin: int, end: int, as_: Reading) -> Iterator[torch.Tensor]:
+        """Rows ``begin .. end`` of ``stored``, a few at a time, each ``[n, columns]``, or packed ``[n, row_bytes]``."""
         step = _piece_rows(stored)
         while begin < end:
             stop = min(end, (begin + step) // stored.block[0] * stored.block[0])
-            yield self._rows(stored, begin, stop, dtype, reuse=True)
+            yield self._rows(stored, begin, stop, as_, reuse=True)
             begin = stop
 
-    def rows(self, stored: Stored, begin: int, end: int, dtype: torch.dtype) -> torch.Tensor:
-        """Rows ``begin .. end`` of a vector or matrix, in memory of their own."""
-        return self._rows(stored, begin, end, dtype, reuse=False)
-
-    def whole(self, stored: Stored, dtype: torch.dtype) -> torch.Tensor:
+    def whole(self, stored: Stored, as_: Reading) -> torch.Tensor:
         """All of ``stored``, in memory of its own."""
         if stored.encoding != "plain" and len(stored.shape) > 2:
-            return torch.stack([self.whole(stored.item(number), dtype) for number in range(stored.shape[0])])
-        return self._rows(stored, 0, stored.rows, dtype, reuse=False).reshape(stored.shape)
+            return torch.stack([self.whole(stored.item(number), as_) for number in range(stored.shape[0])])
+        rows = self._rows(stored, 0, stored.rows, as_, reuse=False)
+        return rows if isinstance(as_, Format) else rows.reshape(stored.shape)
 
-    def _rows(self, stored: Stored, begin: int, end: int, dtype: torch.dtype, *, reuse: bool) -> torch.Tensor:
+    def _rows(self, stored: Stored, begin: int, end: int, as_: Reading, *, reuse: bool) -> torch.Tensor:
         size = (stored.entry.end - stored.entry.begin) // max(stored.rows, 1)
         raw = self._bytes(stored.entry, begin * size, end * size, reuse=reuse)
         if stored.encoding == "plain":
-            return raw.view(TORCH_TYPES[stored.entry.dtype]).view(end - begin, stored.columns).to(dtype)
+            assert not isinstance(as_, Format), "plain values are quantized, not carried over"
+            return raw.view(TORCH_TYPES[stored.entry.dtype]).view(end - begin, stored.columns).to(as_)
         assert stored.scale is not None
         first, last = begin // stored.block[0], -(-end // stored.block[0])
         scale_row = (stored.scale.end - stored.scale.begin) // stored.scale.shape[0]
         scales = self._bytes(stored.scale, first * scale_row, last * scale_row, reuse=False)
         if stored.encoding == "mxfp4":
             blocks = raw.view(end - begin, -1, 16)
-            return unpack_mxfp4(blocks, scales.view(end - begin, -1)).to(dtype)
-        weight = raw.view(torch.float8_e4m3fn).view(end - begin, stored.columns).float()
+            scales = scales.view(end - begin, -1)
+            if isinstance(as_, Format):
+                return carry_mxfp4(as_, blocks, scales)
+            return unpack_mxfp4(blocks, scales).to(as_)
         grid = scales.view(TORCH_TYPES[stored.scale.dtype]).float().view(last - first, -1)
+        if isinstance(as_, Format):
+            return carry_fp8(as_, raw.view(end - begin, stored.columns), grid, stored.block, begin)
+        weight = raw.view(torch.float8_e4m3fn).view(end - begin, stored.columns).float()
         scale_blocks(weight, grid, stored.block, begin)
-        return weight.to(dtype)
+        return weight.to(as_)
 
     def _bytes(self, entry: TensorEntry, begin: int, end: int, *, reuse: bool) -> torch.Tensor:
         size = end - begin

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from moec.compiler.checkpoint.record import STORED_BYTES, TensorEntry
 from moec.errors import CheckpointError, UnsupportedModelError
+from moec.formats import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +46,19 @@ class Stored:
             return self
         shape = (count, self.shape[0] // count, *self.shape[1:])
         return replace(self, shape=shape, entry=replace(self.entry, shape=shape))
+
+    @property
+    def format(self) -> str | None:
+        """The name of the format that says the same, bit for bit; None where there is none.
+
+        FP8 has a scale for 128 columns there: blocks must be as wide as that or a multiple of it, or as the matrix.
+        """
+        if self.encoding == "plain":
+            return None
+        if self.encoding == "mxfp4":
+            return "mxfp4"
+        wide = self.block[1]
+        return "fp8-e4m3" if wide % FORMATS["fp8-e4m3"].group == 0 or wide >= self.columns else None
 
     @property
     def rows(self) -> int:

@@ -57,17 +57,18 @@ def write_dense(work: Work) -> tuple[PackedFile, dict[str, int]]:
     """Write ``dense.safetensors``; what it holds that is not finite comes beside it."""
     plan = work.plan
     source = TensorReader(work.source)
-    reader = DenseReader(plan.parameters, plan.dtypes, work.constants, source, work.model, work.hold)
+    reader = DenseReader(
+        plan.parameters, plan.dtypes, plan.quantizers, work.constants, source, work.model, work.hold
+    )
     with work.open(DENSE_FILE, 1 + len(plan.dense.groups)) as file:
         if file.items_done == 0:
             file.write(plan.dense.header)
             file.item_done()
         for group in plan.dense.groups[file.items_done - 1 :]:
             found = dict[str, int]()
-            for placed, values in reader.pieces(group):
+            for placed, values, quantizer in reader.pieces(group):
                 file.pad_to(placed.begin)
                 checked = bool(placed.tensor.sources) and not placed.tensor.sources[0].startswith("constant:")
-                quantizer = plan.quantizers.get(placed.tensor.format or "")
                 stored = values if quantizer is None else quantizer.rows(values, placed.tensor.name)
                 _write(work, file, stored, placed.tensor.name if checked else None, found)
             assert file.size_bytes == group[-1].end

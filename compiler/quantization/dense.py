@@ -11,6 +11,8 @@ from moec.compiler.quantization.graphs import quantize_graph
 from moec.compiler.quantization.roles import weight_roles
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from moec.artifacts.ids import TensorName
     from moec.artifacts.model import FunctionSpec, Step, TensorSpec
     from moec.artifacts.packing import DenseTensor, PackingRecord
@@ -23,9 +25,11 @@ LEAST = 32
 """Rows or columns of the smallest matrix that is quantized: there is nothing to gain from smaller ones."""
 
 
-def quantize_dense(parts: PartitionedModel, policy: Quantization) -> PartitionedModel:
+def quantize_dense(
+    parts: PartitionedModel, policy: Quantization, kept: Mapping[str, str]
+) -> PartitionedModel:
     """Give dense weights their formats; functions that were equal are several where their weights' formats differ."""
-    formats = _formats(parts, policy)
+    formats = _formats(parts, policy, kept)
     if not formats:
         return parts
     packing = _packing(parts.packing, formats)
@@ -33,11 +37,10 @@ def quantize_dense(parts: PartitionedModel, policy: Quantization) -> Partitioned
     known = {spec.name: spec for spec in parts.model.functions}
     variants: dict[tuple[str, tuple[TensorSpec, ...]], FunctionSpec] = {}
     graphs: dict[str, SegmentGraph] = {}
-    steps: list[Step] = []
-    for step in parts.model.steps:
+
+    def changed(step: Step) -> Step:
         if not isinstance(step, SegmentStep):
-            steps.append(step)
-            continue
+            return step
         before = known[step.function]
         weights = tuple(
             tensors[name] if name in formats else spec
@@ -48,18 +51,22 @@ def quantize_dense(parts: PartitionedModel, policy: Quantization) -> Partitioned
             name = f"{step.function}_{others}" if others else step.function
             spec = variants[step.function, weights] = replace(before, name=name, weights=weights)
             graphs[name] = quantize_graph(parts.functions[step.function], spec)
-        steps.append(replace(step, function=variants[step.function, weights].name))
-    model = replace(parts.model, functions=tuple(variants.values()), steps=tuple(steps))
+        return replace(step, function=variants[step.function, weights].name)
+
+    steps, encoder = tuple(map(changed, parts.model.steps)), tuple(map(changed, parts.model.encoder))
+    functions = tuple(variants.values())
+    model = replace(parts.model, functions=functions, steps=steps, encoder=encoder)
     return replace(parts, model=model, functions=graphs, packing=packing)
 
 
-def _formats(parts: PartitionedModel, policy: Quantization) -> dict[TensorName, str]:
+def _formats(parts: PartitionedModel, policy: Quantization, kept: Mapping[str, str]) -> dict[TensorName, str]:
     """The format of each tensor that has one; what is made of constants alone has no name to go by."""
     tensors = {tensor.name: tensor for tensor in parts.packing.dense}
     found: dict[TensorName, str] = {}
     for name, role in weight_roles(parts).items():
         sources = parameters_of(tensors[name])
-        kind = policy.format_for(sources[0], role) if sources else None
+        own = kept.get(sources[0]) if sources and not tensors[name].steps else None
+        kind = policy.format_for(sources[0], role, own) if sources else None
         if kind is not None and min(tensors[name].shape) >= LEAST:
             found[name] = kind
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.quantization import Quantization, quantization_problems
+from moec.artifacts.quantization import KEEP, ROLES, Quantization, quantization_problems
 from moec.artifacts.records import read_record
 from moec.errors import BundleError, CompileError
 from moec.formats import ALIASES, FORMATS, METHODS
@@ -16,16 +16,18 @@ METHOD = "nearest"
 BYTE_FORMAT = "int8-g128"
 """For dense weights beside routed experts of 4 bits: they are read for every token, and are a small part of all."""
 
-POLICIES = (*ALIASES, *FORMATS)
-"""Names that ``policy_named`` knows: those of formats."""
+POLICIES = (KEEP, *ALIASES, *FORMATS)
+"""Names that ``policy_named`` knows: ``keep``, and those of formats."""
 
 
 def policy_named(name: str) -> Quantization:
-    """The recipe that is called like the format of its routed experts.
+    """The recipe called like the format of its routed experts, or ``keep``: everything as the checkpoint has it.
 
     All other products, the embedding and the head get 8 bits, the router stays as it is: it is small, and an expert
     chosen wrongly is a large error.
     """
+    if name == KEEP:
+        return Quantization(name, METHOD, dict.fromkeys(ROLES, KEEP), ())
     kind = FORMATS[ALIASES.get(name, name)]
     dense = kind.name if kind.bits > 4 else BYTE_FORMAT
     roles = {"experts": kind.name, "linear": dense, "embedding": dense, "head": dense}

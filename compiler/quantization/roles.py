@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from moec.artifacts.checks import CHAIN_OUTPUT
+from moec.artifacts.checks import CHAIN_OUTPUT, attention_weights
 from moec.artifacts.model import AttentionStep, ExpertsStep, SegmentStep, StateStep
 from moec.compiler.partition.storage import EMBEDDING
 from moec.compiler.tracing.markers import LINEAR
@@ -32,16 +32,20 @@ def weight_roles(parts: PartitionedModel) -> dict[TensorName, Role]:
     found: dict[TensorName, set[Role | None]] = defaultdict(set)
     choices = {
         value
-        for step in parts.model.steps
+        for step in parts.model.all_steps
         if isinstance(step, ExpertsStep)
         for value in (step.index, step.weight)
     }
-    for step in parts.model.steps:
+    attentions = {attention.name: attention for attention in parts.model.attentions}
+    for step in parts.model.all_steps:
         if isinstance(step, SegmentStep):
             for name, role in zip(step.weights, _segment_roles(parts, step, choices), strict=True):
                 found[name].add(role)
-        elif isinstance(step, AttentionStep | StateStep):
-            for name in step.weights if isinstance(step, StateStep) else _attention_weights(step):
+        elif isinstance(step, AttentionStep):
+            for name in attention_weights(attentions[step.attention], step):
+                found[name].add(None)
+        elif isinstance(step, StateStep):
+            for name in step.weights:
                 found[name].add(None)
     shapes = {tensor.name: tensor.shape for tensor in parts.packing.dense}
     return {
@@ -96,9 +100,3 @@ def _products_behind(results: list[fx.Node]) -> set[fx.Node]:
         else:
             stack += node.all_input_nodes
     return found
-
-
-def _attention_weights(step: AttentionStep) -> list[TensorName]:
-    matrices = step.weights
-    found = [] if matrices is None else [matrices.absorb, matrices.expand, matrices.value]
-    return found if step.sinks is None else [*found, step.sinks]

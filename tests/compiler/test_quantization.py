@@ -35,7 +35,8 @@ def test_recipes_are_called_like_formats() -> None:
     for name in POLICIES:
         policy = policy_named(name)
         assert policy.name == name
-        assert policy.format_for("x", "experts") in FORMATS
+        assert policy.format_for("x", "experts", kept="mxfp4") in FORMATS
+    assert policy_named("keep").format_for("x", "experts") is None
 
 
 def test_the_first_rule_that_matches_counts() -> None:

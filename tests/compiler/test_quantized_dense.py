@@ -10,17 +10,20 @@ import torch
 
 from moec.artifacts.checks import model_problems
 from moec.artifacts.footprint import dense_weights, footprint
+from moec.artifacts.model import SegmentStep
 from moec.artifacts.quantization import FormatRule, Quantization
 from moec.compiler.packing.dense import plan_dense
+from moec.compiler.partition import PartitionedModel, partition
 from moec.compiler.quantization import policy_named, quantize
 from moec.compiler.quantization.roles import weight_roles
+from moec.compiler.trace import trace
 from moec.formats import FORMATS, dequantize_rows, pack_rows, row_bytes
 from moec.formats.nearest import round_to_nearest
-from tests.support.graphs import parts
+from tests.support.graphs import GENERATION, MAX_CONTEXT, parts
+from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
 
 if TYPE_CHECKING:
     from moec.artifacts.model import FunctionSpec, TensorSpec
-    from moec.compiler.partition import PartitionedModel
 
 NAMES = ("deepseek_v2", "gpt_oss", "qwen2_moe")
 TOKENS = 3
@@ -85,6 +88,18 @@ def test_equal_functions_with_weights_in_different_formats_are_several() -> None
     assert len(found.functions) == len(plain.functions) + 1
     assert len(quantized("mixtral", policy_named("int4")).functions) == len(plain.functions)
     assert len(quantized("mixtral", Quantization("p", "nearest", {}, ())).functions) == len(plain.functions)
+
+
+def test_an_encoder_is_quantized_as_well() -> None:
+    config = ENCODER_DECODERS["switch_transformers"]().to_dict()
+    traced = trace(config, dtype="float32", max_context=MAX_CONTEXT)
+    plain = partition(traced, generation=GENERATION, config_sha256="0" * 64)
+    found = quantize(plain, policy_named("int4"))
+    assert list(model_problems(found.model)) == []
+    formats = {spec.name: {weight.format for weight in spec.weights} for spec in found.model.functions}
+    encoder = {step.function for step in found.model.encoder if isinstance(step, SegmentStep)}
+    assert any("int8-g128" in formats[name] for name in encoder)
+    assert len(found.model.encoder) == len(plain.model.encoder)
 
 
 def test_small_matrices_stay_plain() -> None:

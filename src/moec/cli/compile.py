@@ -53,8 +53,8 @@ calibration_option = click.option(
 @click.option(
     "--quantization",
     metavar="NAME|FILE",
-    help="Store weights in fewer bits: a recipe by the name of its experts' format (int4, int8, int4-g128, ...), or a "
-    "file (docs/quantization.md).  [default: none]",
+    help="Store weights in fewer bits: a recipe by the name of its experts' format (int4, int8, int4-g128, ...), keep "
+    "for what a quantized checkpoint has, or a file (docs/quantization.md).  [default: none]",
 )
 @calibration_option
 @click.option(

@@ -1,0 +1,201 @@
+"""Codes of FP8 and MXFP4 checkpoints are carried over: what they stand for is the reference's, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+from moec.artifacts.experts import layout
+from moec.artifacts.quantization import FormatRule
+from moec.compiler.checkpoint import open_checkpoint
+from moec.compiler.checkpoint.safetensors_header import read_header
+from moec.compiler.packing import pack
+from moec.compiler.packing.dequantize import scale_blocks
+from moec.compiler.packing.reading import FileSource, TensorReader
+from moec.compiler.packing.stored import stored_tensors
+from moec.compiler.partition import PartitionedModel, partition
+from moec.compiler.quantization import kept_formats, policy_named, quantize
+from moec.compiler.trace import trace
+from moec.errors import CheckpointError
+from moec.formats import FORMATS, dequantize_rows
+from tests.support.graphs import GENERATION, MAX_CONTEXT, parts
+from tests.support.tiny_models import TINY, save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from moec.compiler.checkpoint import Checkpoint
+
+FP8, MXFP4 = FORMATS["fp8-e4m3"], FORMATS["mxfp4"]
+
+
+def fp8(rows: int, columns: int, block: tuple[int, int], kind: torch.dtype = torch.float32) -> Any:
+    """Codes, scales of their blocks, and the float32 values."""
+    codes = (torch.randn(rows, columns) * 40).to(torch.float8_e4m3fn)
+    grid = (torch.rand(-(-rows // block[0]), -(-columns // block[1])) * 0.01 + 1e-4).to(kind)
+    values = codes.float()
+    scale_blocks(values, grid.float(), block, 0)
+    return codes, grid, values
+
+
+@pytest.mark.parametrize("block", [(128, 128), (48, 256), (300, 700), (7, 128), (128, 1024)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float8_e8m0fnu])
+def test_fp8_rows(
+    block: tuple[int, int], kind: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks at the right and lower edge are smaller; rows come in pieces."""
+    monkeypatch.setattr("moec.compiler.packing.reading.PIECE_BYTES", 40_000)
+    codes, grid, values = fp8(300, 700, block, kind)
+    path = tmp_path / "model.safetensors"
+    save_file({"w": codes, "w_scale_inv": grid}, path)
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": block}}
+    stored = stored_tensors(read_header(path), config)["w"]
+    assert stored.format == "fp8-e4m3"
+    pieces = [piece.numpy().copy() for piece in TensorReader(FileSource()).pieces(stored, 0, 300, FP8)]
+    assert len(pieces) > 1 or block[0] >= 300
+    np.testing.assert_array_equal(dequantize_rows(FP8, np.concatenate(pieces), 700), values.numpy())
+
+
+def test_blocks_that_end_within_128_columns_have_no_format(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    codes, grid, _ = fp8(64, 300, (64, 64))
+    save_file({"w": codes, "w_scale_inv": grid}, path)
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}
+    assert stored_tensors(read_header(path), config)["w"].format is None
+
+
+def packed(folder: Path, output: Path, model: PartitionedModel) -> tuple[PartitionedModel, dict[str, Any]]:
+    """A checkpoint packed as it keeps what it has, and the bytes of every file and tensor."""
+    checkpoint = open_checkpoint(folder)
+    model = replace(model, packing=replace(model.packing, config_sha256=checkpoint.config_sha256))
+    kept = quantize(model, policy_named("keep"), kept_formats(checkpoint, model))
+    result = pack(checkpoint, kept.model, kept.packing, kept.constants, output)
+    dense, *experts = [output / file.path for file in result.files]
+    return kept, load_file(dense) | {path.name: np.fromfile(path, np.uint8) for path in experts}
+
+
+def write(folder: Path, like: Path, tensors: dict[str, torch.Tensor], quantization: object) -> Path:
+    folder.mkdir()
+    config = json.loads((like / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def expert_part(
+    model: PartitionedModel, files: dict[str, Any], layer: int, expert: int, name: str
+) -> NDArray[Any]:
+    """What a matrix of an expert stands for."""
+    record = model.model.experts[layer]
+    body = next(body for body in model.model.bodies if body.name == record.body)
+    assert body.format is not None
+    part = layout(body).part(name)
+    data = files[f"experts-{layer:05d}.bin"].reshape(record.experts, -1)[expert]
+    rows = data[part.offset_bytes :][: part.size_bytes].reshape(part.shape)
+    return dequantize_rows(FORMATS[body.format], rows, body.intermediate if name == "down" else body.hidden)
+
+
+def test_fp8_deepseek_v3(tmp_path: Path) -> None:
+    save("deepseek_v3", tmp_path / "model", dtype=torch.bfloat16)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    stored, values = dict(tensors), dict[str, torch.Tensor]()
+    for name, value in tensors.items():
+        if name.endswith("proj.weight") or "kv_a_proj_with_mqa" in name:
+            stored[name], stored[f"{name}_scale_inv"], values[name] = fp8(
+                value.shape[0], value.shape[1], (24, 128)
+            )
+    quantization = {"quant_method": "fp8", "weight_block_size": [24, 128], "fmt": "e4m3"}
+    folder = write(tmp_path / "fp8", tmp_path / "model", stored, quantization)
+    model, files = packed(folder, tmp_path / "out", parts("deepseek_v3", "bfloat16"))
+    kept = [tensor for tensor in model.packing.dense if tensor.format is not None]
+    assert {tensor.format for tensor in kept} == {"fp8-e4m3"}
+    names = {tensor.name for tensor in kept}
+    assert {name for name in names if "self_attn.o_proj" in name}
+    assert {name for name in names if "shared_experts" in name}
+    assert not {name for name in names if "kv_b_proj" in name or "embed" in name or "lm_head" in name}
+    for tensor in kept:
+        found = dequantize_rows(FP8, files[tensor.name].numpy(), tensor.shape[1])
+        np.testing.assert_array_equal(found, values[tensor.sources[0]].numpy())
+    for layer in model.model.experts:
+        for expert in range(layer.experts):
+            for part in ("gate", "up", "down"):
+                expected = values[f"{layer.module}.{expert}.{part}_proj.weight"]
+                found = expert_part(model, files, layer.layer, expert, part)
+                np.testing.assert_array_equal(found, expected.numpy())
+
+
+def mxfp4_gpt_oss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A checkpoint, and the float32 values of its experts as transformers unpacks them."""
+
+    def config() -> object:
+        made = original()
+        made.intermediate_size = 64
+        return made
+
+    original = TINY["gpt_oss"]
+    monkeypatch.setitem(TINY, "gpt_oss", config)
+    save("gpt_oss", folder / "model", dtype=torch.bfloat16)
+    stored, values = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
+    for name, value in load_file(folder / "model" / "model.safetensors").items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, columns, rows = value.shape
+            blocks = torch.randint(0, 256, (experts, rows, columns // 32, 16), dtype=torch.uint8)
+            scales = torch.randint(100, 140, (experts, rows, columns // 32), dtype=torch.uint8)
+            stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            values[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+        else:
+            stored[name] = value
+    return write(folder / "mxfp4", folder / "model", stored, {"quant_method": "mxfp4"}), values
+
+
+def test_mxfp4_gpt_oss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gate and up alternate in the checkpoint, and its matrices are input-major once unpacked."""
+    folder, values = mxfp4_gpt_oss(tmp_path, monkeypatch)
+    config = open_checkpoint(folder).config
+    traced = trace(config, dtype="bfloat16", max_context=MAX_CONTEXT)
+    chain = partition(traced, generation=GENERATION, config_sha256="0" * 64)
+    model, files = packed(folder, tmp_path / "out", chain)
+    assert {body.format for body in model.model.bodies} == {"mxfp4"}
+    assert {tensor.format for tensor in model.packing.dense} == {None}
+    for layer in model.model.experts:
+        both, down = (values[f"{layer.module}.{name}"] for name in ("gate_up_proj", "down_proj"))
+        for expert in range(layer.experts):
+            expected = {"gate": both[expert].mT[::2], "up": both[expert].mT[1::2], "down": down[expert].mT}
+            for part, wanted in expected.items():
+                found = expert_part(model, files, layer.layer, expert, part)
+                np.testing.assert_array_equal(found, wanted.numpy())
+
+
+def test_rules_go_before_what_is_kept(tmp_path: Path) -> None:
+    model = parts("mixtral", "bfloat16")
+    down = model.packing.experts[0].down
+    policy = replace(
+        policy_named("keep"), rules=(FormatRule("*.1.*", "int4"), FormatRule("*q_proj*", "keep"))
+    )
+    names = [tensor.name for tensor in model.packing.dense if "q_proj" in tensor.name]
+    found = quantize(model, policy, {down: "fp8-e4m3", names[0]: "fp8-e4m3"})
+    formats = {layer.layer: layer.body for layer in found.model.experts}
+    bodies = {body.name: body.format for body in found.model.bodies}
+    assert [bodies[formats[layer]] for layer in sorted(formats)] == ["fp8-e4m3", "int4-g32"]
+    dense = {tensor.name: tensor.format for tensor in found.packing.dense}
+    assert [dense[name] for name in names] == ["fp8-e4m3", "int4-g32"]
+
+
+def test_a_hub_that_is_elsewhere_is_refused(tmp_path: Path) -> None:
+    folder = save("mixtral", tmp_path / "model", dtype=torch.bfloat16)
+    plain: Checkpoint = open_checkpoint(folder)
+    assert kept_formats(replace(plain, index={}), parts("mixtral")) == {}
+    quantized = replace(
+        plain, index={}, config=plain.config | {"quantization_config": {"quant_method": "fp8"}}
+    )
+    with pytest.raises(CheckpointError, match="weights are not here"):
+        kept_formats(quantized, parts("mixtral"))
