@@ -218,7 +218,14 @@ def test_schema_and_codec_refuse_the_same(name: str, how: str, data: st.DataObje
 )
 def test_references_in_recipes_are_checked(name: str, bad: Any) -> None:
     step = {"op": "aten.t", "arguments": [bad]}
-    tensor = {"name": "a", "dtype": "float32", "shape": [1], "sources": ["a"], "steps": [step]}
+    tensor = {
+        "name": "a",
+        "dtype": "float32",
+        "shape": [1],
+        "sources": ["a"],
+        "steps": [step],
+        "format": None,
+    }
     value: dict[str, Any] = {
         "config_sha256": "0" * 64,
         "parameter_dtypes": {},
