@@ -32,3 +32,9 @@ def cache_layers(model: ModelRecord) -> tuple[AttentionSpec, ...]:
 def cached_form(spec: AttentionSpec) -> tuple[object, ...]:
     """What decides how keys and values lie in pages."""
     return spec.kv_heads, spec.key_dim, spec.value_dim, spec.latent, spec.dtype
+
+
+def sequence_tokens(model: ModelRecord) -> int:
+    """Positions that the longest sequence takes in the cache: a context, and one for its source behind an encoder."""
+    context = -(-model.max_context // PAGE_TOKENS) * PAGE_TOKENS
+    return 2 * context if model.encoder else model.max_context

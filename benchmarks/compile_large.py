@@ -33,6 +33,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {},
     "grok-1": {},
     "arctic": {},
+    "switch_transformers": {},
+    "nllb-moe": {},
 }
 """Model types as published (see ``PUBLISHED``), or else by their default config in transformers with these fields."""
 

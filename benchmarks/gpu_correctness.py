@@ -86,6 +86,9 @@ def check(folder: Path, name: str, path: str, device: str) -> dict[str, Any]:
 
     reference = load_reference(folder / f"{name}.npz")
     batch, tokens = PATHS[path]
+    if reference.sources is not None:
+        # A source, and a prompt whose tokens compete for the capacity of experts, are in one step.
+        tokens = max(tokens, *reference.sources.shape, *reference.sequences.shape)
 
     def load(limit: int | str | None = DEVICE_MEMORY) -> AbstractContextManager[Model]:
         return runtime.load(
@@ -103,7 +106,7 @@ def check(folder: Path, name: str, path: str, device: str) -> dict[str, Any]:
         first, second = teacher_forced(model, reference), teacher_forced(model, reference)
         greedy = model.generate(
             reference.prompt, max_new_tokens=len(reference.greedy), do_sample=False, eos_token_id=[]
-        )[0, len(reference.prompt) :]
+        )[0, -len(reference.greedy) :]
         misses = model.stats.misses
     errors = position_errors(first, reference.logits)
     facts = {
@@ -137,7 +140,10 @@ def _resident(load: Callable[[], AbstractContextManager[Model]], reference: Refe
 
 def teacher_forced(model: Model, reference: Reference) -> NDArray[np.float32]:
     """Logits ``[S, L, V]``."""
-    return np.stack([np.asarray(model.forward(ids.tolist()))[0] for ids in reference.sequences])
+    if reference.sources is None:
+        return np.stack([np.asarray(model.forward(ids.tolist()))[0] for ids in reference.sequences])
+    pairs = zip(reference.sources, reference.sequences, strict=True)
+    return np.stack([np.asarray(model.forward(source.tolist(), ids.tolist()))[0] for source, ids in pairs])
 
 
 def common_prefix(found: NDArray[np.int64], expected: NDArray[np.int64]) -> int:

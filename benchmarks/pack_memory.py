@@ -1,14 +1,16 @@
 """How much memory packing takes: a checkpoint of any size is generated and packed in a process of its own.
 
-    python -m benchmarks.pack_memory --gigabytes 6
+    python -m benchmarks.pack_memory --gigabytes 6 --quantization int4
 
-writes ``benchmarks/results/pack_memory.json``. Peak resident memory is the kernel's ``VmHWM`` of that
-process, mapped file pages included (``ru_maxrss`` would begin at the parent's, which exec hands on).
+writes ``benchmarks/results/pack_memory.json``, or with a quantization ``pack_memory-<quantization>.json``. Peak
+resident memory is the kernel's ``VmHWM`` of that process, mapped file pages included (``ru_maxrss`` would begin at the
+parent's, which exec hands on).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -16,9 +18,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import print_rows, write_result
+
+if TYPE_CHECKING:
+    from moec.artifacts.model import ModelRecord
+    from moec.artifacts.packing import PackingRecord
 
 ROOT = Path(__file__).parent.parent
 SHARD_BYTES = 1 << 30
@@ -73,19 +79,23 @@ def generate(folder: Path, size_bytes: int) -> int:
     return sum(map(_size, shapes.values()))
 
 
-def measure(*checkpoints: Path) -> list[dict[str, Any]]:
+def measure(*checkpoints: Path, quantization: str | None = None) -> list[dict[str, Any]]:
     """Pack the checkpoints one after the other in a fresh process, each into ``packed`` beside it.
 
-    The peak resident bytes before and after each, and the seconds it took.
+    The peak resident bytes before and after each, and the seconds that it and all its threads took.
     """
     command = [sys.executable, "-m", "benchmarks.pack_memory", "--child", *map(str, checkpoints)]
+    command += [] if quantization is None else ["--quantization", quantization]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     result: list[dict[str, Any]] = json.loads(ran.stdout)
     return result
 
 
-def pack_here(checkpoint: Path, output: Path) -> dict[str, Any]:
-    """Pack in this process, with records made from the config alone."""
+def pack_here(checkpoint: Path, output: Path, quantization: str | None = None) -> dict[str, Any]:
+    """Pack in this process, with records made from the config alone.
+
+    With a quantization, its recipe's formats are those of experts, and of all other matrices of the checkpoint.
+    """
     import torch
 
     from moec.compiler.checkpoint import open_checkpoint
@@ -94,16 +104,37 @@ def pack_here(checkpoint: Path, output: Path) -> dict[str, Any]:
 
     opened = open_checkpoint(checkpoint)
     model, packing = records(meta_model(opened.config, torch.bfloat16), opened.config)
+    if quantization is not None:
+        model, packing = _quantized(model, packing, quantization)
     before = _peak_bytes()
-    start = time.perf_counter()
+    start, started = time.perf_counter(), time.process_time()
     packed = pack(opened, model, packing, {"table": torch.zeros(3)}, output)
-    seconds = time.perf_counter() - start
+    seconds, processor_seconds = time.perf_counter() - start, time.process_time() - started
     return {
         "resident_before_bytes": before,
         "resident_peak_bytes": _peak_bytes(),
         "packed_bytes": sum(file.size_bytes for file in packed.files),
         "seconds": seconds,
+        "processor_seconds": processor_seconds,
     }
+
+
+def _quantized(
+    model: ModelRecord, packing: PackingRecord, quantization: str
+) -> tuple[ModelRecord, PackingRecord]:
+    from moec.compiler.quantization import policy_named
+
+    policy = policy_named(quantization)
+    experts, dense = policy.format_for("", "experts"), policy.format_for("", "linear")
+    tensors = tuple(
+        dataclasses.replace(tensor, format=dense) if len(tensor.shape) > 1 else tensor
+        for tensor in packing.dense
+    )
+    bodies = tuple(dataclasses.replace(body, format=experts) for body in model.bodies)
+    return (
+        dataclasses.replace(model, bodies=bodies),
+        dataclasses.replace(packing, dense=tensors, quantization=policy),
+    )
 
 
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -162,27 +193,33 @@ def main() -> None:
     """Run the measurement, or with ``--child`` its inner process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=6.0)
+    parser.add_argument("--quantization", help="as for moec compile, by name")
     parser.add_argument("--scratch", type=Path, default=None, help="where the checkpoint and the weights go")
     parser.add_argument(
         "--child", type=Path, nargs="+", metavar="CHECKPOINT", help="pack these, print figures"
     )
     options = parser.parse_args()
     if options.child:
-        print(json.dumps([pack_here(folder, folder.parent / "packed") for folder in options.child]))
+        done = [pack_here(folder, folder.parent / "packed", options.quantization) for folder in options.child]
+        print(json.dumps(done))
         return
     scratch = Path(tempfile.mkdtemp(prefix="moec-pack-", dir=options.scratch))
     try:
         size = generate(scratch / "model", int(options.gigabytes * 1e9))
-        result = measure(scratch / "model")[0]
+        result = measure(scratch / "model", quantization=options.quantization)[0]
     finally:
         shutil.rmtree(scratch)
     row = {
         "checkpoint GB": size / 1e9,
-        "MB/s": size / 1e6 / result["seconds"],
+        "quantization": options.quantization or "none",
+        "packed GB": result["packed_bytes"] / 1e9,
+        "GB/s": size / 1e9 / result["seconds"],
+        "GB/s of a core": size / 1e9 / result["processor_seconds"],
         "peak resident MiB": result["resident_peak_bytes"] / 2**20,
         "of it before packing MiB": result["resident_before_bytes"] / 2**20,
     }
-    path = write_result("pack_memory", [row], **result)
+    name = "pack_memory" + (f"-{options.quantization}" if options.quantization else "")
+    path = write_result(name, [row], **result)
     print_rows([row])
     print(path)
 

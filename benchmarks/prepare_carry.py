@@ -24,9 +24,11 @@ from benchmarks.common import print_rows
 from benchmarks.make_checkpoint import CONFIGS
 from benchmarks.references import NEW_TOKENS, PROMPT_TOKENS, Reference, make_reference, perplexity
 from moec.__main__ import run
+from tests.support.encoder_decoder_judge import Judge
 from tests.support.references import REFERENCES
 from tests.support.references.model import greedy
-from tests.support.tiny_models import TINY, save
+from tests.support.tiny_models import TINY, config_of, save
+from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
 from tests.support.tiny_models.own import OWN
 
 if TYPE_CHECKING:
@@ -40,17 +42,18 @@ EXAMPLE = ROOT / "examples" / "tiny-deepseek-v2"
 EXAMPLE_NAME = "example"
 REAL = ("deepseek-v2-lite", "qwen3-30b-a3b", "mixtral-8x7b", "gpt-oss-20b")
 SEQUENCES, TOKENS = 4, 128
+SOURCE_TOKENS = 70
 LIMIT_BYTES = 50 << 20
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice([*TINY, *OWN, EXAMPLE_NAME]))
+@click.argument("names", nargs=-1, type=click.Choice([*TINY, *OWN, *ENCODER_DECODERS, EXAMPLE_NAME]))
 @click.option("--target", "targets", multiple=True, default=("cuda-sm_90",), show_default=True)
 @click.option("--real/--no-real", default=True, help="Real configs' modules, for the same targets and cpu.")
 @click.option("--force", is_flag=True, help="Make again what is there.")
 def main(names: tuple[str, ...], targets: tuple[str, ...], real: bool, force: bool) -> None:
     """Prepare the tiny models NAMES (all of them by default)."""
-    jobs = [(name, prepare_tiny) for name in names or (*TINY, *OWN, EXAMPLE_NAME)]
+    jobs = [(name, prepare_tiny) for name in names or (*TINY, *OWN, *ENCODER_DECODERS, EXAMPLE_NAME)]
     jobs += [(name, prepare_modules) for name in REAL] if real else []
     print_rows([_timed(name, partial(prepare, name, targets, force=force)) for name, prepare in jobs])
     size = folder_bytes(CARRY)
@@ -72,6 +75,8 @@ def prepare_tiny(name: str, targets: tuple[str, ...], *, force: bool = False) ->
         compile_for(checkpoint, bundle, targets, ["--calibration", "none", "--dtype", "bf16"])
         sequences = example_sequences() if name == EXAMPLE_NAME else random_sequences(name)
         made = own_reference(name, checkpoint, sequences) if name in OWN else None
+        if name in ENCODER_DECODERS:
+            made = make_encoder_decoder_reference(name, checkpoint, sequences)
         (made or make_reference(checkpoint, sequences, "bfloat16")).save(reference)
     return bundle
 
@@ -100,7 +105,7 @@ def compile_for(checkpoint: Path, output: Path, targets: tuple[str, ...], option
 
 def random_sequences(name: str) -> NDArray[np.int64]:
     """``[S, L]`` of a tiny model."""
-    vocab_size = OWN[name][0]["vocab_size"] if name in OWN else TINY[name]().vocab_size
+    vocab_size = OWN[name][0]["vocab_size"] if name in OWN else config_of(name).vocab_size
     return np.random.default_rng(1).integers(2, vocab_size, (SEQUENCES, TOKENS))
 
 
@@ -111,6 +116,17 @@ def own_reference(name: str, checkpoint: Path, sequences: NDArray[np.int64]) -> 
     prompt = sequences[0, :PROMPT_TOKENS]
     continued = np.array(greedy(judge, prompt, NEW_TOKENS)[PROMPT_TOKENS:], np.int64)
     return Reference(sequences, logits, prompt, continued, perplexity(sequences, logits))
+
+
+def make_encoder_decoder_reference(name: str, checkpoint: Path, sequences: NDArray[np.int64]) -> Reference:
+    """What the judge of the tests says of decoders' tokens behind random sources of 70 tokens."""
+    judge = Judge(name, checkpoint)
+    sources = np.random.default_rng(2).integers(3, judge.vocab_size, (len(sequences), SOURCE_TOKENS))
+    pairs = list(zip(sources.tolist(), sequences.tolist(), strict=True))
+    logits = np.concatenate([judge.logits(source, tokens) for source, tokens in pairs]).astype(np.float32)
+    greedy_tokens = np.array(judge.greedy(sources[0].tolist(), NEW_TOKENS)[1:], np.int64)
+    score = perplexity(sequences, logits)
+    return Reference(sequences, logits, sources[0], greedy_tokens, score, sources)
 
 
 def example_sequences() -> NDArray[np.int64]:

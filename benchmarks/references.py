@@ -30,24 +30,33 @@ class Reference:
     """``[N]``: what transformers in float32 continues ``prompt`` with."""
     perplexity: float
     """Of transformers in the dtype of the stored weights, on ``sequences``."""
+    sources: NDArray[np.int64] | None = None
+    """``[S, M]``: what an encoder reads; then ``sequences`` are the decoder's, and ``prompt`` the first source."""
 
     def save(self, path: Path) -> None:
         """Write ``path``."""
-        np.savez_compressed(
-            path,
-            sequences=self.sequences,
-            logits=self.logits,
-            prompt=self.prompt,
-            greedy=self.greedy,
-            perplexity=np.float64(self.perplexity),
-        )
+        arrays: dict[str, Any] = {
+            "sequences": self.sequences,
+            "logits": self.logits,
+            "prompt": self.prompt,
+            "greedy": self.greedy,
+            "perplexity": np.float64(self.perplexity),
+        }
+        if self.sources is not None:
+            arrays["sources"] = self.sources
+        np.savez_compressed(path, **arrays)
 
 
 def load_reference(path: Path) -> Reference:
     """Read what `Reference.save` wrote."""
     with np.load(path) as found:
         return Reference(
-            found["sequences"], found["logits"], found["prompt"], found["greedy"], float(found["perplexity"])
+            found["sequences"],
+            found["logits"],
+            found["prompt"],
+            found["greedy"],
+            float(found["perplexity"]),
+            found.get("sources"),
         )
 
 

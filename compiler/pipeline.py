@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.codec import to_json
 from moec.artifacts.manifest import TargetRecord
+from moec.artifacts.quantization import KEEP
 from moec.artifacts.reader import open_modules
 from moec.artifacts.writer import BundleWriter, check_output
 from moec.compiler.bundling import describe_modules, fingerprint, finish_bundle
@@ -15,7 +16,7 @@ from moec.compiler.choices import choose_context, choose_dtype
 from moec.compiler.generation import generation_defaults
 from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.modules import copy_modules, save_modules, save_side_files
-from moec.compiler.quantization import kept_formats, quantize
+from moec.compiler.quantization import has_formats, kept_formats, policy_named, quantize
 from moec.compiler.stages import stage
 from moec.errors import CheckpointError
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from moec.artifacts.quantization import Quantization
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.partition import PartitionedModel
-    from moec.compiler.request import Calibration, CompileRequest, Surroundings
+    from moec.compiler.request import Calibration, CompileRequest, Log, Surroundings
 
 
 def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
@@ -47,9 +48,8 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
     if not request.modules_only:
         with stage("weights", around.log):
             checkpoint = complete(checkpoint, parts)
-    if request.quantization is not None:
-        with stage("quantize", around.log):
-            parts = choose_formats(parts, checkpoint, request.quantization, names)
+    with stage("quantize", around.log):
+        parts = choose_formats(parts, checkpoint, request.quantization, names, around.log)
     key = None if request.modules_only else _resume_key(request, checkpoint)
     with BundleWriter(request.output, force=request.force, resume_key=key) as writer:
         save_modules(parts, writer.folder)
@@ -108,14 +108,28 @@ def build_parts(request: CompileRequest, checkpoint: Checkpoint, around: Surroun
 
 
 def choose_formats(
-    parts: PartitionedModel, checkpoint: Checkpoint, policy: Quantization, targets: Sequence[str]
+    parts: PartitionedModel,
+    checkpoint: Checkpoint,
+    asked: Quantization | None,
+    targets: Sequence[str],
+    log: Log,
 ) -> PartitionedModel:
-    """Give weights the formats of ``policy``; ``CompileError`` where the kernels of a target do not take one."""
+    """Give weights the formats of a policy; ``CompileError`` where the kernels of a target do not take one.
+
+    Where none is asked for, what the checkpoint has is kept if the kernels of all targets take it.
+    """
     from moec.compiler.lowering.targets import parse_target
 
+    policy = asked or policy_named(KEEP)
     chosen = quantize(parts, policy, kept_formats(checkpoint, parts) if policy.keeps else {})
-    for name in targets:
-        check_formats(chosen.model, parse_target(name).kind)
+    if not has_formats(chosen):
+        return parts
+    kinds = {parse_target(name).kind for name in targets}
+    if asked is None and not all(takes_formats(chosen.model, kind) for kind in kinds):
+        log.note("the checkpoint's codes are dequantized: a target has no kernels for them")
+        return parts
+    for kind in kinds:
+        check_formats(chosen.model, kind)
     return chosen
 
 

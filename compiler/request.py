@@ -68,7 +68,7 @@ class CompileRequest:
     dump_ir: Path | None = None
     onnx: Path | None = None
     quantization: Quantization | None = None
-    """``None``: all weights stay plain."""
+    """``None``: what the checkpoint has is kept, where the kernels of all targets take it."""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def plan_memory(
 
     Args:
         model: what its parts take.
-        max_context: tokens of one sequence.
+        max_context: tokens of one sequence, its source among them.
         host_memory: the budget in bytes; ``None``: no limit.
         available_bytes: what the machine has free; also to size the cache where ``cache_tokens`` is ``None``.
         cache_tokens: tokens of key-value cache, all sequences together. ``None``: ``max_batch`` full

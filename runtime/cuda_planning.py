@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moec.artifacts.cache import sequence_tokens
 from moec.errors import BudgetError
 from moec.runtime.budget import parse_memory
 from moec.runtime.device_budget import (
@@ -68,7 +69,7 @@ class MemoryPlanner:
             return plan_largest_step(
                 self._resident,
                 max_batch=max_batch,
-                max_context=self.bundle.model.max_context,
+                max_context=sequence_tokens(self.bundle.model),
                 cache_tokens=self.options.cache_tokens,
             )
         except BudgetError:
@@ -91,7 +92,7 @@ class MemoryPlanner:
         return plan_offloaded_step(
             lambda tokens: self._offloaded(tokens, shared),
             max_batch=max_batch,
-            max_context=self.bundle.model.max_context,
+            max_context=sequence_tokens(self.bundle.model),
         )
 
     def _needs(self, step_tokens: int) -> DeviceNeeds:
@@ -102,7 +103,7 @@ class MemoryPlanner:
     def _resident(self, step_tokens: int) -> DevicePlan:
         return plan_device_memory(
             self._needs(step_tokens),
-            max_context=self.bundle.model.max_context,
+            max_context=sequence_tokens(self.bundle.model),
             limit_bytes=self.limit_bytes,
             cache_tokens=self.options.cache_tokens,
             max_batch=self.options.max_batch,

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.cache import PAGE_TOKENS, sequence_tokens
 from moec.artifacts.footprint import LOGIT_ROWS, TABLE_ENTRY_BYTES, footprint
 from moec.artifacts.paths import DENSE_NAME, experts_name
 from moec.artifacts.sampling import OPTION_WORDS
@@ -144,7 +144,7 @@ def plan_device_memory(
 
     Args:
         needs: everything else.
-        max_context: tokens of one sequence.
+        max_context: tokens of one sequence, its source among them.
         limit_bytes: the budget, or what is free where there is none.
         cache_tokens: tokens of key-value cache, all sequences together; ``None``: ``max_batch`` full contexts, or
             what the rest of the limit holds.
@@ -193,12 +193,12 @@ def plan_offload(
     layers, schedules = footprint(bundle.model).layers, bundle.schedule.schedules
     base = dataclasses.replace(resident, expert_bytes=0, table_bytes=state_bytes(layers) + share_bytes)
     if cache_tokens is None:
-        full = max_batch * pages_for(bundle.model.max_context)
+        full = max_batch * pages_for(sequence_tokens(bundle.model))
         quarter = limit_bytes // 4 // max(1, base.cache_page_bytes)
         cache_tokens = PAGE_TOKENS * max(1, min(full, quarter))
     plan = plan_device_memory(
         base,
-        max_context=bundle.model.max_context,
+        max_context=sequence_tokens(bundle.model),
         limit_bytes=limit_bytes,
         cache_tokens=cache_tokens,
         max_batch=max_batch,

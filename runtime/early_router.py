@@ -34,9 +34,11 @@ def router_names(model: ModelRecord) -> tuple[TensorName | None, ...]:
     one, or several.
     """
     functions = {function.name: function for function in model.functions}
-    makers = {value: step for step in model.steps if isinstance(step, SegmentStep) for value in step.outputs}
+    makers = {
+        value: step for step in model.all_steps if isinstance(step, SegmentStep) for value in step.outputs
+    }
     names: list[TensorName | None] = []
-    for step in model.steps:
+    for step in (*model.encoder, *model.steps):  # as MoE layers are numbered
         if not isinstance(step, ExpertsStep):
             continue
         maker, shape = makers.get(step.index), (model.experts[step.layer].experts, model.hidden_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import cache_layers
+from moec.artifacts.cache import cache_layers, sequence_tokens
 from moec.artifacts.footprint import LOGIT_ROWS, footprint, selection_layers, state_layers
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import DEFAULT_POLICY, PrefetchPlan, best_schedule
@@ -82,8 +82,9 @@ def load(
             it does not have: ``None``: all CPUs but one, 0: none.
         max_batch: sequences that run at once.
         max_step_tokens: most tokens of one step, all sequences together; longer prompts are run in several. ``None``:
-            512 on ``cpu``; on a GPU 4096, or fewer where memory is short. Prompts that join sequences which are
-            already generating take at most 1024 (see `moec.runtime.engine.scheduler`), so that those go on.
+            512 on ``cpu``, or behind an encoder a whole context, since a source is read in one step; on a GPU 4096, or
+            fewer where memory is short. Prompts that join sequences which are already generating take at most 1024
+            (see `moec.runtime.engine.scheduler`), so that those go on.
         cache_tokens: room in the key-value cache, all sequences together; ``None``: ``max_batch`` full
             contexts, but at most a quarter of ``host_memory`` (of the free memory where there is no limit); on a
             GPU at most what its weights leave.
@@ -129,14 +130,16 @@ def load(
             parse_ordinal(device), device_memory, host_memory, cpu_threads, *sizes, verify=verify
         )
         return _recording(load_cuda(path, options, progress), trace_path, trace_capacity)
-    max_step_tokens = max_step_tokens or max(CPU_STEP_TOKENS, max_batch + 1)
     budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")
     bundle = open_bundle(path, verify=verify, progress=progress)
     target = choose_cpu_target(bundle.manifest.targets, host_cpu_features())
+    if max_step_tokens is None:
+        source = bundle.model.max_context if bundle.model.encoder else 0
+        max_step_tokens = max(CPU_STEP_TOKENS, max_batch + 1, source)
     needs = footprint(bundle.model)
     memory = plan_memory(
         needs,
-        max_context=bundle.model.max_context,
+        max_context=sequence_tokens(bundle.model),
         host_memory=budget,
         available_bytes=available_memory(),
         cache_tokens=cache_tokens,

@@ -288,7 +288,11 @@ class Model:
 
         Returns:
             The traces of all tokens that were run; the last drawn token of a sequence is not.
+
+        Raises:
+            RequestError: the model has an encoder.
         """
+        self._check_traceable()
         assert self._executor is not None, "a fake executor has no routing"
         routers = early_routers(open_bundle(self.path, verify="sizes"))
         recorder = SequenceRecorder(tuple(layer.experts for layer in self.record.experts), routers)
@@ -297,16 +301,8 @@ class Model:
         sampling = sampling_from(self.record.generation, True, None, None, None, None)
         ends = frozenset(self.record.generation.eos_token_id)
         requests = [
-            Request(
-                prompt,
-                min(max_new_tokens + 1, self._new_tokens(prompt, source, None)),
-                0,
-                ends,
-                sampling,
-                0,
-                source,
-            )
-            for source, prompt in zip(*self._sides([*map(tuple, prompts)], None), strict=True)
+            Request(prompt, min(max_new_tokens + 1, self._new_tokens(prompt, (), None)), 0, ends, sampling, 0)
+            for prompt in map(tuple, prompts)
         ]
         try:
             self._run(requests, None)
@@ -325,16 +321,26 @@ class Model:
             capacity: tokens that are kept; the oldest go first.
 
         Raises:
-            RequestError: ``capacity`` is below 1.
+            RequestError: ``capacity`` is below 1, or the model has an encoder.
             BundleError: the file is no file of traces, or of another model.
             OutputError: its folder does not exist.
         """
+        self._check_traceable()
         assert self._executor is not None, "a fake executor has no routing"
         check_count("trace_capacity", capacity, least=1)
         target = Path(path)
         ring = RoutingRing(self.record.experts, capacity, read_earlier(target, self.record.experts))
         self._executor.recorder, self.engine.observer = ring, ring.end_step
         self._recording = ring, target
+
+    def _check_traceable(self) -> None:
+        if self.has_encoder:
+            raise RequestError(
+                "The routing of an encoder-decoder model cannot be recorded.",
+                "A trace has one choice of every MoE layer for each token; here a token meets the encoder's or the "
+                "decoder's.",
+                "Leave trace_path out.",
+            )
 
     def save_routing(self) -> None:
         """Write what `record_routing` has kept to its file; closing does it too.

@@ -99,6 +99,21 @@ class Tokenizer:
             self._backend.decode([int(token) for token in ids], skip_special_tokens=skip_special_tokens)
         )
 
+    def token_id(self, token: str) -> int:
+        """The id of a token by its text, such as a language's code.
+
+        Raises:
+            RequestError: there is no such token.
+        """
+        found = self._backend.token_to_id(token)
+        if found is None:
+            raise RequestError(
+                f"The tokenizer has no token {token!r}.",
+                "Tokens are case-sensitive.",
+                "Look it up in the bundle's tokenizer.json.",
+            )
+        return int(found)
+
     def stream(self, skip_special_tokens: bool = True) -> TextStream:
         """A decoder for tokens that arrive one by one."""
         return TextStream(self._backend, skip_special_tokens)

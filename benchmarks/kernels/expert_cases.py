@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.kernels import reference
 from benchmarks.kernels.cases import EXACT, ROUNDED, Case, judge
+from benchmarks.random_values import RowPool
 from moec.artifacts.experts import layout
 from moec.artifacts.model import DTYPE_BYTES
 
@@ -36,12 +37,35 @@ class _Pool:
 
     def __init__(self, body: ExpertBody, experts: int, device: torch.device) -> None:
         self.body, self.stride = body, layout(body).stride_bytes
-        values = experts * self.stride // DTYPE_BYTES[body.dtype]
-        dtype = getattr(torch, body.dtype)
-        self.values = torch.empty(values, dtype=dtype, device=device).normal_(0, DEVIATION)
-        self.bytes = self.values.view(torch.uint8).reshape(experts, self.stride)
-        address = self.values.data_ptr()
+        self.bytes = _random_bytes(body, experts, device)
+        address = self.bytes.data_ptr()
         self.table = address + self.stride * torch.arange(experts, dtype=torch.int64, device=device)
+
+
+def _random_bytes(body: ExpertBody, experts: int, device: torch.device) -> torch.Tensor:
+    """``[experts, stride]``."""
+    stride = layout(body).stride_bytes
+    if body.format is not None:
+        return _quantized_bytes(body, experts, device)
+    values = experts * stride // DTYPE_BYTES[body.dtype]
+    dtype = getattr(torch, body.dtype)
+    normal = torch.empty(values, dtype=dtype, device=device).normal_(0, DEVIATION)
+    return normal.view(torch.uint8).reshape(experts, stride)
+
+
+def _quantized_bytes(body: ExpertBody, experts: int, device: torch.device) -> torch.Tensor:
+    """Rows of each matrix from a pool, each expert's from another row on; biases are zero."""
+    place = layout(body)
+    memory = torch.zeros(experts, place.stride_bytes, dtype=torch.uint8, device=device)
+    first = torch.arange(experts, device=device)[:, None]
+    for part in place.parts:
+        if len(part.shape) == 2:
+            columns = body.intermediate if part.name == "down" else body.hidden
+            pool = torch.from_numpy(RowPool(str(body.format), columns, DEVIATION).rows).to(device)
+            number = (first + torch.arange(part.shape[0], device=device)) % len(pool)
+            own = slice(part.offset_bytes, part.offset_bytes + part.size_bytes)
+            memory[:, own] = pool[number].reshape(experts, -1)
+    return memory
 
 
 def expert_cases(
@@ -76,11 +100,20 @@ def _decode(module: Module, body: ExpertBody, tokens: int, chosen: int, pool_byt
 
     expert_bytes = layout(body).expert_bytes
     moved = used * expert_bytes + 2 * x.nbytes
-    flops = 2 * used * expert_bytes // DTYPE_BYTES[body.dtype]
-    name = f"experts {body.hidden}/{body.intermediate} {body.dtype}"
+    flops = 2 * used * _weights(body)
+    name = _name(body)
     bound = EXACT if tokens <= 8 else ROUNDED
     aim = 0.85 if used >= 6 else 0.60
     return Case(name, f"{used} experts, T={tokens}", calls, check, bound, moved, flops, "copy", aim)
+
+
+def _weights(body: ExpertBody) -> int:
+    """Of an expert's matrices."""
+    return (3 if body.gated else 2) * body.hidden * body.intermediate
+
+
+def _name(body: ExpertBody) -> str:
+    return f"experts {body.hidden}/{body.intermediate} {body.format or body.dtype}"
 
 
 def _bind(
@@ -105,9 +138,9 @@ def _prefill(module: Module, body: ExpertBody, experts: int, tokens: int, chosen
     call = _bind(module, body, pool, (x, index, weight), out)
     rows = tokens * chosen // experts
     shape = layout(body)
-    flops = 2 * tokens * chosen * shape.expert_bytes // DTYPE_BYTES[body.dtype]
+    flops = 2 * tokens * chosen * _weights(body)
     moved = experts * shape.expert_bytes + 2 * x.nbytes
-    name = f"experts {body.hidden}/{body.intermediate} {body.dtype}"
+    name = _name(body)
     return Case(
         name,
         f"{experts} experts, {rows} rows each",

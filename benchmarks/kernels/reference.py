@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from benchmarks.kernels.packed import dequantize_rows
 from moec.artifacts.experts import layout
+from moec.formats import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,6 +55,10 @@ def expert_parts(body: ExpertBody, data: torch.Tensor) -> dict[str, torch.Tensor
     parts = {}
     for part in layout(body).parts:
         raw = data[part.offset_bytes : part.offset_bytes + part.size_bytes]
+        if body.format is not None and len(part.shape) == 2:
+            columns = body.intermediate if part.name == "down" else body.hidden
+            parts[part.name] = dequantize_rows(FORMATS[body.format], raw.reshape(part.shape), columns)
+            continue
         parts[part.name] = raw.view(getattr(torch, body.dtype)).reshape(part.shape).double()
     return parts
 

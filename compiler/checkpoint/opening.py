@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from moec.compiler.checkpoint.folder import (
     no_weights_error,
     read_folder,
 )
-from moec.compiler.checkpoint.hub import download, is_hub_id
+from moec.compiler.checkpoint.hub import download, is_hub_id, read_headers
 from moec.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -77,6 +78,18 @@ def fetch_weights(checkpoint: Checkpoint) -> Checkpoint:
     if not fetched.index:
         raise no_weights_error(path)
     return fetched
+
+
+def with_table(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint with its tensors listed, if only in name, type and shape: a hub is asked for headers.
+
+    Raises:
+        CheckpointError: a local folder has no weights, or as `read_headers`.
+        NetworkError: the hub cannot be reached.
+    """
+    if checkpoint.index or not checkpoint.hub:
+        return fetch_weights(checkpoint)
+    return replace(checkpoint, index=read_headers(checkpoint.source, checkpoint.revision))
 
 
 def _download_weights(checkpoint: Checkpoint) -> Path:

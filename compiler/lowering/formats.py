@@ -11,9 +11,9 @@ from moec.formats.record import CODE_BITS
 if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
 
-EXPERT_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(CODE_BITS), "cuda": frozenset()}
+EXPERT_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(CODE_BITS), "cuda": frozenset(CODE_BITS)}
 """Kind of target -> ``Format.codes`` that its experts' kernels take."""
-DENSE_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(), "cuda": frozenset()}
+DENSE_CODES: dict[str, frozenset[str]] = {"cpu": frozenset(CODE_BITS), "cuda": frozenset(CODE_BITS)}
 """The same for its products in dense segments; rows of tables are looked up in any format."""
 
 

@@ -13,7 +13,6 @@ from moec.artifacts.program import APPEND, HOPPER, Beside, Workspace, capacity_n
 from moec.artifacts.sampling import SAMPLE
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 from moec.artifacts.states import STATE_PREFIX
-from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -107,7 +106,8 @@ class CudaKernels:
 
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
-        from moec.compiler.kernels.cuda.attention import attention, has_hopper
+        from moec.compiler.kernels.cuda.attention import append_kernel, attention, has_hopper
+        from moec.compiler.kernels.cuda.capacity import capacity
         from moec.compiler.kernels.cuda.experts import experts, experts_cached, fits_hopper
         from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN
         from moec.compiler.kernels.cuda.experts_few import runs_few
@@ -117,16 +117,14 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.slots.fetch import fetch
         from moec.compiler.kernels.cuda.states import state
 
-        if model.encoder:
-            raise UnsupportedModelError(
-                f"{model.class_name} has an encoder, and there are no GPU kernels for it yet",
-                "Its attention is not causal.",
-                "Compile it for the target cpu.",
-            )
         for spec in model.attentions:
             yield f"attention_{spec.name}", attention(spec)
             if self.hopper and has_hopper(spec):
                 yield f"attention_{spec.name}{HOPPER}", attention(spec, hopper=True)
+            if spec.cross:
+                yield f"{APPEND}{spec.name}", append_kernel(spec)
+        for name, layer in capacity_kernels(model).items():
+            yield name, capacity(name, experts=layer.experts, tokens=layer.capacity)
         for kept in model.states:
             yield f"{STATE_PREFIX}{kept.name}", state(kept)
         for body in model.bodies:

@@ -115,22 +115,22 @@ class ExpertReader:
         quantizer = self.file.quantizer if matrix else None
         as_: Reading = self.file.dtypes[parameter] if quantizer is None else torch.float32
         body, binding = self.file.body, self.file.parameters[parameter]
-        held = sum(part.size_bytes for part in parts)
+        held = 4 * sum(part.size_bytes for part in parts)
         if quantizer is not None and quantizer.kind.name == stored_format(source, binding):
             as_ = quantizer.kind
             quantizer = None
         elif quantizer is not None:
-            held = len(parts) * body.hidden * body.intermediate * torch.float32.itemsize
+            held = 2 * len(parts) * body.hidden * body.intermediate * torch.float32.itemsize
         turned = matrix and is_turned(source, binding)
         if isinstance(binding, Converted):
-            self.hold(4 * held)
+            self.hold(held)
             whole = convert_expert(binding, expert, lambda stored: self.reader.whole(stored, as_), self.model)
         else:
             tensors = expert_tensors(binding, expert)
             if not turned and not mixed:
                 yield from _streamed(parameter, parts, tensors, self.reader, as_, quantizer)
                 return
-            self.hold(4 * held)
+            self.hold(held)
             loaded = [self.reader.whole(stored, as_) for stored in tensors]
             whole = loaded[0] if len(loaded) == 1 else torch.cat(loaded)
         yield from _split(parameter, parts, whole.mT if turned else whole, quantizer, mixed=mixed)

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 WEIGHTS_FOLDER = "weights"
 HELD_BYTES = 256 << 20
 """Most that the threads hold together beyond their read buffers, unless one matrix alone takes more."""
+QUANTIZING_HELD_BYTES = 2 << 30
+"""The same where they quantize: whole matrices that are not read row by row (interleaved, transposed) are held in
+float32, and shall not make threads wait for each other on up to 16 cores."""
 MAX_WORKERS = 4
 """Threads that copy; where they quantize, which is work for processors, there is one for each."""
 
@@ -98,7 +101,7 @@ def pack(
             _remove_own_files(weights)
         _check_space(weights, plan.size_bytes)
     watched = _Serial(progress or Silent())
-    gate = MemoryGate(HELD_BYTES)
+    gate = MemoryGate(QUANTIZING_HELD_BYTES if plan.quantizers else HELD_BYTES)
     work = Work(
         plan, constants, meta, source or FileSource(), weights, journal, watched, gate.hold, warn or _nothing
     )

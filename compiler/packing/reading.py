@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 8 << 20
 """Most bytes read at once where a tensor is streamed, unless one row (or one row of blocks) is larger."""
+QUANTIZED_PIECE_BYTES = 2 << 20
+"""The same where values are quantized: they are widened, and more threads are at work."""
 
 TORCH_TYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -90,13 +92,14 @@ class FileSource:
 class TensorReader:
     """Reads tensors for one thread; a piece is valid until the next one is read."""
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, *, quantizing: bool = False) -> None:
         self._source = source
+        self._piece_bytes = min(PIECE_BYTES, QUANTIZED_PIECE_BYTES) if quantizing else PIECE_BYTES
         self._buffer = np.empty(0, np.uint8)
 
     def pieces(self, stored: Stored, begin: int, end: int, as_: Reading) -> Iterator[torch.Tensor]:
         """Rows ``begin .. end`` of ``stored``, a few at a time, each ``[n, columns]``, or packed ``[n, row_bytes]``."""
-        step = _piece_rows(stored)
+        step = _piece_rows(stored, self._piece_bytes)
         while begin < end:
             stop = min(end, (begin + step) // stored.block[0] * stored.block[0])
             yield self._rows(stored, begin, stop, as_, reuse=True)
@@ -144,8 +147,8 @@ class TensorReader:
         return torch.from_numpy(buffer)
 
 
-def _piece_rows(stored: Stored) -> int:
+def _piece_rows(stored: Stored, piece_bytes: int) -> int:
     """Rows of a piece, a multiple of the rows that share a scale."""
     width = max(stored.columns * (4 if stored.encoding != "plain" else STORED_BYTES[stored.entry.dtype]), 1)
     block = stored.block[0]
-    return max(PIECE_BYTES // width // block, 1) * block
+    return max(piece_bytes // width // block, 1) * block

@@ -48,6 +48,10 @@ class Work:
     """Called once for a tensor with NaN or infinity, with their number."""
     stop: threading.Event = field(default_factory=threading.Event)
 
+    def reader(self) -> TensorReader:
+        """A reader for one thread."""
+        return TensorReader(self.source, quantizing=bool(self.plan.quantizers))
+
     def open(self, name: str, items: int) -> OutputFile:
         """An output file of ``items`` items, resumed if possible."""
         return OutputFile(self.weights, name, items, self.journal, self.progress)
@@ -56,7 +60,7 @@ class Work:
 def write_dense(work: Work) -> tuple[PackedFile, dict[str, int]]:
     """Write ``dense.safetensors``; what it holds that is not finite comes beside it."""
     plan = work.plan
-    source = TensorReader(work.source)
+    source = work.reader()
     reader = DenseReader(
         plan.parameters, plan.dtypes, plan.quantizers, work.constants, source, work.model, work.hold
     )
@@ -78,7 +82,7 @@ def write_dense(work: Work) -> tuple[PackedFile, dict[str, int]]:
 
 def write_experts(work: Work, layer: ExpertsFile) -> tuple[PackedFile, dict[str, int]]:
     """Write the experts of one layer; what they hold that is not finite comes beside it."""
-    reader = ExpertReader(layer, TensorReader(work.source), work.model, work.hold)
+    reader = ExpertReader(layer, work.reader(), work.model, work.hold)
     stride = layer.layout.stride_bytes
     with work.open(layer.name, layer.layer.experts) as file:
         for expert in range(file.items_done, layer.layer.experts):

@@ -29,6 +29,12 @@ def quantize(
     return replace(dense, model=_with_experts(dense.model, packing.experts, policy, kept), packing=packing)
 
 
+def has_formats(parts: PartitionedModel) -> bool:
+    """Whether any weight is quantized."""
+    formats = [body.format for body in parts.model.bodies]
+    return any((*formats, *(tensor.format for tensor in parts.packing.dense)))
+
+
 def _with_experts(
     model: ModelRecord, sources: tuple[ExpertSource, ...], policy: Quantization, kept: Mapping[str, str]
 ) -> ModelRecord:

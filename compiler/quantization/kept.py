@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moec.compiler.checkpoint import with_table
 from moec.compiler.packing.dense_reader import direct
 from moec.compiler.packing.experts import stored_format
 from moec.compiler.packing.plan import bound_parameters
 from moec.compiler.tracing.build import build_config, build_model
-from moec.errors import CheckpointError
 
 if TYPE_CHECKING:
     from moec.compiler.checkpoint import Checkpoint
@@ -24,19 +24,14 @@ def kept_formats(checkpoint: Checkpoint, parts: PartitionedModel) -> dict[str, s
     ``down``). What is computed from several parameters, or turned round, has none.
 
     Raises:
-        CheckpointError: the checkpoint is quantized, and its table of tensors is not on this machine; or as
-            ``check_weights``.
+        CheckpointError: the checkpoint is quantized, and has no weights; or as ``check_weights``.
+        NetworkError: it is on a hub that cannot be reached.
     """
     if "quantization_config" not in checkpoint.config:
         return {}
-    if not checkpoint.index:
-        raise CheckpointError(
-            f"{checkpoint.source} is quantized, and its weights are not here.",
-            "Which tensors are in which format is in the headers of its weight files.",
-            "Download it and give the folder, or choose another --quantization than keep.",
-        )
+    listed = with_table(checkpoint)
     meta = build_model(build_config(checkpoint.config), getattr(torch, parts.model.dtype))
-    parameters, _ = bound_parameters(checkpoint, parts.model, parts.packing, meta)
+    parameters, _ = bound_parameters(listed, parts.model, parts.packing, meta)
     found: dict[str, str] = {}
     for tensor in parts.packing.dense:
         stored = direct(tensor, parameters)

@@ -16,18 +16,19 @@ METHOD = "nearest"
 BYTE_FORMAT = "int8-g128"
 """For dense weights beside routed experts of 4 bits: they are read for every token, and are a small part of all."""
 
-POLICIES = (KEEP, *ALIASES, *FORMATS)
-"""Names that ``policy_named`` knows: ``keep``, and those of formats."""
+NONE = "none"
+POLICIES = (NONE, KEEP, *ALIASES, *FORMATS)
+"""Names that ``policy_named`` knows: ``none``, ``keep``, and those of formats."""
 
 
 def policy_named(name: str) -> Quantization:
-    """The recipe called like the format of its routed experts, or ``keep``: everything as the checkpoint has it.
+    """The recipe called like the format of its routed experts; ``none``: no formats; ``keep``: those of the checkpoint.
 
     All other products, the embedding and the head get 8 bits, the router stays as it is: it is small, and an expert
     chosen wrongly is a large error.
     """
-    if name == KEEP:
-        return Quantization(name, METHOD, dict.fromkeys(ROLES, KEEP), ())
+    if name in (NONE, KEEP):
+        return Quantization(name, METHOD, dict.fromkeys(ROLES, KEEP) if name == KEEP else {}, ())
     kind = FORMATS[ALIASES.get(name, name)]
     dense = kind.name if kind.bits > 4 else BYTE_FORMAT
     roles = {"experts": kind.name, "linear": dense, "embedding": dense, "head": dense}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moec.compiler.checkpoint import fetch_weights, open_checkpoint
+from moec.compiler.checkpoint import fetch_weights, open_checkpoint, with_table
 from moec.errors import CheckpointError, NetworkError, UnsupportedModelError
 from tests.support.compiling import compile_checkpoint
 
@@ -30,6 +31,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder = folder
         self.fetched: set[str] = set()
+        self.sent_bytes = 0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -54,11 +56,14 @@ class Handler(BaseHTTPRequestHandler):
                 for one in sorted(self.server.folder.iterdir())
             ]
             self.reply(200, json.dumps(files).encode(), {}, body=body)
-        elif path.startswith(f"/owner/name/resolve/{COMMIT}/") and file.is_file():
+        elif re.match(f"/owner/name/resolve/(main|{COMMIT})/", path) and file.is_file():
             if body:
                 self.server.fetched.add(file.name)
             headers = {"ETag": f'"{file.name}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-            self.reply(200, file.read_bytes(), headers, body=body)
+            data = file.read_bytes()
+            if ranged := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+                data = data[int(ranged[1]) : int(ranged[2]) + 1]
+            self.reply(206 if ranged else 200, data, headers, body=body)
         elif "owner/gated" in path:
             self.reply(403, b"{}", {"X-Error-Code": "GatedRepo"}, body=body)
         elif "revision/other" in path:
@@ -73,6 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if body:
+            self.server.sent_bytes += len(data)
             self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
@@ -126,6 +132,24 @@ def test_a_model_that_does_not_compile_is_refused_before_its_weights_are_fetched
     assert "config.json" in hub.fetched
     assert not any(name.endswith(".safetensors") for name in hub.fetched)
     assert not (tmp_path / "out.moec").exists()
+
+
+def test_tensors_are_listed_without_their_values(hub: Hub, tmp_path: Path) -> None:
+    """A range of each file: the header, and no more than a header may take."""
+    save_file({"b": torch.zeros(1 << 20, dtype=torch.float8_e4m3fn)}, hub.folder / "model-2.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (hub.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    listed = with_table(open_checkpoint("owner/name"))
+    found = {name: (entry.dtype, entry.shape) for name, entry in listed.index.items()}
+    assert found == {"a": ("F32", (4,)), "b": ("F8_E4M3", (1 << 20,))}
+    assert hub.sent_bytes < 1 << 20
+
+
+def test_tensors_of_torch_save_are_not_listed(hub: Hub) -> None:
+    for name in ("model.safetensors.index.json", "model-1.safetensors"):
+        (hub.folder / name).unlink()
+    with pytest.raises(CheckpointError, match="no tensors that can be listed"):
+        with_table(open_checkpoint("owner/name"))
 
 
 def test_no_weights(hub: Hub) -> None:

@@ -28,6 +28,17 @@ def test_memory_does_not_depend_on_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_quantizing_holds_little_more(tmp_path: Path) -> None:
+    """What a thread quantizes at once does not depend on the model either; there is a thread for each core."""
+    generate(tmp_path / "small" / "model", 50_000_000)
+    generate(tmp_path / "large" / "model", 200_000_000)
+    folders = [tmp_path / name / "model" for name in ("small", "large")]
+    small, large = measure(*folders, quantization="int4")
+    assert large["packed_bytes"] > 2.5 * small["packed_bytes"]
+    assert large["resident_peak_bytes"] - small["resident_peak_bytes"] < 40 * MIB
+
+
+@pytest.mark.slow
 def test_six_gigabytes_pack_under_one_and_a_half_gib(tmp_path: Path) -> None:
     assert generate(tmp_path / "model", 6_000_000_000) > 5_800_000_000
     result = measure(tmp_path / "model")[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from moec.artifacts.experts import layout
 from moec.artifacts.quantization import FormatRule
 from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.checkpoint.safetensors_header import read_header
 from moec.compiler.packing import pack
-from moec.compiler.packing.dequantize import scale_blocks
+from moec.compiler.packing.carrying import carry_mxfp4
+from moec.compiler.packing.dequantize import scale_blocks, unpack_mxfp4
 from moec.compiler.packing.reading import FileSource, TensorReader
 from moec.compiler.packing.stored import stored_tensors
 from moec.compiler.partition import PartitionedModel, partition
@@ -26,20 +25,22 @@ from moec.compiler.trace import trace
 from moec.errors import CheckpointError
 from moec.formats import FORMATS, dequantize_rows
 from tests.support.graphs import GENERATION, MAX_CONTEXT, parts
-from tests.support.tiny_models import TINY, save
+from tests.support.quantized_checkpoints import fp8_deepseek_v3, mxfp4_gpt_oss
+from tests.support.tiny_models import save
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from moec.compiler.checkpoint import Checkpoint
 
 FP8, MXFP4 = FORMATS["fp8-e4m3"], FORMATS["mxfp4"]
 
 
-def fp8(rows: int, columns: int, block: tuple[int, int], kind: torch.dtype = torch.float32) -> Any:
-    """Codes, scales of their blocks, and the float32 values."""
+def fp8(
+    rows: int, columns: int, block: tuple[int, int], kind: torch.dtype = torch.float32
+) -> tuple[Any, Any, Any]:
+    """Random codes, scales of their blocks, and the float32 values."""
     codes = (torch.randn(rows, columns) * 40).to(torch.float8_e4m3fn)
     grid = (torch.rand(-(-rows // block[0]), -(-columns // block[1])) * 0.01 + 1e-4).to(kind)
     values = codes.float()
@@ -65,6 +66,15 @@ def test_fp8_rows(
     np.testing.assert_array_equal(dequantize_rows(FP8, np.concatenate(pieces), 700), values.numpy())
 
 
+def test_mxfp4_rows() -> None:
+    """Every byte, in codes and in scales."""
+    blocks = torch.arange(384).to(torch.uint8).view(3, 8, 16)
+    scales = torch.randint(0, 250, (3, 8), dtype=torch.uint8)
+    scales[0, :3] = torch.tensor([0, 1, 255])
+    found = dequantize_rows(MXFP4, carry_mxfp4(MXFP4, blocks, scales).numpy(), 256)
+    np.testing.assert_array_equal(found, unpack_mxfp4(blocks, scales).numpy())
+
+
 def test_blocks_that_end_within_128_columns_have_no_format(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     codes, grid, _ = fp8(64, 300, (64, 64))
@@ -83,14 +93,6 @@ def packed(folder: Path, output: Path, model: PartitionedModel) -> tuple[Partiti
     return kept, load_file(dense) | {path.name: np.fromfile(path, np.uint8) for path in experts}
 
 
-def write(folder: Path, like: Path, tensors: dict[str, torch.Tensor], quantization: object) -> Path:
-    folder.mkdir()
-    config = json.loads((like / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
-    save_file(tensors, folder / "model.safetensors")
-    return folder
-
-
 def expert_part(
     model: PartitionedModel, files: dict[str, Any], layer: int, expert: int, name: str
 ) -> NDArray[Any]:
@@ -105,16 +107,8 @@ def expert_part(
 
 
 def test_fp8_deepseek_v3(tmp_path: Path) -> None:
-    save("deepseek_v3", tmp_path / "model", dtype=torch.bfloat16)
-    tensors = load_file(tmp_path / "model" / "model.safetensors")
-    stored, values = dict(tensors), dict[str, torch.Tensor]()
-    for name, value in tensors.items():
-        if name.endswith("proj.weight") or "kv_a_proj_with_mqa" in name:
-            stored[name], stored[f"{name}_scale_inv"], values[name] = fp8(
-                value.shape[0], value.shape[1], (24, 128)
-            )
-    quantization = {"quant_method": "fp8", "weight_block_size": [24, 128], "fmt": "e4m3"}
-    folder = write(tmp_path / "fp8", tmp_path / "model", stored, quantization)
+    made = fp8_deepseek_v3(tmp_path)
+    folder, values = made.folder, made.values
     model, files = packed(folder, tmp_path / "out", parts("deepseek_v3", "bfloat16"))
     kept = [tensor for tensor in model.packing.dense if tensor.format is not None]
     assert {tensor.format for tensor in kept} == {"fp8-e4m3"}
@@ -133,33 +127,10 @@ def test_fp8_deepseek_v3(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(found, expected.numpy())
 
 
-def mxfp4_gpt_oss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A checkpoint, and the float32 values of its experts as transformers unpacks them."""
-
-    def config() -> object:
-        made = original()
-        made.intermediate_size = 64
-        return made
-
-    original = TINY["gpt_oss"]
-    monkeypatch.setitem(TINY, "gpt_oss", config)
-    save("gpt_oss", folder / "model", dtype=torch.bfloat16)
-    stored, values = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
-    for name, value in load_file(folder / "model" / "model.safetensors").items():
-        if name.endswith(("gate_up_proj", "down_proj")):
-            experts, columns, rows = value.shape
-            blocks = torch.randint(0, 256, (experts, rows, columns // 32, 16), dtype=torch.uint8)
-            scales = torch.randint(100, 140, (experts, rows, columns // 32), dtype=torch.uint8)
-            stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
-            values[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
-        else:
-            stored[name] = value
-    return write(folder / "mxfp4", folder / "model", stored, {"quant_method": "mxfp4"}), values
-
-
 def test_mxfp4_gpt_oss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gate and up alternate in the checkpoint, and its matrices are input-major once unpacked."""
-    folder, values = mxfp4_gpt_oss(tmp_path, monkeypatch)
+    made = mxfp4_gpt_oss(tmp_path, monkeypatch)
+    folder, values = made.folder, made.values
     config = open_checkpoint(folder).config
     traced = trace(config, dtype="bfloat16", max_context=MAX_CONTEXT)
     chain = partition(traced, generation=GENERATION, config_sha256="0" * 64)
@@ -190,12 +161,11 @@ def test_rules_go_before_what_is_kept(tmp_path: Path) -> None:
     assert [dense[name] for name in names] == ["fp8-e4m3", "int4-g32"]
 
 
-def test_a_hub_that_is_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_refused_where_it_matters(tmp_path: Path) -> None:
     folder = save("mixtral", tmp_path / "model", dtype=torch.bfloat16)
-    plain: Checkpoint = open_checkpoint(folder)
-    assert kept_formats(replace(plain, index={}), parts("mixtral")) == {}
-    quantized = replace(
-        plain, index={}, config=plain.config | {"quantization_config": {"quant_method": "fp8"}}
-    )
-    with pytest.raises(CheckpointError, match="weights are not here"):
+    (folder / "model.safetensors").unlink()
+    plain = open_checkpoint(folder)
+    assert kept_formats(plain, parts("mixtral")) == {}
+    quantized = replace(plain, config=plain.config | {"quantization_config": {"quant_method": "fp8"}})
+    with pytest.raises(CheckpointError, match="o weights"):
         kept_formats(quantized, parts("mixtral"))

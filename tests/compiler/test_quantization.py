@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from moec.artifacts.quantization import FormatRule, Quantization
+from moec.compiler import pipeline
 from moec.compiler.lowering import formats
 from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.quantization import POLICIES, policy_named, quantize, read_policy
@@ -18,6 +20,8 @@ from tests.support.graphs import parts
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from moec.compiler.checkpoint import Checkpoint
 
 FILE = {
     "name": "mine",
@@ -32,7 +36,8 @@ def test_recipes_are_called_like_formats() -> None:
     assert four.format_for("x.experts.down_proj", "experts") == "int4-g32"
     assert {four.format_for("x", role) for role in ("linear", "embedding", "head")} == {"int8-g128"}
     assert four.format_for("x", "router") is None
-    for name in POLICIES:
+    assert not policy_named("none").roles
+    for name in POLICIES[1:]:
         policy = policy_named(name)
         assert policy.name == name
         assert policy.format_for("x", "experts", kept="mxfp4") in FORMATS
@@ -108,3 +113,42 @@ def test_formats_without_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     check_formats(dense, "cpu")
     with pytest.raises(CompileError, match="int8-g128 on cuda"):
         check_formats(dense, "cuda")
+
+
+class Notes:
+    """A log that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def stage(self, _name: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def chosen(
+    monkeypatch: pytest.MonkeyPatch, asked: Quantization | None, kept: dict[str, str]
+) -> tuple[Any, list[str]]:
+    """What becomes of a tiny model whose checkpoint has ``kept``, for a target that takes MXFP4 alone."""
+    monkeypatch.setattr(formats, "EXPERT_CODES", {"cpu": frozenset({"e2m1"})})
+    monkeypatch.setattr(pipeline, "kept_formats", lambda *_: kept)
+    log, checkpoint = Notes(), cast("Checkpoint", None)
+    return pipeline.choose_formats(parts("mixtral"), checkpoint, asked, ("cpu",), log), log.notes
+
+
+def test_by_default_codes_are_kept_where_kernels_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    downs = [source.down for source in parts("mixtral").packing.experts]
+    assert chosen(monkeypatch, None, {}) == (parts("mixtral"), [])
+    found, notes = chosen(monkeypatch, None, dict.fromkeys(downs, "mxfp4"))
+    assert {body.format for body in found.model.bodies} == {"mxfp4"}
+    assert found.packing.quantization == policy_named("keep")
+    assert not notes
+    found, notes = chosen(monkeypatch, None, dict.fromkeys(downs, "fp8-e4m3"))
+    assert found == parts("mixtral")
+    assert "dequantized" in notes[0]
+    with pytest.raises(CompileError, match="fp8-e4m3"):
+        chosen(monkeypatch, policy_named("keep"), dict.fromkeys(downs, "fp8-e4m3"))
+    found, _ = chosen(monkeypatch, policy_named("none"), dict.fromkeys(downs, "mxfp4"))
+    assert found == parts("mixtral")

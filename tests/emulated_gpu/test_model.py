@@ -14,6 +14,7 @@ import torch
 
 from moec import runtime
 from moec.compiler.lowering import cuda_module
+from moec.compiler.quantization import policy_named
 from moec.errors import BudgetError, BundleError, DeviceError, RequestError
 from moec.runtime import loading_cuda
 from moec.runtime.device_budget import DevicePlan
@@ -33,14 +34,24 @@ def bundle(stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("model"), "f32", torch.float32)
 
 
-def compiled(folder: Path, dtype: str, stored: torch.dtype, name: str = "deepseek_v2_lite") -> Path:
+def compiled(
+    folder: Path,
+    dtype: str,
+    stored: torch.dtype,
+    name: str = "deepseek_v2_lite",
+    quantization: str | None = None,
+) -> Path:
     """A tiny model with code for the CPU, and for the emulator where a GPU's would be."""
     save(name, folder / "checkpoint", dtype=stored)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_module, "_machine_code", lambda source, target: source)
         patch.setattr(cuda_module, "write_fatbin", write_image)
         compile_checkpoint(
-            folder / "checkpoint", folder / "model.moec", dtype=dtype, targets=("cpu", "cuda-sm_90")
+            folder / "checkpoint",
+            folder / "model.moec",
+            dtype=dtype,
+            targets=("cpu", "cuda-sm_90"),
+            quantization=None if quantization is None else policy_named(quantization),
         )
     return folder / "model.moec"
 

@@ -101,8 +101,12 @@ def test_inspect_says_what_is_inside(bundle: Path, capsys: pytest.CaptureFixture
     assert facts["profile"]["provenance"] == "traced"
     assert facts["profile"]["tokens"] > 1000
     assert facts["schedules"]
+    assert facts["quantization"] == "none"
+    routed = sum(layer["experts"] for layer in facts["experts"]) * facts["bodies"][0]["expert_bytes"]
+    assert routed < facts["formats"][facts["dtype"]] < routed + facts["dense_bytes"]
     assert run(["inspect", str(bundle)]) == 0
     said = capsys.readouterr().out
+    assert "weights (quantization none)" in said
     assert "mul(silu(gate), up)" in said
     assert "latent" in said
 

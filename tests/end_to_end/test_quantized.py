@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from moec import runtime
-from moec.artifacts.quantization import Quantization
+from moec.artifacts.packing import PackingRecord
+from moec.artifacts.records import read_record
+from moec.compiler.quantization import policy_named
 from moec.formats import FORMATS, METHODS, Format, dequantize
 from tests.end_to_end.test_models import (
     NEW_TOKENS,
@@ -21,6 +23,7 @@ from tests.end_to_end.test_models import (
     relative_error,
 )
 from tests.support.compiling import compile_checkpoint
+from tests.support.quantized_checkpoints import fp8_deepseek_v3, mxfp4_gpt_oss
 from tests.support.tiny_models import save
 
 CANARY = ("deepseek_v2_lite", "int4-g32")
@@ -34,14 +37,20 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize(("model_name", "format_name"), cases())
-def test_quantized_experts_are_those_of_dequantized_weights(
+def test_a_recipe_makes_the_model_of_dequantized_weights(
     model_name: str, format_name: str, tmp_path: Path
 ) -> None:
+    """Experts in the format, other products, embedding and head in 8 bits."""
     save(model_name, tmp_path / "checkpoint", dtype=torch.float32)
-    policy = Quantization("experts", "nearest", {"experts": format_name}, ())
-    compile_checkpoint(tmp_path / "checkpoint", tmp_path / "model.moec", dtype="f32", quantization=policy)
+    policy = policy_named(format_name)
+    manifest = compile_checkpoint(
+        tmp_path / "checkpoint", tmp_path / "model.moec", dtype="f32", quantization=policy
+    )
+    assert manifest.quantization == format_name
+    assert {format_name, "float32"} < manifest.formats.keys()
     judge = reference(tmp_path / "checkpoint")
     dequantize_experts(judge, FORMATS[format_name])
+    dequantize_dense(judge, tmp_path / "model.moec")
     ids = random_ids(judge.config.vocab_size, 1, PROMPT_TOKENS)
     with torch.inference_mode():
         expected = judge.generate(torch.from_numpy(ids), max_new_tokens=NEW_TOKENS, do_sample=False).numpy()
@@ -50,6 +59,38 @@ def test_quantized_experts_are_those_of_dequantized_weights(
         found = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=[])
         np.testing.assert_array_equal(found, expected)
         assert relative_error(model.forward(expected), logits) < RELATIVE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_name", ["deepseek_v3", "gpt_oss"])
+def test_a_quantized_checkpoint_is_kept_and_is_the_model_of_its_values(
+    model_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = mxfp4_gpt_oss(tmp_path, monkeypatch) if model_name == "gpt_oss" else fp8_deepseek_v3(tmp_path)
+    manifest = compile_checkpoint(made.folder, tmp_path / "model.moec", dtype="f32")
+    assert manifest.quantization == "keep"
+    assert ("mxfp4" if model_name == "gpt_oss" else "fp8-e4m3") in manifest.formats
+    judge = reference(made.plain)
+    ids = random_ids(judge.config.vocab_size, 1, PROMPT_TOKENS)
+    with torch.inference_mode():
+        expected = judge.generate(torch.from_numpy(ids), max_new_tokens=NEW_TOKENS, do_sample=False).numpy()
+        logits = judge(torch.from_numpy(expected)).logits.numpy()
+    with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
+        found = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=[])
+        np.testing.assert_array_equal(found, expected)
+        assert relative_error(model.forward(expected), logits) < RELATIVE
+
+
+def dequantize_dense(model: torch.nn.Module, bundle: Path) -> None:
+    """Round every other matrix that the bundle has in a format to what that can say, in place."""
+    packing = read_record(PackingRecord, "packing", bundle / "packing.json")
+    weights = model.state_dict()
+    formats = {tensor.sources[0]: tensor.format for tensor in packing.dense if tensor.format is not None}
+    assert {"lm_head.weight", "model.embed_tokens.weight"} < formats.keys()
+    assert [name for name in formats if "self_attn" in name]
+    for name, kind in formats.items():
+        values = dequantize(FORMATS[kind], METHODS["nearest"](FORMATS[kind], weights[name].numpy()))
+        weights[name].copy_(torch.from_numpy(values))
 
 
 def dequantize_experts(model: torch.nn.Module, kind: Format) -> None:

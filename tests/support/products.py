@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moec.compiler.kernels.cuda.product import product
-from moec.compiler.lowering.passes.dispatch_linear import LinearShape
+from moec.compiler.lowering.passes.dispatch_linear import LinearShape, rounded_type
 from moec.compiler.lowering.passes.fuse_rows import Product
 from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated
@@ -43,4 +43,4 @@ class Linear:
             return None
         bits = aligned_empty((*shape[:-1], self.item.rounded_columns), np.uint16)
         bits[...] = NAN_BITS
-        return bits, self.shape.dtype
+        return bits, rounded_type(self.shape.dtype)

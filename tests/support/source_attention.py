@@ -72,7 +72,9 @@ class SourceCase:
             for length, count in zip(lengths, counts, strict=True)
             for position in range(length - count, length)
         ]
-        self.q = self._random(1, len(self.rows), spec.query_heads, spec.key_dim)
+        # T5 does not scale products, and learns queries for which they are as large as others' scaled ones.
+        usual = spec.key_dim**-0.5 / spec.scaling
+        self.q = usual * self._random(1, len(self.rows), spec.query_heads, spec.key_dim)
         self.keys = [self._random(length, spec.kv_heads, spec.key_dim) for length in lengths]
         self.values = [self._random(length, spec.kv_heads, spec.value_dim) for length in lengths]
         self.bias = 2 * self._random(spec.query_heads, 2 * spec.bias_reach + 1)

@@ -10,7 +10,7 @@ from moec.artifacts.program import HOPPER
 from moec.artifacts.slots import CACHED
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, either, i64, symbol
 from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN, emit_down_few
-from moec.compiler.kernels.cuda.experts_few import MIDDLE_BYTES, ExpertCall, emit_gate_up_few, runs_few
+from moec.compiler.kernels.cuda.experts_few import ExpertCall, emit_gate_up_few, middle_elements, runs_few
 from moec.compiler.kernels.cuda.experts_layout import workspace_bytes as many_bytes
 from moec.compiler.kernels.cuda.experts_many import HOPPER_TILES, TILES, emit_experts_many
 from moec.compiler.kernels.cuda.experts_plain import emit_experts_plain, plain_bytes
@@ -32,15 +32,23 @@ def workspace_bytes(body: ExpertBody, top_k: int, experts: int) -> tuple[int, in
         experts: the most that a layer has.
     """
     always, exact = plain_bytes(body, top_k)
-    if body.dtype == "float32":
+    if runs_few(body):
+        exact = max(exact, 2 * top_k * middle_elements(body))
+    if not fits_many(body):
         return always, exact
     fixed, each = many_bytes(body, top_k, experts)
-    return max(always, fixed), max(each, exact, top_k * body.intermediate * MIDDLE_BYTES)
+    return max(always, fixed), max(each, exact)
+
+
+def fits_many(body: ExpertBody) -> bool:
+    """Whether many tokens go through tensor cores."""
+    return body.dtype != "float32" or body.format is not None
 
 
 def fits_hopper(body: ExpertBody) -> bool:
     """Whether Hopper GPUs have kernels of their own for such experts."""
-    return body.dtype != "float32" and body.hidden % CHUNK == 0 and body.intermediate % CHUNK == 0
+    aligned = body.hidden % CHUNK == 0 and body.intermediate % CHUNK == 0
+    return fits_many(body) and (aligned or body.format is not None)
 
 
 def experts(body: ExpertBody, top_k: int, *, hopper: bool = False) -> tirx.PrimFunc:
@@ -61,12 +69,12 @@ def experts(body: ExpertBody, top_k: int, *, hopper: bool = False) -> tirx.PrimF
             Argument("out", (tokens, body.hidden), "float32"),
         )
         call = ExpertCall(x, index, weight, table, workspace, out, tokens, chosen, count)
-        if body.dtype == "float32":
-            emit_experts_plain(body, call)
-        else:
-            few = tokens <= i64(FEW_TOKENS)
-            tiles = HOPPER_TILES if hopper else TILES
+        few = tokens <= i64(FEW_TOKENS)
+        tiles = HOPPER_TILES if hopper else TILES
+        if fits_many(body):
             either(few, lambda: _exact(body, call), lambda: emit_experts_many(body, call, top_k, tiles))
+        else:
+            emit_experts_plain(body, call)
 
     return build(f"experts_{body.name}{HOPPER if hopper else ''}", emit)
 

@@ -30,10 +30,7 @@ MOST_TOKENS = 4
 
 def fits_beside(body: ExpertBody, top_k: int, products: tuple[Product, Product]) -> bool:
     """Whether the first of two products can go with the experts of ``body``: its blocks are as large as theirs."""
-    alone = all(
-        product.shapes[0].batch is None and product.shapes[0].dtype == body.dtype and not product.keeps
-        for product in products
-    )
+    alone = all(product.shapes[0].batch is None and not product.keeps for product in products)
     if not alone or not runs_few(body) or top_k > MOST_CHOSEN:
         return False
     group = few_group(products[0])

@@ -11,7 +11,7 @@ loaded before the values between the products are there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tvm import tirx
@@ -19,9 +19,14 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
 from moec.compiler.kernels.cpu.emit import i64, load, store, when
-from moec.compiler.kernels.cuda.experts_few import part_at
-from moec.compiler.kernels.cuda.few_stream import WORDS, Lane, Stream, multiply, quotient, remainder
+from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
+from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
+from moec.compiler.kernels.cuda.few_stream import WORDS, Stream, multiply
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, choose_tiling
+from moec.compiler.kernels.cuda.packed.meetings import Meetings, MeetingSums
+from moec.compiler.kernels.cuda.packed.middle import PackedMiddle
+from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
+from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.primitives import (
     blocks_at_once,
     call,
@@ -57,7 +62,7 @@ def emit_down_few(
     state: Buffer | None = None,
 ) -> None:
     """Emit the second launch; arguments as for ``emit_gate_up_few``."""
-    tiling = tiling or choose_tiling(body.hidden, body.intermediate)
+    tiling = tiling or down_tiling(body, several=state is None)
     tiles = -(-body.hidden // (TILE_ROWS * tiling.row_warps))
     with launch((tiles,), tiling.threads) as ((tile,), thread):
         blocks_at_once(tiling.blocks)
@@ -73,6 +78,15 @@ def emit_down_few(
             wait_previous()
         sync()
         down.store(thread)
+
+
+def down_tiling(body: ExpertBody, *, several: bool) -> Tiling:
+    """How the second launch is cut; ``several`` says that all experts are there, so that it can be ahead of itself."""
+    row = packed_row(body, body.intermediate)
+    if row is None:
+        return choose_tiling(body.hidden, body.intermediate)
+    tiling = packed_tiling(row, body.hidden, in_turn=True)
+    return tiling if several else replace(tiling, banks=min(tiling.banks, 2))
 
 
 @dataclass(frozen=True)
@@ -196,22 +210,49 @@ class _Down:
         """All products, each into ``parts``."""
         body, tiling, step = self.body, self.tiling, self.step
         lane = Lane.of(thread, tiling)
-        offset = layout(body).part("down").offset_bytes
+        offset, packed = layout(body).part("down").offset_bytes, packed_row(body, body.intermediate)
+        row_bytes = packed.layout.row_bytes if packed else 2 * body.intermediate
 
         def locate(expert: Expr, _: int, half: int) -> Expr:
             row = self.tile * i32(self.rows) + lane.row_warp * i32(TILE_ROWS) + lane.group + i32(8 * half)
             row = T.bind(T.min(row, i32(body.hidden - 1)))
             start = load(step.address, expert) + i64(offset)
-            return start + T.cast(row, "int64") * i64(2 * body.intermediate)
+            return start + T.cast(row, "int64") * i64(row_bytes)
 
         def arrive(expert: Expr) -> None:
             assert self.arrivals is not None
             self.arrivals.wait(T.bind(load(step.expert, expert)), 1, thread)
 
         begin = None if self.arrivals is None else arrive
+        if packed:
+            ring = PackedMiddle(packed, self.middle, self._meetings(thread), lane, tiling)
+            packed_stream = PackedStream(tiling, packed, step.tokens, step.experts, locate, begin)
+            sums = MeetingSums(tiling, lane, ring.meetings, self._finish)
+            multiply_packed(packed_stream, lane, ring, sums)
+            return
         stream = Stream(tiling, body.dtype, body.intermediate, step.tokens, step.experts, locate, begin)
         activations = _MiddleTokens(body.intermediate, self.middle, step.pick, lane, tiling)
         multiply(stream, lane, activations, self._finish)
+
+    def _meetings(self, thread: Expr) -> Meetings:
+        """Which tokens each expert meets, without gaps."""
+        step = self.step
+        count, entry = shared(ENTRIES, "int32"), shared(ENTRIES * FEW_TOKENS, "int32")
+        for number in _each(thread, self.tiling.threads, step.experts * i32(FEW_TOKENS)):
+            own, first = T.bind(remainder(number, FEW_TOKENS)), T.bind(number - remainder(number, FEW_TOKENS))
+            before = registers(1, "int32")
+            store(before, 0, i32(0))
+            with T.serial(i32(0), own) as other:
+                present = load(step.pick, first + other) >= i32(0)
+                store(before, 0, load(before, 0) + T.cast(present, "int32"))
+            picked, place = T.bind(load(step.pick, number)), T.bind(first + load(before, 0))
+            with when(picked >= i32(0)):
+                store(entry, place, picked)
+            with when(own == i32(FEW_TOKENS - 1)):
+                total = load(before, 0) + T.cast(picked >= i32(0), "int32")
+                store(count, quotient(number, FEW_TOKENS), total)
+        sync()
+        return Meetings(step.experts, count, entry, step.chosen)
 
     def _finish(self, expert: Expr, local: Expr, token: Expr, sums: list[Expr]) -> None:
         body, step = self.body, self.step

@@ -2,11 +2,13 @@
 
 Two launches. The first has a block for each tile of rows and each of the T * K choices; it goes on where no earlier
 choice is of the same expert, and then for all tokens that chose it. It writes the values between the two products
-already split in two numbers of 16 bits, ``[T * K, 2, I]``. The second is in ``experts_down_few.py``.
+already split in two numbers of 16 bits: ``[T * K, 2, I]``, or for quantized weights in the order of
+``packed/order.py``. The second launch is in ``experts_down_few.py``.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,10 +18,16 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts.experts import layout
 from moec.compiler.kernels.cpu.emit import at_address, either, i64, load, store, when
 from moec.compiler.kernels.cuda.activation import evaluate
-from moec.compiler.kernels.cuda.few_stream import Lane, Stream, multiply, remainder
+from moec.compiler.kernels.cuda.few_lanes import Lane, remainder
+from moec.compiler.kernels.cuda.few_stream import Stream, multiply
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import VECTOR, Block, SharedTokens, read_floats, split_activation
 from moec.compiler.kernels.cuda.linear_few import FewMemory, FewProduct, memory_for
+from moec.compiler.kernels.cuda.packed.order import OperandOrder
+from moec.compiler.kernels.cuda.packed.rows import PackedRow
+from moec.compiler.kernels.cuda.packed.stream import TYPE, PackedStream, TileSums, multiply_packed
+from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
+from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 from moec.compiler.kernels.cuda.primitives import (
     blocks_at_once,
     call,
@@ -35,14 +43,15 @@ from moec.compiler.kernels.cuda.primitives import (
 )
 from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
 from moec.compiler.kernels.cuda.threads import read
+from moec.formats import FORMATS, format_of
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.few_tokens import Reader
 
-MIDDLE_BYTES = 4
-"""Of one value between the two products: two numbers of 16 bits, or a float32 on other ways."""
+EXPERTS_AT_ONCE = 6
+"""Of a launch, most often."""
 ADDRESSES_A_LINE = 16
 
 
@@ -70,16 +79,28 @@ class ExpertCall:
 
 def runs_few(body: ExpertBody) -> bool:
     """Whether experts of this shape and type can go through tensor cores a few tokens at a time."""
-    return body.dtype != "float32" and body.hidden % VECTOR == 0 and body.intermediate % VECTOR == 0
+    narrow = body.dtype != "float32" or body.format is not None
+    return narrow and body.hidden % VECTOR == 0 and body.intermediate % VECTOR == 0
 
 
 def part_at(body: ExpertBody, name: str, address: Expr) -> Buffer:
-    """A matrix or bias of the expert at ``address`` as a flat buffer."""
+    """A matrix or bias of the expert at ``address`` as a flat buffer, of bytes where it is quantized."""
     part = layout(body).part(name)
-    size = 1
-    for extent in part.shape:
-        size *= extent
-    return at_address(address + i64(part.offset_bytes), size, body.dtype)
+    dtype = "uint8" if body.format and len(part.shape) > 1 else body.dtype
+    return at_address(address + i64(part.offset_bytes), math.prod(part.shape), dtype)
+
+
+def packed_row(body: ExpertBody, columns: int) -> PackedRow | None:
+    """The rows of a matrix with so many columns, where experts are quantized."""
+    kind = format_of(body.format)
+    return None if kind is None else PackedRow(kind, columns)
+
+
+def middle_elements(body: ExpertBody) -> int:
+    """16-bit numbers between the two products, for each choice."""
+    if body.format is None:
+        return 2 * body.intermediate
+    return OperandOrder.of(FORMATS[body.format]).elements(body.intermediate)
 
 
 def names_of_first(body: ExpertBody) -> tuple[str, ...]:
@@ -89,8 +110,11 @@ def names_of_first(body: ExpertBody) -> tuple[str, ...]:
 
 def gate_up_tiling(body: ExpertBody) -> Tiling:
     """How the first launch is cut."""
-    streams = len(names_of_first(body))
-    return choose_tiling(streams * body.intermediate, body.hidden, streams=streams)
+    streams, row = len(names_of_first(body)), packed_row(body, body.hidden)
+    rows = streams * body.intermediate
+    if row is not None:
+        return packed_tiling(row, rows, batch=EXPERTS_AT_ONCE, streams=streams)
+    return choose_tiling(rows, body.hidden, streams=streams)
 
 
 def emit_gate_up_few(
@@ -106,7 +130,7 @@ def emit_gate_up_few(
     Args:
         body: the experts.
         call_: what the kernel was called with; 1 to 8 tokens.
-        middle: uint16 ``[T * K, 2, I]``; only the first of a token's choices of the same expert is written.
+        middle: uint16 ``[T * K, middle_elements]``; only the first of a token's choices of the same expert is written.
         tiling: instead of the one that ``choose_tiling`` finds.
         state: of the layer, int64, where experts may still be on their way. Then the kernel before is
             ``fetch_experts``, which lets this one begin when all before it is over.
@@ -214,24 +238,53 @@ class _GateUp:
         lane = Lane.of(thread, tiling)
         shape = layout(body)
         offsets = [shape.part(name).offset_bytes for name in names_of_first(body)]
+        packed = packed_row(body, body.hidden)
+        row_bytes = packed.layout.row_bytes if packed else 2 * body.hidden
 
         def locate(_: Expr, stream: int, half: int) -> Expr:
             local = lane.row_warp * i32(TILE_ROWS) + lane.group + i32(8 * half)
             row = T.bind(T.min(self._row(local), i32(body.intermediate - 1)))
-            return address + i64(offsets[stream]) + T.cast(row, "int64") * i64(2 * body.hidden)
+            return address + i64(offsets[stream]) + T.cast(row, "int64") * i64(row_bytes)
 
         block = Block(thread, tiling.threads, self.choice.count, body.hidden, i32(0), self.tile)
-        memory = self.memory
-        pairs = memory and memory.pairs
-        activations = SharedTokens(body.dtype, body.hidden, tiling, lane, block, self._reader, pairs=pairs)
-        stream = Stream(tiling, body.dtype, body.hidden, self.choice.count, 1, locate)
+        pairs, partial = self.memory and self.memory.pairs, self.memory and self.memory.partial
+        count = self.choice.count
 
         def finish(_: Expr, local: Expr, token: Expr, sums: list[Expr]) -> None:
             row = T.bind(self._row(local))
             with when(row < i32(body.intermediate)):
                 self._store(address, row, load(self.choice.entries, token), sums)
 
-        multiply(stream, lane, activations, finish, memory and memory.partial)
+        if packed:
+            packed_tokens = PackedTokens(packed, tiling, lane, block, self._reader, FEW_TOKENS, pairs=pairs)
+            packed_stream = PackedStream(tiling, packed, count, 1, locate)
+            multiply_packed(
+                packed_stream, lane, packed_tokens, TileSums(packed_stream, lane, finish, partial)
+            )
+            self._clear_beyond(thread)
+            return
+        activations = SharedTokens(body.dtype, body.hidden, tiling, lane, block, self._reader, pairs=pairs)
+        stream = Stream(tiling, body.dtype, body.hidden, count, 1, locate)
+        multiply(stream, lane, activations, finish, partial)
+
+    def _clear_beyond(self, thread: Expr) -> None:
+        """Write the zeros between the last value and the end of a whole step, in the order of packed weights."""
+        body = self.body
+        elements = middle_elements(body)
+        beyond = elements // 2 - body.intermediate
+        last = -(-body.intermediate // (TILE_ROWS * self.tiling.row_warps)) - 1
+        if not beyond:
+            return
+        with when(self.tile == i32(last)), T.serial(i32(0), self.choice.count) as token:
+            start = T.bind(i64(load(self.choice.entries, token)) * i64(elements))
+            for first in range(0, beyond, self.tiling.threads):
+                number = T.bind(thread + i32(first))
+                with when(number < i32(beyond)):
+                    for part in range(2):
+                        place = OperandOrder.of(FORMATS[str(body.format)]).place(
+                            number + i32(body.intermediate), part
+                        )
+                        store(self.middle, T.bind(start + i64(place)), T.uint16(0))
 
     def _row(self, local: Expr) -> Expr:
         return self.tile * i32(TILE_ROWS * self.tiling.row_warps) + local
@@ -240,11 +293,9 @@ class _GateUp:
         sync()  # the entries are there
 
         def read_at(token: Expr, column: Expr, count: int) -> list[Expr]:
-            entry = T.bind(T.cast(load(self.choice.entries, token), "int64"))
-            row = T.truncdiv(entry, self.call.chosen)
-            return read_floats(
-                self.call.x, T.bind(row * i64(self.body.hidden) + T.cast(column, "int64")), count
-            )
+            row = T.truncdiv(load(self.choice.entries, token), T.cast(self.call.chosen, "int32"))
+            start = T.cast(row, "int64") * i64(self.body.hidden)
+            return read_floats(self.call.x, T.bind(start + T.cast(column, "int64")), count)
 
         return read_at
 
@@ -256,11 +307,12 @@ class _GateUp:
             if body.up_bias:
                 bias = part_at(body, f"{name}_bias", address)
                 values[name] = T.bind(total + read(bias, body.dtype, T.cast(row, "int64")))
-        hi, lo = split_activation(body.dtype, T.bind(evaluate(body.activation, values)))
-        size = i64(body.intermediate)
-        place = T.bind(T.cast(entry, "int64") * (i64(2) * size) + T.cast(row, "int64"))
-        store(self.middle, place, hi)
-        store(self.middle, place + size, lo)
-
-
-__all__ = ["MIDDLE_BYTES", "ExpertCall", "emit_gate_up_few", "runs_few"]
+        value_ = T.bind(evaluate(body.activation, values))
+        start = T.bind(T.cast(entry, "int64") * i64(middle_elements(body)))
+        if body.format is None:
+            parts, places = split_activation(body.dtype, value_), (row, row + i32(body.intermediate))
+        else:
+            order = OperandOrder.of(FORMATS[body.format])
+            parts, places = split_activation(TYPE, value_), (order.place(row, 0), order.place(row, 1))
+        for part, place in zip(parts, places, strict=True):
+            store(self.middle, T.bind(start + i64(place)), part)

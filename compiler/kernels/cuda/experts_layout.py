@@ -11,6 +11,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import ALIGNMENT_BYTES, STORAGE, i64
 from moec.compiler.kernels.cuda.gemm import padded
 from moec.compiler.kernels.cuda.grouping import SLOT_WORDS
+from moec.compiler.kernels.cuda.rounding import Rounding
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
@@ -24,6 +25,11 @@ SLICE_COLUMNS = 256
 """A slice is a multiple of this, so that it is whole tiles."""
 SMALLEST_ROWS = 32
 """Of a tile: what the length of the tile list is bounded by."""
+
+
+def rounding_of(body: ExpertBody) -> Rounding:
+    """How tensor cores take activations."""
+    return Rounding.of(body.dtype, body.format)
 
 
 def slice_columns(hidden: int, top_k: int) -> int:
@@ -68,8 +74,8 @@ def carve(body: ExpertBody, workspace: Buffer, tokens: Expr, pairs: Expr, expert
     sizes = {
         "tiles": ((tirx.truncdiv(pairs, i64(SMALLEST_ROWS)) + experts) * i64(SLOT_WORDS), "int32"),
         "order": (pairs, "int32"),
-        "rounded": (tokens * i64(padded(body.hidden)), body.dtype),
-        "middle": (pairs * i64(padded(body.intermediate)), body.dtype),
+        "rounded": (tokens * i64(padded(body.hidden)), rounding_of(body).dtype),
+        "middle": (pairs * i64(padded(body.intermediate)), rounding_of(body).dtype),
         "results": (pairs * i64(width), "float32"),
     }
     parts = {}

@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts.experts import layout
 from moec.compiler.kernels.cpu.emit import either, i64
 from moec.compiler.kernels.cuda.experts_combine import emit_combine
-from moec.compiler.kernels.cuda.experts_layout import carve, slice_columns
+from moec.compiler.kernels.cuda.experts_layout import carve, rounding_of, slice_columns
 from moec.compiler.kernels.cuda.experts_products import Experts, emit_down, emit_gate_up
 from moec.compiler.kernels.cuda.grouping import Grouping, emit_grouping
 from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupTile
@@ -44,13 +44,13 @@ HOPPER_TILES: Tiles = (
 
 
 def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int, tiles: Tiles = TILES) -> None:
-    """Emit all launches; the body's weights are 16-bit, and ``top_k`` is the K that the workspace was made for."""
-    assert body.dtype in ("bfloat16", "float16"), "tensor cores take 16-bit weights"
+    """Emit all launches for a body that is not plain float32; ``top_k`` is the K that the workspace was made for."""
+    assert body.dtype != "float32" or body.format, "tensor cores take 16-bit numbers"
     width = slice_columns(body.hidden, top_k)
     pairs = T.bind(call.tokens * call.chosen)
     parts = carve(body, call.workspace, call.tokens, pairs, call.count, width)
     experts = Experts(body, layout(body), call.table, call.chosen, pairs, call.count, call.weight, parts)
-    emit_round(call.x, parts.rounded, call.tokens, body.hidden, body.dtype)
+    emit_round(call.x, parts.rounded, call.tokens, body.hidden, rounding_of(body))
     rows = i64(tiles[-1][1].rows)
     for limit, tile in reversed(tiles[:-1]):
         rows = T.Select(pairs <= call.count * i64(limit), i64(tile.rows), rows)

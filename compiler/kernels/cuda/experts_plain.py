@@ -11,6 +11,7 @@ from moec.artifacts.experts import layout
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, div, i64, load, loop, mod, store, when
 from moec.compiler.kernels.cuda.activation import evaluate
 from moec.compiler.kernels.cuda.experts_few import ExpertCall, names_of_first, part_at
+from moec.compiler.kernels.cuda.packed.element import read_element
 from moec.compiler.kernels.cuda.threads import read, registers, threads
 
 if TYPE_CHECKING:
@@ -63,13 +64,14 @@ def _down(body: ExpertBody, call: ExpertCall, middle: Buffer) -> None:
 def _dot(body: ExpertBody, name: str, address: Expr, row: Expr, value: object) -> Expr:
     """Row ``row`` of a matrix of the expert at ``address`` times a vector, plus the bias where there is one."""
     parts = {part.name: part for part in layout(body).parts}
-    _, columns = parts[name].shape
+    columns = body.intermediate if name == "down" else body.hidden
     total = registers(1)
     store(total, 0, T.float32(0))
     matrix = part_at(body, name, address)
     assert callable(value)
     with loop(columns) as k:
-        store(total, 0, load(total, 0) + read(matrix, body.dtype, row * i64(columns) + k) * value(k))
+        weight = read_element(matrix, body.format or body.dtype, columns, row, T.cast(k, "int32"))
+        store(total, 0, load(total, 0) + weight * value(k))
     result = load(total, 0)
     if f"{name}_bias" in parts:
         result = result + read(part_at(body, f"{name}_bias", address), body.dtype, row)

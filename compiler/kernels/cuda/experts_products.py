@@ -12,8 +12,12 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import at_address, i64, load, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.activation import QUICK, evaluate
+from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
+from moec.compiler.kernels.cuda.experts_layout import rounding_of
 from moec.compiler.kernels.cuda.gemm import begin, padded, store_pair
 from moec.compiler.kernels.cuda.grouping import SLOT_WORDS, slots
+from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
+from moec.compiler.kernels.cuda.packed.tiles import PackedRows
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.threads import read
 from moec.compiler.kernels.cuda.tiles import CHUNK, MMA_COLUMNS, Rows, Tile, clamp
@@ -76,19 +80,27 @@ def _launch(experts: Experts, tile: Tile | WarpgroupTile, across: int) -> Iterat
             yield _Block(thread, T.bind(block % i32(across)), address, first, T.bind(end - first))
 
 
-def _matrix(experts: Experts, name: str, address: Expr) -> tuple[Buffer, int]:
-    """A part of the expert, and the unit of its rows' offsets."""
-    part = experts.layout.part(name)
-    elements = part.size_bytes // ELEMENT_BYTES
-    unit = CHUNK if part.shape[-1] % CHUNK == 0 else 1
-    return at_address(address + i64(part.offset_bytes), elements, experts.body.dtype), unit
+def _rows(
+    experts: Experts, name: str, address: Expr, place: Callable[[Expr, int], Expr]
+) -> Rows | PackedRows:
+    """A tile's rows of a matrix of the expert; ``place(row of the tile, units of a row)`` says where, in units."""
+    body, part = experts.body, experts.layout.part(name)
+    start = address + i64(part.offset_bytes)
+    columns = body.intermediate if name == "down" else body.hidden
+    packed = packed_row(body, columns)
+    if packed is not None:
+        units = packed.layout.row_bytes // LOAD_BYTES
+        return PackedRows(T.bind(start), lambda row: place(row, units), packed)
+    unit = CHUNK if columns % CHUNK == 0 else 1
+    buffer = at_address(start, part.size_bytes // ELEMENT_BYTES, body.dtype)
+    return Rows(buffer, i64(0), lambda row: place(row, columns // unit), unit, columns)
 
 
 def _bias(experts: Experts, name: str, address: Expr) -> Callable[[Expr], Expr]:
     """A bias by row, as float32; zero where the expert has none."""
     if f"{name}_bias" not in {part.name for part in experts.layout.parts}:
         return lambda _: T.float32(0)
-    buffer, _ = _matrix(experts, f"{name}_bias", address)
+    buffer = part_at(experts.body, f"{name}_bias", address)
     return lambda row: read(buffer, experts.body.dtype, i64(row))
 
 
@@ -102,7 +114,7 @@ def emit_gate_up(experts: Experts, tile: Tile | WarpgroupTile) -> None:
     columns = tile.columns // len(names)
     with _launch(experts, tile, -(-padded(body.intermediate) // columns)) as block:
         base = T.bind(block.column * i32(columns))
-        work = begin(tile, body.dtype, block.thread)
+        work = begin(tile, rounding_of(body).dtype, block.thread)
 
         def token(row: Expr) -> Expr:
             pair = load(parts.order, i64(block.first + clamp(row, block.left)))
@@ -131,18 +143,18 @@ def _column(column: Expr, kinds: int) -> Expr:
     return column // i32(2 * MMA_COLUMNS) * i32(MMA_COLUMNS) + column % i32(MMA_COLUMNS)
 
 
-def _gate_up_rows(experts: Experts, names: tuple[str, ...], base: Expr, address: Expr) -> Rows:
-    body = experts.body
-    buffer, unit = _matrix(experts, names[0], address)
-    between = experts.layout.part("up").offset_bytes // ELEMENT_BYTES // unit
+def _gate_up_rows(experts: Experts, names: tuple[str, ...], base: Expr, address: Expr) -> Rows | PackedRows:
+    body, part = experts.body, experts.layout.part(names[0])
+    between = experts.layout.part("up").offset_bytes - part.offset_bytes
+    row_bytes = part.size_bytes // body.intermediate
 
-    def offset(row: Expr) -> Expr:
-        place = T.min(base + _column(row, len(names)), i32(body.intermediate - 1)) * i32(body.hidden // unit)
+    def place(row: Expr, units: int) -> Expr:
+        start = T.min(base + _column(row, len(names)), i32(body.intermediate - 1)) * i32(units)
         if len(names) == 1:
-            return place
-        return place + row // i32(MMA_COLUMNS) % i32(2) * i32(between)
+            return start
+        return start + row // i32(MMA_COLUMNS) % i32(2) * i32(between * units // row_bytes)
 
-    return Rows(buffer, i64(0), offset, unit, body.hidden)
+    return _rows(experts, names[0], address, place)
 
 
 def _activate(
@@ -165,7 +177,8 @@ def _activate(
         if body.intermediate % CHUNK:
             value = T.Select(own < i32(body.intermediate), value, T.float32(0))
         values.append(value)
-    word = cuda.pack(body.dtype, *values)
+    rounding = rounding_of(body)
+    word = cuda.pack(rounding.dtype, *(rounding.scaled(value) for value in values))
     cuda.call("store_4", cuda.element(experts.parts.middle, start + i64(row)), word)
 
 
@@ -176,18 +189,17 @@ def emit_down(experts: Experts, tile: Tile | WarpgroupTile, first_column: Expr, 
     with _launch(experts, tile, width // tile.columns) as block:
         base = T.bind(first_column + block.column * i32(tile.columns))
         with when(base < i32(body.hidden)):
-            matrix, unit = _matrix(experts, "down", block.address)
-            work = begin(tile, body.dtype, block.thread)
+            work = begin(tile, rounding_of(body).dtype, block.thread)
 
             def place(row: Expr) -> Expr:
                 return clamp(row, block.left) * i32(depth // CHUNK)
 
-            def weight_row(row: Expr) -> Expr:
-                return T.min(base + row, i32(body.hidden - 1)) * i32(body.intermediate // unit)
+            def weight_row(row: Expr, units: int) -> Expr:
+                return T.min(base + row, i32(body.hidden - 1)) * i32(units)
 
             start = T.bind(i64(block.first) * i64(depth))
             a = Rows(parts.middle, start, place, CHUNK, depth, block.left)
-            sums = work.multiply(a, Rows(matrix, i64(0), weight_row, unit, body.intermediate))
+            sums = work.multiply(a, _rows(experts, "down", block.address, weight_row))
             cuda.launch_next()
             bias = _bias(experts, "down", block.address)
             for result in work.results():

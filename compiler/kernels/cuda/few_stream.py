@@ -16,18 +16,19 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import load, store, when
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, STEP_COLUMNS, TILE_ROWS, Tiling
-from moec.compiler.kernels.cuda.primitives import call, element, i32, mma, registers, shared, sync, value
+from moec.compiler.kernels.cuda.few_sums import FewSums
+from moec.compiler.kernels.cuda.few_tiling import STEP_COLUMNS, Tiling
+from moec.compiler.kernels.cuda.primitives import call, element, i32, mma, registers, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.cuda.few_lanes import Lane
+    from moec.compiler.kernels.cuda.few_sums import Finish
 
 WORDS = 4
 """Registers of 32 bits in one load."""
-SUM_STRIDE = 20
-"""Between tokens in the memory through which warps add up: 16 rows, and 4 that keep its banks apart."""
 
 
 @dataclass(frozen=True)
@@ -45,46 +46,6 @@ class Split:
 
 
 SPLITS = {"bfloat16": Split(1.0, 1.0, None), "float16": Split(2.0**-4, 2.0**11, 65504.0)}
-
-
-def quotient(number: Expr, divisor: int) -> Expr:
-    """``number / divisor`` for int32 that are not negative."""
-    return T.truncdiv(number, i32(divisor))
-
-
-def remainder(number: Expr, divisor: int) -> Expr:
-    """``number % divisor`` for int32 that are not negative."""
-    return T.truncmod(number, i32(divisor))
-
-
-@dataclass(frozen=True)
-class Lane:
-    """A thread's place in its block; all int32."""
-
-    thread: Expr
-    group: Expr
-    """Row of the left operand, and token of the right one: lane / 4."""
-    part: Expr
-    """Which 8 of a step's 32 columns: lane % 4."""
-    row_warp: Expr
-    column_warp: Expr
-
-    @classmethod
-    def of(cls, thread: Expr, tiling: Tiling) -> Lane:
-        """The place of ``thread``."""
-        warp, lane = T.bind(quotient(thread, LANES)), T.bind(remainder(thread, LANES))
-        return cls(
-            thread,
-            T.bind(quotient(lane, 4)),
-            T.bind(remainder(lane, 4)),
-            T.bind(quotient(warp, tiling.column_warps)),
-            T.bind(remainder(warp, tiling.column_warps)),
-        )
-
-    def column(self, tiling: Tiling, round_: Expr) -> Expr:
-        """The first column that this lane loads in a round."""
-        start = round_ * i32(tiling.round_columns)
-        return T.bind(start + self.column_warp * i32(STEP_COLUMNS * tiling.unroll) + self.part * i32(8))
 
 
 class Activations(Protocol):
@@ -124,7 +85,7 @@ def multiply(
     stream: Stream,
     lane: Lane,
     activations: Activations,
-    finish: Callable[[Expr, Expr, Expr, list[Expr]], None],
+    finish: Finish,
     partial: Buffer | None = None,
 ) -> None:
     """Emit all products of a block.
@@ -133,17 +94,10 @@ def multiply(
         stream: the weights.
         lane: this thread.
         activations: the other operand.
-        finish: called once to emit what happens to sums: ``(tile, row, token, sums)``, with a row among the
-            ``16 * row_warps`` of a tile and one float32 sum a stream.
+        finish: called once to emit what happens to sums.
         partial: shared memory of ``partial_size`` float32, where the block has it already.
     """
     _Emitter(stream, lane, activations, partial).run(finish)
-
-
-def partial_size(tiling: Tiling, *, one_tile: bool) -> int:
-    """float32 of shared memory through which the warps of a block add up."""
-    part = tiling.streams * FEW_TOKENS * SUM_STRIDE
-    return (1 if one_tile else 2) * tiling.row_warps * tiling.column_warps * part
 
 
 class _Emitter:
@@ -159,12 +113,9 @@ class _Emitter:
         self.addresses = registers(2 * tiling.streams, "int64")
         self.sums = registers(2 * WORDS * tiling.streams)
         one_tile = isinstance(stream.tiles, int) and stream.tiles == 1
-        self.part_size = tiling.streams * FEW_TOKENS * SUM_STRIDE
-        self.bank_size = tiling.row_warps * tiling.column_warps * self.part_size
-        self.banks = 1 if one_tile else 2
-        self.partial = shared(self.banks * self.bank_size) if partial is None else partial
+        self.partial = FewSums(tiling, lane, partial, one_tile=one_tile)
 
-    def run(self, finish: Callable[[Expr, Expr, Expr, list[Expr]], None]) -> None:
+    def run(self, finish: Finish) -> None:
         if self.stream.begin is not None:
             self.stream.begin(i32(0))
         self._aim(i32(0), i32(0))
@@ -239,45 +190,22 @@ class _Emitter:
                     sums = element(self.sums, (2 * stream + part) * WORDS)
                     mma(self.stream.dtype, sums, left, words[pair : pair + 2])
 
-    def _add_up(self, tile: Expr, finish: Callable[[Expr, Expr, Expr, list[Expr]], None]) -> None:
-        lane, tiling = self.lane, self.tiling
-        bank = i32(0) if self.banks == 1 else T.bind(T.bitwise_and(tile, i32(1)) * i32(self.bank_size))
-        warp = T.bind(quotient(lane.thread, LANES))
+    def _add_up(self, tile: Expr, finish: Finish) -> None:
+        lane, sums = self.lane, self.partial
         for column in range(2):
             token = T.bind(lane.part * i32(2) + i32(column))
             with when(token < self.stream.tokens):
-                place = T.bind(bank + warp * i32(self.part_size) + token * i32(SUM_STRIDE) + lane.group)
-                for stream in range(tiling.streams):
+                place = sums.place(tile, token)
+                for stream in range(self.tiling.streams):
                     for half in range(2):
-                        offset = stream * FEW_TOKENS * SUM_STRIDE + 8 * half
-                        store(self.partial, place + i32(offset), self._sum(stream, 2 * half + column))
-        sync()
-        tile_rows = TILE_ROWS * tiling.row_warps
-        count = T.bind(self.stream.tokens * i32(tile_rows))
-        for first in range(0, FEW_TOKENS * tile_rows, tiling.threads):
-            number = T.bind(lane.thread + i32(first))
-            with when(number < count):
-                row, token = T.bind(remainder(number, tile_rows)), T.bind(quotient(number, tile_rows))
-                finish(tile, row, token, self._totals(bank, row, token))
+                        sums.store(place, stream, half, self._sum(stream, 2 * half + column))
+        sums.finish(tile, self.stream.tokens, finish)
 
     def _sum(self, stream: int, place: int) -> Expr:
         split = SPLITS[self.stream.dtype]
         hi = load(self.sums, i32(2 * WORDS * stream + place)) * T.float32(1 / split.scale)
         lo = load(self.sums, i32(2 * WORDS * stream + WORDS + place))
         return hi + lo * T.float32(1 / (split.scale * split.lift))
-
-    def _totals(self, bank: Expr, row: Expr, token: Expr) -> list[Expr]:
-        warps = self.tiling.column_warps
-        place = quotient(row, TILE_ROWS) * i32(warps * self.part_size) + remainder(row, TILE_ROWS)
-        place = T.bind(bank + place + token * i32(SUM_STRIDE))
-        totals = []
-        for stream in range(self.tiling.streams):
-            first = stream * FEW_TOKENS * SUM_STRIDE
-            total = T.bind(load(self.partial, place + i32(first)))
-            for warp in range(1, warps):
-                total = T.bind(total + load(self.partial, place + i32(first + warp * self.part_size)))
-            totals.append(total)
-        return totals
 
 
 def address_of(buffer: Buffer) -> Expr:

@@ -25,13 +25,17 @@ class Tiling:
     column_warps: int
     """Warps on the same rows, each with its own columns; their sums are added through shared memory."""
     unroll: int
-    """Steps of 32 columns that a warp has in flight."""
+    """Steps that a warp has in flight."""
     tiles: int = 1
     """Tiles of rows that a block takes one after the other."""
     streams: int = 1
     """Tiles of 16 rows that a warp multiplies at once with the same activations."""
     blocks: int = 2
     """Blocks that a multiprocessor is to hold at once: it bounds the registers of a thread."""
+    step: int = STEP_COLUMNS
+    """Columns of a step."""
+    banks: int = 1
+    """Rounds of steps that are in flight at once, where weights are packed."""
     shared_bytes: int = 32 << 10
     """Of activations that a block holds at most, where a round of eight tokens is no more."""
 
@@ -48,7 +52,7 @@ class Tiling:
     @property
     def round_columns(self) -> int:
         """Columns that all warps together have in flight."""
-        return STEP_COLUMNS * self.column_warps * self.unroll
+        return self.step * self.column_warps * self.unroll
 
     def rounds(self, columns: int) -> int:
         """How often a block loads until it has seen ``columns`` columns."""

@@ -9,7 +9,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import either, load, when
-from moec.compiler.kernels.cuda.few_stream import SPLITS, SUM_STRIDE, WORDS, Lane, quotient
+from moec.compiler.kernels.cuda.few_lanes import Lane, quotient
+from moec.compiler.kernels.cuda.few_stream import SPLITS, WORDS
+from moec.compiler.kernels.cuda.few_sums import partial_size
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, STEP_COLUMNS, Tiling
 from moec.compiler.kernels.cuda.primitives import (
     call,
@@ -88,18 +90,19 @@ def read_floats(buffer: Buffer, place: Expr, count: int) -> list[Expr]:
 
 def store_activation(dtype: str, hi: Expr, lo: Expr, values: list[Expr]) -> None:
     """Split 8 float32 into ``hi`` and ``lo``, which are addresses of 16 bytes each."""
-    words = [_split_pair(dtype, *values[first : first + 2]) for first in range(0, VECTOR, 2)]
+    words = [split_pair(dtype, *values[first : first + 2]) for first in range(0, VECTOR, 2)]
     call("store_16", hi, *(high for high, _ in words))
     call("store_16", lo, *(low for _, low in words))
 
 
 def split_activation(dtype: str, item: Expr) -> tuple[Expr, Expr]:
     """One float32 as the bits (uint16) of two numbers."""
-    high, low = _split_pair(dtype, item, item)
+    high, low = split_pair(dtype, item, item)
     return T.cast(high, "uint16"), T.cast(low, "uint16")
 
 
-def _split_pair(dtype: str, first: Expr, second: Expr) -> tuple[Expr, Expr]:
+def split_pair(dtype: str, first: Expr, second: Expr) -> tuple[Expr, Expr]:
+    """Two float32 as a word of ``hi`` and a word of ``lo``."""
     split = SPLITS[dtype]
     pair = [_clamp(item * T.float32(split.scale), split.largest) for item in (first, second)]
     high = pack(dtype, *pair)
@@ -159,13 +162,13 @@ class SharedTokens:
         tokens, round_columns = self.block.tokens, self.tiling.round_columns
         if self.whole:
             self.segment: Expr = i32(self.rounds)
-            self.stride: Expr = i32(self.rounds * round_columns + PAD)
+            self.columns_held: Expr = i32(self.rounds * round_columns)
             self._fill(i32(0), i32(self.rounds))
             sync()
             return
         fitting = T.truncdiv(i32(self.size // round_columns), tokens)
         self.segment = T.bind(T.min(fitting, i32(self.rounds)))
-        self.stride = T.bind(self.segment * i32(round_columns) + i32(PAD))
+        self.columns_held = T.bind(self.segment * i32(round_columns))
 
     def prefetch(self, slot: int, tile: Expr, column: Expr, valid: Expr | None) -> None:
         """Nothing: shared memory is near."""
@@ -183,9 +186,8 @@ class SharedTokens:
 
     def operands(self, slot: int, round_: Expr) -> tuple[list[Expr], list[Expr]]:
         """Read a step's activations of this lane's token: zeros where there is none."""
-        inside = round_ if self.whole else T.truncmod(round_, self.segment)
-        column = self.lane.column(self.tiling, inside) + i32(STEP_COLUMNS * slot)
-        place = T.bind(self.lane.group * self.stride + column)
+        column = self.lane.column(self.tiling, self.inside(round_)) + i32(STEP_COLUMNS * slot)
+        place = T.bind(self.lane.group * self._stride + column)
         present = self.lane.group < self.block.tokens
         both = []
         for start in (0, self.lo_start):
@@ -193,6 +195,20 @@ class SharedTokens:
             call("load_16_if", element(words, 0), element(self.pairs, place + i32(start)), present)
             both.append([load(words, i32(i)) for i in range(WORDS)])
         return both[0], both[1]
+
+    def inside(self, round_: Expr) -> Expr:
+        """A round's number in its segment."""
+        return round_ if self.whole else T.truncmod(round_, self.segment)
+
+    @property
+    def _stride(self) -> Expr:
+        return self.columns_held + i32(PAD)
+
+    def _write(self, token: Expr, local: Expr, values: list[Expr]) -> None:
+        """Write 8 activations of a token, from a column of the segment on."""
+        place = T.bind(token * self._stride + local)
+        low = place + i32(self.lo_start)
+        store_activation(self.dtype, element(self.pairs, place), element(self.pairs, low), values)
 
     def _fill(self, first_round: Expr, rounds: Expr) -> None:
         """Write the activations of some rounds, for all tokens."""
@@ -226,11 +242,10 @@ class SharedTokens:
             if self.rounds * self.tiling.round_columns != self.columns:
                 beyond = T.bind(first + local >= i32(self.columns))
                 values = [T.bind(T.Select(beyond, T.float32(0), item)) for item in values]
-            read.append((T.bind(token * self.stride + local), values))
-        for number, (place, values) in zip(numbers, read, strict=True):
+            read.append((token, local, values))
+        for number, item in zip(numbers, read, strict=True):
             with when(number < count):
-                low = place + i32(self.lo_start)
-                store_activation(self.dtype, element(self.pairs, place), element(self.pairs, low), values)
+                self._write(*item)
 
 
 def pair_count(tiling: Tiling, columns: int) -> int:
@@ -250,5 +265,4 @@ def _elements(tiling: Tiling, rounds: int, most: int) -> int:
 
 
 def _sum_bytes(tiling: Tiling) -> int:
-    banks = 1 if tiling.tiles == 1 else 2
-    return banks * tiling.streams * tiling.row_warps * tiling.column_warps * FEW_TOKENS * SUM_STRIDE * 4
+    return 4 * partial_size(tiling, one_tile=tiling.tiles == 1)

@@ -17,8 +17,11 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import at_address, i64, load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupProduct, WarpgroupTile
+from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES, PackedRow
+from moec.compiler.kernels.cuda.packed.tiles import PackedRows
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Tile, TileProduct, clamp
+from moec.formats import format_of
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
@@ -40,7 +43,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Product:
-    """The sizes of ``out [batch, T, N]``, K of the sum, and the 16-bit type of both operands."""
+    """The sizes of ``out [batch, T, N]``, K of the sum, and the 16-bit type that both operands have or get."""
 
     tokens: Expr
     """T, int64, at least 1."""
@@ -52,6 +55,19 @@ class Product:
     batch: int = 1
     terms: int = 1
     """Numbers that stand for one of a, side by side in its rows: all terms meet the same weights."""
+    format: str | None = None
+    """Of the weight, where it is quantized."""
+
+    @property
+    def packed(self) -> PackedRow | None:
+        """The weight's rows, where it is quantized."""
+        kind = format_of(self.format)
+        return None if kind is None else PackedRow(kind, self.depth)
+
+    @property
+    def row(self) -> int:
+        """Elements of the weight's buffer from one row to the next: 16-bit numbers, or bytes where it is quantized."""
+        return self.packed.layout.row_bytes if self.packed else self.depth
 
 
 @dataclass(frozen=True)
@@ -81,8 +97,8 @@ class Part:
 
     product: Product
     weight: Operand
-    """``[N, K]`` for each of the batch, 16-bit, which no launch of the same step writes: it is read before the launches
-    ahead of this one are done. Where K is no multiple of 8 reading is slow."""
+    """``[N, K]`` for each of the batch, 16-bit or quantized, which no launch of the same step writes: it is read before
+    the launches ahead of this one are done. Where K of 16-bit ones is no multiple of 8 reading is slow."""
     epilogue: Epilogue
     """Emits what stores a result; runs for every row below T and every column below N."""
 
@@ -107,7 +123,7 @@ def emit_parts(a: Operand, parts: Sequence[Part], tile: BlockTile) -> None:
         work = begin(tile, product.dtype, thread)
         left = _rows(a, padded(product.depth), batch, first_row, rows_left)
         weight, first_column = chosen.weight, chosen.first_column
-        right = _rows(weight, product.depth, batch, first_column, chosen.rows - first_column)
+        right = _weight_rows(product, weight, batch, first_column, chosen.rows - first_column)
         sums = work.multiply(left, right, cuda.wait_previous, product.terms)
         cuda.launch_next()
 
@@ -152,8 +168,8 @@ def _choose(parts: Sequence[Part], column_tile: Expr, columns: int) -> _Chosen:
         batch = T.Select(inside, i64(parts[part].weight.batch), batch)
     number, first = T.bind(number), T.bind((column_tile - before) * i32(columns))
     product = parts[0].product
-    most = max(part.product.rows for part in parts) * product.depth * product.batch
-    buffer = at_address(T.bind(address), most, product.dtype)
+    most = max(part.product.rows for part in parts) * product.row * product.batch
+    buffer = at_address(T.bind(address), most, "uint8" if product.packed else product.dtype)
     weight = Operand(buffer, parts[0].weight.row, T.bind(batch))
 
     def each(put: Callable[[Part], None]) -> None:
@@ -190,6 +206,18 @@ def _rows(operand: Operand, depth: int, batch: Expr, first: Expr, left: Expr) ->
     unit = CHUNK if depth % CHUNK == 0 else 1
     stride = i32(operand.row // unit) if isinstance(operand.row, int) else i32(operand.row) // i32(unit)
     return Rows(operand.buffer, T.bind(start), lambda row: clamp(row, left) * stride, unit, depth)
+
+
+def _weight_rows(
+    product: Product, weight: Operand, batch: Expr, first: Expr, left: Expr
+) -> Rows | PackedRows:
+    """The rows of a weight's tile."""
+    packed = product.packed
+    if packed is None:
+        return _rows(weight, product.depth, batch, first, left)
+    start = i64(batch) * i64(weight.batch) + i64(first) * i64(packed.layout.row_bytes)
+    units = packed.layout.row_bytes // LOAD_BYTES
+    return PackedRows(T.bind(_address(weight) + start), lambda row: clamp(row, left) * i32(units), packed)
 
 
 def _store(product: Product, tile: BlockTile, result: Result, epilogue: Epilogue) -> None:

@@ -14,6 +14,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import i64, load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
+from moec.compiler.kernels.cuda.packed.tiles import PackedCopy, PackedRows, Room
 from moec.compiler.kernels.cuda.panels import (
     PANEL,
     PANEL_PIECES,
@@ -25,13 +26,12 @@ from moec.compiler.kernels.cuda.panels import (
     add,
 )
 from moec.compiler.kernels.cuda.primitives import LANES, i32
-from moec.compiler.kernels.cuda.tiles import CHUNK, ResultRow, Terms
+from moec.compiler.kernels.cuda.tiles import CHUNK, ResultRow, Rows, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
-    from moec.compiler.kernels.cuda.tiles import Rows
 
 GROUP_ROWS = 64
 """Of one product."""
@@ -86,7 +86,7 @@ class WarpgroupProduct:
         self.sums = cuda.registers(tile.parts * tile.part_sums)
 
     def multiply(
-        self, a: Rows, w: Rows, before_a: Callable[[], None] = lambda: None, terms: int = 1
+        self, a: Rows, w: Rows | PackedRows, before_a: Callable[[], None] = lambda: None, terms: int = 1
     ) -> Buffer:
         """Emit the product; returns a thread's sums, float32 registers, see ``results``.
 
@@ -106,9 +106,8 @@ class WarpgroupProduct:
         for place in range(tile.parts * tile.part_sums):
             store(self.sums, place, T.float32(0))
         works = None if a.left is None else T.bind(group * i32(tile.parts * GROUP_ROWS) < a.left)
-        copy_w = _Copy(self, w, self.right, Terms(terms, each, 0))
-        for stage in range(min(steps, ahead)):
-            copy_w.emit(i32(stage), i32(stage))
+        copy_w = self._copy_w(w, each, terms)
+        copy_w.begin(min(steps, ahead))
         before_a()
         copy_a = _Copy(self, a, self.left, Terms(terms, each, a.depth))
         for stage in range(ahead):
@@ -131,6 +130,14 @@ class WarpgroupProduct:
         self._hold()
         cuda.call("copy_wait", i32(0))
         return self.sums
+
+    def _copy_w(self, w: Rows | PackedRows, each: int, terms: int) -> _Copy | PackedCopy:
+        if isinstance(w, Rows):
+            return _Copy(self, w, self.right, Terms(terms, each, 0))
+        tile, panels = self.tile, self.right
+        sizes = tile.stage_bytes, tile.columns, PANEL
+        room = Room(panels.memory, panels.at, *sizes, self.thread, tile.threads)
+        return PackedCopy(w, room, each, terms)
 
     def _arrive(self, ahead: int) -> None:
         """Until the oldest stage under way is there for products to read, and nobody reads the one before last."""
@@ -194,6 +201,11 @@ class _Copy:
             store(self.offsets, turn, T.cast(offset, "uint32"))
         turns = range(self.turns) if rows.left is not None else ()
         self.exists = [T.bind(row + i32(turn * self.stride) < rows.left) for turn in turns]
+
+    def begin(self, count: int) -> None:
+        """Start the copies of the first stages."""
+        for stage in range(count):
+            self.emit(i32(stage), i32(stage))
 
     def emit(self, step: Expr, stage: Expr) -> None:
         """Start the copies of step ``step`` of k into a stage."""

@@ -1,9 +1,9 @@
 """``y[t, n] = sum_k x[t, k] * w[n, k]`` for at most eight tokens: several weights that share their input in one launch.
 
 What a block multiplies by comes from a *prologue*, a callback that says how to read activations, and what becomes of
-a result is up to an *epilogue*: other operations are fused through them. Weights of 16 bits whose columns are a
-multiple of 8 go through tensor cores, the activations split into two numbers of 16 bits each. All others take a
-slower way, one warp a row.
+a result is up to an *epilogue*: other operations are fused through them. Weights of 16 bits and quantized ones whose
+columns are a multiple of 8 go through tensor cores, the activations split into two numbers of 16 bits each. All others
+take a slower way, one warp a row.
 """
 
 from __future__ import annotations
@@ -14,15 +14,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import either, load, store, when
-from moec.compiler.kernels.cuda.few_stream import (
-    Lane,
-    Stream,
-    address_of,
-    multiply,
-    partial_size,
-    quotient,
-    remainder,
-)
+from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
+from moec.compiler.kernels.cuda.few_stream import Stream, address_of, multiply
+from moec.compiler.kernels.cuda.few_sums import partial_size
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import (
     STATIC_BYTES,
@@ -33,6 +27,11 @@ from moec.compiler.kernels.cuda.few_tokens import (
     pair_count,
     read_floats,
 )
+from moec.compiler.kernels.cuda.packed.element import read_element
+from moec.compiler.kernels.cuda.packed.rows import PackedRow
+from moec.compiler.kernels.cuda.packed.stream import PackedStream, TileSums, multiply_packed
+from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
+from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 from moec.compiler.kernels.cuda.primitives import (
     blocks_at_once,
     i32,
@@ -41,7 +40,7 @@ from moec.compiler.kernels.cuda.primitives import (
     shared,
     warp_sum,
 )
-from moec.compiler.kernels.cuda.threads import read
+from moec.formats import format_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +61,7 @@ class FewGroup:
     rows: tuple[int, ...]
     columns: int
     dtype: str
+    """A type, or the name of a format of quantized weights."""
     batch: int = 1
 
     @property
@@ -69,8 +69,21 @@ class FewGroup:
         """Whether the fast way applies."""
         return self.dtype != "float32" and self.columns % VECTOR == 0
 
+    @property
+    def packed(self) -> PackedRow | None:
+        """Their rows where they are quantized."""
+        kind = format_of(self.dtype)
+        return None if kind is None else PackedRow(kind, self.columns)
+
+    @property
+    def row_bytes(self) -> int:
+        """From one row to the next, where they are not float32."""
+        return self.packed.layout.row_bytes if self.packed else 2 * self.columns
+
     def tiling(self) -> Tiling:
         """How a launch of its own is cut."""
+        if self.packed:
+            return packed_tiling(self.packed, sum(self.rows), batch=self.batch)
         return choose_tiling(sum(self.rows), self.columns, batch=self.batch)
 
 
@@ -177,19 +190,17 @@ class FewProduct:
         rows = _Rows(
             group, tiling, ranges, lane, first, batch, [address_of(weight) for weight in self.weights]
         )
-        activations = SharedTokens(
-            group.dtype,
-            group.columns,
-            tiling,
-            lane,
-            Block(thread, tiling.threads, count, group.columns, batch, block, wait_first),
-            self.prologue,
-            self.most,
-            self.prologue_bytes,
-            memory and memory.pairs,
-        )
+        own = Block(thread, tiling.threads, count, group.columns, batch, block, wait_first)
+        room = self.prologue, self.most, self.prologue_bytes, memory and memory.pairs
+        finish, partial = rows.finish(self.epilogue), memory and memory.partial
+        if group.packed:
+            packed = PackedStream(tiling, group.packed, count, left, rows.locate)
+            tokens = PackedTokens(group.packed, tiling, lane, own, *room)
+            multiply_packed(packed, lane, tokens, TileSums(packed, lane, finish, partial))
+            return
+        activations = SharedTokens(group.dtype, group.columns, tiling, lane, own, *room)
         stream = Stream(tiling, group.dtype, group.columns, count, left, rows.locate)
-        multiply(stream, lane, activations, rows.finish(self.epilogue), memory and memory.partial)
+        multiply(stream, lane, activations, finish, partial)
 
 
 @dataclass(frozen=True)
@@ -241,7 +252,7 @@ class _Rows:
         row = T.bind(T.min(row, rows - i32(1)))
         if self.group.batch > 1:
             row = T.bind(self.batch * rows + row)
-        return T.bind(address + T.cast(row, "int64") * T.int64(2 * self.group.columns))
+        return T.bind(address + T.cast(row, "int64") * T.int64(self.group.row_bytes))
 
     def finish(self, epilogue: Epilogue) -> Callable[[Expr, Expr, Expr, list[Expr]], None]:
         """What ``multiply`` does with sums."""
@@ -282,14 +293,14 @@ def _emit_slow(product: FewProduct, number: int) -> None:
         row = T.bind(block * i32(SLOW_WARPS) + quotient(thread, LANES))
         lane = T.bind(remainder(thread, LANES))
         with when(row < i32(rows)), T.serial(i32(0), count) as token:
-            start = T.bind((T.cast(batch, "int64") * T.int64(rows) + T.cast(row, "int64")) * T.int64(columns))
+            line = T.bind(T.cast(batch, "int64") * T.int64(rows) + T.cast(row, "int64"))
             total = registers(1)
             store(total, i32(0), T.float32(0))
             with T.serial(i32(0), i32(-(-columns // LANES))) as step:
                 column = T.bind(step * i32(LANES) + lane)
                 with when(column < i32(columns)):
                     (left,) = reader(token, column, 1)
-                    right = read(weight, group.dtype, start + T.cast(column, "int64"))
+                    right = read_element(weight, group.dtype, columns, line, column)
                     store(total, i32(0), load(total, i32(0)) + left * right)
             value = warp_sum(load(total, i32(0)))
             with when(lane == i32(0)):

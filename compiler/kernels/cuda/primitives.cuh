@@ -39,6 +39,25 @@ MOEC_DEVICE float moec_high_f16(unsigned pair) {
   return result;
 }
 
+// Arithmetic on pairs of float16, rounded to nearest even.
+MOEC_DEVICE unsigned moec_sub_f16x2(unsigned a, unsigned b) {
+  unsigned result;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+MOEC_DEVICE unsigned moec_mul_f16x2(unsigned a, unsigned b) {
+  unsigned result;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+MOEC_DEVICE unsigned moec_fma_f16x2(unsigned a, unsigned b, unsigned c) {
+  unsigned result;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+// Keep the compiler from computing ahead, once for all, what follows from four words.
+MOEC_DEVICE void moec_hold_words(unsigned *d) { asm volatile("" : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])); }
+
 // x within -largest .. largest; what is not a number stays so.
 MOEC_DEVICE float moec_clamp(float x, float largest) { return x > largest ? largest : x < -largest ? -largest : x; }
 
@@ -72,6 +91,14 @@ MOEC_DEVICE void moec_stream_16_if(unsigned *to, long long address, bool valid) 
       " @p ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];}"
       : "+r"(to[0]), "+r"(to[1]), "+r"(to[2]), "+r"(to[3]) : "l"(address), "r"((int)valid));
 }
+// One, two or four bytes in a word; zero where not valid.
+#define MOEC_FETCH(bytes, type)                                                                                        \
+  MOEC_DEVICE unsigned moec_fetch_##bytes##_if(long long address, bool valid) {                                        \
+    return valid ? __ldg(reinterpret_cast<const type *>(address)) : 0;                                                 \
+  }
+MOEC_FETCH(1, unsigned char)
+MOEC_FETCH(2, unsigned short)
+MOEC_FETCH(4, unsigned)
 MOEC_DEVICE void moec_prefetch_l2(const void *place) { asm volatile("prefetch.global.L2 [%0];" ::"l"(place)); }
 MOEC_DEVICE void moec_load_16(unsigned *to, const void *from) {
   uint4 value = *reinterpret_cast<const uint4 *>(from);
@@ -85,6 +112,7 @@ MOEC_DEVICE void moec_load_16_if(unsigned *to, const void *from, bool valid) {  
 MOEC_DEVICE void moec_store_16(void *to, unsigned a, unsigned b, unsigned c, unsigned d) {
   *reinterpret_cast<uint4 *>(to) = make_uint4(a, b, c, d);
 }
+MOEC_DEVICE void moec_store_8(void *to, unsigned a, unsigned b) { *reinterpret_cast<uint2 *>(to) = make_uint2(a, b); }
 MOEC_DEVICE void moec_store_4(void *to, unsigned value) { *reinterpret_cast<unsigned *>(to) = value; }
 MOEC_DEVICE void moec_store_pair(void *to, float a, float b) {  // at a multiple of 8
   *reinterpret_cast<float2 *>(to) = make_float2(a, b);
@@ -100,12 +128,15 @@ MOEC_DEVICE void moec_copy_async_16_if(void *shared, const void *global, bool va
                : "memory");
 }
 MOEC_DEVICE void moec_copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-MOEC_DEVICE void moec_copy_wait(int groups) {  // until at most so many committed groups (0 to 4) are under way
+MOEC_DEVICE void moec_copy_wait(int groups) {  // until at most so many committed groups (0 to 7) are under way
   if (groups == 0) asm volatile("cp.async.wait_group 0;" ::: "memory");
   else if (groups == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
   else if (groups == 2) asm volatile("cp.async.wait_group 2;" ::: "memory");
   else if (groups == 3) asm volatile("cp.async.wait_group 3;" ::: "memory");
-  else asm volatile("cp.async.wait_group 4;" ::: "memory");
+  else if (groups == 4) asm volatile("cp.async.wait_group 4;" ::: "memory");
+  else if (groups == 5) asm volatile("cp.async.wait_group 5;" ::: "memory");
+  else if (groups == 6) asm volatile("cp.async.wait_group 6;" ::: "memory");
+  else asm volatile("cp.async.wait_group 7;" ::: "memory");
 }
 
 // Warp-wide operations: all 32 lanes take part.

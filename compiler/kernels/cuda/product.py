@@ -25,12 +25,14 @@ from moec.compiler.kernels.cuda.gemm_tiles import emit_product
 from moec.compiler.kernels.cuda.linear_few import FewGroup, FewProduct, emit_linear_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.linear_plain import emit_plain
 from moec.compiler.kernels.cuda.primitives import i32
-from moec.compiler.kernels.cuda.rounding import emit_round
+from moec.compiler.kernels.cuda.rounding import Rounding, emit_round
 from moec.compiler.kernels.cuda.row_block import Place, RowBlock
 from moec.compiler.kernels.cuda.row_values import split_place
 from moec.compiler.kernels.cuda.rows import emit_rows
 from moec.compiler.kernels.cuda.threads import write
 from moec.compiler.kernels.cuda.tiles import CHUNK
+from moec.compiler.lowering.passes.dispatch_linear import rounded_type
+from moec.formats import format_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +83,8 @@ def product(item: Product, *, hopper: bool = False) -> tirx.PrimFunc:
 
 def product_and_hopper(item: Product) -> tirx.PrimFunc:
     """The kernel for all GPUs, with that for Hopper GPUs as an attribute."""
-    if item.shapes[0].dtype == "float32" or item.shapes[0].columns % CHUNK:
+    first = item.shapes[0]
+    if first.dtype == "float32" or (first.columns % CHUNK and format_of(first.dtype) is None):
         return product(item)
     return product(item).with_attr(ON_HOPPER, product(item, hopper=True))
 
@@ -100,9 +103,9 @@ def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
 
     declared: list[Argument | None] = [row(f"a{number}", key) for number, key in enumerate(_read(item))]
     for shape in item.shapes:
-        declared.append(Argument("weight", (*lead, shape.rows, shape.columns), shape.dtype))
+        declared.append(Argument("weight", *shape.weight))
         declared.append(Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None)
-    rounded = Argument("rounded", (*lead, tokens, item.rounded_columns), first.dtype)
+    rounded = Argument("rounded", (*lead, tokens, item.rounded_columns), rounded_type(first.dtype))
     declared.append(rounded if first.dtype != "float32" else None)
     declared += [row(f"kept{number}", key) for number, key in enumerate(_kept(item))]
     declared += [Argument("out", (*lead, tokens, shape.rows), "float32") for shape in item.shapes]
@@ -146,6 +149,7 @@ class ProductKernel:
         self.item, self.tokens, self.hopper = item, tokens, hopper
         first, count = item.shapes[0], len(item.shapes)
         self.columns, self.dtype, self.batch = first.columns, first.dtype, first.batch or 1
+        self.rounding = Rounding.of(first.dtype, first.dtype)
         read, kept = _read(item), _kept(item)
         rest = buffers[len(read) :]
         self.rounded = rest[2 * count]
@@ -238,7 +242,7 @@ class ProductKernel:
         if self._in_memory:
             x = self.rows[self.item.source]
             rows = i64(self.batch) * self.tokens
-            emit_round(x, self.rounded, rows, self.columns, self.dtype, self.item.terms)
+            emit_round(x, self.rounded, rows, self.columns, self.rounding, self.item.terms)
         else:
             self._round_computed()
         width = self.item.rounded_columns
@@ -250,9 +254,11 @@ class ProductKernel:
 
     def _part(self, weight: _Weight, terms: int) -> Part:
         rows = weight.shape.rows
+        packed = self.dtype if format_of(self.dtype) else None
+        sizes = Sizes(self.tokens, rows, self.columns, self.rounding.dtype, self.batch, terms, packed)
         return Part(
-            Sizes(self.tokens, rows, self.columns, self.dtype, self.batch, terms),
-            Operand(weight.matrix, self.columns, rows * self.columns),
+            sizes,
+            Operand(weight.matrix, sizes.row, rows * sizes.row),
             store_float32(Operand(weight.out, rows, self.tokens * i64(rows)), weight.bias, rows),
         )
 
@@ -269,10 +275,10 @@ class ProductKernel:
             def one(place: Expr) -> None:
                 batch, column = T.truncdiv(place, i32(self.columns)), T.truncmod(place, i32(self.columns))
                 target = self._line(token, batch) * i64(self.item.rounded_columns) + i64(column)
-                left = T.bind(self._activation(row, place, token))
+                left = T.bind(self.rounding.scaled(self._activation(row, place, token)))
                 for term in range(self.item.terms):
-                    write(self.rounded, self.dtype, target + i64(term * padded(self.columns)), left)
-                    word = gpu.pack(self.dtype, left, T.float32(0))
-                    left = T.bind(left - gpu.unpack(self.dtype, word)[0])
+                    write(self.rounded, self.rounding.dtype, target + i64(term * padded(self.columns)), left)
+                    word = gpu.pack(self.rounding.dtype, left, T.float32(0))
+                    left = T.bind(left - gpu.unpack(self.rounding.dtype, word)[0])
 
             row.each(count, one)

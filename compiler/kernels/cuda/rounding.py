@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
@@ -9,7 +10,9 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import ceildiv, div, i64, load, mod, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.gemm import padded
+from moec.compiler.kernels.cuda.packed.stream import SPLIT, TYPE
 from moec.compiler.kernels.cuda.tiles import CHUNK
+from moec.formats import format_of
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
@@ -17,7 +20,33 @@ if TYPE_CHECKING:
 BLOCK_THREADS = 256
 
 
-def emit_round(x: Buffer, rounded: Buffer, rows: Expr, columns: int, dtype: str, terms: int = 1) -> None:
+@dataclass(frozen=True)
+class Rounding:
+    """How float32 activations become numbers of 16 bits.
+
+    For quantized weights these are float16 of a sixteenth, which saturate beyond 1,048,064 and have three bits of
+    mantissa more than bfloat16; the weights are dequantized to sixteen times their values then.
+    """
+
+    dtype: str
+    """bfloat16 or float16."""
+    quantized: bool = False
+
+    @classmethod
+    def of(cls, dtype: str, name: str | None = None) -> Rounding:
+        """For weights of a type, or in the format called ``name``."""
+        return cls(dtype) if format_of(name) is None else cls(TYPE, quantized=True)
+
+    def scaled(self, number: Expr) -> Expr:
+        """What is rounded for ``number``."""
+        if not self.quantized:
+            return number
+        return cuda.value("float32", "clamp", number * T.float32(SPLIT.scale), T.float32(SPLIT.largest))
+
+
+def emit_round(
+    x: Buffer, rounded: Buffer, rows: Expr, columns: int, rounding: Rounding, terms: int = 1
+) -> None:
     """Emit one launch: ``rounded[r, k] = x[r, k]`` to nearest even, zeros up to ``padded(columns)``.
 
     With two terms what the first leaves of x follows it in each row, rounded too.
@@ -27,7 +56,7 @@ def emit_round(x: Buffer, rounded: Buffer, rows: Expr, columns: int, dtype: str,
         rounded: 16-bit ``[rows, terms * padded(columns)]``, 16-byte aligned.
         rows: int64.
         columns: of a row.
-        dtype: ``bfloat16`` or ``float16``.
+        rounding: to what.
         terms: 1 or 2.
     """
     width = padded(columns) // CHUNK
@@ -37,7 +66,8 @@ def emit_round(x: Buffer, rounded: Buffer, rows: Expr, columns: int, dtype: str,
         cuda.wait_previous()
         with when(number < rows * i64(width)):
             row, first = T.bind(div(number, width)), T.bind(mod(number, width) * i64(CHUNK))
-            values = _values(x, row * i64(columns), first, columns)
+            found = _values(x, row * i64(columns), first, columns)
+            values, dtype = [rounding.scaled(value) for value in found], rounding.dtype
             start = T.bind(row * i64(terms * padded(columns)) + first)
             for term in range(terms):
                 words = [cuda.pack(dtype, *values[k : k + 2]) for k in range(0, CHUNK, 2)]

@@ -16,6 +16,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import i64, load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
+from moec.compiler.kernels.cuda.packed.tiles import PackedCopy, PackedRows, Room
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class TileProduct:
         self.memory = cuda.shared_dynamic(tile.stages * tile.stage_bytes)
 
     def multiply(
-        self, a: Rows, w: Rows, before_a: Callable[[], None] = lambda: None, terms: int = 1
+        self, a: Rows, w: Rows | PackedRows, before_a: Callable[[], None] = lambda: None, terms: int = 1
     ) -> Buffer:
         """Emit the product; returns a thread's sums, float32 registers, see ``results``.
 
@@ -155,15 +156,15 @@ class TileProduct:
         steps = terms * each
         ahead = range(min(steps, tile.stages - 1))
         fragments = _Fragments(self)
-        copy_w = _Copy(self, w, tile.columns, tile.rows * tile.row_bytes, Terms(terms, each, 0))
-        for stage in ahead:
-            copy_w.emit(i32(stage), i32(stage))
+        copy_w = self._copy_w(w, each, terms)
+        copy_w.begin(len(ahead))
         before_a()
         copy_a = _Copy(self, a, tile.rows, 0, Terms(terms, each, a.depth))
         for stage in range(tile.stages - 1):
             if stage in ahead:
                 copy_a.emit(i32(stage), i32(stage))
             cuda.call("copy_commit")
+        copies: tuple[_Copy | PackedCopy, ...]
         copies = copy_a, copy_w
         cuda.call("copy_wait", i32(tile.stages - 2))
         cuda.sync()
@@ -173,7 +174,22 @@ class TileProduct:
         cuda.call("copy_wait", i32(0))
         return fragments.sums
 
-    def _step(self, step: Expr, steps: int, copies: tuple[_Copy, ...], fragments: _Fragments) -> None:
+    def _copy_w(self, w: Rows | PackedRows, each: int, terms: int) -> _Copy | PackedCopy:
+        tile = self.tile
+        base = tile.rows * tile.row_bytes
+        if isinstance(w, Rows):
+            return _Copy(self, w, tile.columns, base, Terms(terms, each, 0))
+
+        def place(row: Expr, piece: Expr) -> Expr:
+            return i32(base) + tile.swizzle(row, piece)
+
+        sizes = tile.stage_bytes, tile.columns, tile.depth
+        room = Room(self.memory, place, *sizes, self.thread, tile.threads)
+        return PackedCopy(w, room, each, terms)
+
+    def _step(
+        self, step: Expr, steps: int, copies: tuple[_Copy | PackedCopy, ...], fragments: _Fragments
+    ) -> None:
         """One stage: ahead of each group of products, read the fragments of the next one."""
         tile = self.tile
         parts = tile.depth // MMA_DEPTH
@@ -232,6 +248,11 @@ class _Copy:
             row = self.row + i32(turn * self.stride)
             offset = rows.offset(T.min(row, i32(count - 1)) if self.guarded else row)
             store(self.offsets, turn, T.cast(offset + ahead, "uint32"))
+
+    def begin(self, count: int) -> None:
+        """Start the copies of the first stages."""
+        for stage in range(count):
+            self.emit(i32(stage), i32(stage))
 
     def emit(self, step: Expr, stage: Expr) -> None:
         """Start the copies of step ``step`` of k into a stage."""

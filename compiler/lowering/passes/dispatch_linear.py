@@ -39,8 +39,14 @@ if TYPE_CHECKING:
 
 NARROW_ROWS = 512
 """Most experts of a router."""
+ROUNDED_TYPE = "float16"
 PRODUCT = "moec.product"
 """Attribute of a kernel: its `LinearShape`."""
+
+
+def rounded_type(dtype: str) -> str:
+    """The type that x is rounded to for tensor cores: the weight's, or float16 for quantized ones."""
+    return dtype if format_of(dtype) is None else ROUNDED_TYPE
 
 
 @dataclass(frozen=True)

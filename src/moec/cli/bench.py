@@ -118,22 +118,28 @@ def measure(
 def run_batch(
     engine: Engine, vocab_size: int, prompt_tokens: int, new_tokens: int, batch: int
 ) -> tuple[float, list[float]]:
-    """Seconds until every sequence has its first token, and seconds of each step after that."""
+    """Seconds until every sequence has its first token, and seconds of each step after that.
+
+    Behind an encoder ``prompt_tokens`` are the source's.
+    """
     from moec.runtime import Request, Sampling
 
     draw = random.Random(0)  # noqa: S311 - reproducible load, not a secret
+    prompts = [tuple(draw.randrange(vocab_size) for _ in range(prompt_tokens)) for _ in range(batch)]
+    behind = engine.limits.sources
     sequences = [
         engine.add(
             Request(
-                prompt=tuple(draw.randrange(vocab_size) for _ in range(prompt_tokens)),
+                prompt=prompt[:1] if behind else prompt,
                 max_new_tokens=new_tokens,
                 min_new_tokens=new_tokens,
                 eos_token_ids=frozenset(),
                 sampling=Sampling(),
                 seed=0,
+                source=prompt if behind else (),
             )
         )
-        for _ in range(batch)
+        for prompt in prompts
     ]
     start = time.perf_counter()
     while any(not sequence.new_tokens for sequence in sequences):

@@ -22,6 +22,7 @@ from moec.cli.options import (
     trace_path_option,
 )
 from moec.cli.output import print_json_line
+from moec.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +83,12 @@ def command(
         prefetch=prefetch,
         trace_path=trace_path,
     ) as model:
+        if model.has_encoder:
+            raise RequestError(
+                "An encoder-decoder model does not chat.",
+                "It answers one text with another and keeps no conversation.",
+                f'Use: moec generate {bundle} "..."',
+            )
         messages = [{"role": "system", "content": system}] if system else []
         for line in _lines():
             messages.append({"role": "user", "content": line})

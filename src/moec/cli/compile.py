@@ -54,7 +54,7 @@ calibration_option = click.option(
     "--quantization",
     metavar="NAME|FILE",
     help="Store weights in fewer bits: a recipe by the name of its experts' format (int4, int8, int4-g128, ...), keep "
-    "for what a quantized checkpoint has, or a file (docs/quantization.md).  [default: none]",
+    "for what a quantized checkpoint has, none, or a file (docs/quantization.md).  [default: keep, where kernels can]",
 )
 @calibration_option
 @click.option(
@@ -134,13 +134,13 @@ def read_quantization(option: str | None) -> Quantization | None:
     """``--quantization`` as a policy."""
     from moec.compiler.quantization import POLICIES, policy_named, read_policy
 
-    if option is None or option == "none":
+    if option is None:
         return None
     if option in POLICIES:
         return policy_named(option)
     if not Path(option).is_file():
         raise click.BadParameter(
-            f"{option} is neither a file nor one of none, {', '.join(POLICIES)}.", param_hint="--quantization"
+            f"{option} is neither a file nor one of {', '.join(POLICIES)}.", param_hint="--quantization"
         )
     return read_policy(Path(option))
 

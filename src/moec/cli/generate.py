@@ -42,6 +42,12 @@ if TYPE_CHECKING:
 @device_memory_option
 @prefetch_option
 @trace_path_option
+@click.option(
+    "--forced-bos-token-id",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="What a decoder begins with, such as the token of a language.",
+)
 @click.option("--stats", is_flag=True, help="Say afterwards how fast it was and where the time went.")
 @json_option
 def command(
@@ -61,13 +67,15 @@ def command(
     device_memory: str | None,
     prefetch: bool | None,
     trace_path: Path | None,
+    forced_bos_token_id: int | None,
     stats: bool,
     as_json: bool,
 ) -> None:
     """Continue PROMPT (or stdin, where PROMPT is "-") with the model in BUNDLE, printing text as it comes.
 
     Sampling follows the checkpoint's generation config unless an option here says otherwise. With --token-ids and
-    --json the new token ids are printed.
+    --json the new token ids are printed. Behind an encoder PROMPT is what that reads, and the decoder's answer is
+    printed.
 
     \b
     Example:
@@ -98,11 +106,13 @@ def command(
             top_p=top_p,
             top_k=top_k,
             repetition_penalty=repetition_penalty,
+            forced_bos_token_id=forced_bos_token_id,
             seed=seed,
             streamer=streamer,
         )
         seconds = time.perf_counter() - start
-        new_ids = [int(token) for token in output[0][len(ids) :]]
+        begun = 1 if model.has_encoder else len(ids)
+        new_ids = [int(token) for token in output[0][begun:]]
         if as_json:
             print_json(_result(model, ids, new_ids, seconds))
         elif token_ids is not None:

@@ -105,7 +105,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 def _segments(model: ModelRecord) -> list[dict[str, Any]]:
     uses: Counter[str] = Counter()
     side: set[str] = set()
-    for step in model.steps:
+    for step in model.all_steps:
         if step.kind == "segment":
             uses[step.function] += 1
             if step.side:

@@ -136,6 +136,12 @@ def compare_logits(
 
     checkpoint = fetch_weights(open_checkpoint(reference))
     with runtime.load(bundle, verify="sizes", cpu_threads=cpu_threads) as model:
+        if model.has_encoder:
+            raise RequestError(
+                "An encoder-decoder model cannot be compared with a reference here.",
+                "Its tokens depend on a source, which a text alone does not have.",
+                "Leave --reference out: the files are verified all the same.",
+            )
         sequences, source = choose_sequences(model, tokens, text)
         compute: DType = model.record.dtype if reference_dtype == "bundle" else "float32"
         expected = reference_logits(checkpoint.path, sequences, compute)

@@ -193,6 +193,20 @@ static inline float moec_low_bf16(unsigned pair) { return __uint_as_float(pair <
 static inline float moec_high_bf16(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
 static inline float moec_low_f16(unsigned pair) { return emulated_f16_to_f32(pair & 0xffffu); }
 static inline float moec_high_f16(unsigned pair) { return emulated_f16_to_f32(pair >> 16); }
+static inline unsigned emulated_halves(unsigned a, unsigned b, unsigned c, float (*each)(float, float, float)) {
+  float low = each(moec_low_f16(a), moec_low_f16(b), moec_low_f16(c));
+  return moec_pack_f16(low, each(moec_high_f16(a), moec_high_f16(b), moec_high_f16(c)));
+}
+static inline unsigned moec_sub_f16x2(unsigned a, unsigned b) {
+  return emulated_halves(a, b, 0, [](float x, float y, float) { return x - y; });
+}
+static inline unsigned moec_mul_f16x2(unsigned a, unsigned b) {
+  return emulated_halves(a, b, 0, [](float x, float y, float) { return x * y; });
+}
+static inline unsigned moec_fma_f16x2(unsigned a, unsigned b, unsigned c) {
+  return emulated_halves(a, b, c, [](float x, float y, float z) { return std::fma(x, y, z); });
+}
+static inline void moec_hold_words(unsigned *) {}
 static inline float moec_clamp(float x, float largest) { return x > largest ? largest : x < -largest ? -largest : x; }
 static inline float moec_exp2(float x) { return std::exp2(x); }
 static inline float moec_reciprocal(float x) { return 1 / x; }
@@ -211,10 +225,23 @@ static inline void moec_stream_16(unsigned *to, long long address) { moec_load_1
 static inline void moec_stream_16_if(unsigned *to, long long address, bool valid) {
   moec_load_16_if(to, (const void *)(uintptr_t)address, valid);
 }
+template <typename Word> static inline unsigned emulated_fetch(long long address, bool valid) {
+  if (!valid) return 0;
+  if (address % sizeof(Word)) emulator::fail("an access at an address that is no multiple of its size");
+  return *(const Word *)(uintptr_t)address;
+}
+static inline unsigned moec_fetch_1_if(long long address, bool valid) { return emulated_fetch<uint8_t>(address, valid); }
+static inline unsigned moec_fetch_2_if(long long address, bool valid) { return emulated_fetch<uint16_t>(address, valid); }
+static inline unsigned moec_fetch_4_if(long long address, bool valid) { return emulated_fetch<uint32_t>(address, valid); }
 static inline void moec_prefetch_l2(const void *) {}
 static inline void moec_store_16(void *to, unsigned a, unsigned b, unsigned c, unsigned d) {
   unsigned words[4] = {a, b, c, d};
   emulated_aligned(to), std::memcpy(to, words, 16);
+}
+static inline void moec_store_8(void *to, unsigned a, unsigned b) {
+  unsigned words[2] = {a, b};
+  if ((uintptr_t)to % 8) emulator::fail("an 8-byte access at an address that is no multiple of 8");
+  std::memcpy(to, words, 8);
 }
 static inline void moec_store_4(void *to, unsigned value) {
   if ((uintptr_t)to % 4) emulator::fail("a 4-byte access at an address that is no multiple of 4");

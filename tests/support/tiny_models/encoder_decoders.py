@@ -77,9 +77,11 @@ GAINS: dict[tuple[str, ...], float] = {
     (".v.weight", ".o.weight"): 1.7,
     (".wi.weight", ".wo.weight"): 3.0,
     ("EncDecAttention.o.weight",): 0.3,
-    ("_proj.weight",): 3.0,
+    ("model.shared.weight",): 2 / 3,
+    ("q_proj.weight", "k_proj.weight"): 1.2,
+    ("v_proj.weight", "out_proj.weight"): 3.0,
     (".fc1.weight", ".fc2.weight"): 2.0,
-    ("cross_attention.out_proj.weight",): 0.5,
+    ("cross_attention.out_proj.weight",): 0.3,
 }
 """Ends of a parameter's name -> factor; several may fit."""
 

@@ -6,22 +6,25 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, div, either, i64, load, mod, when
+from moec.artifacts.program import APPEND
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, build, ceildiv, div, either, i64, load, mod, when
 from moec.compiler.kernels.cpu.numeric import saturate_f16
 from moec.compiler.kernels.cuda.attention.convert import floats, stored
-from moec.compiler.kernels.cuda.attention.operands import Operands, cache_row
+from moec.compiler.kernels.cuda.attention.operands import Appended, cache_row, declare_append
 from moec.compiler.kernels.cuda.primitives import call, element, i32, launch, launch_next, wait_previous
 from moec.compiler.kernels.cuda.threads import write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tvm import tirx
+
     from moec.artifacts.model import AttentionSpec
 
 BLOCK_THREADS = 256
 
 
-def parts(spec: AttentionSpec, operands: Operands) -> list[tuple[Buffer, Buffer, int]]:
+def parts(spec: AttentionSpec, operands: Appended) -> list[tuple[Buffer, Buffer, int]]:
     """What is appended: source, cache, and the elements of a row."""
     keys = (operands.k, operands.k_cache, spec.key_dim)
     return [keys] if operands.v is None else [keys, (operands.v, operands.v_cache, spec.value_dim)]
@@ -33,7 +36,12 @@ def piece_size(spec: AttentionSpec) -> int:
     return 8 if spec.dtype != "float32" and aligned else 1
 
 
-def append(spec: AttentionSpec, operands: Operands, beside: Callable[[Expr], None] | None = None) -> None:
+def append_kernel(spec: AttentionSpec) -> tirx.PrimFunc:
+    """The function ``append_<name>(k, v, k_cache, v_cache, page_table, token_sequence, token_position)``."""
+    return build(f"{APPEND}{spec.name}", lambda: append(spec, declare_append(spec)))
+
+
+def append(spec: AttentionSpec, operands: Appended, beside: Callable[[Expr], None] | None = None) -> None:
     """Launch a kernel that appends all tokens of the step.
 
     Args:
@@ -66,7 +74,7 @@ def append(spec: AttentionSpec, operands: Operands, beside: Callable[[Expr], Non
             either(block == i32(0), lambda: beside(thread), own)
 
 
-def move(spec: AttentionSpec, operands: Operands, row: Expr, slot: Expr, place: Expr) -> None:
+def move(spec: AttentionSpec, operands: Appended, row: Expr, slot: Expr, place: Expr) -> None:
     """Piece number ``place`` of a token and head's key and value: row ``row`` of the step to row ``slot``."""
     piece = piece_size(spec)
     begin = 0
@@ -84,7 +92,7 @@ def move(spec: AttentionSpec, operands: Operands, row: Expr, slot: Expr, place: 
 
 
 def append_token(
-    spec: AttentionSpec, operands: Operands, token: Expr, head: Expr, thread: Expr, threads: int
+    spec: AttentionSpec, operands: Appended, token: Expr, head: Expr, thread: Expr, threads: int
 ) -> None:
     """Append one token's key and value of one head, with the threads of a block."""
     row = T.bind(T.cast(token, "int64") * i64(spec.kv_heads) + T.cast(head, "int64"))

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, when
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.append import append_token
+from moec.compiler.kernels.cuda.attention.bias import bias_of, bias_row
 from moec.compiler.kernels.cuda.attention.decode_merge import Output, finish, shared_bytes
 from moec.compiler.kernels.cuda.attention.decode_plan import BLOCK_TILES, THREADS, TILE, WARPS, Plan
 from moec.compiler.kernels.cuda.attention.decode_softmax import (
@@ -47,7 +48,7 @@ def decode(plan: Plan, operands: Operands) -> None:
     with launch((plan.splits, plan.units, operands.tokens), THREADS) as ((part, unit, token), thread):
         lane = T.bind(thread % i32(32))
         where = locate(plan.spec, operands, token, T.bind(unit // i32(plan.tiles)), lane, TILE)
-        tiles = T.bind(where.cached + i32(1))
+        tiles = where.tiles
         active = settled(T.min((tiles + i32(BLOCK_TILES - 1)) // i32(BLOCK_TILES), i32(plan.splits)))
         memory = shared_dynamic(shared_bytes(plan) // 4, "float32")
         with when(part < active):
@@ -67,7 +68,7 @@ def _attend(loader: Loader, memory: Buffer, output: Output, thread: Expr) -> Run
     """The warp's result for its share of the block's tiles."""
     plan, where = loader.plan, loader.where
     warp, lane = T.bind(thread // i32(32)), T.bind(thread % i32(32))
-    tiles = T.bind(where.cached + i32(1))
+    tiles = where.tiles
     mine = settled(tirx.truncdiv(output.part * tiles, output.active) + warp)
     end = settled(tirx.truncdiv((output.part + i32(1)) * tiles, output.active))
     running = begin(plan)
@@ -75,14 +76,16 @@ def _attend(loader: Loader, memory: Buffer, output: Output, thread: Expr) -> Run
         loader.page(mine)
         _load(loader, mine)
     wait_previous()
-    with when(T.And(output.part == i32(0), output.unit % i32(plan.tiles) == i32(0))):
-        append_token(plan.spec, loader.operands, where.token, where.head, thread, THREADS)
+    if not plan.spec.cross:
+        with when(T.And(output.part == i32(0), output.unit % i32(plan.tiles) == i32(0))):
+            append_token(plan.spec, loader.operands, where.token, where.head, thread, THREADS)
     put_queries(plan, loader.operands, memory, output.row, output.count, warp, lane)
     sync()
-    with when(T.And(mine < end, mine == where.cached)):
-        _load(loader, mine)
+    if not plan.spec.cross:
+        with when(T.And(mine < end, mine == where.cached)):
+            _load(loader, mine)
     with _tiles_of_warp(mine, end) as tile:
-        _tile(loader, running, memory, tile, end, lane)
+        _tile(loader, running, memory, tile, end, lane, output)
     return running
 
 
@@ -99,7 +102,9 @@ def _load(loader: Loader, tile: Expr) -> None:
         loader.values(tile)
 
 
-def _tile(loader: Loader, running: Running, queries: Buffer, tile: Expr, end: Expr, lane: Expr) -> None:
+def _tile(
+    loader: Loader, running: Running, queries: Buffer, tile: Expr, end: Expr, lane: Expr, output: Output
+) -> None:
     """Attend to one tile, while the next is loaded."""
     plan, where = loader.plan, loader.where
     following = T.bind(tile + i32(WARPS))
@@ -111,6 +116,8 @@ def _tile(loader: Loader, running: Running, queries: Buffer, tile: Expr, end: Ex
         loader.keys(following)
 
     score(plan, queries, loader.held, scores, lane)
+    if loader.operands.bias is not None:
+        _add_bias(loader, loader.operands.bias, scores, tile, output)
     if plan.value_steps == plan.value_steps_at_once:
         with when(following < end):
             next_keys()
@@ -128,3 +135,17 @@ def _tile(loader: Loader, running: Running, queries: Buffer, tile: Expr, end: Ex
         add_values(plan, running, weighed, loader.held, first)
     with when(following < end):
         next_keys()
+
+
+def _add_bias(loader: Loader, table: Buffer, scores: Buffer, tile: Expr, output: Output) -> None:
+    """Add to the lane's scores of a tile what their distances have."""
+    plan, where = loader.plan, loader.where
+    first = T.Select(tile < where.cached, (where.tile + tile) * i32(TILE), where.base)
+    before = T.bind(first - where.position)
+    block_head = T.cast(output.row % i64(plan.spec.query_heads), "int32")
+    for half in range(plan.halves):
+        zero = bias_row(plan.spec, T.bind(block_head + loader.group + i32(8 * half)))
+        for number, key in enumerate(key_numbers(loader.part)):
+            place = 4 * half + number
+            added = bias_of(plan.spec, table, zero, before + key)
+            store(scores, place, load(scores, place) + added)

@@ -75,11 +75,17 @@ class Loader:
 
     def keys(self, tile: Expr) -> None:
         """Load a tile's keys: from the cache, or those of the step."""
-        either(tile < self.where.cached, lambda: self._cached_keys(tile), self._own_keys)
+        if self.plan.spec.cross:
+            self._cached_keys(tile)
+        else:
+            either(tile < self.where.cached, lambda: self._cached_keys(tile), self._own_keys)
 
     def values(self, tile: Expr, first: int = 0) -> None:
         """Load a tile's values, as many as are held at once from 64 times ``first``."""
         steps = range(first, min(first + self.plan.value_steps_at_once, self.plan.value_steps))
+        if self.plan.spec.cross:
+            self._cached_values(tile, steps)
+            return
         either(
             tile < self.where.cached,
             lambda: self._cached_values(tile, steps),

@@ -37,11 +37,13 @@ def attention(spec: AttentionSpec, *, hopper: bool = False) -> tirx.PrimFunc:
 
     Its arguments: ``q [1, T, Hq, Dq]``, ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent), all float32;
     ``k_cache [pages, Hkv, P, Dk]`` and ``v_cache [pages, Hkv, P, Dv]`` (not where latent) of the spec's dtype;
-    ``page_table [B, M]``, ``token_sequence [T]``, ``token_position [T]``, int32; ``sinks [Hq]`` float32 (where the
-    spec has them); where it has heads, their matrices (see `moec.artifacts.model.LatentWeights`); ``workspace``, uint8
-    (where `workspace` is not 0); ``out [1, T, Hq, Dr]`` float32. Dq and Dr are the spec's query_dim and result_dim, P
-    is ``PAGE_TOKENS``. A sequence's tokens are consecutive in a step, in order of position. No kernel of a step writes
-    the page table, sequences or positions: they are read before the previous kernel is done.
+    ``page_table [B, M]``, ``token_sequence [T]``, ``token_position [T]``, int32; ``token_last [T]`` int32 (where
+    neither causal nor cross); ``sinks [Hq]`` float32 (where the spec has them); ``bias [Hq, 2 * bias_reach + 1]``
+    float32 (where it has one); where it has heads, their matrices (see `moec.artifacts.model.LatentWeights`);
+    ``workspace``, uint8 (where `workspace` is not 0); ``out [1, T, Hq, Dr]`` float32. Dq and Dr are the spec's
+    query_dim and result_dim, P is ``PAGE_TOKENS``. What is left out where cross, and what tokens are told there, is as
+    in `moec.compiler.kernels.cpu.attention.attention`. A sequence's tokens are consecutive in a step, by position.
+    No kernel of a step writes the page table, sequences or positions: they are read before the previous kernel is done.
     """
 
     def body() -> None:
@@ -61,15 +63,16 @@ def has_hopper(spec: AttentionSpec) -> bool:
     if spec.heads is not None:
         room = room_of(spec, way)
         return on_tensor_cores(room) and fits_heads(room) and fits_expand(room)
-    return way.many is prefill and fits(spec)
+    return way.many is prefill and fits(spec) and not spec.bias_reach
 
 
 def _attend(spec: AttentionSpec, way: Way, operands: Operands) -> None:
     def many() -> None:
-        append(spec, operands)
+        if not spec.cross:
+            append(spec, operands)
         way.many(spec, operands)
 
-    if way.few is None:
+    if way.few is None or not (spec.causal or spec.cross):
         many()
     else:
         few = way.few
@@ -92,7 +95,7 @@ def _way(spec: AttentionSpec, *, hopper: bool = False) -> Way:
         return Way(None, plain, 0)
     if max(key, size) <= WIDEST:
         division = plan(spec)
-        many = prefill_hopper if hopper and fits(spec) else prefill
+        many = prefill_hopper if hopper and fits(spec) and not spec.bias_reach else prefill
         return Way(
             lambda _, operands: decode(division, operands), many, division.workspace_bytes, rounds=True
         )

@@ -175,7 +175,8 @@ def _copy(block: Block, operands: Operands, where: Where, target: Expr, tile: Ex
     source = Source(operands.k_cache, spec.kv_heads, spec.key_dim, operands.table)
     end = T.bind(where.token + i32(1))
     last = T.bind(where.base - i32(1))
-    cached = Segment(where.token, end, where.table, where.position, last, where.first, where.first)
+    position = where.position
+    cached = Segment(where.token, end, where.table, position, last, position, where.first, where.first)
     page = registers(1, "int32")
     number = T.bind(where.tile + tile)
     source.read_pages(page, cached, number, WIDTH)

@@ -65,23 +65,35 @@ class Rounded:
 
 
 @dataclass(frozen=True)
-class Operands:
-    """The tensors of one call, flat; where keys are latent the value cache is the key cache."""
+class Appended:
+    """The tensors of a step's keys and values and of their pages, flat."""
 
-    q: Buffer
     k: Buffer
+    """Where cross there is none; nor ``v``."""
     v: Buffer | None
     k_cache: Buffer
     v_cache: Buffer
+    """Where keys are latent the key cache."""
     table: Buffer
     width: Expr
     sequence: Buffer
     position: Buffer
+    """Where cross the last position of the source."""
+    tokens: Expr
+
+
+@dataclass(frozen=True)
+class Operands(Appended):
+    """The tensors of one call of an attention."""
+
+    q: Buffer
+    last: Buffer
+    """The last position that a token sees: its own where causal."""
     sinks: Buffer | None
+    bias: Buffer | None
     weights: Projections | None
     workspace: Buffer | None
     out: Buffer
-    tokens: Expr
     done: Done | None = None
     """Which tokens kernels of many tokens may leave out."""
     rounded: Rounded | None = None
@@ -92,25 +104,62 @@ def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
     """Declare the arguments of ``attention_<name>`` in their order."""
     tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
     step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
-    q, k, v, k_cache, v_cache, table, sequence, position, sinks, *matrices, memory, out = arguments(
-        Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
-        Argument("k", (*step, spec.key_dim), "float32"),
-        None if spec.latent else Argument("v", (*step, spec.value_dim), "float32"),
-        Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
-        None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
-        Argument("page_table", (sequences, width), "int32"),
-        Argument("token_sequence", (tokens,), "int32"),
-        Argument("token_position", (tokens,), "int32"),
-        Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
-        *matrix_arguments(spec),
-        Argument("workspace", (symbol("W"),), "uint8") if workspace else None,
-        Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
+    q, k, v, k_cache, v_cache, table, sequence, position, last, sinks, bias, *matrices, memory, out = (
+        arguments(
+            Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
+            None if spec.cross else Argument("k", (*step, spec.key_dim), "float32"),
+            None if spec.latent or spec.cross else Argument("v", (*step, spec.value_dim), "float32"),
+            Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
+            None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
+            Argument("page_table", (sequences, width), "int32"),
+            Argument("token_sequence", (tokens,), "int32"),
+            Argument("token_position", (tokens,), "int32"),
+            None if spec.causal or spec.cross else Argument("token_last", (tokens,), "int32"),
+            Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
+            Argument("bias", (spec.query_heads, 2 * spec.bias_reach + 1), "float32")
+            if spec.bias_reach
+            else None,
+            *matrix_arguments(spec),
+            Argument("workspace", (symbol("W"),), "uint8") if workspace else None,
+            Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
+        )
     )
     values = k_cache if spec.latent else v_cache
     weights = Projections(*matrices) if matrices else None
     return Operands(
-        q, k, v, k_cache, values, table, width, sequence, position, sinks, weights, memory, out, tokens
+        k=k,
+        v=v,
+        k_cache=k_cache,
+        v_cache=values,
+        table=table,
+        width=width,
+        sequence=sequence,
+        position=position,
+        tokens=tokens,
+        q=q,
+        last=position if last is None else last,
+        sinks=sinks,
+        bias=bias,
+        weights=weights,
+        workspace=memory,
+        out=out,
     )
+
+
+def declare_append(spec: AttentionSpec) -> Appended:
+    """Declare the arguments of ``append_<name>`` in their order."""
+    tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
+    step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
+    k, v, k_cache, v_cache, table, sequence, position = arguments(
+        Argument("k", (*step, spec.key_dim), "float32"),
+        Argument("v", (*step, spec.value_dim), "float32"),
+        Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
+        Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
+        Argument("page_table", (sequences, width), "int32"),
+        Argument("token_sequence", (tokens,), "int32"),
+        Argument("token_position", (tokens,), "int32"),
+    )
+    return Appended(k, v, k_cache, v_cache, table, width, sequence, position, tokens)
 
 
 def store_results(operands: Operands, place: Expr, low: Expr, high: Expr) -> None:
@@ -132,7 +181,7 @@ def first_seen(spec: AttentionSpec, position: Expr) -> Expr:
     return T.bind(first)
 
 
-def cache_row(operands: Operands, spec: AttentionSpec, sequence: Expr, place: Expr, head: Expr) -> Expr:
+def cache_row(operands: Appended, spec: AttentionSpec, sequence: Expr, place: Expr, head: Expr) -> Expr:
     """Row of the cache (int64) that holds position ``place`` of a sequence for one key head."""
     number = T.cast(sequence, "int64") * operands.width + div(T.cast(place, "int64"), PAGE_TOKENS)
     page = T.cast(load(operands.table, number), "int64")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Expr, ceildiv, div, i64, load, loop, mod, store, when
+from moec.compiler.kernels.cuda.attention.bias import bias_of, bias_row
 from moec.compiler.kernels.cuda.attention.operands import (
     LOG2E,
     LOWEST,
@@ -41,7 +42,8 @@ def plain(spec: AttentionSpec, operands: Operands) -> None:
 def _row(spec: AttentionSpec, operands: Operands, row: Expr) -> None:
     token, head = T.bind(div(row, spec.query_heads)), T.bind(mod(row, spec.query_heads))
     kv_head = T.bind(div(head, spec.query_heads // spec.kv_heads))
-    last = T.bind(load(operands.position, token))
+    position, last = T.bind(load(operands.position, token)), T.bind(load(operands.last, token))
+    bias = None if operands.bias is None else bias_row(spec, T.cast(head, "int32"))
     first = first_seen(spec, last)
     highest, total, values = registers(1), registers(1), registers(spec.value_dim)
     sink = None if operands.sinks is None else load(operands.sinks, head) * T.float32(LOG2E)
@@ -52,6 +54,8 @@ def _row(spec: AttentionSpec, operands: Operands, row: Expr) -> None:
     with T.serial(i32(0), last - first + i32(1)) as step:
         key = cache_row(operands, spec, load(operands.sequence, token), first + step, kv_head)
         score = _score(spec, operands, row, key)
+        if operands.bias is not None:
+            score = T.bind(score + bias_of(spec, operands.bias, bias, first + step - position))
         maximum = T.bind(T.max(load(highest, 0), score))
         scale = value("float32", "exp2", load(highest, 0) - maximum)
         weight = value("float32", "exp2", score - maximum)

@@ -14,8 +14,23 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, load, store, when
 from moec.compiler.kernels.cuda.attention.marks import any_left
-from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, add_values, begin, score, weigh, write
-from moec.compiler.kernels.cuda.attention.rows import Bounds, Place, Rows, Segment, find_bounds, segment_at
+from moec.compiler.kernels.cuda.attention.prefill_softmax import (
+    Sums,
+    add_bias,
+    add_values,
+    begin,
+    score,
+    weigh,
+    write,
+)
+from moec.compiler.kernels.cuda.attention.rows import (
+    Place,
+    Rows,
+    Segment,
+    find_bounds,
+    new_bounds,
+    segment_at,
+)
 from moec.compiler.kernels.cuda.attention.tiles import Source, Tile, put_queries
 from moec.compiler.kernels.cuda.primitives import (
     call,
@@ -98,7 +113,7 @@ def _segment(block: _Block, sums: Sums, segment: Segment) -> None:
     keys = Source(operands.k_cache, spec.kv_heads, spec.key_dim, operands.table)
     value_size = spec.key_dim if spec.latent else spec.value_dim
     values = Source(operands.v_cache, spec.kv_heads, value_size, operands.table)
-    bounds = Bounds(registers(2 * sums.tiles, "int32"), registers(2 * sums.tiles, "int32"))
+    bounds = new_bounds(spec, 2 * sums.tiles)
     find_bounds(block.place, segment, bounds, sums.rows)
     pages, following = (registers(width // PAGE_TOKENS, "int32") for _ in range(2))
     lowest, highest = T.bind(segment.first // i32(width)), T.bind(segment.last // i32(width))
@@ -122,6 +137,8 @@ def _segment(block: _Block, sums: Sums, segment: Segment) -> None:
         sync()
         with when(tile < highest):
             copy(keys, block.keys, following, T.bind(tile + i32(1)))
+        if operands.bias is not None:
+            add_bias(block.place, operands.bias, sums, scores, bounds, T.bind(tile * i32(width)))
         whole = T.bind(_unmasked(block, segment, tile))
         weigh(spec, sums, scores, bounds, T.bind(tile * i32(width)), whole)
         add_values(spec, sums, scores, block.values)
@@ -134,5 +151,5 @@ def _unmasked(block: _Block, segment: Segment, tile: Expr) -> Expr:
     width = i32(block.keys.rows)
     place = block.place
     whole = T.And(segment.first_token == place.first_token, segment.end_token == place.end_token)
-    inside = T.And(tile * width >= segment.last_first, (tile + i32(1)) * width <= segment.position + i32(1))
+    inside = T.And(tile * width >= segment.last_first, (tile + i32(1)) * width <= segment.sure + i32(1))
     return T.And(whole, inside)

@@ -11,7 +11,14 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.marks import any_left
 from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, begin, write
-from moec.compiler.kernels.cuda.attention.rows import Bounds, Place, Rows, Segment, find_bounds, segment_at
+from moec.compiler.kernels.cuda.attention.rows import (
+    Place,
+    Rows,
+    Segment,
+    find_bounds,
+    new_bounds,
+    segment_at,
+)
 from moec.compiler.kernels.cuda.attention.tiles import put_queries
 from moec.compiler.kernels.cuda.attention.warpgroups import KEYS, ROWS, THREADS, Memory, allocate, attend
 from moec.compiler.kernels.cuda.panels import PANEL, PANEL_PIECES, ROW_BYTES, Panels
@@ -63,7 +70,7 @@ def _segment(
     spec: AttentionSpec, operands: Operands, place: Place, memory: Memory, sums: Sums, segment: Segment
 ) -> None:
     """Attend to all keys that tokens of one sequence see."""
-    bounds = Bounds(registers(2, "int32"), registers(2, "int32"))
+    bounds = new_bounds(spec, 2)
     find_bounds(place, segment, bounds, sums.rows)
     low, high = T.bind(segment.first // i32(KEYS)), T.bind(segment.last // i32(KEYS))
     attend(spec, memory, sums, PagedTiles(spec, operands, place, segment, memory.thread), (low, high), bounds)
@@ -88,7 +95,7 @@ class PagedTiles:
         segment, place = self.segment, self.place
         alone = T.And(segment.first_token == place.first_token, segment.end_token == place.end_token)
         begin = tile * i32(KEYS)
-        seen = T.And(begin >= segment.last_first, begin + i32(KEYS) <= segment.position + i32(1))
+        seen = T.And(begin >= segment.last_first, begin + i32(KEYS) <= segment.sure + i32(1))
         return T.And(alone, seen)
 
     def copy_keys(self, tile: Expr, target: Panels, stage: Expr) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
+from moec.compiler.kernels.cuda.attention.bias import bias_of, bias_row
 from moec.compiler.kernels.cuda.attention.fragments import load_a, load_b, load_b_transposed
 from moec.compiler.kernels.cuda.attention.operands import (
     HIDDEN,
@@ -81,6 +82,19 @@ def score(spec: AttentionSpec, sums: Sums, queries: Tile, keys: Tile) -> Buffer:
                 for tile in range(sums.tiles):
                     mma(spec.dtype, element(scores, 4 * (tile * count + 2 * pair + odd)), a[tile], b)
     return scores
+
+
+def add_bias(place: Place, table: Buffer, sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr) -> None:
+    """Add to scores what their distances have; ``begin`` is the position of the first key of the tile."""
+    spec, count = place.rows.spec, int(scores.shape[0]) // (4 * sums.tiles)
+    assert bounds.position is not None
+    start = T.bind(begin + sums.lane % i32(4) * i32(2))
+    for number, row in enumerate(sums.rows):
+        zero = bias_row(spec, place.head(row))
+        before = T.bind(start - load(bounds.position, number))
+        for which, target in enumerate(own_places(number, count)):
+            distance = before + i32(which // 2 * 8 + which % 2)
+            store(scores, target, load(scores, target) + bias_of(spec, table, zero, distance))
 
 
 def weigh(spec: AttentionSpec, sums: Sums, scores: Buffer, bounds: Bounds, begin: Expr, whole: Expr) -> None:

@@ -81,7 +81,9 @@ class Segment:
     position: Expr
     """Of the first token."""
     last: Expr
-    """Position of the last token."""
+    """The last position that the last token sees."""
+    sure: Expr
+    """The last position that all of them see."""
     first: Expr
     """The first position that one of them sees."""
     last_first: Expr
@@ -106,10 +108,13 @@ def segment_at(spec: AttentionSpec, operands: Operands, token: Expr, end: Expr, 
                 store(stop, 0, token + i32(start) + value("int32", "count_bits", lowest))
     found = T.bind(load(stop, 0))
     position = T.bind(load(operands.position, token))
-    last = T.bind(position + found - token - i32(1))
     table = T.bind(T.cast(sequence, "int64") * operands.width)
+    if not spec.causal:
+        last = T.bind(load(operands.last, token))
+        return Segment(token, found, table, position, last, last, i32(0), i32(0))
+    last = T.bind(position + found - token - i32(1))
     first = first_seen(spec, position)
-    return Segment(token, found, table, position, last, first, first_seen(spec, last))
+    return Segment(token, found, table, position, last, position, first, first_seen(spec, last))
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,14 @@ class Bounds:
 
     first: Buffer
     last: Buffer
+    position: Buffer | None = None
+    """Of the rows' tokens; only where scores have a bias."""
+
+
+def new_bounds(spec: AttentionSpec, rows: int) -> Bounds:
+    """Registers for so many rows of a lane."""
+    position = registers(rows, "int32") if spec.bias_reach else None
+    return Bounds(registers(rows, "int32"), registers(rows, "int32"), position)
 
 
 def find_bounds(place: Place, segment: Segment, bounds: Bounds, rows: list[Expr]) -> None:
@@ -126,5 +139,8 @@ def find_bounds(place: Place, segment: Segment, bounds: Bounds, rows: list[Expr]
         token = place.token(row)
         inside = T.And(token >= segment.first_token, token < segment.end_token)
         position = T.bind(segment.position + token - segment.first_token)
-        store(bounds.first, number, first_seen(place.rows.spec, position))
-        store(bounds.last, number, T.Select(inside, position, i32(-1)))
+        if bounds.position is not None:
+            store(bounds.position, number, position)
+        last = position if place.rows.spec.causal else segment.last
+        store(bounds.first, number, first_seen(place.rows.spec, last))
+        store(bounds.last, number, T.Select(inside, last, i32(-1)))

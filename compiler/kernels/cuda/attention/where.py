@@ -34,7 +34,9 @@ class Where:
     tile: Expr
     """Number of the first tile in the sequence."""
     cached: Expr
-    """Tiles to read from the cache; the tile after them is the step's own tokens."""
+    """Tiles to read from the cache; the tile after them is the step's own tokens, where there are keys of those."""
+    tiles: Expr
+    """All tiles."""
 
 
 def locate(spec: AttentionSpec, operands: Operands, token: Expr, head: Expr, lane: Expr, width: int) -> Where:
@@ -44,6 +46,8 @@ def locate(spec: AttentionSpec, operands: Operands, token: Expr, head: Expr, lan
     """
     sequence = T.bind(load(operands.sequence, token))
     position = T.bind(load(operands.position, token))
+    if spec.cross:
+        return _locate_source(operands, token, head, sequence, position, width)
     same = registers(1, "int32")
     store(same, 0, i32(0))
     with when(lane <= token):
@@ -56,4 +60,14 @@ def locate(spec: AttentionSpec, operands: Operands, token: Expr, head: Expr, lan
     cached = settled(T.Select(base > first, (base + i32(width - 1)) // i32(width) - tile, i32(0)))
     table = T.bind(T.cast(sequence, "int64") * operands.width)
     step_first = settled(token - count + i32(1))
-    return Where(token, head, table, position, first, base, step_first, tile, cached)
+    return Where(token, head, table, position, first, base, step_first, tile, cached, T.bind(cached + i32(1)))
+
+
+def _locate_source(
+    operands: Operands, token: Expr, head: Expr, sequence: Expr, last: Expr, width: int
+) -> Where:
+    """Where the keys of another sequence are: all of them in the cache, up to position ``last``."""
+    base = settled(last + i32(1))
+    tiles = settled((base + i32(width - 1)) // i32(width))
+    table = T.bind(T.cast(sequence, "int64") * operands.width)
+    return Where(token, head, table, last, i32(0), base, token, i32(0), tiles, tiles)

@@ -9,6 +9,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
+from moec.compiler.lowering.passes.dispatch_linear import rounded_type
 from moec.compiler.lowering.passes.fuse_rows.reading import read_function
 from moec.compiler.lowering.passes.fuse_rows.records import Barrier, Group, Product
 from moec.compiler.lowering.passes.fuse_rows.regions import Regions
@@ -108,7 +109,7 @@ class FunctionWriter:
             results = [*((key, self._type(key)) for key in region.outputs), *results]
         if shapes[0].dtype != "float32":
             *lead, _ = self.read.types[group.source].shape
-            rounded = relax.TensorType([*lead, product.rounded_columns], shapes[0].dtype)
+            rounded = relax.TensorType([*lead, product.rounded_columns], rounded_type(shapes[0].dtype))
             results.insert(0, (Item(group.barriers[0].variable, INSIDE), rounded))
         self._call(builder, kernel, [*inputs, *weights], results)
 

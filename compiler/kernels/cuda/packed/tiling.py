@@ -1,0 +1,62 @@
+"""How products of packed weights with at most eight tokens are cut; a function of their shape."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING
+
+from moec.compiler.kernels.cuda.few_tiling import MOST_BLOCKS_WAITING, TILE_ROWS, Tiling
+
+if TYPE_CHECKING:
+    from moec.compiler.kernels.cuda.packed.rows import PackedRow
+
+ROW_WARPS = 1, 2, 4
+COLUMN_WARPS = 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 16
+UNROLLS = 1, 2, 3, 4
+USUAL_WARPS = 8
+MOST_LOADS = 16
+"""Of 16 bytes that a lane has in flight: 64 registers."""
+LEAST_BLOCKS = 128
+"""Below so many a GPU has multiprocessors to spare."""
+TILES_AHEAD = 6
+"""Tiles that are loaded ahead where a block takes one after the other."""
+
+
+def packed_tiling(
+    row: PackedRow, rows: int, *, batch: int = 1, streams: int = 1, in_turn: bool = False
+) -> Tiling:
+    """The tiling for ``batch`` matrices of ``rows`` rows, where these are those of all weights of a launch.
+
+    All columns are in flight at once where registers allow, eight warps or so in a block; codes are few bytes, and what
+    takes time is the first of them. ``in_turn`` says that a block takes several matrices one after the other.
+    """
+    steps = -(-row.columns // row.step)
+
+    def cost(split: tuple[int, int, int]) -> tuple[float, int, int, bool, int]:
+        down, across, unroll = split
+        rounds = -(-steps // (across * unroll))
+        blocks = -(-rows // (TILE_ROWS * streams * down)) * batch
+        waste = rounds * across * unroll / steps
+        return (
+            round(waste, 1),
+            min(rounds, 2),
+            abs(down * across - USUAL_WARPS),
+            down > 1 and blocks < LEAST_BLOCKS,
+            -unroll,
+        )
+
+    splits = (
+        split
+        for split in product(ROW_WARPS, COLUMN_WARPS, UNROLLS)
+        if split[0] * split[1] <= 16
+        and 2 * streams * split[2] <= MOST_LOADS
+        and not (in_turn and split[0] > 2)
+    )
+    down, across, unroll = min(splits, key=cost)
+    tiles = -(-rows // (TILE_ROWS * down * streams)) * batch
+    several = max(1, min(4, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
+    rounds = -(-steps // (across * unroll))
+    most = TILES_AHEAD if in_turn else min(2, rounds * several)
+    banks = max(1, min(most, MOST_LOADS // (2 * streams * unroll)))
+    blocks = 2 if down * across <= USUAL_WARPS else 1
+    return Tiling(down, across, unroll, several, streams, blocks, row.step, banks)

@@ -1,0 +1,62 @@
+"""Encoder-decoder models on the emulated GPU: the CPU's logits, and of a quarter of the experts the resident bits."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from moec import runtime
+from moec.artifacts.footprint import footprint
+from moec.artifacts.reader import open_bundle
+from moec.runtime.expert_slots import state_bytes
+from tests.emulated_gpu.test_model import compiled, planned
+from tests.support.cuda_stub import Stub
+from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
+
+RANDOM = np.random.default_rng(0)
+SOURCES = [RANDOM.integers(3, 140, length).tolist() for length in (70, 9, 33)]
+TOKENS = [0, *RANDOM.integers(3, 140, 20).tolist()]
+CLOSE = 2e-2
+"""Of logits, relative to the largest: queries, keys and weights are rounded to 16 bits."""
+
+pytestmark = pytest.mark.slow
+
+
+def answers(model: runtime.Model) -> dict[str, Any]:
+    options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": []}
+    return {
+        "forced": model.generate(SOURCES, forced_bos_token_id=7, **options).tolist(),
+        "alone": model.generate(SOURCES[0], **options).tolist(),
+        "logits": np.concatenate([model.forward(source, TOKENS) for source in SOURCES]),
+    }
+
+
+@pytest.mark.parametrize("name", list(ENCODER_DECODERS))
+def test_resident_and_offloaded(stub: Stub, tmp_path: Path, name: str) -> None:
+    bundle = compiled(tmp_path, "bf16", torch.bfloat16, name)
+    with runtime.load(bundle, verify="sizes") as model:
+        expected = answers(model)
+    facts: dict[str, Any] = {"device": "cuda:0", "verify": "sizes", "cache_tokens": 512, "max_batch": 3}
+    with runtime.load(bundle, max_step_tokens=96, **facts) as model:
+        found, plan = answers(model), planned(model)
+    largest = np.abs(expected["logits"]).max()
+    assert np.quantile(np.abs(found["logits"] - expected["logits"]).max(-1), 0.9) < CLOSE * largest
+    assert [row[1] for row in found["forced"]] == [7, 7, 7]
+    needs = footprint(open_bundle(bundle, verify="sizes").model)
+    base = plan.total_bytes - plan.needs.expert_bytes - plan.needs.table_bytes + state_bytes(needs.layers)
+    quarter = base + needs.experts_bytes // 4
+    with runtime.load(bundle, max_step_tokens=96, device_memory=quarter, cpu_threads=0, **facts) as model:
+        offloaded = answers(model)
+        assert planned(model).slots is not None
+        assert model.stats.misses > 0
+    assert offloaded["forced"] == found["forced"]
+    assert offloaded["alone"] == found["alone"]
+    assert offloaded["logits"].tobytes() == found["logits"].tobytes()
+    gc.collect()
+    alive = stub.counts()._replace(launches=0, copies=0)
+    assert tuple(alive) == (0,) * len(alive)
