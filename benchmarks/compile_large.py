@@ -49,7 +49,9 @@ def write_config(name: str, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config.to_dict() | {"dtype": "bfloat16"}))
 
 
-def compile_modules(checkpoint: Path, output: Path, target: str) -> dict[str, Any]:
+def compile_modules(
+    checkpoint: Path, output: Path, target: str, max_context: int | None = None
+) -> dict[str, Any]:
     """``moec compile --modules-only`` in a process of its own; its seconds, peak memory and what it made."""
     code = (
         "import re, sys; from pathlib import Path; from moec.__main__ import run\n"
@@ -58,6 +60,7 @@ def compile_modules(checkpoint: Path, output: Path, target: str) -> dict[str, An
         "print('PEAK', re.search(r'VmHWM:\\s+(\\d+)', status)[1]); sys.exit(code)"
     )
     command = [sys.executable, "-c", code, "compile", str(checkpoint), "-o", str(output), "--modules-only"]
+    command += ["--max-context", str(max_context)] if max_context else []
     start, before = time.perf_counter(), _children_seconds()
     done = subprocess.run([*command, "--target", target], check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from moec import __version__
@@ -27,7 +28,7 @@ from moec.planning.machines import budgets_for
 from moec.planning.planner import plan_many
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from moec.artifacts.manifest import Contents, TargetRecord
@@ -108,7 +109,7 @@ def _pack(
     )
     if result.extras:
         around.log.note(
-            f"{len(result.extras)} tensors are of no use to the chain and left out: {result.extras[0]} …"
+            f"{len(result.extras)} tensors are of no use to the chain and left out: {_summary(result.extras)}"
         )
     if result.nonfinite:
         worst = ", ".join(
@@ -169,3 +170,10 @@ def _tokenizer(folder: Path) -> TokenizerRecord | None:
         for path in files
     )
     return TokenizerRecord(tuple(f"{TOKENIZER_FOLDER}/{path.name}" for path in files), template)
+
+
+def _summary(names: Iterable[str]) -> str:
+    """Names by their beginnings, with how many there are of each: ``model.visual (316), mtp.layers (12)``."""
+    counts = Counter(".".join(name.split(".")[:2]) for name in names)
+    shown = [f"{beginning} ({count})" for beginning, count in counts.most_common(SHOWN)]
+    return ", ".join(shown) + (" …" if len(counts) > SHOWN else "")

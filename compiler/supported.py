@@ -8,10 +8,17 @@ from typing import Literal, TypeAlias
 State: TypeAlias = Literal["supported", "untested", "unsupported"]
 
 STATE_MARKER = "its layers keep a recurrent or convolution state, which moec has no marker for"
-LOOKED_UP = "its experts are single neurons found by product keys, and its attention mask is learned"
-VISION = "its positions come from images, which the chain has no input for"
-OWN_EXPERTS = "its experts do not go through transformers' experts interface"
-NO_MODEL = "transformers has no causal language model of this type"
+LOOKED_UP = (
+    "its experts are single neurons found by product keys, its attention mask is learned, and transformers' router "
+    "mixes the tokens of a call, so that a prompt gives other logits than its tokens one by one"
+)
+DIFFUSION = "it fills blocks of tokens in both directions, step by step, instead of predicting the next one"
+LABELS = "it labels tokens, reading in both directions, and predicts none"
+NORMED_EXPERTS = "it normalises what each expert gives before the sum, and no kernel does that"
+PROMPT_AND_WINDOW = (
+    "its attention sees the whole prompt and a window of what followed, and no kernel has that mask"
+)
+N_GRAMS = "its layers keep a recurrent state, and embed n-grams of tokens across steps"
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,11 @@ WHOLE = ModelState(
 WHOLE_TEXT = ModelState("supported", note=f"{TEXT_HALF.note}; {WHOLE.note}")
 
 
+def noted(note: str) -> ModelState:
+    """A supported type with something to know."""
+    return ModelState("supported", note=note)
+
+
 def unsupported(reason: str) -> ModelState:
     """A type that does not compile."""
     return ModelState("unsupported", reason)
@@ -55,19 +67,21 @@ MODELS: dict[str, ModelState] = {
     "bailing_hybrid": unsupported(STATE_MARKER),
     "beam": SUPPORTED,
     "cohere2_moe": SUPPORTED,
-    "dbrx": SUPPORTED,
+    "dbrx": noted(
+        "rotates with attn_config.rope_theta as published; transformers 5.23 takes its own default"
+    ),
     "deepseek_ocr2": TEXT_HALF,
     "deepseek_v2": SUPPORTED,
     "deepseek_v3": SUPPORTED,
     "deepseek_v32": SELECTING,
     "deepseek_v4": unsupported(STATE_MARKER),
-    "diffusion_gemma": unsupported(NO_MODEL),
+    "diffusion_gemma": unsupported(DIFFUSION),
     "doge": unsupported(LOOKED_UP),
     "dots1": SUPPORTED,
     "dots3_note": SELECTING_TEXT,
     "dots3_note_text": SELECTING,
     "ernie4_5_moe": SUPPORTED,
-    "ernie4_5_vl_moe": TEXT_HALF,
+    "ernie4_5_vl_moe": noted(f"{TEXT_HALF.note}; its experts for images are left out"),
     "exaone_moe": SUPPORTED,
     "flex_olmo": SUPPORTED,
     "flint": SUPPORTED,
@@ -88,18 +102,18 @@ MODELS: dict[str, ModelState] = {
     "hunyuan_v1_moe": SUPPORTED,
     "hy_v3": SUPPORTED,
     "hy_v4": SELECTING,
-    "inkling2": unsupported(NO_MODEL),
+    "inkling2": unsupported(STATE_MARKER),
     "inkling2_text": unsupported(STATE_MARKER),
     "inkling_text": unsupported(STATE_MARKER),
     "jamba": unsupported(STATE_MARKER),
-    "jetmoe": SUPPORTED,
+    "jetmoe": noted("computes all projections of its mixture of attention heads, and uses those chosen"),
     "kimi_linear": unsupported(STATE_MARKER),
     "kolibri1": SUPPORTED,
     "laguna": SUPPORTED,
     "lfm2_moe": unsupported(STATE_MARKER),
     "llama4": TEXT_HALF,
     "llama4_text": SUPPORTED,
-    "longcat_flash": SUPPORTED,
+    "longcat_flash": noted("checkpoints as published, which transformers 5.23 does not load"),
     "mellum": SUPPORTED,
     "mimo_v2_flash": SUPPORTED,
     "minimax": unsupported(STATE_MARKER),
@@ -109,14 +123,11 @@ MODELS: dict[str, ModelState] = {
     "mistral4": TEXT_HALF,
     "mistral_large4": WHOLE_TEXT,
     "mixtral": SUPPORTED,
-    "muse_spark": unsupported(NO_MODEL),
+    "muse_spark": unsupported(NORMED_EXPERTS),
     "nemotron_h": unsupported(STATE_MARKER),
-    "nllb-moe": ModelState(
-        "supported",
-        note="held against a reference of our own: transformers 5.23 runs only two of its experts",
-    ),
+    "nllb-moe": noted("held against a reference of our own: transformers 5.23 runs only two of its experts"),
     "olmoe": SUPPORTED,
-    "openai_privacy_filter": unsupported(NO_MODEL),
+    "openai_privacy_filter": unsupported(LABELS),
     "phimoe": SUPPORTED,
     "qwen2_moe": SUPPORTED,
     "qwen3_5_moe": unsupported(STATE_MARKER),
@@ -125,11 +136,11 @@ MODELS: dict[str, ModelState] = {
     "qwen3_next": SUPPORTED,
     "qwen3_omni_moe": TEXT_HALF,
     "qwen3_vl_moe": TEXT_HALF,
-    "qwen4_exp": unsupported(OWN_EXPERTS),
+    "qwen4_exp": unsupported(N_GRAMS),
     "solar_open": SUPPORTED,
     "step3p7": TEXT_HALF,
     "switch_transformers": SUPPORTED,
-    "unlimited_ocr": unsupported(NO_MODEL),
+    "unlimited_ocr": unsupported(PROMPT_AND_WINDOW),
     "zaya": unsupported(STATE_MARKER),
 }
 """Model type to state. A type that is not here is tried the generic way if transformers has experts in it."""

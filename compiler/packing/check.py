@@ -11,7 +11,7 @@ from moec.compiler.packing.binding import Binding, Bindings, Converted, Renamed,
 from moec.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from transformers import PreTrainedModel
 
@@ -22,6 +22,7 @@ NAMED = 10
 
 _DO = "Use the complete checkpoint that this config.json belongs to, or download it again."
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_PREDICTS = re.compile(r"\.(eh_proj|enorm|hnorm)\.")
 _EXTRAS = (re.compile(r"\.inv_freq$"), re.compile(r"(^|\.)mtp[._]"))
 
 
@@ -33,7 +34,8 @@ def check_names(
     Raises:
         CheckpointError: tensors are missing, unexpected, or of the wrong shape.
     """
-    extras = [name for name in bindings.unexpected if _known_extra(name, model)]
+    ahead = _predicting_layers(bindings.unexpected, model)
+    extras = [name for name in bindings.unexpected if _known_extra(name, model, ahead)]
     found: dict[str, Binding] = {}
     missing: list[str] = []
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -51,7 +53,14 @@ def check_names(
         raise _error("unexpected in", unexpected, f"{type(model).__name__} has no such parameters.")
     for name, binding in found.items():
         _check_shape(name, binding, shapes[name], model)
-    return found, sorted([*extras, *bindings.repeated])
+    return found, sorted({*extras, *bindings.repeated, *_unused(bindings, found)})
+
+
+def _unused(bindings: Bindings, found: dict[str, Binding]) -> Iterator[str]:
+    """Tensors of parameters that the model has and the chain does not: towers that see or hear, indexers."""
+    used = {stored.name for binding in found.values() for stored in binding.stored_tensors}
+    for binding in bindings.parameters.values():
+        yield from (stored.name for stored in binding.stored_tensors if stored.name not in used)
 
 
 def _given_name(name: str, bindings: Bindings, model: PreTrainedModel) -> str:
@@ -64,13 +73,28 @@ def _given_name(name: str, bindings: Bindings, model: PreTrainedModel) -> str:
     return next((other for other in others if other in bindings.parameters), name)
 
 
-def _known_extra(name: str, model: PreTrainedModel) -> bool:
+def _predicting_layers(names: Iterable[str], model: PreTrainedModel) -> set[int]:
+    """Layers past the last that predict tokens ahead (MTP, DeepSeek-V3, GLM-4.5), by config or by their tensors.
+
+    Others past the last mean that the config is of a smaller model.
+    """
+    text = model.config.get_text_config()
+    count = text.num_hidden_layers
+    found = {*range(count, count + int(getattr(text, "num_nextn_predict_layers", 0) or 0))}
+    for name in names:
+        layer = _LAYER.search(name)
+        if layer is not None and int(layer[1]) >= count and _PREDICTS.search(name):
+            found.add(int(layer[1]))
+    return found
+
+
+def _known_extra(name: str, model: PreTrainedModel, ahead: set[int]) -> bool:
     """Whether checkpoints of this model have this tensor for something that moec does not run.
 
-    Layers past the last predict several tokens ahead (MTP, DeepSeek-V3, GLM-4.5); ``inv_freq`` is computed.
+    Layers that predict ``ahead``; ``inv_freq`` is computed.
     """
     layer = _LAYER.search(name)
-    if layer is not None and int(layer[1]) >= model.config.get_text_config().num_hidden_layers:
+    if layer is not None and int(layer[1]) in ahead:
         return True
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     return any(pattern.search(name) for pattern in (*_EXTRAS, *ignored))

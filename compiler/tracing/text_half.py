@@ -69,7 +69,6 @@ TEXT_HALVES: dict[str, TextHalf] = {
     ),
     "qwen3_vl_moe": TextHalf("Qwen3VLMoeForConditionalGeneration"),
     "step3p7": TextHalf("Step3p7ForConditionalGeneration"),
-    "unlimited_ocr": TextHalf("UnlimitedOcrForConditionalGeneration"),
 }
 """``model_type`` -> its text half."""
 

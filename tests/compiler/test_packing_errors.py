@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -197,3 +198,14 @@ def test_folder_without_permission(case: Case) -> None:
 def test_config_without_weights(case: Case) -> None:
     (case.folder / "model.safetensors").unlink()
     assert "No weights in" in refused(case)
+
+
+def test_layers_past_the_last_are_known_by_config_or_by_what_they_have(case: Case) -> None:
+    """Layers that predict ahead are left out; others would mean a config of a smaller model."""
+    case.edit(lambda tensors: tensors.update({"model.layers.3.mlp.gate.weight": torch.zeros(2)}))
+    file = case.folder / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"num_nextn_predict_layers": 0}))
+    assert "1 tensor unexpected in the checkpoint: model.layers.3.mlp.gate.weight" in refused(case)
+    file.write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    assert case.pack().extras == ("model.layers.3.mlp.gate.weight",)

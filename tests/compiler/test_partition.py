@@ -17,9 +17,11 @@ from moec.artifacts.model import (
     StateStep,
 )
 from moec.artifacts.packing import PackingRecord
+from moec.compiler.tracing.text_half import from_tokens
 from tests.support.canaries import most_slow
 from tests.support.chain import Sequence, TorchChain
 from tests.support.graphs import parts, traced
+from tests.support.packing_records import in_chain
 from tests.support.tiny_models import TINY, build
 from tests.support.tiny_models.recurrent import RECURRENT
 
@@ -38,7 +40,7 @@ def tokens(count: int, seed: int) -> list[int]:
 def reference(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     model.set_attn_implementation("eager")
     model.set_experts_implementation("eager")
-    logits: torch.Tensor = model(torch.tensor([ids])).logits[0]
+    logits: torch.Tensor = from_tokens(model)(torch.tensor([ids])).logits[0]
     return logits
 
 
@@ -143,10 +145,11 @@ def test_chain_is_well_formed(name: str) -> None:
 
 @pytest.mark.parametrize("name", most_slow(TINY))
 def test_every_parameter_is_packed(name: str) -> None:
-    """Nothing of the model is lost but indexers, which do nothing where all is selected; nothing else is asked for."""
-    expected = {path for path, _ in build(name).named_parameters() if ".indexer." not in path}
+    """Nothing of the model is lost, and nothing but the model is asked for."""
+    model = build(name)
+    expected = {path for path, _ in model.named_parameters() if in_chain(model, path)}
     used = set(parts(name).packing.parameter_dtypes)
-    state = set(build(name).state_dict())
+    state = set(model.state_dict())
     assert expected <= used <= state
 
 

@@ -15,6 +15,7 @@ from moec.compiler.tracing.activation import read_activation
 from moec.compiler.tracing.attention import check_arguments
 from moec.compiler.tracing.build import build_config, build_model, expert_modules
 from moec.compiler.tracing.experts import read_experts
+from moec.compiler.tracing.foreign_experts import adopt_experts
 from moec.compiler.tracing.masks import MaskSpec, describe_mask
 from moec.compiler.tracing.patches import PATCHES, patched
 from moec.compiler.tracing.rope import fix_rotary_tables
@@ -79,7 +80,9 @@ def test_unknown_attention_arguments_are_named(arguments: dict[str, Any], named:
 
 @pytest.mark.parametrize("name", most_slow(TINY))
 def test_activation_equals_the_models_own(name: str) -> None:
-    path, module = next(iter(expert_modules(build(name)).items()))
+    model = build(name)
+    adopt_experts(model)
+    path, module = next(iter(expert_modules(model).items()))
     facts = read_experts(path, module)
     check_expression(facts.activation)
     up = torch.randn(5, 2 * facts.intermediate, generator=torch.Generator().manual_seed(0)) * 6

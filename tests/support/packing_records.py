@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,19 @@ from moec.artifacts.model import ExpertBody, ExpertsLayer, GenerationDefaults, M
 from moec.artifacts.packing import DenseTensor, ExpertSource, PackingRecord, RecipeStep
 from moec.compiler.checkpoint import config_sha256
 from moec.compiler.tracing.build import build_config, build_model
+from moec.compiler.tracing.foreign_experts import adopt_experts
+from moec.compiler.tracing.text_half import TEXT_HALVES, transformers_class
 from moec.formats import format_of, pack_rows
 from moec.formats.nearest import round_to_nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from transformers import PreTrainedModel
 
 _EXPERTS = re.compile(r"\.experts\.(gate_up_proj|up_proj|down_proj)(_bias)?$")
+UNUSED = re.compile(r"\.indexer\.|\.vision_moe(\.|$)")
 _GENERATION = GenerationDefaults(None, (), None, False, 1.0, 0, 1.0, 1.0)
 
 
@@ -30,11 +35,26 @@ def meta_model(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> An
     return build_model(build_config(config), dtype)
 
 
+def loaded_model(folder: Path, dtype: torch.dtype) -> Any:
+    """What transformers loads from a checkpoint, with experts described as moec describes them."""
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    model = transformers_class(kind).from_pretrained(folder, dtype=dtype)
+    adopt_experts(model)
+    return model
+
+
+def in_chain(model: Any, path: str) -> bool:
+    """Whether a parameter is of what moec runs: of no tower, no indexer, no experts for images."""
+    half = TEXT_HALVES.get(model.config.model_type)
+    return (half is None or half.has(path)) and not UNUSED.search(path)
+
+
 def records(model: PreTrainedModel, config: dict[str, Any]) -> tuple[ModelRecord, PackingRecord]:
     """Every parameter that is not of routed experts, as it is; of one matrix also its transpose."""
     state = model.state_dict()
     names = [name for name in dict(model.named_parameters()) if not _EXPERTS.search(name)]
     names += [name for name, _ in model.named_buffers() if name in state]
+    names = [name for name in names if in_chain(model, name)]
     dense = [_dense(name, state[name]) for name in names]
     matrix = next(name for name in names if state[name].dim() == 2 and "layers.0" in name)
     dense.append(_transposed(matrix, state[matrix]))
@@ -44,7 +64,8 @@ def records(model: PreTrainedModel, config: dict[str, Any]) -> tuple[ModelRecord
     sources: list[ExpertSource] = []
     for path, module in model.named_modules():
         if (
-            not hasattr(module, "down_proj")
+            not in_chain(model, path)
+            or not hasattr(module, "down_proj")
             or f"{path}.down_proj" not in state
             or module.down_proj.dim() != 3
         ):

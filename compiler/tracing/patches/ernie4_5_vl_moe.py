@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def _text_experts(self: Any, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _text_experts(
+    self: Any, hidden_states: torch.Tensor, *_: Any, **__: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     """As transformers' for text, which flattens all tokens in between."""
     block = self.text_moe
     tokens = hidden_states.view(-1, block.hidden_dim)
