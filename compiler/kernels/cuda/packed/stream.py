@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.few_tiling import Tiling
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
 
+CHAINS = 2
+"""Of products that wait for each other: a product takes about as long as it takes to widen what two of them want."""
 TYPE = "float16"
 """Of the operands."""
 SPLIT = SPLITS[TYPE]
@@ -230,13 +232,14 @@ class _Emitter:
     def _products(self, bank: int, slot: int, words: list[Expr]) -> None:
         """Add a step's products, each lane those of its own codes."""
         streams, widen = self.tiling.streams, widening(self.row.kind).emit
-        own = [registers(WORDS) for _ in range(streams)]
+        chains = CHAINS // streams
+        own = [registers(WORDS * chains) for _ in range(streams)]
         zeros = [self._zero(bank, slot, line) for line in range(len(self.lines))]
         for line in range(len(self.lines)):
             # The codes are widened again for each token: held wide they would take all registers.
             call("hold_words", element(self.codes, WORDS * self._line(bank, slot, line)))
         for item in own:
-            for place in range(WORDS):
+            for place in range(WORDS * chains):
                 store(item, place, T.float32(0))
         each = len(words) // WORDS
         for word in range(WORDS):
@@ -250,10 +253,10 @@ class _Emitter:
                 for pair in range(0, each, 2):
                     left = [low[pair], high[pair], low[pair + 1], high[pair + 1]]
                     right = words[word * each + pair : word * each + pair + 2]
-                    mma(TYPE, element(own[item], 0), left, right)
+                    mma(TYPE, element(own[item], WORDS * (word % chains)), left, right)
         for line, (item, half) in enumerate(self.lines):
             scale = self.row.scale(load(self.scales, self._scale(bank, slot, line)))
-            both = [load(own[item], 2 * half + part) for part in range(2)]
+            both = [_added(own[item], 2 * half + part, chains) for part in range(2)]
             both_parts = both[0] + both[1] * T.float32(1 / SPLIT.lift)
             store(self.totals, line, load(self.totals, line) + scale * both_parts)
 
@@ -275,3 +278,11 @@ class _Emitter:
                     before = T.bind(load(sums.memory, sums.at(place, item, half)))
                     total = T.Select(round_ == i32(0), T.float32(0), before) + total  # noqa: PLW2901
                 store(sums.memory, sums.at(place, item, half), total)
+
+
+def _added(sums: Buffer, place: int, chains: int) -> Expr:
+    """An element of the sums of all chains."""
+    total = load(sums, place)
+    for chain in range(1, chains):
+        total = total + load(sums, place + WORDS * chain)
+    return total
