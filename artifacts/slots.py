@@ -25,6 +25,9 @@ MOST_EXPERTS = 1024
 """Of a layer, and so of slots."""
 MOST_SHARED = 31
 """Misses up to which the CPU's share is told apart; what is true of so many is true of more."""
+LEARN_TOKENS = 8
+"""Once in so many tokens a step fetches at least one of a layer's missing experts, whatever the CPU's share: what the
+CPU computes takes no slot, and an expert that is used again and again would stay with the CPU for good."""
 POLICY_CODES = {"lru": 0, "lfru": 1, "lrfu": 2, "lfu": 2, "static": 3}
 """Which score decides, by the policy's name; ``lrfu`` and ``lfu`` differ in their half-lives alone."""
 PIECE_BYTES = 16 << 10

@@ -1,28 +1,52 @@
-"""Device memory that leaves room for a share of a model's experts."""
+"""Budgets of a GPU's memory that hold a wanted share of a model's experts."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import footprint
-from moec.runtime.device_budget import DevicePlan
+from moec.artifacts.reader import open_bundle
+from moec.runtime.cache.pages import pages_for
+from moec.runtime.device_budget import DevicePlan, device_needs
+from moec.runtime.devices.cuda.device import BOUNCE_BYTES
+from moec.runtime.devices.cuda.sharing import device_bytes
 from moec.runtime.expert_slots import state_bytes
 
 if TYPE_CHECKING:
-    from moec.runtime import Model
+    from pathlib import Path
+
+    from moec.artifacts.footprint import Footprint
 
 
-def device_limit(resident: Model, share: float) -> int:
-    """Bytes of the GPU that a load like ``resident`` needs to keep ``share`` of the experts.
+def resident_plan(bundle: Path, *, max_batch: int, step_tokens: int, cache_tokens: int) -> DevicePlan:
+    """What a load with all experts on a GPU takes, for a bundle with code for one; nothing is loaded."""
+    opened = open_bundle(bundle, verify="sizes")
+    target = next(target for target in opened.manifest.targets if target.name.startswith("cuda"))
+    needs = device_needs(opened, target, max_batch=max_batch, max_step_tokens=step_tokens)
+    return DevicePlan(needs, pages_for(cache_tokens), limit_bytes=0)
 
-    Beside the slots there is the stage, room for the experts of one layer, which every offloaded run has.
 
-    Args:
-        resident: loaded with all its experts on the GPU.
-        share: 0 to 1.
-    """
-    plan, facts = resident.memory, footprint(resident.record)
-    assert isinstance(plan, DevicePlan)
-    base = plan.total_bytes - plan.needs.expert_bytes - plan.needs.table_bytes
+def base_bytes(plan: DevicePlan) -> int:
+    """What a resident model takes on a GPU besides its experts, for the same steps and cache."""
+    return plan.total_bytes - plan.needs.expert_bytes - plan.needs.table_bytes
+
+
+def share_limit(base: int, facts: Footprint, share: float) -> int:
+    """``device_memory`` under which ``share`` of the routed experts have a slot, beside a stage for one layer's."""
     stage = max(layer.experts * layer.stride_bytes for layer in facts.layers)
     return base + stage + state_bytes(facts.layers) + int(share * facts.experts_bytes)
+
+
+def limit_of_share(
+    bundle: Path, share: float, threads: int, *, max_batch: int, step_tokens: int, cache_tokens: int
+) -> int:
+    """`share_limit` of a bundle, with room for what ``threads`` of the CPU need where they help."""
+    plan = resident_plan(bundle, max_batch=max_batch, step_tokens=step_tokens, cache_tokens=cache_tokens)
+    record = open_bundle(bundle, verify="sizes").model
+    beside = device_bytes(record) if threads else 0
+    return share_limit(base_bytes(plan) + beside, footprint(record), share)
+
+
+def host_limit(plan: DevicePlan, facts: Footprint, share: float) -> int:
+    """``host_memory`` under which ``share`` of the routed experts are pinned, without the CPU's help."""
+    return int(share * facts.experts_bytes) + BOUNCE_BYTES + plan.needs.staging_bytes

@@ -18,7 +18,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,15 +36,16 @@ from benchmarks.cpu_library import (
     build_library,
     expert_body,
 )
+from benchmarks.mailbox_team import CHOSEN, MailboxTeam
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.experts import layout
+from moec.artifacts.mailbox import SERVE
 from moec.runtime.libraries import LibraryFunctions, load_runtime
 from moec.runtime.measure import cpu_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CHOSEN = 6
 POOL_BYTES = 1 << 30
 """Of experts: more than caches hold."""
 STEP_BYTES = 1 << 29
@@ -95,15 +96,21 @@ def expert_cases(functions: LibraryFunctions) -> list[Case]:
     return [case for kind in FORMATS for case in _experts(functions, kind)]
 
 
+def random_pool(kind: str, count: int, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Experts of ordinary numbers, neither huge nor subnormal, as codes, scales or elements; and their addresses."""
+    low = 0x74 if kind == "mxfp4" else 0x28
+    memory = torch.randint(low, low + 8, (count * stride + 64,), dtype=torch.uint8)
+    begin = memory.data_ptr() + -memory.data_ptr() % 64
+    addresses = [begin + expert * stride for expert in range(count)]
+    return memory, torch.tensor(addresses, dtype=torch.int64)
+
+
 def _experts(functions: LibraryFunctions, kind: str) -> list[Case]:
     """Decode steps that walk through a pool too large for caches, and a prompt."""
     body = expert_body(kind)
     kernel, shape = functions.get(f"experts_{body.name}"), layout(body)
     count = POOL_BYTES // shape.stride_bytes
-    # Bytes that are neither NaN nor subnormal, as codes, scales or elements.
-    memory = torch.randint(0x28, 0x38, (count * shape.stride_bytes + 64,), dtype=torch.uint8)
-    begin = memory.data_ptr() + -memory.data_ptr() % 64
-    table = torch.tensor([begin + expert * shape.stride_bytes for expert in range(count)], dtype=torch.int64)
+    memory, table = random_pool(kind, count, shape.stride_bytes)
     cases = []
     for tokens, ceiling in ((1, "read"), (4, "read"), (128, "multiply")):
         x = torch.randn(tokens, body.hidden)
@@ -119,6 +126,21 @@ def _experts(functions: LibraryFunctions, kind: str) -> list[Case]:
         flops = 2 * 3 * body.hidden * body.intermediate * tokens * CHOSEN * len(choices)
         name = f"experts {kind} {body.hidden}/{body.intermediate}, T={tokens}, {len(choices)} calls"
         cases.append(Case(name, _sequence(calls), used * shape.expert_bytes, flops, ceiling, memory))
+    return cases
+
+
+def serve_cases(functions: LibraryFunctions) -> list[Case]:
+    """The loop that shares a GPU's misses, in each format: requests of one token."""
+    bodies = [expert_body(kind) for kind in FORMATS]
+    team = MailboxTeam(functions.get(SERVE), bodies, POOL_BYTES, random_pool)
+    cases = []
+    for number, kind in enumerate(FORMATS):
+        body, shape = bodies[number], layout(bodies[number])
+        steps = -(-STEP_BYTES // (CHOSEN * shape.expert_bytes))
+        name = f"serve {kind} {body.hidden}/{body.intermediate}, {team.threads} threads, {steps} requests"
+        flops = 2 * 3 * body.hidden * body.intermediate * CHOSEN * steps
+        call = _bind(team.ask, number, steps)
+        cases.append(Case(name, call, steps * CHOSEN * shape.expert_bytes, flops, "read"))
     return cases
 
 
@@ -152,7 +174,7 @@ def attention_cases(functions: LibraryFunctions) -> list[Case]:
     return cases
 
 
-def _bind(kernel: Callable[..., None], *tensors: torch.Tensor) -> Callable[[], None]:
+def _bind(kernel: Callable[..., None], *tensors: Any) -> Callable[[], None]:
     return lambda: kernel(*tensors)
 
 
@@ -199,7 +221,7 @@ def _row(case: Case, taken: float, ceiling: float) -> Row:
     return Row(case.name, taken * 1e3, *rates, case.ceiling, work / taken / ceiling)
 
 
-CASES = {"linear": linear_cases, "experts": expert_cases, "attention": attention_cases}
+CASES = {"linear": linear_cases, "experts": expert_cases, "serve": serve_cases, "attention": attention_cases}
 
 
 def main() -> None:

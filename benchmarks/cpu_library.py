@@ -44,6 +44,7 @@ def _functions(lanes: int) -> Iterator[Any]:
     from moec.compiler.kernels.cpu.attention import attention
     from moec.compiler.kernels.cpu.experts import experts
     from moec.compiler.kernels.cpu.linear import linear
+    from moec.compiler.kernels.cpu.serve import serve
 
     yield read_kernel(lanes)
     yield multiply_kernel(lanes)
@@ -52,6 +53,7 @@ def _functions(lanes: int) -> Iterator[Any]:
     )
     for kind in FORMATS:
         yield experts(expert_body(kind), lanes=lanes)
+    yield serve([expert_body(kind) for kind in FORMATS], lanes=lanes, machine="x86_64")
     for spec in ATTENTIONS:
         yield attention(spec, lanes=lanes).with_attr("global_symbol", f"attention_{spec.name}")
 

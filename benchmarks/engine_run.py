@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from benchmarks.budgets import limit_of_share
 from benchmarks.work import Work, WorkType
 from moec import runtime
 from moec.artifacts.cache import PAGE_TOKENS
@@ -26,6 +27,10 @@ WARM_UP_TOKENS = 4
 @click.option("--work", "works", type=WorkType(), multiple=True, required=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--device-memory")
+@click.option(
+    "--share", type=float, help="Instead of --device-memory: as much as holds this share of the experts."
+)
+@click.option("--cpu-threads", type=click.IntRange(min=0), help="[default: the runtime's]")
 @click.option("--step-tokens", type=click.IntRange(min=2), help="[default: the runtime's]")
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--verify", type=click.Choice(["full", "once", "sizes"]), default="sizes", show_default=True)
@@ -34,19 +39,30 @@ def main(
     works: tuple[Work, ...],
     device: str,
     device_memory: str | None,
+    share: float | None,
+    cpu_threads: int | None,
     step_tokens: int | None,
     repeats: int,
     verify: Any,
 ) -> None:
     """Load BUNDLE once, and do each work."""
+    batch, cache_tokens = max(work.batch for work in works), max(map(_cache_tokens, works))
+    step_tokens = step_tokens and max(step_tokens, batch + 1)
+    limit: str | int | None = device_memory
+    if share is not None:
+        if step_tokens is None:
+            raise click.UsageError("--share needs --step-tokens.")
+        sizes = {"max_batch": batch, "step_tokens": step_tokens, "cache_tokens": cache_tokens}
+        limit = limit_of_share(bundle, share, 1 if cpu_threads is None else cpu_threads, **sizes)
     start = time.perf_counter()
     with runtime.load(
         bundle,
         device=device,
-        device_memory=device_memory,
-        max_batch=max(work.batch for work in works),
-        max_step_tokens=step_tokens and max(step_tokens, max(work.batch for work in works) + 1),
-        cache_tokens=max(_cache_tokens(work) for work in works),
+        device_memory=limit,
+        cpu_threads=cpu_threads,
+        max_batch=batch,
+        max_step_tokens=step_tokens,
+        cache_tokens=cache_tokens,
         verify=verify,
     ) as model:
         loaded = time.perf_counter() - start
@@ -54,6 +70,7 @@ def main(
         facts = {
             "target": model.target,
             "cpu_threads": model.cpu_threads,
+            "gpu_bytes": model.memory.total_bytes if device.startswith("cuda") else 0,
             "load_seconds": loaded,
             "load_to_first_token_seconds": loaded + first,
             "runs": [measure(model, work, repeats) for work in works],

@@ -2,12 +2,15 @@
 
     python -m benchmarks.gpu_correctness [--device cuda:0] [NAMES...]
 
-Each model runs in a process of its own, three times: with large steps (prefill kernels), with steps of four tokens
-(decode kernels), and on a GPU with such steps and slots for a quarter of the experts, whose logits must be those of the
-resident run, bit for bit. Held to: argmax agreement; logits within 2e-2, relative, at 99 % of the positions (where two
-experts' scores are closer than a 16-bit cache can tell, another one is chosen and the token's logits are others: the
-same bundle on the CPU has two such in 512 positions of the tiny gpt-oss); perplexity of the trained example; same bits
-twice.
+Each model runs in a process of its own, in several ways: with large steps (prefill kernels) and with steps of four
+tokens (decode kernels), all experts resident; on a GPU also with room for a quarter of them, the others over the link
+or with the CPU's help. Held to: argmax agreement; logits within 2e-2, relative, at 99 % of the positions; perplexity
+of the trained example; same bits twice; over the link alone the bits of the resident run, with the CPU's help its
+argmaxes.
+
+Where two experts' scores are closer than 16 bits can tell, another one is chosen and the token's logits are others. So
+transformers' own error in 16 bits stands beside ours: a model that misses a bound which transformers misses by as much
+is ``as transformers`` instead of ``ok``.
 """
 
 from __future__ import annotations
@@ -23,14 +26,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from benchmarks.budgets import device_limit
+from benchmarks.budgets import limit_of_share
 from benchmarks.common import print_rows, write_result
 from benchmarks.references import Reference, load_reference, perplexity, position_errors
+from moec import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-
     from numpy.typing import NDArray
 
     from moec.runtime import Model
@@ -40,16 +41,36 @@ EXAMPLE_NAME = "example"
 LEAST_AGREEMENT = 0.99
 MOST_ERROR = 2e-2
 MOST_PERPLEXITY_ERROR = 5e-3
-PATHS = {"prefill": (8, 512), "decode": (1, 4), "offloaded": (1, 4)}
-"""Name of a way through the kernels to the sequences and tokens of a step that a model is loaded for."""
-OFFLOADED = "offloaded"
-CACHE_TOKENS = 256
-"""Of a model whose experts are offloaded: what of the memory is not for experts must be the same in both runs."""
-SHARE = 0.25
-"""Of the experts that have a slot on the GPU where they are offloaded."""
+LEAST_OF_RESIDENT = 0.998
+"""Of argmaxes with the CPU's help, a model; one of 512 positions may be another one's. Over all models: 0.999."""
+PASSED = ("ok", "as transformers")
 DEVICE_MEMORY = "2GiB"
+CACHE_TOKENS = 1024
 SECONDS = 300
 AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a model is loaded."""
+
+    batch: int
+    step_tokens: int
+    share: float = 1.0
+    """Of the experts, on the GPU."""
+    threads: int = 0
+    """Of the CPU, for experts that are not."""
+    resident: str = ""
+    """Name of the way with all experts that has steps of the same size."""
+
+
+WAYS = {
+    "prefill": Way(8, 512),
+    "decode": Way(1, 4),
+    "prefill, 25 %, link": Way(8, 512, 0.25, resident="prefill"),
+    "decode, 25 %, link": Way(1, 4, 0.25, resident="decode"),
+    "decode, 25 %, CPU helps": Way(1, 4, 0.25, 2, resident="decode"),
+}
 
 
 @click.command()
@@ -60,8 +81,7 @@ AT_ONCE = 4
 def main(names: tuple[str, ...], folder: Path, device: str, one: bool) -> None:
     """Check the models NAMES, or all."""
     if one:
-        ways = [path for path in PATHS if path != OFFLOADED or device.startswith("cuda")]
-        print(json.dumps([check(folder, names[0], path, device) for path in ways]))
+        print(json.dumps(check(folder, names[0], device)))
         return
     names = names or tuple(sorted(path.stem for path in folder.glob("*.npz")))
     with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -72,7 +92,10 @@ def main(names: tuple[str, ...], folder: Path, device: str, one: bool) -> None:
         ]
     path = write_result(f"gpu_correctness-{device.partition(':')[0]}", rows)
     print_rows(rows)
-    failed = sorted({row["model"] for row in rows if row["verdict"] != "ok"})
+    helped = [row["of resident"] for row in rows if "CPU" in row["way"]]
+    if helped:
+        print(f"with the CPU's help {np.mean(helped):.4%} of the argmaxes are those of the resident runs")
+    failed = sorted({row["model"] for row in rows if row["verdict"] not in PASSED})
     print(
         f"{path}\n{len(names) - len(failed)} of {len(names)} models pass"
         + (f"; not: {failed}" if failed else "")
@@ -80,62 +103,69 @@ def main(names: tuple[str, ...], folder: Path, device: str, one: bool) -> None:
     sys.exit(bool(failed))
 
 
-def check(folder: Path, name: str, path: str, device: str) -> dict[str, Any]:
-    """Run one bundle one way; a row of the table."""
-    from moec import runtime
-
+def check(folder: Path, name: str, device: str) -> list[dict[str, Any]]:
+    """Run one bundle every way that the device has; rows of the table."""
     reference = load_reference(folder / f"{name}.npz")
-    batch, tokens = PATHS[path]
-    if reference.sources is not None:
-        # A source, and a prompt whose tokens compete for the capacity of experts, are in one step.
-        tokens = max(tokens, *reference.sources.shape, *reference.sequences.shape)
+    rows: list[dict[str, Any]] = []
+    logits: dict[str, NDArray[np.float32]] = {}
+    bundle = folder / f"{name}.moec"
+    for label, way in WAYS.items():
+        step_tokens = way.step_tokens
+        if reference.sources is not None:
+            # A source, and a prompt whose tokens compete for the capacity of experts, are in one step.
+            step_tokens = max(step_tokens, *reference.sources.shape, *reference.sequences.shape)
+        if way.share < 1 and not device.startswith("cuda"):
+            continue
+        options: dict[str, Any] = {
+            "device": device,
+            "max_batch": way.batch,
+            "max_step_tokens": step_tokens,
+        }
+        options["cache_tokens"] = CACHE_TOKENS
+        if device.startswith("cuda"):
+            options |= {"cpu_threads": way.threads, "device_memory": DEVICE_MEMORY}
+        if way.share < 1:
+            options["device_memory"] = limit_of_share(
+                bundle,
+                way.share,
+                way.threads,
+                max_batch=way.batch,
+                step_tokens=step_tokens,
+                cache_tokens=CACHE_TOKENS,
+            )
+        with runtime.load(bundle, **options) as model:
+            facts, logits[label] = run(model, reference)
+            misses = model.stats.misses
+        facts = {"model": name, "way": label} | facts
+        if way.resident:
+            same = logits[label].argmax(-1) == logits[way.resident].argmax(-1)
+            facts["of resident"] = float(same.mean())
+            facts["misses"] = misses
+            if not way.threads:
+                facts["same bits"] &= bool(np.array_equal(logits[label], logits[way.resident]))
+        rows.append(facts | {"verdict": verdict(facts)})
+    return rows
 
-    def load(limit: int | str | None = DEVICE_MEMORY) -> AbstractContextManager[Model]:
-        return runtime.load(
-            folder / f"{name}.moec",
-            device=device,
-            device_memory=limit if device.startswith("cuda") else None,
-            max_batch=batch,
-            max_step_tokens=tokens,
-            cache_tokens=CACHE_TOKENS if path == OFFLOADED else None,
-            cpu_threads=0 if path == OFFLOADED else None,
-        )
 
-    resident = _resident(load, reference) if path == OFFLOADED else None
-    with load() if resident is None else load(resident.limit) as model:
-        first, second = teacher_forced(model, reference), teacher_forced(model, reference)
-        greedy = model.generate(
-            reference.prompt, max_new_tokens=len(reference.greedy), do_sample=False, eos_token_id=[]
-        )[0, -len(reference.greedy) :]
-        misses = model.stats.misses
+def run(model: Model, reference: Reference) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """What a model makes of the reference's sequences, and its logits."""
+    first, second = teacher_forced(model, reference), teacher_forced(model, reference)
+    greedy = model.generate(
+        reference.prompt, max_new_tokens=len(reference.greedy), do_sample=False, eos_token_id=[]
+    )[0, -len(reference.greedy) :]
     errors = position_errors(first, reference.logits)
     facts = {
-        "model": name,
-        "path": path,
-        "argmax agreement": float((first.argmax(-1) == reference.logits.argmax(-1)).mean()),
+        "agreement": float((first.argmax(-1) == reference.logits.argmax(-1)).mean()),
+        "transformers'": reference.stored_agreement,
         "median error": float(np.median(errors)),
         "error at 99 %": float(np.quantile(errors, LEAST_AGREEMENT)),
+        "of transformers": float(np.quantile(reference.stored_errors, LEAST_AGREEMENT)),
         "perplexity": perplexity(reference.sequences, first),
-        "of transformers": reference.perplexity,
+        "perplexity of transformers": reference.perplexity,
         "greedy tokens equal": common_prefix(greedy, reference.greedy),
         "same bits": bool(np.array_equal(first, second)),
-        "misses": misses,
-        "bits of the resident run": resident is None or bool(np.array_equal(first, resident.logits)),
     }
-    return facts | {"verdict": verdict(facts)}
-
-
-@dataclass(frozen=True, eq=False)
-class _Resident:
-    """What a run with all experts on the GPU gave, and the memory that leaves room for ``SHARE`` of them."""
-
-    logits: NDArray[np.float32]
-    limit: int
-
-
-def _resident(load: Callable[[], AbstractContextManager[Model]], reference: Reference) -> _Resident:
-    with load() as model:
-        return _Resident(teacher_forced(model, reference), device_limit(model, SHARE))
+    return facts, first
 
 
 def teacher_forced(model: Model, reference: Reference) -> NDArray[np.float32]:
@@ -153,22 +183,29 @@ def common_prefix(found: NDArray[np.int64], expected: NDArray[np.int64]) -> int:
 
 
 def verdict(facts: dict[str, Any]) -> str:
-    """``ok``, or what is out of its bound; what is not a number is."""
-    problems = []
-    if not facts["argmax agreement"] >= LEAST_AGREEMENT:
-        problems.append("agreement")
-    if not facts["error at 99 %"] <= MOST_ERROR:
-        problems.append("logits")
+    """``ok``, ``as transformers``, or what is out of its bound; what is not a number is."""
+    problems, excused = [], False
+    for problem, good, theirs in (
+        ("agreement", facts["agreement"] >= LEAST_AGREEMENT, facts["agreement"] >= facts["transformers'"]),
+        (
+            "logits",
+            facts["error at 99 %"] <= MOST_ERROR,
+            facts["error at 99 %"] <= facts["of transformers"],
+        ),
+    ):
+        excused |= not good and theirs
+        if not good and not theirs:
+            problems.append(problem)
     if not facts["same bits"]:
         problems.append("bits")
-    if not facts["bits of the resident run"]:
-        problems.append("bits of the resident run")
-    if facts["path"] == OFFLOADED and not facts["misses"]:
+    if not facts.get("misses", 1):
         problems.append("nothing was offloaded")
-    off = abs(facts["perplexity"] / facts["of transformers"] - 1)
+    if not facts.get("of resident", 1.0) >= LEAST_OF_RESIDENT:
+        problems.append("of resident")
+    off = abs(facts["perplexity"] / facts["perplexity of transformers"] - 1)
     if facts["model"] == EXAMPLE_NAME and not off <= MOST_PERPLEXITY_ERROR:
         problems.append("perplexity")
-    return ", ".join(problems) or "ok"
+    return ", ".join(problems) or PASSED[excused]
 
 
 def _in_process(folder: Path, name: str, device: str) -> list[dict[str, Any]]:
@@ -179,10 +216,10 @@ def _in_process(folder: Path, name: str, device: str) -> list[dict[str, Any]]:
             [*command, "--device", device, name], capture_output=True, text=True, timeout=SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return [{"model": name, "path": "", "verdict": f"no answer in {SECONDS} s"}]
+        return [{"model": name, "way": "", "verdict": f"no answer in {SECONDS} s"}]
     if done.returncode:
         print(f"{name}:\n{done.stderr[-1500:]}", file=sys.stderr)
-        return [{"model": name, "path": "", "verdict": "failed"}]
+        return [{"model": name, "way": "", "verdict": "failed"}]
     rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return rows
 

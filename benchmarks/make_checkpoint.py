@@ -27,6 +27,7 @@ CONFIGS = {path.stem: path for path in sorted(Path(__file__).with_name("configs"
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle to make.")
 @click.option("--deviation", default=DEVIATION, show_default=True, help="Of a bundle's weights.")
 @click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
+@click.option("--alike", is_flag=True, help="Of a bundle: all layers' experts are one file.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
 def main(
     name: str | None,
@@ -35,6 +36,7 @@ def main(
     output: Path | None,
     deviation: float,
     threads: int | None,
+    alike: bool,
     force: bool,
 ) -> None:
     """Write the checkpoint NAME into FOLDER, or with --bundle a bundle of MODULES."""
@@ -43,7 +45,9 @@ def main(
         from benchmarks.random_bundle import write_bundle
 
         try:
-            size = write_bundle(modules, output, deviation=deviation, workers=threads, force=force)
+            size = write_bundle(
+                modules, output, deviation=deviation, workers=threads, alike=alike, force=force
+            )
         except MoecError as error:
             raise click.ClickException(str(error)) from error
         target = output

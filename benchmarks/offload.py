@@ -8,8 +8,8 @@ token's choices of every layer are written to the GPU before its step, by ``--zi
 
 The floor of a step is the larger of the resident step and that step's missed bytes over the link's speed, plus the
 speed at which the CPU's threads read memory where they compute a share; "over floor" is the median over steps. The
-ceilings are measured in the same process, those of link and memory anew for each budget. Experts in host memory are
-read once for all budgets.
+ceilings are measured in the same process, those of link and memory anew for each budget, of which the best so far
+counts. Experts in host memory are read once for all budgets.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from benchmarks.budgets import device_limit
+from benchmarks.budgets import base_bytes, share_limit
 from benchmarks.common import print_rows, write_result
 from benchmarks.forced_routing import ForcedRouting, zipf_choices
 from benchmarks.shared_tier import shared_host_tier
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
+from moec.runtime.budget import parse_memory
+from moec.runtime.device_budget import DevicePlan
 from moec.runtime.devices.cuda.measure import measure_gpu
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.engine import Request
@@ -47,6 +49,8 @@ PROMPT_TOKENS = 512
 SHORT_TOKENS = 40
 """Of a prompt that the kernels of the cache take in one step."""
 HOST_BYTES = 1 << 30
+HOST_BESIDE_BYTES = 2 << 30
+"""Beside all experts. Without a limit a model would count what the tier that it is going to share has taken."""
 OWN = "model"
 """Name of the routing that nothing forces."""
 
@@ -54,6 +58,9 @@ OWN = "model"
 @click.command()
 @click.argument("bundle", type=click.Path(exists=True, path_type=Path))
 @click.option("--share", "shares", type=float, multiple=True, default=SHARES, show_default=True)
+@click.option(
+    "--budget", "budgets", multiple=True, help="Bytes of GPU memory, such as 8GiB, besides the shares."
+)
 @click.option("--zipf", "exponents", type=float, multiple=True, default=(0.6, 1.0), show_default=True)
 @click.option("--warm-steps", default=48, show_default=True)
 @click.option("--steps", default=24, show_default=True)
@@ -71,6 +78,7 @@ OWN = "model"
 def main(
     bundle: Path,
     shares: tuple[float, ...],
+    budgets: tuple[str, ...],
     exponents: tuple[float, ...],
     warm_steps: int,
     steps: int,
@@ -85,12 +93,13 @@ def main(
     routings = {OWN: None} | {
         f"zipf {exponent:g}": zipf_choices(facts, exponent, warm_steps + steps) for exponent in exponents
     }
-    run = _Run(bundle, facts, routings, warm_steps, steps, beside, shares)
+    run = _Run(bundle, facts, routings, warm_steps, steps, beside, gpu.link_gb_s)
     rows: list[dict[str, Any]] = []
     with shared_host_tier():
-        for share in sorted(shares, reverse=True):
-            for threads in modes if share < 1 else modes[:1]:
-                rows += run.measure(share, threads)
+        limits = [run.limit_of(share) for share in sorted(shares, reverse=True)]
+        for limit in [*limits, *(parse_memory(budget, 0, "--budget") for budget in budgets)]:
+            for threads in modes if limit is not None else modes[:1]:
+                rows += run.measure(limit, threads)
                 print_rows(rows[-len(routings) - 1 :])
     path = write_result(f"offload-{name or bundle.stem}", rows, gpu=vars(gpu) | {}, aim=AIM)
     print_rows([row for row in rows if row["work"] == "decode"])
@@ -109,17 +118,19 @@ class _Run:
         warm_steps: int,
         steps: int,
         beside: bool,
-        shares: tuple[float, ...],
+        link: float,
     ) -> None:
         self._beside = beside
-        self._bundle, self._routings = bundle, routings
-        self._link, self._read = 0.0, 0.0
+        self._bundle, self._facts, self._routings = bundle, facts, routings
+        self._link = self._best_link = link
+        self._read = self._best_read = 0.0
         self._stride = facts.layers[0].stride_bytes
         self._warm_steps, self._steps = warm_steps, steps
         self._resident: dict[str, float] = {}
         self._said: dict[str, Any] = {}
         with self._load(None) as model:
-            self._limits = {share: device_limit(model, share) for share in shares}
+            assert isinstance(model.memory, DevicePlan)
+            self._base = base_bytes(model.memory)
             for routing, choices in routings.items():
                 timed, said = self._decode(model, choices)
                 self._resident[routing] = median(seconds for seconds, _ in timed)
@@ -127,25 +138,34 @@ class _Run:
             self._prefill_seconds, self._said["prefill"] = self._prefill(model)
         print({name: f"{seconds * 1e3:.3f} ms" for name, seconds in self._resident.items()}, flush=True)
 
-    def measure(self, share: float, threads: int) -> list[dict[str, Any]]:
+    def limit_of(self, share: float) -> int | None:
+        """The budget with slots for a share of the experts; ``None`` for all."""
+        return share_limit(self._base, self._facts, share) if share < 1 else None
+
+    def measure(self, limit: int | None, threads: int) -> list[dict[str, Any]]:
         """Rows of one budget."""
-        limit = self._limits[share]
-        self._link = measure_gpu(NvidiaDriver(), 0).link_gb_s
-        self._read = read_bandwidth(threads, HOST_BYTES) if threads else 0.0
+        self._best_link = max(self._best_link, measure_gpu(NvidiaDriver(), 0).link_gb_s)
+        self._link, self._read = self._best_link, 0.0
+        if threads:
+            self._best_read = max(self._best_read, read_bandwidth(threads, HOST_BYTES))
+            self._read = self._best_read
         start = time.perf_counter()
-        with self._load(limit if share < 1 else None, threads) as model:
+        with self._load(limit, threads) as model:
             loaded = time.perf_counter() - start
             experts: Any = model._executor and model._executor._experts
             experts.beside = self._beside
-            rows = [self._decode_row(model, share, routing) for routing in self._routings]
-            rows.append(self._prefill_row(model, share))
-        return [{**row, "threads": threads, "load s": loaded} for row in rows]
+            assert isinstance(model.memory, DevicePlan)
+            memory = {"slots": f"{_slot_share(model.memory):.0%}", "GPU MB": model.memory.total_bytes / 1e6}
+            rows = [self._decode_row(model, routing) for routing in self._routings]
+            rows.append(self._prefill_row(model))
+        return [memory | row | {"threads": threads, "load s": loaded} for row in rows]
 
     def _load(self, limit: int | None, threads: int = 0) -> Model:
         return runtime.load(
             self._bundle,
             device="cuda:0",
             device_memory=limit,
+            host_memory=self._facts.experts_bytes + HOST_BESIDE_BYTES,
             max_batch=1,
             max_step_tokens=PROMPT_TOKENS,
             cache_tokens=2 * PROMPT_TOKENS,
@@ -153,7 +173,7 @@ class _Run:
             cpu_threads=threads,
         )
 
-    def _decode_row(self, model: Model, share: float, routing: str) -> dict[str, Any]:
+    def _decode_row(self, model: Model, routing: str) -> dict[str, Any]:
         steps, said = self._decode(model, self._routings[routing])
         stats = model.stats
         hit_rate, by_cpu = stats.hit_rate, stats.cpu_misses * self._stride / len(steps)
@@ -163,7 +183,6 @@ class _Run:
         ratios = [seconds / max(resident, size / speed) for seconds, size in steps]
         return {
             "work": "decode",
-            "slots": f"{share:.0%}",
             "routing": routing,
             "hit rate": hit_rate,
             "missed MB": missed / 1e6,
@@ -178,13 +197,12 @@ class _Run:
             "same bits": said == self._said[routing],
         }
 
-    def _prefill_row(self, model: Model, share: float) -> dict[str, Any]:
+    def _prefill_row(self, model: Model) -> dict[str, Any]:
         seconds, said = self._prefill(model)
         link = model.stats.bytes_moved / self._link / 1e6
         floor = max(link, self._prefill_seconds * 1e3)
         return {
             "work": f"{PROMPT_TOKENS} tokens",
-            "slots": f"{share:.0%}",
             "missed MB": model.stats.bytes_moved / 1e6,
             "ms": seconds * 1e3,
             "link ms": link,
@@ -234,6 +252,14 @@ class _Run:
         model.stats.reset()
         model.stats.bytes_moved = moved
         return median(times), (tokens, logits)
+
+
+def _slot_share(plan: DevicePlan) -> float:
+    """Of the experts, those with a slot."""
+    if plan.slots is None:
+        return 1.0
+    layers = plan.slots.layers
+    return sum(layer.slots for layer in layers) / sum(layer.experts for layer in layers)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from moec.artifacts.footprint import footprint
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.records import read_record
+from moec.artifacts.sharing import HANDSHAKE_US
 from moec.planning.cost import dense_milliseconds, miss_cost
 from moec.planning.streaming import streamed_milliseconds
 from moec.runtime import measure
@@ -50,7 +51,7 @@ def machine_of(gpu: dict[str, Any], row: dict[str, Any]) -> MachineRecord:
         host_efficiency=measure.HOST_EFFICIENCY,
         cpu_threads=max(1, threads),
         disk_gb_s=1.0,
-        handshake_us=measure.HANDSHAKE_US if threads else 1e9,
+        handshake_us=HANDSHAKE_US if threads else 1e9,
         source="benchmarks.offload",
     )
 

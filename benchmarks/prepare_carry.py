@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.common import print_rows
 from benchmarks.make_checkpoint import CONFIGS
-from benchmarks.references import NEW_TOKENS, PROMPT_TOKENS, Reference, make_reference, perplexity
+from benchmarks.references import NEW_TOKENS, PROMPT_TOKENS, computed_reference, make_reference
 from moec.__main__ import run
 from tests.support.encoder_decoder_judge import Judge
 from tests.support.references import REFERENCES
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+    from benchmarks.references import Reference
 
 ROOT = Path(__file__).parents[1]
 CARRY = ROOT / ".carry"
@@ -65,19 +67,22 @@ def main(names: tuple[str, ...], targets: tuple[str, ...], real: bool, force: bo
 def prepare_tiny(name: str, targets: tuple[str, ...], *, force: bool = False) -> Path:
     """``.carry/tiny/<name>.moec`` and the reference beside it."""
     bundle, reference = CARRY / "tiny" / f"{name}.moec", CARRY / "tiny" / f"{name}.npz"
-    if bundle.is_dir() and reference.is_file() and not force:
+    has_bundle, has_reference = (path.exists() and not force for path in (bundle, reference))
+    if has_bundle and has_reference:
         return bundle
     bundle.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = EXAMPLE
         if name != EXAMPLE_NAME:
             checkpoint = save(name, Path(folder, name), dtype=torch.bfloat16)
-        compile_for(checkpoint, bundle, targets, ["--calibration", "none", "--dtype", "bf16"])
-        sequences = example_sequences() if name == EXAMPLE_NAME else random_sequences(name)
-        made = own_reference(name, checkpoint, sequences) if name in OWN else None
-        if name in ENCODER_DECODERS:
-            made = make_encoder_decoder_reference(name, checkpoint, sequences)
-        (made or make_reference(checkpoint, sequences, "bfloat16")).save(reference)
+        if not has_bundle:
+            compile_for(checkpoint, bundle, targets, ["--calibration", "none", "--dtype", "bf16"])
+        if not has_reference:
+            sequences = example_sequences() if name == EXAMPLE_NAME else random_sequences(name)
+            made = own_reference(name, checkpoint, sequences) if name in OWN else None
+            if name in ENCODER_DECODERS:
+                made = make_encoder_decoder_reference(name, checkpoint, sequences)
+            (made or make_reference(checkpoint, sequences, "bfloat16")).save(reference)
     return bundle
 
 
@@ -115,7 +120,7 @@ def own_reference(name: str, checkpoint: Path, sequences: NDArray[np.int64]) -> 
     logits = np.stack([judge.logits(ids.tolist()) for ids in sequences]).astype(np.float32)
     prompt = sequences[0, :PROMPT_TOKENS]
     continued = np.array(greedy(judge, prompt, NEW_TOKENS)[PROMPT_TOKENS:], np.int64)
-    return Reference(sequences, logits, prompt, continued, perplexity(sequences, logits))
+    return computed_reference(sequences, logits, prompt, continued)
 
 
 def make_encoder_decoder_reference(name: str, checkpoint: Path, sequences: NDArray[np.int64]) -> Reference:
@@ -125,8 +130,7 @@ def make_encoder_decoder_reference(name: str, checkpoint: Path, sequences: NDArr
     pairs = list(zip(sources.tolist(), sequences.tolist(), strict=True))
     logits = np.concatenate([judge.logits(source, tokens) for source, tokens in pairs]).astype(np.float32)
     greedy_tokens = np.array(judge.greedy(sources[0].tolist(), NEW_TOKENS)[1:], np.int64)
-    score = perplexity(sequences, logits)
-    return Reference(sequences, logits, sources[0], greedy_tokens, score, sources)
+    return computed_reference(sequences, logits, sources[0], greedy_tokens, sources)
 
 
 def example_sequences() -> NDArray[np.int64]:

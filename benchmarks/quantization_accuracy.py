@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="a file of text that the model was not trained on")
     parser.add_argument("--windows", type=int, help="at most so many, evenly spread (default: all)")
     parser.add_argument("--method", choices=sorted(METHODS), default="nearest")
-    parser.add_argument("--only", help="schemes whose names contain this")
+    parser.add_argument("--only", default="", help="schemes in whose names this expression is found")
     options = parser.parse_args()
     windows = held_out_windows(options.checkpoint, options.text)
     if options.windows and options.windows < len(windows):
@@ -158,7 +159,7 @@ def main() -> None:
     rows = []
     print(f"{'scheme':26} {'perplexity':>10} {'change':>9} {'mean KL':>9} {'99 % KL':>9} {'same':>8}")
     for scheme in schemes(options.method):
-        if options.only and options.only not in scheme.name:
+        if not re.search(options.only, scheme.name):
             continue
         storages = round_weights(model, original, scheme)
         with RoundedActivations(storages) if scheme.rounds_activations else contextlib.nullcontext():

@@ -47,6 +47,7 @@ def write_bundle(
     deviation: float = DEVIATION,
     pool_values: int = POOL_VALUES,
     workers: int | None = None,
+    alike: bool = False,
     force: bool = False,
 ) -> int:
     """Write the bundle; norms are 1, constants what they are, everything else is random.
@@ -59,6 +60,8 @@ def write_bundle(
         deviation: standard deviation of weights.
         pool_values: random values before they repeat.
         workers: threads; all cores by default.
+        alike: experts of all layers of a shape are one file under several names: where memory or a disk does not hold
+            them all. What moves and where to stays the same.
         force: replace a bundle that is there.
 
     Returns:
@@ -71,7 +74,8 @@ def write_bundle(
     (staging / WEIGHTS_FOLDER).mkdir(parents=True)
     _copy(compiled, staging)
     write_record(uniform_schedule(compiled.model), staging / SCHEDULE_NAME)
-    weights = write_weights(compiled, staging, RandomPools(pool_values, deviation), workers or all_cores())
+    pools = RandomPools(pool_values, deviation)
+    weights = write_weights(compiled, staging, pools, workers or all_cores(), alike=alike)
     files = compiled.manifest.files | hash_files(staging, [SCHEDULE_NAME]) | weights
     manifest = dataclasses.replace(compiled.manifest, contents="bundle", files=dict(sorted(files.items())))
     (staging / MANIFEST_NAME).write_bytes(render_manifest(manifest))
@@ -101,7 +105,9 @@ def _copy(modules: Modules, folder: Path) -> None:
         shutil.copyfile(modules.path / name, folder / name)
 
 
-def write_weights(modules: Modules, folder: Path, pools: RandomPools, workers: int) -> dict[str, FileRecord]:
+def write_weights(
+    modules: Modules, folder: Path, pools: RandomPools, workers: int, *, alike: bool = False
+) -> dict[str, FileRecord]:
     """Write ``weights/`` below ``folder``, a file a thread; sizes and hashes by the path in the bundle."""
     model = modules.model
     bodies = {body.name: body for body in model.bodies}
@@ -112,16 +118,24 @@ def write_weights(modules: Modules, folder: Path, pools: RandomPools, workers: i
         pools.rows(name, columns)
     constants = read_small(modules.path / CONSTANTS_NAME)
     place = 0
+    first: dict[tuple[str, int], str] = {}
+    links: dict[str, str] = {}
     with ThreadPoolExecutor(workers) as threads:
         pieces = _dense_pieces(modules.packing.dense, pools, constants)
         futures = {DENSE_NAME: threads.submit(_write, folder / DENSE_NAME, pieces)}
         for layer in model.experts:
             body = bodies[layer.body]
             path = experts_name(layer.layer)
+            if alike and (own := first.setdefault((body.name, layer.experts), path)) != path:
+                links[path] = own
+                continue
             values = _expert_pieces(layer, body, pools, place)
             futures[path] = threads.submit(_write, folder / path, values)
             place += layer.experts * layout(body).stride_bytes
-        return {path: future.result() for path, future in futures.items()}
+        written = {path: future.result() for path, future in futures.items()}
+    for path, own in links.items():
+        (folder / path).hardlink_to(folder / own)
+    return written | {path: written[own] for path, own in links.items()}
 
 
 def _quantized(modules: Modules) -> set[tuple[str, int]]:

@@ -30,6 +30,11 @@ class Reference:
     """``[N]``: what transformers in float32 continues ``prompt`` with."""
     perplexity: float
     """Of transformers in the dtype of the stored weights, on ``sequences``."""
+    stored_errors: NDArray[np.float64]
+    """``[S, L]``: `position_errors` of transformers in that dtype."""
+    stored_agreement: float
+    """Share of positions where transformers in that dtype has the same likeliest token as in float32. Both are not
+    numbers where transformers has no such model."""
     sources: NDArray[np.int64] | None = None
     """``[S, M]``: what an encoder reads; then ``sequences`` are the decoder's, and ``prompt`` the first source."""
 
@@ -41,6 +46,8 @@ class Reference:
             "prompt": self.prompt,
             "greedy": self.greedy,
             "perplexity": np.float64(self.perplexity),
+            "stored_errors": self.stored_errors,
+            "stored_agreement": np.float64(self.stored_agreement),
         }
         if self.sources is not None:
             arrays["sources"] = self.sources
@@ -50,18 +57,12 @@ class Reference:
 def load_reference(path: Path) -> Reference:
     """Read what `Reference.save` wrote."""
     with np.load(path) as found:
-        return Reference(
-            found["sequences"],
-            found["logits"],
-            found["prompt"],
-            found["greedy"],
-            float(found["perplexity"]),
-            found.get("sources"),
-        )
+        numbers = {name: float(found[name]) for name in ("perplexity", "stored_agreement")}
+        return Reference(**{**found, **numbers})
 
 
 def make_reference(checkpoint: Path, sequences: NDArray[np.int64], dtype: str) -> Reference:
-    """Run transformers on ``checkpoint``: in float32, and once more in ``dtype`` for the perplexity."""
+    """Run transformers on ``checkpoint``: in float32, and once more in ``dtype``, which is a yardstick."""
     import torch
 
     ids = torch.from_numpy(sequences)
@@ -79,7 +80,22 @@ def make_reference(checkpoint: Path, sequences: NDArray[np.int64], dtype: str) -
         prompt[0].numpy(),
         continued[0, PROMPT_TOKENS:].numpy(),
         perplexity(sequences, stored),
+        position_errors(stored, logits),
+        float((stored.argmax(-1) == logits.argmax(-1)).mean()),
     )
+
+
+def computed_reference(
+    sequences: NDArray[np.int64],
+    logits: NDArray[np.float32],
+    prompt: NDArray[np.int64],
+    continued: NDArray[np.int64],
+    sources: NDArray[np.int64] | None = None,
+) -> Reference:
+    """Where transformers has no such model: what another reference computed, with no yardstick in 16 bits."""
+    none = np.full(sequences.shape, np.nan)
+    score = perplexity(sequences, logits)
+    return Reference(sequences, logits, prompt, continued, score, none, np.nan, sources)
 
 
 def _network(checkpoint: Path, dtype: str) -> Any:

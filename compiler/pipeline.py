@@ -18,7 +18,7 @@ from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.modules import copy_modules, save_modules, save_side_files
 from moec.compiler.quantization import has_formats, kept_formats, policy_named, quantize
 from moec.compiler.stages import stage
-from moec.errors import CheckpointError
+from moec.errors import CheckpointError, NetworkError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,12 +116,20 @@ def choose_formats(
 ) -> PartitionedModel:
     """Give weights the formats of a policy; ``CompileError`` where the kernels of a target do not take one.
 
-    Where none is asked for, what the checkpoint has is kept if the kernels of all targets take it.
+    Where none is asked for, what the checkpoint has is kept if it is known (modules are made without weights as well)
+    and the kernels of all targets take it.
     """
     from moec.compiler.lowering.targets import parse_target
 
-    policy = asked or policy_named(KEEP)
-    chosen = quantize(parts, policy, kept_formats(checkpoint, parts) if policy.keeps else {})
+    policy, kept = asked or policy_named(KEEP), dict[str, str]()
+    try:
+        if policy.keeps:
+            kept = kept_formats(checkpoint, parts)
+    except (CheckpointError, NetworkError) as error:
+        if asked is not None:
+            raise
+        log.note(f"what the checkpoint has quantized is not known, and will be dequantized: {error.what}")
+    chosen = quantize(parts, policy, kept)
     if not has_formats(chosen):
         return parts
     kinds = {parse_target(name).kind for name in targets}

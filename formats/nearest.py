@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = "NDArray[np.float32]"
 
-CHUNK_VALUES = 1 << 17
-"""Values quantized at once, so that passes over them stay in a core's own cache."""
+CHUNK_VALUES = 1 << 18
+"""Values quantized at once: so few that passes over them stay near a core, so many that threads seldom wait for
+Python's lock between two passes."""
 CENTRES = {"int8": 127, "int4": SYMMETRIC_ZERO}
 """What the code of zero is above the lowest code, where there are no zero points."""
 SPANS = {"int8": 254, "int4": 15}

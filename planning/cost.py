@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moec.artifacts.sharing import ShareSpeeds, cpu_shares
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -42,27 +44,25 @@ class TokenCost:
 
 
 def miss_cost(machine: MachineRecord, layer: LayerFootprint) -> MissCost:
-    """Split misses between the link and the CPU, which both draw on the bandwidth of host memory.
+    """Split misses between the link and the CPU by the rule that the runtime has.
 
     The GPU fetches its share of the misses through the link into slots, then reads all of its experts from there; the
-    CPU computes its share meanwhile.
+    CPU computes its share meanwhile. Both draw on the bandwidth of host memory.
     """
     size = layer.expert_bytes / BYTES_PER_MS
     link = min(machine.link_gb_s * machine.link_efficiency, machine.gpu_bandwidth_gb_s)
     gpu = machine.gpu_bandwidth_gb_s * machine.gpu_efficiency
     cpu = machine.host_bandwidth_gb_s * machine.host_efficiency
-    milliseconds, share = [layer.top_k * size / gpu], [0]
-    for misses in range(1, layer.top_k + 1):
-        splits = []
-        for by_cpu in range(1 if machine.unified_memory else misses + 1):
-            on_gpu = (misses - by_cpu) * size / link + (layer.top_k - by_cpu) * size / gpu
-            handshake = machine.handshake_us / 1000 if by_cpu else 0.0
-            memory = misses * size / machine.host_bandwidth_gb_s
-            splits.append((max(on_gpu, by_cpu * size / cpu + handshake, memory), by_cpu))
-        best, by_cpu = min(splits)
-        milliseconds.append(max(best, milliseconds[-1]))
-        share.append(by_cpu)
-    return MissCost(tuple(milliseconds), tuple(share))
+    speeds = ShareSpeeds(1000 * size / link, (0.0, 1000 * size / cpu), machine.handshake_us)
+    shares = cpu_shares(speeds, layer.top_k)
+    share = (0,) * len(shares) if machine.unified_memory else shares
+    milliseconds = [layer.top_k * size / gpu]
+    for misses, by_cpu in list(enumerate(share))[1:]:
+        on_gpu = (misses - by_cpu) * size / link + (layer.top_k - by_cpu) * size / gpu
+        memory = misses * size / machine.host_bandwidth_gb_s
+        slowest = max(on_gpu, speeds.on_cpu(by_cpu) / 1000, memory)
+        milliseconds.append(max(slowest, milliseconds[-1]))
+    return MissCost(tuple(milliseconds), share)
 
 
 def token_cost(

@@ -12,9 +12,9 @@ import numpy as np
 from moec.artifacts.checks import CHAIN_OUTPUT
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.artifacts.model import DTYPE_BYTES
-from moec.runtime.binding import BatchMirrors
 from moec.runtime.engine.batch import choose_on_host
 from moec.runtime.layout import value_spec
+from moec.runtime.mirrors import BatchMirrors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,9 +19,9 @@ from moec.runtime.request import (
     end_tokens,
     sampling_from,
     to_prompts,
-    wrong_source,
 )
 from moec.runtime.routing import SequenceRecorder
+from moec.runtime.sides import check_traceable, no_decoder_tokens, sides
 from moec.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -38,11 +38,9 @@ if TYPE_CHECKING:
     from moec.runtime.engine import Sequence as RunningSequence
     from moec.runtime.executor import ChainExecutor
     from moec.runtime.request import Listed
+    from moec.runtime.sides import TokenIds
     from moec.runtime.stats import Stats
     from moec.runtime.streamers import Streamer
-
-    TokenIds = Sequence[int] | Sequence[Sequence[int]] | NDArray[np.int64] | Listed
-    """One row of token ids, or several."""
 
 
 class Model:
@@ -176,8 +174,7 @@ class Model:
             RequestError: an option or token is out of range, or a request is longer than context or cache.
         """
         defaults = self.record.generation
-        given = to_prompts(input_ids, attention_mask)
-        sources, prompts = self._sides(given, decoder_input_ids)
+        sources, prompts = sides(self.record, to_prompts(input_ids, attention_mask), decoder_input_ids)
         sampling = sampling_from(defaults, do_sample, temperature, top_p, top_k, repetition_penalty)
         ends = end_tokens(defaults, eos_token_id)
         first = defaults.forced_bos_token_id if forced_bos_token_id is None else forced_bos_token_id
@@ -234,14 +231,9 @@ class Model:
         Raises:
             RequestError: rows of different lengths, a token out of range, or too many tokens.
         """
-        given = to_prompts(input_ids, attention_mask)
         if self.has_encoder and decoder_input_ids is None:
-            raise RequestError(
-                "forward lacks decoder_input_ids.",
-                "Logits are of the decoder's tokens; input_ids are the encoder's.",
-                "Give them, beginning with the model's decoder_start_token_id.",
-            )
-        sources, prompts = self._sides(given, decoder_input_ids)
+            raise no_decoder_tokens()
+        sources, prompts = sides(self.record, to_prompts(input_ids, attention_mask), decoder_input_ids)
         if len({len(prompt) for prompt in prompts}) != 1:
             raise RequestError(
                 "forward takes rows of one length.",
@@ -252,32 +244,6 @@ class Model:
             check_tokens(prompt, self.record.vocab_size)
         scored = zip(prompts, sources, strict=True)
         return np.stack([self.engine.score(prompt, source) for prompt, source in scored])
-
-    def _sides(
-        self, given: list[tuple[int, ...]], decoder_input_ids: TokenIds | None
-    ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-        """What the encoder reads, nothing where there is none, and the prompts that are continued."""
-        if not self.has_encoder:
-            if decoder_input_ids is not None:
-                raise wrong_source(needed=False)
-            return [()] * len(given), given
-        if decoder_input_ids is not None:
-            prompts = to_prompts(decoder_input_ids)
-            if len(prompts) != len(given):
-                raise RequestError(
-                    f"There are {len(given)} rows of input_ids and {len(prompts)} of decoder_input_ids.",
-                    "Each source has one answer.",
-                    "Give as many of both.",
-                )
-            return given, prompts
-        start = self.record.generation.decoder_start_token_id
-        if start is None:
-            raise RequestError(
-                "The decoder has nothing to begin with.",
-                "The checkpoint names no decoder_start_token_id.",
-                "Give decoder_input_ids.",
-            )
-        return given, [(start,)] * len(given)
 
     def trace(self, prompts: Iterable[Sequence[int]], max_new_tokens: int = 0) -> Traces:
         """Run prompts and record which experts each token chooses.
@@ -292,7 +258,7 @@ class Model:
         Raises:
             RequestError: the model has an encoder.
         """
-        self._check_traceable()
+        check_traceable(self.record)
         assert self._executor is not None, "a fake executor has no routing"
         routers = early_routers(open_bundle(self.path, verify="sizes"))
         recorder = SequenceRecorder(tuple(layer.experts for layer in self.record.experts), routers)
@@ -325,22 +291,13 @@ class Model:
             BundleError: the file is no file of traces, or of another model.
             OutputError: its folder does not exist.
         """
-        self._check_traceable()
+        check_traceable(self.record)
         assert self._executor is not None, "a fake executor has no routing"
         check_count("trace_capacity", capacity, least=1)
         target = Path(path)
         ring = RoutingRing(self.record.experts, capacity, read_earlier(target, self.record.experts))
         self._executor.recorder, self.engine.observer = ring, ring.end_step
         self._recording = ring, target
-
-    def _check_traceable(self) -> None:
-        if self.has_encoder:
-            raise RequestError(
-                "The routing of an encoder-decoder model cannot be recorded.",
-                "A trace has one choice of every MoE layer for each token; here a token meets the encoder's or the "
-                "decoder's.",
-                "Leave trace_path out.",
-            )
 
     def save_routing(self) -> None:
         """Write what `record_routing` has kept to its file; closing does it too.

@@ -76,6 +76,11 @@ def test_bundle_verifies_and_generates(name: str, tmp_path: Path) -> None:
     assert tokens.shape == (1, 9)
     assert np.isfinite(logits).all()
     assert logits.std() > 0
+    alike = tmp_path / "alike.moec"
+    write_bundle(modules, alike, pool_values=SMALL_POOL_VALUES, workers=2, alike=True)
+    assert open_bundle(alike, verify="full").model == bundle.model
+    inodes = {path.stat().st_ino for path in (alike / "weights").glob("experts-*")}
+    assert len(inodes) == len(bundle.model.bodies)
 
 
 def test_quantized_weights_are_as_the_records_say(tmp_path: Path) -> None:

@@ -53,6 +53,17 @@ def test_no_such_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert_nothing_left(tmp_path)
 
 
+def test_no_such_quantization(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*compile_arguments(checkpoint, tmp_path), "--quantization"]
+    assert run([*arguments, "int5"]) == 2
+    said = capsys.readouterr().err
+    assert "int5 is neither a file nor one of none, keep, int8, int4" in " ".join(said.split())
+    policy = checkpoint / "policy.json"
+    policy.write_text(json.dumps({"name": "p", "method": "magic", "roles": {}, "rules": []}))
+    assert "magic" in expect([*arguments, str(policy)], errors.CompileError, capsys)
+    assert_nothing_left(tmp_path)
+
+
 def test_not_a_mixture_of_experts(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

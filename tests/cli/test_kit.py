@@ -74,6 +74,26 @@ def test_tvms_wheel_has_the_runtime_libraries_and_their_license(tmp_path: Path) 
     assert path.stat().st_size < 3_000_000
 
 
+def test_of_a_large_wheel_what_the_runtime_loads_is_left(tmp_path: Path) -> None:
+    files = {
+        "nvidia/cu13/lib/libcudart.so.13": b"loaded",
+        "nvidia/cu13/lib/libcudart_static.a": b"linked by others",
+        "nvidia_cuda_runtime-13.0.dist-info/licenses/License.txt": b"terms",
+    }
+    tags = ("py3-none-manylinux2014_x86_64", "py3-none-manylinux_2_17_x86_64")
+    metadata = "Metadata-Version: 2.1\nName: nvidia-cuda-runtime\nVersion: 13.0\n"
+    whole = wheels.write_wheel(
+        wheels.WheelContents("nvidia_cuda_runtime", "13.0", tags, metadata, files), tmp_path
+    )
+    left = contents(wheels.trim(whole))
+    assert files.keys() - left.keys() == {"nvidia/cu13/lib/libcudart_static.a"}
+    assert left["nvidia_cuda_runtime-13.0.dist-info/METADATA"].decode() == metadata
+    assert [path.name for path in tmp_path.iterdir()] == [whole.name]
+    other = wheels.write_wheel(wheels.WheelContents("numpy", "2.0", tags, metadata, files), tmp_path)
+    assert wheels.trim(other) == other
+    assert files.keys() <= contents(other).keys()
+
+
 def test_packages_come_in_the_versions_that_are_installed_here() -> None:
     import numpy as np
 

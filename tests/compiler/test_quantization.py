@@ -14,7 +14,7 @@ from moec.compiler import pipeline
 from moec.compiler.lowering import formats
 from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.quantization import POLICIES, policy_named, quantize, read_policy
-from moec.errors import CompileError
+from moec.errors import CheckpointError, CompileError
 from moec.formats import FORMATS
 from tests.support.graphs import parts
 
@@ -138,6 +138,10 @@ def chosen(
     return pipeline.choose_formats(parts("mixtral"), checkpoint, asked, ("cpu",), log), log.notes
 
 
+def unlisted(*_: object) -> dict[str, str]:
+    raise CheckpointError("No weights.")
+
+
 def test_by_default_codes_are_kept_where_kernels_can(monkeypatch: pytest.MonkeyPatch) -> None:
     downs = [source.down for source in parts("mixtral").packing.experts]
     assert chosen(monkeypatch, None, {}) == (parts("mixtral"), [])
@@ -150,5 +154,11 @@ def test_by_default_codes_are_kept_where_kernels_can(monkeypatch: pytest.MonkeyP
     assert "dequantized" in notes[0]
     with pytest.raises(CompileError, match="fp8-e4m3"):
         chosen(monkeypatch, policy_named("keep"), dict.fromkeys(downs, "fp8-e4m3"))
+    monkeypatch.setattr(pipeline, "kept_formats", unlisted)
+    checkpoint, log = cast("Checkpoint", None), Notes()
+    assert pipeline.choose_formats(parts("mixtral"), checkpoint, None, ("cpu",), log) == parts("mixtral")
+    assert "No weights." in log.notes[0]
+    with pytest.raises(CheckpointError):
+        pipeline.choose_formats(parts("mixtral"), checkpoint, policy_named("keep"), ("cpu",), log)
     found, _ = chosen(monkeypatch, policy_named("none"), dict.fromkeys(downs, "mxfp4"))
     assert found == parts("mixtral")

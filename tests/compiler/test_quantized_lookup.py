@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROWS, COLUMNS = 37, 150
+NAMES = ("int8-g128", "int4-g32", "int4-g64-z", "fp8-e4m3", "mxfp4")
+"""Every kind of code, of scale, and of zero point."""
 
 
 class Lookup(torch.nn.Module):
@@ -54,13 +56,13 @@ def lookups(names: Iterable[str]) -> dict[str, Graph]:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    segments = lookups(FORMATS)
+    segments = lookups(NAMES)
     output = tmp_path_factory.mktemp("module")
     lower(bare_model(segments), segments, parse_target("cpu"), output)
     return output
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:.*invalid value.*")
 def test_rows_are_those_of_the_reference(name: str, compiled: Path) -> None:
     bytes_ = table(name)
@@ -72,13 +74,12 @@ def test_rows_are_those_of_the_reference(name: str, compiled: Path) -> None:
 
 
 def test_a_gpu_looks_up_the_same() -> None:
-    names = ("int8-g128", "int4-g32-z", "fp8-e4m3", "mxfp4")
-    segments = lookups(names)
+    segments = lookups(NAMES)
     model = bare_model(segments)
     lowered = lower_segments(segments, model, "cuda-sm_80")
     emulated = Emulated(*(function for _, function in lowered.functions.functions_items()))
     ids = aligned(np.array([[3, 36, -1, 12]]))
-    for name, spec in zip(names, model.functions, strict=True):
+    for name, spec in zip(NAMES, model.functions, strict=True):
         segment = lowered.segments[spec.name]
         rows, doubled = run_segment(
             segment,

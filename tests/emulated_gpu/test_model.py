@@ -275,6 +275,27 @@ def test_doctor_and_plan_know_the_gpu(stub: Stub, bundle: Path, monkeypatch: pyt
     assert stub.counts().device_blocks == 0
 
 
+def test_another_model_runs_while_the_engine_of_a_closed_one_is_held(
+    load: Load, on_cpu: runtime.Model
+) -> None:
+    first = load()
+    rows(first, [PROMPTS[0]])
+    engine = first.engine
+    first.close()
+    with load() as second:
+        assert rows(second, [PROMPTS[0]]) == rows(on_cpu, [PROMPTS[0]])
+    with pytest.raises(DeviceError, match="closed"):
+        one_step(engine)
+    with load() as third:
+        assert rows(third, [PROMPTS[1]]) == rows(on_cpu, [PROMPTS[1]])
+
+
+def one_step(engine: runtime.Engine) -> None:
+    request = runtime.Request((3, 4, 5), 2, 0, frozenset(), runtime.Sampling(), 0)
+    engine.add(request)
+    engine.step()
+
+
 def test_a_model_that_is_never_closed_leaves_nothing_behind(load: Load) -> None:
     model = load()
     rows(model, [PROMPTS[0]])

@@ -15,9 +15,10 @@ import torch
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
-from moec.errors import BudgetError, BundleError
+from moec.errors import BudgetError, BundleError, DeviceError
 from moec.runtime.device_budget import DevicePlan
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
+from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.expert_slots import SlotPlan, state_bytes
 from tests.emulated_gpu.test_model import CACHE, PROMPTS, compiled, planned, rows
 from tests.support.cuda_stub import Stub
@@ -232,3 +233,49 @@ def test_a_damaged_expert_is_found_on_its_way_to_host_memory(
     limits: dict[str, Any] = {"device_memory": budget(expected, 0.7, bundle), "max_step_tokens": 160}
     with pytest.raises(BundleError, match=f"{path.name} was changed"):
         runtime.load(copy, device="cuda:0", cache_tokens=CACHE, max_batch=3, cpu_threads=0, **limits)
+
+
+class Interrupts:
+    """A streamer that is stopped by Ctrl-C after some tokens."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def put(self, value: Any) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+    def end(self) -> None:
+        pass
+
+
+def test_ctrl_c_while_decoding_leaves_a_model_that_goes_on(
+    load: Callable[..., runtime.Model], expected: dict[str, Any], bundle: Path
+) -> None:
+    with load(device_memory=budget(expected, 0.7, bundle), max_step_tokens=160) as model:
+        with pytest.raises(KeyboardInterrupt):
+            rows(model, [PROMPTS[0]], streamer=Interrupts(4))
+        assert not model.engine.scheduler.running
+        assert rows(model, [PROMPTS[0]]) == expected["one"]
+
+
+def test_a_kernels_error_while_decoding_is_typed_and_everything_is_given_back(
+    load: Callable[..., runtime.Model],
+    expected: dict[str, Any],
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After such an error a GPU answers every call with it; the fixture sees that nothing stays allocated."""
+
+    def broken(*_: object) -> None:
+        raise DeviceError("CUDA_ERROR_ILLEGAL_ADDRESS.", "A kernel failed.", "Load the model again.")
+
+    with load(device_memory=budget(expected, 0.7, bundle), max_step_tokens=160) as model:
+        assert rows(model, [PROMPTS[0]]) == expected["one"]
+        with monkeypatch.context() as patch:
+            for name in ("synchronize", "wait", "launch", "copy_in", "copy_out"):
+                patch.setattr(NvidiaDriver, name, broken)
+            with pytest.raises(DeviceError, match="ILLEGAL_ADDRESS"):
+                rows(model, [PROMPTS[1]])
+            model.close()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks import gpu_correctness
-from benchmarks.gpu_correctness import PATHS, check
-from benchmarks.references import Reference, perplexity
+from benchmarks.gpu_correctness import WAYS, check
+from benchmarks.references import computed_reference
 from tests.emulated_gpu.test_model import compiled
 from tests.support.cuda_stub import Stub
 from tests.support.references import REFERENCES
@@ -30,8 +30,9 @@ def test_logits_are_those_of_the_reference(
     ids = np.random.default_rng(4).integers(3, 128, (1, TOKENS))
     logits = judge.logits(ids[0].tolist()).astype(np.float32)[None]
     continued = np.array(greedy(judge, ids[0, :PROMPT], NEW)[PROMPT:], np.int64)
-    Reference(ids, logits, ids[0, :PROMPT], continued, perplexity(ids, logits)).save(tmp_path / f"{name}.npz")
-    for path in PATHS:
-        facts = check(tmp_path, name, path, "cuda:0")
+    computed_reference(ids, logits, ids[0, :PROMPT], continued).save(tmp_path / f"{name}.npz")
+    rows = check(tmp_path, name, "cuda:0")
+    assert len(rows) == len(WAYS)
+    for facts in rows:
         assert facts["verdict"] == "ok", facts
         assert facts["greedy tokens equal"] == NEW

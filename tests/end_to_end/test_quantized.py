@@ -12,7 +12,11 @@ import torch
 from moec import runtime
 from moec.artifacts.packing import PackingRecord
 from moec.artifacts.records import read_record
+from moec.cli.output import ProgressBar, StageLog
+from moec.cli.probe import RuntimeProbe
+from moec.compiler.pipeline import pack_model
 from moec.compiler.quantization import policy_named
+from moec.compiler.request import Calibration, Surroundings
 from moec.formats import FORMATS, METHODS, Format, dequantize
 from tests.end_to_end.test_models import (
     NEW_TOKENS,
@@ -79,6 +83,27 @@ def test_a_quantized_checkpoint_is_kept_and_is_the_model_of_its_values(
         found = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=[])
         np.testing.assert_array_equal(found, expected)
         assert relative_error(model.forward(expected), logits) < RELATIVE
+
+
+@pytest.mark.slow
+def test_packing_elsewhere_makes_the_same_weights(tmp_path: Path) -> None:
+    """The policy is in the modules."""
+    save("mixtral", tmp_path / "checkpoint", dtype=torch.bfloat16)
+    policy = policy_named("int4")
+    here = compile_checkpoint(tmp_path / "checkpoint", tmp_path / "here.moec", quantization=policy)
+    compile_checkpoint(tmp_path / "checkpoint", tmp_path / "modules", quantization=policy, modules_only=True)
+    around = Surroundings(StageLog(quiet=True), ProgressBar("pack"), RuntimeProbe(), ())
+    there = pack_model(
+        str(tmp_path / "checkpoint"),
+        tmp_path / "modules",
+        tmp_path / "there.moec",
+        Calibration(enabled=False),
+        around,
+    )
+    assert (there.quantization, there.formats) == (here.quantization, here.formats)
+    weights = {name: record for name, record in here.files.items() if name.startswith("weights/")}
+    assert weights
+    assert weights.items() <= there.files.items()
 
 
 def dequantize_dense(model: torch.nn.Module, bundle: Path) -> None:

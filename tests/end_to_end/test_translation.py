@@ -68,5 +68,13 @@ def test_the_command_line(folder: Path) -> None:
     source = tokenizer().encode(SENTENCES[0]).ids
     assert found == judge.greedy(source, NEW, forced=150)[1:][: len(found)]
     assert found[0] == 150
+    measured = CliRunner().invoke(
+        moec,
+        ["bench", bundle, "--prompt-tokens", "40", "--new-tokens", "4", "--json"],
+        catch_exceptions=False,
+    )
+    assert json.loads(measured.stdout)["decode_tokens_per_s"] > 0
+    shown = CliRunner().invoke(moec, ["inspect", bundle], catch_exceptions=False)
+    assert "its whole source" in shown.stdout
     with pytest.raises(RequestError, match="does not chat"):
         CliRunner().invoke(moec, ["chat", bundle], catch_exceptions=False)

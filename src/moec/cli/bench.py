@@ -57,6 +57,7 @@ def command(
       moec bench tiny.moec --prompt-tokens 256 --new-tokens 64
     """
     from moec import runtime
+    from moec.artifacts.cache import PAGE_TOKENS
 
     with runtime.load(
         bundle,
@@ -65,7 +66,8 @@ def command(
         cpu_threads=cpu_threads,
         host_memory=host_memory,
         max_batch=batch,
-        cache_tokens=batch * (prompt_tokens + new_tokens),
+        # A source and what is written each begin a page that they may not fill.
+        cache_tokens=batch * (prompt_tokens + new_tokens + 2 * PAGE_TOKENS),
         verify="sizes",
     ) as model:
         facts = measure(model, prompt_tokens, new_tokens, batch, device)
@@ -88,10 +90,13 @@ def measure(
 ) -> dict[str, Any]:
     """Time one batch from its first step to its last; facts as JSON values."""
     from moec.artifacts.footprint import footprint
+    from moec.artifacts.model import ExpertsStep
     from moec.runtime.measure import gpu_record, read_bandwidth
 
     facts = footprint(model.record)
-    active = facts.dense_bytes_per_token + sum(layer.top_k * layer.expert_bytes for layer in facts.layers)
+    decoding = {step.layer for step in model.record.steps if isinstance(step, ExpertsStep)}
+    experts = (layer.top_k * layer.expert_bytes for layer in facts.layers if layer.layer in decoding)
+    active = facts.dense_bytes_per_token + sum(experts)
     bandwidth = read_bandwidth(model.cpu_threads) if device == "cpu" else gpu_record(device).bandwidth_gb_s
     run_batch(model.engine, model.record.vocab_size, min(prompt_tokens, 8), 2, 1)
     model.stats.reset()

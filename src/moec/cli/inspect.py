@@ -146,7 +146,7 @@ def _print(facts: dict[str, Any]) -> None:
     )
     click.echo("\nattention")
     print_table(
-        ("name", "query heads", "kv heads", "key", "value", "window", "cached"),
+        ("name", "query heads", "kv heads", "key", "value", "sees", "cached"),
         [
             (
                 a["name"],
@@ -154,7 +154,7 @@ def _print(facts: dict[str, Any]) -> None:
                 a["kv_heads"],
                 a["key_dim"],
                 a["value_dim"],
-                a["window"] or "all",
+                _sees(a),
                 _cached(a),
             )
             for a in facts["attentions"]
@@ -195,6 +195,13 @@ def _print(facts: dict[str, Any]) -> None:
             ("reference", "computed in", "target", "text", "tokens", "argmax", "KL", "KL 99 %", "perplexity"),
             [_accuracy_cells(comparison) for comparison in facts["accuracy"]],
         )
+
+
+def _sees(attention: dict[str, Any]) -> str:
+    """Which positions a token attends to."""
+    if attention["causal"]:
+        return f"the last {attention['window']}" if attention["window"] else "all so far"
+    return "another's source" if attention["cross"] else "its whole source"
 
 
 def _cached(attention: dict[str, Any]) -> str:

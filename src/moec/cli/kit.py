@@ -121,6 +121,8 @@ def _write_wheels(manifest: Manifest, python: str, folder: Path) -> None:
     if any(target.kind == "cuda" for target in manifest.targets):
         packages += wheels.CUDA_PACKAGES
     wheels.download(packages, python, platform.machine(), folder)
+    for path in sorted(folder.glob("*.whl")):
+        wheels.trim(path)
     for contents in (wheels.moec_wheel(), wheels.tvm_wheel()):
         wheels.write_wheel(contents, folder)
 

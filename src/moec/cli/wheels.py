@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import email
+import fnmatch
 import hashlib
 import importlib.metadata
 import subprocess
@@ -44,6 +45,18 @@ TVM_FILES = ("tvm/lib/libtvm_runtime.so", "tvm/lib/libtvm_runtime_cuda.so")
 TVM_NOTE = (
     '"""The runtime libraries of Apache TVM, as moec loads them; the compiler is not in this package."""\n'
 )
+
+KEPT_FILES = {
+    "cuda_bindings": (
+        "*.py",
+        "cuda/bindings/driver.*.so",
+        "cuda/bindings/cydriver.*.so",
+        "cuda/bindings/_internal/driver.*.so",
+        "cuda/bindings/_internal/utils.*.so",
+    ),
+    "nvidia_cuda_runtime": ("*/libcudart.so.*",),
+}
+"""Of large packages, what the runtime loads, beside licenses: the driver's interface; the library that TVM links."""
 
 COMPILER_FILES = (
     "compiler/__init__.py",
@@ -161,6 +174,26 @@ def tvm_wheel() -> WheelContents:
     wheel = email.message_from_string(about.read_text("WHEEL") or "")
     tags = tuple(str(tag) for tag in wheel.get_all("Tag") or ())
     return WheelContents("apache_tvm", about.version, tags, "\n".join(lines) + "\n", files)
+
+
+def trim(wheel: Path) -> Path:
+    """Leave in a wheel what `KEPT_FILES` names of its package, where it names any; the path, which may be another."""
+    name, version = wheel.name.split("-")[:2]
+    if name not in KEPT_FILES:
+        return wheel
+    info = f"{name}-{version}.dist-info/"
+    with zipfile.ZipFile(wheel) as archive:
+        about = email.message_from_bytes(archive.read(f"{info}WHEEL"))
+        metadata = archive.read(f"{info}METADATA").decode()
+        files = {
+            path: archive.read(path)
+            for path in archive.namelist()
+            if path.startswith(f"{info}licenses/")
+            or any(fnmatch.fnmatchcase(path, pattern) for pattern in KEPT_FILES[name])
+        }
+    wheel.unlink()
+    tags = tuple(str(tag) for tag in about.get_all("Tag") or ())
+    return write_wheel(WheelContents(name, version, tags, metadata, files), wheel.parent)
 
 
 def write_wheel(contents: WheelContents, folder: Path) -> Path:

@@ -177,6 +177,22 @@ def test_the_last_misses_are_the_cpus_and_take_no_slot() -> None:
     assert layer.state[words.FETCHES] == 0
 
 
+def test_what_only_the_cpu_computed_gets_a_slot_in_time() -> None:
+    layer = layer_of(2, share=(0, 1, 2))
+    for token in range(1, words.LEARN_TOKENS):
+        layer.use(np.array([[6, 7]]))
+        assert layer.state[words.CPU_MISSES] == 2 * token
+    on_gpu, on_cpu = layer.use(np.array([[6, 7]]))
+    assert (on_gpu.tolist(), on_cpu.tolist()) == ([[6, -1]], [[-1, 7]])
+    assert residents(layer)[6]
+    for _ in range(words.LEARN_TOKENS):
+        layer.use(np.array([[6, 7]]))
+    assert residents(layer)[6:] == [True, True]
+    counted = int(layer.state[words.CPU_MISSES])
+    layer.use(np.array([[6, 7]]))
+    assert layer.state[words.CPU_MISSES] == counted
+
+
 def test_misses_without_a_slot_go_to_the_stage_and_the_rest_stay_where_they_are() -> None:
     layer = layer_of(1, stage_places=2)
     layer.use(np.array([[3, 4, 5, 6]]))

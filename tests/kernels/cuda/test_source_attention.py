@@ -64,6 +64,17 @@ def test_matches_the_reference(name: str, count: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["t5 decoder", "cross"])
+def test_blocks_share_a_long_source(name: str) -> None:
+    spec = SPECS[name]
+    case = SourceCase(spec, (620, 40), (2, 1))
+    memory = aligned_empty((workspace(spec)[0],), "uint8")
+    memory[...] = 255
+    run(attention(spec), f"attention_{spec.name}", case.arguments(), extra=memory)
+    assert case.error() < EXACT
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if has_hopper(spec)])
 def test_hopper_matches_the_reference(name: str) -> None:
     spec = SPECS[name]

@@ -47,6 +47,8 @@ class Step:
     """T * K."""
     clock: Expr
     """int64, with this step's tokens."""
+    learns: Expr
+    """Whether at least one missing expert is fetched."""
     expert: Buffer
     """Shared ``[entries]``: -1 where a choice is no expert."""
     first: Buffer
@@ -57,7 +59,8 @@ class Step:
         """Take the choices into shared memory, and find each expert's first."""
         entries = settle(T.cast(tokens * chosen, "int32"))
         clock = settle(state.head(words.CLOCK) + tokens)
-        step = cls(state, thread, entries, clock, shared(THREADS, "int32"), shared(THREADS, "int32"))
+        learns = settle(T.truncmod(clock, i64(words.LEARN_TOKENS)) < T.cast(tokens, "int64"))
+        step = cls(state, thread, entries, clock, learns, shared(THREADS, "int32"), shared(THREADS, "int32"))
         with step.own():
             number = settle(load(index, T.cast(thread, "int64")))
             known = tirx.all(number >= i64(0), number < state.experts)
@@ -121,5 +124,6 @@ class Step:
         sync()
         total = settle(load(count, 0))
         share = T.cast(state.at(words.SHARE, T.min(total, i32(words.MOST_SHARED))), "int32")
-        fetched = settle(total - T.max(i32(0), T.min(share, total)))
+        most = T.max(i32(0), T.Select(self.learns, total - i32(1), total))
+        fetched = settle(total - T.max(i32(0), T.min(share, most)))
         return Misses(number, expert, settle(load(hits, 0)), total, fetched)

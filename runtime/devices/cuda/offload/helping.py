@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.sharing import ShareSpeeds, cpu_shares
+from moec.artifacts.sharing import MAILBOX_US, ShareSpeeds, cpu_shares
 from moec.artifacts.slots import MOST_SHARED
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.measure import copy_rate
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.module import CudaFunctions
     from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
     from moec.runtime.sharing.loading import CpuSide
-
-HANDSHAKE_US = 8.0
-"""Of a layer whose request has no experts, less one without a request, on an H100: with one CPU thread or with few."""
 
 
 def let_cpu_help(
@@ -62,7 +59,7 @@ def let_cpu_help(
         shares: tuple[int, ...] = (0,) * (MOST_SHARED + 1)
         if len(cpu_us) > 1:
             link_us = layer.stride_bytes / link / LINK_EFFICIENCY / 1e3
-            shares = cpu_shares(ShareSpeeds(link_us, cpu_us, HANDSHAKE_US), MOST_SHARED)
+            shares = cpu_shares(ShareSpeeds(link_us, cpu_us, MAILBOX_US), MOST_SHARED)
         experts.slots.states.set_shares(number, shares)
     if experts.files is not None:
         experts.files.tables = tables

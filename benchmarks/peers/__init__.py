@@ -1,0 +1,1 @@
+"""Other systems on the same machine, the same shapes and the same GPU bytes."""

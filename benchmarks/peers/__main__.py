@@ -1,0 +1,148 @@
+"""moec beside llama.cpp and accelerate: the same shape, the same GPU bytes, in one run.
+
+    python -m benchmarks.peers benchmarks/configs/deepseek-v2-lite.json --bundle bf16=dsv2.moec \
+        --llama-cpp build/llama_cpp_run --folder /dev/shm --accelerate
+
+Every system has random weights of the shape. Its GPU bytes are what it takes beside the driver's context: moec's are a
+hard limit; of llama.cpp as many layers' experts are on the GPU as keep the budget (``llama_cpp/run.cpp``, built by
+``llama_cpp/build.sh``); accelerate gets it as ``max_memory``. One prompt, then tokens one by one; medians.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from benchmarks.children import run_child
+from benchmarks.common import print_rows, write_result
+from benchmarks.peers.gguf_model import BLOCKS
+from benchmarks.peers.llama import LlamaCpp
+from benchmarks.work import Work, WorkType
+from moec.runtime.budget import parse_memory
+from moec.runtime.threads import default_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WORK = Work(1, 512, 64)
+FEW = 8
+"""Tokens of accelerate's run, which takes seconds for each."""
+BUDGETS = ("bf16=8GiB", "bf16=12GiB", "q8_0=8GiB", "q8_0=12GiB", "q4_0=4GiB", "q4_0=8GiB")
+Pair = tuple[str, str]
+
+
+class PairType(click.ParamType):  # type: ignore[type-arg]
+    """``KIND=VALUE``."""
+
+    name = "pair"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pair:
+        """Split it."""
+        kind, equals, rest = str(value).partition("=")
+        if not equals or kind not in BLOCKS:
+            self.fail(f"{value!r} is not like bf16=...", param, ctx)
+        return kind, rest
+
+
+@click.command()
+@click.argument("config", type=click.Path(exists=True, path_type=Path))
+@click.option("--bundle", "bundles", type=PairType(), multiple=True, help="KIND=BUNDLE of moec.")
+@click.option("--llama-cpp", "program", type=click.Path(exists=True, path_type=Path))
+@click.option("--accelerate", is_flag=True, help="Measure transformers with accelerate too.")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("/dev/shm"), show_default=True)  # noqa: S108
+@click.option("--budget", "pairs", type=PairType(), multiple=True, default=BUDGETS, show_default=True)
+@click.option("--work", type=WorkType(), default=WORK, show_default=True)
+@click.option("--threads", type=int, help="Of llama.cpp. [default: all CPUs]")
+def main(
+    config: Path,
+    bundles: tuple[Pair, ...],
+    program: Path | None,
+    accelerate: bool,
+    folder: Path,
+    pairs: tuple[Pair, ...],
+    work: Work,
+    threads: int | None,
+) -> None:
+    """Measure the shape of CONFIG."""
+    budgets: dict[str, list[int]] = {}
+    for kind, text in pairs:
+        budgets.setdefault(kind, []).append(parse_memory(text, 0, "--budget"))
+    rows: list[dict[str, Any]] = []
+    errors: dict[str, str] = {}
+
+    def add(name: str, found: Iterator[dict[str, Any]]) -> None:
+        """Rows as they come: a run that is cut off has those before."""
+        try:
+            for row in found:
+                rows.append({"system": name, **row})
+                rows.sort(key=lambda row: (list(BLOCKS).index(row["kind"]), row["budget GiB"]))
+                print_rows([{"system": name, **row}])
+                write_result(f"peers-{config.stem}", rows, work=str(work), errors=errors)
+        except (RuntimeError, OSError) as error:
+            errors[name] = str(error)[-1500:]
+            print(f"{name}: {error}", flush=True)
+
+    for kind, bundle in bundles:
+        add("moec", moec_rows(Path(bundle), kind, budgets.get(kind, []), work))
+    if program is not None:
+        for kind, own in budgets.items():
+            facts = json.loads(config.read_bytes())
+            llama = LlamaCpp(program, facts, kind, folder, threads or default_threads())
+            add("llama.cpp", llama_rows(llama, own, work))
+    if accelerate:
+        add("accelerate", accelerate_rows(config, budgets.get("bf16", [])))
+    path = write_result(f"peers-{config.stem}", rows, work=str(work), errors=errors)
+    print_rows(rows)
+    print(path)
+
+
+def moec_rows(bundle: Path, kind: str, budgets: list[int], work: Work) -> Iterator[dict[str, Any]]:
+    """With the CPU's help and without."""
+    options = ["--device", "cuda:0", "--step-tokens", str(work.prompt_tokens), "--repeats", "2"]
+    for budget in budgets:
+        for how, more in (("link and CPU", []), ("link only", ["--cpu-threads", "0"])):
+            facts = run_child("engine_run", bundle, [work], [*options, "--device-memory", str(budget), *more])
+            run = facts["runs"][0]
+            own = facts | {"first_token_seconds": run["prefill_seconds"], "step_seconds": run["step_seconds"]}
+            hits, misses = (run["stats"][key] for key in ("hits", "misses"))
+            yield row_of(kind, budget, f"{how}, {hits / max(1, hits + misses):.0%} hits", own)
+
+
+def llama_rows(llama: LlamaCpp, budgets: list[int], work: Work) -> Iterator[dict[str, Any]]:
+    """As much on the GPU as each budget holds."""
+    llama.write()
+    try:
+        for budget in budgets:
+            facts = llama.best(work, budget)
+            setting = f"experts of {facts['layers on the CPU']} layers on the CPU, {llama.threads} threads"
+            yield row_of(llama.kind, budget, setting, facts)
+    finally:
+        llama.path.unlink(missing_ok=True)
+
+
+def accelerate_rows(config: Path, budgets: list[int]) -> Iterator[dict[str, Any]]:
+    """Its ``max_memory`` is the budget."""
+    work = Work(WORK.batch, WORK.prompt_tokens, FEW)
+    for budget in budgets:
+        facts = run_child("peers.accelerate_run", config, [work], ["--budget", str(budget)])
+        yield row_of("bf16", budget, "weights moved for each call", facts)
+
+
+def row_of(kind: str, budget: int, setting: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table."""
+    return {
+        "kind": kind,
+        "budget GiB": budget / 2**30,
+        "setting": setting,
+        "first token ms": facts["first_token_seconds"] * 1e3,
+        "ms/token": facts["step_seconds"] * 1e3,
+        "GPU GiB": facts["gpu_bytes"] / 2**30,
+        "load s": facts["load_seconds"],
+    }
+
+
+if __name__ == "__main__":
+    main()
