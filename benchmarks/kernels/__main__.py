@@ -20,6 +20,7 @@ from benchmarks.kernels.cases import measure
 from benchmarks.kernels.dense_cases import dense_cases
 from benchmarks.kernels.expert_cases import expert_cases
 from benchmarks.kernels.module import open_module
+from benchmarks.kernels.state_cases import state_cases
 from moec.errors import MoecError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from benchmarks.kernels.cases import Case
     from benchmarks.kernels.module import Module
 
-KINDS = ("experts", "attention", "dense")
+KINDS = ("experts", "attention", "states", "dense")
 FAILURES = (RuntimeError, AssertionError, MoecError)
 SMALL_COPY_BYTES, SMALL_MATRIX = 1 << 27, 1024
 """On a CPU, which only tries this program out."""
@@ -77,6 +78,8 @@ def cases(module: Module, folder: Path, kind: str) -> Iterator[Callable[[], Case
         return expert_cases(module)
     if kind == "attention":
         return attention_cases(module)
+    if kind == "states":
+        return state_cases(module)
     return dense_cases(module, open_module(folder, torch.device("cpu")))
 
 

@@ -39,6 +39,10 @@ MODULES_OF_EXPERTS: dict[str, tuple[str, str]] = {
 """Classes with a module ``expert_<number>`` for each expert: the names of its two products."""
 
 
+FLOAT = "__float__"
+"""Key of an object that transformers writes into ``config.json`` for infinities and what is no number."""
+
+
 def build_config(raw: dict[str, Any]) -> Any:
     """The config of transformers, or of an architecture of our own, for a ``config.json``.
 
@@ -66,12 +70,21 @@ def build_config(raw: dict[str, Any]) -> Any:
             "`moec models` lists the types that compile.",
         )
     check_fields(model_type, raw)
-    fields = copy.deepcopy({key: value for key, value in raw.items() if key != "quantization_config"})
+    fields = _with_floats({key: value for key, value in raw.items() if key != "quantization_config"})
     fields.pop("model_type")
     if model_type in CORRECTIONS:
         CORRECTIONS[model_type](fields)
     with _described(model_type):
         return AutoConfig.for_model(model_type, **fields) if own is None else own.config(**fields)
+
+
+def _with_floats(value: Any) -> Any:
+    """A deep copy in which numbers that JSON has no word for are numbers: ``{"__float__": "Infinity"}``."""
+    if isinstance(value, dict):
+        if set(value) == {FLOAT}:
+            return float(value[FLOAT])
+        return {key: _with_floats(item) for key, item in value.items()}
+    return [_with_floats(item) for item in value] if isinstance(value, list) else copy.deepcopy(value)
 
 
 def build_model(config: Any, dtype: torch.dtype) -> Any:

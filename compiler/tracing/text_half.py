@@ -61,6 +61,7 @@ TEXT_HALVES: dict[str, TextHalf] = {
     "minimax_m3_vl": TextHalf("MiniMaxM3SparseForConditionalGeneration"),
     "mistral_large4": TextHalf("MistralLarge4ForConditionalGeneration", softcap=True),
     "mistral4": TextHalf("Mistral4ForCausalLM", "model"),
+    "qwen3_5_moe": TextHalf("Qwen3_5MoeForConditionalGeneration"),
     "qwen3_omni_moe": TextHalf(
         "Qwen3OmniMoeForConditionalGeneration",
         "thinker.model.language_model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ from benchmarks.kernels.cases import Case, Judgement, measure, relative_error, v
 from benchmarks.kernels.dense_cases import dense_cases
 from benchmarks.kernels.expert_cases import _decode, expert_cases
 from benchmarks.kernels.module import Module, open_module
+from benchmarks.kernels.state_cases import make_state_step, state_cases
 from moec.artifacts.experts import layout
 from moec.artifacts.model import AttentionSpec, ExpertBody
 from moec.compiler.kernels import reference as numpy_reference
+from moec.compiler.kernels.state_reference import advance
 from tests.support.compiling import compile_checkpoint
+from tests.support.states import SPECS as STATE_SPECS
 from tests.support.tiny_models import save
 
 CPU = torch.device("cpu")
@@ -28,7 +32,11 @@ MODELS = ["deepseek_v2_lite", "gpt_oss"]
 @pytest.fixture(scope="module", params=MODELS)
 def module(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Module:
     folder = tmp_path_factory.mktemp(request.param)
-    save(request.param, folder / "checkpoint", dtype=torch.bfloat16)
+    return compiled(request.param, folder)
+
+
+def compiled(name: str, folder: Path) -> Module:
+    save(name, folder / "checkpoint", dtype=torch.bfloat16)
     compile_checkpoint(folder / "checkpoint", folder / "modules", dtype="bf16", modules_only=True)
     return open_module(folder / "modules", CPU)
 
@@ -58,6 +66,13 @@ def test_dense(module: Module) -> None:
     found = rows(dense_cases(module, module, (1, 2), (40,)))
     assert_right(found)
     assert sum(row["kernel"] == "all products of a step" for row in found) == 2
+
+
+@pytest.mark.slow
+def test_states(tmp_path: Path) -> None:
+    found = rows(state_cases(compiled("qwen3_next", tmp_path), ((1, 1), (3, 7)), 1 << 16))
+    assert len(found) == 4
+    assert_right(found)
 
 
 def test_an_expert_that_is_not_read_is_noticed(module: Module) -> None:
@@ -143,3 +158,18 @@ def test_experts_reference_is_numpys(gated: bool) -> None:
         body, parts, x.double().numpy(), index.numpy(), weight.double().numpy()
     )
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", STATE_SPECS)
+def test_states_reference_is_numpys(name: str) -> None:
+    torch.manual_seed(0)
+    step = make_state_step(STATE_SPECS[name], 2, 3, CPU)
+    out, states = step.expected(step.state)
+    weights = [weight.double().numpy() for weight in step.weights]
+    for row in range(2):
+        state = step.state[row].double().numpy()
+        for number in range(row * 3, row * 3 + 3):
+            own = [each[0, number].double().numpy() for each in step.inputs]
+            state, expected = advance(step.spec, state, int(step.position[number]), own, weights)
+            np.testing.assert_allclose(out[0, number].numpy(), expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(states[row].numpy(), state, rtol=1e-9, atol=1e-12)

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from moec.compiler.trace import trace
+from moec.compiler.tracing.build import build_config
 from moec.compiler.tracing.markers import ATTENTION, EXPERTS
 from moec.errors import CheckpointError, UnsupportedModelError
 from tests.support.graphs import traced
@@ -59,6 +60,13 @@ def test_nodes_know_their_module() -> None:
     model = traced("mixtral")
     modules = {node.meta["module"] for node in model.graph.graph.nodes if node.op == "call_function"}
     assert {"model.layers.0.self_attn.q_proj", "model.layers.1.mlp.gate", "lm_head"} <= modules
+
+
+def test_numbers_that_json_has_no_word_for_are_read_as_transformers_writes_them() -> None:
+    config = build_config(
+        {**TINY["granitemoehybrid"]().to_diff_dict(), "time_step_limit": [0.0, {"__float__": "Infinity"}]}
+    )
+    assert config.time_step_limit == (0.0, float("inf"))
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss", "minimax_m2"])

@@ -87,8 +87,9 @@ def test_activation_equals_the_models_own(name: str) -> None:
     check_expression(facts.activation)
     up = torch.randn(5, 2 * facts.intermediate, generator=torch.Generator().manual_seed(0)) * 6
     gate, value = (up[:, ::2], up[:, 1::2]) if facts.interleaved else up.chunk(2, -1)
-    ours = apply_expression(facts.activation, gate, value)
-    torch.testing.assert_close(ours, module._apply_gate(up).detach(), rtol=1e-6, atol=1e-6)
+    expected = module._apply_gate(up) if facts.gated else module.act_fn(value)
+    ours = apply_expression(facts.activation, gate if facts.gated else None, value)
+    torch.testing.assert_close(ours, expected.detach(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

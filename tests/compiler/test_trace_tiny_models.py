@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from tests.support.canaries import most_slow
-from tests.support.tiny_models import TINY, build, save
+from tests.support.tiny_models import DERIVED, TINY, build, save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +34,8 @@ def test_experts_are_named_as_in_the_real_checkpoints(name: str, tmp_path: Path)
 @pytest.mark.parametrize("name", most_slow(TINY))
 def test_no_weight_is_constant(name: str) -> None:
     for path, tensor in build(name).state_dict().items():
+        if path.endswith(DERIVED):
+            continue
         spread = tensor.float().std() if tensor.numel() > 1 else (tensor - tensor.round()).abs()
         assert spread > 0.01, path
 

@@ -90,7 +90,7 @@ def expected_expert(model: PreTrainedModel, record: ModelRecord, source: ExpertS
     up, down = state[source.up][expert], state[source.down][expert]
     up, down = (up.mT, down.mT) if source.transposed else (up, down)
     values: dict[str, torch.Tensor] = {"down": down}
-    values |= _halves("gate", "up", up, source)
+    values |= _halves("gate", "up", up, source) if body.gated else {"up": up}
     if source.up_bias is not None and source.down_bias is not None:
         values["down_bias"] = state[source.down_bias][expert]
         values |= _halves("gate_bias", "up_bias", state[source.up_bias][expert], source)
@@ -133,16 +133,13 @@ def _experts(path: str, module: Any, layer: LayerId) -> tuple[ExpertBody, Expert
     turned = bool(getattr(module, "is_transposed", False))
     down = module.down_proj.shape
     intermediate, hidden = (down[1], down[2]) if turned else (down[2], down[1])
-    bias = hasattr(module, "down_proj_bias")
-    dtype = _dtype(module.down_proj.dtype)
-    body = ExpertBody(
-        "expert_0", hidden, intermediate, True, bias, bias, ("mul", ("silu", "gate"), "up"), dtype
-    )  # fmt: skip
-    names = [f"{path}.gate_up_proj_bias", f"{path}.down_proj_bias"] if bias else [None, None]
+    bias, gated = hasattr(module, "down_proj_bias"), hasattr(module, "gate_up_proj")
+    dtype, up = _dtype(module.down_proj.dtype), "gate_up_proj" if gated else "up_proj"
+    middle = ("mul", ("silu", "gate"), "up") if gated else ("relu", "up")
+    body = ExpertBody("expert_0", hidden, intermediate, gated, bias, bias, middle, dtype)
+    names = [f"{path}.{up}_bias", f"{path}.down_proj_bias"] if bias else [None, None]
     interleaved = not getattr(module, "is_concatenated", True)
-    source = ExpertSource(
-        layer, f"{path}.gate_up_proj", f"{path}.down_proj", names[0], names[1], turned, interleaved
-    )
+    source = ExpertSource(layer, f"{path}.{up}", f"{path}.down_proj", names[0], names[1], turned, interleaved)
     return body, source
 
 

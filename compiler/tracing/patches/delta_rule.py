@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from moec.compiler.tracing.patches.record import MODELS, Patch
+from moec.compiler.tracing.patches.record import MODELS, OUTSIDE, Patch
 from moec.compiler.tracing.patches.recurrences import causal_convolution, gated_delta_rule
-
-WHY = "its state is kept outside, for each sequence of a batch"
 
 _RULES = {
     "qwen3_next": "torch_chunk_gated_delta_rule",
@@ -15,7 +13,7 @@ _RULES = {
 }
 
 PATCHES = tuple(
-    Patch(f"{MODELS}.{name}.modeling_{name}", target, replacement, WHY)
+    Patch(f"{MODELS}.{name}.modeling_{name}", target, replacement, OUTSIDE)
     for name, rule in _RULES.items()
     for target, replacement in (("causal_conv1d_fn", causal_convolution), (rule, gated_delta_rule))
 )

@@ -1,4 +1,4 @@
-"""Qwen3-VL and Qwen3-Omni: rotation by three rows of positions, which are equal where all is text."""
+"""Qwen3-VL, Qwen3-Omni and Qwen3.5: rotation by three rows of positions, which are equal where all is text."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ PATCHES = tuple(
         "it writes rows of other positions into a tensor",
     )
     for family, rotation in (
+        ("qwen3_5_moe", "Qwen3_5MoeTextRotaryEmbedding"),
         ("qwen3_vl_moe", "Qwen3VLMoeTextRotaryEmbedding"),
         ("qwen3_omni_moe", "Qwen3OmniMoeThinkerTextRotaryEmbedding"),
     )

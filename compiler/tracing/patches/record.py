@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MODELS = "transformers.models"
+OUTSIDE = "its state is kept outside, for each sequence of a batch"
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,13 @@ def save(
     return folder
 
 
+DERIVED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
+"""Ends of the names of buffers that checkpoints have, and that follow from the config."""
+
+
 def _fill(path: str, tensor: torch.Tensor, *, tied: bool) -> None:
+    if path.endswith(DERIVED):
+        return
     if (path.endswith("weight") and "norm" in path.split(".")[-2]) or path.endswith(("scale", "scalar")):
         torch.nn.init.normal_(tensor, mean=1.0, std=0.1)
     elif "embed_tokens" in path and not tied:  # a tied one that large would repeat its own token for ever

@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.operands import settled
 from moec.compiler.kernels.cuda.primitives import i32, launch, launch_next, registers, wait_previous
-from moec.compiler.kernels.cuda.states.runs import Run, each_run
+from moec.compiler.kernels.cuda.states.runs import Run, runs_of_few_tokens, runs_of_rows
 
 if TYPE_CHECKING:
     from moec.artifacts.states import ConvolutionSpec
@@ -27,11 +27,11 @@ def convolution(spec: ConvolutionSpec, operands: StateOperands) -> None:
     kernel = _Convolution(spec, operands)
 
     def few() -> None:
-        each_run(operands, kernel.blocks, THREADS, kernel.run)
+        runs_of_few_tokens(operands, kernel.blocks, THREADS, kernel.run)
 
     def many() -> None:
         kernel.tokens()
-        each_run(operands, kernel.blocks, THREADS, kernel.keep)
+        runs_of_rows(operands, kernel.blocks, THREADS, kernel.keep)
 
     either(operands.tokens <= operands.rows, few, many)
 

@@ -1,8 +1,9 @@
 """A linear recurrence over a matrix for each head: a block takes 32 columns of a head's state through a run.
 
 Each lane of a warp has a column, each warp its share of the rows, in registers from the first token of the run to the
-last. What tokens bring is staged in shared memory, several of them at a time. A column's product with the key and that
-with the query are summed over warps together: the result after the write is ``S^T q + (k . q) w``.
+last. What tokens bring is staged in shared memory, several of them at a time, with ``k . q`` beside it. Products of a
+column with the key and with the query are summed over warps together: the result after the write is
+``S^T q + (k . q) w``.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
+from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.operands import settled
-from moec.compiler.kernels.cuda.primitives import LANES, i32, registers, shared, sync, value
-from moec.compiler.kernels.cuda.states.runs import Run, each_run
+from moec.compiler.kernels.cuda.primitives import LANES, i32, registers, shared, sync, value, warp_sum
+from moec.compiler.kernels.cuda.states.runs import Run, runs_of_few_tokens, runs_of_rows
+from moec.compiler.kernels.cuda.states.sums import FOUR, WarpSums, four
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,15 +28,21 @@ if TYPE_CHECKING:
 MOST_WARPS = 8
 FEWEST_ROWS = 4
 """Of a warp, where it shares the rows with others."""
-STAGED = 2048
-"""Numbers of keys (and of queries) in shared memory, at most, unless one token has more."""
-MOST_STAGED_TOKENS = 16
+STAGED = 8192
+"""Numbers of keys, queries and decays of rows in shared memory, at most, unless one token has more."""
+MOST_STAGED_TOKENS = 8
+"""More take registers and shared memory from other blocks."""
 
 
 def recurrence(spec: RecurrenceSpec, operands: StateOperands) -> None:
-    """Emit the launch."""
-    kernel = _Recurrence(spec, operands)
-    each_run(operands, spec.value_heads * kernel.blocks, LANES * kernel.warps, kernel.run)
+    """Emit the launches: short runs stage a token at a time, and leave room for other blocks."""
+    short, long = _Recurrence(spec, operands, 1), _Recurrence(spec, operands, MOST_STAGED_TOKENS)
+    blocks, threads = spec.value_heads * long.blocks, LANES * long.warps
+    either(
+        operands.tokens <= operands.rows,
+        lambda: runs_of_few_tokens(operands, blocks, threads, short.run),
+        lambda: runs_of_rows(operands, blocks, threads, long.run),
+    )
 
 
 @dataclass(frozen=True)
@@ -59,16 +67,29 @@ class _Stage:
 
     query: Buffer
     key: Buffer
+    product: Buffer
+    """``k . q``."""
     value: Buffer
     factor: Buffer | None
     """What the state decays by: a number a token, or one for each row; or steps, for each column."""
     beta: Buffer | None
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Part of what tokens bring: ``width`` numbers each, and where one of a token's is read."""
+
+    target: Buffer
+    width: int
+    read: Callable[[Expr, Expr], Expr]
+    exponential: bool = False
+    """Stage ``exp`` of it."""
+
+
 class _Recurrence:
     """The parts of the kernel while it is emitted."""
 
-    def __init__(self, spec: RecurrenceSpec, operands: StateOperands) -> None:
+    def __init__(self, spec: RecurrenceSpec, operands: StateOperands, most_staged: int) -> None:
         self.spec, self.operands = spec, operands
         self.blocks = -(-spec.value_dim // LANES)
         self.warps = next(
@@ -77,7 +98,10 @@ class _Recurrence:
             if warps == 1 or (spec.key_dim % warps == 0 and spec.key_dim // warps >= FEWEST_ROWS)
         )
         self.rows = spec.key_dim // self.warps
-        self.staged = max(1, min(MOST_STAGED_TOKENS, STAGED // spec.key_dim))
+        self.group = FOUR if self.rows % FOUR == 0 else 1
+        """Rows whose key, query and decay are read together."""
+        per_token = spec.key_dim * (3 if spec.decay == "channel" else 2)
+        self.staged = max(1, min(most_staged, STAGED // per_token))
         self.query, self.key, self.value, *rest = operands.inputs
         self.beta = rest.pop() if spec.delta else None
         self.decay = rest[0] if rest else None
@@ -104,13 +128,17 @@ class _Recurrence:
         for row in range(self.rows):
             held = load(self.operands.state, first + i64(row * self.spec.value_dim))
             store(state, row, T.Select(run.position.equal(i32(0)), T.float32(0), held))
-        stage, sums = self._stage(), _Sums(self.warps)
+        stage, sums = self._stage(), WarpSums(self.warps, 2 if self.spec.delta else 1)
         with T.serial(i32(0), (run.end - run.first + i32(self.staged - 1)) // i32(self.staged)) as turn:
             begin = settled(run.first + turn * i32(self.staged))
             count = settled(T.min(i32(self.staged), run.end - begin))
-            sync()
+            with when(turn > i32(0)):
+                sync()
             self._bring(place, stage, begin, count)
             sync()
+            self._products(place, stage, count)
+            if self.warps == 1:  # else there is a barrier before they are read
+                sync()
             with T.serial(i32(0), count) as number:
                 self._token(place, stage, sums, begin, settled(number), state, rates)
         with when(place.inside):
@@ -121,7 +149,7 @@ class _Recurrence:
         self,
         place: _Place,
         stage: _Stage,
-        sums: _Sums,
+        sums: WarpSums,
         begin: Expr,
         number: Expr,
         state: Buffer,
@@ -129,34 +157,56 @@ class _Recurrence:
     ) -> None:
         own = settled(number * i32(self.spec.key_dim) + place.warp * i32(self.rows))
         column = settled(number * i32(LANES) + place.lane)
-        parts = registers(3)
-        for part in range(3):
+        parts, keys = registers(sums.width), registers(self.rows)
+        for part in range(sums.width):
             store(parts, part, T.float32(0))
         common = load(stage.factor, number) if self.spec.decay == "head" else None
-        for row in range(self.rows):
-            key, asked = load(stage.key, own + i32(row)), load(stage.query, own + i32(row))
-            factor = self._factor(stage, common, own, column, row, rates)
-            held = T.bind(load(state, row) * factor)
-            store(state, row, held)
-            store(parts, 0, load(parts, 0) + asked * held)
-            store(parts, 1, load(parts, 1) + asked * key)
-            if self.spec.delta:
-                store(parts, 2, load(parts, 2) + key * held)
-        asked_sum, product, known = sums.over_warps(parts, place, begin + number)
+        for first in range(0, self.rows, self.group):
+            together = [self._together(each, own, first) for each in (stage.key, stage.query)]
+            decays = self._together(stage.factor, own, first) if self.spec.decay == "channel" else None
+            for row, (key, asked) in enumerate(zip(*together, strict=True), first):
+                factor = (
+                    self._factor(stage, common, column, row, rates) if decays is None else decays[row - first]
+                )
+                held = T.bind(load(state, row) * factor)
+                store(state, row, held)
+                store(keys, row, key)
+                store(parts, 0, load(parts, 0) + asked * held)
+                if self.spec.delta:
+                    store(parts, 1, load(parts, 1) + key * held)
+        summed = sums.over_warps(parts, place.warp, place.lane, begin + number)
         written = T.bind(load(stage.value, column))
         if stage.beta is not None:
-            written = T.bind(load(stage.beta, number) * (written - known))
+            written = T.bind(load(stage.beta, number) * (written - summed[1]))
         for row in range(self.rows):
-            store(state, row, load(state, row) + load(stage.key, own + i32(row)) * written)
+            store(state, row, load(state, row) + load(keys, row) * written)
         with when(T.And(place.inside, place.warp.equal(i32(0)))):
-            store(self.operands.out, self._out(place, begin + number), asked_sum + product * written)
+            result = summed[0] + load(stage.product, number) * written
+            store(self.operands.out, self._out(place, begin + number), result)
 
-    def _factor(
-        self, stage: _Stage, common: Expr, own: Expr, column: Expr, row: int, rates: Buffer | None
-    ) -> Expr:
-        """What one row of a thread's column decays by."""
-        if self.spec.decay == "channel":
-            return load(stage.factor, own + i32(row))
+    def _together(self, buffer: Buffer, own: Expr, row: int) -> list[Expr]:
+        """Numbers of `group` rows."""
+        return [T.bind(load(buffer, own + i32(row)))] if self.group == 1 else four(buffer, own + i32(row))
+
+    def _products(self, place: _Place, stage: _Stage, count: Expr) -> None:
+        """``k . q`` of what is staged, a token for each warp."""
+        size = self.spec.key_dim
+        with T.serial(i32(0), (count + i32(self.warps - 1)) // i32(self.warps)) as turn:
+            token = settled(turn * i32(self.warps) + place.warp)
+            with when(token < count):
+                total = registers(1)
+                store(total, 0, T.float32(0))
+                for first in range(0, size, LANES):
+                    row = settled(i32(first) + place.lane)
+                    with when(row < i32(size)):
+                        at = settled(token * i32(size) + row)
+                        store(total, 0, load(total, 0) + load(stage.key, at) * load(stage.query, at))
+                product = warp_sum(load(total, 0))
+                with when(place.lane.equal(i32(0))):
+                    store(stage.product, token, product)
+
+    def _factor(self, stage: _Stage, common: Expr, column: Expr, row: int, rates: Buffer | None) -> Expr:
+        """What one row of a thread's column decays by, where tokens do not bring it for each row."""
         if self.spec.decay == "rates":
             return value("float32", "exp", load(stage.factor, column) * load(rates, row))
         return load(rates, 0) if self.spec.decay == "fixed" else common
@@ -183,6 +233,7 @@ class _Recurrence:
         return _Stage(
             shared(rows),
             shared(rows),
+            shared(self.staged),
             shared(self.staged * LANES),
             None if spec.decay == "fixed" else shared(sizes[spec.decay]),
             shared(self.staged) if spec.delta else None,
@@ -211,32 +262,38 @@ class _Recurrence:
         def alone(source: Buffer) -> Callable[[Expr, Expr], Expr]:
             return lambda token, _: load(source, (begin + token) * i32(heads) + head)
 
-        def exponential(read: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], Expr]:
-            return lambda token, row: value("float32", "exp", read(token, row))
-
-        self._copy(place, stage.query, count, spec.key_dim, rows(self.query, key_head, spec.key_heads))
-        self._copy(place, stage.key, count, spec.key_dim, rows(self.key, key_head, spec.key_heads))
-        self._copy(place, stage.value, count, LANES, columns(self.value))
+        pieces = [
+            _Piece(stage.query, spec.key_dim, rows(self.query, key_head, spec.key_heads)),
+            _Piece(stage.key, spec.key_dim, rows(self.key, key_head, spec.key_heads)),
+            _Piece(stage.value, LANES, columns(self.value)),
+        ]
         if spec.decay == "head":
-            self._copy(place, stage.factor, count, 1, exponential(alone(self.decay)))
+            pieces.append(_Piece(stage.factor, 1, alone(self.decay), exponential=True))
         elif spec.decay == "channel":
-            read = exponential(rows(self.decay, head, heads))
-            self._copy(place, stage.factor, count, spec.key_dim, read)
+            pieces.append(_Piece(stage.factor, spec.key_dim, rows(self.decay, head, heads), exponential=True))
         elif spec.decay == "rates":
-            self._copy(place, stage.factor, count, LANES, columns(self.decay))
+            pieces.append(_Piece(stage.factor, LANES, columns(self.decay)))
         if stage.beta is not None:
-            self._copy(place, stage.beta, count, 1, alone(self.beta))
+            pieces.append(_Piece(stage.beta, 1, alone(self.beta)))
+        self._copy(place, pieces, count)
 
-    def _copy(
-        self, place: _Place, target: Buffer, count: Expr, width: int, read: Callable[[Expr, Expr], Expr]
-    ) -> None:
-        """``target[token, i] = read(token, i)`` by all threads, for ``i`` below ``width``."""
+    def _copy(self, place: _Place, pieces: list[_Piece], count: Expr) -> None:
+        """``target[token, i] = read(token, i)`` for ``count`` tokens, by all threads: asked for first, then stored."""
         threads = LANES * self.warps
-        with T.serial(i32(0), (count * i32(width) + i32(threads - 1)) // i32(threads)) as turn:
-            number = settled(turn * i32(threads) + place.thread)
-            with when(number < count * i32(width)):
-                token = settled(T.truncdiv(number, i32(width)))
-                store(target, number, read(token, settled(T.truncmod(number, i32(width)))))
+        asked: list[tuple[_Piece, Expr, Expr, Buffer]] = []
+        for piece in pieces:
+            for turn in range(-(-self.staged * piece.width // threads)):
+                number = settled(i32(turn * threads) + place.thread)
+                there = T.bind(number < count * i32(piece.width))
+                held = registers(1)
+                with when(there):
+                    token = settled(T.truncdiv(number, i32(piece.width)))
+                    store(held, 0, piece.read(token, settled(T.truncmod(number, i32(piece.width)))))
+                asked.append((piece, number, there, held))
+        for piece, number, there, held in asked:
+            with when(there):
+                found = load(held, 0)
+                store(piece.target, number, value("float32", "exp", found) if piece.exponential else found)
 
     def _state(self, place: _Place) -> Expr:
         """Where the thread's first number of the state lies."""
@@ -248,30 +305,3 @@ class _Recurrence:
     def _out(self, place: _Place, token: Expr) -> Expr:
         line = i64(token) * i64(self.spec.value_heads) + i64(place.head)
         return T.bind(line * i64(self.spec.value_dim) + i64(place.column))
-
-
-class _Sums:
-    """Sums over the warps of a block, which share the rows of a column; two sets, so that one barrier a token does."""
-
-    def __init__(self, warps: int) -> None:
-        self.warps = warps
-        self.memory = shared(2 * 3 * warps * LANES) if warps > 1 else None
-
-    def over_warps(self, parts: Buffer, place: _Place, token: Expr) -> tuple[Expr, Expr, Expr]:
-        """The three sums of each lane's ``parts``."""
-        if self.memory is None:
-            first, second, third = (T.bind(load(parts, part)) for part in range(3))
-            return first, second, third
-        base = settled(T.truncmod(token, i32(2)) * i32(3 * self.warps * LANES) + place.lane)
-        for part in range(3):
-            own = (i32(part * self.warps) + place.warp) * i32(LANES)
-            store(self.memory, base + own, load(parts, part))
-        sync()
-        for part in range(3):
-            total: Expr = None
-            for warp in range(self.warps):
-                other = load(self.memory, base + i32((part * self.warps + warp) * LANES))
-                total = other if total is None else total + other
-            store(parts, part, total)
-        first, second, third = (T.bind(load(parts, part)) for part in range(3))
-        return first, second, third

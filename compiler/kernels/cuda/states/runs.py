@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import either, load, store, when
+from moec.compiler.kernels.cpu.emit import load, store, when
 from moec.compiler.kernels.cuda.attention.operands import settled
 from moec.compiler.kernels.cuda.primitives import (
     i32,
@@ -37,34 +37,30 @@ class Run:
     position: Expr
 
 
-def each_run(
+def runs_of_few_tokens(
     operands: StateOperands, blocks: int, threads: int, body: Callable[[Run, Expr, Expr], None]
 ) -> None:
-    """Launch ``blocks`` blocks for each run; ``body(run, block, thread)`` emits what one does.
+    """Launch ``blocks`` blocks for each token; those of a run's first one do ``body(run, block, thread)``."""
+    with launch((blocks, operands.tokens), threads) as ((block, token), thread):
+        launch_next()
+        row = settled(load(operands.sequence, token))
+        before = load(operands.sequence, T.max(token - i32(1), i32(0)))
+        with when(T.Or(token.equal(i32(0)), before != row)):
+            run = _run(operands, row, token, _end(operands, row, token))
+            wait_previous()
+            body(run, block, thread)
 
-    Where there are no more tokens than rows of states, a block for each token sees whether a run begins there, and
-    counts its tokens. Otherwise a block for each row looks for its run.
-    """
 
-    def few() -> None:
-        with launch((blocks, operands.tokens), threads) as ((block, token), thread):
-            launch_next()
-            row = settled(load(operands.sequence, token))
-            before = load(operands.sequence, T.max(token - i32(1), i32(0)))
-            with when(T.Or(token.equal(i32(0)), before != row)):
-                run = _run(operands, row, token, _end(operands, row, token))
-                wait_previous()
-                body(run, block, thread)
-
-    def many() -> None:
-        with launch((blocks, operands.rows), threads) as ((block, row), thread):
-            launch_next()
-            with _found(operands, row, thread, threads) as (first, end), when(first >= i32(0)):
-                run = _run(operands, row, first, end)
-                wait_previous()
-                body(run, block, thread)
-
-    either(operands.tokens <= operands.rows, few, many)
+def runs_of_rows(
+    operands: StateOperands, blocks: int, threads: int, body: Callable[[Run, Expr, Expr], None]
+) -> None:
+    """Launch ``blocks`` blocks for each row of states; those of a row with a run do ``body(run, block, thread)``."""
+    with launch((blocks, operands.rows), threads) as ((block, row), thread):
+        launch_next()
+        with _found(operands, row, thread, threads) as (first, end), when(first >= i32(0)):
+            run = _run(operands, row, first, end)
+            wait_previous()
+            body(run, block, thread)
 
 
 def _run(operands: StateOperands, row: Expr, first: Expr, end: Expr) -> Run:
