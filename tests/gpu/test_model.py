@@ -92,15 +92,13 @@ def test_close_gives_the_memory_back(load: Load) -> None:
 
 def test_a_budget_too_small_says_how_much_is_missing(load: Load) -> None:
     with load(cache_tokens=256) as model:
-        needed = model.memory.total_bytes
+        needed, step_tokens = model.memory.total_bytes, model.engine.limits.max_step_tokens
     with load(cache_tokens=256, device_memory=needed) as model:
         assert model.memory.total_bytes == needed
     load().close()
     before = used_bytes()
     with pytest.raises(BudgetError, match="1000 bytes too small"):
-        load(
-            cache_tokens=256, device_memory=needed - 1000, max_step_tokens=model.engine.limits.max_step_tokens
-        )
+        load(cache_tokens=256, device_memory=needed - 1000, max_step_tokens=step_tokens)
     with pytest.raises(BudgetError, match="are not free"):
         load(device_memory="100%")
     assert used_bytes() - before < 4 << 20
