@@ -75,6 +75,28 @@ FIELDS: dict[str, dict[str, Any]] = {
         }
     },
     "gemma4": {"text_config": GEMMA4},
+    "glm4v_moe": {"text_config": {"head_dim": 128}},
+    "qwen3_omni_moe": {
+        "enable_audio_output": False,
+        "thinker_config": {
+            "text_config": {
+                "hidden_size": 2048,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 4,
+                "head_dim": 128,
+                "num_hidden_layers": 48,
+                "vocab_size": 152064,
+            }
+        },
+    },
+    "step3p7": {
+        "text_config": {
+            "sliding_window": 512,
+            "layer_types": (["full_attention"] + ["sliding_attention"] * 3) * 11 + ["full_attention"],
+            "num_sliding_attention_heads": 96,
+            "rope_theta": 5000000.0,
+        }
+    },
     "gemma4_text": GEMMA4,
     "hunyuan_v1_moe": {
         "num_hidden_layers": 32,

@@ -221,10 +221,10 @@ def test_references_in_recipes_are_checked(name: str, bad: Any) -> None:
     tensor = {
         "name": "a",
         "dtype": "float32",
+        "format": None,
         "shape": [1],
         "sources": ["a"],
         "steps": [step],
-        "format": None,
     }
     value: dict[str, Any] = {
         "config_sha256": "0" * 64,
