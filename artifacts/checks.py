@@ -12,6 +12,7 @@ from moec.artifacts.model import (
     AttentionStep,
     CapacityStep,
     SegmentStep,
+    SelectionStep,
     StateStep,
     TensorSpec,
 )
@@ -37,6 +38,7 @@ def model_problems(model: ModelRecord) -> Iterator[str]:
     """What is inconsistent within ``model.json``, one sentence each."""
     yield from _duplicates("function", [function.name for function in model.functions])
     yield from _duplicates("attention", [attention.name for attention in model.attentions])
+    yield from _duplicates("selection", [selection.name for selection in model.selections])
     yield from _duplicates("state", [state.name for state in model.states])
     yield from _duplicates("expert body", [body.name for body in model.bodies])
     if [layer.layer for layer in model.experts] != list(range(len(model.experts))):
@@ -111,12 +113,14 @@ def step_values(step: Step) -> tuple[tuple[ValueId, ...], tuple[ValueId, ...]]:
     if isinstance(step, SegmentStep):
         return step.inputs, step.outputs
     if isinstance(step, AttentionStep):
-        own = (value for value in (step.key, step.value) if value is not None)
+        own = (value for value in (step.key, step.value, step.selection) if value is not None)
         return (step.query, *own), (step.output,)
     if isinstance(step, AppendStep):
         return (step.key, step.value), ()
     if isinstance(step, CapacityStep):
         return (step.index, step.weight), (step.output,)
+    if isinstance(step, SelectionStep):
+        return (step.query, step.weight, step.key), (step.output,)
     if isinstance(step, StateStep):
         return step.inputs, (step.output,)
     return (step.hidden, step.index, step.weight), (step.output,)
@@ -133,6 +137,9 @@ def _step_problems(model: ModelRecord, step: Step) -> Iterator[str]:
             yield from _attention_problems(attention, step)
         elif not attention.cross:
             yield f"appends for the attention {step.attention}, which does so itself"
+    elif isinstance(step, SelectionStep):
+        if all(spec.name != step.selection for spec in model.selections):
+            yield f"uses the unknown selection {step.selection}"
     elif isinstance(step, StateStep):
         yield from _state_problems(model, step)
     elif not 0 <= step.layer < len(model.experts):
@@ -150,12 +157,15 @@ def _attention_problems(attention: AttentionSpec, step: AttentionStep) -> Iterat
         or (step.sinks is not None) != attention.sinks
         or (step.bias is not None) != (attention.bias_reach > 0)
         or (step.weights is not None) != (attention.heads is not None)
+        or (step.selection is not None) != attention.selected
     ):
         yield f"does not have the operands of the attention {step.attention}"
     elif attention.heads is not None and not (attention.latent and attention.kv_heads == 1):
         yield f"uses the attention {step.attention}, whose heads have no latent in common"
-    elif not attention.causal and (attention.latent or attention.window or attention.chunk):
-        yield f"uses the attention {step.attention}, which is not causal and has a window or latents"
+    elif not attention.causal and (
+        attention.latent or attention.window or attention.chunk or attention.selected
+    ):
+        yield f"uses the attention {step.attention}, which is not causal and has a window, latents or a selection"
     elif attention.cross and (attention.causal or attention.bias_reach):
         yield f"uses the attention {step.attention}, which has distances to keys of another sequence"
 

@@ -22,6 +22,7 @@ from moec.artifacts.model import (
     AttentionStep,
     CapacityStep,
     SegmentStep,
+    SelectionStep,
     StateStep,
     TensorSpec,
 )
@@ -29,7 +30,7 @@ from moec.artifacts.states import state_bytes
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import LayerId, TensorName, ValueId
-    from moec.artifacts.model import AttentionSpec, ModelRecord, Step
+    from moec.artifacts.model import AttentionSpec, ModelRecord, SelectionSpec, Step
     from moec.artifacts.states import StateSpec
 
 DENSE_ALIGNMENT = 64
@@ -171,6 +172,13 @@ def format_bytes(model: ModelRecord) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
+def selection_layers(model: ModelRecord) -> tuple[SelectionSpec, ...]:
+    """The selection of each layer that has one, in order."""
+    specs = {spec.name: spec for spec in model.selections}
+    steps = [step for step in model.steps if isinstance(step, SelectionStep)]
+    return tuple(specs[step.selection] for step in sorted(steps, key=lambda step: step.layer))
+
+
 def cache_token_bytes(spec: AttentionSpec) -> int:
     """What one layer of this attention caches for one token."""
     width = spec.key_dim + (0 if spec.latent else spec.value_dim)
@@ -219,7 +227,8 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
 
 
 def _cache_page_bytes(model: ModelRecord) -> int:
-    return PAGE_TOKENS * sum(map(cache_token_bytes, cache_layers(model)))
+    index = sum(spec.dim * DTYPE_BYTES[spec.dtype] for spec in selection_layers(model))
+    return PAGE_TOKENS * (index + sum(map(cache_token_bytes, cache_layers(model))))
 
 
 def _peak_bytes(model: ModelRecord, chain: tuple[Step, ...], first: int, last: int) -> int:
@@ -261,7 +270,7 @@ def _scratch_bytes(model: ModelRecord, step: Step) -> int:
         attention = next(spec for spec in model.attentions if spec.name == step.attention)
         width = attention.key_dim + attention.value_dim if attention.heads else 0
         return VALUE_BYTES * attention.query_heads * width  # queries and results in terms of latents
-    if isinstance(step, (AppendStep, CapacityStep, StateStep)):
+    if isinstance(step, (AppendStep, CapacityStep, SelectionStep, StateStep)):
         return 0
     layer = model.experts[step.layer]
     body = next(body for body in model.bodies if body.name == layer.body)

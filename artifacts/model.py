@@ -107,6 +107,8 @@ class AttentionSpec:
     """A score has ``table[head, clamp(key's position - query's, -reach, reach) + reach]`` added to it; 0: none.
 
     T5's buckets of distances (arXiv 1910.10683, section 2.1), written out for every distance that has its own."""
+    selected: bool = False
+    """Of these positions a token sees only those that a `SelectionStep` has selected for it."""
 
     @property
     def query_dim(self) -> int:
@@ -129,6 +131,24 @@ class AttentionSpec:
             latent=False,
             heads=None,
         )
+
+
+@dataclass(frozen=True)
+class SelectionSpec:
+    """One distinct selection of positions (lightning indexer, arXiv 2512.02556): kernel ``selection_<name>``.
+
+    A position s scores ``sum_h weight[h] * max(0, scaling * query[h] . key[s])`` for a token at position p, and the
+    ``top_k`` best of ``0 .. p`` are selected, of equal ones the earlier.
+    """
+
+    name: str
+    heads: int
+    dim: int
+    """Entries of a query head, and of the one key that all heads share."""
+    scaling: float
+    top_k: int
+    dtype: DType
+    """Of the cached keys; queries and weights are float32."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +233,25 @@ class AttentionStep:
     output: ValueId
     bias: TensorName | None = None
     """The table ``[query_heads, 2 * bias_reach + 1]``, where the attention has a ``bias_reach``."""
+    selection: ValueId | None = None
+    """Where the attention is ``selected``: what a `SelectionStep` made."""
+
+
+@dataclass(frozen=True)
+class SelectionStep:
+    """Append this step's index keys to the cache of ``layer``, then select positions for each token.
+
+    query ``[1, T, heads, dim]``, weight ``[1, T, heads]``, key ``[1, T, dim]``, output int32 ``[T, W]``: bit b of word
+    w says whether position ``32 w + b`` is selected.
+    """
+
+    kind: Literal["selection"]
+    selection: str
+    layer: LayerId
+    query: ValueId
+    weight: ValueId
+    key: ValueId
+    output: ValueId
 
 
 @dataclass(frozen=True)
@@ -269,7 +308,9 @@ class StateStep:
     output: ValueId
 
 
-Step: TypeAlias = SegmentStep | AttentionStep | AppendStep | StateStep | CapacityStep | ExpertsStep
+Step: TypeAlias = (
+    SegmentStep | AttentionStep | AppendStep | SelectionStep | StateStep | CapacityStep | ExpertsStep
+)
 
 
 @dataclass(frozen=True)
@@ -324,6 +365,8 @@ class ModelRecord:
     last_step: int
     generation: GenerationDefaults
     encoder: tuple[Step, ...] = ()
+    selections: tuple[SelectionSpec, ...] = ()
+    """The distinct selections of positions."""
 
     @property
     def all_steps(self) -> tuple[Step, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.model import TensorSpec
 from moec.artifacts.program import size_bytes
 from moec.artifacts.states import STATE_PREFIX
@@ -30,6 +31,7 @@ def program_problems(model: ModelRecord, program: ProgramRecord) -> Iterator[str
     yield from _beside_problems(model, program, names)
     called = {call.function for segment in program.segments for call in segment.calls}
     called |= {f"attention_{spec.name}" for spec in model.attentions}
+    called |= {f"{SELECTION_PREFIX}{spec.name}" for spec in model.selections}
     called |= {f"{STATE_PREFIX}{spec.name}" for spec in model.states}
     called |= {f"experts_{body.name}" for body in model.bodies}
     wanting = [workspace.function for workspace in program.workspaces]

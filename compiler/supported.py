@@ -43,9 +43,13 @@ class ModelState:
 SUPPORTED = ModelState("supported")
 TEXT_HALF = ModelState("supported", note="the language model alone: prompts are text")
 SELECTING = ModelState(
-    "supported", note="contexts that its indexer selects whole: compile with --max-context (index_topk)"
+    "supported", note="on a GPU only contexts that its indexer selects whole: --max-context (index_topk)"
 )
 SELECTING_TEXT = ModelState("supported", note=f"{TEXT_HALF.note}; {SELECTING.note}")
+WHOLE = ModelState(
+    "supported", note="only contexts that its indexer selects whole: --max-context says how long"
+)
+WHOLE_TEXT = ModelState("supported", note=f"{TEXT_HALF.note}; {WHOLE.note}")
 
 
 def noted(note: str) -> ModelState:
@@ -119,10 +123,10 @@ MODELS: dict[str, ModelState] = {
     "mimo_v2_flash": SUPPORTED,
     "minimax": SUPPORTED,
     "minimax_m2": SUPPORTED,
-    "minimax_m3_vl": SELECTING_TEXT,
-    "minimax_m3_vl_text": SELECTING,
+    "minimax_m3_vl": WHOLE_TEXT,
+    "minimax_m3_vl_text": WHOLE,
     "mistral4": TEXT_HALF,
-    "mistral_large4": SELECTING_TEXT,
+    "mistral_large4": WHOLE_TEXT,
     "mixtral": SUPPORTED,
     "muse_spark": unsupported(NORMED_EXPERTS),
     "nemotron_h": SUPPORTED,

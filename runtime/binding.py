@@ -7,8 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from moec.artifacts.checks import CHAIN_INPUTS, step_values
-from moec.artifacts.model import AppendStep, AttentionStep, CapacityStep, SegmentStep, StateStep
+from moec.artifacts.checks import CHAIN_INPUTS
+from moec.artifacts.model import (
+    AppendStep,
+    AttentionStep,
+    CapacityStep,
+    SegmentStep,
+    SelectionStep,
+    StateStep,
+)
 from moec.artifacts.program import resolve
 from moec.runtime.arena import plan_arena
 from moec.runtime.devices.protocol import PackedCall, View
@@ -171,6 +178,10 @@ class Binder:
         """The pages of an attention layer."""
         return self._cache.layer(layer)
 
+    def index(self, layer: int) -> Any:
+        """The pages of a selecting layer's indexer."""
+        return self._cache.index(layer)
+
     def states(self, layer: int) -> Any:
         """The states of all sequences in a layer."""
         return self._states.layer(layer)
@@ -214,6 +225,8 @@ class _PartBinding:
             return [] if together else self._segment(number, step)
         if isinstance(step, AttentionStep):
             return [self._attention(number, step)]
+        if isinstance(step, SelectionStep):
+            return [self._select(number, step)]
         if isinstance(step, AppendStep):
             return [self._append(step)]
         if isinstance(step, CapacityStep):
@@ -251,11 +264,24 @@ class _PartBinding:
 
     def _attention(self, number: int, step: AttentionStep) -> Call:
         binder, name = self._binder, kernel_name(self._binder.model, step)
+        own = (value for value in (step.query, step.key, step.value) if value is not None)
         arguments = (
-            *(self._tensor(self._value(value)) for value in step_values(step)[0]),
+            *(self._tensor(self._value(value)) for value in own),
             *binder.cache(step.layer),
             *self._where(*_TOLD[binder.attention(step)]),
+            *(() if step.selection is None else (self._tensor(self._value(step.selection)),)),
             *(binder.lasting(binder.weight(weight)) for weight in _weights(step)),
+            *map(self._tensor, binder.workspace(name, number, 0, self._count)),
+            self._tensor(self._value(step.output)),
+        )
+        return PackedCall("attention", binder.function(name), arguments)
+
+    def _select(self, number: int, step: SelectionStep) -> Call:
+        binder, name = self._binder, kernel_name(self._binder.model, step)
+        arguments = (
+            *(self._tensor(self._value(value)) for value in (step.query, step.weight, step.key)),
+            binder.index(step.layer),
+            *self._where("token_sequence", "token_position"),
             *map(self._tensor, binder.workspace(name, number, 0, self._count)),
             self._tensor(self._value(step.output)),
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
 from moec.artifacts.model import (
     AppendStep,
@@ -17,6 +18,7 @@ from moec.artifacts.model import (
     CapacityStep,
     ExpertsStep,
     SegmentStep,
+    SelectionStep,
     StateStep,
     TensorSpec,
 )
@@ -127,6 +129,8 @@ def kernel_name(model: ModelRecord, step: Step) -> str:
         return f"attention_{step.attention}"
     if isinstance(step, AppendStep):
         return f"{APPEND}{step.attention}"
+    if isinstance(step, SelectionStep):
+        return f"{SELECTION_PREFIX}{step.selection}"
     if isinstance(step, StateStep):
         return f"{STATE_PREFIX}{step.state}"
     if isinstance(step, CapacityStep):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import cache_layers, sequence_tokens
-from moec.artifacts.footprint import LOGIT_ROWS, footprint, state_layers
+from moec.artifacts.footprint import LOGIT_ROWS, footprint, selection_layers, state_layers
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import DEFAULT_POLICY, PrefetchPlan, best_schedule
 from moec.errors import DeviceError
@@ -180,7 +180,9 @@ def _assemble(
     plan = PrefetchPlan("none", 0, ()) if schedule is None else schedule.prefetch
     store = ExpertStore(views, layers, stats, policy)
     experts = HostExperts(store, make_prefetcher(bundle, plan, prefetch, stats))
-    cache = CacheStorage(device, cache_layers(bundle.model), limits.cache_pages)
+    cache = CacheStorage(
+        device, cache_layers(bundle.model), limits.cache_pages, selection_layers(bundle.model)
+    )
     states = StateStorage(device, state_layers(bundle.model), limits.max_batch)
     functions = device.load(bundle.path, target.files)
     rows = min(limits.max_step_tokens, LOGIT_ROWS)

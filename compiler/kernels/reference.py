@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from moec.artifacts.activation import Expression
-    from moec.artifacts.model import AttentionSpec, ExpertBody
+    from moec.artifacts.model import AttentionSpec, ExpertBody, SelectionSpec
 
 Array = NDArray[np.float64]
 
@@ -62,6 +62,24 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     return product if bias is None else product + bias[..., None, :]
 
 
+def select(spec: SelectionSpec, query: Array, weight: Array, keys: Array, position: int) -> NDArray[np.bool_]:
+    """Which positions a token may attend to.
+
+    Args:
+        spec: how positions are scored, and how many are selected.
+        query: ``[H, D]``.
+        weight: ``[H]``.
+        keys: ``[positions, D]``, from position 0.
+        position: the token's.
+
+    Returns:
+        ``[position + 1]``.
+    """
+    scores = weight @ np.maximum(spec.scaling * (query @ keys[: position + 1].T), 0.0)
+    best = np.argsort(-scores, kind="stable")[: spec.top_k]
+    return np.isin(np.arange(position + 1), best)
+
+
 def attention(
     spec: AttentionSpec,
     query: Array,
@@ -70,6 +88,7 @@ def attention(
     position: int,
     sinks: Array | None,
     bias: Array | None = None,
+    selected: NDArray[np.bool_] | None = None,
 ) -> Array:
     """One token's attention.
 
@@ -81,6 +100,7 @@ def attention(
         position: the token's.
         sinks: ``[Hq]`` or ``None``.
         bias: ``[Hq, 2 * bias_reach + 1]`` or ``None``.
+        selected: ``[position + 1]``, where only some of them are seen.
 
     Returns:
         ``[Hq, Dv]``.
@@ -100,6 +120,8 @@ def attention(
             scores = spec.softcap * np.tanh(scores / spec.softcap)
         if bias is not None:
             scores = scores + bias[head, distances + spec.bias_reach]
+        if selected is not None:
+            scores = np.where(selected[first:], scores, -np.inf)
         largest = scores.max() if sinks is None else max(scores.max(), sinks[head])
         weights = np.exp(scores - largest)
         total = weights.sum() + (0.0 if sinks is None else np.exp(sinks[head] - largest))

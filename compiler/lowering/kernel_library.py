@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.mailbox import SERVE, collect_name, post_name
 from moec.artifacts.model import ExpertsStep, SegmentStep
 from moec.artifacts.program import APPEND, HOPPER, Beside, Workspace, capacity_name
@@ -58,6 +59,7 @@ class CpuKernels:
         from moec.compiler.kernels.cpu.cache_append import append_kernel
         from moec.compiler.kernels.cpu.capacity import capacity
         from moec.compiler.kernels.cpu.experts import experts
+        from moec.compiler.kernels.cpu.selection import selection
         from moec.compiler.kernels.cpu.serve import serve
         from moec.compiler.kernels.cpu.states import state
 
@@ -65,6 +67,8 @@ class CpuKernels:
             yield f"attention_{spec.name}", attention(spec, lanes=self.lanes)
             if spec.cross:
                 yield f"{APPEND}{spec.name}", append_kernel(spec, lanes=self.lanes)
+        for chosen in model.selections:
+            yield f"{SELECTION_PREFIX}{chosen.name}", selection(chosen, lanes=self.lanes)
         for name, layer in capacity_kernels(model).items():
             yield name, capacity(name, experts=layer.experts, tokens=layer.capacity)
         for kept in model.states:

@@ -35,6 +35,7 @@ def attention_spec(node: fx.Node, dtype: DType) -> AttentionSpec:
         latent=given["value"] is None,
         dtype=dtype,
         heads=_latent_heads(given["expand"], given["project"]),
+        selected=given["selection"] is not None,
         causal=bool(given["causal"]),
         cross=bool(given["cross"]),
         bias_reach=0 if bias is None else int(bias.meta["val"].shape[1]) // 2,

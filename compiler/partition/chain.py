@@ -17,6 +17,8 @@ from moec.artifacts.model import (
     ExpertsStep,
     LatentWeights,
     SegmentStep,
+    SelectionSpec,
+    SelectionStep,
     StateStep,
     Step,
     TensorSpec,
@@ -27,7 +29,7 @@ from moec.compiler.partition.nodes import marker_arguments, tensor_spec
 from moec.compiler.partition.segments import Functions, build_segment
 from moec.compiler.partition.stages import Group, Staging, stage_users
 from moec.compiler.partition.states import state_operands, state_spec
-from moec.compiler.tracing.markers import ATTENTION, CAPACITY, MATRICES
+from moec.compiler.tracing.markers import ATTENTION, CAPACITY, MATRICES, SELECTION
 from moec.compiler.tracing.state_markers import STATES
 from moec.errors import CompileError
 
@@ -70,6 +72,7 @@ class Chain:
     functions: Functions
     values: dict[ValueId, TensorSpec] = field(default_factory=dict)
     attentions: dict[AttentionSpec, AttentionSpec] = field(default_factory=dict)
+    selections: dict[SelectionSpec, SelectionSpec] = field(default_factory=dict)
     states: dict[StateSpec, StateSpec] = field(default_factory=dict)
     bodies: dict[ExpertBody, ExpertBody] = field(default_factory=dict)
     experts: list[ExpertsLayer] = field(default_factory=list)
@@ -79,6 +82,7 @@ class Chain:
     _steps: list[Step] = field(default_factory=list)
     _symbol: str = ""
     _ids: dict[fx.Node, ValueId] = field(default_factory=dict)
+    _selection_layers: int = 0
     _state_layers: int = 0
 
     def build(self, staging: Staging, inputs: ChainInputs, logits: fx.Node | None) -> LaidOut:
@@ -133,7 +137,9 @@ class Chain:
 
     def _marker(self, node: fx.Node, *, encoding: bool) -> None:
         target = str(node.target)
-        if target in STATES:
+        if target == SELECTION:
+            self._selection(node)
+        elif target in STATES:
             self._state(node)
         elif target == CAPACITY:
             self._capacity(node)
@@ -163,6 +169,7 @@ class Chain:
                 sinks=self._optional_weight(given["sinks"]),
                 weights=self._latent_weights(given),
                 output=self._name(node),
+                selection=None if given["selection"] is None else self._value(given["selection"]),
                 bias=self._optional_weight(given["bias"]),
             )
         )
@@ -193,6 +200,25 @@ class Chain:
 
     def _optional_weight(self, node: fx.Node | None) -> TensorName | None:
         return None if node is None else self._weight(node)
+
+    def _selection(self, node: fx.Node) -> None:
+        given = marker_arguments(node)
+        heads, dim = (int(size) for size in given["query"].meta["val"].shape[2:])
+        unnamed = SelectionSpec("", heads, dim, float(given["scaling"]), int(given["top_k"]), self.dtype)
+        named = replace(unnamed, name=f"selection_{len(self.selections)}")
+        spec = self.selections.setdefault(unnamed, named)
+        self._steps.append(
+            SelectionStep(
+                kind="selection",
+                selection=spec.name,
+                layer=LayerId(self._selection_layers),
+                query=self._value(given["query"]),
+                weight=self._value(given["weight"]),
+                key=self._value(given["key"]),
+                output=self._name(node),
+            )
+        )
+        self._selection_layers += 1
 
     def _state(self, node: fx.Node) -> None:
         unnamed = state_spec(node)

@@ -128,6 +128,7 @@ def _model(
         last_step=decoder.last_step,
         generation=generation,
         encoder=encoder,
+        selections=tuple(chain.selections.values()),
     )
 
 

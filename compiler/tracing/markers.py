@@ -14,7 +14,8 @@ LOOKUP = "moec.lookup.default"
 ATTENTION = "moec.attention.default"
 CAPACITY = "moec.capacity.default"
 EXPERTS = "moec.experts.default"
-MARKERS = (ATTENTION, CAPACITY, EXPERTS)
+SELECTION = "moec.selection.default"
+MARKERS = (ATTENTION, CAPACITY, EXPERTS, SELECTION)
 MATRICES = ("absorb", "expand", "project")
 """Arguments of attention that are only multiplied with."""
 
@@ -83,6 +84,7 @@ def attention(
     key: torch.Tensor,
     value: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    selection: torch.Tensor | None,
     bias: torch.Tensor | None,
     absorb: torch.Tensor | None,
     expand: torch.Tensor | None,
@@ -103,6 +105,7 @@ def attention(
         key: ``[1, T, Hkv, Dk]``; where ``cross``, of the S tokens of another sequence ``[1, S, Hkv, Dk]``.
         value: ``[1, T, Hkv, Dv]``, or ``None`` where it is the first ``value_dim`` entries of the key.
         sinks: ``[Hq]`` or ``None``.
+        selection: of the marker ``selection``, or ``None`` where a token sees all that its mask lets it see.
         bias: ``[Hq, 2 * bias_reach + 1]`` or ``None``, see ``AttentionSpec``.
         absorb: ``[Hq, rank, nope]``, the first of three matrices (see `moec.artifacts.model.LatentWeights`), or none.
         expand: ``[Hq, nope, rank]``.
@@ -128,6 +131,7 @@ def _attention_shape(
     key: torch.Tensor,
     value: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    selection: torch.Tensor | None,
     bias: torch.Tensor | None,
     absorb: torch.Tensor | None,
     expand: torch.Tensor | None,
@@ -141,7 +145,22 @@ def _attention_shape(
     causal: bool,
     cross: bool,
 ) -> torch.Tensor:
-    del key, value, sinks, bias, absorb, expand, module, scaling, window, chunk, softcap, causal, cross
+    del (
+        key,
+        value,
+        sinks,
+        selection,
+        bias,
+        absorb,
+        expand,
+        module,
+        scaling,
+        window,
+        chunk,
+        softcap,
+        causal,
+        cross,
+    )
     return query.new_empty([*query.shape[:3], value_dim if project is None else project.shape[1]])
 
 
@@ -186,3 +205,31 @@ def experts(x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, module: 
 def _experts_shape(x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, module: str) -> torch.Tensor:
     del index, weight, module
     return torch.empty_like(x)
+
+
+@torch.library.custom_op("moec::selection", mutates_args=())
+def selection(
+    query: torch.Tensor, weight: torch.Tensor, key: torch.Tensor, scaling: float, top_k: int, words: int
+) -> torch.Tensor:
+    """Where an indexer's cache is appended to, and positions are selected. It has a shape and no meaning of its own.
+
+    Args:
+        query: ``[1, T, Hi, Di]``.
+        weight: ``[1, T, Hi]``.
+        key: ``[1, T, Di]``.
+        scaling: see `moec.artifacts.model.SelectionSpec`.
+        top_k: positions of a token.
+        words: W, of 32 positions each.
+
+    Returns:
+        ``[T, W]`` int32.
+    """
+    raise NotImplementedError("moec::selection is a marker: it is replaced by a kernel")
+
+
+@selection.register_fake
+def _selection_shape(
+    query: torch.Tensor, weight: torch.Tensor, key: torch.Tensor, scaling: float, top_k: int, words: int
+) -> torch.Tensor:
+    del weight, key, scaling, top_k
+    return query.new_empty([query.shape[1], words], dtype=torch.int32)

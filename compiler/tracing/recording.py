@@ -11,10 +11,15 @@ if TYPE_CHECKING:
 
 
 class RecordingCache(Cache):  # type: ignore[misc]
-    """A cache that keeps nothing: it remembers what a layer wanted cached, and gives it straight back."""
+    """A cache that keeps nothing: it remembers what a layer wanted cached, and gives it straight back.
 
-    def __init__(self) -> None:
+    Args:
+        max_context: tokens of the longest sequence.
+    """
+
+    def __init__(self, max_context: int) -> None:
         super().__init__(layers=[])
+        self.max_context = max_context
         self.recorded: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def update(

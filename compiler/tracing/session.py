@@ -13,7 +13,7 @@ from moec.compiler.tracing.attention import NO_BIAS, attend_latents, check_argum
 from moec.compiler.tracing.interface import INTERFACE
 from moec.compiler.tracing.masks import MaskSpec, describe_mask
 from moec.compiler.tracing.recording import RecordingCache
-from moec.compiler.tracing.selection import SELECTIONS, check_selection
+from moec.compiler.tracing.selection import selection_of
 from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ class Session:
 
     def __init__(self, model: torch.nn.Module, max_context: int) -> None:
         self.class_name = type(model).__name__
-        self.cache = RecordingCache()
-        self._max_context = max_context
+        self.cache = RecordingCache(max_context)
         self._paths = {id(module): path for path, module in model.named_modules()}
 
     @contextmanager
@@ -72,13 +71,13 @@ class Session:
         """Transformers' attention interface: head-major ``[1, heads, T, D]`` in, token-major out."""
         path = self._paths[id(module)]
         owner = f"{self.class_name} ({type(module).__name__})"
-        for name in SELECTIONS:
-            check_selection(arguments.pop(name, None), self._max_context, owner)
+        selected = selection_of(arguments, self.cache.max_context, owner)
         check_arguments(owner, arguments)
         cross = str(key.shape[2]) != str(query.shape[2])
         mask = _expect_mask(owner, attention_mask, arguments, cross=cross)
         options = {
             "sinks": arguments.get("s_aux"),
+            "selection": selected,
             "module": path,
             "scaling": float(query.shape[-1] ** -0.5 if scaling is None else scaling),
             "window": mask.window,

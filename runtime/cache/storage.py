@@ -1,4 +1,4 @@
-"""The memory behind the paged cache: keys and values of every attention layer."""
+"""The memory behind the paged cache: keys and values of every attention layer, and the keys of indexers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from moec.artifacts.model import DTYPE_BYTES
 from moec.runtime.devices.protocol import View
 
 if TYPE_CHECKING:
-    from moec.artifacts.model import AttentionSpec
+    from collections.abc import Sequence
+
+    from moec.artifacts.model import AttentionSpec, SelectionSpec
     from moec.runtime.devices.protocol import Device
 
 
@@ -20,26 +22,40 @@ class CacheStorage:
         device: whose kernels use it.
         layers: an attention of each attention layer, in order (see `moec.artifacts.cache.cache_layers`).
         pages: pages of each layer.
+        selections: the selection of each layer that has an indexer, in order.
 
     Raises:
         BudgetError: the device has too little memory.
     """
 
-    def __init__(self, device: Device, layers: tuple[AttentionSpec, ...], pages: int) -> None:
-        shapes = [(spec, shape) for spec in layers for shape in _shapes(spec, pages)]
-        self._memory = device.allocate(sum(_size(shape, spec.dtype) for spec, shape in shapes))
+    def __init__(
+        self,
+        device: Device,
+        layers: tuple[AttentionSpec, ...],
+        pages: int,
+        selections: Sequence[SelectionSpec] = (),
+    ) -> None:
+        wanted = [(spec.dtype, _shapes(spec, pages)) for spec in layers]
+        wanted += [(spec.dtype, [(pages, 1, PAGE_TOKENS, spec.dim)]) for spec in selections]
+        sizes = [_size(shape, dtype) for dtype, shapes in wanted for shape in shapes]
+        self._memory = device.allocate(sum(sizes))
         address = self._memory.address
-        self._layers: list[tuple[Any, ...]] = []
-        for spec in layers:
+        made: list[tuple[Any, ...]] = []
+        for dtype, shapes in wanted:
             tensors: list[Any] = []
-            for shape in _shapes(spec, pages):
-                tensors.append(device.tensor(View(address, spec.dtype, shape)))
-                address += _size(shape, spec.dtype)
-            self._layers.append(tuple(tensors))
+            for shape in shapes:
+                tensors.append(device.tensor(View(address, dtype, shape)))
+                address += _size(shape, dtype)
+            made.append(tuple(tensors))
+        self._layers, self._indexes = made[: len(layers)], made[len(layers) :]
 
     def layer(self, number: int) -> tuple[Any, ...]:
         """Key pages, and value pages unless the attention is latent, of attention layer ``number``."""
         return self._layers[number]
+
+    def index(self, number: int) -> Any:
+        """Key pages of the indexer of selecting layer ``number``."""
+        return self._indexes[number][0]
 
 
 def _shapes(spec: AttentionSpec, pages: int) -> list[tuple[int, ...]]:

@@ -46,7 +46,22 @@ CASES = [
     (16, _spec((10, 1), (35, 9), "bfloat16", chunk=50, latent=True)),
     (8, _spec((6, 1), (80, 64), "float16", latent=True, heads=LatentHeads(32, 24, "bfloat16"))),
     (16, _spec((3, 1), (31, 20), "float32", latent=True, sinks=True, heads=LatentHeads(9, 13, "float32"))),
+    (8, _spec((6, 1), (40, 24), "float32", latent=True, selected=True)),
+    (16, _spec((4, 2), (16, 16), "bfloat16", window=40, sinks=True, selected=True)),
 ]
+WORDS = 7
+"""Of a token's selection: one more than a sequence has pages."""
+
+
+def _selected(generator: torch.Generator, tokens: int) -> torch.Tensor:
+    """Some of the positions, none of some pages; a token always sees itself (bits beyond it do no harm)."""
+    bits = torch.rand(tokens, WORDS, PAGE_TOKENS, generator=generator) < 0.3
+    return bits & (torch.rand(tokens, WORDS, 1, generator=generator) < 0.7)
+
+
+def _words(bits: torch.Tensor) -> torch.Tensor:
+    powers = 2 ** torch.arange(PAGE_TOKENS, dtype=torch.int64)
+    return ((bits * powers).sum(-1) - (1 << 32) * bits[..., -1]).int()
 
 
 class _Cache:
@@ -142,7 +157,10 @@ def _step(
     place = (cache.table, torch.tensor(sequence).int(), torch.tensor(position).int())
     out = torch.full((1, len(sequence), spec.query_heads, spec.result_dim), 7.0).to(q.dtype)
     own = [k] if spec.latent else [k, v]
-    more = [*([sinks] if spec.sinks else []), *cache.matrices]
+    bits = _selected(cache.generator, len(sequence))
+    bits.view(len(sequence), -1)[torch.arange(len(sequence)), torch.tensor(position)] = True
+    chosen = [_words(bits)] if spec.selected else []
+    more = [*chosen, *([sinks] if spec.sinks else []), *cache.matrices]
     fixed, each = workspace(spec)
     memory = torch.full((fixed + each * len(sequence) + ALIGNMENT_BYTES,), 255, dtype=torch.uint8)
     memory = memory[-memory.data_ptr() % ALIGNMENT_BYTES :][: fixed + each * len(sequence)]
@@ -158,6 +176,7 @@ def _step(
             values,
             position[token],
             sinks.double().numpy() if spec.sinks else None,
+            bits[token].reshape(-1)[: position[token] + 1].numpy() if spec.selected else None,
         )
         error = np.abs(out[0, token].double().numpy() - expected).max()
         assert error < TOLERANCE, (step, token)

@@ -14,9 +14,11 @@ from moec.artifacts.model import (
     ExpertsStep,
     LatentWeights,
     SegmentStep,
+    SelectionStep,
     StateStep,
 )
 from moec.artifacts.states import state_shape
+from moec.compiler.kernels.reference import select
 from moec.compiler.kernels.state_reference import advance
 from moec.compiler.packing.recipes import evaluate
 
@@ -70,6 +72,8 @@ class Sequence:
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
+    indexes: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Index keys by the layer that selects."""
 
 
 class TorchChain:
@@ -112,6 +116,8 @@ class TorchChain:
                 self._segment(step, values)
             elif isinstance(step, AttentionStep):
                 values[step.output] = self._attention(step, values, batch)
+            elif isinstance(step, SelectionStep):
+                values[step.output] = self._select(step, values, batch)
             elif isinstance(step, StateStep):
                 values[step.output] = self._advance(step, values, batch)
             else:
@@ -166,9 +172,32 @@ class TorchChain:
                 sequence.keys[layer], sequence.values[layer] = key[begin:end], value[begin:end]
             k, v = sequence.keys[layer], sequence.values[layer]
             alone, k, v = (spec, k, v) if step.weights is None else self._expand(spec, step.weights, k)
-            results.append(attend(alone, query[begin:end], k, v, sinks))
+            chosen = None if step.selection is None else values[step.selection][begin:end]
+            results.append(attend(alone, query[begin:end], k, v, sinks, chosen))
             begin = end
         return torch.cat(results)[None]
+
+    def _select(
+        self, step: SelectionStep, values: dict[str, torch.Tensor], batch: list[tuple[Sequence, list[int]]]
+    ) -> torch.Tensor:
+        """Which positions each token sees, ``[T, max_context]``; the kernels' has them as bits."""
+        spec = next(spec for spec in self.parts.model.selections if spec.name == step.selection)
+        query, weight, key = (values[name][0] for name in (step.query, step.weight, step.key))
+        if not self._exact_cache:
+            key = key.to(getattr(torch, spec.dtype))
+        result = torch.zeros(len(query), self.parts.model.max_context, dtype=torch.bool)
+        begin = 0
+        for sequence, new in batch:
+            end = begin + len(new)
+            before = sequence.indexes.get(step.layer, key[:0])
+            sequence.indexes[step.layer] = torch.cat([before, key[begin:end]])
+            keys = sequence.indexes[step.layer].double().numpy()
+            for token in range(begin, end):
+                position = sequence.length + token - begin
+                asked, weighed = (each[token].double().numpy() for each in (query, weight))
+                result[token, : position + 1] = torch.from_numpy(select(spec, asked, weighed, keys, position))
+            begin = end
+        return result
 
     def _advance(
         self, step: StateStep, values: dict[str, torch.Tensor], batch: list[tuple[Sequence, list[int]]]
@@ -235,6 +264,7 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     sinks: torch.Tensor | None,
+    selected: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of the last tokens of one sequence to all of it, straight from ``AttentionSpec``'s docstring.
 
@@ -244,6 +274,7 @@ def attend(
         key: ``[all, Hkv, Dk]``, of the cache's dtype, as ``value``.
         value: ``[all, Hkv, Dv]``.
         sinks: ``[Hq]`` or none.
+        selected: ``[new, at least all]``, or none where all are.
 
     Returns:
         ``[new, Hq, Dv]``.
@@ -261,6 +292,8 @@ def attend(
         visible = visible & (seen > own - spec.window)
     if spec.chunk:
         visible = visible & (seen // spec.chunk == own // spec.chunk)
+    if selected is not None:
+        visible = visible & selected[:, : key.shape[0]]
     scores = scores.masked_fill(~visible, float("-inf"))
     if sinks is not None:
         column = sinks[:, None, None].expand(-1, query.shape[0], 1)

@@ -58,7 +58,7 @@ def run_segment(
 
     def unwritten(spec: Any) -> NDArray[Any]:
         array = aligned_empty(sized(spec.shape, tokens), STORAGE[spec.dtype])
-        array.view(np.uint8)[...] = 0x7F
+        array.reshape(-1).view(np.uint8)[...] = 0x7F
         return array
 
     pools = {

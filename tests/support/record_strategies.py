@@ -75,7 +75,7 @@ CONSTRAINED: dict[str, st.SearchStrategy[Any]] = {
         "AttentionSpec.kv_heads AttentionSpec.key_dim AttentionSpec.value_dim LatentHeads.nope_dim "
         "LatentHeads.value_dim MachineRecord.cpu_threads Budgets.context_tokens Budgets.step_tokens "
         "Beside.most_tokens ConvolutionSpec.channels RecurrenceSpec.key_heads RecurrenceSpec.value_heads "
-        "RecurrenceSpec.key_dim RecurrenceSpec.value_dim",
+        "RecurrenceSpec.key_dim RecurrenceSpec.value_dim SelectionSpec.heads SelectionSpec.dim SelectionSpec.top_k",
     ),
     **_fields(
         st.floats(1e-9, 1e9),

@@ -57,7 +57,8 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
     Its arguments: ``q [1, T, Hq, Dq]``, ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent),
     ``k_cache [pages, Hkv, P, Dk]``, ``v_cache [pages, Hkv, P, Dv]`` (not where latent), ``page_table [B, M]`` int32,
     ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``token_last [T]`` int32 (where neither causal nor
-    cross), ``sinks [Hq]`` (where the spec has them), ``bias [Hq, 2 * bias_reach + 1]`` (where it has one), the matrices
+    cross), ``selection [T, S]`` int32 (where the spec is selected; see ``SelectionStep``), ``sinks [Hq]`` (where the
+    spec has them), ``bias [Hq, 2 * bias_reach + 1]`` (where it has one), the matrices
     of `moec.artifacts.model.LatentWeights` and ``workspace`` uint8 (where it has heads), ``out [1, T, Hq, Dr]``. Dq and
     Dr are the spec's query_dim and result_dim. Tokens of one sequence are adjacent, in increasing position. P is
     ``PAGE_TOKENS``; T, B, M and the number of pages are symbolic; the caches are of the spec's dtype, matrices of the
@@ -71,22 +72,26 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
     def body() -> None:
         tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
         step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
-        q, k, v, k_cache, v_cache, table, sequence, position, last, sinks, bias, *more, out = arguments(
-            Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
-            None if spec.cross else Argument("k", (*step, spec.key_dim), "float32"),
-            None if spec.latent or spec.cross else Argument("v", (*step, spec.value_dim), "float32"),
-            Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
-            None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
-            Argument("page_table", (sequences, width), "int32"),
-            Argument("token_sequence", (tokens,), "int32"),
-            Argument("token_position", (tokens,), "int32"),
-            None if spec.causal or spec.cross else Argument("token_last", (tokens,), "int32"),
-            Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
-            Argument("bias", (spec.query_heads, 2 * spec.bias_reach + 1), "float32")
-            if spec.bias_reach
-            else None,
-            *latent_arguments(spec),
-            Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
+        words = symbol("S")
+        q, k, v, k_cache, v_cache, table, sequence, position, last, selected, sinks, bias, *more, out = (
+            arguments(
+                Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
+                None if spec.cross else Argument("k", (*step, spec.key_dim), "float32"),
+                None if spec.latent or spec.cross else Argument("v", (*step, spec.value_dim), "float32"),
+                Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
+                None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
+                Argument("page_table", (sequences, width), "int32"),
+                Argument("token_sequence", (tokens,), "int32"),
+                Argument("token_position", (tokens,), "int32"),
+                None if spec.causal or spec.cross else Argument("token_last", (tokens,), "int32"),
+                Argument("selection", (tokens, words), "int32") if spec.selected else None,
+                Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
+                Argument("bias", (spec.query_heads, 2 * spec.bias_reach + 1), "float32")
+                if spec.bias_reach
+                else None,
+                *latent_arguments(spec),
+                Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
+            )
         )
         if not spec.cross:
             append(spec, machine, Append(k, v, k_cache, v_cache, table, width, sequence, position, tokens))
@@ -94,7 +99,8 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
         def attend(queries: Buffer, results: Buffer) -> None:
             pages = _Pages(k_cache, v_cache, table, width)
             tokens_seen = _Tokens(sequence, position, position if last is None else last)
-            call = _Call(queries, pages, tokens_seen, sinks, bias, results, tokens)
+            chosen = None if selected is None else (selected, words)
+            call = _Call(queries, pages, tokens_seen, chosen, sinks, bias, results, tokens)
             _Attention(spec, machine, call).emit()
 
         if spec.heads is None:
@@ -130,6 +136,8 @@ class _Call:
     q: Buffer
     pages: _Pages
     each: _Tokens
+    selection: tuple[Buffer, Expr] | None
+    """And its words a token."""
     sinks: Buffer | None
     bias: Buffer | None
     out: Buffer
@@ -179,7 +187,8 @@ class _Attention:
     def _runs(self, first: Expr, end: Expr, kv_head: Expr, first_head: Expr) -> None:
         """Cut the tokens ``first .. end-1`` where the sequence changes."""
         block = new_block(self.block_tokens * self.heads, self.spec)
-        limits = tuple(scratch(self.block_tokens * self.heads, "int64") for _ in range(2))
+        count = 2 if self.call.selection is None else 3
+        limits = tuple(scratch(self.block_tokens * self.heads, "int64") for _ in range(count))
         cursor = registers(2, "int64")
         store(cursor, 0, first)
         with T.While(load(cursor, 0) < end):
@@ -214,14 +223,24 @@ class _Attention:
                 place = keep(self._int(last, run.first_token + div(row, self.heads)))
                 store(limits[0], row, self._first_visible(place) - start)
                 store(limits[1], row, place - start)
+                if self.call.selection is not None:
+                    store(limits[2], row, self._selected(run, row, page))
             valid = keep(T.min(i64(PAGE_TOKENS), highest - start + i64(1)))
             here = self._page(run, page, valid)
             self.flash.score(block, rows, here)
             if self.call.bias is not None:
                 self._add_bias(run, rows, block, start, self.call.bias)
-            self.flash.weigh(block, rows, here, limits[0], limits[1])
+            first, last, *bits = limits
+            self.flash.weigh(block, rows, here, first, last, bits[0] if bits else None)
         with loop(rows) as row:
             self._finish(run, row, block)
+
+    def _selected(self, run: _Run, row: Expr, page: Expr) -> Expr:
+        """The bits of a page for a row."""
+        assert self.call.selection is not None
+        buffer, words = self.call.selection
+        token = run.first_token + div(row, self.heads)
+        return self._int(buffer, token * words + page)
 
     def _add_bias(self, run: _Run, rows: Expr, block: Block, start: Expr, bias: Buffer) -> None:
         """Add to the scores of a page, which begins at position ``start``, what its distances have."""

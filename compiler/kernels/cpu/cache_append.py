@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tvm.script.ir_builder import tirx as T
 
@@ -46,6 +46,30 @@ class Append:
     tokens: Expr
 
 
+class Cached(Protocol):
+    """What is cached of a token, e.g. an ``AttentionSpec``."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Keys and values of a token."""
+        ...
+
+    @property
+    def key_dim(self) -> int:
+        """Entries of a key."""
+        ...
+
+    @property
+    def value_dim(self) -> int:
+        """Entries of a value."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Of both."""
+        ...
+
+
 def append_kernel(spec: AttentionSpec, *, lanes: int) -> tirx.PrimFunc:
     """The kernel ``append_<attention>``: the first arguments of ``attention_<attention>`` from ``k`` on.
 
@@ -75,7 +99,7 @@ def append_arguments(spec: AttentionSpec) -> Append:
     return Append(k, v, k_cache, v_cache, table, width, sequence, position, tokens)
 
 
-def append(spec: AttentionSpec, machine: Machine, call: Append) -> None:
+def append(spec: Cached, machine: Machine, call: Append) -> None:
     """Emit the loop; float32 is rounded to the spec's dtype, and float16 saturates."""
     with loop(call.tokens * i64(spec.kv_heads)) as row:
         token, head = keep(div(row, spec.kv_heads)), keep(mod(row, spec.kv_heads))

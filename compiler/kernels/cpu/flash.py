@@ -71,6 +71,38 @@ class Page:
     """Positions of the page that have been written."""
 
 
+def page_scores(
+    machine: Machine,
+    dtype: str,
+    depth: int,
+    queries: Buffer,
+    rows: Expr,
+    keys: tuple[Buffer, Expr],
+    scores: Buffer,
+) -> None:
+    """Emit ``scores[row, position] = queries[row] . keys[position]`` for the positions of a page.
+
+    Args:
+        machine: whose vectors are used.
+        dtype: of the keys.
+        depth: entries of a query and a key.
+        queries: float32 ``[rows, depth]``.
+        rows: of queries.
+        keys: a buffer, and the element of it with which the page begins.
+        scores: ``[rows, PAGE_TOKENS]``.
+    """
+    buffer, start = keys
+
+    def tile(positions: list[Expr], columns: list[Expr]) -> None:
+        stored = Rows(buffer, dtype, [keep(start + p * i64(depth)) for p in positions])
+        asked = Columns(queries, [keep(c * i64(depth)) for c in columns])
+        for position, row_sums in zip(positions, dot(stored, asked, depth, machine), strict=True):
+            for column, value in zip(columns, row_sums, strict=True):
+                store(scores, column * i64(PAGE_TOKENS) + position, value)
+
+    tiles(PAGE_TOKENS, rows, machine, lambda positions, _often: partial(tile, positions))
+
+
 class Flash:
     """Emits the steps for one attention."""
 
@@ -78,40 +110,41 @@ class Flash:
         self.spec, self.machine = spec, machine
         self.math = VectorMath(machine.lanes)
 
-    def weigh(self, block: Block, rows: Expr, page: Page, first: Buffer, last: Buffer) -> None:
+    def weigh(
+        self, block: Block, rows: Expr, page: Page, first: Buffer, last: Buffer, selected: Buffer | None
+    ) -> None:
         """Take a page whose scores are there into the block's state.
 
-        Row r sees its positions ``first[r] .. last[r]``.
+        Row r sees its positions ``first[r] .. last[r]``, and of these only those whose bit is set in ``selected[r]``
+        (int64), where there is such a thing.
         """
         with loop(rows) as row:
-            self._softmax(block, row, load(first, row), load(last, row))
+            bits = None if selected is None else load(selected, row)
+            self._softmax(block, row, load(first, row), load(last, row), bits)
         self._values(block, rows, page)
 
     def score(self, block: Block, rows: Expr, page: Page) -> None:
         """Products of the block's queries with a page's keys."""
-        depth = i64(self.spec.key_dim)
+        spec, keys = self.spec, (page.keys, page.key_start)
+        page_scores(self.machine, spec.dtype, spec.key_dim, block.query, rows, keys, block.scores)
 
-        def tile(positions: list[Expr], columns: list[Expr]) -> None:
-            keys = Rows(page.keys, self.spec.dtype, [keep(page.key_start + p * depth) for p in positions])
-            queries = Columns(block.query, [keep(c * depth) for c in columns])
-            for position, row_sums in zip(
-                positions, dot(keys, queries, self.spec.key_dim, self.machine), strict=True
-            ):
-                for column, value in zip(columns, row_sums, strict=True):
-                    store(block.scores, column * i64(PAGE_TOKENS) + position, value)
-
-        tiles(PAGE_TOKENS, rows, self.machine, lambda positions, _often: partial(tile, positions))
-
-    def _softmax(self, block: Block, row: Expr, first: Expr, last: Expr) -> None:
+    def _softmax(self, block: Block, row: Expr, first: Expr, last: Expr, bits: Expr | None) -> None:
         """Scores to weights; rescale what the row has summed where its largest score grew."""
         lanes, math = self.machine.lanes, self.math
         start = keep(row * i64(PAGE_TOKENS))
         # One unsigned comparison tells whether first <= number <= last.
         first, seen = settle(T.cast(first, "int32")), settle(T.cast(last - first, "uint32"))
+        chosen = None if bits is None else settle(T.cast(bits, "int32"))
         vectors, masks = [], []
         for offset in range(0, PAGE_TOKENS, lanes):
             number = T.Ramp(T.int32(offset), T.int32(1), lanes) - T.Broadcast(first, lanes)
             mask = T.cast(number, f"uint32x{lanes}") <= T.Broadcast(seen, lanes)
+            if chosen is not None:
+                places = T.Ramp(T.int32(offset), T.int32(1), lanes)
+                bit = T.bitwise_and(
+                    T.shift_right(T.Broadcast(chosen, lanes), places), T.Broadcast(T.int32(1), lanes)
+                )
+                mask = T.And(mask, bit > T.Broadcast(T.int32(0), lanes))
             score = self._capped(load(block.scores, start + i64(offset), lanes))
             masks.append(mask)
             vectors.append(settle(T.Select(mask, score, math.constant(LOWEST))))

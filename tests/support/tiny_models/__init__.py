@@ -18,7 +18,7 @@ from tests.support.tiny_models.foreign import FOREIGN, REMADE, drop_identity_exp
 from tests.support.tiny_models.own import OWN, save_own
 from tests.support.tiny_models.recurrent import RECURRENT
 from tests.support.tiny_models.shared_experts import SHARED_EXPERTS
-from tests.support.tiny_models.sparse_attention import SPARSE_ATTENTION
+from tests.support.tiny_models.sparse_attention import SELECTING, SPARSE_ATTENTION
 from tests.support.tiny_models.text_halves import TEXT_HALVES
 from tests.support.tiny_models.windows import WINDOWS
 
@@ -39,8 +39,8 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
 
 
 def config_of(name: str) -> PretrainedConfig:
-    """The config of a model of ``TINY``, or of one that has tests of its own: encoder-decoders, experts made anew."""
-    return {**TINY, **ENCODER_DECODERS, **REMADE}[name]()
+    """The config of a model of ``TINY``, or of one that has tests of its own."""
+    return {**TINY, **ENCODER_DECODERS, **REMADE, **SELECTING}[name]()
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -18,7 +18,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 GROK: dict[str, Any] = {
     "architectures": ["Grok1ModelForCausalLM"],
-    "attn_output_multiplier": 3.0,
+    "attn_output_multiplier": 0.9,
     "bos_token_id": 1,
     "embedding_multiplier_scale": 1.7,
     "eos_token_id": 2,
@@ -46,7 +46,7 @@ GROK: dict[str, Any] = {
 GROK_OF_KEYFAN: dict[str, Any] = {
     "architectures": ["GrokForCausalLM"],
     "attention_dropout": 0.0,
-    "attn_output_multiplier": 3.0,
+    "attn_output_multiplier": 0.9,
     "bos_token_id": 1,
     "embedding_multiplier_scale": 1.7,
     "eos_token_id": 2,

@@ -102,6 +102,20 @@ def _minimax_m3() -> PretrainedConfig:
     )
 
 
+def _selecting(make: Callable[[], PretrainedConfig]) -> Callable[[], PretrainedConfig]:
+    """The same with fewer positions than the tests' prompts have.
+
+    With few heads many positions score 0, all heads being negative; which of equal ones torch takes is its own affair.
+    """
+
+    def made() -> PretrainedConfig:
+        config = make()
+        config.index_topk, config.index_n_heads = 24, 16
+        return config
+
+    return made
+
+
 SPARSE_ATTENTION: dict[str, Callable[[], PretrainedConfig]] = {
     "axk2": _axk2,
     "deepseek_v32": _deepseek_v32,
@@ -111,3 +125,10 @@ SPARSE_ATTENTION: dict[str, Callable[[], PretrainedConfig]] = {
     "minimax_m3_vl_text": _minimax_m3,
 }
 """Model type -> its config."""
+
+SELECTING: dict[str, Callable[[], PretrainedConfig]] = {
+    f"{name}_selecting": _selecting(make)
+    for name, make in SPARSE_ATTENTION.items()
+    if name != "minimax_m3_vl_text"
+}
+"""The same types where a part of the context is selected: on the CPU alone."""
