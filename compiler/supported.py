@@ -9,7 +9,7 @@ State: TypeAlias = Literal["supported", "untested", "unsupported"]
 
 RELATIVE_LOGITS = "its attention adds logits of query and distance to the scores, which no kernel takes"
 COMPRESSED_KEYS = "its attention compresses the keys of neighbouring tokens into one, which no kernel does"
-DELAYED_KEYS = "what is fused around its convolutions is wrong on a GPU: an open bug of the fusing pass"
+DELAYED_KEYS = "transformers sets one of its router's biases after loading, which packing does not do yet"
 HYPER_CONNECTIONS = (
     "its delta attention has kernels, but its hyper-connections and indexer have not been tried"
 )

@@ -112,6 +112,7 @@ def build_region(
     inputs: dict[Key, None] = {}
     users: dict[Key, set[Key]] = {}
     chosen = tuple(dict.fromkeys(outputs))
+    assert all(key in definitions for key in chosen), "what is in memory already is no output"
 
     def visit(key: Key) -> None:
         if key not in definitions:

@@ -79,7 +79,7 @@ class Regions:
             for key in list(needed.get(level, ())):
                 for earlier in self._read_from_earlier(key, self.read.levels[key]):
                     need(earlier)
-        return needed
+        return _once(needed)
 
     def _need_results(self, needed: dict[int, dict[Key, None]]) -> None:
         """What only the caller wants waits for the next region that there is anyway, or for the last one."""
@@ -127,3 +127,15 @@ class Regions:
             if whole is not None:
                 return group, whole
         return None
+
+
+def _once(needed: dict[int, dict[Key, None]]) -> dict[int, dict[Key, None]]:
+    """Each key where it is needed first: a result that waited for a later region may be read before that."""
+    known: set[Key] = set()
+    first: dict[int, dict[Key, None]] = {}
+    for level in sorted(needed):
+        keys = [key for key in needed[level] if key not in known]
+        known.update(keys)
+        if keys:
+            first[level] = dict.fromkeys(keys)
+    return first
