@@ -12,6 +12,7 @@ import numpy as np
 from moec.artifacts.checks import CHAIN_OUTPUT
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.artifacts.model import DTYPE_BYTES
+from moec.errors import DeviceError
 from moec.runtime.engine.batch import choose_on_host
 from moec.runtime.layout import value_spec
 from moec.runtime.mirrors import BatchMirrors
@@ -69,6 +70,7 @@ class ChainExecutor:
         self._bound: OrderedDict[_Key, Callable[[], None]] = OrderedDict()
         self._chosen: list[Sequence] = []
         """Whose next tokens the device has, or will have after the step that it runs, in the order of the rows."""
+        self._closed = False
 
     @property
     def recorder(self) -> RoutingRecorder | None:
@@ -86,11 +88,13 @@ class ChainExecutor:
 
     def close(self) -> None:
         """Let go of all memory."""
+        self._closed = True
         self._bound.clear()
         self._device.close()
 
     def run(self, batch: StepBatch) -> NDArray[np.float32]:
         """See `moec.runtime.engine.batch.Executor`; the result is good until the next run."""
+        self._check_open()
         mirrors = self._show(batch)
         self._chosen = []
         if self.recorder is None and len(batch.wanted) == batch.count <= LOGIT_ROWS:
@@ -103,6 +107,7 @@ class ChainExecutor:
 
     def encode(self, batch: StepBatch) -> None:
         """See `moec.runtime.engine.batch.Executor`."""
+        self._check_open()
         self._chosen = []
         self._part("encoder", batch.count, self._show(batch))()
 
@@ -116,6 +121,7 @@ class ChainExecutor:
         self, batch: StepBatch, sequences: list[Sequence], *, ahead: bool = False
     ) -> Callable[[], list[int]]:
         """See `moec.runtime.engine.batch.Executor`."""
+        self._check_open()
         sampler = self._sampler
         if sampler is None or self.recorder is not None or len(sequences) > LOGIT_ROWS:
             return self._choose(self.run(batch), sequences)
@@ -132,6 +138,11 @@ class ChainExecutor:
                 self._part("last", rows, mirrors, gathered=True, sampled=True)()
         self._chosen = sequences
         return sampler.read(sequences, mirrors.tokens) if rows else list
+
+    def _check_open(self) -> None:
+        """Nothing may be written to memory that was given back, where an engine outlives its model."""
+        if self._closed:
+            raise DeviceError("The device is closed.", "The model that used it was closed.", "Load it again.")
 
     def _choose(self, logits: NDArray[np.float32], sequences: list[Sequence]) -> Callable[[], list[int]]:
         started = perf_counter()

@@ -40,7 +40,6 @@ def test_known_masks(function: Any, expected: MaskSpec) -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        masking_utils.bidirectional_mask_function,
         masking_utils.sliding_window_overlay(8),
         masking_utils.or_masks(masking_utils.causal_mask_function, masking_utils.bidirectional_mask_function),
         masking_utils.and_masks(masking_utils.causal_mask_function, lambda *_: True),
@@ -68,7 +67,7 @@ def test_known_attention_arguments(arguments: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"position_bias": torch.ones(1)}, "position_bias=Tensor"),
+        ({"dropped_heads": torch.ones(1)}, "dropped_heads=Tensor"),
         ({"dropout": 0.1}, "dropout=0.1"),
         ({"is_causal": False}, "is_causal=False"),
     ],

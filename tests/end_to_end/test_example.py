@@ -39,7 +39,10 @@ def output_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_verify_against_transformers(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_against_transformers(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = shutil.copytree(bundle, tmp_path / "tiny.moec")
     facts = output_of(["verify", str(bundle), "--reference", str(EXAMPLE), "--json"], capsys)
     assert facts["tokens"] == 512
     assert facts["argmax_agreement"] >= 0.99
