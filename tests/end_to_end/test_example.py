@@ -167,6 +167,7 @@ def test_pack_refuses_another_models_modules(bundle: Path, tmp_path: Path) -> No
     assert run(arguments) == 3
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_ends_with_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "tiny.moec"
     command = [sys.executable, "-m", "moec", "compile", str(EXAMPLE), "-o", str(output), "--target", "cpu"]
