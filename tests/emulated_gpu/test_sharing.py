@@ -226,6 +226,7 @@ def test_a_team_that_does_not_answer_is_a_typed_error_and_steps_go_on(
         step.results()
 
 
+@pytest.mark.slow  # with two busy cores it has once waited for minutes: why is an open question
 def test_ctrl_c_while_the_gpu_waits_ends_cleanly(device: CudaDevice, folder: Path) -> None:
     step = Step(device, folder, 8)
     run = device.prepare(step.calls, Stats(), often=True)

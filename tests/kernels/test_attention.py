@@ -176,7 +176,7 @@ def _step(
             values,
             position[token],
             sinks.double().numpy() if spec.sinks else None,
-            bits[token].reshape(-1)[: position[token] + 1].numpy() if spec.selected else None,
+            selected=bits[token].reshape(-1)[: position[token] + 1].numpy() if spec.selected else None,
         )
         error = np.abs(out[0, token].double().numpy() - expected).max()
         assert error < TOLERANCE, (step, token)
