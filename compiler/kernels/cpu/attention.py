@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.cache_append import Append, append, page_of
+from moec.compiler.kernels.attention_arguments import Appended, Extents, attention_arguments
+from moec.compiler.kernels.cpu.cache_append import append, page_of
 from moec.compiler.kernels.cpu.emit import (
-    Argument,
     Buffer,
     Expr,
     arguments,
@@ -30,10 +30,9 @@ from moec.compiler.kernels.cpu.emit import (
     scratch,
     splat,
     store,
-    symbol,
 )
 from moec.compiler.kernels.cpu.flash import LOWEST, Block, Flash, Page, new_block
-from moec.compiler.kernels.cpu.latents import LatentCall, latent_arguments
+from moec.compiler.kernels.cpu.latents import LatentCall
 from moec.compiler.kernels.cpu.machine import Machine
 
 if TYPE_CHECKING:
@@ -70,36 +69,19 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
     machine = Machine(lanes)
 
     def body() -> None:
-        tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
-        step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
-        words = symbol("S")
+        extents = Extents.declare()
+        declared = attention_arguments(spec, extents, workspace=spec.heads is not None)
         q, k, v, k_cache, v_cache, table, sequence, position, last, selected, sinks, bias, *more, out = (
-            arguments(
-                Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
-                None if spec.cross else Argument("k", (*step, spec.key_dim), "float32"),
-                None if spec.latent or spec.cross else Argument("v", (*step, spec.value_dim), "float32"),
-                Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
-                None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
-                Argument("page_table", (sequences, width), "int32"),
-                Argument("token_sequence", (tokens,), "int32"),
-                Argument("token_position", (tokens,), "int32"),
-                None if spec.causal or spec.cross else Argument("token_last", (tokens,), "int32"),
-                Argument("selection", (tokens, words), "int32") if spec.selected else None,
-                Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
-                Argument("bias", (spec.query_heads, 2 * spec.bias_reach + 1), "float32")
-                if spec.bias_reach
-                else None,
-                *latent_arguments(spec),
-                Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
-            )
+            arguments(*declared)
         )
+        tokens, width = extents.tokens, extents.width
         if not spec.cross:
-            append(spec, machine, Append(k, v, k_cache, v_cache, table, width, sequence, position, tokens))
+            append(spec, machine, Appended(k, v, k_cache, v_cache, table, width, sequence, position, tokens))
 
         def attend(queries: Buffer, results: Buffer) -> None:
             pages = _Pages(k_cache, v_cache, table, width)
             tokens_seen = _Tokens(sequence, position, position if last is None else last)
-            chosen = None if selected is None else (selected, words)
+            chosen = None if selected is None else (selected, extents.words)
             call = _Call(queries, pages, tokens_seen, chosen, sinks, bias, results, tokens)
             _Attention(spec, machine, call).emit()
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
+from moec.compiler.kernels.attention_arguments import declare_append
 from moec.compiler.kernels.cpu.emit import (
-    Argument,
     Buffer,
     Expr,
-    arguments,
     build,
     div,
     i64,
@@ -20,7 +18,6 @@ from moec.compiler.kernels.cpu.emit import (
     load,
     loop,
     mod,
-    symbol,
 )
 from moec.compiler.kernels.cpu.machine import Machine
 from moec.compiler.kernels.cpu.numeric import narrow_store, saturate_f16
@@ -29,21 +26,7 @@ if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.artifacts.model import AttentionSpec
-
-
-@dataclass(frozen=True)
-class Append:
-    """The tensors that appending reads and writes; see `moec.compiler.kernels.cpu.attention` for their shapes."""
-
-    k: Buffer
-    v: Buffer | None
-    k_cache: Buffer
-    v_cache: Buffer | None
-    table: Buffer
-    table_width: Expr
-    sequence: Buffer
-    position: Buffer
-    tokens: Expr
+    from moec.compiler.kernels.attention_arguments import Appended
 
 
 class Cached(Protocol):
@@ -78,34 +61,18 @@ def append_kernel(spec: AttentionSpec, *, lanes: int) -> tirx.PrimFunc:
     """
 
     def body() -> None:
-        append(spec, Machine(lanes), append_arguments(spec))
+        append(spec, Machine(lanes), declare_append(spec))
 
     return build(f"append_{spec.name}", body)
 
 
-def append_arguments(spec: AttentionSpec) -> Append:
-    """Declare the arguments of ``append_<attention>``."""
-    tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
-    step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
-    k, v, k_cache, v_cache, table, sequence, position = arguments(
-        Argument("k", (*step, spec.key_dim), "float32"),
-        Argument("v", (*step, spec.value_dim), "float32"),
-        Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
-        Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
-        Argument("page_table", (sequences, width), "int32"),
-        Argument("token_sequence", (tokens,), "int32"),
-        Argument("token_position", (tokens,), "int32"),
-    )
-    return Append(k, v, k_cache, v_cache, table, width, sequence, position, tokens)
-
-
-def append(spec: Cached, machine: Machine, call: Append) -> None:
+def append(spec: Cached, machine: Machine, call: Appended) -> None:
     """Emit the loop; float32 is rounded to the spec's dtype, and float16 saturates."""
     with loop(call.tokens * i64(spec.kv_heads)) as row:
         token, head = keep(div(row, spec.kv_heads)), keep(mod(row, spec.kv_heads))
         place = keep(T.cast(load(call.position, token), "int64"))
         sequence = T.cast(load(call.sequence, token), "int64")
-        page = page_of(call.table, call.table_width, sequence, div(place, PAGE_TOKENS))
+        page = page_of(call.table, call.width, sequence, div(place, PAGE_TOKENS))
         slot = keep((page * i64(spec.kv_heads) + head) * i64(PAGE_TOKENS) + mod(place, PAGE_TOKENS))
         _copy(call.k, row, call.k_cache, slot, spec.key_dim, spec.dtype, machine)
         if call.v is not None:

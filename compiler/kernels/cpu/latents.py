@@ -14,7 +14,6 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import (
     ALIGNMENT_BYTES,
-    Argument,
     Buffer,
     Expr,
     div,
@@ -24,7 +23,6 @@ from moec.compiler.kernels.cpu.emit import (
     loop,
     mod,
     store,
-    symbol,
 )
 from moec.compiler.kernels.cpu.linear import Lines, Matrix, emit_linear
 
@@ -42,26 +40,6 @@ def workspace(spec: AttentionSpec) -> tuple[int, int]:
     if spec.heads is None:
         return 0, 0
     return ALIGNMENT_BYTES, FLOAT_BYTES * spec.query_heads * (spec.key_dim + spec.value_dim)
-
-
-def matrix_arguments(spec: AttentionSpec) -> list[Argument]:
-    """The matrices of the heads that latents stand for; none where there are no such heads."""
-    heads, rank = spec.heads, spec.value_dim
-    if heads is None:
-        return []
-    shapes = {
-        "absorb": (rank, heads.nope_dim),
-        "expand": (heads.nope_dim, rank),
-        "value": (heads.value_dim, rank),
-    }
-    return [Argument(name, (spec.query_heads, *shape), heads.dtype) for name, shape in shapes.items()]
-
-
-def latent_arguments(spec: AttentionSpec) -> list[Argument]:
-    """The matrices, and the workspace."""
-    if spec.heads is None:
-        return []
-    return [*matrix_arguments(spec), Argument("workspace", (symbol("W"),), "uint8")]
 
 
 @dataclass(frozen=True)

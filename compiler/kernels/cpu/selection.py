@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS, SELECTION_PREFIX
-from moec.compiler.kernels.cpu.cache_append import Append, append, page_of
+from moec.compiler.kernels.attention_arguments import Appended
+from moec.compiler.kernels.cpu.cache_append import append, page_of
 from moec.compiler.kernels.cpu.emit import (
     Argument,
     Buffer,
@@ -64,7 +65,7 @@ def selection(spec: SelectionSpec, *, lanes: int) -> tirx.PrimFunc:
             Argument("out", (tokens, words), "int32"),
         )
         machine = Machine(lanes)
-        appended = Append(key, None, cache, None, table, width, sequence, position, tokens)
+        appended = Appended(key, None, cache, None, table, width, sequence, position, tokens)
         append(_Keys(spec.dim, spec.dtype), machine, appended)
         emitter = _Selection(spec, machine, query, weight, cache, table, width, sequence, out, words)
         with loop(tokens, parallel=True) as token:

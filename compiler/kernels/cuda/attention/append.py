@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.program import APPEND
+from moec.compiler.kernels.attention_arguments import declare_append
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, build, ceildiv, div, either, i64, load, mod, when
 from moec.compiler.kernels.cpu.numeric import saturate_f16
 from moec.compiler.kernels.cuda.attention.convert import floats, stored
-from moec.compiler.kernels.cuda.attention.operands import Appended, cache_row, declare_append
+from moec.compiler.kernels.cuda.attention.operands import cache_row
 from moec.compiler.kernels.cuda.primitives import call, element, i32, launch, launch_next, wait_previous
 from moec.compiler.kernels.cuda.threads import write
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.artifacts.model import AttentionSpec
+    from moec.compiler.kernels.attention_arguments import Appended
 
 BLOCK_THREADS = 256
 

@@ -10,8 +10,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
+from moec.compiler.kernels.attention_arguments import Appended, Extents, attention_arguments
 from moec.compiler.kernels.cpu.emit import (
-    Argument,
     Buffer,
     Expr,
     arguments,
@@ -20,9 +20,7 @@ from moec.compiler.kernels.cpu.emit import (
     load,
     mod,
     store,
-    symbol,
 )
-from moec.compiler.kernels.cpu.latents import matrix_arguments
 from moec.compiler.kernels.cuda.primitives import call, element, i32, pack, registers
 
 if TYPE_CHECKING:
@@ -65,24 +63,6 @@ class Rounded:
 
 
 @dataclass(frozen=True)
-class Appended:
-    """The tensors of a step's keys and values and of their pages, flat."""
-
-    k: Buffer
-    """Where cross there is none; nor ``v``."""
-    v: Buffer | None
-    k_cache: Buffer
-    v_cache: Buffer
-    """Where keys are latent the key cache."""
-    table: Buffer
-    width: Expr
-    sequence: Buffer
-    position: Buffer
-    """Where cross the last position of the source."""
-    tokens: Expr
-
-
-@dataclass(frozen=True)
 class Operands(Appended):
     """The tensors of one call of an attention."""
 
@@ -102,28 +82,26 @@ class Operands(Appended):
 
 def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
     """Declare the arguments of ``attention_<name>`` in their order."""
-    tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
-    step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
-    q, k, v, k_cache, v_cache, table, sequence, position, last, sinks, bias, *matrices, memory, out = (
-        arguments(
-            Argument("q", (1, tokens, spec.query_heads, spec.query_dim), "float32"),
-            None if spec.cross else Argument("k", (*step, spec.key_dim), "float32"),
-            None if spec.latent or spec.cross else Argument("v", (*step, spec.value_dim), "float32"),
-            Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
-            None if spec.latent else Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
-            Argument("page_table", (sequences, width), "int32"),
-            Argument("token_sequence", (tokens,), "int32"),
-            Argument("token_position", (tokens,), "int32"),
-            None if spec.causal or spec.cross else Argument("token_last", (tokens,), "int32"),
-            Argument("sinks", (spec.query_heads,), "float32") if spec.sinks else None,
-            Argument("bias", (spec.query_heads, 2 * spec.bias_reach + 1), "float32")
-            if spec.bias_reach
-            else None,
-            *matrix_arguments(spec),
-            Argument("workspace", (symbol("W"),), "uint8") if workspace else None,
-            Argument("out", (1, tokens, spec.query_heads, spec.result_dim), "float32"),
-        )
-    )
+    extents = Extents.declare()
+    declared = attention_arguments(spec, extents, workspace=workspace)
+    (
+        q,
+        k,
+        v,
+        k_cache,
+        v_cache,
+        table,
+        sequence,
+        position,
+        last,
+        selected,
+        sinks,
+        bias,
+        *matrices,
+        memory,
+        out,
+    ) = arguments(*declared)
+    assert selected is None, "no kernel on a GPU selects"
     values = k_cache if spec.latent else v_cache
     weights = Projections(*matrices) if matrices else None
     return Operands(
@@ -132,10 +110,10 @@ def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
         k_cache=k_cache,
         v_cache=values,
         table=table,
-        width=width,
+        width=extents.width,
         sequence=sequence,
         position=position,
-        tokens=tokens,
+        tokens=extents.tokens,
         q=q,
         last=position if last is None else last,
         sinks=sinks,
@@ -144,22 +122,6 @@ def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
         workspace=memory,
         out=out,
     )
-
-
-def declare_append(spec: AttentionSpec) -> Appended:
-    """Declare the arguments of ``append_<name>`` in their order."""
-    tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
-    step, cache = (1, tokens, spec.kv_heads), (pages, spec.kv_heads, PAGE_TOKENS)
-    k, v, k_cache, v_cache, table, sequence, position = arguments(
-        Argument("k", (*step, spec.key_dim), "float32"),
-        Argument("v", (*step, spec.value_dim), "float32"),
-        Argument("k_cache", (*cache, spec.key_dim), spec.dtype),
-        Argument("v_cache", (*cache, spec.value_dim), spec.dtype),
-        Argument("page_table", (sequences, width), "int32"),
-        Argument("token_sequence", (tokens,), "int32"),
-        Argument("token_position", (tokens,), "int32"),
-    )
-    return Appended(k, v, k_cache, v_cache, table, width, sequence, position, tokens)
 
 
 def store_results(operands: Operands, place: Expr, low: Expr, high: Expr) -> None:
