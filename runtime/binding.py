@@ -301,13 +301,17 @@ class _PartBinding:
         index, weight, out = (
             self._tensor(self._value(name)) for name in (step.index, step.weight, step.output)
         )
-        calls = self._tensor(self._mirrors.each("token_call", self._count))
+        (calls,) = self._each("token_call")
         function = binder.function(kernel_name(binder.model, step))
         return PackedCall("experts", function, (index, weight, calls, out))
 
     def _where(self, *told: str) -> Iterator[Any]:
         """The page table, and what each token is told of where its keys are."""
         yield self._tensor(self._mirrors.page_table())
+        yield from self._each(*told)
+
+    def _each(self, *told: str) -> Iterator[Any]:
+        """What each token is told."""
         for name in told:
             yield self._tensor(self._mirrors.each(name, self._count))
 
@@ -316,7 +320,7 @@ class _PartBinding:
         arguments = (
             *(self._tensor(self._value(value)) for value in step.inputs),
             binder.states(step.layer),
-            *(self._tensor(self._mirrors.each(told, self._count)) for told in _TOLD["causal"]),
+            *self._each("token_sequence", "token_position"),
             *(binder.lasting(binder.weight(weight)) for weight in step.weights),
             *map(self._tensor, binder.workspace(name, number, 0, self._count)),
             self._tensor(self._value(step.output)),

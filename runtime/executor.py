@@ -12,7 +12,7 @@ import numpy as np
 from moec.artifacts.checks import CHAIN_OUTPUT
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.artifacts.model import DTYPE_BYTES
-from moec.errors import DeviceError
+from moec.runtime.devices.protocol import closed_error
 from moec.runtime.engine.batch import choose_on_host
 from moec.runtime.layout import value_spec
 from moec.runtime.mirrors import BatchMirrors
@@ -142,7 +142,7 @@ class ChainExecutor:
     def _check_open(self) -> None:
         """Nothing may be written to memory that was given back, where an engine outlives its model."""
         if self._closed:
-            raise DeviceError("The device is closed.", "The model that used it was closed.", "Load it again.")
+            raise closed_error()
 
     def _choose(self, logits: NDArray[np.float32], sequences: list[Sequence]) -> Callable[[], list[int]]:
         started = perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.states import state_bytes, state_shape
+from moec.runtime.cache.pages import table_rows
 from moec.runtime.devices.protocol import View
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class StateStorage:
     """
 
     def __init__(self, device: Device, layers: tuple[StateSpec, ...], max_batch: int) -> None:
-        rows = max_batch + 1
+        rows = table_rows(max_batch, sources=False)
         self._memory = device.allocate(rows * sum(map(state_bytes, layers))) if layers else None
         address = 0 if self._memory is None else self._memory.address
         self._layers: list[Any] = []

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
+from moec.errors import DeviceError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
 
 ALIGNMENT_BYTES = 256
 """Every allocation and every tensor of the arena begins at a multiple of so many bytes."""
+
+
+def closed_error() -> DeviceError:
+    """For what is asked of a device that gave everything back."""
+    return DeviceError("The device is closed.", "The model that used it was closed.", "Load it again.")
 
 
 class View(NamedTuple):

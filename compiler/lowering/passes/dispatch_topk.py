@@ -22,6 +22,7 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from moec.compiler.lowering.passes.kernel_block import as_private_block
+from moec.compiler.lowering.passes.rewrite import rewrite_functions
 
 TopkFactory = Callable[[int, int, str], tvm.tirx.PrimFunc]
 """``(entries, count, dtype)`` to a kernel ``(x [R, entries], values [R, count], indices [R, count] int64)``."""
@@ -36,11 +37,7 @@ class DispatchTopk:
 
     def transform_module(self, module: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """Rewrite every Relax function of ``module``."""
-        rewriter = _Rewriter(module, self.topk)
-        for name, function in module.functions_items():
-            if isinstance(function, relax.Function):
-                rewriter.builder_.update_func(name, rewriter.visit_expr(function))
-        return rewriter.builder_.get()
+        return rewrite_functions(module, _Rewriter(module, self.topk))
 
 
 @mutator

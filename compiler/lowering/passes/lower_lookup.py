@@ -16,11 +16,12 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
-from tvm import relax, te, tirx
+from tvm import te, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from moec.compiler.lowering.converters import QUANTIZED_LOOKUP
 from moec.compiler.lowering.legalize import INJECTIVE
+from moec.compiler.lowering.passes.rewrite import rewrite_functions
 from moec.compiler.lowering.quantized_value import value_at
 from moec.formats import FORMATS
 
@@ -31,11 +32,7 @@ class LowerLookup:
 
     def transform_module(self, module: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """Rewrite every Relax function of ``module``."""
-        rewriter = _Rewriter(module)
-        for name, function in module.functions_items():
-            if isinstance(function, relax.Function):
-                rewriter.builder_.update_func(name, rewriter.visit_expr(function))
-        return rewriter.builder_.get()
+        return rewrite_functions(module, _Rewriter(module))
 
 
 @mutator

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moec.errors import BudgetError, DeviceError
 from moec.runtime.devices.cuda.driver import OutOfDeviceMemoryError
+from moec.runtime.devices.protocol import closed_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +59,7 @@ class Resources:
             DeviceError: everything was given back.
         """
         if self._context is None:
-            raise DeviceError("The device is closed.", "The model that used it was closed.", "Load it again.")
+            raise closed_error()
         self.driver.use_context(self._context)
 
     def reserve(self, size_bytes: int) -> None:
