@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.packing import pack
 from tests.support.packing_records import meta_model, raw, records
-from tests.support.tiny_models import TINY, save
+from tests.support.quantized_checkpoints import widen_gpt_oss, write_checkpoint
+from tests.support.tiny_models import save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,15 +32,6 @@ def packed(folder: Path, output: Path) -> dict[str, bytes]:
     dense, *experts = [output / file.path for file in result.files]
     tensors = {name: raw(value) for name, value in load_file(dense).items() if "moec.padding" not in name}
     return tensors | {file.name: file.read_bytes() for file in experts}
-
-
-def write_checkpoint(
-    folder: Path, like: Path, tensors: dict[str, torch.Tensor], quantization: object
-) -> None:
-    folder.mkdir()
-    config = json.loads((like / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
-    save_file(tensors, folder / "model.safetensors")
 
 
 def test_fp8_deepseek_v3_with_its_mtp_layer(tmp_path: Path) -> None:
@@ -66,14 +57,7 @@ def test_fp8_deepseek_v3_with_its_mtp_layer(tmp_path: Path) -> None:
 
 def test_mxfp4_gpt_oss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference is transformers' own unpacking, transposition included."""
-
-    def config() -> object:
-        made = original()
-        made.intermediate_size = 64
-        return made
-
-    original = TINY["gpt_oss"]
-    monkeypatch.setitem(TINY, "gpt_oss", config)
+    widen_gpt_oss(monkeypatch)
     save("gpt_oss", tmp_path / "model", dtype=torch.bfloat16)
     tensors = load_file(tmp_path / "model" / "model.safetensors")
     quantized: dict[str, torch.Tensor] = {}

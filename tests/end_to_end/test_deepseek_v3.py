@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from shutil import copytree
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,7 +12,7 @@ from moec import runtime
 from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.packing import pack
 from moec.errors import CheckpointError
-from tests.end_to_end.test_models import RELATIVE, random_ids, reference, relative_error
+from tests.support.agreement import check_agreement, expected_of, reference
 from tests.support.compiling import compile_checkpoint
 from tests.support.packing_records import meta_model, records
 from tests.support.tiny_models import save
@@ -68,12 +67,6 @@ def test_a_layer_of_the_model_itself_may_not_be_missing(
 def test_tokens_are_those_of_the_dequantized_model(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
     published, plain = checkpoints
     compile_checkpoint(published, tmp_path / "v3.moec", dtype="f32")
-    judge = reference(plain)
-    ids = random_ids(judge.config.vocab_size, 1, 40)
-    with torch.inference_mode():
-        expected = judge.generate(torch.from_numpy(ids), max_new_tokens=NEW_TOKENS, do_sample=False).numpy()
-        logits = judge(torch.from_numpy(expected)).logits.numpy()
+    expected = expected_of(reference(plain), NEW_TOKENS)
     with runtime.load(tmp_path / "v3.moec", max_step_tokens=24) as model:
-        found = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=[])
-        np.testing.assert_array_equal(found, expected)
-        assert relative_error(model.forward(expected), logits) < RELATIVE
+        check_agreement(model, expected)

@@ -15,7 +15,7 @@ import torch
 from moec import runtime
 from moec.errors import RequestError
 from tests.end_to_end.conftest import BundleMaker
-from tests.end_to_end.test_models import random_ids, relative_error
+from tests.support.agreement import RELATIVE, random_ids, relative_error
 from tests.support.encoder_decoder_judge import Judge
 from tests.support.nllb_reference import NllbReference, as_transformers_5
 from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
@@ -23,7 +23,6 @@ from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
 SOURCE_TOKENS = 60
 """More than 2 * 20 + 1 distances have a bias of their own, and than 6 experts of 9 tokens each take."""
 NEW_TOKENS = 16
-RELATIVE = 1e-4
 CANARY = "switch_transformers"
 NAMES = [name if name == CANARY else pytest.param(name, marks=pytest.mark.slow) for name in ENCODER_DECODERS]
 

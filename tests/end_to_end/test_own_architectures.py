@@ -9,7 +9,7 @@ import pytest
 
 from moec import runtime
 from tests.end_to_end.conftest import BundleMaker
-from tests.end_to_end.test_models import RELATIVE, random_ids, relative_error
+from tests.support.agreement import PROMPT_TOKENS, RELATIVE, Expected, check_agreement, random_ids
 from tests.support.references import REFERENCES
 from tests.support.references.arctic import Arctic
 from tests.support.references.grok import Grok
@@ -17,7 +17,6 @@ from tests.support.references.model import ReferenceModel, greedy
 from tests.support.tiny_models import save
 from tests.support.tiny_models.own import OWN
 
-PROMPT_TOKENS = 40
 NEW_TOKENS = 16
 CANARY = "grok-1"
 
@@ -30,13 +29,10 @@ def test_matches_the_published_architecture(name: str, make_bundle: BundleMaker)
     judge = REFERENCES[name](checkpoint)
     vocab = OWN[name][0]["vocab_size"]
     ids = random_ids(vocab, 1, PROMPT_TOKENS)
-    expected = greedy(judge, ids[0], NEW_TOKENS)
-    logits = judge.logits(expected).astype(np.float32)[None]
+    tokens = np.array([greedy(judge, ids[0], NEW_TOKENS)])
+    logits = judge.logits(tokens[0]).astype(np.float32)[None]
     with runtime.load(bundle, max_step_tokens=24) as model:
-        found = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=[])
-        np.testing.assert_array_equal(found[0], expected)
-        assert relative_error(model.forward(np.array([expected])), logits) < RELATIVE
-        assert relative_error(model.forward(ids[:, :1]), logits[:, :1]) < RELATIVE
+        check_agreement(model, Expected(ids, tokens, logits, logits[:, :1]))
         rows = [ids[0].tolist(), ids[0, :7].tolist(), ids[0, 3:20].tolist()]
         together = model.generate(rows, max_new_tokens=8, do_sample=False, eos_token_id=[])
         for row, prompt in enumerate(rows):

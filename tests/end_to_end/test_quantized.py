@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,14 +17,7 @@ from moec.compiler.pipeline import pack_model
 from moec.compiler.quantization import policy_named
 from moec.compiler.request import Calibration, Surroundings
 from moec.formats import FORMATS, METHODS, Format, dequantize
-from tests.end_to_end.test_models import (
-    NEW_TOKENS,
-    PROMPT_TOKENS,
-    RELATIVE,
-    random_ids,
-    reference,
-    relative_error,
-)
+from tests.support.agreement import check_agreement, expected_of, reference
 from tests.support.compiling import compile_checkpoint
 from tests.support.quantized_checkpoints import fp8_deepseek_v3, mxfp4_gpt_oss
 from tests.support.tiny_models import save
@@ -55,14 +47,9 @@ def test_a_recipe_makes_the_model_of_dequantized_weights(
     judge = reference(tmp_path / "checkpoint")
     dequantize_experts(judge, FORMATS[format_name])
     dequantize_dense(judge, tmp_path / "model.moec")
-    ids = random_ids(judge.config.vocab_size, 1, PROMPT_TOKENS)
-    with torch.inference_mode():
-        expected = judge.generate(torch.from_numpy(ids), max_new_tokens=NEW_TOKENS, do_sample=False).numpy()
-        logits = judge(torch.from_numpy(expected)).logits.numpy()
+    expected = expected_of(judge)
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
-        found = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=[])
-        np.testing.assert_array_equal(found, expected)
-        assert relative_error(model.forward(expected), logits) < RELATIVE
+        check_agreement(model, expected)
 
 
 @pytest.mark.slow
@@ -75,14 +62,9 @@ def test_a_quantized_checkpoint_is_kept_and_is_the_model_of_its_values(
     assert manifest.quantization == "keep"
     assert ("mxfp4" if model_name == "gpt_oss" else "fp8-e4m3") in manifest.formats
     judge = reference(made.plain)
-    ids = random_ids(judge.config.vocab_size, 1, PROMPT_TOKENS)
-    with torch.inference_mode():
-        expected = judge.generate(torch.from_numpy(ids), max_new_tokens=NEW_TOKENS, do_sample=False).numpy()
-        logits = judge(torch.from_numpy(expected)).logits.numpy()
+    expected = expected_of(judge)
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
-        found = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=[])
-        np.testing.assert_array_equal(found, expected)
-        assert relative_error(model.forward(expected), logits) < RELATIVE
+        check_agreement(model, expected)
 
 
 @pytest.mark.slow

@@ -13,19 +13,19 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from moec.compiler.packing.dequantize import scale_blocks
 from moec.formats import FORMATS
 from moec.formats.nearest import round_to_nearest
+from tests.support.fp8 import fp8_blocks
 from tests.support.tiny_models import TINY, save
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
+    from transformers import PretrainedConfig
 
 Tensors = dict[str, torch.Tensor]
 
 BLOCK = (24, 128)
 """Rows are ragged; as wide as any matrix of the tiny model."""
-LARGEST = 448.0
-"""Of E4M3."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,6 @@ class Published:
     """Those of the quantized tensors, by name."""
 
 
-def fp8_blocks(
-    value: torch.Tensor, block: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes, scales of their blocks, and the float32 values: a scale is its block's largest value over E4M3's."""
-    rows, columns = value.shape
-    grid = torch.empty(-(-rows // block[0]), -(-columns // block[1]))
-    for i in range(grid.shape[0]):
-        for j in range(grid.shape[1]):
-            part = value[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]]
-            grid[i, j] = part.abs().max() / LARGEST
-    full = grid.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[:rows, :columns]
-    codes = (value.float() / full).to(torch.float8_e4m3fn)
-    meant = codes.float()
-    scale_blocks(meant, grid, block, 0)
-    return codes, grid, meant
-
-
 def fp8_deepseek_v3(folder: Path) -> Published:
     """All products but head and router are FP8."""
     save("deepseek_v3", folder / "model", dtype=torch.bfloat16)
@@ -63,7 +46,9 @@ def fp8_deepseek_v3(folder: Path) -> Published:
     for name, value in tensors.items():
         stored[name] = value
         if name.endswith("proj.weight") or "kv_a_proj_with_mqa" in name:
-            stored[name], stored[f"{name}_scale_inv"], values[name] = fp8_blocks(value, BLOCK)
+            codes, scales = fp8_blocks(value, BLOCK)
+            stored[name], stored[f"{name}_scale_inv"], values[name] = codes, scales, codes.float()
+            scale_blocks(values[name], scales, BLOCK, 0)
     quantization = {"quant_method": "fp8", "weight_block_size": list(BLOCK), "fmt": "e4m3"}
     return _write(folder, tensors, stored, values, quantization)
 
@@ -71,13 +56,7 @@ def fp8_deepseek_v3(folder: Path) -> Published:
 def mxfp4_gpt_oss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
     """All routed experts are MXFP4, with values as transformers unpacks them."""
 
-    def config() -> object:
-        made = original()
-        made.intermediate_size = 64
-        return made
-
-    original = TINY["gpt_oss"]
-    monkeypatch.setitem(TINY, "gpt_oss", config)
+    widen_gpt_oss(monkeypatch)
     save("gpt_oss", folder / "model", dtype=torch.bfloat16)
     tensors, stored, values = load_file(folder / "model" / "model.safetensors"), Tensors(), Tensors()
     for name, value in tensors.items():
@@ -94,13 +73,30 @@ def mxfp4_gpt_oss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
     return _write(folder, tensors, stored, values, {"quant_method": "mxfp4"})
 
 
+def widen_gpt_oss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the tiny gpt-oss have experts as wide as two blocks of MXFP4."""
+
+    def config() -> PretrainedConfig:
+        made = original()
+        made.intermediate_size = 64
+        return made
+
+    original = TINY["gpt_oss"]
+    monkeypatch.setitem(TINY, "gpt_oss", config)
+
+
+def write_checkpoint(folder: Path, like: Path, tensors: Tensors, quantization: object) -> None:
+    """Write ``tensors`` beside the config of another checkpoint, with a ``quantization_config``."""
+    folder.mkdir()
+    config = json.loads((like / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    save_file(tensors, folder / "model.safetensors")
+
+
 def _write(
     folder: Path, tensors: Tensors, stored: Tensors, values: Tensors, quantization: object
 ) -> Published:
-    config = json.loads((folder / "model" / "config.json").read_text())
     plain = {name: values.get(name, value).float().contiguous() for name, value in tensors.items()}
-    for name, found, method in (("quantized", stored, quantization), ("plain", plain, None)):
-        (folder / name).mkdir()
-        (folder / name / "config.json").write_text(json.dumps(config | {"quantization_config": method}))
-        save_file(found, folder / name / "model.safetensors")
+    write_checkpoint(folder / "quantized", folder / "model", stored, quantization)
+    write_checkpoint(folder / "plain", folder / "model", plain, None)
     return Published(folder / "quantized", folder / "plain", values)

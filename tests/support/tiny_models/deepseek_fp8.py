@@ -15,28 +15,14 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 
+from tests.support.fp8 import fp8_blocks
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 BLOCK = (32, 24)
-LARGEST = 448.0
-"""Of E4M3."""
 
 Tensors = dict[str, torch.Tensor]
-
-
-def quantized(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix in FP8 and the scale of each block: what the block's largest value is over the format's."""
-    rows, columns = BLOCK
-    grid = torch.zeros(-(-value.shape[0] // rows), -(-value.shape[1] // columns))
-    codes = torch.empty(value.shape, dtype=torch.float8_e4m3fn)
-    for i in range(grid.shape[0]):
-        for j in range(grid.shape[1]):
-            place = (slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns))
-            block = value[place].float()
-            grid[i, j] = block.abs().max() / LARGEST
-            codes[place] = (block / grid[i, j]).to(torch.float8_e4m3fn)
-    return codes, grid
 
 
 def dequantized(codes: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
@@ -60,7 +46,7 @@ def save_as_published(plain: Path, folder: Path, shard: str = "60KB") -> tuple[P
     meant: Tensors = {}
     for name, value in tensors.items():
         if name.endswith(("proj.weight", "proj_with_mqa.weight")):
-            stored[name], stored[f"{name}_scale_inv"] = quantized(value)
+            stored[name], stored[f"{name}_scale_inv"] = fp8_blocks(value, BLOCK)
             meant[name] = dequantized(stored[name], stored[f"{name}_scale_inv"])
         else:
             stored[name] = meant[name] = value
@@ -83,7 +69,7 @@ def mtp_layer(stored: Tensors, layers: int) -> Tensors:
         name.replace(last, mtp): value.clone() for name, value in stored.items() if name.startswith(last)
     }
     hidden = stored["model.norm.weight"].shape[0]
-    codes, grid = quantized(torch.randn(hidden, 2 * hidden))
+    codes, grid = fp8_blocks(torch.randn(hidden, 2 * hidden), BLOCK)
     extra |= {f"{mtp}eh_proj.weight": codes, f"{mtp}eh_proj.weight_scale_inv": grid}
     extra |= {f"{mtp}{norm}.weight": torch.ones(hidden) for norm in ("enorm", "hnorm", "shared_head.norm")}
     extra[f"{mtp}embed_tokens.weight"] = stored["model.embed_tokens.weight"].clone()
