@@ -11,6 +11,8 @@ import pytest
 
 from moec.artifacts.quantization import FormatRule, Quantization
 from moec.compiler import pipeline
+from moec.compiler.kernels.cpu import packed_codes
+from moec.compiler.kernels.cuda.packed.codes import WIDENINGS
 from moec.compiler.lowering import formats
 from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.quantization import POLICIES, policy_named, quantize, read_policy
@@ -29,6 +31,11 @@ FILE = {
     "roles": {"experts": "int4"},
     "rules": [{"match": "layers.1.*", "format": "int8"}, {"match": "*", "format": "plain"}],
 }
+
+
+def test_the_tables_of_codes_are_those_of_the_kernels() -> None:
+    for table in (formats.EXPERT_CODES, formats.DENSE_CODES):
+        assert table == {"cpu": packed_codes.CODES.keys(), "cuda": WIDENINGS.keys()}
 
 
 def test_recipes_are_called_like_formats() -> None:
