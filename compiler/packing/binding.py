@@ -132,7 +132,7 @@ def bind(model: PreTrainedModel, tensors: Mapping[str, Stored]) -> Bindings:
             converter, converted = _unflattened(by_pattern[next(iter(converted))], converted, shape[0])
             parameters.update(_converted(target, converter, converted, shape))
         else:
-            parameters[target] = Renamed(plain[0], transposed=plain[0].encoding == "mxfp4")
+            parameters[target] = Renamed(plain[0], transposed=plain[0].turned)
     return Bindings(parameters, tuple(unexpected), tuple(repeated))
 
 
