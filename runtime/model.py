@@ -16,7 +16,6 @@ from moec.runtime.engine.sequence import Request
 from moec.runtime.recording import DEFAULT_CAPACITY, RoutingRing, read_earlier, write_traces
 from moec.runtime.request import (
     check_count,
-    check_tokens,
     end_tokens,
     sampling_from,
     to_prompts,
@@ -24,6 +23,7 @@ from moec.runtime.request import (
 from moec.runtime.routing import SequenceRecorder
 from moec.runtime.sides import check_traceable, no_decoder_tokens, sides
 from moec.runtime.tokenizer import Tokenizer
+from moec.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -186,7 +186,7 @@ class Model:
             check_count("seed", seed, least=0)
         for forced in (first, last):
             if forced is not None:
-                check_tokens((forced,), self.record.vocab_size)
+                Vocabulary.of(self.record).check((forced,))
         if streamer is not None and len(prompts) != 1:
             raise RequestError("A streamer takes one prompt.", f"There are {len(prompts)}.", "Leave it out.")
         requests = [
@@ -241,7 +241,7 @@ class Model:
                 "Call it for each row.",
             )
         for prompt in prompts:
-            check_tokens(prompt, self.record.vocab_size)
+            Vocabulary.of(self.record).check(prompt)
         scored = zip(prompts, sources, strict=True)
         return np.stack([self.engine.score(prompt, source) for prompt, source in scored])
 
