@@ -16,6 +16,7 @@ from moec.compiler.packing.check import check_names
 from moec.compiler.packing.dense import DenseFile, plan_dense
 from moec.compiler.packing.dense_reader import CONSTANT, parameters_of
 from moec.compiler.packing.experts import ExpertsFile, experts_file
+from moec.compiler.packing.idle import idle_biases
 from moec.compiler.packing.quantizing import quantizer_for
 from moec.compiler.packing.stored import stored_tensors
 from moec.errors import BundleError, CheckpointError
@@ -116,8 +117,9 @@ def bound_parameters(
     for source in packing.experts:
         for name in expert_parameters(source):
             needed += own_parameters(name, counts[source.layer])
-    bindings = bind(meta, stored_tensors(checkpoint.index, checkpoint.config))
-    found, extras = check_names(meta, bindings, needed)
+    tensors = stored_tensors(checkpoint.index, checkpoint.config)
+    bindings = bind(meta, tensors)
+    found, extras = check_names(meta, bindings, needed, idle_biases(bindings, tensors))
     parameters = {name: binding for name, binding in found.items() if name in packing.parameter_dtypes}
     for source in packing.experts:
         for name in expert_parameters(source):
