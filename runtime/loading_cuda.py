@@ -29,6 +29,7 @@ from moec.runtime.model import Model
 from moec.runtime.sharing.loading import cpu_side
 from moec.runtime.stats import Stats
 from moec.runtime.threads import default_threads
+from moec.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -140,7 +141,7 @@ def _assemble(loading: _Loading) -> _Parts:
         choose = functions.get(SAMPLE)
         sampler = DeviceSampler(device, choose, bundle.model.vocab_size, options.max_batch)
     executor = ChainExecutor(device, binder, experts, stats, sampler)
-    return _Parts(Engine(executor, limits, bundle.model.vocab_size, stats), executor, experts, functions)
+    return _Parts(Engine(executor, limits, Vocabulary.of(bundle.model), stats), executor, experts, functions)
 
 
 def _step_tokens(plan: DevicePlan) -> int:

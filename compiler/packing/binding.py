@@ -29,7 +29,7 @@ from moec.compiler.architectures import ARCHITECTURES
 from moec.compiler.tracing.foreign_experts import FOREIGN, Unflatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     import torch
     from transformers import PreTrainedModel
@@ -186,11 +186,6 @@ def _converted(
     binding = Converted(target, converter, sources)
     first = converter.target_patterns[0]
     return {target.replace(first, other): binding for other in converter.target_patterns}
-
-
-def one_below_the_other(bindings: Sequence[Binding]) -> Stacked:
-    """The parameter ``[E, ...]`` that the parameters of single experts would be."""
-    return Stacked((tuple(stored for binding in bindings for stored in binding.stored_tensors),))
 
 
 def expert_tensors(binding: Renamed | Stacked, expert: int) -> tuple[Stored, ...]:

@@ -48,7 +48,7 @@ def kept_formats(checkpoint: Checkpoint, parts: PartitionedModel) -> Kept:
         return Kept()
     listed = with_table(checkpoint)
     meta = build_model(build_config(checkpoint.config), getattr(torch, parts.model.dtype))
-    parameters, _ = bound_parameters(listed, parts.model, parts.packing, meta)
+    parameters, _ = bound_parameters(listed, parts.packing, meta)
     found: dict[str, str] = {}
     obstacles: Counter[str] = Counter()
     for tensor in parts.packing.dense:
