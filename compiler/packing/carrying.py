@@ -44,3 +44,8 @@ def carry_mxfp4(kind: Format, blocks: torch.Tensor, scales: torch.Tensor) -> tor
     pairs = blocks.numpy()
     codes = np.stack((pairs & 15, pairs >> 4), -1).reshape(len(pairs), -1)
     return torch.from_numpy(pack_rows(kind, Quantized(codes, scales.numpy())))
+
+
+def halves_in_order(rows: torch.Tensor, head: int) -> torch.Tensor:
+    """Rows ``[n, bytes]`` of whole heads, of which each has the rows of its two halves in turn, half after half."""
+    return rows.view(-1, head // 2, 2, rows.shape[-1]).transpose(1, 2).reshape(-1)

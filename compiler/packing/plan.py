@@ -11,6 +11,7 @@ import torch
 
 from moec.artifacts.codec import to_json
 from moec.artifacts.packing import expert_parameter
+from moec.compiler.checkpoint.gguf.conversions import gguf_conversions
 from moec.compiler.packing.binding import Binding, bind, one_below_the_other
 from moec.compiler.packing.check import check_names
 from moec.compiler.packing.dense import DenseFile, plan_dense
@@ -116,7 +117,8 @@ def bound_parameters(
     for source in packing.experts:
         for name in expert_parameters(source):
             needed += own_parameters(name, counts[source.layer])
-    bindings = bind(meta, stored_tensors(checkpoint.index, checkpoint.config))
+    tensors = stored_tensors(checkpoint.index, checkpoint.config)
+    bindings = bind(meta, tensors, gguf_conversions(checkpoint.config))
     found, extras = check_names(meta, bindings, needed)
     parameters = {name: binding for name, binding in found.items() if name in packing.parameter_dtypes}
     for source in packing.experts:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import numpy as np
 import torch
 
+from moec.compiler.checkpoint.gguf.blocks import block_codes, dequantize_blocks
 from moec.compiler.checkpoint.record import STORED_BYTES, TensorEntry
-from moec.compiler.packing.carrying import carry_fp8, carry_mxfp4
+from moec.compiler.packing.carrying import carry_fp8, carry_mxfp4, halves_in_order
 from moec.compiler.packing.dequantize import scale_blocks, unpack_mxfp4
 from moec.errors import CheckpointError
-from moec.formats import Format
+from moec.formats import Format, pack_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,9 +116,13 @@ class TensorReader:
     def _rows(self, stored: Stored, begin: int, end: int, as_: Reading, *, reuse: bool) -> torch.Tensor:
         size = (stored.entry.end - stored.entry.begin) // max(stored.rows, 1)
         raw = self._bytes(stored.entry, begin * size, end * size, reuse=reuse)
+        if stored.entry.paired_rows:
+            raw = halves_in_order(raw.view(end - begin, size), stored.entry.paired_rows)
         if stored.encoding == "plain":
             assert not isinstance(as_, Format), "plain values are quantized, not carried over"
             return raw.view(TORCH_TYPES[stored.entry.dtype]).view(end - begin, stored.columns).to(as_)
+        if stored.encoding == "ggml":
+            return _from_blocks(stored.entry.dtype, raw.view(end - begin, size), as_)
         assert stored.scale is not None
         first, last = begin // stored.block[0], -(-end // stored.block[0])
         scale_row = (stored.scale.end - stored.scale.begin) // stored.scale.shape[0]
@@ -145,6 +150,13 @@ class TensorReader:
             buffer = self._buffer[:size]
         self._source.read_into(entry.file, entry.begin + begin, buffer.data)
         return torch.from_numpy(buffer)
+
+
+def _from_blocks(kind: str, rows: torch.Tensor, as_: Reading) -> torch.Tensor:
+    """Rows of GGML's blocks ``[n, bytes]`` as values, or as packed rows of a format that says the same."""
+    if isinstance(as_, Format):
+        return torch.from_numpy(pack_rows(as_, block_codes(kind, rows.numpy())))
+    return torch.from_numpy(dequantize_blocks(kind, rows.numpy())).to(as_)
 
 
 def _piece_rows(stored: Stored, piece_bytes: int) -> int:

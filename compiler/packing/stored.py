@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from moec.compiler.checkpoint.gguf.blocks import SAME_FORMATS
 from moec.compiler.checkpoint.record import STORED_BYTES, TensorEntry
 from moec.errors import CheckpointError, UnsupportedModelError
 from moec.formats import FORMATS
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 MXFP4_BLOCK = 32
 """Values that share one scale in OCP's MX formats."""
 
-_READABLE_METHODS = ("fp8", "mxfp4")
+Encoding: TypeAlias = Literal["plain", "fp8", "mxfp4", "ggml"]
+
+_READABLE_METHODS = ("fp8", "mxfp4", "gguf")
 
 
 @dataclass(frozen=True)
@@ -25,20 +28,21 @@ class Stored:
 
     A weight in FP8 has one float scale a block of ``block`` rows and columns, ragged at the edges (the
     ``weight_scale_inv`` of DeepSeek-V3). MXFP4 (OCP MX 1.0) has two 4-bit values a byte and one power of two
-    for each 32 values of a row.
+    for each 32 values of a row. GGML's blocks have all in one tensor.
     """
 
     name: str
     shape: tuple[int, ...]
-    encoding: Literal["plain", "fp8", "mxfp4"]
+    encoding: Encoding
     entry: TensorEntry
     scale: TensorEntry | None
     block: tuple[int, int]
+    """Rows and columns that share a scale, or rows that have to be read together."""
 
     def item(self, number: int) -> Stored:
         """Slice ``number`` along the first dimension, e.g. one expert of a fused tensor."""
-        scale = None if self.scale is None else _item(self.scale, number)
-        return replace(self, shape=self.shape[1:], entry=_item(self.entry, number), scale=scale)
+        scale = None if self.scale is None else self.scale.item(number)
+        return replace(self, shape=self.shape[1:], entry=self.entry.item(number), scale=scale)
 
     def unflatten(self, count: int) -> Stored:
         """``[count * n, ...]`` as ``[count, n, ...]``; itself where it cannot be: its shape is found wrong later."""
@@ -57,6 +61,8 @@ class Stored:
             return None
         if self.encoding == "mxfp4":
             return "mxfp4"
+        if self.encoding == "ggml":
+            return SAME_FORMATS.get(self.entry.dtype)
         wide = self.block[1]
         return "fp8-e4m3" if wide % FORMATS["fp8-e4m3"].group == 0 or wide >= self.columns else None
 
@@ -69,12 +75,6 @@ class Stored:
     def columns(self) -> int:
         """Values in a row."""
         return self.shape[-1] if len(self.shape) > 1 else 1
-
-
-def _item(entry: TensorEntry, number: int) -> TensorEntry:
-    size = (entry.end - entry.begin) // entry.shape[0]
-    begin = entry.begin + number * size
-    return replace(entry, shape=entry.shape[1:], begin=begin, end=begin + size)
 
 
 def stored_tensors(index: Mapping[str, TensorEntry], config: Mapping[str, Any]) -> dict[str, Stored]:
@@ -101,7 +101,8 @@ def stored_tensors(index: Mapping[str, TensorEntry], config: Mapping[str, Any]) 
         if entry.dtype == "F8_E4M3" and scale is not None:
             result[name] = _fp8(name, entry, scale, block)
         else:
-            result[name] = Stored(name, entry.shape, "plain", entry, None, (1, 1))
+            encoding: Encoding = "plain" if entry.dtype in STORED_BYTES else "ggml"
+            result[name] = Stored(name, entry.shape, encoding, entry, None, (max(entry.paired_rows, 1), 1))
     for name, entry in index.items():
         base = name.removesuffix("_blocks")
         if base != name and f"{base}_scales" in index:
