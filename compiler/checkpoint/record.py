@@ -39,7 +39,7 @@ class TensorEntry:
 
     file: Path
     dtype: str
-    """As safetensors spells it, a key of ``STORED_BYTES``; or a block type of GGML, such as ``Q4_0``, of a GGUF file."""
+    """As safetensors spells it, a key of ``STORED_BYTES``; or a block type of GGML, such as ``Q4_0``."""
     shape: tuple[int, ...]
     begin: int
     """Byte offset in the file, its header included."""
@@ -56,9 +56,7 @@ class TensorEntry:
         """Part ``number`` of ``count`` equal ones along the first dimension."""
         size = (self.end - self.begin) // count
         begin = self.begin + number * size
-        return replace(
-            self, shape=(self.shape[0] // count, *self.shape[1:]), begin=begin, end=begin + size
-        )
+        return replace(self, shape=(self.shape[0] // count, *self.shape[1:]), begin=begin, end=begin + size)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which files are the tokenizer of a bundle: the checkpoint's, those made of its metadata, or those of another folder."""
+"""Which files are a bundle's tokenizer: the checkpoint's, those made of its metadata, or those of another folder."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ What the compiler knows of names, keys and permutations is not used here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -101,7 +102,8 @@ def write_gguf(
 def quantize(values: NDArray[np.float32], kind: GGMLQuantizationType) -> NDArray[Any]:
     """Rows of blocks. Super-blocks, which the package only reads, are made here, not well: random codes and scales."""
     if kind not in SUPER_BLOCKS:
-        return gguf.quantize(np.ascontiguousarray(values), kind)
+        made: NDArray[Any] = gguf.quantize(np.ascontiguousarray(values), kind)
+        return made
     values_of, size = gguf.GGML_QUANT_SIZES[kind]
     rng = np.random.default_rng(values.shape[-1])
     blocks = rng.integers(0, 256, (*values.shape[:-1], values.shape[-1] // values_of, size), np.uint8)
@@ -166,7 +168,8 @@ def _converted(
         ]
     if name.endswith("kv_b_proj.weight") and split_latents:
         nope, v = config.qk_nope_head_dim, config.v_head_dim
-        keys, values = value.view(-1, nope + v, value.shape[-1]).split([nope, v], dim=1)
+        heads_of = value.view(-1, nope + v, value.shape[-1])
+        keys, values = heads_of[:, :nope], heads_of[:, nope:]
         return [
             (
                 name.replace("kv_b", "k_b"),
@@ -180,7 +183,9 @@ def _converted(
     if name.endswith("sinks"):
         return [(f"{name}.weight", value, lambda t: {name: t})]
     if name.endswith("e_score_correction_bias"):
-        return [(name.replace("e_score_correction_bias", "e_score_correction.bias"), value, lambda t: {name: t})]
+        return [
+            (name.replace("e_score_correction_bias", "e_score_correction.bias"), value, lambda t: {name: t})
+        ]
     return [(name, value, lambda t: {name: t})]
 
 
@@ -196,10 +201,14 @@ def _gpt_oss(
         (
             base.replace("gate_up", part) + suffix,
             rows[:, first::2].contiguous(),
-            lambda t, part=part: {f"{name}:{part}": t},
+            partial(_named, f"{name}:{part}"),
         )
         for first, part in enumerate(("gate", "up"))
     ]
+
+
+def _named(name: str, value: torch.Tensor) -> Tensors:
+    return {name: value}
 
 
 def _joined(meant: Tensors) -> Tensors:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.compiler.checkpoint.record import STORED_BYTES
 from moec.compiler.checkpoint.gguf.header import gguf_package
+from moec.compiler.checkpoint.record import STORED_BYTES
 from moec.errors import UnsupportedModelError
 from moec.formats import Quantized
 
@@ -58,8 +58,8 @@ def dequantize_blocks(kind: str, rows: NDArray[np.uint8]) -> NDArray[np.float32]
 def block_codes(kind: str, rows: NDArray[np.uint8]) -> Quantized:
     """Codes and scales of rows of blocks whose type is in `SAME_FORMATS`, as they are.
 
-    A block of 32 values has its scale in front; with codes of 4 bits, byte j of 16 has value j in its low half and value
-    j + 16 in its high one.
+    A block of 32 values has its scale in front; with codes of 4 bits, byte j of 16 has value j in its low half and
+    value j + 16 in its high one.
     """
     size, length = _block(kind)
     blocks = rows.reshape(len(rows), -1, length)

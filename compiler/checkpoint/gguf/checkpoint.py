@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.fingerprint import config_sha256
-from moec.compiler.checkpoint.record import STORED_BYTES, Checkpoint
 from moec.compiler.checkpoint.gguf.architectures import ARCHITECTURES
 from moec.compiler.checkpoint.gguf.blocks import check_types
 from moec.compiler.checkpoint.gguf.files import SUFFIX, model_files
@@ -14,14 +13,15 @@ from moec.compiler.checkpoint.gguf.header import read_header
 from moec.compiler.checkpoint.gguf.metadata import Metadata
 from moec.compiler.checkpoint.gguf.names import renamed
 from moec.compiler.checkpoint.gguf.tokenizer import tokenizer_files
+from moec.compiler.checkpoint.record import STORED_BYTES, Checkpoint
 from moec.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from moec.compiler.checkpoint.record import TensorEntry
     from moec.compiler.checkpoint.gguf.header import Header
+    from moec.compiler.checkpoint.record import TensorEntry
 
 METHOD = "gguf"
 """What the config says that such a checkpoint is quantized with."""

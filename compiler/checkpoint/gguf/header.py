@@ -14,7 +14,6 @@ from moec.errors import CheckpointError, MissingDependencyError
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from types import ModuleType
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -33,7 +32,7 @@ class Header:
     """By GGUF's names; rows are the last dimension, as in torch."""
 
 
-def gguf_package() -> ModuleType:
+def gguf_package() -> Any:
     """The gguf package.
 
     Raises:

@@ -11,8 +11,8 @@ from moec.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from moec.compiler.checkpoint.record import TensorEntry
     from moec.compiler.checkpoint.gguf.architectures.record import Place
+    from moec.compiler.checkpoint.record import TensorEntry
 
 NAMED = 10
 """Tensors that an error names; of more it gives the number."""
@@ -38,9 +38,8 @@ def renamed(
         if place is None:
             unexpected.append(name)
             continue
-        if place.rotated is not None:
-            entry = replace(entry, paired_rows=entry.shape[0] // int(config[place.rotated]))
-        index.update(_placed(entry, place, numbers))
+        paired = 0 if place.rotated is None else entry.shape[0] // int(config[place.rotated])
+        index.update(_placed(replace(entry, paired_rows=paired), place, numbers))
     if unexpected:
         more = f" and {len(unexpected) - NAMED} more" if len(unexpected) > NAMED else ""
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The GGUF architectures that moec reads, by ``general.architecture``. Names and keys as llama.cpp's converter has them."""
+"""The GGUF architectures that moec reads. Names and keys are those of llama.cpp's converter."""
 
 from moec.compiler.checkpoint.gguf.architectures.deepseek2 import DEEPSEEK2
 from moec.compiler.checkpoint.gguf.architectures.gpt_oss import GPT_OSS
@@ -12,3 +12,4 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "llama": LLAMA,
     "qwen3moe": QWEN3MOE,
 }
+"""By ``general.architecture``."""

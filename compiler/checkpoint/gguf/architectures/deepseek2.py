@@ -79,8 +79,7 @@ def _notes(metadata: Metadata) -> tuple[str, ...]:
     if metadata.integer("expert_count", 0) not in GROUPED or metadata.has("expert_group_count"):
         return ()
     return (
-        "the file does not say that experts are chosen by groups, as DeepSeek's own config does: they are chosen among "
-        "all, as llama.cpp does with it",
+        "the file says nothing of groups of experts, as DeepSeek's own config does: all compete, as in llama.cpp",
     )
 
 

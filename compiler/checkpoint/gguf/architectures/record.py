@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from moec.compiler.checkpoint.record import TensorEntry
     from moec.compiler.checkpoint.gguf.metadata import Metadata
+    from moec.compiler.checkpoint.record import TensorEntry
 
 Heads: TypeAlias = Literal["num_attention_heads", "num_key_value_heads"]
 

@@ -50,7 +50,7 @@ def sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _merges(vocabulary: Vocabulary, numbers: dict[str, int]) -> list[tuple[str, str]]:
-    """Every pair of tokens that together are a token, in the order in which SentencePiece takes them: the token's score.
+    """Every pair of tokens that together are a token, in the order in which SentencePiece takes them: by score.
 
     Of pairs that make the same token, that of the lowest numbers is first; which of them is taken changes nothing but
     what happens on the way.

@@ -70,7 +70,9 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
         merges=listed("merges"),
         pre=str(values.get("tokenizer.ggml.pre", "")),
         special=special,
-        add_bos=bool(values.get("tokenizer.ggml.add_bos_token", values.get("tokenizer.ggml.model") == "llama")),
+        add_bos=bool(
+            values.get("tokenizer.ggml.add_bos_token", values.get("tokenizer.ggml.model") == "llama")
+        ),
         add_eos=bool(values.get("tokenizer.ggml.add_eos_token", False)),
         space_prefix=bool(values.get("tokenizer.ggml.add_space_prefix", True)),
     )
