@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.common import print_rows
 from benchmarks.make_checkpoint import CONFIGS
+from benchmarks.quantized_carry import KEPT, RECIPES, checkpoint_of, reference_of
 from benchmarks.references import NEW_TOKENS, PROMPT_TOKENS, computed_reference, make_reference
 from moec.__main__ import run
 from tests.support.encoder_decoder_judge import Judge
@@ -42,6 +43,7 @@ ROOT = Path(__file__).parents[1]
 CARRY = ROOT / ".carry"
 EXAMPLE = ROOT / "examples" / "tiny-deepseek-v2"
 EXAMPLE_NAME = "example"
+QUANTIZED = (*RECIPES, *KEPT)
 REAL = ("deepseek-v2-lite", "qwen3-30b-a3b", "mixtral-8x7b", "gpt-oss-20b")
 SEQUENCES, TOKENS = 4, 128
 SOURCE_TOKENS = 70
@@ -49,13 +51,16 @@ LIMIT_BYTES = 50 << 20
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice([*TINY, *OWN, *ENCODER_DECODERS, EXAMPLE_NAME]))
+@click.argument(
+    "names", nargs=-1, type=click.Choice([*TINY, *OWN, *ENCODER_DECODERS, *QUANTIZED, EXAMPLE_NAME])
+)
 @click.option("--target", "targets", multiple=True, default=("cuda-sm_90",), show_default=True)
 @click.option("--real/--no-real", default=True, help="Real configs' modules, for the same targets and cpu.")
 @click.option("--force", is_flag=True, help="Make again what is there.")
 def main(names: tuple[str, ...], targets: tuple[str, ...], real: bool, force: bool) -> None:
     """Prepare the tiny models NAMES (all of them by default)."""
-    jobs = [(name, prepare_tiny) for name in names or (*TINY, *OWN, *ENCODER_DECODERS, EXAMPLE_NAME)]
+    everything = (*TINY, *OWN, *ENCODER_DECODERS, *QUANTIZED, EXAMPLE_NAME)
+    jobs = [(name, prepare_tiny) for name in names or everything]
     jobs += [(name, prepare_modules) for name in REAL] if real else []
     print_rows([_timed(name, partial(prepare, name, targets, force=force)) for name, prepare in jobs])
     size = folder_bytes(CARRY)
@@ -72,14 +77,18 @@ def prepare_tiny(name: str, targets: tuple[str, ...], *, force: bool = False) ->
         return bundle
     bundle.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = EXAMPLE
-        if name != EXAMPLE_NAME:
+        checkpoint, options = EXAMPLE, list[str]()
+        if name in QUANTIZED:
+            checkpoint, options = checkpoint_of(name, Path(folder))
+        elif name != EXAMPLE_NAME:
             checkpoint = save(name, Path(folder, name), dtype=torch.bfloat16)
         if not has_bundle:
-            compile_for(checkpoint, bundle, targets, ["--calibration", "none", "--dtype", "bf16"])
+            compile_for(checkpoint, bundle, targets, ["--calibration", "none", "--dtype", "bf16", *options])
         if not has_reference:
             sequences = example_sequences() if name == EXAMPLE_NAME else random_sequences(name)
             made = own_reference(name, checkpoint, sequences) if name in OWN else None
+            if name in QUANTIZED:
+                made = reference_of(name, checkpoint, bundle, sequences)
             if name in ENCODER_DECODERS:
                 made = make_encoder_decoder_reference(name, checkpoint, sequences)
             (made or make_reference(checkpoint, sequences, "bfloat16")).save(reference)
@@ -110,7 +119,8 @@ def compile_for(checkpoint: Path, output: Path, targets: tuple[str, ...], option
 
 def random_sequences(name: str) -> NDArray[np.int64]:
     """``[S, L]`` of a tiny model."""
-    vocab_size = OWN[name][0]["vocab_size"] if name in OWN else config_of(name).vocab_size
+    model = name.partition("-")[0] if name in QUANTIZED else name
+    vocab_size = OWN[model][0]["vocab_size"] if model in OWN else config_of(model).vocab_size
     return np.random.default_rng(1).integers(2, vocab_size, (SEQUENCES, TOKENS))
 
 

@@ -48,13 +48,18 @@ class TensorEntry:
     """Rows of a head, where row 2i of a head stands for its row i, and row 2i + 1 for row i of its second half: the
     order for rotary embeddings that GGUF's ``llama`` has. 0: rows are in order."""
 
+    @property
+    def size_bytes(self) -> int:
+        """Of its values."""
+        return self.end - self.begin
+
     def item(self, number: int) -> TensorEntry:
-        """Slice ``number`` along the first dimension, e.g. one expert of a fused tensor."""
+        """Slice ``number`` along the first dimension."""
         return replace(self.part(number, self.shape[0]), shape=self.shape[1:])
 
     def part(self, number: int, count: int) -> TensorEntry:
         """Part ``number`` of ``count`` equal ones along the first dimension."""
-        size = (self.end - self.begin) // count
+        size = self.size_bytes // count
         begin = self.begin + number * size
         return replace(self, shape=(self.shape[0] // count, *self.shape[1:]), begin=begin, end=begin + size)
 

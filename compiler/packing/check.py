@@ -22,6 +22,7 @@ NAMED = 10
 
 _DO = "Use the complete checkpoint that this config.json belongs to, or download it again."
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_NUMBER = re.compile(r"(?<=[._])(\d+)(?=\.)")
 _PREDICTS = re.compile(r"\.(eh_proj|enorm|hnorm)\.")
 _EXTRAS = (re.compile(r"\.inv_freq$"), re.compile(r"(^|\.)mtp[._]"))
 
@@ -112,15 +113,16 @@ def _missing_parts(name: str, binding: Binding, shape: tuple[int, ...]) -> list[
 
 
 def _missing_experts(group: Sequence[Stored], experts: int) -> list[str]:
+    """Names of the tensors that single experts lack: what varies in the names of the others is their number."""
     if len(group) >= experts:
         return []
-    names = [stored.name.split(".") for stored in group]
-    digits = [at for at, part in enumerate(names[0]) if part.isdigit()]
-    varying = [at for at in digits if len({name[at] for name in names}) > 1] or digits
+    names = [_NUMBER.split(stored.name) for stored in group]
+    digits = range(1, len(names[0]), 2)
+    varying = [at for at in digits if len({name[at] for name in names}) > 1] or list(digits)
     at = varying[-1]
     present = {int(name[at]) for name in names}
     return [
-        ".".join([*names[0][:at], str(e), *names[0][at + 1 :]]) for e in range(experts) if e not in present
+        "".join([*names[0][:at], str(e), *names[0][at + 1 :]]) for e in range(experts) if e not in present
     ]
 
 

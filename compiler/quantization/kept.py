@@ -31,7 +31,7 @@ def kept_formats(checkpoint: Checkpoint, parts: PartitionedModel) -> dict[str, s
         return {}
     listed = with_table(checkpoint)
     meta = build_model(build_config(checkpoint.config), getattr(torch, parts.model.dtype))
-    parameters, _ = bound_parameters(listed, parts.model, parts.packing, meta)
+    parameters, _ = bound_parameters(listed, parts.packing, meta)
     found: dict[str, str] = {}
     for tensor in parts.packing.dense:
         stored = direct(tensor, parameters)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from moec.compiler.checkpoint.safetensors_header import read_header
-from moec.compiler.packing.dequantize import E2M1
+from moec.compiler.packing.encodings.mxfp4 import E2M1
 from moec.compiler.packing.reading import FileSource, TensorReader
 from moec.compiler.packing.stored import Stored, stored_tensors
 from moec.errors import CheckpointError, UnsupportedModelError

@@ -15,8 +15,8 @@ from moec.artifacts.quantization import FormatRule
 from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.checkpoint.safetensors_header import read_header
 from moec.compiler.packing import pack
-from moec.compiler.packing.carrying import carry_mxfp4
-from moec.compiler.packing.dequantize import scale_blocks, unpack_mxfp4
+from moec.compiler.packing.encodings.fp8 import scale_blocks
+from moec.compiler.packing.encodings.mxfp4 import carry_mxfp4, unpack_mxfp4
 from moec.compiler.packing.reading import FileSource, TensorReader
 from moec.compiler.packing.stored import stored_tensors
 from moec.compiler.partition import PartitionedModel, partition

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from moec.compiler.packing.dequantize import scale_blocks
+from moec.compiler.packing.encodings.fp8 import scale_blocks
 from moec.formats import FORMATS
 from moec.formats.nearest import round_to_nearest
 from tests.support.fp8 import fp8_blocks
