@@ -100,7 +100,7 @@ def test_transformers_loads_the_same_model(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_commands(tmp_path: Path) -> None:
-    """``compile`` with a tokenizer from elsewhere, ``inspect``, ``pack`` of modules, and a file without a tokenizer."""
+    """``compile`` with a tokenizer from elsewhere, ``inspect``, and ``pack`` of modules."""
     save("qwen3_moe", tmp_path / "model", dtype=torch.float32)
 
     def more(writer: GGUFWriter) -> None:
