@@ -18,7 +18,7 @@ from moec.artifacts.model import (
 )
 from moec.artifacts.program import resolve
 from moec.runtime.arena import plan_arena
-from moec.runtime.devices.protocol import PackedCall, View
+from moec.runtime.devices.protocol import HostCall, PackedCall, View
 from moec.runtime.layout import (
     LocalKey,
     ValueKey,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from moec.runtime.expert_calls import ExpertCalls
     from moec.runtime.layout import Part
     from moec.runtime.mirrors import BatchMirrors
+    from moec.runtime.routing import RoutingRecorder
 
 
 AttentionKind: TypeAlias = Literal["causal", "whole", "cross"]
@@ -111,7 +112,16 @@ class Binder:
         """What all values and locals take."""
         return self._arena.size_bytes
 
-    def calls(self, part: Part, count: int, mirrors: BatchMirrors, *, gathered: bool = False) -> list[Call]:
+    def calls(
+        self,
+        part: Part,
+        count: int,
+        mirrors: BatchMirrors,
+        *,
+        gathered: bool = False,
+        recorder: RoutingRecorder | None = None,
+        places: Mapping[ValueId, int] | None = None,
+    ) -> list[Call]:
         """The calls of one part of a step, in order.
 
         Args:
@@ -119,20 +129,41 @@ class Binder:
             count: tokens, or in the last part rows.
             mirrors: the step's batch.
             gathered: whether values that cross into the last part have been copied there, row by row.
+            recorder: gets every layer's routing from the host, which has a part in the calls then.
+            places: addresses of values that are to lie elsewhere than in the arena.
         """
         steps = self.model.all_steps
-        binding = _PartBinding(self, part, count, mirrors, gathered)
+        binding = _PartBinding(self, part, count, mirrors, gathered, recorder, self._rooted(places or {}))
         return [call for number in steps_of(self.model, part) for call in binding.step(number, steps[number])]
 
+    def _rooted(self, places: Mapping[ValueId, int]) -> dict[ValueId, int]:
+        """The same for the values whose memory they lie in."""
+        own: tuple[Part, ...] = ("main", "last")
+        keys = {
+            name: next(key for part in own if (key := ValueKey(part, name)) in self._roots) for name in places
+        }
+        return {self._roots[key].name: places[name] for name, key in keys.items()}
+
     def value(
-        self, part: Part, name: ValueId, count: int, mirrors: BatchMirrors, *, gathered: bool = False
+        self,
+        part: Part,
+        name: ValueId,
+        count: int,
+        mirrors: BatchMirrors,
+        *,
+        gathered: bool = False,
+        places: Mapping[ValueId, int] | None = None,
     ) -> View:
         """Where a value of the chain lies; arguments as for `calls`."""
         key = self._roots[ValueKey(part, name)]
         if part == "last" and key.name in self.crossing and not gathered:
             key = self._roots[ValueKey("main", key.name)]
-        inside = key.part == "last" or key.name not in CHAIN_INPUTS
-        address = self.place(key) if inside else mirrors.chain_input(key.name)
+        if places and key.name in places:
+            address = places[key.name]
+        elif key.part == "last" or key.name not in CHAIN_INPUTS:
+            address = self.place(key)
+        else:
+            address = mirrors.chain_input(key.name)
         spec = value_spec(self.model, name)
         return View(address, spec.dtype, resolve(spec.shape, count))
 
@@ -190,6 +221,12 @@ class Binder:
         """What makes the calls of routed experts."""
         return self._experts
 
+    def record(self, layer: int, views: tuple[View, ...], recorder: RoutingRecorder) -> None:
+        """Tell ``recorder`` of a layer's hidden states, choices and weights, which wait for it; see `ExpertCalls`."""
+        recorder.record(layer, self._device.read(views[1]), self._device.read(views[2]))
+        if self._device.kind == "cpu":
+            recorder.see(layer, self._device.read(views[0]))
+
     def tensor(self, view: View) -> Any:
         """A tensor of the device."""
         return self._device.tensor(view)
@@ -214,9 +251,19 @@ class Binder:
 class _PartBinding:
     """The calls of one part for one count; tensors of equal views are made once."""
 
-    def __init__(self, binder: Binder, part: Part, count: int, mirrors: BatchMirrors, gathered: bool) -> None:
+    def __init__(
+        self,
+        binder: Binder,
+        part: Part,
+        count: int,
+        mirrors: BatchMirrors,
+        gathered: bool,
+        recorder: RoutingRecorder | None,
+        places: Mapping[ValueId, int],
+    ) -> None:
         self._binder, self._part, self._count = binder, part, count
         self._mirrors, self._gathered = mirrors, gathered
+        self._recorder, self._places = recorder, places
         self._tensors: dict[View, Any] = {}
 
     def step(self, number: int, step: Step) -> list[Call]:
@@ -335,13 +382,19 @@ class _PartBinding:
         if beside is not None:
             side = binder.model.all_steps[number - 1]
             assert isinstance(side, SegmentStep)
-            calls = binder.segment(side.function).calls
-            views_beside = (self._view(number - 1, side, each) for call in calls for each in call.operands)
+            products = binder.segment(side.function).calls
+            views_beside = (self._view(number - 1, side, each) for call in products for each in call.operands)
             extra, name = (*extra, *views_beside), beside.function
-        return binder.experts().calls(step.layer, binder.function(name), views, extra)
+        calls = binder.experts().calls(step.layer, binder.function(name), views, extra)
+        return calls if self._recorder is None else [self._record(step.layer, views, self._recorder), *calls]
+
+    def _record(self, layer: int, views: tuple[View, ...], recorder: RoutingRecorder) -> Call:
+        return HostCall("experts", lambda: self._binder.record(layer, views, recorder))
 
     def _value(self, name: ValueId) -> View:
-        return self._binder.value(self._part, name, self._count, self._mirrors, gathered=self._gathered)
+        return self._binder.value(
+            self._part, name, self._count, self._mirrors, gathered=self._gathered, places=self._places
+        )
 
     def _tensor(self, view: View) -> Any:
         if view not in self._tensors:
