@@ -41,10 +41,6 @@ class ModelState:
 
 SUPPORTED = ModelState("supported")
 TEXT_HALF = ModelState("supported", note="the language model alone: prompts are text")
-SELECTING = ModelState(
-    "supported", note="on a GPU only contexts that its indexer selects whole: --max-context (index_topk)"
-)
-SELECTING_TEXT = ModelState("supported", note=f"{TEXT_HALF.note}; {SELECTING.note}")
 WHOLE = ModelState(
     "supported", note="only contexts that its indexer selects whole: --max-context says how long"
 )
@@ -67,7 +63,7 @@ MODELS: dict[str, ModelState] = {
     "aria": TEXT_HALF,
     "aria_text": SUPPORTED,
     "axk1": SUPPORTED,
-    "axk2": SELECTING,
+    "axk2": SUPPORTED,
     "bailing_hybrid": SUPPORTED,
     "beam": SUPPORTED,
     "cohere2_moe": SUPPORTED,
@@ -77,13 +73,13 @@ MODELS: dict[str, ModelState] = {
     "deepseek_ocr2": TEXT_HALF,
     "deepseek_v2": SUPPORTED,
     "deepseek_v3": SUPPORTED,
-    "deepseek_v32": SELECTING,
+    "deepseek_v32": SUPPORTED,
     "deepseek_v4": unsupported(COMPRESSED_KEYS),
     "diffusion_gemma": unsupported(DIFFUSION),
     "doge": unsupported(LOOKED_UP),
     "dots1": SUPPORTED,
-    "dots3_note": SELECTING_TEXT,
-    "dots3_note_text": SELECTING,
+    "dots3_note": TEXT_HALF,
+    "dots3_note_text": SUPPORTED,
     "ernie4_5_moe": SUPPORTED,
     "ernie4_5_vl_moe": noted(f"{TEXT_HALF.note}; its experts for images are left out"),
     "exaone_moe": SUPPORTED,
@@ -95,7 +91,7 @@ MODELS: dict[str, ModelState] = {
     "glm4_moe_lite": SUPPORTED,
     "glm4v_moe": TEXT_HALF,
     "glm5_next": unsupported(HYPER_CONNECTIONS),
-    "glm_moe_dsa": SELECTING,
+    "glm_moe_dsa": SUPPORTED,
     "gpt_oss": SUPPORTED,
     "granitemoe": SUPPORTED,
     "granitemoe_swa": SUPPORTED,
@@ -105,7 +101,7 @@ MODELS: dict[str, ModelState] = {
     "grok-1": SUPPORTED,
     "hunyuan_v1_moe": SUPPORTED,
     "hy_v3": SUPPORTED,
-    "hy_v4": SELECTING,
+    "hy_v4": SUPPORTED,
     "inkling2": unsupported(RELATIVE_LOGITS),
     "inkling2_text": unsupported(RELATIVE_LOGITS),
     "inkling_text": unsupported(RELATIVE_LOGITS),

@@ -11,7 +11,7 @@ from moec.compiler.packing.binding import Binding, Bindings, Converted, Renamed,
 from moec.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence, Set
 
     from transformers import PreTrainedModel
 
@@ -28,15 +28,15 @@ _EXTRAS = (re.compile(r"\.inv_freq$"), re.compile(r"(^|\.)mtp[._]"))
 
 
 def check_names(
-    model: PreTrainedModel, bindings: Bindings, needed: Iterable[str]
+    model: PreTrainedModel, bindings: Bindings, needed: Iterable[str], idle: Set[str] = frozenset()
 ) -> tuple[dict[str, Binding], list[str]]:
-    """The binding of each needed parameter, and the known extra tensors that are left out.
+    """The binding of each needed parameter, and the known extra tensors that are left out, ``idle`` among them.
 
     Raises:
         CheckpointError: tensors are missing, unexpected, or of the wrong shape.
     """
     ahead = _predicting_layers(bindings.unexpected, model)
-    extras = [name for name in bindings.unexpected if _known_extra(name, model, ahead)]
+    extras = [name for name in bindings.unexpected if name in idle or _known_extra(name, model, ahead)]
     found: dict[str, Binding] = {}
     missing: list[str] = []
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -18,6 +18,7 @@ from moec.formats import FORMATS
 from tests.support.agreement import check_agreement, expected_of, reference
 from tests.support.compiling import compile_checkpoint
 from tests.support.dequantized import dequantize_dense, dequantize_experts
+from tests.support.packed_checkpoints import awq_checkpoint, gptq_checkpoint
 from tests.support.quantized_checkpoints import fp8_deepseek_v3, mxfp4_gpt_oss
 from tests.support.tiny_models import save
 
@@ -62,6 +63,30 @@ def test_a_quantized_checkpoint_is_kept_and_is_the_model_of_its_values(
     assert ("mxfp4" if model_name == "gpt_oss" else "fp8-e4m3") in manifest.formats
     judge = reference(made.plain)
     expected = expected_of(judge)
+    with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
+        check_agreement(model, expected)
+
+
+PACKED: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "gptq": ("mixtral", {}, "int4-g32"),
+    "gptq, zero points": ("qwen3_moe", {"symmetric": False, "layout": "gptq_v2"}, "int4-g32-z"),
+    "gptq, 8 bits, a scale a row": ("deepseek_v2_lite", {"bits": 8, "group": -1}, "int8-g128"),
+    "gptq, order of activations": ("mixtral", {"reordered": True}, None),
+    "awq": ("deepseek_v2_lite", {}, "int4-g32-z"),
+}
+"""Model, what its packer is told, the format of experts in the bundle."""
+
+
+@pytest.mark.parametrize(
+    "case", [name if name == "gptq" else pytest.param(name, marks=pytest.mark.slow) for name in PACKED]
+)
+def test_packed_checkpoints_are_the_model_of_their_values(case: str, tmp_path: Path) -> None:
+    name, settings, kind = PACKED[case]
+    make = awq_checkpoint if case == "awq" else gptq_checkpoint
+    made = make(tmp_path, name, **settings)
+    manifest = compile_checkpoint(made.folder, tmp_path / "model.moec", dtype="f32")
+    assert set(manifest.formats) == {"float32", *([] if kind is None else [kind])}
+    expected = expected_of(reference(made.plain))
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
         check_agreement(model, expected)
 
