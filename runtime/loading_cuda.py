@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import cache_layers
-from moec.artifacts.footprint import LOGIT_ROWS, state_layers
+from moec.artifacts.footprint import LOGIT_ROWS, selection_layers, state_layers
 from moec.artifacts.reader import find_bundle, read_bundle, stamp
 from moec.artifacts.sampling import SAMPLE
 from moec.runtime.binding import Binder
@@ -30,6 +30,7 @@ from moec.runtime.model import Model
 from moec.runtime.sharing.loading import cpu_side
 from moec.runtime.stats import Stats
 from moec.runtime.threads import default_threads
+from moec.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -120,7 +121,7 @@ def _assemble(loading: _Loading) -> _Parts:
             device, bundle, functions, plan.slots, loading.weights, loading.hashed, loading.progress
         )
     )
-    cache = CacheStorage(device, cache_layers(bundle.model), plan.cache_pages)
+    cache = CacheStorage(device, cache_layers(bundle.model), plan.cache_pages, selection_layers(bundle.model))
     states = StateStorage(device, state_layers(bundle.model), options.max_batch)
     planned = plan.needs.step_tokens
     limits = limits_of(bundle.model, options.max_batch, _step_tokens(plan), plan.cache_pages)
@@ -142,7 +143,7 @@ def _assemble(loading: _Loading) -> _Parts:
         sampler = DeviceSampler(device, choose, bundle.model.vocab_size, options.max_batch)
     log = DeviceRoutingLog(device, bundle.model, options.max_batch) if bundle.model.experts else None
     executor = ChainExecutor(device, binder, experts, stats, sampler, log)
-    return _Parts(Engine(executor, limits, bundle.model.vocab_size, stats), executor, experts, functions)
+    return _Parts(Engine(executor, limits, Vocabulary.of(bundle.model), stats), executor, experts, functions)
 
 
 def _step_tokens(plan: DevicePlan) -> int:

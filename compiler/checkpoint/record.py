@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,17 @@ class TensorEntry:
     begin: int
     """Byte offset in the file, its header included."""
     end: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its values."""
+        return self.end - self.begin
+
+    def item(self, number: int) -> TensorEntry:
+        """Slice ``number`` along the first dimension."""
+        size = self.size_bytes // self.shape[0]
+        begin = self.begin + number * size
+        return replace(self, shape=self.shape[1:], begin=begin, end=begin + size)
 
 
 @dataclass(frozen=True)

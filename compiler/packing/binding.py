@@ -29,7 +29,7 @@ from moec.compiler.architectures import ARCHITECTURES
 from moec.compiler.tracing.foreign_experts import FOREIGN, Unflatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     import torch
     from transformers import PreTrainedModel
@@ -132,7 +132,7 @@ def bind(model: PreTrainedModel, tensors: Mapping[str, Stored]) -> Bindings:
             converter, converted = _unflattened(by_pattern[next(iter(converted))], converted, shape[0])
             parameters.update(_converted(target, converter, converted, shape))
         else:
-            parameters[target] = Renamed(plain[0], transposed=plain[0].encoding == "mxfp4")
+            parameters[target] = Renamed(plain[0], transposed=plain[0].turned)
     return Bindings(parameters, tuple(unexpected), tuple(repeated))
 
 
@@ -186,11 +186,6 @@ def _converted(
     binding = Converted(target, converter, sources)
     first = converter.target_patterns[0]
     return {target.replace(first, other): binding for other in converter.target_patterns}
-
-
-def one_below_the_other(bindings: Sequence[Binding]) -> Stacked:
-    """The parameter ``[E, ...]`` that the parameters of single experts would be."""
-    return Stacked((tuple(stored for binding in bindings for stored in binding.stored_tensors),))
 
 
 def expert_tensors(binding: Renamed | Stacked, expert: int) -> tuple[Stored, ...]:

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from moec import runtime
-from moec.artifacts.packing import PackingRecord
-from moec.artifacts.records import read_record
 from moec.cli.output import ProgressBar, StageLog
 from moec.cli.probe import RuntimeProbe
 from moec.compiler.pipeline import pack_model
 from moec.compiler.quantization import policy_named
 from moec.compiler.request import Calibration, Surroundings
-from moec.formats import FORMATS, METHODS, Format, dequantize
+from moec.formats import FORMATS
 from tests.support.agreement import check_agreement, expected_of, reference
 from tests.support.compiling import compile_checkpoint
+from tests.support.dequantized import dequantize_dense, dequantize_experts
+from tests.support.packed_checkpoints import awq_checkpoint, gptq_checkpoint
 from tests.support.quantized_checkpoints import fp8_deepseek_v3, mxfp4_gpt_oss
 from tests.support.tiny_models import save
 
@@ -67,6 +67,30 @@ def test_a_quantized_checkpoint_is_kept_and_is_the_model_of_its_values(
         check_agreement(model, expected)
 
 
+PACKED: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "gptq": ("mixtral", {}, "int4-g32"),
+    "gptq, zero points": ("qwen3_moe", {"symmetric": False, "layout": "gptq_v2"}, "int4-g32-z"),
+    "gptq, 8 bits, a scale a row": ("deepseek_v2_lite", {"bits": 8, "group": -1}, "int8-g128"),
+    "gptq, order of activations": ("mixtral", {"reordered": True}, None),
+    "awq": ("deepseek_v2_lite", {}, "int4-g32-z"),
+}
+"""Model, what its packer is told, the format of experts in the bundle."""
+
+
+@pytest.mark.parametrize(
+    "case", [name if name == "gptq" else pytest.param(name, marks=pytest.mark.slow) for name in PACKED]
+)
+def test_packed_checkpoints_are_the_model_of_their_values(case: str, tmp_path: Path) -> None:
+    name, settings, kind = PACKED[case]
+    make = awq_checkpoint if case == "awq" else gptq_checkpoint
+    made = make(tmp_path, name, **settings)
+    manifest = compile_checkpoint(made.folder, tmp_path / "model.moec", dtype="f32")
+    assert set(manifest.formats) == {"float32", *([] if kind is None else [kind])}
+    expected = expected_of(reference(made.plain))
+    with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
+        check_agreement(model, expected)
+
+
 @pytest.mark.slow
 def test_packing_elsewhere_makes_the_same_weights(tmp_path: Path) -> None:
     """The policy is in the modules."""
@@ -86,32 +110,3 @@ def test_packing_elsewhere_makes_the_same_weights(tmp_path: Path) -> None:
     weights = {name: record for name, record in here.files.items() if name.startswith("weights/")}
     assert weights
     assert weights.items() <= there.files.items()
-
-
-def dequantize_dense(model: torch.nn.Module, bundle: Path) -> None:
-    """Round every other matrix that the bundle has in a format to what that can say, in place."""
-    packing = read_record(PackingRecord, "packing", bundle / "packing.json")
-    weights = model.state_dict()
-    formats = {tensor.sources[0]: tensor.format for tensor in packing.dense if tensor.format is not None}
-    assert {"lm_head.weight", "model.embed_tokens.weight"} < formats.keys()
-    assert [name for name in formats if "self_attn" in name]
-    for name, kind in formats.items():
-        values = dequantize(FORMATS[kind], METHODS["nearest"](FORMATS[kind], weights[name].numpy()))
-        weights[name].copy_(torch.from_numpy(values))
-
-
-def dequantize_experts(model: torch.nn.Module, kind: Format) -> None:
-    """Round every routed expert's matrices to what ``kind`` can say, in place."""
-    rounded = 0
-    for module in model.modules():
-        for name in ("gate_up_proj", "gate_proj", "up_proj", "down_proj"):
-            weight = getattr(module, name, None)
-            if not isinstance(weight, torch.nn.Parameter) or weight.ndim != 3:
-                continue
-            across = 1 if getattr(module, "is_transposed", False) else 2
-            for expert in weight.data:
-                rows = expert.T if across == 1 else expert
-                values = dequantize(kind, METHODS["nearest"](kind, rows.contiguous().numpy()))
-                rows.copy_(torch.from_numpy(values))
-            rounded += 1
-    assert rounded
