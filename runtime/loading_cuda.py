@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import cache_layers
-from moec.artifacts.footprint import LOGIT_ROWS, state_layers
+from moec.artifacts.footprint import LOGIT_ROWS, selection_layers, state_layers
 from moec.artifacts.reader import find_bundle, read_bundle, stamp
 from moec.artifacts.sampling import SAMPLE
 from moec.runtime.binding import Binder
@@ -120,7 +120,7 @@ def _assemble(loading: _Loading) -> _Parts:
             device, bundle, functions, plan.slots, loading.weights, loading.hashed, loading.progress
         )
     )
-    cache = CacheStorage(device, cache_layers(bundle.model), plan.cache_pages)
+    cache = CacheStorage(device, cache_layers(bundle.model), plan.cache_pages, selection_layers(bundle.model))
     states = StateStorage(device, state_layers(bundle.model), options.max_batch)
     planned = plan.needs.step_tokens
     limits = limits_of(bundle.model, options.max_batch, _step_tokens(plan), plan.cache_pages)
