@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moec.compiler.packing.encodings.awq import find_awq
+from moec.compiler.packing.encodings.compressed import find_compressed
 from moec.compiler.packing.encodings.errors import unreadable
 from moec.compiler.packing.encodings.fp8 import fp8_in_blocks
 from moec.compiler.packing.encodings.gptq import find_gptq
@@ -62,6 +63,7 @@ METHODS: dict[str | None, Finder] = {
     "mxfp4": _fp8_and_mxfp4,
     "gptq": find_gptq,
     "awq": find_awq,
+    "compressed-tensors": find_compressed,
 }
 """By ``quant_method``, None where there is none."""
 
