@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moec.compiler.packing.encodings.awq import find_awq
+from moec.compiler.packing.encodings.compressed import find_compressed
 from moec.compiler.packing.encodings.errors import unreadable
 from moec.compiler.packing.encodings.fp8 import fp8_in_blocks
 from moec.compiler.packing.encodings.ggml import ggml_weights
@@ -64,6 +65,7 @@ METHODS: dict[str | None, Finder] = {
     "gguf": ggml_weights,
     "gptq": find_gptq,
     "awq": find_awq,
+    "compressed-tensors": find_compressed,
 }
 """By ``quant_method``, None where there is none."""
 
