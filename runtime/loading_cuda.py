@@ -18,6 +18,7 @@ from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
 from moec.runtime.devices.cuda.offload.helping import let_cpu_help
 from moec.runtime.devices.cuda.offload.loading import offloaded_experts
+from moec.runtime.devices.cuda.routing_log import DeviceRoutingLog
 from moec.runtime.devices.cuda.sampling import DeviceSampler
 from moec.runtime.devices.cuda.starting import start_device
 from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
@@ -140,7 +141,8 @@ def _assemble(loading: _Loading) -> _Parts:
     if functions.has(SAMPLE):
         choose = functions.get(SAMPLE)
         sampler = DeviceSampler(device, choose, bundle.model.vocab_size, options.max_batch)
-    executor = ChainExecutor(device, binder, experts, stats, sampler)
+    log = DeviceRoutingLog(device, bundle.model, options.max_batch) if bundle.model.experts else None
+    executor = ChainExecutor(device, binder, experts, stats, sampler, log)
     return _Parts(Engine(executor, limits, Vocabulary.of(bundle.model), stats), executor, experts, functions)
 
 

@@ -78,8 +78,10 @@ class Engine:
         self.last_plan = NOTHING
         """What the last `step` ran."""
         self.observer: Callable[[StepPlan], None] | None = None
+        """Told of each run through the model which tokens it was for, once those that it chooses are there: none
+        where it was for `score`, or failed."""
         self.source_observer: Callable[[list[Sequence]], None] | None = None
-        """Told after each run through the model which tokens it was for: none where it was for `score`, or failed."""
+        """Told of each run of the encoder whose sources it read: none where it was for `score`, or failed."""
 
     def add(self, request: Request) -> Sequence:
         """Queue a request; its sequence joins the batch at a coming `step`.
@@ -122,6 +124,7 @@ class Engine:
         try:
             return self._step()
         except BaseException:
+            self._observe(NOTHING)
             # Nothing is known of the steps under way, and a state cannot be advanced twice.
             self.scheduler.restart()
             raise
@@ -150,13 +153,9 @@ class Engine:
         self.stats.milliseconds["schedule"] += (perf_counter() - encoded + encoding - started) * 1e3
         if plan is None or not plan.chunks:
             return None
-        ran = NOTHING
-        try:
-            tokens = self._executor.next_tokens(self._batch, sequences, ahead=last is not None)
-            ran = plan
-        finally:
-            self._observe(ran)
-        return _Begun(plan, sequences, tokens)
+        return _Begun(
+            plan, sequences, self._executor.next_tokens(self._batch, sequences, ahead=last is not None)
+        )
 
     def _encode(self, plan: StepPlan) -> None:
         """Run the encoder for sequences that join, on as many sources at once as a step holds."""
@@ -293,6 +292,7 @@ class Engine:
         """Wait for a step; what it is for those that have not ended."""
         self.last_plan = step.plan
         tokens = dict(zip(step.sequences, step.tokens(), strict=True))
+        self._observe(StepPlan(tuple(step.chunks()), step.plan.preempted))
         outputs: list[TokenOutput] = []
         stats = self.stats
         for chunk in step.chunks():

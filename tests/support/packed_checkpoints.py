@@ -110,7 +110,7 @@ def gptq_checkpoint(
     tensors, stored, values = _model(folder, name)
     for weight, value in tensors.items():
         base = weight.removesuffix(".weight")
-        if _is_product(weight):
+        if is_product(weight):
             made = rounded(value.float().numpy(), bits, group, symmetric=symmetric, reordered=reordered)
             stored |= gptq_parts(base, made, bits, less)
             stored.setdefault(f"{base}.bias", torch.zeros(value.shape[0], dtype=torch.float16))
@@ -132,7 +132,7 @@ def awq_checkpoint(folder: Path, name: str, group: int = 32) -> Published:
     """A tiny model with all products but head and router in AWQ's layout."""
     tensors, stored, values = _model(folder, name)
     for weight, value in tensors.items():
-        if _is_product(weight):
+        if is_product(weight):
             made = rounded(value.float().numpy(), 4, group, symmetric=False)
             stored |= awq_parts(weight.removesuffix(".weight"), made)
             values[weight] = made.values
@@ -154,7 +154,7 @@ def _model(folder: Path, name: str) -> tuple[Tensors, Tensors, Tensors]:
     return load_file(folder / "model" / "model.safetensors"), Tensors(), Tensors()
 
 
-def _is_product(name: str) -> bool:
+def is_product(name: str) -> bool:
     """Whether packers quantize it: layer 0's queries are kept out, as lists of modules that are not converted do."""
     wanted = (*(f"{part}_proj.weight" for part in ("q", "k", "v", "o", "kv_b")), *EXPERTS)
     return name.endswith(wanted) and ".0.self_attn.q" not in name

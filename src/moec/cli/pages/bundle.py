@@ -52,7 +52,8 @@ def _facts(bundle: Bundle) -> str:
     rows = [
         ("size", human_bytes(sum(sizes.values()))),
         ("routed experts", f"{experts} in {len(model.experts)} MoE layers, {human_bytes(held)}"),
-        ("stored as", ", ".join(bundle.manifest.formats)),
+        ("stored as", ", ".join(manifest.formats)),
+        ("checkpoint", ", ".join(manifest.checkpoint_types)),
         ("targets", ", ".join(target.name for target in manifest.targets)),
         ("routing", f"{profile.provenance}, {profile.tokens} tokens of {profile.sequences} sequences"),
     ]
@@ -120,8 +121,8 @@ def _transitions(traces: Traces, model: ModelRecord, profile: RoutingProfile) ->
     return [
         section(
             "Who follows whom",
-            "How much likelier than usual a token that chose an expert of one layer (row) chooses one of the next (column),"
-            f" both the most used first: pale never, full {MOST_LIFT:g} times or more.",
+            "How much likelier than usual a token that chose an expert of one layer (row) chooses one of the next "
+            f"(column), both the most used first: pale never, full {MOST_LIFT:g} times or more.",
             '<div class="side">' + "".join(f"<div>{each}</div>" for each in maps) + "</div>",
         )
     ]
