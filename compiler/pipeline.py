@@ -11,7 +11,7 @@ from moec.artifacts.quantization import KEEP
 from moec.artifacts.reader import open_modules
 from moec.artifacts.writer import BundleWriter, check_output
 from moec.compiler.bundling import describe_modules, fingerprint, finish_bundle
-from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint
+from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint, with_tokenizer
 from moec.compiler.choices import choose_context, choose_dtype
 from moec.compiler.generation import generation_defaults
 from moec.compiler.lowering.formats import check_formats, takes_formats
@@ -41,9 +41,11 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
     check_output(request.output, force=request.force)
     names = check_targets(request.targets)
     with stage("checkpoint", around.log):
-        checkpoint = open_checkpoint(request.model)
+        checkpoint = with_tokenizer(open_checkpoint(request.model), request.tokenizer)
         if not request.modules_only and not checkpoint.hub:
             checkpoint = fetch_weights(checkpoint)
+    for note in checkpoint.notes:
+        around.log.note(note)
     parts = build_parts(request, checkpoint, around)
     if not request.modules_only:
         with stage("weights", around.log):

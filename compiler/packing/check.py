@@ -137,7 +137,8 @@ def _check_shape(name: str, binding: Binding, shape: tuple[int, ...], model: Pre
             expected = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
             _expect(stored.name, stored.shape, expected)
         case Stacked(groups):
-            expected = (shape[1] // len(groups), *shape[2:])
+            own = (*shape[:-2], shape[-1], shape[-2]) if binding.transposed else shape
+            expected = (own[1] // len(groups), *own[2:])
             for group in groups:
                 for stored in group:
                     _expect(stored.name, stored.shape, expected)

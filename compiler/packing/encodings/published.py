@@ -8,6 +8,7 @@ from moec.compiler.packing.encodings.awq import find_awq
 from moec.compiler.packing.encodings.compressed import find_compressed
 from moec.compiler.packing.encodings.errors import unreadable
 from moec.compiler.packing.encodings.fp8 import fp8_in_blocks
+from moec.compiler.packing.encodings.ggml import ggml_weights
 from moec.compiler.packing.encodings.gptq import find_gptq
 from moec.compiler.packing.encodings.mxfp4 import BLOCK, mxfp4
 from moec.compiler.packing.encodings.record import Encoded
@@ -61,6 +62,7 @@ METHODS: dict[str | None, Finder] = {
     None: _fp8_and_mxfp4,
     "fp8": _fp8_and_mxfp4,
     "mxfp4": _fp8_and_mxfp4,
+    "gguf": ggml_weights,
     "gptq": find_gptq,
     "awq": find_awq,
     "compressed-tensors": find_compressed,
