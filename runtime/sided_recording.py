@@ -69,7 +69,7 @@ class SidedRecorder:
         own, others = layers_of_sides(model)
         self._encoder = make(own, None if earlier is None else earlier.encoder)
         self._decoder = make(others, earlier)
-        self._places = {
+        self._places: dict[int, tuple[StepRecorder, int]] = {
             layer.layer: (recorder, place)
             for recorder, side in ((self._encoder, own), (self._decoder, others))
             for place, layer in enumerate(side)
