@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS, cache_layers
-from moec.artifacts.checks import (
+from moec.artifacts.chain import (
     CHAIN_INPUTS,
     CHAIN_OUTPUT,
     attention_weights,

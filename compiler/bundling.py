@@ -155,9 +155,17 @@ def _describe(
         tokenizer=_tokenizer(folder / TOKENIZER_FOLDER),
         quantization=packing.quantization.name if packing.quantization else "none",
         formats=format_bytes(read_record(ModelRecord, "model", folder / "model.json")),
+        checkpoint_types=_types(checkpoint),
         files={},
         manifest_sha256=NO_SHA256,
     )
+
+
+def _types(checkpoint: Checkpoint) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for entry in checkpoint.index.values():
+        sizes[entry.dtype] += entry.size_bytes
+    return dict(sorted(sizes.items()))
 
 
 def _tokenizer(folder: Path) -> TokenizerRecord | None:

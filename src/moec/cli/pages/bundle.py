@@ -50,7 +50,8 @@ def _facts(bundle: Bundle) -> str:
     rows = [
         ("size", human_bytes(sum(sizes.values()))),
         ("routed experts", f"{experts} in {len(model.experts)} MoE layers, {human_bytes(held)}"),
-        ("stored as", ", ".join(bundle.manifest.formats)),
+        ("stored as", ", ".join(manifest.formats)),
+        ("checkpoint", ", ".join(manifest.checkpoint_types)),
         ("targets", ", ".join(target.name for target in manifest.targets)),
         ("routing", f"{profile.provenance}, {profile.tokens} tokens of {profile.sequences} sequences"),
     ]
