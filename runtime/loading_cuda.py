@@ -29,7 +29,7 @@ from moec.runtime.libraries import host_cpu_features, load_runtime
 from moec.runtime.model import Model
 from moec.runtime.sharing.loading import cpu_side
 from moec.runtime.stats import Stats
-from moec.runtime.threads import default_threads
+from moec.runtime.threads import helper_threads
 from moec.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -102,11 +102,6 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
         return Model(
             bundle.path, bundle.model, target.name, plan, parts.engine, parts.executor, threads, notes=notes
         )
-
-
-def helper_threads(cpu_threads: int | None) -> int:
-    """CPU threads that compute experts beside a GPU: as asked for, or all but the one that waits for the GPU."""
-    return max(1, default_threads() - 1) if cpu_threads is None else cpu_threads
 
 
 def _assemble(loading: _Loading) -> _Parts:
