@@ -72,13 +72,15 @@ class TeamSpeed:
             cpu_us: entry k: microseconds of k experts, entry 0 is 0 and no measurement.
             expert_bytes: of each.
         """
-        count = len(cpu_us) - 1
-        if count < 1:
+        known = list(enumerate(cpu_us))[1:]
+        if not known:
             return None
-        mean, middle = sum(cpu_us) / count, (count + 1) / 2
-        spread = sum((k - middle) ** 2 for k in range(1, count + 1))
-        rise = sum((k - middle) * us for k, us in enumerate(cpu_us) if k) / spread if spread else 0.0
-        each = min(max(rise, mean / (2 * middle)), mean / middle)
+        mean, middle = sum(us for _, us in known) / len(known), (len(known) + 1) / 2
+        spread = sum((k - middle) ** 2 for k, _ in known)
+        # Less than nothing to start with, or more than the experts themselves, is noise.
+        most = mean / middle
+        rise = sum((k - middle) * us for k, us in known) / spread if spread else most
+        each = min(max(rise, most / 2), most)
         return cls(mean - each * middle, expert_bytes / each / 1e3)
 
 

@@ -113,7 +113,14 @@ def _assemble(loading: _Loading) -> _Parts:
         ResidentExperts(device, bundle, loading.weights)
         if plan.slots is None
         else offloaded_experts(
-            device, bundle, functions, plan.slots, loading.weights, loading.hashed, loading.progress
+            device,
+            bundle,
+            functions,
+            loading.target.name,
+            plan.slots,
+            loading.weights,
+            loading.hashed,
+            loading.progress,
         )
     )
     cache = CacheStorage(device, cache_layers(bundle.model), plan.cache_pages, selection_layers(bundle.model))
