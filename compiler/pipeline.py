@@ -11,7 +11,7 @@ from moec.artifacts.quantization import KEEP
 from moec.artifacts.reader import open_modules
 from moec.artifacts.writer import BundleWriter, check_output
 from moec.compiler.bundling import describe_modules, fingerprint, finish_bundle
-from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint
+from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint, with_tokenizer
 from moec.compiler.choices import choose_context, choose_dtype
 from moec.compiler.generation import generation_defaults
 from moec.compiler.lowering.formats import check_formats, takes_formats
@@ -41,9 +41,12 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
     check_output(request.output, force=request.force)
     names = check_targets(request.targets)
     with stage("checkpoint", around.log):
-        checkpoint = open_checkpoint(request.model)
+        checkpoint = with_tokenizer(open_checkpoint(request.model), request.tokenizer)
+        check_encodings(checkpoint)
         if not request.modules_only and not checkpoint.hub:
             checkpoint = fetch_weights(checkpoint)
+    for note in checkpoint.notes:
+        around.log.note(note)
     parts = build_parts(request, checkpoint, around)
     if not request.modules_only:
         with stage("weights", around.log):
@@ -72,6 +75,13 @@ def check_targets(names: Sequence[str]) -> tuple[str, ...]:
     from moec.compiler.lowering.targets import parse_target
 
     return tuple(parse_target(name).name for name in dict.fromkeys(names))
+
+
+def check_encodings(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that is quantized in a way that moec does not read, before anything is fetched or traced."""
+    from moec.compiler.packing.stored import stored_tensors
+
+    stored_tensors(checkpoint.index, checkpoint.config)
 
 
 def complete(checkpoint: Checkpoint, parts: PartitionedModel) -> Checkpoint:
@@ -189,7 +199,9 @@ def pack_model(
     check_output(output, force=force)
     compiled = open_modules(modules)
     with stage("checkpoint", around.log):
-        checkpoint = fetch_weights(open_checkpoint(model))
+        checkpoint = open_checkpoint(model)
+        check_encodings(checkpoint)
+        checkpoint = fetch_weights(checkpoint)
     if config_sha256(checkpoint.config) != compiled.packing.config_sha256:
         raise CheckpointError(
             f"{modules} was not compiled for {model}.",

@@ -112,7 +112,7 @@ class DenseReader:
                 return {name: value.mT.contiguous() if transposed else value}
             case Stacked(groups):
                 stacks = [torch.stack([self.reader.whole(one, dtype) for one in group]) for group in groups]
-                return {name: torch.cat(stacks, dim=1) if len(stacks) > 1 else stacks[0]}
+                return {name: binding.joined(stacks)}
             case Converted():
                 return binding.convert(lambda stored: self.reader.whole(stored, dtype), self.model)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moec.artifacts.codec import to_json
+from moec.compiler.checkpoint.gguf.conversions import gguf_conversions
 from moec.compiler.packing.binding import Binding, bind
 from moec.compiler.packing.check import check_names
 from moec.compiler.packing.dense import DenseFile, plan_dense
@@ -114,7 +115,7 @@ def bound_parameters(
     needed = [name for tensor in packing.dense for name in parameters_of(tensor)]
     needed += [name for source in packing.experts for name in expert_parameters(source)]
     tensors = stored_tensors(checkpoint.index, checkpoint.config)
-    bindings = bind(meta, tensors)
+    bindings = bind(meta, tensors, gguf_conversions(checkpoint.config))
     return check_names(meta, bindings, needed, idle_biases(bindings, tensors))
 
 

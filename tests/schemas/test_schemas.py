@@ -167,7 +167,16 @@ def test_records_survive_json_and_conform(name: str, data: st.DataObject) -> Non
     assert from_json(ROOTS[name], parsed) == value
 
 
-FREE = ("values", "tools", "files", "formats", "roles", "parameter_dtypes", "placeholders")
+FREE = (
+    "values",
+    "tools",
+    "files",
+    "formats",
+    "checkpoint_types",
+    "roles",
+    "parameter_dtypes",
+    "placeholders",
+)
 """Keys of maps from names."""
 
 
