@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from moec.artifacts.model import DTYPE_BYTES, DType, ExpertsLayer
+from moec.artifacts.slots import CACHED
 
 Shape: TypeAlias = tuple[int | str, ...]
 """Extents: an integer, ``"T"``, or n times the tokens of a step, such as ``"16T"``."""
@@ -92,6 +93,14 @@ class Beside:
     body: str
     segment: str
     most_tokens: int
+
+
+def cached_beside_name(beside: Beside) -> str:
+    """The function that does the same for experts of which some may still be on their way to the GPU.
+
+    Beside ``beside.function``'s arguments it takes the layer's state, before the workspace.
+    """
+    return f"{CACHED}{beside.body}_{beside.segment}"
 
 
 @dataclass(frozen=True)
