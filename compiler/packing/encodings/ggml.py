@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from moec.compiler.checkpoint.gguf.blocks import SAME_FORMATS, block_codes, dequantize_blocks
+from moec.compiler.checkpoint.gguf.blocks import block_codes, dequantize_blocks
+from moec.compiler.checkpoint.gguf.codes import CARRIED, STAND_IN
 from moec.compiler.checkpoint.record import STORED_BYTES
 from moec.compiler.packing.encodings.record import Encoded
+from moec.errors import CheckpointError
 from moec.formats import pack_rows
 
 if TYPE_CHECKING:
@@ -36,8 +39,8 @@ class GgmlBlocks:
 
     @property
     def format(self) -> str | None:
-        """The format that says the same."""
-        return SAME_FORMATS.get(self.kind)
+        """The format that says the same, or nearly (see `CARRIED`)."""
+        return CARRIED[self.kind].format if self.kind in CARRIED else None
 
     @property
     def obstacle(self) -> str:
@@ -60,8 +63,18 @@ class GgmlBlocks:
         return torch.from_numpy(dequantize_blocks(self.kind, self._read(begin, end, parts).numpy()))
 
     def packed(self, kind: Format, begin: int, end: int, parts: Parts) -> torch.Tensor:
-        """Rows of codes."""
+        """Rows of codes.
+
+        Raises:
+            CheckpointError: a scale is beyond what float16 has.
+        """
         codes = block_codes(self.kind, self._read(begin, end, parts).numpy())
+        if codes.minima is not None and not (np.isfinite(codes.scales) & np.isfinite(codes.minima)).all():
+            raise CheckpointError(
+                f"A tensor of {self.bytes.file} has scales that are no numbers of 16 bits.",
+                f"As {self.kind} it has larger ones.",
+                "Pack with --quantization none or int8, or use another file.",
+            )
         return torch.from_numpy(pack_rows(kind, codes))
 
     def _read(self, begin: int, end: int, parts: Parts) -> torch.Tensor:
@@ -78,10 +91,14 @@ def halves_in_order(rows: torch.Tensor, head: int) -> torch.Tensor:
 def ggml_weights(index: Mapping[str, TensorEntry], _: Mapping[str, Any]) -> dict[str, Encoded]:
     """All tensors in blocks, and those whose rows are paired."""
     return {
-        name: Encoded(_blocks(entry), entry.shape, (name,))
+        name: Encoded(_blocks(entry), entry.shape, (name,), stand_in=_stand_in(entry))
         for name, entry in index.items()
         if entry.dtype not in STORED_BYTES or entry.paired_rows
     }
+
+
+def _stand_in(entry: TensorEntry) -> str | None:
+    return None if entry.dtype in STORED_BYTES else STAND_IN
 
 
 def _blocks(entry: TensorEntry) -> GgmlBlocks:
