@@ -16,7 +16,7 @@ from moec.compiler.choices import choose_context, choose_dtype
 from moec.compiler.generation import generation_defaults
 from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.modules import copy_modules, save_modules, save_side_files
-from moec.compiler.quantization import has_formats, kept_formats, policy_named, quantize
+from moec.compiler.quantization import Kept, has_formats, kept_formats, policy_named, quantize
 from moec.compiler.stages import stage
 from moec.errors import CheckpointError, NetworkError
 
@@ -123,7 +123,7 @@ def choose_formats(
     """
     from moec.compiler.lowering.targets import parse_target
 
-    policy, kept = asked or policy_named(KEEP), dict[str, str]()
+    policy, kept = asked or policy_named(KEEP), Kept()
     try:
         if policy.keeps:
             kept = kept_formats(checkpoint, parts)
@@ -131,7 +131,13 @@ def choose_formats(
         if asked is not None:
             raise
         log.note(f"what the checkpoint has quantized is not known, and will be dequantized: {error.what}")
-    chosen = quantize(parts, policy, kept)
+    for name, count in kept.rounded.items():
+        log.note(
+            f"{count} quantized weights of the checkpoint are rounded to {name}, which is nearest to theirs"
+        )
+    for obstacle, count in kept.obstacles.items():
+        log.note(f"{count} quantized weights of the checkpoint are dequantized: {obstacle}")
+    chosen = quantize(parts, policy, kept.formats)
     if not has_formats(chosen):
         return parts
     kinds = {parse_target(name).kind for name in targets}

@@ -36,7 +36,8 @@ def round_to_nearest(kind: Format, matrix: Floats, importance: Floats | None = N
 
     For int4, several ranges are tried for each group, without zero points or minima with the larger side of its values
     on the side of -8, which has a code more. For each range, the codes give the scale (and minimum) that fits them
-    best, and the scale the final codes. For MXFP4, the power of two with which nothing is clipped is tried and the one below it.
+    best, and the scale the final codes. For MXFP4, the power of two with which nothing is clipped is tried and the one
+    below it.
 
     Args:
         kind: the format.

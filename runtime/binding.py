@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from moec.runtime.expert_calls import ExpertCalls
     from moec.runtime.layout import Part
     from moec.runtime.mirrors import BatchMirrors
+    from moec.runtime.routing import RoutingRecorder
 
 
 AttentionKind: TypeAlias = Literal["causal", "whole", "cross"]
@@ -98,7 +99,16 @@ class Binder:
         """What all values and locals take."""
         return self._arena.size_bytes
 
-    def calls(self, part: Part, count: int, mirrors: BatchMirrors, *, gathered: bool = False) -> list[Call]:
+    def calls(
+        self,
+        part: Part,
+        count: int,
+        mirrors: BatchMirrors,
+        *,
+        gathered: bool = False,
+        recorder: RoutingRecorder | None = None,
+        places: Mapping[ValueId, int] | None = None,
+    ) -> list[Call]:
         """The calls of one part of a step, in order.
 
         Args:
@@ -106,20 +116,42 @@ class Binder:
             count: tokens, or in the last part rows.
             mirrors: the step's batch.
             gathered: whether values that cross into the last part have been copied there, row by row.
+            recorder: gets every layer's routing from the host, which has a part in the calls then.
+            places: addresses of values that are to lie elsewhere than in the arena.
         """
         steps = self.model.all_steps
-        binding = PartBinding(self, part, count, mirrors, gathered)
+        binding = PartBinding(self, part, count, mirrors, gathered, recorder, self._rooted(places or {}))
         return [call for number in steps_of(self.model, part) for call in binding.step(number, steps[number])]
 
+    def _rooted(self, places: Mapping[ValueId, int]) -> dict[ValueId, int]:
+        """The same for the values whose memory they lie in."""
+        own: tuple[Part, ...] = ("main", "last")
+        return {
+            self._roots[key].name: places[key.name]
+            for key in (ValueKey(part, name) for part in own for name in places)
+            if key in self._roots
+        }
+
     def value(
-        self, part: Part, name: ValueId, count: int, mirrors: BatchMirrors, *, gathered: bool = False
+        self,
+        part: Part,
+        name: ValueId,
+        count: int,
+        mirrors: BatchMirrors,
+        *,
+        gathered: bool = False,
+        places: Mapping[ValueId, int] | None = None,
     ) -> View:
         """Where a value of the chain lies; arguments as for `calls`."""
         key = self._roots[ValueKey(part, name)]
         if part == "last" and key.name in self.crossing and not gathered:
             key = self._roots[ValueKey("main", key.name)]
-        inside = key.part == "last" or key.name not in CHAIN_INPUTS
-        address = self.place(key) if inside else mirrors.chain_input(key.name)
+        if places and key.name in places:
+            address = places[key.name]
+        elif key.part == "last" or key.name not in CHAIN_INPUTS:
+            address = self.place(key)
+        else:
+            address = mirrors.chain_input(key.name)
         spec = value_spec(self.model, name)
         return View(address, spec.dtype, resolve(spec.shape, count))
 
@@ -176,6 +208,12 @@ class Binder:
     def experts(self) -> ExpertCalls:
         """What makes the calls of routed experts."""
         return self._experts
+
+    def record(self, layer: int, views: tuple[View, ...], recorder: RoutingRecorder) -> None:
+        """Tell ``recorder`` of a layer's hidden states, choices and weights, which wait for it; see `ExpertCalls`."""
+        recorder.record(layer, self._device.read(views[1]), self._device.read(views[2]))
+        if self._device.kind == "cpu":
+            recorder.see(layer, self._device.read(views[0]))
 
     def tensor(self, view: View) -> Any:
         """A tensor of the device."""

@@ -11,11 +11,11 @@ import numpy as np
 from moec.artifacts.reader import open_bundle
 from moec.errors import RequestError
 from moec.runtime.early_router import early_routers
+from moec.runtime.engine.run import assemble, run
 from moec.runtime.engine.sequence import Request
 from moec.runtime.recording import DEFAULT_CAPACITY, RoutingRing, read_earlier, write_traces
 from moec.runtime.request import (
     check_count,
-    check_tokens,
     end_tokens,
     sampling_from,
     to_prompts,
@@ -23,6 +23,7 @@ from moec.runtime.request import (
 from moec.runtime.routing import SequenceRecorder
 from moec.runtime.sides import check_traceable, no_decoder_tokens, sides
 from moec.runtime.tokenizer import Tokenizer
+from moec.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from moec.runtime.budget import MemoryPlan
     from moec.runtime.device_budget import DevicePlan
     from moec.runtime.engine import Engine
-    from moec.runtime.engine import Sequence as RunningSequence
     from moec.runtime.executor import ChainExecutor
     from moec.runtime.request import Listed
     from moec.runtime.sides import TokenIds
@@ -186,7 +186,7 @@ class Model:
             check_count("seed", seed, least=0)
         for forced in (first, last):
             if forced is not None:
-                check_tokens((forced,), self.record.vocab_size)
+                Vocabulary.of(self.record).check((forced,))
         if streamer is not None and len(prompts) != 1:
             raise RequestError("A streamer takes one prompt.", f"There are {len(prompts)}.", "Leave it out.")
         requests = [
@@ -203,13 +203,13 @@ class Model:
             )
             for row, (source, prompt) in enumerate(zip(sources, prompts, strict=True))
         ]
-        results = self._run(requests, streamer)
+        results = run(self.engine, requests, streamer)
         pad = next(
             (token for token in (pad_token_id, defaults.pad_token_id, *ends[:1]) if token is not None), 0
         )
         padded = input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids
         rows = None if attention_mask is None or self.has_encoder else np.asarray(padded, np.int64)
-        return _assemble(prompts, results, pad, rows)
+        return assemble(prompts, results, pad, rows)
 
     def forward(
         self,
@@ -241,7 +241,7 @@ class Model:
                 "Call it for each row.",
             )
         for prompt in prompts:
-            check_tokens(prompt, self.record.vocab_size)
+            Vocabulary.of(self.record).check(prompt)
         scored = zip(prompts, sources, strict=True)
         return np.stack([self.engine.score(prompt, source) for prompt, source in scored])
 
@@ -271,7 +271,7 @@ class Model:
             for prompt in map(tuple, prompts)
         ]
         try:
-            self._run(requests, None)
+            run(self.engine, requests)
         finally:
             self._executor.recorder, self.engine.observer = before
         return recorder.traces()
@@ -279,8 +279,8 @@ class Model:
     def record_routing(self, path: str | Path, capacity: int = DEFAULT_CAPACITY) -> None:
         """Keep the routing of all that is run from now on, for ``moec plan --traces``; see `save_routing`.
 
-        What the file has of an earlier run is kept before it, as far as there is room. On a GPU steps are then run
-        call by call, since the host reads every layer's choices.
+        What the file has of an earlier run is kept before it, as far as there is room. On a GPU decoding steps stay
+        one graph, which keeps their routing; in steps with prompts the host reads every layer's choices.
 
         Args:
             path: written when the model is closed.
@@ -331,42 +331,3 @@ class Model:
     def _new_tokens(self, prompt: tuple[int, ...], source: tuple[int, ...], wanted: int | None) -> int:
         most = self.engine.capacity_tokens(len(source)) - len(prompt)
         return max(1, most) if wanted is None else wanted
-
-    def _run(
-        self,
-        requests: list[Request],
-        streamer: Streamer | None,
-    ) -> list[list[int]]:
-        """Run requests to their ends; if anything fails, none of them stays in the engine."""
-        engine = self.engine
-        sequences: list[RunningSequence] = []
-        try:
-            for request in requests:
-                # Not a comprehension: those already added must be cancelled where a later one is refused.
-                sequences.append(engine.add(request))  # noqa: PERF401
-            if streamer is not None:
-                streamer.put(np.array([requests[0].prompt], np.int64))
-            while any(sequence.finished is None for sequence in sequences):
-                for output in engine.step():
-                    if streamer is not None and output.sequence is sequences[0]:
-                        streamer.put(np.array([output.token], np.int64))
-        finally:
-            for sequence in sequences:
-                engine.cancel(sequence)
-        if streamer is not None:
-            streamer.end()
-        return [sequence.new_tokens for sequence in sequences]
-
-
-def _assemble(
-    prompts: list[tuple[int, ...]], results: list[list[int]], pad: int, rows: NDArray[np.int64] | None
-) -> NDArray[np.int64]:
-    """Prompts and continuations as one array ``[B, T + N]``; ``rows`` are prompts already padded."""
-    width = max(map(len, prompts)) if rows is None else rows.shape[-1]
-    output = np.full((len(prompts), width + max(map(len, results))), pad, np.int64)
-    for row, (prompt, new) in enumerate(zip(prompts, results, strict=True)):
-        output[row, width - len(prompt) : width] = prompt
-        output[row, width : width + len(new)] = new
-    if rows is not None:
-        output[:, :width] = rows.reshape(len(prompts), width)
-    return output

@@ -13,11 +13,11 @@ from moec.artifacts.model import (
     StateStep,
 )
 from moec.artifacts.program import resolve
-from moec.runtime.devices.protocol import PackedCall, View
+from moec.runtime.devices.protocol import HostCall, PackedCall, View
 from moec.runtime.layout import LocalKey, kernel_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from moec.artifacts.ids import TensorName, ValueId
     from moec.artifacts.model import ExpertsStep, Step
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from moec.runtime.devices.protocol import Call
     from moec.runtime.layout import Part
     from moec.runtime.mirrors import BatchMirrors
+    from moec.runtime.routing import RoutingRecorder
 
 
 _TOLD: dict[AttentionKind, tuple[str, ...]] = {
@@ -39,9 +40,19 @@ _TOLD: dict[AttentionKind, tuple[str, ...]] = {
 class PartBinding:
     """The calls of one part for one count; tensors of equal views are made once."""
 
-    def __init__(self, binder: Binder, part: Part, count: int, mirrors: BatchMirrors, gathered: bool) -> None:
+    def __init__(
+        self,
+        binder: Binder,
+        part: Part,
+        count: int,
+        mirrors: BatchMirrors,
+        gathered: bool,
+        recorder: RoutingRecorder | None,
+        places: Mapping[ValueId, int],
+    ) -> None:
         self._binder, self._part, self._count = binder, part, count
         self._mirrors, self._gathered = mirrors, gathered
+        self._recorder, self._places = recorder, places
         self._tensors: dict[View, Any] = {}
 
     def step(self, number: int, step: Step) -> list[Call]:
@@ -161,13 +172,19 @@ class PartBinding:
         if beside is not None:
             side = binder.model.all_steps[number - 1]
             assert isinstance(side, SegmentStep)
-            calls = binder.segment(side.function).calls
-            views_beside = (self._view(number - 1, side, each) for call in calls for each in call.operands)
+            products = binder.segment(side.function).calls
+            views_beside = (self._view(number - 1, side, each) for call in products for each in call.operands)
             extra, name = (*extra, *views_beside), beside.function
-        return binder.experts().calls(step.layer, binder.function(name), views, extra)
+        calls = binder.experts().calls(step.layer, binder.function(name), views, extra)
+        return calls if self._recorder is None else [self._record(step.layer, views, self._recorder), *calls]
+
+    def _record(self, layer: int, views: tuple[View, ...], recorder: RoutingRecorder) -> Call:
+        return HostCall("experts", lambda: self._binder.record(layer, views, recorder))
 
     def _value(self, name: ValueId) -> View:
-        return self._binder.value(self._part, name, self._count, self._mirrors, gathered=self._gathered)
+        return self._binder.value(
+            self._part, name, self._count, self._mirrors, gathered=self._gathered, places=self._places
+        )
 
     def _tensor(self, view: View) -> Any:
         if view not in self._tensors:

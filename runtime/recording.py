@@ -50,6 +50,8 @@ class RoutingRing:
         self._position = np.zeros(capacity, np.int64)
         self._prefill = np.zeros(capacity, np.bool_)
         self._next = 0
+        self._told = False
+        """Whether the step at work was recorded: one that began before is not."""
         self._ids: dict[int, int] = {}
         self._sequences = 0
         if earlier is not None:
@@ -60,13 +62,15 @@ class RoutingRing:
         rows = (self._next + np.arange(len(index))) % self._capacity
         self._chosen[layer][rows] = index
         self._weights[layer][rows] = quantize_weights(weight)
+        self._told = True
 
     def see(self, layer: int, hidden: NDArray[np.float32]) -> None:
         """Nothing is kept of it."""
 
     def end_step(self, plan: StepPlan) -> None:
         """Say which tokens the choices belong to that were recorded since the last call; of no chunks, none counts."""
-        for chunk in plan.chunks:
+        told, self._told = self._told, False
+        for chunk in plan.chunks if told else ():
             number = self._ids.setdefault(chunk.sequence.id, self._sequences)
             self._sequences = max(self._sequences, number + 1)
             positions = chunk.start + np.arange(chunk.count)

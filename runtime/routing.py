@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
@@ -10,13 +10,19 @@ from moec.artifacts.traces import LayerTrace, Traces, layer_trace
 from moec.runtime.early_router import likeliest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from numpy.typing import NDArray
 
+    from moec.artifacts.ids import ValueId
     from moec.runtime.early_router import Routers
     from moec.runtime.engine.scheduler import StepPlan
 
     Choices = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
     """Experts ``[T, K]``, their weights ``[T, K]``, and those that the router named one MoE layer earlier."""
+
+Routing: TypeAlias = tuple[int, "NDArray[np.int64]", "NDArray[np.float32]"]
+"""A MoE layer's ordinal, the choices of a step's tokens ``[T, K]`` and their weights ``[T, K]``."""
 
 NOT_ASKED = -1
 """In place of an expert that a router named early."""
@@ -31,6 +37,27 @@ class RoutingRecorder(Protocol):
 
     def see(self, layer: int, hidden: NDArray[np.float32]) -> None:
         """The hidden states ``[T, H]`` that the layer was given; only where the CPU runs it."""
+        ...
+
+
+class RoutingLog(Protocol):
+    """Where a decoding step of a device leaves the choices of all its layers, for the host to read behind it."""
+
+    @property
+    def tokens(self) -> int:
+        """The most of a step that it has room for."""
+        ...
+
+    def places(self, count: int) -> Mapping[ValueId, int]:
+        """The address for each value of the chain that a layer chooses experts by, in a step of ``count`` tokens."""
+        ...
+
+    def read(self, count: int) -> Callable[[], list[Routing]]:
+        """Begin to read what the step that was put into the queue last chooses.
+
+        Returns:
+            What waits for it. It must be called before the step after the next one is read.
+        """
         ...
 
 

@@ -55,7 +55,7 @@ WISHED_PATTERNS = ("generation_config.json", *TOKENIZER_PATTERNS)
 
 LICENSE_PATTERNS = ("LICENSE*", "LICENCE*", "License*", "NOTICE*", "USE_POLICY*", "COPYING*")
 
-OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
 
 
 def read_folder(path: Path, *, source: str, revision: str | None, hub: bool) -> Checkpoint:

@@ -16,6 +16,7 @@ from moec.compiler.packing.check import check_names
 from moec.compiler.packing.dense import DenseFile, plan_dense
 from moec.compiler.packing.dense_reader import CONSTANT, parameters_of
 from moec.compiler.packing.experts import ExpertsFile, experts_file
+from moec.compiler.packing.idle import idle_biases
 from moec.compiler.packing.quantizing import quantizer_for
 from moec.compiler.packing.stored import stored_tensors
 from moec.errors import BundleError, CheckpointError
@@ -115,7 +116,7 @@ def bound_parameters(
     needed += [name for source in packing.experts for name in expert_parameters(source)]
     tensors = stored_tensors(checkpoint.index, checkpoint.config)
     bindings = bind(meta, tensors, gguf_conversions(checkpoint.config))
-    return check_names(meta, bindings, needed)
+    return check_names(meta, bindings, needed, idle_biases(bindings, tensors))
 
 
 def expert_parameters(source: ExpertSource) -> tuple[str, ...]:

@@ -129,6 +129,7 @@ def _model(
         generation=generation,
         encoder=encoder,
         selections=tuple(chain.selections.values()),
+        placeholders=traced.placeholders,
     )
 
 

@@ -167,7 +167,17 @@ def test_records_survive_json_and_conform(name: str, data: st.DataObject) -> Non
     assert from_json(ROOTS[name], parsed) == value
 
 
-FREE = ("values", "tools", "files", "formats", "checkpoint_types", "roles", "parameter_dtypes")
+FREE = (
+    "values",
+    "tools",
+    "files",
+    "formats",
+    "checkpoint_types",
+    "roles",
+    "parameter_dtypes",
+    "placeholders",
+)
+"""Keys of maps from names."""
 
 
 def objects(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moec.compiler.checkpoint.record import TensorEntry
     from moec.formats import Quantized
 
+
 def check_types(path: Path, tensors: Mapping[str, TensorEntry]) -> None:
     """See that every tensor's type can be read.
 

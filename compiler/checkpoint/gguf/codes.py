@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
     Blocks = NDArray[np.uint8]
 
-IQ4_NL_VALUES = np.array(
-    (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113), np.int8
-)
+IQ4_NL_VALUES = np.array((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113), np.int8)
 """What IQ4_NL's codes stand for, times the scale."""
 
 

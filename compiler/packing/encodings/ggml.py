@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GgmlBlocks:
-    """A matrix in one of GGML's types, its rows perhaps paired for rotary embeddings."""
+    """A matrix in one of GGML's block types."""
 
     kind: str
-    """The type, such as ``Q4_0``; also those of floating point."""
+    """The type, such as ``Q4_0``."""
     bytes: TensorEntry
     """U8 ``[..., N, bytes of a row]``."""
 
@@ -78,27 +78,16 @@ class GgmlBlocks:
         return torch.from_numpy(pack_rows(kind, codes))
 
     def _read(self, begin: int, end: int, parts: Parts) -> torch.Tensor:
-        rows = parts.rows(self.bytes, begin, end)
-        paired = self.bytes.paired_rows
-        return halves_in_order(rows, paired) if paired else rows
-
-
-def halves_in_order(rows: torch.Tensor, head: int) -> torch.Tensor:
-    """Rows ``[n, bytes]`` of whole heads, of which each has the rows of its two halves in turn, half after half."""
-    return rows.view(-1, head // 2, 2, rows.shape[-1]).transpose(1, 2).reshape(rows.shape)
+        return parts.rows(self.bytes, begin, end)
 
 
 def ggml_weights(index: Mapping[str, TensorEntry], _: Mapping[str, Any]) -> dict[str, Encoded]:
-    """All tensors in blocks, and those whose rows are paired."""
+    """All tensors in blocks."""
     return {
-        name: Encoded(_blocks(entry), entry.shape, (name,), stand_in=_stand_in(entry))
+        name: Encoded(_blocks(entry), entry.shape, (name,), stand_in=STAND_IN)
         for name, entry in index.items()
-        if entry.dtype not in STORED_BYTES or entry.paired_rows
+        if entry.dtype not in STORED_BYTES
     }
-
-
-def _stand_in(entry: TensorEntry) -> str | None:
-    return None if entry.dtype in STORED_BYTES else STAND_IN
 
 
 def _blocks(entry: TensorEntry) -> GgmlBlocks:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from moec.compiler.packing.encodings.awq import find_awq
+from moec.compiler.packing.encodings.compressed import find_compressed
+from moec.compiler.packing.encodings.errors import unreadable
 from moec.compiler.packing.encodings.fp8 import fp8_in_blocks
 from moec.compiler.packing.encodings.ggml import ggml_weights
+from moec.compiler.packing.encodings.gptq import find_gptq
 from moec.compiler.packing.encodings.mxfp4 import BLOCK, mxfp4
 from moec.compiler.packing.encodings.record import Encoded
-from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,11 +34,8 @@ def encoded_weights(index: Mapping[str, TensorEntry], config: Mapping[str, Any])
     quantization = config.get("quantization_config") or {}
     method = quantization.get("quant_method")
     if method not in METHODS:
-        raise UnsupportedModelError(
-            f"The checkpoint is quantized with {method}.",
-            f"moec reads unquantized weights and {', '.join(name for name in METHODS if name)}.",
-            "Use the unquantized checkpoint of this model.",
-        )
+        known = ", ".join(name for name in METHODS if name)
+        raise unreadable(f"with {method}", REFUSED.get(method, f"moec reads {known}."))
     return METHODS[method](index, quantization)
 
 
@@ -61,7 +61,18 @@ def _fp8_and_mxfp4(index: Mapping[str, TensorEntry], quantization: Mapping[str, 
 METHODS: dict[str | None, Finder] = {
     None: _fp8_and_mxfp4,
     "fp8": _fp8_and_mxfp4,
-    "gguf": ggml_weights,
     "mxfp4": _fp8_and_mxfp4,
+    "gguf": ggml_weights,
+    "gptq": find_gptq,
+    "awq": find_awq,
+    "compressed-tensors": find_compressed,
 }
 """By ``quant_method``, None where there is none."""
+
+REFUSED: dict[str | None, str] = {
+    "bitsandbytes": (
+        "Its codes run over the flattened matrix and stand for a table of values (NF4) or leave columns out (int8): "
+        "no format of moec says that, and it was rounded without calibration, as --quantization int4 does."
+    ),
+}
+"""Why what has no entry in `METHODS` has none, where there is more to say than what is read instead."""
