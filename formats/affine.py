@@ -53,7 +53,8 @@ def round_affine(values: Floats, importance: Floats | None, parts: Sequence[floa
 
 def _codes(values: Floats, scale: Floats, minimum: Floats) -> Floats:
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    return np.clip(np.rint((values - minimum[..., None]) * inverse[..., None]), 0, LARGEST_CODE)
+    codes: Floats = np.rint((values - minimum[..., None]) * inverse[..., None])
+    return np.clip(codes, 0, LARGEST_CODE, out=codes)
 
 
 def _line(values: Floats, codes: Floats, weights: Floats) -> tuple[Floats, Floats]:
