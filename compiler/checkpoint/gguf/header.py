@@ -125,7 +125,9 @@ class _Reader:
         if not isinstance(alignment, int) or alignment <= 0:
             raise self._damaged(f"its alignment is {alignment!r}")
         data = -(-self._position // alignment) * alignment
-        tensors = {name: self._placed(name, *place, data) for name, *place in found}
+        tensors = {
+            name: self._placed(name, shape, kind, data + offset) for name, shape, kind, offset in found
+        }
         if len(tensors) != count:
             raise self._damaged("a tensor's name appears twice")
         return Header(self._path, metadata, tensors)
@@ -138,7 +140,7 @@ class _Reader:
         kind, offset = self._whole("<IQ")
         return name, tuple(reversed(shape)), kind, offset
 
-    def _placed(self, name: str, shape: tuple[int, ...], kind: int, offset: int, data: int) -> TensorEntry:
+    def _placed(self, name: str, shape: tuple[int, ...], kind: int, begin: int) -> TensorEntry:
         gguf = gguf_package()
         try:
             known = gguf.GGMLQuantizationType(kind)
@@ -149,7 +151,6 @@ class _Reader:
         block, size = gguf.GGML_QUANT_SIZES[known]
         if not shape or shape[-1] % block:
             raise self._damaged(f"tensor {name} of {known.name} has the shape {list(shape)}")
-        begin = data + offset
         end = begin + math.prod(shape) // block * size
         if end > self._size:
             raise self._damaged(f"tensor {name} ends at byte {end} of {self._size}")
