@@ -73,11 +73,7 @@ def finish_bundle(
         packed = _pack(writer, checkpoint, model, around)
     write_record(plan_many(None, model, ()), folder / "schedule.json")
     traces = None
-    if calibration.enabled and model.encoder:
-        around.log.note(
-            "routing of encoder-decoder models is not profiled: every expert is taken to be used alike"
-        )
-    elif calibration.enabled:
+    if calibration.enabled:
         with stage("profile", around.log):
             runnable = (*targets, spare) if spare else targets
             traces = _profile(writer, checkpoint, runnable, calibration, around, packed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from moec.artifacts.checks import CHAIN_INPUTS
+from moec.artifacts.chain import CHAIN_INPUTS
 from moec.artifacts.model import AttentionStep, SegmentStep
 from moec.artifacts.program import resolve
 from moec.runtime.arena import plan_arena

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from moec.artifacts.checks import CHAIN_OUTPUT
+from moec.artifacts.chain import CHAIN_OUTPUT
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.artifacts.model import DTYPE_BYTES
 from moec.runtime.devices.protocol import closed_error

@@ -21,7 +21,8 @@ from moec.runtime.request import (
     to_prompts,
 )
 from moec.runtime.routing import SequenceRecorder
-from moec.runtime.sides import check_traceable, no_decoder_tokens, sides
+from moec.runtime.sided_recording import SidedRecorder, layers_of_sides, recorder_for
+from moec.runtime.sides import no_decoder_tokens, sides
 from moec.runtime.tokenizer import Tokenizer
 from moec.runtime.vocabulary import Vocabulary
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from moec.runtime.engine import Engine
     from moec.runtime.executor import ChainExecutor
     from moec.runtime.request import Listed
+    from moec.runtime.sided_recording import StepRecorder
     from moec.runtime.sides import TokenIds
     from moec.runtime.stats import Stats
     from moec.runtime.streamers import Streamer
@@ -78,7 +80,8 @@ class Model:
         self._stats = engine.stats
         self._engine: Engine | None = engine
         self._executor = executor
-        self._recording: tuple[RoutingRing, Path] | None = None
+        self._recorder: StepRecorder | None = None
+        self._recording: tuple[StepRecorder, Path] | None = None
 
     @property
     def engine(self) -> Engine:
@@ -249,31 +252,41 @@ class Model:
         """Run prompts and record which experts each token chooses.
 
         Args:
-            prompts: token ids of each prompt.
+            prompts: token ids of each prompt; what an encoder reads, where there is one.
             max_new_tokens: tokens to draw after each prompt (with seed 0) and to trace, as far as they fit.
 
         Returns:
             The traces of all tokens that were run; the last drawn token of a sequence is not.
 
         Raises:
-            RequestError: the model has an encoder.
+            RequestError: a decoder behind an encoder has nothing to begin with.
         """
-        check_traceable(self.record)
-        assert self._executor is not None, "a fake executor has no routing"
-        routers = early_routers(open_bundle(self.path, verify="sizes"))
-        recorder = SequenceRecorder(tuple(layer.experts for layer in self.record.experts), routers)
-        before = self._executor.recorder, self.engine.observer
-        self._executor.recorder, self.engine.observer = recorder, recorder.end_step
+        routers = () if self.has_encoder else early_routers(open_bundle(self.path, verify="sizes"))
+        recorder = recorder_for(
+            self.record,
+            lambda layers, _: SequenceRecorder(tuple(layer.experts for layer in layers), routers),
+        )
+        before = self._recorder
+        self._observe(recorder)
         sampling = sampling_from(self.record.generation, True, None, None, None, None)
         ends = frozenset(self.record.generation.eos_token_id)
+        sources, begun = sides(self.record, [tuple(prompt) for prompt in prompts], None)
         requests = [
-            Request(prompt, min(max_new_tokens + 1, self._new_tokens(prompt, (), None)), 0, ends, sampling, 0)
-            for prompt in map(tuple, prompts)
+            Request(
+                prompt,
+                min(max_new_tokens + 1, self._new_tokens(prompt, source, None)),
+                0,
+                ends,
+                sampling,
+                0,
+                source,
+            )
+            for source, prompt in zip(sources, begun, strict=True)
         ]
         try:
             run(self.engine, requests)
         finally:
-            self._executor.recorder, self.engine.observer = before
+            self._observe(before)
         return recorder.traces()
 
     def record_routing(self, path: str | Path, capacity: int = DEFAULT_CAPACITY) -> None:
@@ -284,20 +297,31 @@ class Model:
 
         Args:
             path: written when the model is closed.
-            capacity: tokens that are kept; the oldest go first.
+            capacity: tokens that are kept, of an encoder's sources as many more; the oldest go first.
 
         Raises:
-            RequestError: ``capacity`` is below 1, or the model has an encoder.
+            RequestError: ``capacity`` is below 1.
             BundleError: the file is no file of traces, or of another model.
             OutputError: its folder does not exist.
         """
-        check_traceable(self.record)
-        assert self._executor is not None, "a fake executor has no routing"
         check_count("trace_capacity", capacity, least=1)
         target = Path(path)
-        ring = RoutingRing(self.record.experts, capacity, read_earlier(target, self.record.experts))
-        self._executor.recorder, self.engine.observer = ring, ring.end_step
+        of_encoder, layers = layers_of_sides(self.record)
+        ring = recorder_for(
+            self.record,
+            lambda layers, earlier: RoutingRing(layers, capacity, earlier),
+            read_earlier(target, layers, of_encoder),
+        )
+        self._observe(ring)
         self._recording = ring, target
+
+    def _observe(self, recorder: StepRecorder | None) -> None:
+        """Tell ``recorder`` of all that is run from now on."""
+        assert self._executor is not None, "a fake executor has no routing"
+        self._executor.recorder, self._recorder = recorder, recorder
+        self.engine.observer = None if recorder is None else recorder.end_step
+        sources = recorder.end_sources if isinstance(recorder, SidedRecorder) else None
+        self.engine.source_observer = sources
 
     def save_routing(self) -> None:
         """Write what `record_routing` has kept to its file; closing does it too.

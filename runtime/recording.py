@@ -111,8 +111,15 @@ class RoutingRing:
                 weights[rows] = layer.weights
 
 
-def read_earlier(path: Path, layers: tuple[ExpertsLayer, ...]) -> Traces | None:
+def read_earlier(
+    path: Path, layers: tuple[ExpertsLayer, ...], of_encoder: tuple[ExpertsLayer, ...] = ()
+) -> Traces | None:
     """What an earlier run left at ``path``; ``None`` where there is nothing.
+
+    Args:
+        path: of a file of traces.
+        layers: the MoE layers, or the decoder's.
+        of_encoder: those of an encoder.
 
     Raises:
         BundleError: it is no file of traces, or of another model.
@@ -125,8 +132,10 @@ def read_earlier(path: Path, layers: tuple[ExpertsLayer, ...]) -> Traces | None:
             )
         return None
     traces = load_traces(path)
-    found = [(layer.experts, layer.chosen.shape[1]) for layer in traces.layers]
-    if found != [(layer.experts, layer.top_k) for layer in layers]:
+    sources = () if traces.encoder is None else traces.encoder.layers
+    found = [(layer.experts, layer.chosen.shape[1]) for layer in (*sources, *traces.layers)]
+    expected = [(layer.experts, layer.top_k) for layer in (*of_encoder, *layers)]
+    if found != expected or len(sources) != len(of_encoder):
         raise BundleError(
             f"{path} has routing traces of another model.",
             "Its MoE layers differ from this model's.",

@@ -73,7 +73,8 @@ class SequenceRecorder:
         self._experts, self._routers = experts, routers
         self._early: NDArray[np.float32] | None = None
         self._step: list[list[Choices]] = [[] for _ in experts]
-        self._sequences: dict[int, list[tuple[int, list[Choices]]]] = {}
+        self._sequences: dict[int, list[tuple[int, int, list[Choices]]]] = {}
+        """By sequence: first position, number of tokens, and choices of each layer."""
         self._prompts: dict[int, int] = {}
 
     def record(self, layer: int, index: NDArray[np.int64], weight: NDArray[np.float32]) -> None:
@@ -99,7 +100,7 @@ class SequenceRecorder:
             rows = slice(first, first + chunk.count)
             first += chunk.count
             own = [(index[rows], weight[rows], early[rows]) for index, weight, early in layers]
-            self._sequences.setdefault(chunk.sequence.id, []).append((chunk.start, own))
+            self._sequences.setdefault(chunk.sequence.id, []).append((chunk.start, chunk.count, own))
             self._prompts[chunk.sequence.id] = len(chunk.sequence.request.prompt)
         for parts in self._step:
             parts.clear()
@@ -107,7 +108,7 @@ class SequenceRecorder:
     def traces(self) -> Traces:
         """Everything recorded so far, sequences in the order of their arrival."""
         order = sorted(self._sequences)
-        lengths = [max(start + len(own[0][0]) for start, own in self._sequences[key]) for key in order]
+        lengths = [max(start + count for start, count, _ in self._sequences[key]) for key in order]
         starts = np.cumsum([0, *lengths])
         prefill = np.zeros(starts[-1], np.bool_)
         for key, start in zip(order, starts.tolist(), strict=False):
@@ -118,11 +119,11 @@ class SequenceRecorder:
 
     def _layer(self, layer: int, places: dict[int, int], tokens: int) -> LayerTrace:
         """One layer's choices of all tokens; a token that was recomputed counts once."""
-        width = next((own[layer][0].shape[1] for pieces in self._sequences.values() for _, own in pieces), 0)
+        width = next((own[layer][0].shape[1] for pieces in self._sequences.values() for *_, own in pieces), 0)
         chosen, weights = np.zeros((tokens, width), np.int64), np.zeros((tokens, width), np.float32)
         early = np.full((tokens, width), NOT_ASKED)
         for key, pieces in self._sequences.items():
-            for start, own in pieces:
+            for start, _, own in pieces:
                 index, weight, guessed = own[layer]
                 rows = slice(places[key] + start, places[key] + start + len(index))
                 chosen[rows], weights[rows], early[rows] = index, weight, guessed

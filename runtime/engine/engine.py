@@ -80,6 +80,8 @@ class Engine:
         self.observer: Callable[[StepPlan], None] | None = None
         """Told of each run through the model which tokens it was for, once those that it chooses are there: none
         where it was for `score`, or failed."""
+        self.source_observer: Callable[[list[Sequence]], None] | None = None
+        """Told of each run of the encoder whose sources it read: none where it was for `score`, or failed."""
 
     def add(self, request: Request) -> Sequence:
         """Queue a request; its sequence joins the batch at a coming `step`.
@@ -157,27 +159,34 @@ class Engine:
 
     def _encode(self, plan: StepPlan) -> None:
         """Run the encoder for sequences that join, on as many sources at once as a step holds."""
-        pieces: list[tuple[Lease, Piece]] = []
+        pieces: list[tuple[Sequence, Lease, Piece]] = []
         for chunk in plan.chunks:
             lease = chunk.sequence.lease
             if lease is None or lease.encoded:
                 continue
             piece = self._source_piece(chunk.sequence.request.source, lease.row)
-            if sum(len(each.tokens) for _, each in pieces) + len(piece.tokens) > self._batch.capacity:
+            if sum(len(each.tokens) for *_, each in pieces) + len(piece.tokens) > self._batch.capacity:
                 self._encode_together(pieces)
                 pieces = []
-            pieces.append((lease, piece))
+            pieces.append((chunk.sequence, lease, piece))
         self._encode_together(pieces)
 
-    def _encode_together(self, pieces: list[tuple[Lease, Piece]]) -> None:
+    def _encode_together(self, pieces: list[tuple[Sequence, Lease, Piece]]) -> None:
         if pieces:
-            self._run_encoder([piece for _, piece in pieces])
-        for lease, _ in pieces:
+            self._run_encoder([piece for *_, piece in pieces], [sequence for sequence, *_ in pieces])
+        for _, lease, _ in pieces:
             lease.encoded = True
 
-    def _run_encoder(self, pieces: list[Piece]) -> None:
+    def _run_encoder(self, pieces: list[Piece], sequences: list[Sequence]) -> None:
+        """Read sources, of ``sequences`` where they are of any."""
         self._batch.fill(pieces, [])
-        self._executor.encode(self._batch)
+        ran: list[Sequence] = []
+        try:
+            self._executor.encode(self._batch)
+            ran = sequences
+        finally:
+            if self.source_observer is not None:
+                self.source_observer(ran)
         self.stats.prompt_tokens += self._batch.count
 
     def _source_piece(self, source: tuple[int, ...], row: int) -> Piece:
@@ -207,7 +216,7 @@ class Engine:
             scheduler.table.assign(scheduler.spare_row, 0, pages[:own])
             if source:
                 scheduler.table.assign(scheduler.source_row(scheduler.spare_row), 0, pages[own:])
-                self._run_encoder([self._source_piece(source, scheduler.spare_row)])
+                self._run_encoder([self._source_piece(source, scheduler.spare_row)], [])
             return self._score_chunks(tokens, len(source))
         finally:
             scheduler.pages.release(pages)
