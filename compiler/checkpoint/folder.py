@@ -53,7 +53,7 @@ TOKENIZER_PATTERNS = (
 WISHED_PATTERNS = ("generation_config.json", *TOKENIZER_PATTERNS)
 """What it fetches besides, where the hub has it."""
 
-NO_CONFIG = "A checkpoint folder in transformers' layout has a config.json. Of a GGUF model, download the file and name it."
+NO_CONFIG = "A checkpoint's folder has a config.json. Of a GGUF model, download the file and name it."
 
 LICENSE_PATTERNS = ("LICENSE*", "LICENCE*", "License*", "NOTICE*", "USE_POLICY*", "COPYING*")
 
