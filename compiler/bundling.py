@@ -155,6 +155,7 @@ def _describe(
         tokenizer=_tokenizer(folder / TOKENIZER_FOLDER),
         quantization=packing.quantization.name if packing.quantization else "none",
         formats=format_bytes(read_record(ModelRecord, "model", folder / "model.json")),
+        fit=packing.fit,
         files={},
         manifest_sha256=NO_SHA256,
     )

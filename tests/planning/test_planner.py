@@ -157,6 +157,7 @@ print("torch" in sys.modules, "tvm" in sys.modules)
 
 
 def test_one_byte_less_is_one_expert_less() -> None:
+    """And where that is the first that is not there, less what experts stream through."""
     model = tiny_model()
     traces = tiny_traces(model)
     full = plan(traces, model, Budgets(1 << 20, 1 << 20, 64, 8), GPU)
@@ -164,8 +165,11 @@ def test_one_byte_less_is_one_expert_less() -> None:
     assert full.prediction.hit_rate == 1.0
     exact = plan(traces, model, Budgets(full.device.total, 1 << 20, 64, 8), GPU)
     assert exact.layers == full.layers
+    assert full.device.stream_buffers == 0
     less = plan(traces, model, Budgets(full.device.total - 1, 1 << 20, 64, 8), GPU)
-    assert sum(layer.slots for layer in less.layers) == 13
+    assert less.device.stream_buffers == 2 * footprint(model).working_set_bytes
+    fewer = plan(traces, model, Budgets(less.device.total - 1, 1 << 20, 64, 8), GPU)
+    assert sum(layer.slots for layer in fewer.layers) == sum(layer.slots for layer in less.layers) - 1
 
 
 def test_a_budget_that_is_too_small_says_by_how_much() -> None:
