@@ -76,6 +76,8 @@ class Manifest:
     """Bytes of weights in each format or plain element type."""
     fit: FitRecord | None
     """What formats were chosen for and by, with ``moec compile --fit``; None: somebody named them."""
+    checkpoint_types: dict[str, int]
+    """Bytes of the checkpoint's tensors in each type, as its files call them (``BF16``, ``F8_E4M3``, ``Q4_K``)."""
     files: dict[str, FileRecord]
     """By path relative to the bundle, ``/`` between folders; every file but the manifest itself."""
     manifest_sha256: str

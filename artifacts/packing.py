@@ -48,10 +48,7 @@ class DenseTensor:
 
 @dataclass(frozen=True)
 class ExpertSource:
-    """Where the routed experts of one layer come from: parameters ``[E, ...]`` of the transformers model.
-
-    Where each expert has parameters of its own, ``*`` in their name stands for its number: ``[...]`` each.
-    """
+    """Where the routed experts of one layer come from: parameters ``[E, ...]`` of the transformers model."""
 
     layer: LayerId
     up: str
@@ -78,8 +75,3 @@ class PackingRecord:
     """The policy that formats in ``model.json`` follow, and the method; None: all weights are plain."""
     fit: FitRecord | None = None
     """What the policy was chosen for and by; None: somebody named it."""
-
-
-def expert_parameter(name: str, expert: int) -> str:
-    """The parameter behind one of ``ExpertSource``'s names that holds an expert."""
-    return name.replace("*", str(expert))

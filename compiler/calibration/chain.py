@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
+from moec.artifacts.chain import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
 from moec.artifacts.model import (
     AttentionStep,
     CapacityStep,

@@ -66,7 +66,7 @@ def fit(
     Args:
         parts: the model, before any policy is applied.
         checkpoint: with its weights on this machine.
-        kept: as `moec.compiler.quantization.kept_formats` found it.
+        kept: the formats that `moec.compiler.quantization.kept_formats` found.
         request: the target.
         calibration: prompts to measure with.
         kinds: of the targets, ``cpu`` and ``cuda``.

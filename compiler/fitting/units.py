@@ -55,7 +55,7 @@ def fit_units(parts: PartitionedModel, kept: Mapping[str, str]) -> tuple[Unit, .
 
     Args:
         parts: the model.
-        kept: as `moec.compiler.quantization.kept_formats` found it.
+        kept: the formats that `moec.compiler.quantization.kept_formats` found.
     """
     roles = weight_roles(parts)
     tensors = {tensor.name: tensor for tensor in parts.packing.dense}

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from moec.artifacts.packing import expert_parameter
 from moec.compiler.calibration.chain import SEED, CalibrationRun, why_not
 from moec.compiler.calibration.products import ExpertMatrix
 from moec.compiler.calibration.values import ValueFiles
@@ -104,9 +103,7 @@ def expert_gradient(
     gradients: dict[str, torch.Tensor], source: ExpertSource, body: ExpertBody, matrix: ExpertMatrix
 ) -> torch.Tensor:
     """Of one matrix, in the order that bundles have."""
-    name = source.down if matrix.part == "down" else source.up
-    found = gradients[expert_parameter(name, matrix.expert)]
-    found = found if "*" in name else found[matrix.expert]
+    found = gradients[source.down if matrix.part == "down" else source.up][matrix.expert]
     found = found.T if source.transposed else found
     if matrix.part == "down" or not body.gated:
         return found

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from moec.artifacts.footprint import footprint
+from moec.artifacts.ids import TensorName
 from moec.artifacts.quantization import PLAIN, FormatRule, Quantization
 from moec.compiler.calibration.products import Product
 from moec.compiler.calibration.weights import CheckpointWeights
@@ -108,12 +109,12 @@ def test_divergences_are_those_of_rounded_weights() -> None:
     kind = FORMATS["int4-g32"]
     change = torch.from_numpy(dequantize(kind, METHODS["nearest"](kind, weight.numpy()))) - weight
     expected = 0.5 * (gradient * (x @ change.T)).square().sum()
-    assert divergence(Product("w", weight, x, gradient), kind.name, "nearest") == pytest.approx(
+    assert divergence(Product(TensorName("w"), weight, x, gradient), kind.name, "nearest") == pytest.approx(
         float(expected), rel=1e-5
     )
     ids, gradient = torch.tensor([3, 69, 3, 0]), torch.randn(4, 64, generator=random)
     expected = 0.5 * (gradient * change[ids]).square().sum()
-    assert divergence(Product("w", weight, ids, gradient), kind.name, "nearest") == pytest.approx(
+    assert divergence(Product(TensorName("w"), weight, ids, gradient), kind.name, "nearest") == pytest.approx(
         float(expected), rel=1e-5
     )
     share = float(change.square().sum() / weight.square().sum())

@@ -206,6 +206,7 @@ def tiny_manifest() -> Manifest:
         quantization="none",
         formats={"float32": 64},
         fit=None,
+        checkpoint_types={"F32": 64},
         files={},
         manifest_sha256="",
     )

@@ -72,6 +72,12 @@ calibration_option = click.option(
     metavar="FILE",
     help="The machine that a TIME of --fit is for, as in examples/machines/.",
 )
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="Take the tokenizer of this checkpoint.  [default: the model's own]",
+)
 @calibration_option
 @click.option(
     "--modules-only", is_flag=True, help="Stop before the weights; `moec pack` adds them elsewhere."
@@ -93,6 +99,7 @@ def command(
     quantization: str | None,
     target: str | None,
     machine: Path | None,
+    tokenizer: Path | None,
     calibration: str | None,
     modules_only: bool,
     force: bool,
@@ -100,7 +107,7 @@ def command(
     onnx: Path | None,
     as_json: bool,
 ) -> None:
-    """Compile MODEL, a checkpoint's folder or a hub id, into a bundle. No GPU is needed.
+    """Compile MODEL, a checkpoint's folder, a GGUF file or a hub id, into a bundle. No GPU is needed.
 
     Ends with a report of the memory that the bundle needs at several budgets. Interrupted, it goes on where the
     packing of weights stopped when it is run again.
@@ -125,6 +132,7 @@ def command(
         onnx=onnx,
         quantization=read_quantization(quantization),
         fit=read_fit(target, machine, quantization),
+        tokenizer=tokenizer,
     )
     manifest = compile_model(request, surroundings())
     print_summary(output, manifest, as_json)
