@@ -33,6 +33,7 @@ from tests.support.tiny_bundle import CPU, GPU, HEADS, H, V, tiny_model, tiny_tr
 
 if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
+    from moec.artifacts.schedule import Schedule
 
 MACHINES = [
     read_machine(path) for path in sorted((Path(__file__).parents[2] / "examples/machines").glob("*.json"))
@@ -60,6 +61,11 @@ extra_bytes = st.one_of(st.integers(0, 1 << 21), st.integers(0, 1 << 17))
 
 def traces_for(model: ModelRecord, seed: int) -> Traces | None:
     return tiny_traces(model, tokens=24, seed=seed) if seed else None
+
+
+def streaming_bytes(model: ModelRecord, resident: Schedule) -> int:
+    """What a GPU with all experts would have to hold besides, were they to stream as well."""
+    return resident.device.total + 2 * footprint(model).working_set_bytes
 
 
 def floor_bytes(model: ModelRecord) -> int:
@@ -267,7 +273,7 @@ def test_nothing_traced_is_uniform() -> None:
     analysis = analyse(None, model)
     assert analysis.profile.provenance == "uniform"
     assert analysis.profile.layers[0].use_share == (0.25,) * 8
-    everything = plan(None, model, Budgets(1 << 20, 1 << 20, 64, 8), GPU).device.total
+    everything = streaming_bytes(model, plan(None, model, Budgets(1 << 20, 1 << 20, 64, 8), GPU))
     half = everything - 7 * footprint(model).layers[0].stride_bytes
     schedule = plan(None, model, Budgets(half, 1 << 20, 64, 8), GPU)
     assert 0.3 < schedule.prediction.hit_rate < 0.7
@@ -311,7 +317,7 @@ def test_slots_go_where_they_save_most() -> None:
     traces = Traces((changing, steady), np.array([0], np.int64), np.zeros(40, np.bool_))
     empty = plan(traces, model, Budgets(1 << 20, 1 << 20, 64, 8), GPU)
     stride = layout(model.bodies[0]).stride_bytes
-    one = plan(traces, model, Budgets(empty.device.total - 15 * stride, 1 << 20, 64, 8), GPU)
+    one = plan(traces, model, Budgets(streaming_bytes(model, empty) - 15 * stride, 1 << 20, 64, 8), GPU)
     assert [layer.slots for layer in one.layers] == [0, 1]
 
 
@@ -385,7 +391,7 @@ def test_the_curve_has_what_schedules_with_these_slots_have() -> None:
     assert full.prediction.curve[0].hit_rate == 0
     for size in (0, 2, 5, 14):
         held = size * footprint(model).layers[0].stride_bytes
-        budget = full.device.total - full.device.experts + held
+        budget = streaming_bytes(model, full) - full.device.experts + held
         schedule = plan(traces, model, Budgets(budget, 1 << 20, 64, 8), GPU)
         assert schedule.prediction.curve == full.prediction.curve
         if held in points:
