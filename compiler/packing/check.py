@@ -79,18 +79,15 @@ def _given_name(name: str, bindings: Bindings, model: PreTrainedModel) -> str:
 
 
 def _predicting_layers(names: Iterable[str], model: PreTrainedModel) -> set[int]:
-    """Layers past the last that predict tokens ahead (MTP, DeepSeek-V3, GLM-4.5), by config or by their tensors.
+    """Layers past the last that predict tokens ahead (MTP, DeepSeek-V3, GLM-4.5), by their tensors or by the config.
 
-    Others past the last mean that the config is of a smaller model.
+    Others past the last mean that the config is of a smaller model, also where it counts as many layers ahead.
     """
     text = model.config.get_text_config()
     count = text.num_hidden_layers
-    found = {*range(count, count + int(getattr(text, "num_nextn_predict_layers", 0) or 0))}
-    for name in names:
-        layer = _LAYER.search(name)
-        if layer is not None and int(layer[1]) >= count and _PREDICTS.search(name):
-            found.add(int(layer[1]))
-    return found
+    layers = [_LAYER.search(name) for name in names if _PREDICTS.search(name)]
+    found = {int(layer[1]) for layer in layers if layer is not None and int(layer[1]) >= count}
+    return found or {*range(count, count + int(getattr(text, "num_nextn_predict_layers", 0) or 0))}
 
 
 def _known_extra(name: str, model: PreTrainedModel, ahead: set[int]) -> bool:
@@ -119,7 +116,7 @@ def _missing_parts(name: str, binding: Binding, shape: tuple[int, ...]) -> list[
 
 def _missing_experts(group: Sequence[Stored], experts: int) -> list[str]:
     """Names of the tensors that single experts lack: what varies in the names of the others is their number."""
-    if len(group) >= experts:
+    if len(group) >= experts or _is_fused(group):
         return []
     names = [_NUMBER.split(stored.name) for stored in group]
     digits = range(1, len(names[0]), 2)
@@ -131,6 +128,11 @@ def _missing_experts(group: Sequence[Stored], experts: int) -> list[str]:
     ]
 
 
+def _is_fused(group: Sequence[Stored]) -> bool:
+    """Whether the experts are parts of one tensor, whose shape says how many there are."""
+    return len(group) > 1 and group[0].name == group[1].name
+
+
 def _check_shape(name: str, binding: Binding, shape: tuple[int, ...], model: PreTrainedModel) -> None:
     match binding:
         case Renamed(stored, transposed):
@@ -140,6 +142,8 @@ def _check_shape(name: str, binding: Binding, shape: tuple[int, ...], model: Pre
             own = (*shape[:-2], shape[-1], shape[-2]) if binding.transposed else shape
             expected = (own[1] // len(groups), *own[2:])
             for group in groups:
+                if _is_fused(group):
+                    _expect(group[0].name, (len(group), *group[0].shape), (shape[0], *expected))
                 for stored in group:
                     _expect(stored.name, stored.shape, expected)
                 if len(group) > shape[0]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from moec.compiler.packing.encodings.awq import find_awq
 from moec.compiler.packing.encodings.compressed import find_compressed
-from moec.compiler.packing.encodings.errors import unreadable
+from moec.compiler.packing.encodings.errors import missing, unreadable
 from moec.compiler.packing.encodings.fp8 import fp8_in_blocks
 from moec.compiler.packing.encodings.ggml import ggml_weights
 from moec.compiler.packing.encodings.gptq import find_gptq
@@ -46,6 +46,8 @@ def _fp8_and_mxfp4(index: Mapping[str, TensorEntry], quantization: Mapping[str, 
     found: dict[str, Encoded] = {}
     for name, entry in index.items():
         scale = index.get(f"{name}{FP8_SCALE}")
+        if entry.dtype == "F8_E4M3" and scale is None and quantization:
+            raise missing(f"{name}{FP8_SCALE}", name)
         if entry.dtype == "F8_E4M3" and scale is not None:
             found[name] = Encoded(
                 fp8_in_blocks(name, entry, scale, size), entry.shape, (name, f"{name}{FP8_SCALE}")
