@@ -247,7 +247,7 @@ def test_references_in_recipes_are_checked(name: str, bad: Any) -> None:
         "dense": [tensor],
         "experts": [],
     }
-    value["quantization"] = None
+    value |= {"quantization": None, "fit": None}
     both_refuse(name, value)
     step["arguments"] = [{"ref": 0}]
     schemas.validate(name, value)
