@@ -48,6 +48,7 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
         check_calibration(request.calibration)
     with stage("checkpoint", around.log):
         checkpoint = with_tokenizer(open_checkpoint(request.model), request.tokenizer)
+        check_encodings(checkpoint)
         weighing = not request.modules_only or request.fit is not None
         if weighing and not checkpoint.hub:
             checkpoint = fetch_weights(checkpoint)
@@ -88,6 +89,13 @@ def check_targets(names: Sequence[str]) -> tuple[str, ...]:
     from moec.compiler.lowering.targets import parse_target
 
     return tuple(parse_target(name).name for name in dict.fromkeys(names))
+
+
+def check_encodings(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that is quantized in a way that moec does not read, before anything is fetched or traced."""
+    from moec.compiler.packing.stored import stored_tensors
+
+    stored_tensors(checkpoint.index, checkpoint.config)
 
 
 def complete(checkpoint: Checkpoint, parts: PartitionedModel) -> Checkpoint:
@@ -222,7 +230,9 @@ def pack_model(
     check_output(output, force=force)
     compiled = open_modules(modules)
     with stage("checkpoint", around.log):
-        checkpoint = fetch_weights(open_checkpoint(model))
+        checkpoint = open_checkpoint(model)
+        check_encodings(checkpoint)
+        checkpoint = fetch_weights(checkpoint)
     if config_sha256(checkpoint.config) != compiled.packing.config_sha256:
         raise CheckpointError(
             f"{modules} was not compiled for {model}.",
