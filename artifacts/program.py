@@ -7,6 +7,7 @@ chain in ``model.json`` needs no more than this to run it. T is the number of to
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -130,7 +131,8 @@ class Size:
 
 def capacity_name(layer: ExpertsLayer) -> str:
     """The function of the ``capacity`` step of an MoE layer."""
-    return f"capacity_{layer.experts}_{layer.capacity}"
+    most = str(layer.capacity) if layer.capacity else f"of_{layer.capacity_share.hex()[2:]}"
+    return f"capacity_{layer.experts}_{layer.top_k}_{re.sub('[^0-9a-z]', '_', most)}"
 
 
 def resolve(shape: Shape, tokens: int) -> tuple[int, ...]:

@@ -70,7 +70,7 @@ class CpuKernels:
         for chosen in model.selections:
             yield f"{SELECTION_PREFIX}{chosen.name}", selection(chosen, lanes=self.lanes)
         for name, layer in capacity_kernels(model).items():
-            yield name, capacity(name, experts=layer.experts, tokens=layer.capacity)
+            yield name, capacity(name, layer)
         for kept in model.states:
             yield f"{STATE_PREFIX}{kept.name}", state(kept, lanes=self.lanes)
         for body in model.bodies:
@@ -127,7 +127,7 @@ class CudaKernels:
         for indexer in model.selections:
             yield f"{SELECTION_PREFIX}{indexer.name}", selection(indexer)
         for name, layer in capacity_kernels(model).items():
-            yield name, capacity(name, experts=layer.experts, tokens=layer.capacity)
+            yield name, capacity(name, layer)
         for kept in model.states:
             yield f"{STATE_PREFIX}{kept.name}", state(kept)
         for body in model.bodies:
@@ -188,7 +188,8 @@ class CudaKernels:
 
 def capacity_kernels(model: ModelRecord) -> dict[str, ExpertsLayer]:
     """Name of each kernel that drops tokens, and an MoE layer that it is for."""
-    return {capacity_name(layer): layer for layer in model.experts if layer.capacity}
+    limited = [layer for layer in model.experts if layer.capacity or layer.capacity_share]
+    return {capacity_name(layer): layer for layer in limited}
 
 
 def _selection_words(model: ModelRecord) -> dict[str, int]:
