@@ -1,0 +1,176 @@
+"""Experts rounded by what enters them on calibration tokens, as transformers sees it; packed like all others."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from moec.artifacts.experts import layout
+from moec.artifacts.quantization import Quantization
+from moec.compiler.calibration.rounding import FeedbackRounding, check_calibrated, feedback_rounding
+from moec.compiler.checkpoint import open_checkpoint
+from moec.compiler.packing import pack
+from moec.compiler.profiling.calibration import Prompt
+from moec.compiler.quantization import policy_named, quantize
+from moec.compiler.request import Calibration
+from moec.errors import BundleError, CheckpointError, CompileError
+from moec.formats import FORMATS, dequantize, dequantize_rows
+from moec.formats.nearest import round_to_nearest
+from tests.support.graphs import parts
+from tests.support.tiny_models import build, save
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from moec.compiler.checkpoint import Checkpoint
+    from moec.compiler.partition import PartitionedModel
+
+KIND = FORMATS["int4-g32"]
+TOKENS = torch.randint(2, 120, (6, 100), generator=torch.Generator().manual_seed(0)).tolist()
+CALIBRATION = Calibration(prompts=tuple(Prompt(None, tuple(ids)) for ids in TOKENS))
+FEEDBACK = replace(policy_named("int4"), method="feedback")
+
+
+class Quiet:
+    """A log that is told nothing."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def stage(self, _name: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def prepared(folder: Path, policy: Quantization) -> tuple[Checkpoint, PartitionedModel, PartitionedModel]:
+    """A checkpoint, its chain, and the chain with formats."""
+    checkpoint = open_checkpoint(save("mixtral", folder / "checkpoint"))
+    made = parts("mixtral")
+    plain = replace(made, packing=replace(made.packing, config_sha256=checkpoint.config_sha256))
+    return checkpoint, plain, quantize(plain, policy)
+
+
+def packed(
+    checkpoint: Checkpoint, chosen: PartitionedModel, output: Path, rounding: FeedbackRounding | None
+) -> dict[str, bytes]:
+    result = pack(
+        checkpoint, chosen.model, chosen.packing, chosen.constants, output, calibrated=rounding, workers=2
+    )
+    return {file.path.name: (output / file.path).read_bytes() for file in result.files}
+
+
+def inputs() -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """By layer what transformers feeds the experts, and which it chooses."""
+    model, found = build("mixtral"), dict[int, list[Any]]()
+    for layer, block in enumerate(model.model.layers):
+        block.mlp.experts.register_forward_pre_hook(
+            lambda _, args, layer=layer: found.setdefault(layer, []).append(args[:2])
+        )
+    with torch.inference_mode():
+        for ids in TOKENS:
+            model(torch.tensor([ids]))
+    return {
+        layer: (torch.cat([x.reshape(-1, 64) for x, _ in each]), torch.cat([index for _, index in each]))
+        for layer, each in found.items()
+    }
+
+
+def test_products_are_nearer_than_rounded_to_nearest(tmp_path: Path) -> None:
+    checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK)
+    log = Quiet()
+    with feedback_rounding(plain, checkpoint, CALIBRATION, log) as rounding:
+        files = packed(checkpoint, chosen, tmp_path / "out", rounding)
+    assert "600 calibration tokens, which is few" in log.notes[0]
+    weights, body = build("mixtral").state_dict(), chosen.model.bodies[0]
+    errors = np.zeros((2, 3))
+    for layer, (x, index) in inputs().items():
+        both, downs = (
+            weights[f"model.layers.{layer}.mlp.experts.{name}"] for name in ("gate_up_proj", "down_proj")
+        )
+        data = np.frombuffer(files[f"experts-{layer:05d}.bin"], np.uint8).reshape(len(downs), -1)
+        for expert, down in enumerate(downs):
+            entered = x[(index == expert).any(1)]
+            gate, up = both[expert].chunk(2)
+            inner = torch.nn.functional.silu(entered @ gate.T) * (entered @ up.T)
+            for number, (name, weight, into) in enumerate(
+                (("gate", gate, entered), ("up", up, entered), ("down", down, inner))
+            ):
+                part = layout(body).part(name)
+                rows = data[expert, part.offset_bytes :][: part.size_bytes].reshape(part.shape)
+                found = dequantize_rows(KIND, rows, weight.shape[1])
+                nearest = dequantize(KIND, round_to_nearest(KIND, weight.numpy()))
+                for which, values in enumerate((found, nearest)):
+                    change = into @ (torch.from_numpy(values) - weight).T
+                    errors[which, number] += float(change.square().sum())
+    assert (errors[0] < 0.95 * errors[1]).all()
+
+
+def test_all_else_is_rounded_to_nearest_and_packing_resumes(tmp_path: Path) -> None:
+    checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK)
+    nearest = packed(checkpoint, quantize(plain, policy_named("int4")), tmp_path / "nearest", None)
+    with feedback_rounding(plain, checkpoint, CALIBRATION, Quiet()) as rounding:
+        files = packed(checkpoint, chosen, tmp_path / "out", rounding)
+        journal = (tmp_path / "out" / "pack-journal.jsonl").read_text()
+        assert packed(checkpoint, chosen, tmp_path / "out", rounding) == files
+        assert (tmp_path / "out" / "pack-journal.jsonl").read_text() == journal
+    assert files["dense.safetensors"] == nearest["dense.safetensors"]
+    assert files["experts-00000.bin"] != nearest["experts-00000.bin"]
+    other = Calibration(prompts=CALIBRATION.prompts[:2] if CALIBRATION.prompts else None)
+    with feedback_rounding(plain, checkpoint, other, Quiet()) as rounding:
+        changed = packed(checkpoint, chosen, tmp_path / "out", rounding)
+    assert changed["experts-00000.bin"] != files["experts-00000.bin"]
+
+
+def test_experts_that_nothing_entered_are_rounded_to_nearest(tmp_path: Path) -> None:
+    checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK)
+    few = Calibration(prompts=(Prompt(None, (5, 6)),))
+    nearest = packed(checkpoint, quantize(plain, policy_named("int4")), tmp_path / "nearest", None)
+    with feedback_rounding(plain, checkpoint, few, Quiet()) as rounding:
+        files = packed(checkpoint, chosen, tmp_path / "out", rounding)
+    part = layout(chosen.model.bodies[0]).part("down")
+    downs = [
+        np.frombuffer(each["experts-00000.bin"], np.uint8).reshape(5, -1)[:, part.offset_bytes :][
+            :, : part.size_bytes
+        ]
+        for each in (files, nearest)
+    ]
+    assert (downs[0] == downs[1]).all(1).any()
+
+
+def test_values_that_are_not_finite_name_their_tensor(tmp_path: Path) -> None:
+    checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK)
+    with feedback_rounding(plain, checkpoint, CALIBRATION, Quiet()) as rounding:
+        weights = checkpoint.path / "model.safetensors"
+        entry = next(entry for name, entry in checkpoint.index.items() if "experts.3.w2" in name)
+        with weights.open("r+b") as file:
+            file.seek(entry.begin)
+            file.write(np.float32(np.nan).tobytes())
+        with pytest.raises(CheckpointError, match=r"down_proj\[3\] cannot be stored as int4-g32"):
+            packed(checkpoint, chosen, tmp_path / "out", rounding)
+
+
+def test_packing_by_itself_cannot(tmp_path: Path) -> None:
+    checkpoint, _, chosen = prepared(tmp_path, FEEDBACK)
+    with pytest.raises(BundleError, match="the method feedback"):
+        packed(checkpoint, chosen, tmp_path / "out", None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_it_needs() -> None:
+    model = parts("mixtral").model
+    check_calibrated("feedback", model, CALIBRATION, modules_only=False)
+    with pytest.raises(CompileError, match="--modules-only"):
+        check_calibrated("feedback", model, CALIBRATION, modules_only=True)
+    with pytest.raises(CompileError, match="--calibration none"):
+        check_calibrated("feedback", model, Calibration(enabled=False), modules_only=False)
+    encoder = replace(model, encoder=model.steps)
+    with pytest.raises(CompileError, match="it has an encoder"):
+        check_calibrated("feedback", encoder, CALIBRATION, modules_only=False)
