@@ -66,11 +66,12 @@ def round_experts(
     both, downs = [], []
     for expert, (upper, lower) in enumerate(zip(gate_up, down, strict=True)):
         gate, up = (part.contiguous() for part in upper.chunk(2))
-        rows = layer.rows(expert, kind, {"gate": gate, "up": up, "down": lower})
-        gate, up, lower = (
-            torch.from_numpy(dequantize_rows(kind, rows[name].numpy(), weight.shape[1]))
-            for name, weight in (("gate", gate), ("up", up), ("down", lower))
-        )
-        both.append(torch.cat((gate, up)))
-        downs.append(lower)
+        parts = {"gate": gate, "up": up, "down": lower}
+        rows = layer.rows(expert, kind, parts)
+        found = {
+            name: torch.from_numpy(dequantize_rows(kind, rows[name].numpy(), part.shape[1]))
+            for name, part in parts.items()
+        }
+        both.append(torch.cat((found["gate"], found["up"])))
+        downs.append(found["down"])
     return torch.stack(both), torch.stack(downs)

@@ -12,6 +12,7 @@ import torch
 
 from moec.artifacts.experts import layout
 from moec.artifacts.quantization import Quantization
+from moec.cli import compile as command_line
 from moec.compiler.calibration.rounding import FeedbackRounding, check_calibrated, feedback_rounding
 from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.packing import pack
@@ -19,7 +20,7 @@ from moec.compiler.profiling.calibration import Prompt
 from moec.compiler.quantization import policy_named, quantize
 from moec.compiler.request import Calibration
 from moec.errors import BundleError, CheckpointError, CompileError
-from moec.formats import FORMATS, dequantize, dequantize_rows
+from moec.formats import FORMATS, METHODS, dequantize, dequantize_rows
 from moec.formats.nearest import round_to_nearest
 from tests.support.graphs import parts
 from tests.support.tiny_models import build, save
@@ -174,3 +175,10 @@ def test_what_it_needs() -> None:
     encoder = replace(model, encoder=model.steps)
     with pytest.raises(CompileError, match="it has an encoder"):
         check_calibrated("feedback", encoder, CALIBRATION, modules_only=False)
+
+
+def test_the_command_line_knows_the_methods() -> None:
+    assert sorted(METHODS) == list(command_line.METHODS)
+    assert command_line.read_method("feedback", chosen=True) == "feedback"
+    with pytest.raises(CompileError, match="--method has nothing to say"):
+        command_line.read_method("feedback", chosen=False)

@@ -10,13 +10,15 @@ import click
 
 from moec.cli.options import json_option
 from moec.cli.output import ProgressBar, StageLog, human_bytes, print_json, print_table
-from moec.formats import METHODS
 
 if TYPE_CHECKING:
     from moec.artifacts.manifest import Manifest
     from moec.artifacts.quantization import Quantization
     from moec.compiler.fitting import FitRequest
     from moec.compiler.request import Calibration, Surroundings
+
+METHODS = ("feedback", "nearest")
+"""Those of ``moec.formats``, which the command line does not load to show its help."""
 
 output_option = click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to make."
@@ -61,7 +63,7 @@ calibration_option = click.option(
 )
 @click.option(
     "--method",
-    type=click.Choice(sorted(METHODS)),
+    type=click.Choice(METHODS),
     help="How weights become codes: nearest rounds each by itself; feedback rounds routed experts by what enters them "
     "on the calibration prompts (docs/quantization.md).  [default: nearest, or what a file says]",
 )
