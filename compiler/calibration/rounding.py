@@ -25,7 +25,7 @@ from moec.compiler.calibration.weights import CheckpointWeights
 from moec.compiler.stages import stage
 from moec.errors import CompileError
 from moec.formats import pack_rows
-from moec.formats.feedback import Feedback, feedback, round_with_feedback, shrunk
+from moec.formats.feedback import Feedback, column_scales, feedback, round_with_feedback, shrunk
 from moec.formats.nearest import round_to_nearest
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from moec.artifacts.activation import Expression
     from moec.artifacts.ids import LayerId
     from moec.artifacts.model import ExpertBody, ModelRecord
     from moec.compiler.checkpoint import Checkpoint
@@ -64,12 +65,34 @@ class LayerFeedback:
         """Packed rows of gate, up and down."""
         x = self.x[torch.where(self.index == expert)[0]].float()
         inner = products_of(self.body, parts, x)["down"][0]
-        outer = _factor(shrunk(moments_of(x), len(x), self.moments))
-        found = {
-            name: _rounded(kind, parts[name], outer)
-            for name in (("gate", "up") if self.body.gated else ("up",))
+        of_x, of_inner = shrunk(moments_of(x), len(x), self.moments), shrunk(moments_of(inner), len(inner))
+        up, down = parts["up"], parts["down"]
+        if len(inner) and is_linear_in_up(self.body):
+            scales = column_scales(kind, down.numpy(), of_inner)
+            of_inner /= np.outer(scales, scales)
+            factors = torch.from_numpy(scales)
+            up, down = up / factors[:, None], down * factors
+        outer = _factor(of_x)
+        found = {"gate": _rounded(kind, parts["gate"], outer)} if self.body.gated else {}
+        return found | {
+            "up": _rounded(kind, up, outer),
+            "down": _rounded(kind, down, _factor(of_inner)),
         }
-        return found | {"down": _rounded(kind, parts["down"], _factor(shrunk(moments_of(inner), len(inner))))}
+
+
+def is_linear_in_up(body: ExpertBody) -> bool:
+    """Whether what enters down is a product with up's result, so that rows of up and columns of down can be scaled."""
+    match body.activation:
+        case ("mul", "up", other) | ("mul", other, "up"):
+            return not body.up_bias and "up" not in _names(other)
+    return False
+
+
+def _names(expression: Expression) -> set[str]:
+    """Every name in an expression."""
+    if isinstance(expression, (list, tuple)):
+        return set().union(*map(_names, expression))
+    return {expression} if isinstance(expression, str) else set()
 
 
 class FeedbackRounding:

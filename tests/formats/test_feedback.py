@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from moec.formats import FORMATS, dequantize
-from moec.formats.feedback import DAMPING, SHRINKAGE, feedback, round_with_feedback, shrunk, takes_feedback
+from moec.formats.feedback import (
+    DAMPING,
+    SHRINKAGE,
+    column_scales,
+    feedback,
+    round_with_feedback,
+    shrunk,
+    takes_feedback,
+)
 from moec.formats.nearest import round_to_nearest
 
 if TYPE_CHECKING:
@@ -82,6 +90,25 @@ def test_columns_that_have_nothing_in_common_are_rounded_to_nearest(kind: Format
     diagonal = np.diag(np.random.default_rng(2).uniform(0.1, 5, COLUMNS))
     found, nearest = round_with_feedback(kind, values, feedback(diagonal)), round_to_nearest(kind, values)
     np.testing.assert_array_equal(found.codes, nearest.codes)
+
+
+@kinds
+def test_scaled_columns_make_products_nearer(kind: Format) -> None:
+    """Where columns that share a scale count very differently."""
+    values, hessian = matrix(), moments()
+    scales = column_scales(kind, values, hessian)
+    assert scales.max() > 1.5 * scales.min()
+    errors = [
+        dequantize(kind, round_to_nearest(kind, values * factor)) / factor - values
+        for factor in (scales, np.ones_like(scales))
+    ]
+    found, plain = (np.einsum("nk,kl,nl", error, hessian, error) for error in errors)
+    assert found < 0.95 * plain
+
+
+@kinds
+def test_columns_that_count_alike_are_left_alone(kind: Format) -> None:
+    np.testing.assert_allclose(column_scales(kind, matrix(), 3 * np.eye(COLUMNS)), 1, rtol=1e-6)
 
 
 def test_moments_are_believed_as_far_as_there_are_samples() -> None:
