@@ -100,10 +100,12 @@ def round_with_feedback(kind: Format, matrix: Floats, factor: Feedback) -> Quant
     groups = factor.order // kind.group
     scales = found.scales.astype(np.float32).T[groups]  # [K, N], as all below, in the factor's order
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
-    centres = np.full_like(found.scales, CENTRES[kind.codes], np.float32)
+    centres = np.full_like(found.scales, 0 if kind.minima else CENTRES[kind.codes], np.float32)
     zeros = (centres if found.zeros is None else found.zeros.astype(np.float32)).T[groups]
     lowest, highest = -zeros, SPANS[kind.codes] - zeros
     values = matrix.T[factor.order].astype(np.float32)
+    if found.minima is not None:
+        values -= found.minima.astype(np.float32).T[groups]
     steps = np.empty_like(values)
     for begin in range(0, columns, BLOCK):
         end = min(begin + BLOCK, columns)
@@ -119,4 +121,4 @@ def round_with_feedback(kind: Format, matrix: Floats, factor: Feedback) -> Quant
     if kind.codes == "int4":
         steps += zeros
     codes[:, factor.order] = steps.T.astype(codes.dtype)
-    return Quantized(codes, found.scales, found.zeros)
+    return Quantized(codes, found.scales, found.zeros, found.minima)

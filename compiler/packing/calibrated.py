@@ -71,6 +71,7 @@ def rounded_pieces(reader: ExpertReader, rounding: LayerRounding, expert: int) -
         parameters[piece.part.name] = piece.parameter
         read[piece.part.name].append(piece.values.clone())
     parts = {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in read.items()}
+    parts = {name: part.reshape(-1) if name.endswith("bias") else part for name, part in parts.items()}
     try:
         rows = rounding.rows(expert, quantizer.kind, {name: part.float() for name, part in parts.items()})
     except ValueError as error:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROWS, COLUMNS = 24, 200
 """More columns than are gathered at once; the last group is smaller."""
-NAMES = ("int4-g32", "int4-g128-z", "int8-g64")
+NAMES = ("int4-g32", "int4-g128-z", "int4-g32-m", "int8-g64")
 
 kinds = pytest.mark.parametrize("kind", [FORMATS[name] for name in NAMES], ids=NAMES)
 
@@ -45,7 +45,8 @@ def by_the_formulas(kind: Format, values: Any, hessian: Any) -> Any:
     """What is left of ``values`` where the least important column is rounded last, and the rest makes up for each."""
     start = round_to_nearest(kind, values)
     scales = start.scales.astype(np.float64)
-    middle = 8 if kind.codes == "int4" else 0
+    middle = 8 if kind.codes == "int4" and not kind.minima else 0
+    minima = np.zeros(scales.shape) if start.minima is None else start.minima.astype(np.float64)
     zeros = np.full(scales.shape, middle) if start.zeros is None else start.zeros.astype(np.float64)
     low, high = (0, 15) if kind.codes == "int4" else (-127, 127)
     left, found = values.astype(np.float64), np.zeros(values.shape)
@@ -53,8 +54,9 @@ def by_the_formulas(kind: Format, values: Any, hessian: Any) -> Any:
     damped = hessian + DAMPING * np.diag(hessian).mean() * np.eye(len(hessian))
     for place, column in enumerate(order):
         group = column // kind.group
-        codes = np.clip(np.rint(left[:, column] / scales[:, group]) + zeros[:, group], low, high)
-        found[:, column] = (codes - zeros[:, group]) * scales[:, group]
+        steps = np.rint((left[:, column] - minima[:, group]) / scales[:, group])
+        codes = np.clip(steps + zeros[:, group], low, high)
+        found[:, column] = (codes - zeros[:, group]) * scales[:, group] + minima[:, group]
         rest = order[place:]
         inverse = np.linalg.inv(damped[np.ix_(rest, rest)])
         error = (left[:, column] - found[:, column]) / inverse[0, 0]
