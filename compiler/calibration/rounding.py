@@ -167,7 +167,8 @@ def feedback_rounding(
         values = ValueFiles(Path(folder))
         with stage("calibrate", log):
             run = CalibrationRun(parts, CheckpointWeights(checkpoint, parts), sequences, values)
-            run.forward()
+            steps = [step for step in parts.model.steps if isinstance(step, ExpertsStep)]
+            run.forward(keep={name for step in steps for name in (step.hidden, step.index)})
         few = f", which is few: {FEW_TOKENS} and more of the model's own kind of text are worth it"
         log.note(f"{run.tokens} calibration tokens{few if run.tokens < FEW_TOKENS else ''}")
         yield FeedbackRounding(parts.model, values, sequences)

@@ -11,14 +11,18 @@ import pytest
 import torch
 
 from moec.artifacts.experts import layout
+from moec.artifacts.model import ExpertsStep
 from moec.artifacts.quantization import Quantization
 from moec.cli import compile as command_line
+from moec.compiler.calibration.chain import CalibrationRun
 from moec.compiler.calibration.rounding import (
     FeedbackRounding,
     check_calibrated,
     feedback_rounding,
     is_linear_in_up,
 )
+from moec.compiler.calibration.values import ValueFiles
+from moec.compiler.calibration.weights import CheckpointWeights
 from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.packing import pack
 from moec.compiler.profiling.calibration import Prompt
@@ -206,6 +210,21 @@ def test_values_that_are_not_finite_name_their_tensor(tmp_path: Path) -> None:
             file.write(np.float32(np.nan).tobytes())
         with pytest.raises(CheckpointError, match=r"down_proj\[3\] cannot be stored as int4-g32"):
             packed(checkpoint, chosen, tmp_path / "out", rounding)
+
+
+def test_only_what_enters_experts_is_kept(tmp_path: Path) -> None:
+    checkpoint, plain, _ = prepared(tmp_path, FEEDBACK)
+    (tmp_path / "values").mkdir()
+    values = ValueFiles(tmp_path / "values")
+    run = CalibrationRun(plain, CheckpointWeights(checkpoint, plain), TOKENS, values)
+    steps = [step for step in plain.model.steps if isinstance(step, ExpertsStep)]
+    keep = {name for step in steps for name in (step.hidden, step.index)}
+    run.forward(keep=keep)
+    assert all(name in values for name in keep)
+    assert len(list((tmp_path / "values").iterdir())) == len(keep)
+    for step, (x, index) in zip(steps, inputs().values(), strict=True):
+        torch.testing.assert_close(values[step.hidden], x, rtol=1e-4, atol=1e-5)
+        assert torch.equal(values[step.index].sort().values, index.sort().values)
 
 
 def test_packing_by_itself_cannot(tmp_path: Path) -> None:
