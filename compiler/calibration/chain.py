@@ -267,7 +267,6 @@ class CalibrationRun:
     def _kept(self, step: CapacityStep, values: dict[ValueId, torch.Tensor]) -> torch.Tensor:
         """1 for tokens that keep their weight, each sequence being one call."""
         calls = [begin for begin, end in self._spans for _ in range(begin, end)]
-        capacity = self._model.experts[step.layer].capacity
         ones = torch.ones(values[step.weight].shape, dtype=torch.float64).numpy()
-        kept = keep_within_capacity(capacity, values[step.index].numpy(), ones, calls)
+        kept = keep_within_capacity(self._model.experts[step.layer], values[step.index].numpy(), ones, calls)
         return torch.from_numpy(kept).float()

@@ -87,10 +87,11 @@ def fit_units(parts: PartitionedModel, kept: Mapping[str, str]) -> tuple[Unit, .
 
 def with_losses(parts: PartitionedModel, unit: Unit, losses: Mapping[str, float]) -> FitUnit:
     """A unit as planning takes it; ``losses`` are by format."""
-    return FitUnit(unit.name, tuple(_option(parts, unit, kind, losses[kind]) for kind in unit.formats))
+    return FitUnit(unit.name, tuple(option_of(parts, unit, kind, losses[kind]) for kind in unit.formats))
 
 
-def _option(parts: PartitionedModel, unit: Unit, kind: str, loss: float) -> FormatOption:
+def option_of(parts: PartitionedModel, unit: Unit, kind: str, loss: float) -> FormatOption:
+    """A unit in a format, whether it is one of those to choose from or not."""
     chosen = None if kind == PLAIN else kind
     if unit.layer is not None:
         layer = parts.model.experts[unit.layer]
