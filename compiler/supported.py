@@ -128,7 +128,10 @@ MODELS: dict[str, ModelState] = {
     "nllb-moe": noted("held against a reference of our own: transformers 5.23 runs only two of its experts"),
     "olmoe": SUPPORTED,
     "openai_privacy_filter": unsupported(LABELS),
-    "phimoe": SUPPORTED,
+    "phimoe": noted(
+        "rotates as published: with the long frequencies where --max-context is above the original context (4096), "
+        "else with the short ones, which transformers 5.23 always takes"
+    ),
     "qwen2_moe": SUPPORTED,
     "qwen3_5_moe": TEXT_HALF,
     "qwen3_5_moe_text": SUPPORTED,
