@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -25,7 +26,7 @@ from tests.support.compiling import compile_checkpoint
 from tests.support.gguf_files import write_gguf
 from tests.support.tiny_models import TINY, save
 
-FORMATS = {"Q8_0": "int8-g32", "Q4_0": "int4-g32", "MXFP4": "mxfp4"}
+FORMATS = {"Q8_0": "int8-g32", "Q4_0": "int4-g32", "Q4_1": "int4-g32-m", "Q5_0": "int8-g32", "MXFP4": "mxfp4"}
 CANARY = ("mixtral", "Q4_0")
 CASES = (
     CANARY,
@@ -34,6 +35,7 @@ CASES = (
     ("deepseek_v3", "Q8_0"),
     ("gpt_oss", "MXFP4"),
     ("gpt_oss", "BF16"),
+    ("mixtral", "Q4_1"),
     ("mixtral", "Q5_0"),
     ("qwen3_moe", "Q8_0"),
 )
@@ -84,6 +86,48 @@ def test_a_bundle_is_the_model_of_the_dequantized_weights(name: str, kind: str, 
         check_agreement(model, expected)
 
 
+SUPER_BLOCKS = {
+    "hidden_size": 256,
+    "moe_intermediate_size": 256,
+    "head_dim": 32,
+    "num_hidden_layers": 2,
+}
+
+
+def _mixed(name: str) -> GGMLQuantizationType:
+    """As in files called Q4_K_M: in some layers the last matrices of experts have six bits, and so has the head."""
+    six = name.startswith("output") or ("ffn_down_exps" in name and "blk.0" in name)
+    return GGMLQuantizationType.Q6_K if six else GGMLQuantizationType.Q4_K
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "formats", "error"),
+    [
+        (GGMLQuantizationType.Q4_K, {"int4-g32-m"}, 1e-3),
+        (GGMLQuantizationType.Q6_K, {"int8-g32"}, 2e-2),
+        (_mixed, {"int4-g32-m", "int8-g32"}, 2e-2),
+    ],
+)
+def test_super_blocks_are_kept_nearly(
+    kind: Any, formats: set[str], error: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scales of Q4_K rounded to float16, and values of Q6_K to 8 bits: most tokens' logits stay near those of the file.
+
+    Not all: where random routers hold two experts nearly equal, the other one is another model.
+    """
+    monkeypatch.setitem(TINY, "qwen3_moe", _changed(TINY["qwen3_moe"], SUPER_BLOCKS))
+    save("qwen3_moe", tmp_path / "model", dtype=torch.float32)
+    written = write_gguf(tmp_path / "model", tmp_path / "gguf", kind)
+    manifest = compile_checkpoint(written.file, tmp_path / "model.moec", dtype="f32")
+    assert manifest.formats.keys() == {"float32", *formats}
+    expected = expected_of(reference(written.plain))
+    with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
+        found = model.forward(expected.tokens)
+    off = np.abs(found - expected.logits).max(-1) / np.abs(expected.logits).max(-1)
+    assert 0 < np.median(off) < error
+
+
 @pytest.mark.slow
 def test_transformers_loads_the_same_model(tmp_path: Path) -> None:
     """By its own reader of GGUF, which knows this architecture."""
@@ -99,8 +143,9 @@ def test_transformers_loads_the_same_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_commands(tmp_path: Path) -> None:
-    """``compile`` with a tokenizer from elsewhere, ``inspect``, and ``pack`` of modules."""
+def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``compile`` with a tokenizer from elsewhere, ``inspect``, ``verify`` and ``pack`` of modules."""
+    monkeypatch.setitem(TINY, "qwen3_moe", _changed(TINY["qwen3_moe"], {"vocab_size": 2048}))
     save("qwen3_moe", tmp_path / "model", dtype=torch.float32)
 
     def more(writer: GGUFWriter) -> None:
@@ -117,6 +162,10 @@ def test_commands(tmp_path: Path) -> None:
     assert "made of a checkpoint of" in run(moec, ["inspect", str(bundle)]).output
     facts = json.loads(run(moec, ["inspect", str(bundle), "--json"]).output)
     assert facts["checkpoint_types"].keys() == {"F32", "Q8_0"}
+    verified = run(
+        moec, ["verify", str(bundle), "--reference", str(written.file), "--tokens", "64", "--json"]
+    )
+    assert json.loads(verified.stdout)["mean_kl"] < 1e-2
     compile_modules = [*arguments, "--modules-only", "--tokenizer", "examples/tiny-deepseek-v2"]
     compile_modules[3] = str(tmp_path / "modules")
     assert run(moec, compile_modules).exit_code == 0

@@ -35,6 +35,8 @@ CHAINS = 2
 TYPE = "float16"
 """Of the operands."""
 SPLIT = SPLITS[TYPE]
+ONES = 0x3C003C00
+"""Two of float16: products with them are sums of activations, which minima are multiplied by."""
 
 
 class PackedActivations(Protocol):
@@ -147,7 +149,8 @@ class _Emitter:
         steps = tiling.banks * tiling.unroll * len(self.lines)
         self.codes = registers(WORDS * steps, "uint32")
         self.scales = registers(steps // self.shared_by, "uint32")
-        self.zeros = registers(steps // self.shared_by, "uint32") if row.kind.zero_points else None
+        self.zeros = registers(steps // self.shared_by, "uint32") if row.kind.offset_bytes else None
+        """Zero points, or minima."""
         self.totals = registers(len(self.lines))
         self.sums = sums
 
@@ -213,8 +216,10 @@ class _Emitter:
                 if slot % self.shared_by == 0:
                     own = self._scale(bank, slot, line)
                     store(self.scales, own, row.scale_bits(start, column, valid))
-                    if self.zeros is not None:
+                    if row.kind.zero_points:
                         store(self.zeros, own, row.zero_bits(start, column, valid))
+                    elif row.kind.minima:
+                        store(self.zeros, own, row.minimum_bits(start, column, valid))
 
     def _turn(self, bank: int, tile: Expr, round_: Expr) -> None:
         """The products of a round, token by token."""
@@ -254,15 +259,29 @@ class _Emitter:
                     left = [low[pair], high[pair], low[pair + 1], high[pair + 1]]
                     right = words[word * each + pair : word * each + pair + 2]
                     mma(TYPE, element(own[item], WORDS * (word % chains)), left, right)
+        summed = self._summed(words)
         for line, (item, half) in enumerate(self.lines):
             scale = self.row.scale(load(self.scales, self._scale(bank, slot, line)))
             both = [_added(own[item], 2 * half + part, chains) for part in range(2)]
-            both_parts = both[0] + both[1] * T.float32(1 / SPLIT.lift)
-            store(self.totals, line, load(self.totals, line) + scale * both_parts)
+            total = load(self.totals, line) + scale * _whole(both)
+            if summed is not None:
+                total = total + self.row.minimum(load(self.zeros, self._scale(bank, slot, line))) * summed
+            store(self.totals, line, total)
+
+    def _summed(self, words: list[Expr]) -> Expr | None:
+        """The sum of a step's activations, each lane that of its own, where groups have minima."""
+        if not self.row.kind.minima:
+            return None
+        sums = registers(WORDS)
+        for place in range(WORDS):
+            store(sums, place, T.float32(0))
+        for pair in range(0, len(words), 2):
+            mma(TYPE, element(sums, 0), [T.uint32(ONES)] * 4, words[pair : pair + 2])
+        return T.bind(_whole([load(sums, part) for part in range(2)]))
 
     def _zero(self, bank: int, slot: int, line: int) -> Zero:
-        if self.zeros is None:
-            return Zero.symmetric()
+        if not self.row.kind.zero_points:
+            return Zero.of(self.row.kind)
         return Zero.at(load(self.zeros, self._scale(bank, slot, line)))
 
     def _keep(self, tile: Expr, round_: Expr, token: Expr, number: Expr) -> None:
@@ -278,6 +297,11 @@ class _Emitter:
                     before = T.bind(load(sums.memory, sums.at(place, item, half)))
                     total = T.Select(round_ == i32(0), T.float32(0), before) + total  # noqa: PLW2901
                 store(sums.memory, sums.at(place, item, half), total)
+
+
+def _whole(parts: list[Expr]) -> Expr:
+    """A sum of what its two parts of activations gave."""
+    return parts[0] + parts[1] * T.float32(1 / SPLIT.lift)
 
 
 def _added(sums: Buffer, place: int, chains: int) -> Expr:
