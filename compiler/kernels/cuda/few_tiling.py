@@ -36,13 +36,15 @@ class Tiling:
     """Columns of a step."""
     banks: int = 1
     """Rounds of steps that are in flight at once, where weights are packed."""
+    turns: int = 1
+    """Warps on the same rows and columns, each with every so many-th of the matrices that a block takes."""
     shared_bytes: int = 32 << 10
     """Of activations that a block holds at most, where a round of eight tokens is no more."""
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return LANES * self.row_warps * self.column_warps
+        return LANES * self.row_warps * self.turns * self.column_warps
 
     @property
     def rows(self) -> int:
@@ -95,3 +97,10 @@ def _cost(steps: int, streams: int, warps: int, unroll: int) -> tuple[float, int
     waste = rounds * warps * unroll / steps
     small = max(0.0, (min(32, steps) - warps * unroll) / 32)
     return (round(waste + small, 2), abs(warps - 8) + 2 * abs(unroll - in_flight), rounds)
+
+
+def turns_tiling(columns: int, turns: int, across: int) -> Tiling:
+    """The tiling for blocks of 16 rows of several matrices, each ``across`` warps' work, ``turns`` of them at once."""
+    steps = -(-columns // STEP_COLUMNS)
+    unroll = min((4, 5, 6), key=lambda unroll: (-(-steps // (across * unroll)) * unroll, -unroll))
+    return Tiling(1, across, unroll, blocks=1, turns=turns)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
+from moec.compiler.kernels.cuda.few_stream import SPLITS
 from moec.compiler.kernels.cuda.primitives import value
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Expr
     from moec.formats.record import Codes, Format
 
+TYPE = "float16"
+"""Of the operands of products with packed weights."""
+SPLIT = SPLITS[TYPE]
+"""How activations become two of them."""
 BOTH = 0x00010001
 """Times 16 bits: the same in both halves of a word."""
 ONE_THOUSAND = 0x6400

@@ -12,29 +12,22 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import load, store, when
-from moec.compiler.kernels.cuda.few_stream import SPLITS, WORDS
-from moec.compiler.kernels.cuda.few_sums import FewSums
-from moec.compiler.kernels.cuda.packed.codes import Zero, widening
-from moec.compiler.kernels.cuda.primitives import call, element, i32, mma, registers, warp_sum
+from moec.compiler.kernels.cpu.emit import when
+from moec.compiler.kernels.cuda.packed.loaded import LoadedCodes
+from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
+from moec.compiler.kernels.cuda.packed.turns import SharedTurns, TokenTurns
+from moec.compiler.kernels.cuda.primitives import i32
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.few_lanes import Lane
-    from moec.compiler.kernels.cuda.few_sums import Finish
     from moec.compiler.kernels.cuda.few_tiling import Tiling
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
-
-CHAINS = 2
-"""Of products that wait for each other: a product takes about as long as it takes to widen what two of them want."""
-TYPE = "float16"
-"""Of the operands."""
-SPLIT = SPLITS[TYPE]
+    from moec.compiler.kernels.cuda.packed.turns import Turns
 
 
 class PackedActivations(Protocol):
@@ -68,33 +61,14 @@ class PackedSums(Protocol):
     memory: Buffer
     """float32, in shared memory."""
 
-    def place(self, tile: Expr, token: Expr, number: Expr, /) -> Expr:
-        """Where this lane's warp has its group's row of the first stream, for the ``number``-th token of a tile."""
+    def place(self, tile: Expr, token: Expr, /) -> Expr:
+        """Where this lane's warp has its group's row of the first stream, for a token of a tile."""
 
-    def at(self, place: Expr, stream: int, half: int) -> Expr:
+    def at(self, place: Expr, stream: int, half: int, /) -> Expr:
         """The element of a stream and of the row, or of that eight further down."""
 
-    def done(self, tile: Expr) -> None:
-        """Emit what follows the last product of a tile, in all threads of a block."""
-
-
-class TileSums(FewSums):
-    """The sums of a tile of rows, finished tile by tile."""
-
-    def __init__(
-        self, stream: PackedStream, lane: Lane, finish: Finish, memory: Buffer | None = None
-    ) -> None:
-        one_tile = isinstance(stream.tiles, int) and stream.tiles == 1
-        super().__init__(stream.tiling, lane, memory, one_tile=one_tile)
-        self.tokens, self.end = stream.tokens, finish
-
-    def place(self, tile: Expr, token: Expr, _number: Expr | None = None, /) -> Expr:
-        """By token."""
-        return super().place(tile, token)
-
-    def done(self, tile: Expr) -> None:
-        """Add up, and finish."""
-        self.finish(tile, self.tokens, self.end)
+    def done(self, tile: Expr, /) -> None:
+        """Emit what follows the last product of a tile."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +80,7 @@ class PackedStream:
     tokens: Expr
     """int32."""
     tiles: int | Expr
-    """How many tiles this block takes."""
+    """How many tiles this block takes, or this warp."""
     locate: Callable[[Expr, int, int], Expr]
     """``(tile, stream, half)``: the address (int64) of this lane's row ``half * 8 + g``."""
     begin: Callable[[Expr], None] | None = None
@@ -129,27 +103,15 @@ class _Emitter:
     def __init__(
         self, stream: PackedStream, lane: Lane, activations: PackedActivations, sums: PackedSums
     ) -> None:
-        tiling, row = stream.tiling, stream.row
-        self.stream, self.lane, self.activations, self.tiling, self.row = (
-            stream,
-            lane,
-            activations,
-            tiling,
-            row,
-        )
-        assert tiling.step == row.step
-        self.rounds = tiling.rounds(row.columns)
-        self.exact = self.rounds * tiling.round_columns == row.layout.padded
+        self.stream, self.activations, self.sums, self.tiling = stream, activations, sums, stream.tiling
+        self.codes = LoadedCodes(stream, lane)
+        self.rounds = self.codes.rounds
         self.single = self.rounds == 1 and isinstance(stream.tiles, int) and stream.tiles == 1
-        self.lines = [(item, half) for item in range(tiling.streams) for half in range(2)]
-        shared_by = max(1, row.kind.group // row.step)
-        self.shared_by = shared_by if tiling.unroll % shared_by == 0 else 1
-        steps = tiling.banks * tiling.unroll * len(self.lines)
-        self.codes = registers(WORDS * steps, "uint32")
-        self.scales = registers(steps // self.shared_by, "uint32")
-        self.zeros = registers(steps // self.shared_by, "uint32") if row.kind.zero_points else None
-        self.totals = registers(len(self.lines))
-        self.sums = sums
+        self.turns: Turns
+        if isinstance(activations, PackedTokens) and SharedTurns.fits(self.codes):
+            self.turns = SharedTurns(self.codes, activations, sums)
+        else:
+            self.turns = TokenTurns(self.codes, activations, sums)
 
     def run(self) -> None:
         tiles, banks = self.stream.tiles, self.tiling.banks
@@ -157,10 +119,10 @@ class _Emitter:
         total = T.bind(total)
         for bank in range(banks):
             with nullcontext() if bank == 0 else when(i32(bank) < total):
-                self._load(bank, i32(bank))
+                self.codes.load(bank, *self._tile(i32(bank)))
         self.activations.ready()
         if self.single:
-            self._turn(0, i32(0), i32(0))
+            self.turns.emit(0, i32(0), i32(0))
             self.sums.done(i32(0))
             return
         with T.serial(i32(0), T.bind(T.truncdiv(total + i32(banks - 1), i32(banks)))) as turn:
@@ -168,10 +130,10 @@ class _Emitter:
                 number = T.bind(turn * i32(banks) + i32(bank))
                 with nullcontext() if banks == 1 else when(number < total):
                     tile, round_ = self._tile(number)
-                    self._turn(bank, tile, round_)
+                    self.turns.emit(bank, tile, round_)
                     later = T.bind(number + i32(banks))
                     with when(later < total):
-                        self._load(bank, later)
+                        self.codes.load(bank, *self._tile(later))
                     with nullcontext() if self.rounds == 1 else when(round_ == i32(self.rounds - 1)):
                         self.sums.done(tile)
 
@@ -180,109 +142,3 @@ class _Emitter:
             return number, i32(0)
         rounds = i32(self.rounds)
         return T.bind(T.truncdiv(number, rounds)), T.bind(T.truncmod(number, rounds))
-
-    def _line(self, bank: int, slot: int, line: int) -> int:
-        """The number of a step's row of this lane."""
-        return (bank * self.tiling.unroll + slot) * len(self.lines) + line
-
-    def _scale(self, bank: int, slot: int, line: int) -> int:
-        """The number of its scale: steps that follow each other may share one."""
-        steps = self.tiling.unroll // self.shared_by
-        return (bank * steps + slot // self.shared_by) * len(self.lines) + line
-
-    def _load(self, bank: int, number: Expr) -> None:
-        """Load a round of codes, and the scales of their groups."""
-        row, tile_round = self.row, self._tile(number)
-        tile, round_ = tile_round
-        if self.stream.begin is not None:
-            with nullcontext() if self.rounds == 1 else when(round_ == i32(0)):
-                self.stream.begin(tile)
-        first = self.lane.column(self.tiling, round_)
-        starts = [T.bind(self.stream.locate(tile, item, half)) for item, half in self.lines]
-        codes = [T.bind(row.codes_at(start, first)) for start in starts]
-        for slot in range(self.tiling.unroll):
-            column = T.bind(first + i32(row.step * slot))
-            valid = tirx.IntImm("bool", 1) if self.exact else T.bind(column < i32(row.layout.padded))
-            for line, (start, code) in enumerate(zip(starts, codes, strict=True)):
-                target = element(self.codes, WORDS * self._line(bank, slot, line))
-                place = code + T.int64(row.step * row.kind.bits // 8 * slot)
-                if self.exact:
-                    call("stream_16", target, place)
-                else:
-                    call("stream_16_if", target, place, valid)
-                if slot % self.shared_by == 0:
-                    own = self._scale(bank, slot, line)
-                    store(self.scales, own, row.scale_bits(start, column, valid))
-                    if self.zeros is not None:
-                        store(self.zeros, own, row.zero_bits(start, column, valid))
-
-    def _turn(self, bank: int, tile: Expr, round_: Expr) -> None:
-        """The products of a round, token by token."""
-        activations = self.activations
-        activations.prepare(tile, round_)
-        with T.serial(i32(0), activations.count(tile)) as number:
-            activations.arrive()
-            for line in range(len(self.lines)):
-                store(self.totals, line, T.float32(0))
-            for slot in range(self.tiling.unroll):
-                self._products(bank, slot, activations.operands(slot, round_, number))
-            activations.leave()
-            self._keep(tile, round_, activations.token(tile, number), number)
-
-    def _products(self, bank: int, slot: int, words: list[Expr]) -> None:
-        """Add a step's products, each lane those of its own codes."""
-        streams, widen = self.tiling.streams, widening(self.row.kind).emit
-        chains = CHAINS // streams
-        own = [registers(WORDS * chains) for _ in range(streams)]
-        zeros = [self._zero(bank, slot, line) for line in range(len(self.lines))]
-        for line in range(len(self.lines)):
-            # The codes are widened again for each token: held wide they would take all registers.
-            call("hold_words", element(self.codes, WORDS * self._line(bank, slot, line)))
-        for item in own:
-            for place in range(WORDS * chains):
-                store(item, place, T.float32(0))
-        each = len(words) // WORDS
-        for word in range(WORDS):
-            for item in range(streams):
-                lines = (2 * item, 2 * item + 1)
-                places = [WORDS * self._line(bank, slot, line) + word for line in lines]
-                low, high = (
-                    widen(T.bind(load(self.codes, place)), zeros[line])
-                    for place, line in zip(places, lines, strict=True)
-                )
-                for pair in range(0, each, 2):
-                    left = [low[pair], high[pair], low[pair + 1], high[pair + 1]]
-                    right = words[word * each + pair : word * each + pair + 2]
-                    mma(TYPE, element(own[item], WORDS * (word % chains)), left, right)
-        for line, (item, half) in enumerate(self.lines):
-            scale = self.row.scale(load(self.scales, self._scale(bank, slot, line)))
-            both = [_added(own[item], 2 * half + part, chains) for part in range(2)]
-            both_parts = both[0] + both[1] * T.float32(1 / SPLIT.lift)
-            store(self.totals, line, load(self.totals, line) + scale * both_parts)
-
-    def _zero(self, bank: int, slot: int, line: int) -> Zero:
-        if self.zeros is None:
-            return Zero.symmetric()
-        return Zero.at(load(self.zeros, self._scale(bank, slot, line)))
-
-    def _keep(self, tile: Expr, round_: Expr, token: Expr, number: Expr) -> None:
-        """Add the sums of a row's four lanes to what the warp has of the token."""
-        factor = widening(self.row.kind).factor / SPLIT.scale
-        sums = self.sums
-        totals = [warp_sum(load(self.totals, line), 4) for line in range(len(self.lines))]
-        with when(self.lane.part == i32(0)):
-            place = sums.place(tile, T.bind(token), number)
-            for (item, half), total in zip(self.lines, totals, strict=True):
-                total = total * T.float32(factor)  # noqa: PLW2901
-                if self.rounds > 1:
-                    before = T.bind(load(sums.memory, sums.at(place, item, half)))
-                    total = T.Select(round_ == i32(0), T.float32(0), before) + total  # noqa: PLW2901
-                store(sums.memory, sums.at(place, item, half), total)
-
-
-def _added(sums: Buffer, place: int, chains: int) -> Expr:
-    """An element of the sums of all chains."""
-    total = load(sums, place)
-    for chain in range(1, chains):
-        total = total + load(sums, place + WORDS * chain)
-    return total

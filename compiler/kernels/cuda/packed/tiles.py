@@ -14,9 +14,8 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
-from moec.compiler.kernels.cuda.packed.codes import Zero, widening
+from moec.compiler.kernels.cuda.packed.codes import SPLIT, TYPE, Zero, widening
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
-from moec.compiler.kernels.cuda.packed.stream import SPLIT, TYPE
 from moec.compiler.kernels.cuda.primitives import i32, value
 
 if TYPE_CHECKING:

@@ -1,0 +1,167 @@
+"""The products of a round of packed weights: token by token where units have scales of their own, or all at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels.cpu.emit import load, store, when
+from moec.compiler.kernels.cuda.few_stream import WORDS
+from moec.compiler.kernels.cuda.packed.codes import SPLIT, TYPE, widening
+from moec.compiler.kernels.cuda.primitives import element, i32, mma, registers, warp_sum
+
+if TYPE_CHECKING:
+    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.cuda.packed.loaded import LoadedCodes
+    from moec.compiler.kernels.cuda.packed.stream import PackedActivations, PackedSums
+    from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
+
+CHAINS = 2
+"""Of products that wait for each other: a product takes about as long as it takes to widen what two of them want."""
+
+
+class Turns(Protocol):
+    """What happens with the weights of a round when they are there."""
+
+    def emit(self, bank: int, tile: Expr, round_: Expr) -> None:
+        """Multiply, and leave the sums where they go."""
+
+
+class TokenTurns:
+    """Token by token: a unit's sums come back to the lanes that have its codes, and its scale (see ``order.py``).
+
+    Args:
+        codes: the weights.
+        activations: the other operand.
+        sums: where sums go.
+    """
+
+    def __init__(self, codes: LoadedCodes, activations: PackedActivations, sums: PackedSums) -> None:
+        self.codes, self.activations, self.sums = codes, activations, sums
+        self.totals = registers(len(codes.lines))
+
+    def emit(self, bank: int, tile: Expr, round_: Expr) -> None:
+        """The products of a round."""
+        activations, tiling = self.activations, self.codes.tiling
+        activations.prepare(tile, round_)
+        with T.serial(i32(0), activations.count(tile)) as number:
+            activations.arrive()
+            for line in range(len(self.codes.lines)):
+                store(self.totals, line, T.float32(0))
+            for slot in range(tiling.unroll):
+                self._products(bank, slot, activations.operands(slot, round_, number))
+            activations.leave()
+            self._keep(tile, round_, activations.token(tile, number))
+
+    def _products(self, bank: int, slot: int, words: list[Expr]) -> None:
+        """Add a step's products, each lane those of its own codes."""
+        codes, streams = self.codes, self.codes.tiling.streams
+        chains = CHAINS // streams
+        own = [_zeros(WORDS * chains) for _ in range(streams)]
+        codes.hold(bank, slot)
+        each = len(words) // WORDS
+        for word in range(WORDS):
+            for item in range(streams):
+                for pair, left in enumerate(codes.left(bank, slot, item, word)):
+                    right = words[word * each + 2 * pair : word * each + 2 * pair + 2]
+                    mma(TYPE, element(own[item], WORDS * (word % chains)), left, right)
+        for line, (item, half) in enumerate(codes.lines):
+            both = [_added(own[item], 2 * half + part, chains) for part in range(2)]
+            both_parts = both[0] + both[1] * T.float32(1 / SPLIT.lift)
+            scale = codes.scale(bank, slot, line)
+            store(self.totals, line, load(self.totals, line) + scale * both_parts)
+
+    def _keep(self, tile: Expr, round_: Expr, token: Expr) -> None:
+        """Add the sums of a row's four lanes to what the warp has of the token."""
+        sums, codes = self.sums, self.codes
+        totals = [warp_sum(load(self.totals, line), 4) for line in range(len(codes.lines))]
+        with when(codes.lane.part == i32(0)):
+            place = sums.place(tile, T.bind(token))
+            for (item, half), total in zip(codes.lines, totals, strict=True):
+                _add_to(sums, sums.at(place, item, half), codes, round_, total)
+
+
+class SharedTurns:
+    """All tokens at once, where the four units of a step share a scale: a column of a product is a token.
+
+    Args:
+        codes: the weights, ``fits`` of them.
+        activations: the other operand.
+        sums: where sums go.
+    """
+
+    def __init__(self, codes: LoadedCodes, activations: PackedTokens, sums: PackedSums) -> None:
+        self.codes, self.activations, self.sums = codes, activations, sums
+        self.totals = registers(WORDS * codes.tiling.streams)
+
+    @staticmethod
+    def fits(codes: LoadedCodes) -> bool:
+        """Whether the units of a step share a scale."""
+        return codes.row.kind.group >= codes.row.step
+
+    def emit(self, bank: int, tile: Expr, round_: Expr) -> None:
+        """The products of a round."""
+        tiling = self.codes.tiling
+        self.activations.prepare(tile, round_)
+        for place in range(WORDS * tiling.streams):
+            store(self.totals, place, T.float32(0))
+        for slot in range(tiling.unroll):
+            self._products(bank, slot, round_)
+        self._keep(tile, round_)
+
+    def _products(self, bank: int, slot: int, round_: Expr) -> None:
+        """Add a step's products: the two parts of an activation apart."""
+        codes, streams = self.codes, self.codes.tiling.streams
+        parts = [self.activations.operands_of_all(slot, round_, part) for part in range(2)]
+        own = [[_zeros(WORDS) for _ in parts] for _ in range(streams)]
+        codes.hold(bank, slot)
+        each = len(parts[0]) // WORDS
+        for word in range(WORDS):
+            for item in range(streams):
+                for pair, left in enumerate(codes.left(bank, slot, item, word)):
+                    first = word * each + 2 * pair
+                    for words, sums in zip(parts, own[item], strict=True):
+                        mma(TYPE, element(sums, 0), left, words[first : first + 2])
+        for line, (item, half) in enumerate(codes.lines):
+            scale = T.bind(codes.scale(bank, slot, line))
+            for column in range(2):
+                place = 2 * half + column
+                both_parts = load(own[item][0], place) + load(own[item][1], place) * T.float32(1 / SPLIT.lift)
+                total = load(self.totals, WORDS * item + place) + scale * both_parts
+                store(self.totals, WORDS * item + place, total)
+
+    def _keep(self, tile: Expr, round_: Expr) -> None:
+        """Add this lane's sums, of two tokens, to what the warp has of them."""
+        codes, sums = self.codes, self.sums
+        for column in range(2):
+            token = T.bind(codes.lane.part * i32(2) + i32(column))
+            with when(token < codes.stream.tokens):
+                place = sums.place(tile, token)
+                for item, half in codes.lines:
+                    total = load(self.totals, WORDS * item + 2 * half + column)
+                    _add_to(sums, sums.at(place, item, half), codes, round_, total)
+
+
+def _add_to(sums: PackedSums, place: Expr, codes: LoadedCodes, round_: Expr, total: Expr) -> None:
+    """Store the sum of a round, or of all rounds so far."""
+    total = total * T.float32(widening(codes.row.kind).factor / SPLIT.scale)
+    if codes.rounds > 1:
+        before = T.bind(load(sums.memory, place))
+        total = T.Select(round_ == i32(0), T.float32(0), before) + total
+    store(sums.memory, place, total)
+
+
+def _zeros(count: int) -> Buffer:
+    buffer = registers(count)
+    for place in range(count):
+        store(buffer, place, T.float32(0))
+    return buffer
+
+
+def _added(sums: Buffer, place: int, chains: int) -> Expr:
+    """An element of the sums of all chains."""
+    total = load(sums, place)
+    for chain in range(1, chains):
+        total = total + load(sums, place + WORDS * chain)
+    return total
