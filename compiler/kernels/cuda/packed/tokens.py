@@ -61,11 +61,11 @@ class PackedTokens(SharedTokens):
         place = T.bind(self._place(number, slot, round_) + self.lane.group * i32(PIECE))
         return read_operands(self.pairs, place, brings(self.lane), self.order)
 
-    def operands_of_all(self, slot: int, round_: Expr, part: int) -> list[Expr]:
-        """Read one part of a step's activations of this lane's unit, of the token that its group is, or zeros."""
-        own = (self.lane.part * i32(2) + i32(part)) * i32(PIECE)
-        place = T.bind(self._place(self.lane.group, slot, round_) + own)
-        return read_operands(self.pairs, place, self.lane.group < self.block.tokens, self.order)
+    def operands_of_all(self, slot: int, round_: Expr, token: Expr, part: Expr) -> list[Expr]:
+        """Read one part of a token's activations of a step, those of this lane's unit: zeros beyond the last token."""
+        own = (self.lane.part * i32(2) + part) * i32(PIECE)
+        place = T.bind(self._place(token, slot, round_) + own)
+        return read_operands(self.pairs, place, token < self.block.tokens, self.order)
 
     def _place(self, token: Expr, slot: int, round_: Expr) -> Expr:
         """Where a step of a token begins."""

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import load, store, when
+from moec.compiler.kernels.cpu.emit import either, load, store, when
 from moec.compiler.kernels.cuda.few_stream import WORDS
 from moec.compiler.kernels.cuda.packed.codes import SPLIT, TYPE, widening
-from moec.compiler.kernels.cuda.primitives import element, i32, mma, registers, warp_sum
+from moec.compiler.kernels.cuda.primitives import element, i32, mma, registers, value, warp_sum
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.packed.stream import PackedActivations, PackedSums
     from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 
+NARROW = 4
+"""Tokens whose activations fit twice into the eight columns of a product."""
 CHAINS = 2
 """Of products that wait for each other: a product takes about as long as it takes to widen what two of them want."""
 
@@ -85,6 +87,9 @@ class TokenTurns:
 class SharedTurns:
     """All tokens at once, where the four units of a step share a scale: a column of a product is a token.
 
+    Up to four tokens have both parts of their activations in one product, columns 4 to 7 for the second ones; more have
+    a product for each part. A token's sums are the same bits either way.
+
     Args:
         codes: the weights, ``fits`` of them.
         activations: the other operand.
@@ -93,7 +98,8 @@ class SharedTurns:
 
     def __init__(self, codes: LoadedCodes, activations: PackedTokens, sums: PackedSums) -> None:
         self.codes, self.activations, self.sums = codes, activations, sums
-        self.totals = registers(WORDS * codes.tiling.streams)
+        self.streams = codes.tiling.streams
+        self.totals = [registers(WORDS * self.streams) for _ in range(2)]
 
     @staticmethod
     def fits(codes: LoadedCodes) -> bool:
@@ -102,36 +108,72 @@ class SharedTurns:
 
     def emit(self, bank: int, tile: Expr, round_: Expr) -> None:
         """The products of a round."""
-        tiling = self.codes.tiling
         self.activations.prepare(tile, round_)
-        for place in range(WORDS * tiling.streams):
-            store(self.totals, place, T.float32(0))
-        for slot in range(tiling.unroll):
-            self._products(bank, slot, round_)
-        self._keep(tile, round_)
+        either(
+            self.codes.stream.tokens <= i32(NARROW),
+            lambda: self._narrow(bank, tile, round_),
+            lambda: self._wide(bank, tile, round_),
+        )
 
-    def _products(self, bank: int, slot: int, round_: Expr) -> None:
-        """Add a step's products: the two parts of an activation apart."""
-        codes, streams = self.codes, self.codes.tiling.streams
-        parts = [self.activations.operands_of_all(slot, round_, part) for part in range(2)]
-        own = [[_zeros(WORDS) for _ in parts] for _ in range(streams)]
+    def _narrow(self, bank: int, tile: Expr, round_: Expr) -> None:
+        """Of at most four tokens."""
+        lane = self.codes.lane
+        column = T.bind(T.truncmod(lane.group, i32(NARROW)))
+        part = T.bind(T.truncdiv(lane.group, i32(NARROW)))
+        self._products(bank, round_, [(column, part)])
+        first = T.bind(lane.part < i32(2))
+
+        def total(place: int) -> Expr:
+            low = value("float32", "shuffle_xor", load(self.totals[0], place), i32(2))
+            return T.bind(load(self.totals[0], place) + low * T.float32(1 / SPLIT.lift))
+
+        totals = [total(place) for place in range(WORDS * self.streams)]
+        with when(first):
+            self._keep(tile, round_, totals)
+
+    def _wide(self, bank: int, tile: Expr, round_: Expr) -> None:
+        """Of any number of tokens."""
+        self._products(bank, round_, [(self.codes.lane.group, i32(part)) for part in range(2)])
+        high, low = self.totals
+        self._keep(
+            tile,
+            round_,
+            [
+                T.bind(load(high, place) + load(low, place) * T.float32(1 / SPLIT.lift))
+                for place in range(WORDS * self.streams)
+            ],
+        )
+
+    def _products(self, bank: int, round_: Expr, operands: list[tuple[Expr, Expr]]) -> None:
+        """Sum up a round's products with one or two operands: a token of this lane's column, and a part."""
+        codes = self.codes
+        for totals in self.totals[: len(operands)]:
+            for place in range(WORDS * self.streams):
+                store(totals, place, T.float32(0))
+        for slot in range(codes.tiling.unroll):
+            words = [self.activations.operands_of_all(slot, round_, *own) for own in operands]
+            self._step(bank, slot, words)
+
+    def _step(self, bank: int, slot: int, operands: list[list[Expr]]) -> None:
+        codes = self.codes
+        own = [[_zeros(WORDS) for _ in operands] for _ in range(self.streams)]
         codes.hold(bank, slot)
-        each = len(parts[0]) // WORDS
+        each = len(operands[0]) // WORDS
         for word in range(WORDS):
-            for item in range(streams):
+            for item in range(self.streams):
                 for pair, left in enumerate(codes.left(bank, slot, item, word)):
                     first = word * each + 2 * pair
-                    for words, sums in zip(parts, own[item], strict=True):
+                    for words, sums in zip(operands, own[item], strict=True):
                         mma(TYPE, element(sums, 0), left, words[first : first + 2])
         for line, (item, half) in enumerate(codes.lines):
             scale = T.bind(codes.scale(bank, slot, line))
-            for column in range(2):
-                place = 2 * half + column
-                both_parts = load(own[item][0], place) + load(own[item][1], place) * T.float32(1 / SPLIT.lift)
-                total = load(self.totals, WORDS * item + place) + scale * both_parts
-                store(self.totals, WORDS * item + place, total)
+            for sums, totals in zip(own[item], self.totals, strict=False):
+                for column in range(2):
+                    place = 2 * half + column
+                    total = load(totals, WORDS * item + place) + scale * load(sums, place)
+                    store(totals, WORDS * item + place, total)
 
-    def _keep(self, tile: Expr, round_: Expr) -> None:
+    def _keep(self, tile: Expr, round_: Expr, totals: list[Expr]) -> None:
         """Add this lane's sums, of two tokens, to what the warp has of them."""
         codes, sums = self.codes, self.sums
         for column in range(2):
@@ -139,7 +181,7 @@ class SharedTurns:
             with when(token < codes.stream.tokens):
                 place = sums.place(tile, token)
                 for item, half in codes.lines:
-                    total = load(self.totals, WORDS * item + 2 * half + column)
+                    total = totals[WORDS * item + 2 * half + column]
                     _add_to(sums, sums.at(place, item, half), codes, round_, total)
 
 
