@@ -23,10 +23,10 @@ from moec.compiler.kernels.cuda.experts_few import packed_row
 from moec.compiler.kernels.cuda.experts_step import Meetings, read_step
 from moec.compiler.kernels.cuda.few_lanes import Lane
 from moec.compiler.kernels.cuda.few_stream import WORDS, Stream, multiply
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, turns_tiling
-from moec.compiler.kernels.cuda.packed import tiling as packed_tilings
+from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.packed.middle import PackedMiddle
 from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
+from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.primitives import (
     blocks_at_once,
     call,
@@ -45,11 +45,6 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.experts_few import ExpertCall
     from moec.compiler.kernels.cuda.experts_step import Step
-
-TURNS = 6
-"""Experts that a block works at side by side: those of one token, most often."""
-COLUMN_WARPS = 2
-"""Of each of them."""
 
 
 def emit_down_few(
@@ -78,8 +73,8 @@ def down_tiling(body: ExpertBody) -> Tiling:
     """How the second launch is cut."""
     row = packed_row(body, body.intermediate)
     if row is None:
-        return turns_tiling(body.intermediate, TURNS, COLUMN_WARPS)
-    return packed_tilings.turns_tiling(row, TURNS, COLUMN_WARPS)
+        return choose_tiling(body.hidden, body.intermediate)
+    return packed_tiling(row, body.hidden, in_turn=True)
 
 
 @dataclass(frozen=True)

@@ -97,10 +97,3 @@ def _cost(steps: int, streams: int, warps: int, unroll: int) -> tuple[float, int
     waste = rounds * warps * unroll / steps
     small = max(0.0, (min(32, steps) - warps * unroll) / 32)
     return (round(waste + small, 2), abs(warps - 8) + 2 * abs(unroll - in_flight), rounds)
-
-
-def turns_tiling(columns: int, turns: int, across: int) -> Tiling:
-    """The tiling for blocks of 16 rows of several matrices, each ``across`` warps' work, ``turns`` of them at once."""
-    steps = -(-columns // STEP_COLUMNS)
-    unroll = min((4, 5, 6), key=lambda unroll: (-(-steps // (across * unroll)) * unroll, -unroll))
-    return Tiling(1, across, unroll, blocks=1, turns=turns)

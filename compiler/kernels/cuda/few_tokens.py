@@ -107,8 +107,7 @@ def split_pair(dtype: str, first: Expr, second: Expr) -> tuple[Expr, Expr]:
     pair = [_clamp(item * T.float32(split.scale), split.largest) for item in (first, second)]
     high = pack(dtype, *pair)
     rest = [
-        _clamp((item - part) * T.float32(split.lift), split.largest)
-        for item, part in zip(pair, unpack(dtype, high), strict=True)
+        (item - part) * T.float32(split.lift) for item, part in zip(pair, unpack(dtype, high), strict=True)
     ]
     return high, pack(dtype, *rest)
 

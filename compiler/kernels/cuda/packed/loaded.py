@@ -39,6 +39,8 @@ class LoadedCodes:
         steps = tiling.banks * tiling.unroll * len(self.lines)
         self.codes = registers(WORDS * steps, "uint32")
         self.scales = registers(steps // self.shared_by, "uint32")
+        self.widening = widening(row.kind)
+        self.masks = self.widening.held_masks()
         self.zeros = registers(steps // self.shared_by, "uint32") if row.kind.zero_points else None
 
     def load(self, bank: int, tile: Expr, round_: Expr) -> None:
@@ -73,11 +75,12 @@ class LoadedCodes:
 
     def left(self, bank: int, slot: int, stream: int, word: int) -> list[list[Expr]]:
         """The left operands of the products of a word of 16 or 32 columns: four words of two float16 each."""
-        widen, lines = widening(self.row.kind).emit, (2 * stream, 2 * stream + 1)
+        lines = 2 * stream, 2 * stream + 1
         low, high = (
-            widen(
+            self.widening.emit(
                 T.bind(load(self.codes, WORDS * self._line(bank, slot, line) + word)),
                 self._zero(bank, slot, line),
+                self.masks,
             )
             for line in lines
         )

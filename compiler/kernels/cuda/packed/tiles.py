@@ -85,6 +85,8 @@ class PackedCopy:
             place = T.cast(rows.offset(T.bind(inside)), "int64") * T.int64(LOAD_BYTES)
             store(self.starts, turn, rows.address + place)
         self.own = self._registers()
+        self.widening = widening(rows.row.kind)
+        self.masks = self.widening.held_masks()
 
     def _beyond(self, turn: int) -> bool:
         """Whether some threads have no row of the tile in a turn."""
@@ -147,7 +149,7 @@ class PackedCopy:
         both_scales = value("uint32", "pack_f16", scale, scale) if self._exact else None
         words: dict[int, Expr] = {}
         for word in range(WORDS):
-            pairs = widening(row.kind).emit(T.bind(load(codes, WORDS * turn + word)), zero)
+            pairs = self.widening.emit(T.bind(load(codes, WORDS * turn + word)), zero, self.masks)
             for half in range(len(pairs) // 2):
                 both = pairs[2 * half : 2 * half + 2]
                 quad = word + 4 * half

@@ -19,18 +19,21 @@ MOST_LOADS = 16
 """Of 16 bytes that a lane has in flight: 64 registers."""
 LEAST_BLOCKS = 128
 """Below so many a GPU has multiprocessors to spare."""
-MOST_IN_TURN = 18
-"""The same where warps take matrices in turn: they have no other work to wait beside."""
+MATRICES_AHEAD = 6
+"""Matrices that are loaded ahead where a block takes one after the other."""
 ACTIVATION_BYTES = 64 << 10
 """Of shared memory, where a block takes several tiles with the same activations."""
 
 
-def packed_tiling(row: PackedRow, rows: int, *, batch: int = 1, streams: int = 1, ahead: int = 1) -> Tiling:
+def packed_tiling(
+    row: PackedRow, rows: int, *, batch: int = 1, streams: int = 1, ahead: int = 1, in_turn: bool = False
+) -> Tiling:
     """The tiling for ``batch`` matrices of ``rows`` rows, where these are those of all weights of a launch.
 
     All columns are in flight at once where registers allow, eight warps or so in a block; codes are few bytes, and what
     takes time is the first of them. With ``ahead`` of more than one, a block takes several tiles of a matrix one after
-    the other, so many rounds in flight: then rounds are no loss.
+    the other, so many rounds in flight: then rounds are no loss. ``in_turn`` says that it takes several matrices one
+    after the other.
     """
     steps = -(-row.columns // row.step)
 
@@ -50,22 +53,16 @@ def packed_tiling(row: PackedRow, rows: int, *, batch: int = 1, streams: int = 1
     splits = (
         split
         for split in product(ROW_WARPS, COLUMN_WARPS, UNROLLS)
-        if split[0] * split[1] <= 16 and 2 * streams * split[2] * ahead <= MOST_LOADS
+        if split[0] * split[1] <= 16
+        and 2 * streams * split[2] * ahead <= MOST_LOADS
+        and not (in_turn and split[0] > 2)
     )
     down, across, unroll = min(splits, key=cost)
     tiles = -(-rows // (TILE_ROWS * down * streams)) * batch
     several = max(1, min(4, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
     rounds = -(-steps // (across * unroll))
-    most = min(2, rounds * several) if ahead == 1 else ahead
+    most = MATRICES_AHEAD if in_turn else max(ahead, min(2, rounds * several))
     banks = max(1, min(most, MOST_LOADS // (2 * streams * unroll)))
     blocks = 2 if down * across <= USUAL_WARPS else 1
     tiling = Tiling(down, across, unroll, several, streams, blocks, row.step, banks)
     return tiling if ahead == 1 else replace(tiling, shared_bytes=ACTIVATION_BYTES)
-
-
-def turns_tiling(row: PackedRow, turns: int, across: int) -> Tiling:
-    """The tiling for blocks of 16 rows of several matrices, where each matrix is ``across`` warps' work."""
-    steps = -(-row.columns // row.step)
-    unroll = min(UNROLLS, key=lambda unroll: (-(-steps // (across * unroll)) * unroll, -unroll))
-    banks = MOST_IN_TURN // (2 * unroll)
-    return Tiling(1, across, unroll, 1, 1, 1, row.step, banks, turns)
