@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.mailbox import SERVE, collect_name, post_name
-from moec.artifacts.model import ExpertsStep, SegmentStep
+from moec.artifacts.model import ExpertsStep, SegmentStep, SelectionStep
 from moec.artifacts.program import APPEND, HOPPER, Beside, Workspace, capacity_name
 from moec.artifacts.sampling import SAMPLE
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
@@ -106,11 +106,13 @@ class CudaKernels:
 
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
+        from moec.compiler.kernels.cuda.selection import selection
+
         from moec.compiler.kernels.cuda.attention import append_kernel, attention, has_hopper
         from moec.compiler.kernels.cuda.capacity import capacity
         from moec.compiler.kernels.cuda.experts import experts, experts_cached, fits_hopper
+        from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN
         from moec.compiler.kernels.cuda.experts_few import runs_few
-        from moec.compiler.kernels.cuda.experts_step import MOST_CHOSEN
         from moec.compiler.kernels.cuda.mailbox import collect, post
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
         from moec.compiler.kernels.cuda.slots.assign import assign
@@ -123,6 +125,8 @@ class CudaKernels:
                 yield f"attention_{spec.name}{HOPPER}", attention(spec, hopper=True)
             if spec.cross:
                 yield f"{APPEND}{spec.name}", append_kernel(spec)
+        for indexer in model.selections:
+            yield f"{SELECTION_PREFIX}{indexer.name}", selection(indexer)
         for name, layer in capacity_kernels(model).items():
             yield name, capacity(name, experts=layer.experts, tokens=layer.capacity)
         for kept in model.states:
@@ -144,6 +148,8 @@ class CudaKernels:
 
     def workspaces(self, model: ModelRecord) -> Iterator[Workspace]:
         """What kernels need beside their tensors."""
+        from moec.compiler.kernels.cuda.selection import workspace_bytes as selection_bytes
+
         from moec.compiler.kernels.cuda.attention import workspace
         from moec.compiler.kernels.cuda.experts import workspace_bytes
 
@@ -151,6 +157,8 @@ class CudaKernels:
             fixed, each = workspace(spec)
             if fixed or each:
                 yield Workspace(f"attention_{spec.name}", fixed, each)
+        for name, words in _selection_words(model).items():
+            yield Workspace(f"{SELECTION_PREFIX}{name}", selection_bytes(words), 0)
         for body in model.bodies:
             yield Workspace(f"experts_{body.name}", *workspace_bytes(body, *_most_chosen(model, body)))
 
@@ -173,6 +181,12 @@ class CudaKernels:
 def capacity_kernels(model: ModelRecord) -> dict[str, ExpertsLayer]:
     """Name of each kernel that drops tokens, and an MoE layer that it is for."""
     return {capacity_name(layer): layer for layer in model.experts if layer.capacity}
+
+
+def _selection_words(model: ModelRecord) -> dict[str, int]:
+    """Words of a token's result, for each selection."""
+    steps = [step for step in model.steps if isinstance(step, SelectionStep)]
+    return {step.selection: int(model.values[step.output].shape[-1]) for step in steps}
 
 
 def side_segments(model: ModelRecord) -> Iterator[tuple[str, str]]:

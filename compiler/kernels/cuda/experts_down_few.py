@@ -1,29 +1,30 @@
 """The second launch of the experts of at most eight tokens: ``out[t] = sum_k weight[t, k] * down(middle[t, k])``.
 
-A block has a tile of rows of every distinct expert of the step. Its warps take the experts in turn, so many warps side
-by side, each with a part of the columns: none waits for another before all are done, and with one token each has one
-expert's part, whose weights it loads before the values between the products are there.
+A block has a tile of rows and takes every distinct expert of the step in turn, the weights of the next one on their way
+while it multiplies with one. What each choice of a token contributes is kept apart until the end and added in the
+order of the choices, so that a token's result does not depend on the others.
 
 The first launch lets the one behind it begin only after its own ``wait_previous``, and this one comes no earlier: what
-came before the first launch, the choices and the table among that, may be read here at once.
+came before the first launch, the choices and the table among that, may be read here at once, and the first weights are
+loaded before the values between the products are there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
-from moec.compiler.kernels.cpu.emit import either, i64, load
-from moec.compiler.kernels.cuda.choice_sums import ChoiceSums
-from moec.compiler.kernels.cuda.experts_few import packed_row
-from moec.compiler.kernels.cuda.experts_step import Meetings, read_step
-from moec.compiler.kernels.cuda.few_lanes import Lane
+from moec.compiler.kernels.cpu.emit import i64, load, store, when
+from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
+from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
 from moec.compiler.kernels.cuda.few_stream import WORDS, Stream, multiply
+from moec.compiler.kernels.cuda.few_sums import FewSums
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, choose_tiling
+from moec.compiler.kernels.cuda.packed.meetings import Meetings, MeetingSums
 from moec.compiler.kernels.cuda.packed.middle import PackedMiddle
 from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
@@ -35,16 +36,23 @@ from moec.compiler.kernels.cuda.primitives import (
     launch,
     launch_next,
     registers,
+    shared,
     sync,
     wait_previous,
 )
 from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
+from moec.compiler.kernels.cuda.threads import read
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.experts_few import ExpertCall
-    from moec.compiler.kernels.cuda.experts_step import Step
+
+MOST_CHOSEN = 16
+"""Experts that a token may choose here: what is known of every choice lies in shared memory."""
+ENTRIES = FEW_TOKENS * MOST_CHOSEN
 
 
 def emit_down_few(
@@ -55,26 +63,123 @@ def emit_down_few(
     state: Buffer | None = None,
 ) -> None:
     """Emit the second launch; arguments as for ``emit_gate_up_few``."""
-    tiling = tiling or down_tiling(body)
+    tiling = tiling or down_tiling(body, several=state is None)
     tiles = -(-body.hidden // (TILE_ROWS * tiling.row_warps))
     with launch((tiles,), tiling.threads) as ((tile,), thread):
         blocks_at_once(tiling.blocks)
         arrivals = None if state is None else Arrivals.of(state)
-        step = read_step(call_, thread, tiling.threads, arrivals)
-        lane = Lane.of(thread, tiling)
-        sums = ChoiceSums(body, call_, tiling, lane, step, thread)
-        down = _Down(body, middle, tiling, tile, step, lane, sums, arrivals)
-        down.emit(thread)
+        step = _read_step(call_, thread, tiling.threads, arrivals)
+        parts = shared(ENTRIES * TILE_ROWS * tiling.row_warps)
+        down = _Down(body, call_, middle, tiling, tile, step, parts, arrivals)
+        down.clear(thread)
+        with when(step.experts > i32(0)):
+            down.emit(thread)
+        with when(step.experts == i32(0)):
+            launch_next()
+            wait_previous()
         sync()
-        sums.finish(tile, thread)
+        down.store(thread)
 
 
-def down_tiling(body: ExpertBody) -> Tiling:
-    """How the second launch is cut."""
+def down_tiling(body: ExpertBody, *, several: bool) -> Tiling:
+    """How the second launch is cut; ``several`` says that all experts are there, so that it can be ahead of itself."""
     row = packed_row(body, body.intermediate)
     if row is None:
         return choose_tiling(body.hidden, body.intermediate)
-    return packed_tiling(row, body.hidden, in_turn=True)
+    tiling = packed_tiling(row, body.hidden, in_turn=True)
+    return tiling if several else replace(tiling, banks=min(tiling.banks, 2))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The choices of a step, in shared memory; numbers are int32."""
+
+    tokens: Expr
+    chosen: Expr
+    chosen_expert: Buffer
+    """``[T * K]``: the expert of each choice, -1 for none."""
+    weight: Buffer
+    """``[T * K]``, float32."""
+    experts: Expr
+    """How many distinct ones there are."""
+    expert: Buffer
+    """``[experts]``, by first choice, or as they arrive."""
+    address: Buffer
+    """``[experts]``, int64."""
+    pick: Buffer
+    """``[experts, 8]``: a token's first choice of an expert, -1 for none."""
+
+
+def _read_step(call_: ExpertCall, thread: Expr, threads: int, arrivals: Arrivals | None) -> _Step:
+    """Every block finds the distinct experts of the step, and who chose them."""
+    chosen, tokens = T.bind(T.cast(call_.chosen, "int32")), T.bind(T.cast(call_.tokens, "int32"))
+    count = T.bind(tokens * chosen)
+    chosen_expert, weight = shared(ENTRIES, "int32"), shared(ENTRIES)
+    for entry in _each(thread, threads, count):
+        number = T.bind(load(call_.index, T.cast(entry, "int64")))
+        known = tirx.all(number >= i64(0), number < call_.count)
+        store(chosen_expert, entry, T.Select(known, T.cast(number, "int32"), i32(-1)))
+        store(weight, entry, load(call_.weight, T.cast(entry, "int64")))
+    sync()
+    experts, expert, address = _distinct(call_.table, thread, threads, count, chosen_expert, arrivals)
+    pick = shared((ENTRIES + 1) * FEW_TOKENS, "int32")
+    for number in _each(thread, threads, experts * i32(FEW_TOKENS)):
+        own, token = T.bind(load(expert, quotient(number, FEW_TOKENS))), T.bind(remainder(number, FEW_TOKENS))
+        store(pick, number, i32(-1))
+        with when(token < tokens), T.serial(i32(0), chosen) as back:
+            entry = T.bind(token * chosen + (chosen - i32(1) - back))
+            with when(load(chosen_expert, entry) == own):
+                store(pick, number, entry)
+    sync()
+    return _Step(tokens, chosen, chosen_expert, weight, experts, expert, address, pick)
+
+
+def _distinct(
+    table: Buffer,
+    thread: Expr,
+    threads: int,
+    count: Expr,
+    chosen_expert: Buffer,
+    arrivals: Arrivals | None,
+) -> tuple[Expr, Buffer, Buffer]:
+    """How many distinct experts there are, which, and where."""
+    first, found = shared(ENTRIES, "int32"), shared(1, "int32")
+    position = None if arrivals is None else shared(ENTRIES, "int32")
+    expert, address = shared(ENTRIES, "int32"), shared(ENTRIES, "int64")
+    for entry in _each(thread, threads, count):
+        own = T.bind(load(chosen_expert, entry))
+        store(first, entry, T.cast(own >= i32(0), "int32"))
+        if arrivals is not None:
+            store(position, entry, arrivals.position(entry))
+        with T.serial(i32(0), entry) as other, when(load(chosen_expert, other) == own):
+            store(first, entry, i32(0))
+    sync()
+    for entry in _each(thread, threads, count):
+        rank = registers(1, "int32")
+        store(rank, i32(0), i32(0))
+        if position is None:
+            with T.serial(i32(0), entry) as other:
+                store(rank, i32(0), load(rank, i32(0)) + load(first, other))
+        else:
+            with T.serial(i32(0), count) as other, when(load(position, other) < load(position, entry)):
+                store(rank, i32(0), load(rank, i32(0)) + load(first, other))
+        with when(load(first, entry) == i32(1)):
+            own, place = T.bind(load(chosen_expert, entry)), T.bind(load(rank, i32(0)))
+            store(expert, place, own)
+            store(address, place, load(table, T.cast(own, "int64")))
+        last = entry if position is None else load(position, entry)
+        with when(last == count - i32(1)):
+            store(found, i32(0), load(rank, i32(0)) + load(first, entry))
+    sync()
+    return T.bind(load(found, i32(0))), expert, address
+
+
+def _each(thread: Expr, threads: int, count: Expr) -> Iterator[Expr]:
+    """A loop over this thread's share of ``count`` numbers; its body is emitted once."""
+    with T.serial(i32(0), T.bind(quotient(count + i32(threads - 1), threads))) as turn:
+        number = T.bind(turn * i32(threads) + thread)
+        with when(number < count):
+            yield number
 
 
 @dataclass(frozen=True)
@@ -82,67 +187,110 @@ class _Down:
     """What a block of the second launch does for its tile of rows."""
 
     body: ExpertBody
+    call: ExpertCall
     middle: Buffer
     tiling: Tiling
     tile: Expr
-    step: Step
-    lane: Lane
-    sums: ChoiceSums
+    step: _Step
+    parts: Buffer
+    """``[T * K, rows]``: what each choice contributes."""
     arrivals: Arrivals | None
 
-    def _expert(self, turn: Expr) -> Expr:
-        """The expert, among the distinct ones, that a warp takes in one of its turns."""
-        return turn * i32(self.tiling.turns) + self.lane.turn
+    @property
+    def rows(self) -> int:
+        return TILE_ROWS * self.tiling.row_warps
+
+    def clear(self, thread: Expr) -> None:
+        """Nothing contributes, until it does."""
+        for number in _each(
+            thread, self.tiling.threads, self.step.tokens * self.step.chosen * i32(self.rows)
+        ):
+            store(self.parts, number, T.float32(0))
 
     def emit(self, thread: Expr) -> None:
-        """All products."""
-        body, tiling, step, lane = self.body, self.tiling, self.step, self.lane
+        """All products, each into ``parts``."""
+        body, tiling, step = self.body, self.tiling, self.step
+        lane = Lane.of(thread, tiling)
         offset, packed = layout(body).part("down").offset_bytes, packed_row(body, body.intermediate)
         row_bytes = packed.layout.row_bytes if packed else 2 * body.intermediate
-        turns = T.bind(
-            T.truncdiv(step.experts - lane.turn + i32(tiling.turns - 1), i32(tiling.turns))
-        )  # of this warp
 
-        def locate(turn: Expr, _: int, half: int) -> Expr:
-            row = self.tile * i32(TILE_ROWS * tiling.row_warps) + lane.row_warp * i32(TILE_ROWS)
-            row = T.bind(T.min(row + lane.group + i32(8 * half), i32(body.hidden - 1)))
-            start = load(step.address, self._expert(turn)) + i64(offset)
+        def locate(expert: Expr, _: int, half: int) -> Expr:
+            row = self.tile * i32(self.rows) + lane.row_warp * i32(TILE_ROWS) + lane.group + i32(8 * half)
+            row = T.bind(T.min(row, i32(body.hidden - 1)))
+            start = load(step.address, expert) + i64(offset)
             return start + T.cast(row, "int64") * i64(row_bytes)
 
-        def arrive(turn: Expr) -> None:
+        def arrive(expert: Expr) -> None:
             assert self.arrivals is not None
-            self.arrivals.wait_warp(T.bind(load(step.expert, self._expert(turn))), 1, thread)
+            self.arrivals.wait(T.bind(load(step.expert, expert)), 1, thread)
 
         begin = None if self.arrivals is None else arrive
         if packed:
-            meetings = Meetings.of(step, thread, tiling.threads)
-            ring = PackedMiddle(packed, self.middle, meetings, lane, tiling)
-            packed_stream = PackedStream(tiling, packed, step.tokens, turns, locate, begin)
-            products = lambda: multiply_packed(packed_stream, lane, ring, self.sums)  # noqa: E731
-        else:
-            stream = Stream(tiling, body.dtype, body.intermediate, step.tokens, turns, locate, begin)
-            activations = _MiddleTokens(body.intermediate, self.middle, step.pick, lane, tiling)
-            products = lambda: multiply(stream, lane, activations, self.sums)  # noqa: E731
-        either(turns > i32(0), products, _idle)
+            ring = PackedMiddle(packed, self.middle, self._meetings(thread), lane, tiling)
+            packed_stream = PackedStream(tiling, packed, step.tokens, step.experts, locate, begin)
+            sums = MeetingSums(tiling, lane, ring.meetings, self._finish)
+            multiply_packed(packed_stream, lane, ring, sums)
+            return
+        stream = Stream(tiling, body.dtype, body.intermediate, step.tokens, step.experts, locate, begin)
+        activations = _MiddleTokens(body.intermediate, self.middle, step.pick, lane, tiling)
+        multiply(stream, lane, activations, FewSums(tiling, lane, step.tokens, self._finish, one_tile=False))
 
+    def _meetings(self, thread: Expr) -> Meetings:
+        """Which tokens each expert meets, without gaps."""
+        step = self.step
+        count, entry = shared(ENTRIES, "int32"), shared(ENTRIES * FEW_TOKENS, "int32")
+        for number in _each(thread, self.tiling.threads, step.experts * i32(FEW_TOKENS)):
+            own, first = T.bind(remainder(number, FEW_TOKENS)), T.bind(number - remainder(number, FEW_TOKENS))
+            before = registers(1, "int32")
+            store(before, 0, i32(0))
+            with T.serial(i32(0), own) as other:
+                present = load(step.pick, first + other) >= i32(0)
+                store(before, 0, load(before, 0) + T.cast(present, "int32"))
+            picked, place = T.bind(load(step.pick, number)), T.bind(first + load(before, 0))
+            with when(picked >= i32(0)):
+                store(entry, place, picked)
+            with when(own == i32(FEW_TOKENS - 1)):
+                total = load(before, 0) + T.cast(picked >= i32(0), "int32")
+                store(count, quotient(number, FEW_TOKENS), total)
+        sync()
+        return Meetings(step.experts, count, entry, step.chosen)
 
-def _idle() -> None:
-    """A warp without an expert."""
-    launch_next()
-    wait_previous()
+    def _finish(self, expert: Expr, local: Expr, token: Expr, sums: list[Expr]) -> None:
+        body, step = self.body, self.step
+        row = T.bind(self.tile * i32(self.rows) + local)
+        picked = load(step.pick, expert * i32(FEW_TOKENS) + token) >= i32(0)
+        with when(tirx.all(picked, row < i32(body.hidden))):
+            (total,) = sums
+            if body.down_bias:
+                bias = part_at(body, "down_bias", T.bind(load(step.address, expert)))
+                total = total + read(bias, body.dtype, T.cast(row, "int64"))
+            total, own = T.bind(total), T.bind(load(step.expert, expert))
+            with T.serial(i32(0), step.chosen) as k:
+                entry = T.bind(token * step.chosen + k)
+                with when(load(step.chosen_expert, entry) == own):
+                    store(self.parts, entry * i32(self.rows) + local, load(step.weight, entry) * total)
+
+    def store(self, thread: Expr) -> None:
+        """Add up what a token's choices contribute."""
+        body, step = self.body, self.step
+        for number in _each(thread, self.tiling.threads, step.tokens * i32(self.rows)):
+            local, token = T.bind(remainder(number, self.rows)), T.bind(quotient(number, self.rows))
+            row = T.bind(self.tile * i32(self.rows) + local)
+            with when(row < i32(body.hidden)):
+                total = registers(1)
+                store(total, i32(0), T.float32(0))
+                with T.serial(i32(0), step.chosen) as k:
+                    part = load(self.parts, (token * step.chosen + k) * i32(self.rows) + local)
+                    store(total, i32(0), load(total, i32(0)) + part)
+                place = T.cast(token, "int64") * i64(body.hidden) + T.cast(row, "int64")
+                store(self.call.out, place, load(total, i32(0)))
 
 
 class _MiddleTokens:
-    """The values between the products, from global memory straight into registers: a warp reads each once."""
+    """The values between the products, from global memory straight into registers: a block reads each once."""
 
     def __init__(self, columns: int, middle: Buffer, pick: Buffer, lane: Lane, tiling: Tiling) -> None:
-        self.columns, self.middle, self.pick, self.lane, self.turns = (
-            columns,
-            middle,
-            pick,
-            lane,
-            tiling.turns,
-        )
+        self.columns, self.middle, self.pick, self.lane = columns, middle, pick, lane
         self.words = registers(2 * WORDS * tiling.unroll, "uint32")
 
     def ready(self) -> None:
@@ -152,8 +300,7 @@ class _MiddleTokens:
 
     def prefetch(self, slot: int, tile: Expr, column: Expr, valid: Expr | None) -> None:
         """Load a step of this lane's token, where it chose the expert."""
-        expert = tile * i32(self.turns) + self.lane.turn
-        entry = T.bind(load(self.pick, expert * i32(FEW_TOKENS) + self.lane.group))
+        entry = T.bind(load(self.pick, tile * i32(FEW_TOKENS) + self.lane.group))
         present = entry >= i32(0) if valid is None else tirx.all(valid, entry >= i32(0))
         place = T.cast(entry, "int64") * i64(2 * self.columns) + T.cast(column, "int64")
         place = T.bind(place + i64(STEP_COLUMNS * slot))

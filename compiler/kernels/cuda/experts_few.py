@@ -59,6 +59,8 @@ FIRST_AHEAD = 2
 """Rounds of quantized weights that a block of the first launch has in flight."""
 BLOCKS_AT_ONCE = 264
 """Two on each multiprocessor of the largest GPUs: smaller ones take them in turns."""
+MOST_TILES = 8
+"""Of a block: with more, those that are done early leave a multiprocessor half empty for too long."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class TileShare:
 
     @classmethod
     def of(cls, body: ExpertBody, call_: ExpertCall, tiling: Tiling, beside: int) -> TileShare:
-        """So many that all blocks are there at once, ``beside`` others among them.
+        """So many that all blocks are there at once, ``beside`` others among them, or ``MOST_TILES``.
 
         Quantized weights are few bytes: what a block does before its first product would take longer than these.
         """
@@ -186,7 +188,7 @@ class TileShare:
             return cls(tiles, 1)
         room = max(BLOCKS_AT_ONCE // 2, BLOCKS_AT_ONCE - beside)
         wanted = ceildiv(i64(tiles) * call_.tokens * call_.chosen, room)
-        return cls(tiles, T.max(i64(1), T.min(wanted, i64(tiles))))
+        return cls(tiles, T.max(i64(1), T.min(wanted, i64(min(tiles, MOST_TILES)))))
 
     @property
     def blocks(self) -> Expr:

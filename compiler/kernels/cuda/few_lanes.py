@@ -39,21 +39,17 @@ class Lane:
     """Which quarter of a step's columns: lane % 4."""
     row_warp: Expr
     column_warp: Expr
-    turn: Expr
-    """Of the matrices that the block takes, which is the first of this warp."""
 
     @classmethod
     def of(cls, thread: Expr, tiling: Tiling) -> Lane:
         """The place of ``thread``."""
         warp, lane = T.bind(quotient(thread, LANES)), T.bind(remainder(thread, LANES))
-        down = T.bind(quotient(warp, tiling.column_warps))
         return cls(
             thread,
             T.bind(quotient(lane, 4)),
             T.bind(remainder(lane, 4)),
-            T.bind(quotient(down, tiling.turns)) if tiling.turns > 1 else down,
+            T.bind(quotient(warp, tiling.column_warps)),
             T.bind(remainder(warp, tiling.column_warps)),
-            T.bind(remainder(down, tiling.turns)) if tiling.turns > 1 else i32(0),
         )
 
     def column(self, tiling: Tiling, round_: Expr) -> Expr:

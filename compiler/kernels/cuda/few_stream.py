@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.few_lanes import Lane
+    from moec.compiler.kernels.cuda.few_sums import FewSums
 
 WORDS = 4
 """Registers of 32 bits in one load."""
@@ -79,23 +80,7 @@ class Stream:
     """Called to emit what has to happen, in all threads of a block, before the first weight of a tile is read."""
 
 
-class Sums(Protocol):
-    """Where the sums of warps go, and what becomes of them."""
-
-    def present(self, tile: Expr, token: Expr, /) -> Expr:
-        """Whether a token meets a tile."""
-
-    def place(self, tile: Expr, token: Expr, /) -> Expr:
-        """Where this lane's warp has its group's row of the first stream."""
-
-    def store(self, place: Expr, stream: int, half: int, total: Expr, /) -> None:
-        """Keep the sum of a row, or of that eight further down."""
-
-    def done(self, tile: Expr, /) -> None:
-        """Emit what follows the last product of a tile."""
-
-
-def multiply(stream: Stream, lane: Lane, activations: Activations, sums: Sums) -> None:
+def multiply(stream: Stream, lane: Lane, activations: Activations, sums: FewSums) -> None:
     """Emit all products of a block."""
     _Emitter(stream, lane, activations, sums).run()
 
@@ -103,7 +88,7 @@ def multiply(stream: Stream, lane: Lane, activations: Activations, sums: Sums) -
 class _Emitter:
     """The parts of ``multiply``, and the registers that they share."""
 
-    def __init__(self, stream: Stream, lane: Lane, activations: Activations, ending: Sums) -> None:
+    def __init__(self, stream: Stream, lane: Lane, activations: Activations, ending: FewSums) -> None:
         tiling = stream.tiling
         self.stream, self.lane, self.activations, self.tiling = stream, lane, activations, tiling
         self.rounds = tiling.rounds(stream.columns)
@@ -193,7 +178,7 @@ class _Emitter:
         ending = self.ending
         for column in range(2):
             token = T.bind(self.lane.part * i32(2) + i32(column))
-            with when(ending.present(tile, token)):
+            with when(token < self.stream.tokens):
                 place = ending.place(tile, token)
                 for stream in range(self.tiling.streams):
                     for half in range(2):

@@ -61,11 +61,7 @@ class FewSums:
     def _bank(self, tile: Expr) -> Expr:
         return i32(0) if self.one_tile else T.bind(T.bitwise_and(tile, i32(1)) * i32(self.bank_size))
 
-    def present(self, _tile: Expr, token: Expr, /) -> Expr:
-        """All tokens of the block meet its tiles."""
-        return token < self.tokens
-
-    def place(self, tile: Expr, token: Expr, /) -> Expr:
+    def place(self, tile: Expr, token: Expr, _number: Expr | None = None, /) -> Expr:
         """Where this lane's warp has its group's row of the first stream; see ``at``."""
         warp = quotient(self.lane.thread, LANES)
         start = self._bank(tile) + warp * i32(self.part_size)

@@ -36,15 +36,13 @@ class Tiling:
     """Columns of a step."""
     banks: int = 1
     """Rounds of steps that are in flight at once, where weights are packed."""
-    turns: int = 1
-    """Warps on the same rows and columns, each with every so many-th of the matrices that a block takes."""
     shared_bytes: int = 32 << 10
     """Of activations that a block holds at most, where a round of eight tokens is no more."""
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return LANES * self.row_warps * self.turns * self.column_warps
+        return LANES * self.row_warps * self.column_warps
 
     @property
     def rows(self) -> int:

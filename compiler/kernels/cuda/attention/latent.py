@@ -170,8 +170,22 @@ def begin(shape: Shape, thread: Expr) -> Block:
         store(values, place, T.float32(0))
     store(highest, 0, T.float32(LOWEST))
     store(total, 0, T.float32(0))
-    place = warp, lane, row_tile, share, half, row
-    return Block(shape, memory, words, bits, *place, queries, highest, total, values)
+    return Block(
+        shape,
+        memory,
+        words,
+        bits,
+        warp,
+        lane,
+        row_tile,
+        share,
+        half,
+        row,
+        queries,
+        highest,
+        total,
+        values,
+    )
 
 
 def attend(block: Block, keys: Tile, start: Expr, first: Expr, last: Expr) -> None:

@@ -28,15 +28,13 @@ from moec.compiler.kernels.cuda.primitives import (
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
-    from moec.compiler.kernels.cuda.experts_step import Meetings
     from moec.compiler.kernels.cuda.few_lanes import Lane
     from moec.compiler.kernels.cuda.few_tiling import Tiling
+    from moec.compiler.kernels.cuda.packed.meetings import Meetings
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
 
 MOST_AHEAD = 8
 """Copies that a warp has under way."""
-RING_BYTES = 56 << 10
-"""Of shared memory for all warps."""
 
 
 class PackedMiddle:
@@ -60,18 +58,14 @@ class PackedMiddle:
         self.step_elements = self.order.loads * LINE
         self.size = tiling.unroll * self.step_elements
         warps = tiling.threads // LANES
-        self.ahead = max(1, min(MOST_AHEAD, RING_BYTES // (2 * self.size * warps)))
+        self.ahead = max(1, min(MOST_AHEAD, LEAST_DYNAMIC_BYTES // (2 * self.size * warps)))
         self.ring = shared_dynamic(max(warps * self.ahead * self.size, LEAST_DYNAMIC_BYTES // 2), "uint16")
         self.state = registers(5, "int32")
         for place in range(5):
-            store(self.state, place, lane.turn if place == self.EXPERT else i32(0))
+            store(self.state, place, i32(0))
 
     EXPERT, ROUND, NUMBER, HEAD, TAIL = range(5)
     """What is copied next, and into which place of the ring; the place that is read next."""
-
-    def _expert(self, tile: Expr) -> Expr:
-        """The expert that is a tile of this warp."""
-        return tile * i32(self.tiling.turns) + self.lane.turn
 
     def ready(self) -> None:
         """Wait for the first launch, and start the first copies."""
@@ -88,11 +82,11 @@ class PackedMiddle:
 
     def count(self, tile: Expr, /) -> Expr:
         """Tokens of the expert."""
-        return T.bind(load(self.meetings.count, self._expert(tile)))
+        return T.bind(load(self.meetings.count, tile))
 
     def token(self, tile: Expr, number: Expr, /) -> Expr:
         """One of them."""
-        entry = load(self.meetings.entry, self._expert(tile) * i32(FEW_TOKENS) + number)
+        entry = load(self.meetings.entry, tile * i32(FEW_TOKENS) + number)
         return T.bind(T.truncdiv(entry, self.meetings.chosen))
 
     def arrive(self) -> None:
@@ -152,4 +146,4 @@ class PackedMiddle:
             following = T.bind(load(self.state, self.ROUND) + T.cast(over, "int32"))
             over = T.bind(following >= i32(self.rounds))
             store(self.state, self.ROUND, T.Select(over, i32(0), following))
-        store(self.state, self.EXPERT, expert + T.cast(over, "int32") * i32(self.tiling.turns))
+        store(self.state, self.EXPERT, expert + T.cast(over, "int32"))

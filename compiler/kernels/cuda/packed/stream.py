@@ -61,14 +61,14 @@ class PackedSums(Protocol):
     memory: Buffer
     """float32, in shared memory."""
 
-    def place(self, tile: Expr, token: Expr, /) -> Expr:
-        """Where this lane's warp has its group's row of the first stream, for a token of a tile."""
+    def place(self, tile: Expr, token: Expr, number: Expr, /) -> Expr:
+        """Where this lane's warp has its group's row of the first stream, for the ``number``-th token of a tile."""
 
     def at(self, place: Expr, stream: int, half: int, /) -> Expr:
         """The element of a stream and of the row, or of that eight further down."""
 
     def done(self, tile: Expr, /) -> None:
-        """Emit what follows the last product of a tile."""
+        """Emit what follows the last product of a tile, in all threads of a block."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PackedStream:
     tokens: Expr
     """int32."""
     tiles: int | Expr
-    """How many tiles this block takes, or this warp."""
+    """How many tiles this block takes."""
     locate: Callable[[Expr, int, int], Expr]
     """``(tile, stream, half)``: the address (int64) of this lane's row ``half * 8 + g``."""
     begin: Callable[[Expr], None] | None = None

@@ -19,7 +19,7 @@ MOST_LOADS = 16
 """Of 16 bytes that a lane has in flight: 64 registers."""
 LEAST_BLOCKS = 128
 """Below so many a GPU has multiprocessors to spare."""
-MATRICES_AHEAD = 6
+TILES_AHEAD = 6
 """Matrices that are loaded ahead where a block takes one after the other."""
 ACTIVATION_BYTES = 64 << 10
 """Of shared memory, where a block takes several tiles with the same activations."""
@@ -61,7 +61,7 @@ def packed_tiling(
     tiles = -(-rows // (TILE_ROWS * down * streams)) * batch
     several = max(1, min(4, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
     rounds = -(-steps // (across * unroll))
-    most = MATRICES_AHEAD if in_turn else max(ahead, min(2, rounds * several))
+    most = TILES_AHEAD if in_turn else max(ahead, min(2, rounds * several))
     banks = max(1, min(most, MOST_LOADS // (2 * streams * unroll)))
     blocks = 2 if down * across <= USUAL_WARPS else 1
     tiling = Tiling(down, across, unroll, several, streams, blocks, row.step, banks)

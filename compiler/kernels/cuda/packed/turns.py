@@ -54,7 +54,7 @@ class TokenTurns:
             for slot in range(tiling.unroll):
                 self._products(bank, slot, activations.operands(slot, round_, number))
             activations.leave()
-            self._keep(tile, round_, activations.token(tile, number))
+            self._keep(tile, round_, activations.token(tile, number), number)
 
     def _products(self, bank: int, slot: int, words: list[Expr]) -> None:
         """Add a step's products, each lane those of its own codes."""
@@ -74,12 +74,12 @@ class TokenTurns:
             scale = codes.scale(bank, slot, line)
             store(self.totals, line, load(self.totals, line) + scale * both_parts)
 
-    def _keep(self, tile: Expr, round_: Expr, token: Expr) -> None:
+    def _keep(self, tile: Expr, round_: Expr, token: Expr, number: Expr) -> None:
         """Add the sums of a row's four lanes to what the warp has of the token."""
         sums, codes = self.sums, self.codes
         totals = [warp_sum(load(self.totals, line), 4) for line in range(len(codes.lines))]
         with when(codes.lane.part == i32(0)):
-            place = sums.place(tile, T.bind(token))
+            place = sums.place(tile, T.bind(token), number)
             for (item, half), total in zip(codes.lines, totals, strict=True):
                 _add_to(sums, sums.at(place, item, half), codes, round_, total)
 
@@ -179,7 +179,7 @@ class SharedTurns:
         for column in range(2):
             token = T.bind(codes.lane.part * i32(2) + i32(column))
             with when(token < codes.stream.tokens):
-                place = sums.place(tile, token)
+                place = sums.place(tile, token, token)
                 for item, half in codes.lines:
                     total = totals[WORDS * item + 2 * half + column]
                     _add_to(sums, sums.at(place, item, half), codes, round_, total)

@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import slots as words
 from moec.compiler.kernels.cpu.emit import i64, when
-from moec.compiler.kernels.cuda.primitives import LANES, call, i32, sync
+from moec.compiler.kernels.cuda.primitives import call, i32, sync
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.state import State, pieces_of
 
@@ -40,19 +40,8 @@ class Arrivals:
         """Wait, all threads of a block, for what the first (0) or the second (1) product reads of an expert."""
         fetch = settle(self.state.part("fetch", expert))
         with when(fetch >= i64(0)):
-            self._wait(fetch, part, thread == i32(0))
+            with when(thread == i32(0)):
+                middle = self.state.head(words.SECOND)
+                size = middle if part == 0 else self.state.head(words.STRIDE) - middle
+                call("wait_count", self.state.arrived(fetch, part), T.cast(pieces_of(size), "int32"))
             sync()
-
-    def wait_warp(self, expert: Expr, part: int, thread: Expr) -> None:
-        """The same for all lanes of a warp."""
-        fetch = settle(self.state.part("fetch", expert))
-        with when(fetch >= i64(0)):
-            self._wait(fetch, part, T.truncmod(thread, i32(LANES)) == i32(0))
-            call("sync_warp")
-
-    def _wait(self, fetch: Expr, part: int, here: Expr) -> None:
-        """Wait in one thread."""
-        with when(here):
-            middle = self.state.head(words.SECOND)
-            size = middle if part == 0 else self.state.head(words.STRIDE) - middle
-            call("wait_count", self.state.arrived(fetch, part), T.cast(pieces_of(size), "int32"))
