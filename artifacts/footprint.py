@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS, cache_layers
-from moec.artifacts.checks import (
+from moec.artifacts.chain import (
     CHAIN_INPUTS,
     CHAIN_OUTPUT,
     attention_weights,
@@ -21,6 +21,7 @@ from moec.artifacts.model import (
     AppendStep,
     AttentionStep,
     CapacityStep,
+    ExpertsStep,
     SegmentStep,
     SelectionStep,
     StateStep,
@@ -170,6 +171,11 @@ def format_bytes(model: ModelRecord) -> dict[str, int]:
                 layer.experts * part.size_bytes
             )
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def encoder_experts(model: ModelRecord) -> tuple[int, ...]:
+    """The MoE layers of the encoder, in order."""
+    return tuple(sorted(step.layer for step in model.encoder if isinstance(step, ExpertsStep)))
 
 
 def selection_layers(model: ModelRecord) -> tuple[SelectionSpec, ...]:

@@ -41,6 +41,8 @@ PENDING = 1
 """Whether the layer at work made one."""
 BROKEN = 2
 """Whether the GPU gave up waiting."""
+TAKEN = 3
+"""Number of the last request whose sums were taken: less than ``SENT`` after a step that ended in its middle."""
 
 CONTROL_WORDS = 128
 """Of what the CPU's threads share among themselves; zero to begin with, but for ``CHUNKS`` and ``SPINS``."""

@@ -73,6 +73,8 @@ class Manifest:
     """Name of the policy that formats of weights follow; ``none`` where all are plain."""
     formats: dict[str, int]
     """Bytes of weights in each format or plain element type."""
+    checkpoint_types: dict[str, int]
+    """Bytes of the checkpoint's tensors in each type, as its files call them (``BF16``, ``F8_E4M3``, ``Q4_K``)."""
     files: dict[str, FileRecord]
     """By path relative to the bundle, ``/`` between folders; every file but the manifest itself."""
     manifest_sha256: str

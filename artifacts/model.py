@@ -6,7 +6,7 @@ Dimension names: T tokens of a step (of all sequences together), K chosen expert
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from moec.artifacts.activation import Expression
@@ -367,6 +367,9 @@ class ModelRecord:
     encoder: tuple[Step, ...] = ()
     selections: tuple[SelectionSpec, ...] = ()
     """The distinct selections of positions."""
+    placeholders: dict[str, int] = field(default_factory=dict)
+    """Of a language model out of one that sees or hears: what else it would read (``image``, ``video``, ``audio``), and
+    the token id that stands for it, which prompts may not have."""
 
     @property
     def all_steps(self) -> tuple[Step, ...]:

@@ -47,10 +47,7 @@ class DenseTensor:
 
 @dataclass(frozen=True)
 class ExpertSource:
-    """Where the routed experts of one layer come from: parameters ``[E, ...]`` of the transformers model.
-
-    Where each expert has parameters of its own, ``*`` in their name stands for its number: ``[...]`` each.
-    """
+    """Where the routed experts of one layer come from: parameters ``[E, ...]`` of the transformers model."""
 
     layer: LayerId
     up: str
@@ -75,8 +72,3 @@ class PackingRecord:
     experts: tuple[ExpertSource, ...]
     quantization: Quantization | None = None
     """The policy that formats in ``model.json`` follow, and the method; None: all weights are plain."""
-
-
-def expert_parameter(name: str, expert: int) -> str:
-    """The parameter behind one of ``ExpertSource``'s names that holds an expert."""
-    return name.replace("*", str(expert))

@@ -16,7 +16,6 @@ from moec.artifacts.model import ModelRecord
 from moec.artifacts.packing import PackingRecord
 from moec.artifacts.paths import DENSE_NAME, WEIGHTS_FOLDER, experts_name, is_safe, program_name
 from moec.artifacts.program import ProgramRecord
-from moec.artifacts.program_checks import program_problems
 from moec.artifacts.records import decode, parse_json, read_record
 from moec.artifacts.safetensors import TensorPlace, read_table
 from moec.artifacts.schedule import ScheduleRecord
@@ -297,7 +296,7 @@ def _read_programs(
     for target in manifest.targets:
         name = program_name(target.name)
         programs[target.name] = read_record(ProgramRecord, "program", folder / name, checked=checked)
-        _raise_first(folder, name, program_problems(model, programs[target.name]))
+        _raise_first(folder, name, checks.program_problems(model, programs[target.name]))
     return programs
 
 

@@ -1,5 +1,8 @@
 """``profile/traces.npz``: which experts each token of the calibration prompts chose, compactly.
 
+A token meets all MoE layers of a decoder. Behind an encoder the tokens of sources meet the encoder's: those are traces
+of their own, whose arrays have names that begin with ``encoder_``.
+
 Dimension names: N traced tokens (all sequences, one after the other), K chosen experts, E experts, S
 sequences.
 """
@@ -10,7 +13,7 @@ import io
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 TRACES_NAME = "profile/traces.npz"
+ENCODER = "encoder_"
 
 WEIGHT_STEPS = 255
 """Routing weights are kept as ``round(255 * weight / largest weight of the token)``, 8 bits each."""
@@ -70,6 +74,8 @@ class Traces:
     """``[S]``: where each sequence begins among the N tokens; the first is 0."""
     prefill: npt.NDArray[np.bool_]
     """``[N]``: the token was part of a prompt (and not generated)."""
+    encoder: Traces | None = None
+    """Of the encoder's MoE layers over the tokens of sources; then ``layers`` are the decoder's."""
 
     @property
     def tokens(self) -> int:
@@ -121,11 +127,14 @@ def join_traces(first: Traces, second: Traces) -> Traces:
         for one, other in zip(first.layers, second.layers, strict=True)
     )
     starts = np.concatenate([first.sequence_starts, second.sequence_starts + first.tokens])
-    return Traces(layers, starts, np.concatenate([first.prefill, second.prefill]))
+    encoder = None
+    if first.encoder is not None and second.encoder is not None:
+        encoder = join_traces(first.encoder, second.encoder)
+    return Traces(layers, starts, np.concatenate([first.prefill, second.prefill]), encoder)
 
 
 def last_tokens(traces: Traces, most: int) -> Traces:
-    """The last sequences of ``traces``, at most ``most`` tokens; of a longer last sequence its end."""
+    """The last sequences of ``traces``, at most ``most`` tokens of each side; of a longer last sequence its end."""
     begin = max(0, traces.tokens - most)
     later = traces.sequence_starts[traces.sequence_starts >= begin]
     begin = int(later[0]) if later.size else begin
@@ -139,12 +148,19 @@ def last_tokens(traces: Traces, most: int) -> Traces:
         )
         for layer in traces.layers
     )
-    return Traces(layers, starts, traces.prefill[begin:])
+    encoder = None if traces.encoder is None else last_tokens(traces.encoder, most)
+    return Traces(layers, starts, traces.prefill[begin:], encoder)
 
 
 def ends_with(traces: Traces, part: Traces) -> bool:
     """Whether the last tokens of ``traces`` are those of ``part``, of the same model."""
     begin = traces.tokens - part.tokens
+    if (
+        traces.encoder is not None
+        and part.encoder is not None
+        and not ends_with(traces.encoder, part.encoder)
+    ):
+        return False
     return begin >= 0 and all(
         np.array_equal(layer.chosen[begin:], other.chosen)
         for layer, other in zip(traces.layers, part.layers, strict=True)
@@ -153,6 +169,20 @@ def ends_with(traces: Traces, part: Traces) -> bool:
 
 def save_traces(traces: Traces, path: Path) -> None:
     """Write ``traces`` so that equal traces give equal bytes (``numpy.savez`` writes the time of day)."""
+    arrays = _arrays(traces)
+    if traces.encoder is not None:
+        arrays |= {f"{ENCODER}{name}": array for name, array in _arrays(traces.encoder).items()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH)
+            with archive.open(member, "w", force_zip64=True) as file:
+                np.lib.format.write_array(
+                    file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
+                )
+
+
+def _arrays(traces: Traces) -> dict[str, npt.NDArray[Any]]:
+    """Of one side."""
     arrays: dict[str, npt.NDArray[Any]] = {
         "sequence_starts": traces.sequence_starts.astype(np.int64),
         "prefill": traces.prefill.astype(np.bool_),
@@ -164,13 +194,7 @@ def save_traces(traces: Traces, path: Path) -> None:
             arrays[f"weights_{number:05d}"] = layer.weights
         if layer.early is not None:
             arrays[f"early_{number:05d}"] = layer.early
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            member = zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH)
-            with archive.open(member, "w", force_zip64=True) as file:
-                np.lib.format.write_array(
-                    file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
-                )
+    return arrays
 
 
 def load_traces(path: Path) -> Traces:
@@ -184,6 +208,14 @@ def load_traces(path: Path) -> Traces:
             arrays = {name: archive[name] for name in archive.files}
     except _UNREADABLE as error:
         raise _error(path, f"it cannot be read ({error})") from error
+    sources = {
+        name.removeprefix(ENCODER): arrays.pop(name) for name in list(arrays) if name.startswith(ENCODER)
+    }
+    encoder = _side(path, sources) if sources else None
+    return replace(_side(path, arrays), encoder=encoder)
+
+
+def _side(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> Traces:
     problem = _first_problem(arrays)
     if problem:
         raise _error(path, problem)

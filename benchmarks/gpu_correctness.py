@@ -1,6 +1,6 @@
 """The bundles of ``.carry/tiny`` on a GPU, held against what transformers computed where they were compiled.
 
-    python -m benchmarks.gpu_correctness [--device cuda:0] [NAMES...]
+    python -m benchmarks.gpu_correctness [--device cuda:0] [--within SECONDS] [NAMES...]
 
 Each model runs in a process of its own, in several ways: with large steps (prefill kernels) and with steps of four
 tokens (decode kernels), all experts resident; on a GPU also with room for a quarter of them, the others over the link
@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,17 +78,22 @@ WAYS = {
 @click.argument("names", nargs=-1)
 @click.option("--folder", type=click.Path(path_type=Path, exists=True), default=TINY, show_default=True)
 @click.option("--device", default="cuda:0", show_default=True)
+@click.option("--at-once", default=AT_ONCE, show_default=True, help="Processes side by side.")
+@click.option("--within", type=float, default=None, help="Seconds after which no model is waited for.")
 @click.option("--one", is_flag=True, hidden=True, help="Check the one model in this process, print JSON.")
-def main(names: tuple[str, ...], folder: Path, device: str, one: bool) -> None:
+def main(
+    names: tuple[str, ...], folder: Path, device: str, at_once: int, within: float | None, one: bool
+) -> None:
     """Check the models NAMES, or all."""
     if one:
         print(json.dumps(check(folder, names[0], device)))
         return
     names = names or tuple(sorted(path.stem for path in folder.glob("*.npz")))
-    with ThreadPoolExecutor(AT_ONCE) as threads:
+    end = float("inf") if within is None else time.monotonic() + within
+    with ThreadPoolExecutor(at_once) as threads:
         rows = [
             row
-            for found in threads.map(lambda name: _in_process(folder, name, device), names)
+            for found in threads.map(lambda name: _in_process(folder, name, device, end), names)
             for row in found
         ]
     path = write_result(f"gpu_correctness-{device.partition(':')[0]}", rows)
@@ -208,15 +214,20 @@ def verdict(facts: dict[str, Any]) -> str:
     return ", ".join(problems) or PASSED[excused]
 
 
-def _in_process(folder: Path, name: str, device: str) -> list[dict[str, Any]]:
+def _in_process(folder: Path, name: str, device: str, end: float) -> list[dict[str, Any]]:
     """A GPU's error ends its process: it must not take the other models with it."""
+    seconds = min(SECONDS, end - time.monotonic())
     command = [sys.executable, "-m", "benchmarks.gpu_correctness", "--one", "--folder", str(folder)]
     try:
         done = subprocess.run(
-            [*command, "--device", device, name], capture_output=True, text=True, timeout=SECONDS, check=False
+            [*command, "--device", device, name],
+            capture_output=True,
+            text=True,
+            timeout=max(seconds, 0.1),
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        return [{"model": name, "way": "", "verdict": f"no answer in {SECONDS} s"}]
+        return [{"model": name, "way": "", "verdict": f"no answer in {max(seconds, 0):.0f} s"}]
     if done.returncode:
         print(f"{name}:\n{done.stderr[-1500:]}", file=sys.stderr)
         return [{"model": name, "way": "", "verdict": "failed"}]

@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.common import print_rows
 from benchmarks.make_checkpoint import CONFIGS
+from benchmarks.quantized_carry import KEPT, RECIPES, checkpoint_of, reference_of
 from benchmarks.references import NEW_TOKENS, PROMPT_TOKENS, computed_reference, make_reference
 from moec.__main__ import run
 from tests.support.encoder_decoder_judge import Judge
@@ -29,7 +30,9 @@ from tests.support.references import REFERENCES
 from tests.support.references.model import greedy
 from tests.support.tiny_models import TINY, config_of, save
 from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
+from tests.support.tiny_models.foreign import REMADE
 from tests.support.tiny_models.own import OWN
+from tests.support.tiny_models.sparse_attention import SELECTING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +45,8 @@ ROOT = Path(__file__).parents[1]
 CARRY = ROOT / ".carry"
 EXAMPLE = ROOT / "examples" / "tiny-deepseek-v2"
 EXAMPLE_NAME = "example"
+QUANTIZED = (*RECIPES, *KEPT)
+NAMES = (*TINY, *REMADE, *SELECTING, *OWN, *ENCODER_DECODERS, *QUANTIZED, EXAMPLE_NAME)
 REAL = ("deepseek-v2-lite", "qwen3-30b-a3b", "mixtral-8x7b", "gpt-oss-20b")
 SEQUENCES, TOKENS = 4, 128
 SOURCE_TOKENS = 70
@@ -49,13 +54,13 @@ LIMIT_BYTES = 50 << 20
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice([*TINY, *OWN, *ENCODER_DECODERS, EXAMPLE_NAME]))
+@click.argument("names", nargs=-1, type=click.Choice(NAMES))
 @click.option("--target", "targets", multiple=True, default=("cuda-sm_90",), show_default=True)
 @click.option("--real/--no-real", default=True, help="Real configs' modules, for the same targets and cpu.")
 @click.option("--force", is_flag=True, help="Make again what is there.")
 def main(names: tuple[str, ...], targets: tuple[str, ...], real: bool, force: bool) -> None:
     """Prepare the tiny models NAMES (all of them by default)."""
-    jobs = [(name, prepare_tiny) for name in names or (*TINY, *OWN, *ENCODER_DECODERS, EXAMPLE_NAME)]
+    jobs = [(name, prepare_tiny) for name in names or NAMES]
     jobs += [(name, prepare_modules) for name in REAL] if real else []
     print_rows([_timed(name, partial(prepare, name, targets, force=force)) for name, prepare in jobs])
     size = folder_bytes(CARRY)
@@ -72,14 +77,18 @@ def prepare_tiny(name: str, targets: tuple[str, ...], *, force: bool = False) ->
         return bundle
     bundle.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = EXAMPLE
-        if name != EXAMPLE_NAME:
+        checkpoint, options = EXAMPLE, list[str]()
+        if name in QUANTIZED:
+            checkpoint, options = checkpoint_of(name, Path(folder))
+        elif name != EXAMPLE_NAME:
             checkpoint = save(name, Path(folder, name), dtype=torch.bfloat16)
         if not has_bundle:
-            compile_for(checkpoint, bundle, targets, ["--calibration", "none", "--dtype", "bf16"])
+            compile_for(checkpoint, bundle, targets, ["--calibration", "none", "--dtype", "bf16", *options])
         if not has_reference:
             sequences = example_sequences() if name == EXAMPLE_NAME else random_sequences(name)
             made = own_reference(name, checkpoint, sequences) if name in OWN else None
+            if name in QUANTIZED:
+                made = reference_of(name, checkpoint, bundle, sequences)
             if name in ENCODER_DECODERS:
                 made = make_encoder_decoder_reference(name, checkpoint, sequences)
             (made or make_reference(checkpoint, sequences, "bfloat16")).save(reference)
@@ -110,7 +119,10 @@ def compile_for(checkpoint: Path, output: Path, targets: tuple[str, ...], option
 
 def random_sequences(name: str) -> NDArray[np.int64]:
     """``[S, L]`` of a tiny model."""
-    vocab_size = OWN[name][0]["vocab_size"] if name in OWN else config_of(name).vocab_size
+    model = name.partition("-")[0] if name in QUANTIZED else name
+    vocab_size = (
+        OWN[model][0]["vocab_size"] if model in OWN else config_of(model).get_text_config().vocab_size
+    )
     return np.random.default_rng(1).integers(2, vocab_size, (SEQUENCES, TOKENS))
 
 
@@ -128,9 +140,13 @@ def make_encoder_decoder_reference(name: str, checkpoint: Path, sequences: NDArr
     judge = Judge(name, checkpoint)
     sources = np.random.default_rng(2).integers(3, judge.vocab_size, (len(sequences), SOURCE_TOKENS))
     pairs = list(zip(sources.tolist(), sequences.tolist(), strict=True))
-    logits = np.concatenate([judge.logits(source, tokens) for source, tokens in pairs]).astype(np.float32)
+    in_16_bits = Judge(name, checkpoint, torch.bfloat16)
+    logits, stored = (
+        np.concatenate([each.logits(source, tokens) for source, tokens in pairs]).astype(np.float32)
+        for each in (judge, in_16_bits)
+    )
     greedy_tokens = np.array(judge.greedy(sources[0].tolist(), NEW_TOKENS)[1:], np.int64)
-    return computed_reference(sequences, logits, sources[0], greedy_tokens, sources)
+    return computed_reference(sequences, logits, sources[0], greedy_tokens, sources, stored)
 
 
 def example_sequences() -> NDArray[np.int64]:

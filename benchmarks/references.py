@@ -91,11 +91,15 @@ def computed_reference(
     prompt: NDArray[np.int64],
     continued: NDArray[np.int64],
     sources: NDArray[np.int64] | None = None,
+    stored: NDArray[np.float32] | None = None,
 ) -> Reference:
-    """Where transformers has no such model: what another reference computed, with no yardstick in 16 bits."""
-    none = np.full(sequences.shape, np.nan)
-    score = perplexity(sequences, logits)
-    return Reference(sequences, logits, prompt, continued, score, none, np.nan, sources)
+    """What another reference than transformers computed; ``stored`` in 16 bits, where it can, as a yardstick."""
+    errors = np.full(sequences.shape, np.nan)
+    score, agreement = perplexity(sequences, logits), np.nan
+    if stored is not None:
+        errors, score = position_errors(stored, logits), perplexity(sequences, stored)
+        agreement = float((stored.argmax(-1) == logits.argmax(-1)).mean())
+    return Reference(sequences, logits, prompt, continued, score, errors, agreement, sources)
 
 
 def _network(checkpoint: Path, dtype: str) -> Any:

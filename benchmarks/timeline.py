@@ -1,6 +1,7 @@
 """What the GPU does in one step, kernel by kernel: when each starts and ends, and what it adds to the step.
 
     python -m benchmarks.timeline dsv2.moec --work 1x512+16 --work 8x512+16 --work 1x2048+2
+    python -m benchmarks.timeline dsv2.moec --work 1x512+16 --device-memory 8GiB
 
 Kernels overlap where one is launched before the one in front of it has ended. *Adds* is from the end of all before it
 to its own end: over a step these add up to the step. Needs torch on the same machine (its profiler).
@@ -18,6 +19,7 @@ import click
 from benchmarks.common import print_rows, write_result
 from benchmarks.work import Work, WorkType
 from moec import runtime
+from moec.artifacts.cache import PAGE_TOKENS
 from moec.cli.bench import run_batch
 
 
@@ -26,13 +28,25 @@ from moec.cli.bench import run_batch
 @click.option("--work", "works", type=WorkType(), multiple=True, required=True)
 @click.option("--device", default="cuda:0", show_default=True)
 @click.option("--step-tokens", default=512, show_default=True)
-def main(bundle: Path, works: tuple[Work, ...], device: str, step_tokens: int) -> None:
+@click.option("--device-memory")
+@click.option("--cpu-threads", type=click.IntRange(min=0), help="[default: the runtime's]")
+def main(
+    bundle: Path,
+    works: tuple[Work, ...],
+    device: str,
+    step_tokens: int,
+    device_memory: str | None,
+    cpu_threads: int | None,
+) -> None:
     """Profile the last decoding step of each work, or the prefill where it makes at most two tokens."""
     with runtime.load(
         bundle,
         device=device,
+        device_memory=device_memory,
+        cpu_threads=cpu_threads,
         max_batch=max(work.batch for work in works),
         max_step_tokens=max(step_tokens, *(work.batch * work.prompt_tokens for work in works)),
+        cache_tokens=max(work.batch * (work.prompt_tokens + work.new_tokens + PAGE_TOKENS) for work in works),
         verify="sizes",
     ) as model:
         for work in works:
@@ -42,7 +56,8 @@ def main(bundle: Path, works: tuple[Work, ...], device: str, step_tokens: int) -
             total = sum(row["adds us"] for row in rows)
             print(f"{work}: {len(kernels)} kernels, {total:.0f} us")
             print_rows(rows)
-            write_result(f"timeline-{bundle.stem}-{work}", rows, step_us=total, order=order(kernels))
+            beside = f"-{device_memory}" if device_memory else ""
+            write_result(f"timeline-{bundle.stem}-{work}{beside}", rows, step_us=total, order=order(kernels))
 
 
 def profile(model: Any, work: Work) -> list[dict[str, Any]]:

@@ -73,11 +73,7 @@ def finish_bundle(
         packed = _pack(writer, checkpoint, model, around)
     write_record(plan_many(None, model, ()), folder / "schedule.json")
     traces = None
-    if calibration.enabled and model.encoder:
-        around.log.note(
-            "routing of encoder-decoder models is not profiled: every expert is taken to be used alike"
-        )
-    elif calibration.enabled:
+    if calibration.enabled:
         with stage("profile", around.log):
             runnable = (*targets, spare) if spare else targets
             traces = _profile(writer, checkpoint, runnable, calibration, around, packed)
@@ -155,9 +151,17 @@ def _describe(
         tokenizer=_tokenizer(folder / TOKENIZER_FOLDER),
         quantization=packing.quantization.name if packing.quantization else "none",
         formats=format_bytes(read_record(ModelRecord, "model", folder / "model.json")),
+        checkpoint_types=_types(checkpoint),
         files={},
         manifest_sha256=NO_SHA256,
     )
+
+
+def _types(checkpoint: Checkpoint) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for entry in checkpoint.index.values():
+        sizes[entry.dtype] += entry.size_bytes
+    return dict(sorted(sizes.items()))
 
 
 def _tokenizer(folder: Path) -> TokenizerRecord | None:

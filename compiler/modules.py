@@ -34,8 +34,10 @@ def save_side_files(checkpoint: Checkpoint, folder: Path) -> None:
     """Copy the tokenizer's and the license files."""
     (folder / TOKENIZER_FOLDER).mkdir(exist_ok=True)
     _copy(checkpoint.tokenizer_files, folder / TOKENIZER_FOLDER)
+    for name, content in checkpoint.made_files.items():
+        (folder / TOKENIZER_FOLDER / name).write_bytes(content)
     _copy(checkpoint.license_files, folder)
-    if not checkpoint.tokenizer_files:
+    if not checkpoint.tokenizer_files and not checkpoint.made_files:
         (folder / TOKENIZER_FOLDER).rmdir()
 
 

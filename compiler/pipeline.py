@@ -11,12 +11,12 @@ from moec.artifacts.quantization import KEEP
 from moec.artifacts.reader import open_modules
 from moec.artifacts.writer import BundleWriter, check_output
 from moec.compiler.bundling import describe_modules, fingerprint, finish_bundle
-from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint
+from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint, with_tokenizer
 from moec.compiler.choices import choose_context, choose_dtype
 from moec.compiler.generation import generation_defaults
 from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.modules import copy_modules, save_modules, save_side_files
-from moec.compiler.quantization import has_formats, kept_formats, policy_named, quantize
+from moec.compiler.quantization import Kept, has_formats, kept_formats, policy_named, quantize
 from moec.compiler.stages import stage
 from moec.errors import CheckpointError, NetworkError
 
@@ -41,9 +41,11 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
     check_output(request.output, force=request.force)
     names = check_targets(request.targets)
     with stage("checkpoint", around.log):
-        checkpoint = open_checkpoint(request.model)
+        checkpoint = with_tokenizer(open_checkpoint(request.model), request.tokenizer)
         if not request.modules_only and not checkpoint.hub:
             checkpoint = fetch_weights(checkpoint)
+    for note in checkpoint.notes:
+        around.log.note(note)
     parts = build_parts(request, checkpoint, around)
     if not request.modules_only:
         with stage("weights", around.log):
@@ -121,7 +123,7 @@ def choose_formats(
     """
     from moec.compiler.lowering.targets import parse_target
 
-    policy, kept = asked or policy_named(KEEP), dict[str, str]()
+    policy, kept = asked or policy_named(KEEP), Kept()
     try:
         if policy.keeps:
             kept = kept_formats(checkpoint, parts)
@@ -129,7 +131,9 @@ def choose_formats(
         if asked is not None:
             raise
         log.note(f"what the checkpoint has quantized is not known, and will be dequantized: {error.what}")
-    chosen = quantize(parts, policy, kept)
+    for obstacle, count in kept.obstacles.items():
+        log.note(f"{count} quantized weights of the checkpoint are dequantized: {obstacle}")
+    chosen = quantize(parts, policy, kept.formats)
     if not has_formats(chosen):
         return parts
     kinds = {parse_target(name).kind for name in targets}

@@ -67,6 +67,8 @@ class CompileRequest:
     force: bool = False
     dump_ir: Path | None = None
     onnx: Path | None = None
+    tokenizer: Path | None = None
+    """A folder whose tokenizer is taken; ``None``: the checkpoint's own."""
     quantization: Quantization | None = None
     """``None``: what the checkpoint has is kept, where the kernels of all targets take it."""
 

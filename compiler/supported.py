@@ -9,7 +9,6 @@ State: TypeAlias = Literal["supported", "untested", "unsupported"]
 
 RELATIVE_LOGITS = "its attention adds logits of query and distance to the scores, which no kernel takes"
 COMPRESSED_KEYS = "its attention compresses the keys of neighbouring tokens into one, which no kernel does"
-DELAYED_KEYS = "transformers sets one of its router's biases after loading, which packing does not do yet"
 HYPER_CONNECTIONS = (
     "its delta attention has kernels, but its hyper-connections and indexer have not been tried"
 )
@@ -42,10 +41,6 @@ class ModelState:
 
 SUPPORTED = ModelState("supported")
 TEXT_HALF = ModelState("supported", note="the language model alone: prompts are text")
-SELECTING = ModelState(
-    "supported", note="on a GPU only contexts that its indexer selects whole: --max-context (index_topk)"
-)
-SELECTING_TEXT = ModelState("supported", note=f"{TEXT_HALF.note}; {SELECTING.note}")
 WHOLE = ModelState(
     "supported", note="only contexts that its indexer selects whole: --max-context says how long"
 )
@@ -68,7 +63,7 @@ MODELS: dict[str, ModelState] = {
     "aria": TEXT_HALF,
     "aria_text": SUPPORTED,
     "axk1": SUPPORTED,
-    "axk2": SELECTING,
+    "axk2": SUPPORTED,
     "bailing_hybrid": SUPPORTED,
     "beam": SUPPORTED,
     "cohere2_moe": SUPPORTED,
@@ -78,13 +73,13 @@ MODELS: dict[str, ModelState] = {
     "deepseek_ocr2": TEXT_HALF,
     "deepseek_v2": SUPPORTED,
     "deepseek_v3": SUPPORTED,
-    "deepseek_v32": SELECTING,
+    "deepseek_v32": SUPPORTED,
     "deepseek_v4": unsupported(COMPRESSED_KEYS),
     "diffusion_gemma": unsupported(DIFFUSION),
     "doge": unsupported(LOOKED_UP),
     "dots1": SUPPORTED,
-    "dots3_note": SELECTING_TEXT,
-    "dots3_note_text": SELECTING,
+    "dots3_note": TEXT_HALF,
+    "dots3_note_text": SUPPORTED,
     "ernie4_5_moe": SUPPORTED,
     "ernie4_5_vl_moe": noted(f"{TEXT_HALF.note}; its experts for images are left out"),
     "exaone_moe": SUPPORTED,
@@ -96,7 +91,7 @@ MODELS: dict[str, ModelState] = {
     "glm4_moe_lite": SUPPORTED,
     "glm4v_moe": TEXT_HALF,
     "glm5_next": unsupported(HYPER_CONNECTIONS),
-    "glm_moe_dsa": SELECTING,
+    "glm_moe_dsa": SUPPORTED,
     "gpt_oss": SUPPORTED,
     "granitemoe": SUPPORTED,
     "granitemoe_swa": SUPPORTED,
@@ -106,7 +101,7 @@ MODELS: dict[str, ModelState] = {
     "grok-1": SUPPORTED,
     "hunyuan_v1_moe": SUPPORTED,
     "hy_v3": SUPPORTED,
-    "hy_v4": SELECTING,
+    "hy_v4": SUPPORTED,
     "inkling2": unsupported(RELATIVE_LOGITS),
     "inkling2_text": unsupported(RELATIVE_LOGITS),
     "inkling_text": unsupported(RELATIVE_LOGITS),
@@ -146,6 +141,8 @@ MODELS: dict[str, ModelState] = {
     "step3p7": TEXT_HALF,
     "switch_transformers": SUPPORTED,
     "unlimited_ocr": unsupported(PROMPT_AND_WINDOW),
-    "zaya": unsupported(DELAYED_KEYS),
+    "zaya": noted(
+        "its skip expert's bias is the checkpoint's; transformers 5.23 makes it -1 whatever was loaded"
+    ),
 }
 """Model type to state. A type that is not here is tried the generic way if transformers has experts in it."""

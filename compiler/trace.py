@@ -14,6 +14,7 @@ from moec.compiler.tracing.interface import INTERFACE
 from moec.compiler.tracing.patches import patched
 from moec.compiler.tracing.rope import fix_rotary_tables
 from moec.compiler.tracing.session import Session
+from moec.compiler.tracing.text_half import placeholders
 from moec.errors import CompileError, MoecError
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class TracedModel:
     """Values of the buffers that no checkpoint has, on the CPU."""
     experts: dict[str, ExpertsFacts]
     """Facts of each experts module by its path."""
+    placeholders: dict[str, int]
+    """Token ids that stand for what the language model alone does not read; see ``ModelRecord.placeholders``."""
 
 
 def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedModel:
@@ -104,4 +107,5 @@ def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedMo
         source_symbol=captured.source_symbol,
         constants=constants,
         experts=facts,
+        placeholders=placeholders(settings),
     )

@@ -21,7 +21,7 @@ class Format:
     ======  ============================================================================
     codes   value of code q (s: the group's scale, z: its zero point)
     ======  ============================================================================
-    int8    ``s * q``, q in -127 .. 127
+    int8    ``s * q``, q in -128 .. 127; rounding leaves -128 out
     int4    ``s * (q - 8)``, or with zero points ``s * (q - z)``; q and z in 0 .. 15
     e4m3    ``s * value``: FP8 of the Open Compute Project (OFP8 1.0), no infinities
     e2m1    ``s * value``: FP4 of OCP Microscaling Formats 1.0

@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.schedule import DEFAULT_POLICY, LayerProfile, RoutingProfile
-from moec.errors import BundleError
 from moec.planning.allocate import hull_rates
 from moec.planning.choice import LEAST_TOKENS, Comparison, compare
 from moec.planning.policies import always_admitting
 from moec.planning.replay import (
     LayerReplay,
     Replay,
-    group_layers,
     optimal_distances,
     stack_distances,
     use_shares,
 )
-from moec.planning.transitions import likely_next
+from moec.planning.sides import layer_traces, replayed_groups, sides_of, transitions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,9 +33,6 @@ if TYPE_CHECKING:
     from moec.artifacts.traces import Traces
     from moec.planning.policies import Integers
     from moec.planning.replay import Group
-
-REPLAY_TOKENS = 1024
-"""At most so many of the last traced tokens are replayed: the curves settle long before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +53,7 @@ class Analysis:
     profile: RoutingProfile
     traces: Traces | None
     tokens: Integers
-    """Numbers of the traced tokens that were replayed."""
+    """Numbers of the traced tokens that were replayed, of the decoder where there is an encoder."""
     device: Tier
     """Slots on a GPU."""
     host: Tier
@@ -80,45 +75,27 @@ def analyse(traces: Traces | None, model: ModelRecord, policy: Policy | None = N
     """
     if traces is None or traces.tokens == 0:
         return _uniform(model, policy or DEFAULT_POLICY)
-    check_traces(traces, model)
-    tokens = replayed_tokens(traces)
-    groups = group_layers(traces, tokens)
+    sides = sides_of(traces, model)
+    tokens, groups, layers = sides[-1].replayed, replayed_groups(sides), layer_traces(sides)
     comparison = compare(groups) if policy is None and len(tokens) >= LEAST_TOKENS else None
     device = host = policy or DEFAULT_POLICY
     if comparison is not None:
         device, host = comparison.best(admitting=False), comparison.best(admitting=True)
-    shares = [use_shares(layer.chosen[None].astype(np.int64), layer.experts)[0] for layer in traces.layers]
+    shares = [use_shares(layer.chosen[None].astype(np.int64), layer.experts)[0] for layer in layers]
     on_device = _tier(device, groups, shares)
     host = always_admitting(host)
     on_host = on_device if host == device else _tier(host, groups, shares)
+    following = transitions(sides)
     profile = RoutingProfile(
         "traced",
-        traces.tokens,
+        sum(side.traces.tokens for side in sides),
         len(traces.sequence_starts),
         tuple(
-            _layer_profile(layer, share, replay, likely_next(traces, layer.layer))
+            _layer_profile(layer, share, replay, following[layer.layer])
             for layer, share, replay in zip(model.experts, shares, on_device.replay.layers, strict=True)
         ),
     )
     return Analysis(profile, traces, tokens, on_device, on_host, comparison)
-
-
-def replayed_tokens(traces: Traces) -> Integers:
-    """Numbers of the tokens to replay: generated ones are what a cache serves; prompts pass by it in a stream."""
-    decoded = np.flatnonzero(~traces.prefill)
-    return (decoded if len(decoded) else np.arange(traces.tokens))[-REPLAY_TOKENS:]
-
-
-def check_traces(traces: Traces, model: ModelRecord) -> None:
-    """Raise `BundleError` where the traces are of another model."""
-    found = [(layer.experts, layer.chosen.shape[1]) for layer in traces.layers]
-    expected = [(layer.experts, layer.top_k) for layer in model.experts]
-    if found != expected:
-        raise BundleError(
-            "The routing traces are of another model.",
-            f"They have {len(found)} MoE layers, the model {len(expected)}, or the experts differ.",
-            "Use traces of this model, or compile it again.",
-        )
 
 
 def _layer_profile(

@@ -69,6 +69,8 @@ def prefetch_plan(
     traces = analysis.traces
     if traces is None or traces.tokens < LEAST_TOKENS or len(facts.layers) < 2:
         return NO_PREFETCH
+    if traces.encoder is not None:  # layers that follow one another do not see the same tokens
+        return NO_PREFETCH
     absent = absences(analysis, placement)
     found: list[tuple[PrefetchFigures, int]] = []
     for source in SOURCES:

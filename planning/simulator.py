@@ -10,10 +10,10 @@ import numpy as np
 from moec.artifacts.footprint import footprint
 from moec.artifacts.hosting import device_slots
 from moec.planning import cost
-from moec.planning.analysis import analyse, replayed_tokens
+from moec.planning.analysis import analyse
 from moec.planning.choice import CANDIDATES, compare
 from moec.planning.prediction import CURVE_SHARES, Placement, hit_rate, miss_costs, token_costs
-from moec.planning.replay import group_layers
+from moec.planning.sides import layer_traces, replayed_groups, sides_of
 from moec.planning.synthetic import overlap
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def simulate(
     """
     facts = footprint(model)
     profile = analyse(traces, model).profile
-    groups = group_layers(traces, replayed_tokens(traces))
+    sides = sides_of(traces, model)
+    groups = replayed_groups(sides)
     comparison = compare(groups, CANDIDATES)
     values = [layer.slot_value for layer in profile.layers]
     slots = [device_slots(facts.layers, values, int(facts.experts_bytes * share)) for share in shares]
@@ -106,9 +107,10 @@ def simulate(
         ]
         curves.append(MachineCurve(machine.name, *times))
     stride = [layer.stride_bytes for layer in facts.layers]
+    layers = layer_traces(sides)
     return Simulation(
-        tokens=sum(groups[0].chosen.shape[1:2]) if groups else 0,
-        overlap=float(np.mean([overlap(layer) for layer in traces.layers])) if traces.layers else 0.0,
+        tokens=len(sides[-1].replayed),
+        overlap=float(np.mean([overlap(layer) for layer in layers])) if layers else 0.0,
         shares=shares,
         expert_bytes=tuple(sum(h * s for h, s in zip(held, stride, strict=True)) for held in slots),
         policies=tuple(policies),

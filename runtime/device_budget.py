@@ -14,6 +14,7 @@ from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
 from moec.errors import BudgetError
 from moec.runtime.arena import plan_arena
 from moec.runtime.cache.pages import pages_for, table_rows
+from moec.runtime.devices.cuda.routing_log import routing_bytes
 from moec.runtime.devices.cuda.sampling import sampler_bytes
 from moec.runtime.devices.protocol import ALIGNMENT_BYTES
 from moec.runtime.engine.batch import told_names
@@ -45,7 +46,7 @@ class DeviceNeeds:
     staging_bytes: int
     """Tokens and page tables of a step."""
     sampler_bytes: int
-    """Choosing tokens on the GPU."""
+    """Choosing tokens on the GPU, and the routing of a decoding step for whoever records it."""
     code_bytes: int
     """Machine code, an upper bound, and graphs."""
     cache_page_bytes: int
@@ -117,7 +118,7 @@ def device_needs(
         staging_bytes=staging_bytes(
             max_batch, max_step_tokens, model.max_context, sources=bool(model.encoder)
         ),
-        sampler_bytes=sampler_bytes(model.vocab_size, max_batch),
+        sampler_bytes=sampler_bytes(model.vocab_size, max_batch) + routing_bytes(model, max_batch),
         code_bytes=sum(code) + GRAPH_BYTES,
         cache_page_bytes=facts.cache_page_bytes,
         step_tokens=max_step_tokens,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from moec.artifacts.checks import CHAIN_OUTPUT
+from moec.artifacts.chain import CHAIN_OUTPUT
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.artifacts.model import DTYPE_BYTES
 from moec.runtime.devices.protocol import closed_error
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from moec.runtime.engine.sequence import Sequence
     from moec.runtime.expert_calls import ExpertCalls
     from moec.runtime.layout import Part
-    from moec.runtime.routing import RoutingRecorder
+    from moec.runtime.routing import RoutingLog, RoutingRecorder
     from moec.runtime.stats import Stats
 
 COUNTS_KEPT = 96
@@ -53,6 +53,7 @@ class ChainExecutor:
         experts: what the binder makes the calls of routed experts with.
         stats: milliseconds per stage.
         sampler: chooses tokens on the device; ``None``: the host does, from the logits.
+        log: keeps the routing of decoding steps on the device; ``None``: the host reads each layer's as it runs.
     """
 
     def __init__(
@@ -62,9 +63,11 @@ class ChainExecutor:
         experts: ExpertCalls,
         stats: Stats,
         sampler: TokenSampler | None = None,
+        log: RoutingLog | None = None,
     ) -> None:
         self._device, self._binder, self._experts, self._stats = device, binder, experts, stats
-        self._sampler = sampler
+        self._sampler, self._log = sampler, log
+        self._recorder: RoutingRecorder | None = None
         self._model = binder.model
         self._mirrors: BatchMirrors | None = None
         self._bound: OrderedDict[_Key, Callable[[], None]] = OrderedDict()
@@ -75,11 +78,11 @@ class ChainExecutor:
     @property
     def recorder(self) -> RoutingRecorder | None:
         """Gets every token's routing while set."""
-        return self._experts.recorder
+        return self._recorder
 
     @recorder.setter
     def recorder(self, recorder: RoutingRecorder | None) -> None:
-        self._experts.recorder = recorder
+        self._recorder = recorder
         self._bound.clear()
 
     def count(self) -> None:
@@ -113,7 +116,7 @@ class ChainExecutor:
 
     def can_run_ahead(self, sequences: list[Sequence]) -> bool:
         """See `moec.runtime.engine.batch.Executor`."""
-        if not sequences or sequences != self._chosen or self.recorder is not None:
+        if not sequences or sequences != self._chosen or not self._records(len(sequences)):
             return False
         return self._sampler is not None and self._sampler.can_choose(sequences, ahead=1)
 
@@ -122,13 +125,13 @@ class ChainExecutor:
     ) -> Callable[[], list[int]]:
         """See `moec.runtime.engine.batch.Executor`."""
         self._check_open()
-        sampler = self._sampler
-        if sampler is None or self.recorder is not None or len(sequences) > LOGIT_ROWS:
+        sampler, rows = self._sampler, len(sequences)
+        if sampler is None or rows > LOGIT_ROWS or not sampler.can_choose(sequences, ahead=ahead):
             return self._choose(self.run(batch), sequences)
-        if not sampler.can_choose(sequences, ahead=ahead):
+        if self._recorder is not None and not (rows == batch.count and self._records(rows)):
             return self._choose(self.run(batch), sequences)
         sampler.stage(sequences, ahead=ahead)
-        mirrors, rows = self._show(batch, ahead=ahead), len(sequences)
+        mirrors = self._show(batch, ahead=ahead)
         if rows == batch.count:
             self._whole(rows, mirrors, sampled=True)()
         else:
@@ -137,7 +140,34 @@ class ChainExecutor:
                 self._gather(mirrors, batch.wanted)
                 self._part("last", rows, mirrors, gathered=True, sampled=True)()
         self._chosen = sequences
-        return sampler.read(sequences, mirrors.tokens) if rows else list
+        record = self._read_routing(sequences)
+        tokens = sampler.read(sequences, mirrors.tokens) if rows else list
+        if record is None:
+            return tokens
+
+        def finish() -> list[int]:
+            record()
+            return tokens()
+
+        return finish
+
+    def _records(self, rows: int) -> bool:
+        """Whether the routing of a decoding step is either not wanted, or kept by the device."""
+        return self._recorder is None or (self._log is not None and rows <= self._log.tokens)
+
+    def _read_routing(self, sequences: list[Sequence]) -> Callable[[], None] | None:
+        """What tells the recorder of a decoding step, but for sequences that have ended since it was begun."""
+        recorder, log = self._recorder, self._log
+        if recorder is None or log is None:
+            return None
+        wait = log.read(len(sequences))
+
+        def record() -> None:
+            alive = [row for row, sequence in enumerate(sequences) if sequence.finished is None]
+            for layer, index, weight in wait():
+                recorder.record(layer, index[alive], weight[alive])
+
+        return record
 
     def _check_open(self) -> None:
         """Nothing may be written to memory that was given back, where an engine outlives its model."""
@@ -163,7 +193,7 @@ class ChainExecutor:
         """A step whose every row's logits are wanted, as decoding has: both parts as one list of calls."""
         key = _Key("whole", False, sampled, count)
         return self._bound.get(key) or self._prepare(
-            key, self._binder.calls("main", count, mirrors) + self._last_calls(key, mirrors)
+            key, self._calls("main", key, mirrors) + self._last_calls(key, mirrors)
         )
 
     def _part(
@@ -180,12 +210,24 @@ class ChainExecutor:
         if run is not None:
             self._bound.move_to_end(key)
             return run
-        calls = self._last_calls(key, mirrors) if part == "last" else self._binder.calls(part, count, mirrors)
+        calls = self._last_calls(key, mirrors) if part == "last" else self._calls(part, key, mirrors)
         return self._prepare(key, calls)
+
+    def _calls(self, part: Part, key: _Key, mirrors: BatchMirrors) -> list[Call]:
+        """The calls of a part, with its routing kept where it is wanted: by the device, or read by the host."""
+        logged = self._recorder is not None and self._log is not None and key.part == "whole" and key.sampled
+        return self._binder.calls(
+            part,
+            key.tokens,
+            mirrors,
+            gathered=key.gathered,
+            recorder=None if logged else self._recorder,
+            places=self._log.places(key.tokens) if logged and self._log is not None else None,
+        )
 
     def _last_calls(self, key: _Key, mirrors: BatchMirrors) -> list[Call]:
         """The last part's calls, and where the device chooses tokens the call that does."""
-        calls = self._binder.calls("last", key.tokens, mirrors, gathered=key.gathered)
+        calls = self._calls("last", key, mirrors)
         if key.sampled:
             assert self._sampler is not None
             logits = self._binder.value("last", CHAIN_OUTPUT, key.tokens, mirrors, gathered=key.gathered)

@@ -18,15 +18,12 @@ if TYPE_CHECKING:
     from moec.runtime.devices.protocol import Call
     from moec.runtime.experts import ExpertStore
     from moec.runtime.prefetch import Prefetcher
-    from moec.runtime.routing import RoutingRecorder
     from moec.runtime.stats import Stats
 
 
 class ExpertCalls(Protocol):
     """Makes the calls of routed experts for a device."""
 
-    recorder: RoutingRecorder | None
-    """Gets every token's routing while set."""
     runs_beside: bool
     """Whether a layer's call may do what is in front of it too (see `moec.artifacts.program.Beside`)."""
 
@@ -54,7 +51,6 @@ class HostExperts:
     runs_beside = False
 
     def __init__(self, store: ExpertStore, prefetcher: Prefetcher | None = None) -> None:
-        self.recorder: RoutingRecorder | None = None
         self._store, self._prefetcher = store, prefetcher
         self._tables: dict[int, Any] = {}
 
@@ -69,13 +65,10 @@ class HostExperts:
             self._tables[layer] = self._store.table(layer)
         table, extra = self._tables[layer], tuple(tensor_at(*view) for view in workspace)
         hidden, index, weight, out = (tensor_at(*view) for view in views)
-        states, choices, weights = (array_at(*view) for view in views[:3])
+        states, choices = (array_at(*view) for view in views[:2])
         store = self._store
 
         def run() -> None:
-            if self.recorder is not None:
-                self.recorder.record(layer, choices, weights)
-                self.recorder.see(layer, states)
             parts = store.parts(layer, choices)
             if parts is None:
                 store.use(layer, choices)

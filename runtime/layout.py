@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from moec.artifacts.cache import SELECTION_PREFIX
-from moec.artifacts.checks import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
+from moec.artifacts.chain import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
 from moec.artifacts.model import (
     AppendStep,
     AttentionStep,

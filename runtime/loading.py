@@ -34,6 +34,7 @@ from moec.runtime.request import check_count
 from moec.runtime.residency import plan_layers
 from moec.runtime.stats import Stats
 from moec.runtime.step_tokens import CPU_STEP_TOKENS
+from moec.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,7 +199,7 @@ def _assemble(
         rows,
     )
     executor = ChainExecutor(device, binder, experts, stats)
-    return Engine(executor, limits, bundle.model.vocab_size, stats), executor
+    return Engine(executor, limits, Vocabulary.of(bundle.model), stats), executor
 
 
 def _schedule(bundle: Bundle, memory: MemoryPlan) -> Schedule | None:

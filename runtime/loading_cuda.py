@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import cache_layers
-from moec.artifacts.footprint import LOGIT_ROWS, state_layers
+from moec.artifacts.footprint import LOGIT_ROWS, selection_layers, state_layers
 from moec.artifacts.reader import find_bundle, read_bundle, stamp
 from moec.artifacts.sampling import SAMPLE
 from moec.runtime.binding import Binder
@@ -18,6 +18,7 @@ from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
 from moec.runtime.devices.cuda.offload.helping import let_cpu_help
 from moec.runtime.devices.cuda.offload.loading import offloaded_experts
+from moec.runtime.devices.cuda.routing_log import DeviceRoutingLog
 from moec.runtime.devices.cuda.sampling import DeviceSampler
 from moec.runtime.devices.cuda.starting import start_device
 from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
@@ -29,6 +30,7 @@ from moec.runtime.model import Model
 from moec.runtime.sharing.loading import cpu_side
 from moec.runtime.stats import Stats
 from moec.runtime.threads import default_threads
+from moec.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -119,7 +121,7 @@ def _assemble(loading: _Loading) -> _Parts:
             device, bundle, functions, plan.slots, loading.weights, loading.hashed, loading.progress
         )
     )
-    cache = CacheStorage(device, cache_layers(bundle.model), plan.cache_pages)
+    cache = CacheStorage(device, cache_layers(bundle.model), plan.cache_pages, selection_layers(bundle.model))
     states = StateStorage(device, state_layers(bundle.model), options.max_batch)
     planned = plan.needs.step_tokens
     limits = limits_of(bundle.model, options.max_batch, _step_tokens(plan), plan.cache_pages)
@@ -139,8 +141,9 @@ def _assemble(loading: _Loading) -> _Parts:
     if functions.has(SAMPLE):
         choose = functions.get(SAMPLE)
         sampler = DeviceSampler(device, choose, bundle.model.vocab_size, options.max_batch)
-    executor = ChainExecutor(device, binder, experts, stats, sampler)
-    return _Parts(Engine(executor, limits, bundle.model.vocab_size, stats), executor, experts, functions)
+    log = DeviceRoutingLog(device, bundle.model, options.max_batch) if bundle.model.experts else None
+    executor = ChainExecutor(device, binder, experts, stats, sampler, log)
+    return _Parts(Engine(executor, limits, Vocabulary.of(bundle.model), stats), executor, experts, functions)
 
 
 def _step_tokens(plan: DevicePlan) -> int:

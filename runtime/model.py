@@ -11,18 +11,20 @@ import numpy as np
 from moec.artifacts.reader import open_bundle
 from moec.errors import RequestError
 from moec.runtime.early_router import early_routers
+from moec.runtime.engine.run import assemble, run
 from moec.runtime.engine.sequence import Request
 from moec.runtime.recording import DEFAULT_CAPACITY, RoutingRing, read_earlier, write_traces
 from moec.runtime.request import (
     check_count,
-    check_tokens,
     end_tokens,
     sampling_from,
     to_prompts,
 )
 from moec.runtime.routing import SequenceRecorder
-from moec.runtime.sides import check_traceable, no_decoder_tokens, sides
+from moec.runtime.sided_recording import SidedRecorder, layers_of_sides, recorder_for
+from moec.runtime.sides import no_decoder_tokens, sides
 from moec.runtime.tokenizer import Tokenizer
+from moec.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,9 +37,9 @@ if TYPE_CHECKING:
     from moec.runtime.budget import MemoryPlan
     from moec.runtime.device_budget import DevicePlan
     from moec.runtime.engine import Engine
-    from moec.runtime.engine import Sequence as RunningSequence
     from moec.runtime.executor import ChainExecutor
     from moec.runtime.request import Listed
+    from moec.runtime.sided_recording import StepRecorder
     from moec.runtime.sides import TokenIds
     from moec.runtime.stats import Stats
     from moec.runtime.streamers import Streamer
@@ -78,7 +80,8 @@ class Model:
         self._stats = engine.stats
         self._engine: Engine | None = engine
         self._executor = executor
-        self._recording: tuple[RoutingRing, Path] | None = None
+        self._recorder: StepRecorder | None = None
+        self._recording: tuple[StepRecorder, Path] | None = None
 
     @property
     def engine(self) -> Engine:
@@ -186,7 +189,7 @@ class Model:
             check_count("seed", seed, least=0)
         for forced in (first, last):
             if forced is not None:
-                check_tokens((forced,), self.record.vocab_size)
+                Vocabulary.of(self.record).check((forced,))
         if streamer is not None and len(prompts) != 1:
             raise RequestError("A streamer takes one prompt.", f"There are {len(prompts)}.", "Leave it out.")
         requests = [
@@ -203,13 +206,13 @@ class Model:
             )
             for row, (source, prompt) in enumerate(zip(sources, prompts, strict=True))
         ]
-        results = self._run(requests, streamer)
+        results = run(self.engine, requests, streamer)
         pad = next(
             (token for token in (pad_token_id, defaults.pad_token_id, *ends[:1]) if token is not None), 0
         )
         padded = input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids
         rows = None if attention_mask is None or self.has_encoder else np.asarray(padded, np.int64)
-        return _assemble(prompts, results, pad, rows)
+        return assemble(prompts, results, pad, rows)
 
     def forward(
         self,
@@ -241,7 +244,7 @@ class Model:
                 "Call it for each row.",
             )
         for prompt in prompts:
-            check_tokens(prompt, self.record.vocab_size)
+            Vocabulary.of(self.record).check(prompt)
         scored = zip(prompts, sources, strict=True)
         return np.stack([self.engine.score(prompt, source) for prompt, source in scored])
 
@@ -249,55 +252,76 @@ class Model:
         """Run prompts and record which experts each token chooses.
 
         Args:
-            prompts: token ids of each prompt.
+            prompts: token ids of each prompt; what an encoder reads, where there is one.
             max_new_tokens: tokens to draw after each prompt (with seed 0) and to trace, as far as they fit.
 
         Returns:
             The traces of all tokens that were run; the last drawn token of a sequence is not.
 
         Raises:
-            RequestError: the model has an encoder.
+            RequestError: a decoder behind an encoder has nothing to begin with.
         """
-        check_traceable(self.record)
-        assert self._executor is not None, "a fake executor has no routing"
-        routers = early_routers(open_bundle(self.path, verify="sizes"))
-        recorder = SequenceRecorder(tuple(layer.experts for layer in self.record.experts), routers)
-        before = self._executor.recorder, self.engine.observer
-        self._executor.recorder, self.engine.observer = recorder, recorder.end_step
+        routers = () if self.has_encoder else early_routers(open_bundle(self.path, verify="sizes"))
+        recorder = recorder_for(
+            self.record,
+            lambda layers, _: SequenceRecorder(tuple(layer.experts for layer in layers), routers),
+        )
+        before = self._recorder
+        self._observe(recorder)
         sampling = sampling_from(self.record.generation, True, None, None, None, None)
         ends = frozenset(self.record.generation.eos_token_id)
+        sources, begun = sides(self.record, [tuple(prompt) for prompt in prompts], None)
         requests = [
-            Request(prompt, min(max_new_tokens + 1, self._new_tokens(prompt, (), None)), 0, ends, sampling, 0)
-            for prompt in map(tuple, prompts)
+            Request(
+                prompt,
+                min(max_new_tokens + 1, self._new_tokens(prompt, source, None)),
+                0,
+                ends,
+                sampling,
+                0,
+                source,
+            )
+            for source, prompt in zip(sources, begun, strict=True)
         ]
         try:
-            self._run(requests, None)
+            run(self.engine, requests)
         finally:
-            self._executor.recorder, self.engine.observer = before
+            self._observe(before)
         return recorder.traces()
 
     def record_routing(self, path: str | Path, capacity: int = DEFAULT_CAPACITY) -> None:
         """Keep the routing of all that is run from now on, for ``moec plan --traces``; see `save_routing`.
 
-        What the file has of an earlier run is kept before it, as far as there is room. On a GPU steps are then run
-        call by call, since the host reads every layer's choices.
+        What the file has of an earlier run is kept before it, as far as there is room. On a GPU decoding steps stay
+        one graph, which keeps their routing; in steps with prompts the host reads every layer's choices.
 
         Args:
             path: written when the model is closed.
-            capacity: tokens that are kept; the oldest go first.
+            capacity: tokens that are kept, of an encoder's sources as many more; the oldest go first.
 
         Raises:
-            RequestError: ``capacity`` is below 1, or the model has an encoder.
+            RequestError: ``capacity`` is below 1.
             BundleError: the file is no file of traces, or of another model.
             OutputError: its folder does not exist.
         """
-        check_traceable(self.record)
-        assert self._executor is not None, "a fake executor has no routing"
         check_count("trace_capacity", capacity, least=1)
         target = Path(path)
-        ring = RoutingRing(self.record.experts, capacity, read_earlier(target, self.record.experts))
-        self._executor.recorder, self.engine.observer = ring, ring.end_step
+        of_encoder, layers = layers_of_sides(self.record)
+        ring = recorder_for(
+            self.record,
+            lambda layers, earlier: RoutingRing(layers, capacity, earlier),
+            read_earlier(target, layers, of_encoder),
+        )
+        self._observe(ring)
         self._recording = ring, target
+
+    def _observe(self, recorder: StepRecorder | None) -> None:
+        """Tell ``recorder`` of all that is run from now on."""
+        assert self._executor is not None, "a fake executor has no routing"
+        self._executor.recorder, self._recorder = recorder, recorder
+        self.engine.observer = None if recorder is None else recorder.end_step
+        sources = recorder.end_sources if isinstance(recorder, SidedRecorder) else None
+        self.engine.source_observer = sources
 
     def save_routing(self) -> None:
         """Write what `record_routing` has kept to its file; closing does it too.
@@ -331,42 +355,3 @@ class Model:
     def _new_tokens(self, prompt: tuple[int, ...], source: tuple[int, ...], wanted: int | None) -> int:
         most = self.engine.capacity_tokens(len(source)) - len(prompt)
         return max(1, most) if wanted is None else wanted
-
-    def _run(
-        self,
-        requests: list[Request],
-        streamer: Streamer | None,
-    ) -> list[list[int]]:
-        """Run requests to their ends; if anything fails, none of them stays in the engine."""
-        engine = self.engine
-        sequences: list[RunningSequence] = []
-        try:
-            for request in requests:
-                # Not a comprehension: those already added must be cancelled where a later one is refused.
-                sequences.append(engine.add(request))  # noqa: PERF401
-            if streamer is not None:
-                streamer.put(np.array([requests[0].prompt], np.int64))
-            while any(sequence.finished is None for sequence in sequences):
-                for output in engine.step():
-                    if streamer is not None and output.sequence is sequences[0]:
-                        streamer.put(np.array([output.token], np.int64))
-        finally:
-            for sequence in sequences:
-                engine.cancel(sequence)
-        if streamer is not None:
-            streamer.end()
-        return [sequence.new_tokens for sequence in sequences]
-
-
-def _assemble(
-    prompts: list[tuple[int, ...]], results: list[list[int]], pad: int, rows: NDArray[np.int64] | None
-) -> NDArray[np.int64]:
-    """Prompts and continuations as one array ``[B, T + N]``; ``rows`` are prompts already padded."""
-    width = max(map(len, prompts)) if rows is None else rows.shape[-1]
-    output = np.full((len(prompts), width + max(map(len, results))), pad, np.int64)
-    for row, (prompt, new) in enumerate(zip(prompts, results, strict=True)):
-        output[row, width - len(prompt) : width] = prompt
-        output[row, width : width + len(new)] = new
-    if rows is not None:
-        output[:, :width] = rows.reshape(len(prompts), width)
-    return output

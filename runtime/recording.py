@@ -50,6 +50,8 @@ class RoutingRing:
         self._position = np.zeros(capacity, np.int64)
         self._prefill = np.zeros(capacity, np.bool_)
         self._next = 0
+        self._told = False
+        """Whether the step at work was recorded: one that began before is not."""
         self._ids: dict[int, int] = {}
         self._sequences = 0
         if earlier is not None:
@@ -60,13 +62,15 @@ class RoutingRing:
         rows = (self._next + np.arange(len(index))) % self._capacity
         self._chosen[layer][rows] = index
         self._weights[layer][rows] = quantize_weights(weight)
+        self._told = True
 
     def see(self, layer: int, hidden: NDArray[np.float32]) -> None:
         """Nothing is kept of it."""
 
     def end_step(self, plan: StepPlan) -> None:
         """Say which tokens the choices belong to that were recorded since the last call; of no chunks, none counts."""
-        for chunk in plan.chunks:
+        told, self._told = self._told, False
+        for chunk in plan.chunks if told else ():
             number = self._ids.setdefault(chunk.sequence.id, self._sequences)
             self._sequences = max(self._sequences, number + 1)
             positions = chunk.start + np.arange(chunk.count)
@@ -107,8 +111,15 @@ class RoutingRing:
                 weights[rows] = layer.weights
 
 
-def read_earlier(path: Path, layers: tuple[ExpertsLayer, ...]) -> Traces | None:
+def read_earlier(
+    path: Path, layers: tuple[ExpertsLayer, ...], of_encoder: tuple[ExpertsLayer, ...] = ()
+) -> Traces | None:
     """What an earlier run left at ``path``; ``None`` where there is nothing.
+
+    Args:
+        path: of a file of traces.
+        layers: the MoE layers, or the decoder's.
+        of_encoder: those of an encoder.
 
     Raises:
         BundleError: it is no file of traces, or of another model.
@@ -121,8 +132,10 @@ def read_earlier(path: Path, layers: tuple[ExpertsLayer, ...]) -> Traces | None:
             )
         return None
     traces = load_traces(path)
-    found = [(layer.experts, layer.chosen.shape[1]) for layer in traces.layers]
-    if found != [(layer.experts, layer.top_k) for layer in layers]:
+    sources = () if traces.encoder is None else traces.encoder.layers
+    found = [(layer.experts, layer.chosen.shape[1]) for layer in (*sources, *traces.layers)]
+    expected = [(layer.experts, layer.top_k) for layer in (*of_encoder, *layers)]
+    if found != expected or len(sources) != len(of_encoder):
         raise BundleError(
             f"{path} has routing traces of another model.",
             "Its MoE layers differ from this model's.",

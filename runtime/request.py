@@ -13,7 +13,7 @@ from moec.errors import RequestError
 from moec.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from moec.artifacts.model import GenerationDefaults
 
@@ -24,21 +24,6 @@ class Listed(Protocol):
     def tolist(self) -> Any:
         """The elements."""
         ...
-
-
-def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
-    """Raise `RequestError` where a prompt is empty or has an id outside ``0 .. vocab_size - 1``."""
-    if not tokens:
-        raise RequestError(
-            "The prompt is empty.", "There is no token to continue.", "Give at least one token."
-        )
-    for bound in (min(tokens), max(tokens)):
-        if not 0 <= bound < vocab_size:
-            raise RequestError(
-                f"Token id {bound} is out of range.",
-                f"The model's vocabulary has ids 0 to {vocab_size - 1}.",
-                "Encode the prompt with the tokenizer of this bundle.",
-            )
 
 
 def too_long(prompt: int, new: int, context: int) -> RequestError:

@@ -63,14 +63,3 @@ def no_decoder_tokens() -> RequestError:
         "Logits are of the decoder's tokens; input_ids are the encoder's.",
         "Give them, beginning with the model's decoder_start_token_id.",
     )
-
-
-def check_traceable(model: ModelRecord) -> None:
-    """Raise `RequestError` where routing cannot be recorded."""
-    if model.encoder:
-        raise RequestError(
-            "The routing of an encoder-decoder model cannot be recorded.",
-            "A trace has one choice of every MoE layer for each token; here a token meets the encoder's or the "
-            "decoder's.",
-            "Leave trace_path out.",
-        )

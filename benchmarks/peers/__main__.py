@@ -1,11 +1,12 @@
 """moec beside llama.cpp and accelerate: the same shape, the same GPU bytes, in one run.
 
-    python -m benchmarks.peers benchmarks/configs/deepseek-v2-lite.json --bundle bf16=dsv2.moec \
-        --llama-cpp build/llama_cpp_run --folder /dev/shm --accelerate
+    python -m benchmarks.peers benchmarks/configs/deepseek-v2-lite.json --bundle bf16=v2.moec --bundle 4bit=int4.moec \
+        --budget bf16=8GiB --budget 4bit=4GiB --llama-cpp build/llama_cpp_run --folder /dev/shm --accelerate
 
-Every system has random weights of the shape. Its GPU bytes are what it takes beside the driver's context: moec's are a
-hard limit; of llama.cpp as many layers' experts are on the GPU as keep the budget (``llama_cpp/run.cpp``, built by
-``llama_cpp/build.sh``); accelerate gets it as ``max_memory``. One prompt, then tokens one by one; medians.
+Every system has random weights of the shape, of a kind: bfloat16, or the closest formats of as many bits. Its GPU
+bytes are what it takes beside the driver's context: moec's are a hard limit; of llama.cpp as many layers are on
+the GPU with their experts as keep the budget (``llama_cpp/run.cpp``, built by ``build.sh``); accelerate gets it as
+``max_memory``. One prompt, then tokens one by one; medians.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import click
 
 from benchmarks.children import run_child
 from benchmarks.common import print_rows, write_result
-from benchmarks.peers.gguf_model import BLOCKS
 from benchmarks.peers.llama import LlamaCpp
 from benchmarks.work import Work, WorkType
+from moec.artifacts.reader import open_bundle
 from moec.runtime.budget import parse_memory
 from moec.runtime.threads import default_threads
 
@@ -30,8 +31,13 @@ if TYPE_CHECKING:
 WORK = Work(1, 512, 64)
 FEW = 8
 """Tokens of accelerate's run, which takes seconds for each."""
-BUDGETS = ("bf16=8GiB", "bf16=12GiB", "q8_0=8GiB", "q8_0=12GiB", "q4_0=4GiB", "q4_0=8GiB")
+KINDS = {"bf16": "bf16", "8bit": "q8_0", "4bit": "q4_0"}
+"""llama.cpp's format of each kind; a bundle of moec says its own."""
+BUDGETS = ("bf16=8GiB", "bf16=12GiB", "8bit=8GiB", "8bit=12GiB", "4bit=4GiB", "4bit=8GiB")
 Pair = tuple[str, str]
+Way = tuple[str, list[str]]
+"""What a row calls it, and options of ``engine_run``."""
+WAYS: tuple[Way, ...] = (("link and CPU", []), ("link only", ["--cpu-threads", "0"]))
 
 
 class PairType(click.ParamType):  # type: ignore[type-arg]
@@ -42,8 +48,8 @@ class PairType(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pair:
         """Split it."""
         kind, equals, rest = str(value).partition("=")
-        if not equals or kind not in BLOCKS:
-            self.fail(f"{value!r} is not like bf16=...", param, ctx)
+        if not equals or kind not in KINDS:
+            self.fail(f"{value!r} is not like bf16=... with one of {', '.join(KINDS)}", param, ctx)
         return kind, rest
 
 
@@ -52,6 +58,9 @@ class PairType(click.ParamType):  # type: ignore[type-arg]
 @click.option("--bundle", "bundles", type=PairType(), multiple=True, help="KIND=BUNDLE of moec.")
 @click.option("--llama-cpp", "program", type=click.Path(exists=True, path_type=Path))
 @click.option("--accelerate", is_flag=True, help="Measure transformers with accelerate too.")
+@click.option(
+    "--link-only/--no-link-only", default=True, show_default=True, help="moec without the CPU's help too."
+)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("/dev/shm"), show_default=True)  # noqa: S108
 @click.option("--budget", "pairs", type=PairType(), multiple=True, default=BUDGETS, show_default=True)
 @click.option("--work", type=WorkType(), default=WORK, show_default=True)
@@ -61,6 +70,7 @@ def main(
     bundles: tuple[Pair, ...],
     program: Path | None,
     accelerate: bool,
+    link_only: bool,
     folder: Path,
     pairs: tuple[Pair, ...],
     work: Work,
@@ -78,20 +88,21 @@ def main(
         try:
             for row in found:
                 rows.append({"system": name, **row})
-                rows.sort(key=lambda row: (list(BLOCKS).index(row["kind"]), row["budget GiB"]))
+                rows.sort(key=lambda row: (list(KINDS).index(row["kind"]), row["budget GiB"]))
                 print_rows([{"system": name, **row}])
                 write_result(f"peers-{config.stem}", rows, work=str(work), errors=errors)
         except (RuntimeError, OSError) as error:
             errors[name] = str(error)[-1500:]
             print(f"{name}: {error}", flush=True)
 
-    for kind, bundle in bundles:
-        add("moec", moec_rows(Path(bundle), kind, budgets.get(kind, []), work))
-    if program is not None:
-        for kind, own in budgets.items():
+    ways = WAYS if link_only else WAYS[:1]
+    for kind, own in budgets.items():
+        for bundle in (Path(path) for name, path in bundles if name == kind):
+            add("moec", moec_rows(bundle, kind, own, work, ways))
+        if program is not None:
             facts = json.loads(config.read_bytes())
-            llama = LlamaCpp(program, facts, kind, folder, threads or default_threads())
-            add("llama.cpp", llama_rows(llama, own, work))
+            llama = LlamaCpp(program, facts, KINDS[kind], folder, threads or default_threads())
+            add("llama.cpp", llama_rows(llama, kind, own, work))
     if accelerate:
         add("accelerate", accelerate_rows(config, budgets.get("bf16", [])))
     path = write_result(f"peers-{config.stem}", rows, work=str(work), errors=errors)
@@ -99,26 +110,37 @@ def main(
     print(path)
 
 
-def moec_rows(bundle: Path, kind: str, budgets: list[int], work: Work) -> Iterator[dict[str, Any]]:
-    """With the CPU's help and without."""
+def moec_rows(
+    bundle: Path, kind: str, budgets: list[int], work: Work, ways: tuple[Way, ...]
+) -> Iterator[dict[str, Any]]:
+    """A row for each way and budget; what ``load`` chooses by itself comes first."""
+    bodies = open_bundle(bundle, verify="sizes").model.bodies
+    weights = ", ".join(sorted({body.format or body.dtype for body in bodies}))
     options = ["--device", "cuda:0", "--step-tokens", str(work.prompt_tokens), "--repeats", "2"]
     for budget in budgets:
-        for how, more in (("link and CPU", []), ("link only", ["--cpu-threads", "0"])):
+        for how, more in ways:
             facts = run_child("engine_run", bundle, [work], [*options, "--device-memory", str(budget), *more])
             run = facts["runs"][0]
             own = facts | {"first_token_seconds": run["prefill_seconds"], "step_seconds": run["step_seconds"]}
-            hits, misses = (run["stats"][key] for key in ("hits", "misses"))
-            yield row_of(kind, budget, f"{how}, {hits / max(1, hits + misses):.0%} hits", own)
+            yield row_of(kind, weights, budget, f"{how}, {cache_words(run['stats'])}", own)
 
 
-def llama_rows(llama: LlamaCpp, budgets: list[int], work: Work) -> Iterator[dict[str, Any]]:
+def cache_words(stats: dict[str, Any]) -> str:
+    """How many experts were there, and who had the others."""
+    hits, misses, by_cpu = (stats[key] for key in ("hits", "misses", "cpu_misses"))
+    words = f"{hits / max(1, hits + misses):.0%} hits"
+    return f"{words}, {by_cpu / misses:.0%} of the misses by the CPU" if by_cpu else words
+
+
+def llama_rows(llama: LlamaCpp, kind: str, budgets: list[int], work: Work) -> Iterator[dict[str, Any]]:
     """As much on the GPU as each budget holds."""
     llama.write()
     try:
         for budget in budgets:
             facts = llama.best(work, budget)
+            flash = "with" if facts["flash_attention"] else "without"
             setting = f"experts of {facts['layers on the CPU']} layers on the CPU, {llama.threads} threads"
-            yield row_of(llama.kind, budget, setting, facts)
+            yield row_of(kind, llama.kind, budget, f"{setting}, {flash} flash attention", facts)
     finally:
         llama.path.unlink(missing_ok=True)
 
@@ -128,13 +150,14 @@ def accelerate_rows(config: Path, budgets: list[int]) -> Iterator[dict[str, Any]
     work = Work(WORK.batch, WORK.prompt_tokens, FEW)
     for budget in budgets:
         facts = run_child("peers.accelerate_run", config, [work], ["--budget", str(budget)])
-        yield row_of("bf16", budget, "weights moved for each call", facts)
+        yield row_of("bf16", "bfloat16", budget, "weights moved for each call", facts)
 
 
-def row_of(kind: str, budget: int, setting: str, facts: dict[str, Any]) -> dict[str, Any]:
+def row_of(kind: str, weights: str, budget: int, setting: str, facts: dict[str, Any]) -> dict[str, Any]:
     """A row of the table."""
     return {
         "kind": kind,
+        "weights": weights,
         "budget GiB": budget / 2**30,
         "setting": setting,
         "first token ms": facts["first_token_seconds"] * 1e3,

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
     from benchmarks.work import Work
 
-OVERHEAD_BYTES = 500 << 20
-"""First guess of what the GPU holds besides weights: cache, buffers, cuBLAS."""
+OVERHEAD_BYTES = 280 << 20
+"""First guess of what the GPU holds besides weights: cache, buffers, cuBLAS. Not too much: a layer more is tried only
+where the first try leaves room for one."""
+FLASH_ATTENTION = "Flash Attention enabled"
+"""What llama.cpp says when a model is loaded and the GPU has kernels for it."""
 TRIES = 3
 
 
@@ -70,4 +73,4 @@ class LlamaCpp:
         if done.returncode:
             raise RuntimeError(f"llama.cpp failed: {done.stderr[-2000:]}")
         facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return facts
+        return facts | {"flash_attention": FLASH_ATTENTION in done.stderr}

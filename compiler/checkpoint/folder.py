@@ -55,7 +55,7 @@ WISHED_PATTERNS = ("generation_config.json", *TOKENIZER_PATTERNS)
 
 LICENSE_PATTERNS = ("LICENSE*", "LICENCE*", "License*", "NOTICE*", "USE_POLICY*", "COPYING*")
 
-OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
 
 
 def read_folder(path: Path, *, source: str, revision: str | None, hub: bool) -> Checkpoint:
@@ -83,8 +83,8 @@ def read_folder(path: Path, *, source: str, revision: str | None, hub: bool) -> 
         generation_config=read_json(generation, "") if generation.is_file() else None,
         shards=shards,
         index={} if absent else _read_index(path, layout, shards, weight_map),
-        tokenizer_files=_matching(path, TOKENIZER_PATTERNS),
-        license_files=_matching(path, LICENSE_PATTERNS),
+        tokenizer_files=matching(path, TOKENIZER_PATTERNS),
+        license_files=matching(path, LICENSE_PATTERNS),
         hub=hub,
     )
 
@@ -125,7 +125,7 @@ def missing_error(path: Path, absent: list[str]) -> CheckpointError:
 def no_weights_error(path: Path) -> CheckpointError:
     """The error for a folder without weights that moec reads; says what is there instead."""
     preferred = LAYOUTS[0]
-    others = [file.name for file in _matching(path, OTHER_WEIGHTS)]
+    others = [file.name for file in matching(path, OTHER_WEIGHTS)]
     if not others:
         return CheckpointError(f"No weights in {path}.", "", f"Put {preferred.single} or its shards there.")
     return CheckpointError(
@@ -137,10 +137,16 @@ def no_weights_error(path: Path) -> CheckpointError:
 
 def layout_of(path: Path) -> Layout:
     """How ``path`` holds weights; the preferred way where it has none."""
-    found = (
-        layout for layout in LAYOUTS if any((path / name).is_file() for name in (layout.index, layout.single))
-    )
-    return next(found, LAYOUTS[0])
+    return next((layout for layout in LAYOUTS if _has(path, layout)), LAYOUTS[0])
+
+
+def has_layout(path: Path) -> bool:
+    """Whether ``path`` holds weights in one of ``LAYOUTS``."""
+    return any(_has(path, layout) for layout in LAYOUTS)
+
+
+def _has(path: Path, layout: Layout) -> bool:
+    return any((path / name).is_file() for name in (layout.index, layout.single))
 
 
 def _weight_map(path: Path, layout: Layout) -> dict[str, str] | None:
@@ -184,5 +190,6 @@ def _read_index(
     return {name: headers[shard][name] for name, shard in weight_map.items()}
 
 
-def _matching(path: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
+def matching(path: Path, patterns: Iterable[str]) -> tuple[Path, ...]:
+    """The files in ``path`` whose names match, sorted."""
     return tuple(sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()}))

@@ -11,11 +11,13 @@ from moec.compiler.checkpoint.folder import (
     LICENSE_PATTERNS,
     NEEDED_PATTERNS,
     WISHED_PATTERNS,
+    has_layout,
     missing_error,
     missing_shards,
     no_weights_error,
     read_folder,
 )
+from moec.compiler.checkpoint.gguf import holds_gguf, is_gguf, read_gguf
 from moec.compiler.checkpoint.hub import download, is_hub_id, read_headers
 from moec.errors import CheckpointError
 
@@ -24,13 +26,13 @@ if TYPE_CHECKING:
 
 
 def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Checkpoint:
-    """Open a checkpoint: a local folder, or a hub id ``owner/name``.
+    """Open a checkpoint: a local folder, a GGUF file, or a hub id ``owner/name``.
 
     No weights are read, and none are downloaded: where they are not on this machine, ``index`` stays empty
     until ``fetch_weights``.
 
     Args:
-        model: folder or hub id; an existing folder wins.
+        model: folder, file or hub id; what exists wins. A folder is one of GGUF files where it has no other weights.
         revision: branch, tag or commit on the hub.
 
     Raises:
@@ -38,11 +40,15 @@ def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Checkp
         NetworkError: the hub cannot be reached, and its cache does not have the model.
     """
     path = Path(model)
+    if is_gguf(path) or (path.is_dir() and not has_layout(path) and holds_gguf(path)):
+        return read_gguf(path, source=str(model))
     if path.is_dir():
         return read_folder(path, source=str(model), revision=None, hub=False)
     if path.exists():
         raise CheckpointError(
-            f"{path} is a file.", "A checkpoint is a folder.", f"Did you mean its folder, {path.parent}?"
+            f"{path} is a file.",
+            "A checkpoint is a folder, or a GGUF file.",
+            f"Did you mean its folder, {path.parent}?",
         )
     if isinstance(model, Path) or not is_hub_id(model):
         raise CheckpointError(

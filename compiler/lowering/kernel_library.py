@@ -115,6 +115,7 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.experts_few import runs_few
         from moec.compiler.kernels.cuda.mailbox import collect, post
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
+        from moec.compiler.kernels.cuda.selection import selection
         from moec.compiler.kernels.cuda.slots.assign import assign
         from moec.compiler.kernels.cuda.slots.fetch import fetch
         from moec.compiler.kernels.cuda.states import state
@@ -152,6 +153,7 @@ class CudaKernels:
 
         from moec.compiler.kernels.cuda.attention import workspace
         from moec.compiler.kernels.cuda.experts import workspace_bytes
+        from moec.compiler.kernels.cuda.selection import workspace_bytes as selection_bytes
 
         for spec in model.attentions:
             fixed, each = workspace(spec)

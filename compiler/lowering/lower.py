@@ -20,7 +20,6 @@ from moec.compiler.lowering.link import link
 from moec.compiler.lowering.pipeline import pipeline, run_passes
 from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.relax_import import import_segment
-from moec.compiler.lowering.selections import check_selections
 from moec.compiler.lowering.tir_pipeline import CPU_PIPELINE, register_cpu_pipeline
 from moec.compiler.lowering.tvm_targets import host_target
 
@@ -79,7 +78,6 @@ def lower(
         OutputError: ``dump_ir`` cannot be written.
     """
     check_formats(model, target.kind)
-    check_selections(model, target.kind)
     module = import_segments(functions, model)
     products: dict[str, Product] = {}
     module = run_passes(module, pipeline(target, products), dump_ir)

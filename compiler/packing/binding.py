@@ -13,6 +13,7 @@ from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -26,12 +27,12 @@ from transformers.core_model_loading import (
 )
 
 from moec.compiler.architectures import ARCHITECTURES
+from moec.compiler.checkpoint.gguf.conversions import AlternateOutputs
 from moec.compiler.tracing.foreign_experts import FOREIGN, Unflatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import torch
     from transformers import PreTrainedModel
 
     from moec.compiler.packing.stored import Stored
@@ -56,6 +57,15 @@ class Stacked:
     """Item e of the parameter is ``groups[0][e]``, ``groups[1][e]``, ... one below the other: gate and up."""
 
     groups: tuple[tuple[Stored, ...], ...]
+    alternating: bool = False
+    """Not one below the other: the parameter's rows come from each in turn (gpt-oss in GGUF)."""
+    transposed: bool = False
+    """The last two dimensions of what that gives are the other way round."""
+
+    def joined(self, stacks: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The parameter, of one stack ``[E, ...]`` a group."""
+        rows = torch.stack(list(stacks), 2).flatten(1, 2) if self.alternating else torch.cat(list(stacks), 1)
+        return rows.mT.contiguous() if self.transposed else rows
 
     @property
     def stored_tensors(self) -> tuple[Stored, ...]:
@@ -101,12 +111,17 @@ class Bindings:
     """Tensors for a parameter that another tensor gives already."""
 
 
-def bind(model: PreTrainedModel, tensors: Mapping[str, Stored]) -> Bindings:
-    """Map the checkpoint's tensors to the parameters of ``model``, a model on the meta device."""
+def bind(
+    model: PreTrainedModel, tensors: Mapping[str, Stored], conversions: Sequence[WeightConverter] = ()
+) -> Bindings:
+    """Map the checkpoint's tensors to the parameters of ``model``, a model on the meta device.
+
+    ``conversions`` are what the checkpoint needs beside its model's own.
+    """
     own = ARCHITECTURES.get(model.config.model_type)
     mapping = get_model_conversion_mapping(model) if own is None else own.conversions
     foreign = FOREIGN.get(model.config.model_type)
-    mapping = [*mapping, *(foreign.conversions if foreign else ())]
+    mapping = [*mapping, *(foreign.conversions if foreign else ()), *conversions]
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
@@ -132,7 +147,7 @@ def bind(model: PreTrainedModel, tensors: Mapping[str, Stored]) -> Bindings:
             converter, converted = _unflattened(by_pattern[next(iter(converted))], converted, shape[0])
             parameters.update(_converted(target, converter, converted, shape))
         else:
-            parameters[target] = Renamed(plain[0], transposed=plain[0].encoding == "mxfp4")
+            parameters[target] = Renamed(plain[0], transposed=plain[0].turned)
     return Bindings(parameters, tuple(unexpected), tuple(repeated))
 
 
@@ -178,6 +193,9 @@ def _converted(
         return {target: Stacked(groups)}
     if complete and [kind for kind, _ in kinds] == [ErnieFuseAndSplitTextVisionExperts]:
         return _split_experts(target, converter, groups)
+    if complete and [kind for kind, _ in kinds] == [AlternateOutputs]:
+        apart = tuple(tuple(one.item(e) for e in range(one.shape[0])) for (one,) in groups)
+        return {target: Stacked(apart, alternating=len(apart) > 1, transposed=len(shape) > 2)}
     if complete and [kind for kind, _ in kinds] == [Transpose] and converter.operations[0].check_dims:
         return {target: Renamed(groups[0][0], transposed=groups[0][0].shape != shape)}
     if complete and kinds == [(Concatenate, 1)] and all(len(group) == 1 for group in groups):
@@ -186,11 +204,6 @@ def _converted(
     binding = Converted(target, converter, sources)
     first = converter.target_patterns[0]
     return {target.replace(first, other): binding for other in converter.target_patterns}
-
-
-def one_below_the_other(bindings: Sequence[Binding]) -> Stacked:
-    """The parameter ``[E, ...]`` that the parameters of single experts would be."""
-    return Stacked((tuple(stored for binding in bindings for stored in binding.stored_tensors),))
 
 
 def expert_tensors(binding: Renamed | Stacked, expert: int) -> tuple[Stored, ...]:

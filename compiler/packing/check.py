@@ -11,7 +11,7 @@ from moec.compiler.packing.binding import Binding, Bindings, Converted, Renamed,
 from moec.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence, Set
 
     from transformers import PreTrainedModel
 
@@ -22,20 +22,25 @@ NAMED = 10
 
 _DO = "Use the complete checkpoint that this config.json belongs to, or download it again."
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_NUMBER = re.compile(r"(?<=[._])(\d+)(?=\.)")
 _PREDICTS = re.compile(r"\.(eh_proj|enorm|hnorm)\.")
-_EXTRAS = (re.compile(r"\.inv_freq$"), re.compile(r"(^|\.)mtp[._]"))
+_EXTRAS = (
+    re.compile(r"\.inv_freq$"),
+    re.compile(r"(^|\.)mtp[._]"),
+    re.compile(r"\.self_attn\.[qkv]_(scale|zero_point)$"),
+)
 
 
 def check_names(
-    model: PreTrainedModel, bindings: Bindings, needed: Iterable[str]
+    model: PreTrainedModel, bindings: Bindings, needed: Iterable[str], idle: Set[str] = frozenset()
 ) -> tuple[dict[str, Binding], list[str]]:
-    """The binding of each needed parameter, and the known extra tensors that are left out.
+    """The binding of each needed parameter, and the known extra tensors that are left out, ``idle`` among them.
 
     Raises:
         CheckpointError: tensors are missing, unexpected, or of the wrong shape.
     """
     ahead = _predicting_layers(bindings.unexpected, model)
-    extras = [name for name in bindings.unexpected if _known_extra(name, model, ahead)]
+    extras = [name for name in bindings.unexpected if name in idle or _known_extra(name, model, ahead)]
     found: dict[str, Binding] = {}
     missing: list[str] = []
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -74,24 +79,22 @@ def _given_name(name: str, bindings: Bindings, model: PreTrainedModel) -> str:
 
 
 def _predicting_layers(names: Iterable[str], model: PreTrainedModel) -> set[int]:
-    """Layers past the last that predict tokens ahead (MTP, DeepSeek-V3, GLM-4.5), by config or by their tensors.
+    """Layers past the last that predict tokens ahead (MTP, DeepSeek-V3, GLM-4.5), by their tensors or by the config.
 
-    Others past the last mean that the config is of a smaller model.
+    Others past the last mean that the config is of a smaller model, also where it counts as many layers ahead.
     """
     text = model.config.get_text_config()
     count = text.num_hidden_layers
-    found = {*range(count, count + int(getattr(text, "num_nextn_predict_layers", 0) or 0))}
-    for name in names:
-        layer = _LAYER.search(name)
-        if layer is not None and int(layer[1]) >= count and _PREDICTS.search(name):
-            found.add(int(layer[1]))
-    return found
+    layers = [_LAYER.search(name) for name in names if _PREDICTS.search(name)]
+    found = {int(layer[1]) for layer in layers if layer is not None and int(layer[1]) >= count}
+    return found or {*range(count, count + int(getattr(text, "num_nextn_predict_layers", 0) or 0))}
 
 
 def _known_extra(name: str, model: PreTrainedModel, ahead: set[int]) -> bool:
     """Whether checkpoints of this model have this tensor for something that moec does not run.
 
-    Layers that predict ``ahead``; ``inv_freq`` is computed.
+    Layers that predict ``ahead``; ``inv_freq`` is computed, and keys and values are
+    not rounded, as some quantized checkpoints would have it.
     """
     layer = _LAYER.search(name)
     if layer is not None and int(layer[1]) in ahead:
@@ -112,16 +115,22 @@ def _missing_parts(name: str, binding: Binding, shape: tuple[int, ...]) -> list[
 
 
 def _missing_experts(group: Sequence[Stored], experts: int) -> list[str]:
-    if len(group) >= experts:
+    """Names of the tensors that single experts lack: what varies in the names of the others is their number."""
+    if len(group) >= experts or _is_fused(group):
         return []
-    names = [stored.name.split(".") for stored in group]
-    digits = [at for at, part in enumerate(names[0]) if part.isdigit()]
-    varying = [at for at in digits if len({name[at] for name in names}) > 1] or digits
+    names = [_NUMBER.split(stored.name) for stored in group]
+    digits = range(1, len(names[0]), 2)
+    varying = [at for at in digits if len({name[at] for name in names}) > 1] or list(digits)
     at = varying[-1]
     present = {int(name[at]) for name in names}
     return [
-        ".".join([*names[0][:at], str(e), *names[0][at + 1 :]]) for e in range(experts) if e not in present
+        "".join([*names[0][:at], str(e), *names[0][at + 1 :]]) for e in range(experts) if e not in present
     ]
+
+
+def _is_fused(group: Sequence[Stored]) -> bool:
+    """Whether the experts are parts of one tensor, whose shape says how many there are."""
+    return len(group) > 1 and group[0].name == group[1].name
 
 
 def _check_shape(name: str, binding: Binding, shape: tuple[int, ...], model: PreTrainedModel) -> None:
@@ -130,8 +139,11 @@ def _check_shape(name: str, binding: Binding, shape: tuple[int, ...], model: Pre
             expected = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
             _expect(stored.name, stored.shape, expected)
         case Stacked(groups):
-            expected = (shape[1] // len(groups), *shape[2:])
+            own = (*shape[:-2], shape[-1], shape[-2]) if binding.transposed else shape
+            expected = (own[1] // len(groups), *own[2:])
             for group in groups:
+                if _is_fused(group):
+                    _expect(group[0].name, (len(group), *group[0].shape), (shape[0], *expected))
                 for stored in group:
                     _expect(stored.name, stored.shape, expected)
                 if len(group) > shape[0]:

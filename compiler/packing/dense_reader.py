@@ -42,7 +42,7 @@ def direct(tensor: DenseTensor, parameters: Mapping[str, Binding]) -> Stored | N
     binding = parameters.get(tensor.sources[0]) if len(tensor.sources) == 1 else None
     if tensor.steps or not isinstance(binding, Renamed) or binding.transposed:
         return None
-    flat = binding.stored.encoding == "plain" or len(binding.stored.shape) == 2
+    flat = binding.stored.encoding is None or len(binding.stored.shape) == 2
     return binding.stored if flat and binding.stored.shape == tensor.shape else None
 
 
@@ -93,9 +93,7 @@ class DenseReader:
         read = 0
         for name in names:
             for one in self.parameters[name].stored_tensors:
-                read += max(
-                    one.entry.end - one.entry.begin, math.prod(one.shape) * self.dtypes[name].itemsize
-                )
+                read += max(one.size_bytes, math.prod(one.shape) * self.dtypes[name].itemsize)
         made = sum(math.prod(placed.tensor.shape) * DTYPE_BYTES[placed.tensor.dtype] for placed in group)
         return 2 * read + made
 
@@ -114,7 +112,7 @@ class DenseReader:
                 return {name: value.mT.contiguous() if transposed else value}
             case Stacked(groups):
                 stacks = [torch.stack([self.reader.whole(one, dtype) for one in group]) for group in groups]
-                return {name: torch.cat(stacks, dim=1) if len(stacks) > 1 else stacks[0]}
+                return {name: binding.joined(stacks)}
             case Converted():
                 return binding.convert(lambda stored: self.reader.whole(stored, dtype), self.model)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from moec.artifacts.experts import ExpertLayout, ExpertPart, layout
-from moec.compiler.packing.binding import Binding, Converted, Renamed, convert_expert, expert_tensors
+from moec.compiler.packing.binding import Binding, Converted, Stacked, convert_expert, expert_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,7 +73,7 @@ def experts_file(
 
 def is_turned(source: ExpertSource, binding: Binding) -> bool:
     """Whether what is stored for a parameter of matrices is input-major, and has to be transposed."""
-    return source.transposed != (isinstance(binding, Renamed) and binding.transposed)
+    return source.transposed != (not isinstance(binding, Converted) and binding.transposed)
 
 
 def stored_format(source: ExpertSource, binding: Binding) -> str | None:
@@ -110,11 +110,12 @@ class ExpertReader:
 
     def _parameter(self, parameter: str, parts: Sequence[ExpertPart], expert: int) -> Iterator[Piece]:
         source = self.file.source
-        mixed = source.interleaved and len(parts) > 1
         matrix = parameter in (source.up, source.down)
         quantizer = self.file.quantizer if matrix else None
         as_: Reading = self.file.dtypes[parameter] if quantizer is None else torch.float32
         body, binding = self.file.body, self.file.parameters[parameter]
+        alternating = isinstance(binding, Stacked) and binding.alternating
+        mixed = len(parts) > 1 and source.interleaved != alternating
         held = 4 * sum(part.size_bytes for part in parts)
         if quantizer is not None and quantizer.kind.name == stored_format(source, binding):
             as_ = quantizer.kind

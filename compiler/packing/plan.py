@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from moec.artifacts.codec import to_json
-from moec.artifacts.packing import expert_parameter
-from moec.compiler.packing.binding import Binding, bind, one_below_the_other
+from moec.compiler.checkpoint.gguf.conversions import gguf_conversions
+from moec.compiler.packing.binding import Binding, bind
 from moec.compiler.packing.check import check_names
 from moec.compiler.packing.dense import DenseFile, plan_dense
 from moec.compiler.packing.dense_reader import CONSTANT, parameters_of
 from moec.compiler.packing.experts import ExpertsFile, experts_file
+from moec.compiler.packing.idle import idle_biases
 from moec.compiler.packing.quantizing import quantizer_for
 from moec.compiler.packing.stored import stored_tensors
 from moec.errors import BundleError, CheckpointError
@@ -75,7 +76,7 @@ def plan_pack(
         )
     _check_records(model, packing, constants)
     sources = {source.layer: source for source in packing.experts}
-    parameters, extras = bound_parameters(checkpoint, model, packing, meta)
+    parameters, extras = bound_parameters(checkpoint, packing, meta)
     dtypes: dict[str, torch.dtype] = {
         name: getattr(torch, packing.parameter_dtypes[name]) for name in parameters
     }
@@ -105,27 +106,17 @@ def plan_pack(
 
 
 def bound_parameters(
-    checkpoint: Checkpoint, model: ModelRecord, packing: PackingRecord, meta: PreTrainedModel
+    checkpoint: Checkpoint, packing: PackingRecord, meta: PreTrainedModel
 ) -> tuple[dict[str, Binding], list[str]]:
     """What each parameter that packing needs is made from, and known tensors of the checkpoint without use.
 
     Raises as ``plan_pack`` does.
     """
     needed = [name for tensor in packing.dense for name in parameters_of(tensor)]
-    counts = {layer.layer: layer.experts for layer in model.experts}
-    for source in packing.experts:
-        for name in expert_parameters(source):
-            needed += own_parameters(name, counts[source.layer])
-    bindings = bind(meta, stored_tensors(checkpoint.index, checkpoint.config))
-    found, extras = check_names(meta, bindings, needed)
-    parameters = {name: binding for name, binding in found.items() if name in packing.parameter_dtypes}
-    for source in packing.experts:
-        for name in expert_parameters(source):
-            if name not in parameters:
-                parameters[name] = one_below_the_other(
-                    [found[each] for each in own_parameters(name, counts[source.layer])]
-                )
-    return parameters, extras
+    needed += [name for source in packing.experts for name in expert_parameters(source)]
+    tensors = stored_tensors(checkpoint.index, checkpoint.config)
+    bindings = bind(meta, tensors, gguf_conversions(checkpoint.config))
+    return check_names(meta, bindings, needed, idle_biases(bindings, tensors))
 
 
 def expert_parameters(source: ExpertSource) -> tuple[str, ...]:
@@ -133,11 +124,6 @@ def expert_parameters(source: ExpertSource) -> tuple[str, ...]:
     return tuple(
         name for name in (source.up, source.down, source.up_bias, source.down_bias) if name is not None
     )
-
-
-def own_parameters(name: str, experts: int) -> list[str]:
-    """The parameters behind one of ``ExpertSource``'s names: one for all experts, or one for each."""
-    return list(dict.fromkeys(expert_parameter(name, expert) for expert in range(experts)))
 
 
 def _check_records(model: ModelRecord, packing: PackingRecord, constants: Mapping[str, torch.Tensor]) -> None:

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 
 from moec.compiler.checkpoint.record import STORED_BYTES, TensorEntry
-from moec.compiler.packing.carrying import carry_fp8, carry_mxfp4
-from moec.compiler.packing.dequantize import scale_blocks, unpack_mxfp4
 from moec.errors import CheckpointError
 from moec.formats import Format
 
@@ -99,41 +97,32 @@ class TensorReader:
 
     def pieces(self, stored: Stored, begin: int, end: int, as_: Reading) -> Iterator[torch.Tensor]:
         """Rows ``begin .. end`` of ``stored``, a few at a time, each ``[n, columns]``, or packed ``[n, row_bytes]``."""
-        step = _piece_rows(stored, self._piece_bytes)
+        step, block = _piece_rows(stored, self._piece_bytes), _row_step(stored)
+        parts = _FileParts(self._source)
         while begin < end:
-            stop = min(end, (begin + step) // stored.block[0] * stored.block[0])
-            yield self._rows(stored, begin, stop, as_, reuse=True)
+            stop = min(end, (begin + step) // block * block)
+            yield self._rows(stored, begin, stop, as_, parts, reuse=True)
             begin = stop
 
     def whole(self, stored: Stored, as_: Reading) -> torch.Tensor:
         """All of ``stored``, in memory of its own."""
-        if stored.encoding != "plain" and len(stored.shape) > 2:
+        if stored.encoding is not None and len(stored.shape) > 2:
             return torch.stack([self.whole(stored.item(number), as_) for number in range(stored.shape[0])])
-        rows = self._rows(stored, 0, stored.rows, as_, reuse=False)
+        rows = self._rows(stored, 0, stored.rows, as_, _FileParts(self._source), reuse=False)
         return rows if isinstance(as_, Format) else rows.reshape(stored.shape)
 
-    def _rows(self, stored: Stored, begin: int, end: int, as_: Reading, *, reuse: bool) -> torch.Tensor:
-        size = (stored.entry.end - stored.entry.begin) // max(stored.rows, 1)
-        raw = self._bytes(stored.entry, begin * size, end * size, reuse=reuse)
-        if stored.encoding == "plain":
-            assert not isinstance(as_, Format), "plain values are quantized, not carried over"
-            return raw.view(TORCH_TYPES[stored.entry.dtype]).view(end - begin, stored.columns).to(as_)
-        assert stored.scale is not None
-        first, last = begin // stored.block[0], -(-end // stored.block[0])
-        scale_row = (stored.scale.end - stored.scale.begin) // stored.scale.shape[0]
-        scales = self._bytes(stored.scale, first * scale_row, last * scale_row, reuse=False)
-        if stored.encoding == "mxfp4":
-            blocks = raw.view(end - begin, -1, 16)
-            scales = scales.view(end - begin, -1)
+    def _rows(
+        self, stored: Stored, begin: int, end: int, as_: Reading, parts: _FileParts, *, reuse: bool
+    ) -> torch.Tensor:
+        if stored.encoding is not None:
             if isinstance(as_, Format):
-                return carry_mxfp4(as_, blocks, scales)
-            return unpack_mxfp4(blocks, scales).to(as_)
-        grid = scales.view(TORCH_TYPES[stored.scale.dtype]).float().view(last - first, -1)
-        if isinstance(as_, Format):
-            return carry_fp8(as_, raw.view(end - begin, stored.columns), grid, stored.block, begin)
-        weight = raw.view(torch.float8_e4m3fn).view(end - begin, stored.columns).float()
-        scale_blocks(weight, grid, stored.block, begin)
-        return weight.to(as_)
+                return stored.encoding.packed(as_, begin, end, parts)
+            return stored.encoding.values(begin, end, parts).to(as_)
+        assert not isinstance(as_, Format), "plain values are quantized, not carried over"
+        entry = stored.entry
+        size = entry.size_bytes // max(stored.rows, 1)
+        raw = self._bytes(entry, begin * size, end * size, reuse=reuse)
+        return raw.view(TORCH_TYPES[entry.dtype]).view(end - begin, stored.columns).to(as_)
 
     def _bytes(self, entry: TensorEntry, begin: int, end: int, *, reuse: bool) -> torch.Tensor:
         size = end - begin
@@ -147,8 +136,34 @@ class TensorReader:
         return torch.from_numpy(buffer)
 
 
+class _FileParts:
+    """The parts of one quantized weight (`encodings.Parts`)."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._whole: dict[TensorEntry, torch.Tensor] = {}
+
+    def rows(self, entry: TensorEntry, begin: int, end: int) -> torch.Tensor:
+        """Rows ``begin .. end`` along the first dimension, in memory of their own."""
+        size = entry.size_bytes // max(entry.shape[0], 1)
+        buffer = np.empty((end - begin) * size, np.uint8)
+        self._source.read_into(entry.file, entry.begin + begin * size, buffer.data)
+        shape = (end - begin, *entry.shape[1:])
+        return torch.from_numpy(buffer).view(TORCH_TYPES[entry.dtype]).view(shape)
+
+    def whole(self, entry: TensorEntry) -> torch.Tensor:
+        """All of it, read once and kept."""
+        if entry not in self._whole:
+            self._whole[entry] = self.rows(entry, 0, entry.shape[0])
+        return self._whole[entry]
+
+
 def _piece_rows(stored: Stored, piece_bytes: int) -> int:
     """Rows of a piece, a multiple of the rows that share a scale."""
-    width = max(stored.columns * (4 if stored.encoding != "plain" else STORED_BYTES[stored.entry.dtype]), 1)
-    block = stored.block[0]
+    width = max(stored.columns * (4 if stored.encoding else STORED_BYTES[stored.entry.dtype]), 1)
+    block = _row_step(stored)
     return max(piece_bytes // width // block, 1) * block
+
+
+def _row_step(stored: Stored) -> int:
+    return stored.encoding.row_step if stored.encoding else 1

@@ -20,6 +20,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "aten.add.Tensor": ATEN.add.Tensor,
     "aten.cat.default": ATEN.cat.default,
     "aten.clone.default": lambda x: x,
+    "aten.constant_pad_nd.default": ATEN.constant_pad_nd.default,
     "aten.div.Scalar": ATEN.div.Scalar,
     "aten.div.Tensor": ATEN.div.Tensor,
     "aten.exp.default": ATEN.exp.default,

@@ -298,18 +298,7 @@ class Chain:
 
 
 def expert_source(layer: LayerId, facts: ExpertsFacts) -> ExpertSource:
-    """Parameter names, as transformers' experts interface fixes them, or with ``*`` for each expert's number."""
-    if facts.products is not None:
-        up, down = (f"{facts.module}.expert_*.{product}" for product in facts.products)
-        return ExpertSource(
-            layer=layer,
-            up=f"{up}.weight",
-            down=f"{down}.weight",
-            up_bias=f"{up}.bias" if facts.bias else None,
-            down_bias=f"{down}.bias" if facts.bias else None,
-            transposed=False,
-            interleaved=False,
-        )
+    """Parameter names, as transformers' experts interface fixes them."""
     up = "gate_up_proj" if facts.gated else "up_proj"
     return ExpertSource(
         layer=layer,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from moec.artifacts.model import DType, GenerationDefaults, ModelRecord
-from moec.artifacts.packing import DenseTensor, PackingRecord, expert_parameter
+from moec.artifacts.packing import DenseTensor, PackingRecord
 from moec.compiler.partition.attentions import attention_spec, cache_numbers
 from moec.compiler.partition.canonical import canonicalise, weight_only
 from moec.compiler.partition.chain import Chain, ChainInputs
@@ -129,6 +129,7 @@ def _model(
         generation=generation,
         encoder=encoder,
         selections=tuple(chain.selections.values()),
+        placeholders=traced.placeholders,
     )
 
 
@@ -146,7 +147,7 @@ def _packing(chain: Chain, traced: TracedModel, config_sha256: str) -> PackingRe
     for experts in chain.sources:
         for name in (experts.up, experts.down, experts.up_bias, experts.down_bias):
             if name is not None:
-                dtypes[name] = DTYPE_NAMES[traced.stored[expert_parameter(name, 0)]]
+                dtypes[name] = DTYPE_NAMES[traced.stored[name]]
     return PackingRecord(config_sha256, dtypes, dense, tuple(chain.sources))
 
 

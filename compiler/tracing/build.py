@@ -32,13 +32,6 @@ DTYPES: dict[DType, torch.dtype] = {
 }
 """Element types a model can be compiled to."""
 
-MODULES_OF_EXPERTS: dict[str, tuple[str, str]] = {
-    "SwitchTransformersExperts": ("wi", "wo"),
-    "NllbMoeExperts": ("fc1", "fc2"),
-}
-"""Classes with a module ``expert_<number>`` for each expert: the names of its two products."""
-
-
 FLOAT = "__float__"
 """Key of an object that transformers writes into ``config.json`` for infinities and what is no number."""
 
@@ -105,7 +98,7 @@ def build_model(config: Any, dtype: torch.dtype) -> Any:
     if not expert_modules(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} is not a Mixture-of-Experts model, or not one that moec can see into",
-            "None of its modules goes through transformers' experts interface, or has experts as moec knows them.",
+            "None of its modules goes through transformers' experts interface, or is adopted by moec.",
             "`moec models` lists the types that compile.",
         )
     _keep_in_float32(model, dtype)
@@ -151,12 +144,10 @@ def has_encoder(config: Any) -> bool:
 
 
 def expert_modules(model: torch.nn.Module) -> dict[str, Any]:
-    """Path to module, for the modules behind transformers' experts interface, and those of one module an expert."""
+    """Path to module, for the modules behind transformers' experts interface."""
     flags = ("has_gate", "is_transposed", "is_concatenated", "has_bias")
     return {
-        path: module
-        for path, module in used_modules(model)
-        if type(module).__name__ in MODULES_OF_EXPERTS or all(hasattr(module, flag) for flag in flags)
+        path: module for path, module in used_modules(model) if all(hasattr(module, flag) for flag in flags)
     }
 
 

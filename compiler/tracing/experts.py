@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moec.compiler.tracing.activation import read_activation
-from moec.compiler.tracing.build import DTYPES, MODULES_OF_EXPERTS
+from moec.compiler.tracing.build import DTYPES
 from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ class ExpertsFacts:
     interleaved: bool
     activation: Expression
     dtype: DType
-    products: tuple[str, str] | None = None
-    """Where each expert is a module of its own: the names of its two products."""
 
 
 def read_experts(path: str, module: Any) -> ExpertsFacts:
@@ -41,8 +39,6 @@ def read_experts(path: str, module: Any) -> ExpertsFacts:
         UnsupportedModelError: an expert does more than ``down(activation(gate_up(x)))``.
     """
     owner = type(module).__name__
-    if owner in MODULES_OF_EXPERTS:
-        return _read_modules(path, module, MODULES_OF_EXPERTS[owner])
     if module.has_post_expert_norm:
         raise UnsupportedModelError(f"{owner} normalises the output of each expert, and no kernel does that")
     up = module.gate_up_proj if module.has_gate else module.up_proj
@@ -68,25 +64,6 @@ def read_experts(path: str, module: Any) -> ExpertsFacts:
         interleaved=interleaved,
         activation=read_activation(_middle(module), gated, interleaved, owner),
         dtype=dtype_name(up.dtype),
-    )
-
-
-def _read_modules(path: str, module: Any, products: tuple[str, str]) -> ExpertsFacts:
-    """Experts that are modules of their own, with two products and an activation between them."""
-    first = module["expert_0"]
-    up, down = (getattr(first, name) for name in products)
-    return ExpertsFacts(
-        module=path,
-        experts=int(module.num_experts),
-        hidden=int(up.in_features),
-        intermediate=int(up.out_features),
-        gated=False,
-        bias=up.bias is not None,
-        transposed=False,
-        interleaved=False,
-        activation=read_activation(first.act, False, False, type(module).__name__),
-        dtype=dtype_name(down.weight.dtype),
-        products=products,
     )
 
 

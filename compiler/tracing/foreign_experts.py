@@ -16,6 +16,7 @@ from torch import nn
 from transformers.core_model_loading import (
     Concatenate,
     ConversionOps,
+    MergeModulelist,
     Transpose,
     WeightConverter,
     WeightRenaming,
@@ -58,10 +59,10 @@ def adopt_experts(model: Any) -> None:
             foreign.adopt(module)
 
 
-def _describe(module: Any, *, transposed: bool = False) -> None:
-    module.has_gate, module.has_bias, module.has_post_expert_norm = True, False, False
+def _describe(module: Any, *, gate: bool = True, bias: bool = False, transposed: bool = False) -> None:
+    module.has_gate, module.has_bias, module.has_post_expert_norm = gate, bias, False
     module.is_transposed, module.is_concatenated = transposed, True
-    if not hasattr(module, "_apply_gate"):
+    if gate and not hasattr(module, "_apply_gate"):
         module._apply_gate = MethodType(_default_apply_gate, module)
 
 
@@ -123,6 +124,38 @@ def _longcat_flash(module: Any) -> None:
     module.forward = MethodType(forward, module)
 
 
+def _modules(up: str, down: str) -> Callable[[Any], None]:
+    """For experts that are modules ``expert_<number>`` of their own: two products, and no gate between them."""
+
+    def adopt(module: Any) -> None:
+        first, experts = module["expert_0"], module.num_experts
+        module.act_fn = first.act
+        for target, product in (("up_proj", getattr(first, up)), ("down_proj", getattr(first, down))):
+            for suffix, one in (("", product.weight), ("_bias", product.bias)):
+                if one is not None:
+                    parameter = nn.Parameter(one.new_empty(experts, *one.shape))
+                    module.register_parameter(f"{target}{suffix}", parameter)
+        for number in range(experts):
+            del module[f"expert_{number}"]
+        _describe(module, gate=False, bias=hasattr(module, "up_proj_bias"))
+        module.forward = MethodType(run_experts, module)
+
+    return adopt
+
+
+def _merged(up: str, down: str, *suffixes: tuple[str, str]) -> tuple[WeightConverter, ...]:
+    """Conversions for tensors ``experts.expert_<number>.<product>.<suffix>``; suffixes as stored and as adopted."""
+    return tuple(
+        WeightConverter(
+            rf"experts\.expert_*.{product}\.{stored}",
+            f"experts.{target}{suffix}",
+            operations=[MergeModulelist(0)],
+        )
+        for product, target in ((up, "up_proj"), (down, "down_proj"))
+        for stored, suffix in suffixes
+    )
+
+
 FOREIGN: dict[str, Foreign] = {
     "dbrx": Foreign(
         "DbrxExperts",
@@ -149,6 +182,14 @@ FOREIGN: dict[str, Foreign] = {
     "llama4": Foreign("Llama4TextExperts", _transposed_layout),
     "llama4_text": Foreign("Llama4TextExperts", _transposed_layout),
     "longcat_flash": Foreign("LongcatFlashExperts", _longcat_flash),
+    "nllb-moe": Foreign(
+        "NllbMoeExperts",
+        _modules("fc1", "fc2"),
+        _merged("fc1", "fc2", ("weight", ""), ("bias", "_bias")),
+    ),
     "step3p7": Foreign("Step3p7Experts", _same_layout),
+    "switch_transformers": Foreign(
+        "SwitchTransformersExperts", _modules("wi", "wo"), _merged("wi", "wo", ("weight", ""))
+    ),
 }
 """``model_type`` -> its experts."""

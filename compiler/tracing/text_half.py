@@ -74,6 +74,20 @@ TEXT_HALVES: dict[str, TextHalf] = {
 """``model_type`` -> its text half."""
 
 
+KINDS = ("image", "video", "audio")
+"""What tokens can stand for: a config has ``<kind>_token_id`` for each that its model reads."""
+
+
+def placeholders(config: Any) -> dict[str, int]:
+    """What a model reads beside text, and the token id that stands for it, by the model's config."""
+    half = TEXT_HALVES.get(config.model_type)
+    if half is None:
+        return {}
+    part = getattr(config, f"{half.whole}_config") if half.whole else config
+    found = {kind: getattr(part, f"{kind}_token_id", None) for kind in KINDS}
+    return {kind: int(token) for kind, token in found.items() if token is not None}
+
+
 def transformers_class(model_type: str) -> Any:
     """The class of transformers that loads checkpoints of this type."""
     half = TEXT_HALVES.get(model_type)

@@ -16,7 +16,6 @@ from moec.runtime.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
 from moec.runtime.engine.sequence import Request, Sequence
 from moec.runtime.request import (
     cache_too_small,
-    check_tokens,
     step_too_small,
     too_long,
     wrong_source,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from moec.runtime.cache.pages import Lease
     from moec.runtime.stats import Stats
+    from moec.runtime.vocabulary import Vocabulary
 
 NOTHING = StepPlan((), ())
 """A run through the model that advanced no sequence."""
@@ -65,11 +65,11 @@ class Engine:
     pages are free at once all the same: the executor does steps in order, so nobody writes to them before.
     """
 
-    def __init__(self, executor: Executor, limits: Limits, vocab_size: int, stats: Stats) -> None:
+    def __init__(self, executor: Executor, limits: Limits, vocabulary: Vocabulary, stats: Stats) -> None:
         self.limits = limits
         self.stats = stats
         self._executor = executor
-        self._vocab_size = vocab_size
+        self._vocabulary = vocabulary
         self.scheduler = Scheduler(limits)
         self._batch = StepBatch(limits.max_step_tokens, self.scheduler.table, sources=limits.sources)
         self._next_id = 0
@@ -78,15 +78,18 @@ class Engine:
         self.last_plan = NOTHING
         """What the last `step` ran."""
         self.observer: Callable[[StepPlan], None] | None = None
-        """Told after each run through the model which tokens it was for: none where it was for `score`, or failed."""
+        """Told of each run through the model which tokens it was for, once those that it chooses are there: none
+        where it was for `score`, or failed."""
+        self.source_observer: Callable[[list[Sequence]], None] | None = None
+        """Told of each run of the encoder whose sources it read: none where it was for `score`, or failed."""
 
     def add(self, request: Request) -> Sequence:
         """Queue a request; its sequence joins the batch at a coming `step`.
 
         Raises:
-            RequestError: a token id is out of range, the prompt is empty, or the request can never fit.
+            RequestError: a token id is none of the model's, the prompt is empty, or the request can never fit.
         """
-        check_tokens(request.prompt, self._vocab_size)
+        self._vocabulary.check(request.prompt)
         self._check_source(request.source)
         self._check_fits(len(request.prompt), request.max_new_tokens, len(request.source))
         sequence = Sequence(self._next_id, request)
@@ -121,6 +124,7 @@ class Engine:
         try:
             return self._step()
         except BaseException:
+            self._observe(NOTHING)
             # Nothing is known of the steps under way, and a state cannot be advanced twice.
             self.scheduler.restart()
             raise
@@ -149,37 +153,40 @@ class Engine:
         self.stats.milliseconds["schedule"] += (perf_counter() - encoded + encoding - started) * 1e3
         if plan is None or not plan.chunks:
             return None
-        ran = NOTHING
-        try:
-            tokens = self._executor.next_tokens(self._batch, sequences, ahead=last is not None)
-            ran = plan
-        finally:
-            self._observe(ran)
-        return _Begun(plan, sequences, tokens)
+        return _Begun(
+            plan, sequences, self._executor.next_tokens(self._batch, sequences, ahead=last is not None)
+        )
 
     def _encode(self, plan: StepPlan) -> None:
         """Run the encoder for sequences that join, on as many sources at once as a step holds."""
-        pieces: list[tuple[Lease, Piece]] = []
+        pieces: list[tuple[Sequence, Lease, Piece]] = []
         for chunk in plan.chunks:
             lease = chunk.sequence.lease
             if lease is None or lease.encoded:
                 continue
             piece = self._source_piece(chunk.sequence.request.source, lease.row)
-            if sum(len(each.tokens) for _, each in pieces) + len(piece.tokens) > self._batch.capacity:
+            if sum(len(each.tokens) for *_, each in pieces) + len(piece.tokens) > self._batch.capacity:
                 self._encode_together(pieces)
                 pieces = []
-            pieces.append((lease, piece))
+            pieces.append((chunk.sequence, lease, piece))
         self._encode_together(pieces)
 
-    def _encode_together(self, pieces: list[tuple[Lease, Piece]]) -> None:
+    def _encode_together(self, pieces: list[tuple[Sequence, Lease, Piece]]) -> None:
         if pieces:
-            self._run_encoder([piece for _, piece in pieces])
-        for lease, _ in pieces:
+            self._run_encoder([piece for *_, piece in pieces], [sequence for sequence, *_ in pieces])
+        for _, lease, _ in pieces:
             lease.encoded = True
 
-    def _run_encoder(self, pieces: list[Piece]) -> None:
+    def _run_encoder(self, pieces: list[Piece], sequences: list[Sequence]) -> None:
+        """Read sources, of ``sequences`` where they are of any."""
         self._batch.fill(pieces, [])
-        self._executor.encode(self._batch)
+        ran: list[Sequence] = []
+        try:
+            self._executor.encode(self._batch)
+            ran = sequences
+        finally:
+            if self.source_observer is not None:
+                self.source_observer(ran)
         self.stats.prompt_tokens += self._batch.count
 
     def _source_piece(self, source: tuple[int, ...], row: int) -> Piece:
@@ -194,9 +201,9 @@ class Engine:
             source: what an encoder reads.
 
         Raises:
-            RequestError: a token id is out of range, or running sequences hold too much of the cache.
+            RequestError: a token id is none of the model's, or running sequences hold too much of the cache.
         """
-        check_tokens(tokens, self._vocab_size)
+        self._vocabulary.check(tokens)
         self._check_source(source)
         self._check_fits(len(tokens), 0, len(source))
         scheduler = self.scheduler
@@ -209,13 +216,13 @@ class Engine:
             scheduler.table.assign(scheduler.spare_row, 0, pages[:own])
             if source:
                 scheduler.table.assign(scheduler.source_row(scheduler.spare_row), 0, pages[own:])
-                self._run_encoder([self._source_piece(source, scheduler.spare_row)])
+                self._run_encoder([self._source_piece(source, scheduler.spare_row)], [])
             return self._score_chunks(tokens, len(source))
         finally:
             scheduler.pages.release(pages)
 
     def _score_chunks(self, tokens: tuple[int, ...], source: int) -> NDArray[np.float32]:
-        logits = np.empty((len(tokens), self._vocab_size), np.float32)
+        logits = np.empty((len(tokens), self._vocabulary.size), np.float32)
         batch, scheduler = self._batch, self.scheduler
         # All rows' logits are wanted, so no more tokens than the rows that memory was set aside for.
         count = len(tokens) if self.limits.whole_prompts else min(batch.capacity, LOGIT_ROWS)
@@ -244,7 +251,7 @@ class Engine:
             raise wrong_source(needed=self.limits.sources)
         if not source:
             return
-        check_tokens(source, self._vocab_size)
+        self._vocabulary.check(source)
         if len(source) > self.limits.max_context:
             raise too_long(len(source), 0, self.limits.max_context)
         if len(source) > self.limits.max_step_tokens:
@@ -285,6 +292,7 @@ class Engine:
         """Wait for a step; what it is for those that have not ended."""
         self.last_plan = step.plan
         tokens = dict(zip(step.sequences, step.tokens(), strict=True))
+        self._observe(StepPlan(tuple(step.chunks()), step.plan.preempted))
         outputs: list[TokenOutput] = []
         stats = self.stats
         for chunk in step.chunks():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from moec.artifacts.checks import program_problems
 from moec.artifacts.program import (
     Call,
     Operand,
@@ -16,7 +17,6 @@ from moec.artifacts.program import (
     resolve,
     size_bytes,
 )
-from moec.artifacts.program_checks import program_problems
 from tests.support.tiny_bundle import H, tiny_model, tiny_program
 
 MODEL = tiny_model()

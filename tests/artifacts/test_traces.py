@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import time
 import zipfile
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ def same(a: Traces, b: Traces) -> bool:
         )
         and np.array_equal(a.sequence_starts, b.sequence_starts)
         and np.array_equal(a.prefill, b.prefill)
+        and (a.encoder is None) == (b.encoder is None)
+        and (a.encoder is None or b.encoder is None or same(a.encoder, b.encoder))
     )
 
 
@@ -53,6 +56,36 @@ def test_round_trip_and_the_same_bytes_again(tmp_path: Path, monkeypatch: pytest
     save_traces(traces, tmp_path / "b.npz")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     assert same(load_traces(tmp_path / "a.npz"), traces)
+
+
+def sided(tokens: int, source_tokens: int) -> Traces:
+    """A decoder's, and an encoder's of two layers over other tokens."""
+    encoder = tiny_traces(tiny_model(), tokens=source_tokens)
+    decoder = tiny_traces(tiny_model(), tokens=tokens)
+    return dataclasses.replace(decoder, layers=decoder.layers[:1], encoder=encoder)
+
+
+def test_an_encoders_traces_come_back_and_are_joined(tmp_path: Path) -> None:
+    one, other = sided(6, 9), sided(4, 3)
+    save_traces(one, tmp_path / "a.npz")
+    assert same(load_traces(tmp_path / "a.npz"), one)
+    both = join_traces(one, other)
+    assert both.encoder is not None
+    assert (both.tokens, both.encoder.tokens) == (10, 12)
+    assert ends_with(both, other)
+    assert not ends_with(both, dataclasses.replace(other, encoder=sided(4, 4).encoder))
+    last = last_tokens(both, 5)
+    assert last.encoder is not None
+    assert (last.tokens, last.encoder.tokens) == (4, 3)
+
+
+def test_damage_on_an_encoders_side_is_named(tmp_path: Path) -> None:
+    found = arrays() | {
+        f"encoder_{name}": array for name, array in arrays(prefill=np.zeros(3, np.bool_)).items()
+    }
+    np.savez(tmp_path / "t.npz", **found)
+    with pytest.raises(BundleError, match="wrong type"):
+        load_traces(tmp_path / "t.npz")
 
 
 @settings(max_examples=30, deadline=None)

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.make_checkpoint import CONFIGS
 from benchmarks.memory_budgets import combinations
+from benchmarks.peers.__main__ import BUDGETS, KINDS, cache_words
 from benchmarks.peers.gguf_model import BLOCKS, file_bytes, tensors
 from benchmarks.peers.llama import LlamaCpp
 from benchmarks.random_checkpoint import published_tensors
@@ -51,6 +52,19 @@ def test_as_many_layers_as_a_budget_holds_are_on_the_gpu(budget: int, left: int)
     assert found["layers on the CPU"] == left
     if budget > BESIDE:
         assert budget - LAYER < found["gpu_bytes"] <= budget or left == 0
+
+
+def test_every_kind_has_a_format_of_llama_cpp_and_two_budgets() -> None:
+    assert set(KINDS.values()) == set(BLOCKS)
+    assert [budget.partition("=")[0] for budget in BUDGETS] == [kind for kind in KINDS for _ in range(2)]
+
+
+def test_a_row_says_who_had_the_missing_experts() -> None:
+    assert (
+        cache_words({"hits": 30, "misses": 10, "cpu_misses": 4}) == "75% hits, 40% of the misses by the CPU"
+    )
+    assert cache_words({"hits": 0, "misses": 10, "cpu_misses": 0}) == "0% hits"
+    assert cache_words({"hits": 0, "misses": 0, "cpu_misses": 0}) == "0% hits"
 
 
 def test_combinations_are_random_and_the_same_again() -> None:

@@ -125,9 +125,9 @@ def test_index_alone_is_enough_to_open(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_format_alone(tmp_path: Path) -> None:
-    (write(tmp_path) / "model.safetensors").rename(tmp_path / "model.gguf")
+    (write(tmp_path) / "model.safetensors").rename(tmp_path / "model.h5")
     text = refused(tmp_path)
-    assert "model.gguf" in text
+    assert "model.h5" in text
     assert "save_pretrained" in text
 
 

@@ -9,8 +9,8 @@ from tvm.script import from_source, ir
 from tvm.script import relax as script_relax
 from tvm.script import tirx as script_tirx
 
+from moec.artifacts.checks import program_problems
 from moec.artifacts.program import Call, LocalSpec, Operand, SegmentProgram
-from moec.artifacts.program_checks import program_problems
 from moec.compiler.lowering.program import read_segment
 from moec.errors import CompileError
 from tests.support.canaries import most_slow

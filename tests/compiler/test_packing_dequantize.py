@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from moec.compiler.checkpoint.safetensors_header import read_header
-from moec.compiler.packing.dequantize import E2M1
+from moec.compiler.packing.encodings.mxfp4 import E2M1
 from moec.compiler.packing.reading import FileSource, TensorReader
 from moec.compiler.packing.stored import Stored, stored_tensors
-from moec.errors import CheckpointError, UnsupportedModelError
+from moec.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,9 +128,3 @@ def test_e2m1_values() -> None:
         sign, exponent, mantissa = -1.0 if code >> 3 else 1.0, code >> 1 & 3, code & 1
         value = mantissa / 2 if exponent == 0 else (1 + mantissa / 2) * 2.0 ** (exponent - 1)
         assert E2M1[code] == sign * value
-
-
-def test_unreadable_quantization(tmp_path: Path) -> None:
-    config = {"quantization_config": {"quant_method": "awq"}}
-    with pytest.raises(UnsupportedModelError, match="quantized with awq"):
-        stored(tmp_path, {"w": torch.zeros(1)}, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,17 @@ from moec.artifacts.quantization import FormatRule
 from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.checkpoint.safetensors_header import read_header
 from moec.compiler.packing import pack
-from moec.compiler.packing.carrying import carry_mxfp4
-from moec.compiler.packing.dequantize import scale_blocks, unpack_mxfp4
+from moec.compiler.packing.encodings.fp8 import scale_blocks
+from moec.compiler.packing.encodings.mxfp4 import carry_mxfp4, unpack_mxfp4
 from moec.compiler.packing.reading import FileSource, TensorReader
 from moec.compiler.packing.stored import stored_tensors
 from moec.compiler.partition import PartitionedModel, partition
-from moec.compiler.quantization import kept_formats, policy_named, quantize
+from moec.compiler.quantization import Kept, kept_formats, policy_named, quantize
 from moec.compiler.trace import trace
 from moec.errors import CheckpointError
 from moec.formats import FORMATS, dequantize_rows
 from tests.support.graphs import GENERATION, MAX_CONTEXT, parts
+from tests.support.packed_checkpoints import gptq_checkpoint
 from tests.support.quantized_checkpoints import fp8_deepseek_v3, mxfp4_gpt_oss
 from tests.support.tiny_models import save
 
@@ -87,7 +89,7 @@ def packed(folder: Path, output: Path, model: PartitionedModel) -> tuple[Partiti
     """A checkpoint packed as it keeps what it has, and the bytes of every file and tensor."""
     checkpoint = open_checkpoint(folder)
     model = replace(model, packing=replace(model.packing, config_sha256=checkpoint.config_sha256))
-    kept = quantize(model, policy_named("keep"), kept_formats(checkpoint, model))
+    kept = quantize(model, policy_named("keep"), kept_formats(checkpoint, model).formats)
     result = pack(checkpoint, kept.model, kept.packing, kept.constants, output)
     dense, *experts = [output / file.path for file in result.files]
     return kept, load_file(dense) | {path.name: np.fromfile(path, np.uint8) for path in experts}
@@ -165,7 +167,29 @@ def test_a_folder_without_weights_is_refused_where_it_matters(tmp_path: Path) ->
     folder = save("mixtral", tmp_path / "model", dtype=torch.bfloat16)
     (folder / "model.safetensors").unlink()
     plain = open_checkpoint(folder)
-    assert kept_formats(plain, parts("mixtral")) == {}
+    assert kept_formats(plain, parts("mixtral")) == Kept()
     quantized = replace(plain, config=plain.config | {"quantization_config": {"quant_method": "fp8"}})
     with pytest.raises(CheckpointError, match="o weights"):
         kept_formats(quantized, parts("mixtral"))
+
+
+def test_what_cannot_be_carried_over_is_counted(tmp_path: Path) -> None:
+    made = gptq_checkpoint(tmp_path, "mixtral", reordered=True)
+    model = parts("mixtral", "bfloat16")
+    found = kept_formats(open_checkpoint(made.folder), model)
+    assert found.formats == {}
+    assert list(found.obstacles.values()) == [len(made.values)]
+    assert "desc_act" in next(iter(found.obstacles))
+
+
+def test_a_bias_without_a_parameter_is_left_out_if_it_is_zero(tmp_path: Path) -> None:
+    """GPTQ's packers give every product one."""
+    made = gptq_checkpoint(tmp_path, "mixtral")
+    checkpoint = open_checkpoint(made.folder)
+    assert kept_formats(checkpoint, parts("mixtral", "bfloat16")).formats
+    tensors = load_file(made.folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith(".w2.bias"))
+    tensors[name][3] = 0.5
+    save_file(tensors, made.folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=re.escape(f"unexpected in the checkpoint: {name}")):
+        kept_formats(open_checkpoint(made.folder), parts("mixtral", "bfloat16"))

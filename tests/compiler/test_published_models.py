@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
+from moec.compiler.checkpoint import open_checkpoint
+from moec.compiler.packing import pack
+from moec.compiler.partition import partition
+from moec.compiler.trace import trace
 from moec.compiler.tracing.build import build_config, build_model
+from tests.support.graphs import GENERATION
+from tests.support.tiny_models import save
 from tests.support.tiny_models.foreign import REMADE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODEL = "model.safetensors"
 
 
 def test_dbrx_rotates_with_the_base_of_its_attention() -> None:
@@ -25,3 +40,20 @@ def test_longcat_flash_has_no_weights_for_experts_that_compute_nothing() -> None
     path = "model.layers.0.mlp.experts.gate_up_proj"
     assert ours.state_dict()[path].shape[0] == config.n_routed_experts
     assert theirs.state_dict()[path].shape[0] > config.n_routed_experts, "transformers has mended it"
+
+
+@pytest.mark.slow
+def test_zaya_has_the_bias_of_its_checkpoint_on_the_expert_that_is_skipped(tmp_path: Path) -> None:
+    """Training balances it like the other biases; transformers sets it anew in what it has loaded."""
+    name, file = "model.layers.1.mlp.gate.balancing_biases", save("zaya", tmp_path / "model") / MODEL
+    tensors = load_file(file)
+    tensors[name][-1] = 0.25
+    save_file(tensors, file, metadata={"format": "pt"})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert theirs.state_dict()[name][-1] == -1.0, "transformers keeps it now: the note can go"
+    checkpoint = open_checkpoint(tmp_path / "model")
+    traced = trace(checkpoint.config, dtype="float32", max_context=64)
+    parts = partition(traced, generation=GENERATION, config_sha256=checkpoint.config_sha256)
+    pack(checkpoint, parts.model, parts.packing, parts.constants, tmp_path / "out")
+    packed = load_file(tmp_path / "out/weights/dense.safetensors")
+    torch.testing.assert_close(packed[name], tensors[name], rtol=0, atol=0)

@@ -15,7 +15,7 @@ from moec.compiler.kernels.cpu import packed_codes
 from moec.compiler.kernels.cuda.packed.codes import WIDENINGS
 from moec.compiler.lowering import formats
 from moec.compiler.lowering.formats import check_formats, takes_formats
-from moec.compiler.quantization import POLICIES, policy_named, quantize, read_policy
+from moec.compiler.quantization import POLICIES, Kept, policy_named, quantize, read_policy
 from moec.errors import CheckpointError, CompileError
 from moec.formats import FORMATS
 from tests.support.graphs import parts
@@ -140,7 +140,7 @@ def chosen(
 ) -> tuple[Any, list[str]]:
     """What becomes of a tiny model whose checkpoint has ``kept``, for a target that takes MXFP4 alone."""
     monkeypatch.setattr(formats, "EXPERT_CODES", {"cpu": frozenset({"e2m1"})})
-    monkeypatch.setattr(pipeline, "kept_formats", lambda *_: kept)
+    monkeypatch.setattr(pipeline, "kept_formats", lambda *_: Kept(kept))
     log, checkpoint = Notes(), cast("Checkpoint", None)
     return pipeline.choose_formats(parts("mixtral"), checkpoint, asked, ("cpu",), log), log.notes
 

@@ -14,8 +14,9 @@ from moec.compiler.packing.binding import bind
 from moec.compiler.packing.check import check_names
 from moec.compiler.packing.stored import stored_tensors
 from moec.compiler.tracing.build import build_config, build_model, expert_modules
-from moec.compiler.tracing.text_half import TEXT_HALVES
+from moec.compiler.tracing.text_half import TEXT_HALVES, placeholders
 from moec.errors import CheckpointError
+from tests.support.graphs import parts
 from tests.support.tiny_models import TINY, save
 
 if TYPE_CHECKING:
@@ -52,3 +53,16 @@ def test_what_the_language_model_needs_may_not_be_missing(tmp_path: Path) -> Non
     needed = [path for path, _ in model.named_parameters() if TEXT_HALVES["qwen3_vl_moe"].has(path)]
     with pytest.raises(CheckpointError, match=r"missing .*layers\.1\.mlp\.up_proj\.weight"):
         check_names(model, bind(model, stored_tensors(index, checkpoint.config)), needed)
+
+
+def test_tokens_that_stand_for_other_inputs_are_known() -> None:
+    found = {name: placeholders(CONFIG_MAPPING[name]()) for name in TEXT_HALVES}
+    assert found["llama4"] == {"image": 200092}
+    assert found["qwen3_omni_moe"] == {"image": 151655, "video": 151656, "audio": 151646}
+    assert all("image" in kinds for name, kinds in found.items() if name != "mistral4")
+    assert placeholders(CONFIG_MAPPING["mixtral"]()) == {}
+
+
+@pytest.mark.slow
+def test_bundles_say_which_they_are() -> None:
+    assert parts("qwen3_vl_moe").model.placeholders == {"image": 220, "video": 221}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from moec.compiler.lowering import cuda_module
 from moec.runtime.devices.cuda.device import CudaDevice
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.libraries import load_runtime
-from tests.support.cuda_stub import Stub
+from tests.support.compiling import compile_checkpoint
+from tests.support.cuda_stub import Stub, write_image
+from tests.support.tiny_models import save
 
 collect_ignore_glob = [] if os.environ.get("MOEC_CUDA_STUB") else ["test_*.py"]
 """tests/runtime/test_emulated_gpu.py starts the process that these run in."""
@@ -41,3 +45,22 @@ def device(stub: Stub) -> Iterator[CudaDevice]:
 @pytest.fixture(scope="session")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("modules")
+
+
+@pytest.fixture(scope="session")
+def bundles(stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Bundles of float32 weights with code for the CPU, and for the emulator where a GPU's would be."""
+
+    @cache
+    def compiled(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        save(name, folder / "checkpoint")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cuda_module, "_machine_code", lambda source, target: source)
+            patch.setattr(cuda_module, "write_fatbin", write_image)
+            compile_checkpoint(
+                folder / "checkpoint", folder / "model.moec", dtype="f32", targets=("cpu", "cuda-sm_90")
+            )
+        return folder / "model.moec"
+
+    return compiled

@@ -12,9 +12,10 @@ import pytest
 from moec.artifacts.program import HOPPER
 from moec.errors import BundleError, DeviceError
 from moec.runtime.devices.cuda.device import CudaDevice
+from moec.runtime.devices.cuda.driver import Handle
 from moec.runtime.devices.cuda.module import load_functions
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
-from moec.runtime.devices.protocol import PackedCall, View
+from moec.runtime.devices.protocol import HostCall, PackedCall, View
 from moec.runtime.stats import Stats
 from tests.support.cuda_modules import FILES, add_one, write_emulated
 from tests.support.cuda_stub import Stub
@@ -120,6 +121,48 @@ def test_a_call_that_fails_in_a_capture_leaves_the_stream_usable(device: CudaDev
     run()
     assert run.captured
     assert memory.address
+
+
+def test_ctrl_c_as_a_capture_begins_leaves_the_stream_usable(
+    device: CudaDevice, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = device.prepare([PackedCall("segments", lambda: None, ())], Stats(), often=True)
+    run()
+    begin = NvidiaDriver.begin_capture
+
+    def interrupted(driver: NvidiaDriver, stream: Handle) -> None:
+        begin(driver, stream)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NvidiaDriver, "begin_capture", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    memory, view = floats(device)
+    np.testing.assert_array_equal(device.read(view), np.arange(N))
+    run()
+    assert run.captured
+    assert memory.address
+
+
+def test_what_a_list_left_half_done_is_put_right_before_the_next(device: CudaDevice) -> None:
+    order: list[str] = []
+    interrupts = True
+
+    def second() -> None:
+        if interrupts:
+            raise KeyboardInterrupt
+        order.append("second")
+
+    calls = [HostCall("experts", lambda: order.append("first")), HostCall("experts", second)]
+    device.unfinished.repair_with(lambda: order.append("repair"))
+    run = device.prepare(calls, Stats())
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    interrupts = False
+    run()
+    run()
+    assert order == ["first", "repair", "first", "second", "first", "second"]
 
 
 def test_a_gpu_before_sm_90_is_not_asked_for_early_launches(

@@ -18,7 +18,10 @@ from moec.artifacts.reader import open_bundle
 from moec.errors import BudgetError, BundleError, DeviceError
 from moec.runtime.device_budget import DevicePlan
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
+from moec.runtime.devices.cuda.graphs import CallList
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
+from moec.runtime.devices.protocol import PackedCall, View
 from moec.runtime.expert_slots import SlotPlan, state_bytes
 from tests.emulated_gpu.test_model import CACHE, PROMPTS, compiled, planned, rows
 from tests.support.cuda_stub import Stub
@@ -258,6 +261,52 @@ def test_ctrl_c_while_decoding_leaves_a_model_that_goes_on(
             rows(model, [PROMPTS[0]], streamer=Interrupts(4))
         assert not model.engine.scheduler.running
         assert rows(model, [PROMPTS[0]]) == expected["one"]
+
+
+def test_a_step_that_ends_in_its_middle_leaves_no_slot_with_an_expert_that_never_came(
+    load: Callable[..., runtime.Model],
+    expected: dict[str, Any],
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = open_bundle(bundle, verify="sizes")
+    with load(device_memory=budget(expected, 0.6, bundle), max_step_tokens=160) as model:
+        for fetch, prompt in enumerate((*PROMPTS[:2], *PROMPTS[:2])):
+            with monkeypatch.context() as patch:
+                patch.setattr(CallList, "_run_each", cut_before_a_fetch(model, fetch))
+                with pytest.raises(KeyboardInterrupt):
+                    rows(model, [list(prompt)])
+        assert model.stats.evictions > 0, "nothing was given a slot"
+        model.forward([[5]])
+        for number, residents in enumerate(parts(model).slots.states.residents()):
+            first, own = parts(model).slots.slot_addresses[number], slots_of(model).layers[number]
+            for expert in np.flatnonzero(residents >= 0).tolist():
+                view = View(first + int(residents[expert]) * own.stride_bytes, "uint8", (own.stride_bytes,))
+                there = parts(model)._device.read(view)
+                wanted = files.expert_view(model.record.experts[number].layer, expert)
+                np.testing.assert_array_equal(there, wanted)
+        assert rows(model, [PROMPTS[0]]) == expected["one"]
+
+
+def parts(model: runtime.Model) -> OffloadedExperts:
+    found: OffloadedExperts = model.engine._executor._experts  # type: ignore[attr-defined]
+    return found
+
+
+def cut_before_a_fetch(model: runtime.Model, number: int) -> Callable[[CallList], None]:
+    """Assigns the slots of a layer, and is interrupted."""
+    left = [number]
+
+    def run(calls: CallList) -> None:
+        for call in calls._calls:
+            if isinstance(call, PackedCall):
+                if call.function is parts(model)._fetch:
+                    if not left[0]:
+                        raise KeyboardInterrupt
+                    left[0] -= 1
+                call.function(*call.arguments)
+
+    return run
 
 
 def test_a_kernels_error_while_decoding_is_typed_and_everything_is_given_back(

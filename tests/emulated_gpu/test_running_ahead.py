@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from moec import runtime
+from moec.artifacts.traces import load_traces
 from moec.runtime import Request, Sampling
 from moec.runtime.executor import ChainExecutor
 from tests.emulated_gpu.test_model import PROMPTS, compiled
@@ -149,6 +151,40 @@ def test_cancelled_sequences_leave_pages_that_others_take(load: Callable[..., ru
             while engine.busy:
                 engine.step()
             assert late.new_tokens == expected
+
+
+def test_routing_is_recorded_in_steps_that_run_ahead(
+    load: Callable[..., runtime.Model], stub: Stub, tmp_path: Path
+) -> None:
+    """The traces that the host gets where it reads every layer; one sequence ends by a token of its own."""
+    with load(ahead=True) as model:
+        end = run(model, [(0, request(0, 10, Sampling()))])[5][1]
+    arrivals = [
+        (0, request(0, 20, Sampling(), eos_token_ids=frozenset({end}))),
+        (0, request(1, 24, Sampling())),
+        (6, request(2, 12, Sampling())),
+    ]
+    traces, outputs = [], []
+    for logged in (False, True):
+        path = tmp_path / f"{logged}.npz"
+        with load(ahead=True) as model:
+            run(model, [(0, request(1, 3, Sampling()))])
+            if not logged:
+                model._executor._log = None  # type: ignore[union-attr]
+            begun = stub.counts().graphs
+            model.record_routing(path)
+            outputs.append(run(model, arrivals))
+            assert (stub.counts().graphs > begun) == logged
+        traces.append(load_traces(path))
+    assert sorted(outputs[0]) == sorted(outputs[1])
+    read, kept = traces
+    assert kept.sequence_starts.tolist() == read.sequence_starts.tolist()
+    assert kept.prefill.tolist() == read.prefill.tolist()
+    for mine, theirs in zip(kept.layers, read.layers, strict=True):
+        np.testing.assert_array_equal(mine.chosen, theirs.chosen)
+        assert mine.weights is not None
+        assert theirs.weights is not None
+        np.testing.assert_array_equal(mine.weights, theirs.weights)
 
 
 def test_traces_begin_with_their_own_steps(load: Callable[..., runtime.Model]) -> None:

@@ -4,42 +4,19 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moec import runtime
-from moec.compiler.lowering import cuda_module
 from moec.runtime.device_budget import DevicePlan
-from tests.support.compiling import compile_checkpoint
-from tests.support.cuda_stub import Stub, write_image
-from tests.support.tiny_models import save
+from tests.support.cuda_stub import Stub
 
 PROMPTS = ([11, 12, 13, 14, 15, 16, 17], [90, 5, 77], list(range(40, 80)), [3] * 18)
 NEW = 10
 MODELS = ("qwen3_next", "granitemoehybrid", "jamba", "kimi_linear", "minimax")
 """One of each kind of recurrence, and of each way through its kernels."""
-
-
-@pytest.fixture(scope="module")
-def bundles(stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Bundles of float32 weights with code for the CPU, and for the emulator where a GPU's would be."""
-
-    @cache
-    def compiled(name: str) -> Path:
-        folder = tmp_path_factory.mktemp(name)
-        save(name, folder / "checkpoint")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cuda_module, "_machine_code", lambda source, target: source)
-            patch.setattr(cuda_module, "write_fatbin", write_image)
-            compile_checkpoint(
-                folder / "checkpoint", folder / "model.moec", dtype="f32", targets=("cpu", "cuda-sm_90")
-            )
-        return folder / "model.moec"
-
-    return compiled
 
 
 def rows(model: runtime.Model) -> list[list[int]]:

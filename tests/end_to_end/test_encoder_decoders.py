@@ -6,6 +6,7 @@ That is transformers, but for NLLB-MoE an independent one: transformers 5.23 run
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ import pytest
 import torch
 
 from moec import runtime
+from moec.artifacts.traces import load_traces
 from moec.errors import RequestError
+from moec.planning.analysis import analyse
 from tests.end_to_end.conftest import BundleMaker
 from tests.support.agreement import RELATIVE, random_ids, relative_error
 from tests.support.encoder_decoder_judge import Judge
-from tests.support.nllb_reference import NllbReference, as_transformers_5
+from tests.support.nllb_reference import NllbReference, as_transformers_5, published
 from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
 
 SOURCE_TOKENS = 60
@@ -114,6 +117,61 @@ def test_experts_beyond_the_budget_change_nothing(name: str, make_bundle: Bundle
     ) as model:
         np.testing.assert_array_equal(model.generate(source, **options), expected)
         assert model.stats.evictions > 0
+
+
+@pytest.mark.slow
+def test_an_encoders_routing_is_traced_and_experts_are_placed_by_it(make_bundle: BundleMaker) -> None:
+    """Against the choices that the reference makes layer by layer: the encoder's first, then the decoder's."""
+    checkpoint, bundle = make_bundle("nllb_moe")
+    judge = Judge("nllb_moe", checkpoint)
+    sources = [random_ids(judge.vocab_size, count, seed=count).tolist() for count in (50, 21)]
+    with runtime.load(bundle, max_step_tokens=96) as model:
+        traces, record = model.trace(sources), model.record
+    chosen: list[list[int]] = []
+
+    def choose(chances: torch.Tensor) -> list[tuple[int, float]]:
+        found = published(chances)
+        chosen.append(sorted(expert for expert, _ in found))
+        return found
+
+    reference = NllbReference(judge.model.state_dict(), judge.model.config, choose)
+    of_encoder: list[list[int]] = []
+    of_decoder: list[list[int]] = []
+    with torch.inference_mode():
+        for source in sources:
+            chosen.clear()
+            reference.logits(source, [judge.start])
+            of_encoder += chosen[: len(source)]
+            of_decoder += chosen[len(source) :]
+    assert traces.encoder is not None
+    (encoder,), decoder = traces.encoder.layers, traces.layers
+    assert np.sort(encoder.chosen).tolist() == of_encoder
+    assert traces.encoder.sequence_starts.tolist() == [0, 50]
+    assert traces.encoder.prefill.all()
+    assert [np.sort(layer.chosen)[row].tolist() for row in range(2) for layer in decoder] == of_decoder
+    profile = analyse(traces, record).profile
+    uses = np.bincount(np.array(of_encoder).ravel(), minlength=6)
+    assert list(profile.layers[0].order) == np.argsort(-uses, kind="stable").tolist()
+    assert profile.provenance == "traced"
+    assert len(set(uses.tolist())) > 1, "experts used alike would prove nothing"
+
+
+@pytest.mark.slow
+def test_recorded_routing_of_both_sides_is_kept_from_run_to_run(
+    make_bundle: BundleMaker, tmp_path: Path
+) -> None:
+    _, bundle = make_bundle("switch_transformers")
+    sources = [random_ids(149, count, seed=count).tolist() for count in (40, 12)]
+    options: dict[str, Any] = {"do_sample": False, "eos_token_id": [], "max_new_tokens": 5}
+    for source in sources:
+        with runtime.load(bundle, max_step_tokens=96, trace_path=tmp_path / "t.npz") as model:
+            model.generate(source, **options)
+            model.forward(source, [0, 3])
+    traces = load_traces(tmp_path / "t.npz")
+    assert traces.encoder is not None
+    assert traces.encoder.sequence_starts.tolist() == [0, 40]
+    assert (traces.encoder.tokens, traces.tokens) == (52, 10)
+    assert (len(traces.encoder.layers), len(traces.layers)) == (2, 1)
 
 
 @pytest.mark.slow

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from moec import runtime
-from moec.artifacts.packing import PackingRecord
-from moec.artifacts.records import read_record
 from moec.cli.output import ProgressBar, StageLog
 from moec.cli.probe import RuntimeProbe
 from moec.compiler.pipeline import pack_model
 from moec.compiler.quantization import policy_named
 from moec.compiler.request import Calibration, Surroundings
-from moec.formats import FORMATS, METHODS, Format, dequantize
+from moec.formats import FORMATS
 from tests.support.agreement import check_agreement, expected_of, reference
 from tests.support.compiling import compile_checkpoint
+from tests.support.compressed_checkpoints import compressed_checkpoint
+from tests.support.dequantized import dequantize_dense, dequantize_experts
+from tests.support.packed_checkpoints import awq_checkpoint, gptq_checkpoint
 from tests.support.quantized_checkpoints import fp8_deepseek_v3, mxfp4_gpt_oss
 from tests.support.tiny_models import save
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.quantized_checkpoints import Published
 
 CANARY = ("deepseek_v2_lite", "int4-g32")
 MODELS = ("deepseek_v2_lite", "gpt_oss", "mixtral", "qwen2_moe")
@@ -67,6 +74,53 @@ def test_a_quantized_checkpoint_is_kept_and_is_the_model_of_its_values(
         check_agreement(model, expected)
 
 
+PACKED: dict[str, tuple[Callable[[Path], Published], str | None]] = {
+    "gptq": (partial(gptq_checkpoint, name="mixtral"), "int4-g32"),
+    "gptq, zero points": (
+        partial(gptq_checkpoint, name="qwen3_moe", symmetric=False, layout="gptq_v2"),
+        "int4-g32-z",
+    ),
+    "gptq, 8 bits, a scale a row": (
+        partial(gptq_checkpoint, name="deepseek_v2_lite", bits=8, group=-1),
+        "int8-g128",
+    ),
+    "gptq, order of activations": (partial(gptq_checkpoint, name="mixtral", reordered=True), None),
+    "awq": (partial(awq_checkpoint, name="deepseek_v2_lite"), "int4-g32-z"),
+    "compressed-tensors, int4": (
+        partial(
+            compressed_checkpoint,
+            name="qwen3_moe",
+            layout="pack-quantized",
+            settings={"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32},
+        ),
+        "int4-g32",
+    ),
+    "compressed-tensors, FP8": (
+        partial(
+            compressed_checkpoint,
+            name="deepseek_v3",
+            layout="float-quantized",
+            settings={"num_bits": 8, "type": "float", "strategy": "channel"},
+        ),
+        "fp8-e4m3",
+    ),
+}
+"""What writes a checkpoint into a folder, and the format of its experts in the bundle."""
+
+
+@pytest.mark.parametrize(
+    "case", [name if name == "gptq" else pytest.param(name, marks=pytest.mark.slow) for name in PACKED]
+)
+def test_packed_checkpoints_are_the_model_of_their_values(case: str, tmp_path: Path) -> None:
+    make, kind = PACKED[case]
+    made = make(tmp_path)
+    manifest = compile_checkpoint(made.folder, tmp_path / "model.moec", dtype="f32")
+    assert set(manifest.formats) == {"float32", *([] if kind is None else [kind])}
+    expected = expected_of(reference(made.plain))
+    with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
+        check_agreement(model, expected)
+
+
 @pytest.mark.slow
 def test_packing_elsewhere_makes_the_same_weights(tmp_path: Path) -> None:
     """The policy is in the modules."""
@@ -86,32 +140,3 @@ def test_packing_elsewhere_makes_the_same_weights(tmp_path: Path) -> None:
     weights = {name: record for name, record in here.files.items() if name.startswith("weights/")}
     assert weights
     assert weights.items() <= there.files.items()
-
-
-def dequantize_dense(model: torch.nn.Module, bundle: Path) -> None:
-    """Round every other matrix that the bundle has in a format to what that can say, in place."""
-    packing = read_record(PackingRecord, "packing", bundle / "packing.json")
-    weights = model.state_dict()
-    formats = {tensor.sources[0]: tensor.format for tensor in packing.dense if tensor.format is not None}
-    assert {"lm_head.weight", "model.embed_tokens.weight"} < formats.keys()
-    assert [name for name in formats if "self_attn" in name]
-    for name, kind in formats.items():
-        values = dequantize(FORMATS[kind], METHODS["nearest"](FORMATS[kind], weights[name].numpy()))
-        weights[name].copy_(torch.from_numpy(values))
-
-
-def dequantize_experts(model: torch.nn.Module, kind: Format) -> None:
-    """Round every routed expert's matrices to what ``kind`` can say, in place."""
-    rounded = 0
-    for module in model.modules():
-        for name in ("gate_up_proj", "gate_proj", "up_proj", "down_proj"):
-            weight = getattr(module, name, None)
-            if not isinstance(weight, torch.nn.Parameter) or weight.ndim != 3:
-                continue
-            across = 1 if getattr(module, "is_transposed", False) else 2
-            for expert in weight.data:
-                rows = expert.T if across == 1 else expert
-                values = dequantize(kind, METHODS["nearest"](kind, rows.contiguous().numpy()))
-                rows.copy_(torch.from_numpy(values))
-            rounded += 1
-    assert rounded

@@ -11,13 +11,14 @@ from moec.runtime.engine import Engine, Limits, Request, Sequence
 from moec.runtime.engine.scheduler import MIXED_STEP_TOKENS
 from moec.runtime.sampling import Sampling
 from moec.runtime.stats import Stats
+from moec.runtime.vocabulary import Vocabulary
 from tests.support.fake_executor import FakeExecutor
 
 VOCAB = 31
 
 
 def make_engine(batch: int = 4, step: int = 64, pages: int = 64, context: int = 512) -> Engine:
-    return Engine(FakeExecutor(pages, VOCAB), Limits(batch, step, context, pages), VOCAB, Stats())
+    return Engine(FakeExecutor(pages, VOCAB), Limits(batch, step, context, pages), Vocabulary(VOCAB), Stats())
 
 
 def finish(engine: Engine) -> None:
@@ -237,3 +238,14 @@ def test_a_step_that_fails_makes_its_sequences_begin_anew() -> None:
     fake.next_tokens = run  # type: ignore[method-assign]
     finish(engine)
     assert sequence.new_tokens == greedy((1, 2, 3), 20)
+
+
+def test_tokens_that_stand_for_an_image_are_refused() -> None:
+    vocabulary = Vocabulary(VOCAB, {"image": 7, "audio": VOCAB + 3})
+    engine = Engine(FakeExecutor(4, VOCAB), Limits(1, 8, 64, 4), vocabulary, Stats())
+    for prompt, kind in (((1, 7), "image"), ((VOCAB + 3,), "audio")):
+        with pytest.raises(RequestError, match=rf"Token id {prompt[-1]} stands for {kind}"):
+            engine.add(Request(prompt, 1))
+        with pytest.raises(RequestError, match=kind):
+            engine.score(prompt)
+    engine.add(Request((1, 6), 1))

@@ -19,6 +19,7 @@ from moec.runtime.experts import ExpertStore
 from moec.runtime.libraries import load_runtime
 from moec.runtime.routing import SequenceRecorder
 from moec.runtime.stats import Stats
+from moec.runtime.vocabulary import Vocabulary
 from tests.support import fake_chain
 from tests.support.expert_plans import LRU, uniform_plans
 from tests.support.fake_chain import EXPERTS, TOP, VOCAB, FakeBundle, Weights, expected_logits
@@ -68,7 +69,7 @@ def make_engine(
     program, given = fake_chain.program(), functions or FakeFunctions()
     binder = Binder(device, bundle, program, given, cache, states, experts, step, rows)
     executor = ChainExecutor(device, binder, experts, stats)
-    return Engine(executor, Limits(4, step, 256, 16), VOCAB, stats), executor
+    return Engine(executor, Limits(4, step, 256, 16), Vocabulary(VOCAB), stats), executor
 
 
 def run(engine: Engine, prompts: list[list[int]], new: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ from moec.runtime.budget import MemoryPlan
 from moec.runtime.engine import Engine, Limits
 from moec.runtime.model import Model
 from moec.runtime.stats import Stats
+from moec.runtime.vocabulary import Vocabulary
 from tests.support import fake_chain
 from tests.support.fake_executor import FakeExecutor
 
@@ -25,7 +26,7 @@ def make_model(defaults: GenerationDefaults = fake_chain.DEFAULTS, pages: int = 
     import dataclasses
 
     record = dataclasses.replace(fake_chain.record(), vocab_size=VOCAB, generation=defaults)
-    engine = Engine(FakeExecutor(pages, VOCAB), Limits(3, 64, 256, pages), VOCAB, Stats())
+    engine = Engine(FakeExecutor(pages, VOCAB), Limits(3, 64, 256, pages), Vocabulary(VOCAB), Stats())
     return Model(Path("nowhere"), record, "cpu", MemoryPlan(0, 0, pages, 0, 0, 0, 0, 0), engine, None)
 
 

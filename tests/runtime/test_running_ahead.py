@@ -12,6 +12,7 @@ from moec.runtime.engine import Engine, Limits, Request, Sequence
 from moec.runtime.engine.scheduler import StepPlan
 from moec.runtime.sampling import Sampling
 from moec.runtime.stats import Stats
+from moec.runtime.vocabulary import Vocabulary
 from tests.support.fake_executor import FakeExecutor
 
 VOCAB = 31
@@ -25,7 +26,7 @@ SAMPLINGS = (
 
 def make_engine(ahead: bool, batch: int = 4, step: int = 64, pages: int = 64) -> tuple[Engine, FakeExecutor]:
     executor = FakeExecutor(pages, VOCAB, ahead=ahead)
-    return Engine(executor, Limits(batch, step, 512, pages), VOCAB, Stats()), executor
+    return Engine(executor, Limits(batch, step, 512, pages), Vocabulary(VOCAB), Stats()), executor
 
 
 def finish(engine: Engine) -> list[tuple[int, int]]:

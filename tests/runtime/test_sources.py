@@ -12,6 +12,7 @@ from moec.runtime.cache.pages import PageTable
 from moec.runtime.engine import Engine, Limits, Request, Sequence
 from moec.runtime.engine.batch import Piece, StepBatch
 from moec.runtime.stats import Stats
+from moec.runtime.vocabulary import Vocabulary
 from tests.runtime.test_engine import VOCAB, assert_clean, finish
 from tests.support.fake_executor import FakeExecutor
 
@@ -20,7 +21,7 @@ TOKENS = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60).map(tuple)
 
 def make_engine(batch: int = 3, step: int = 64, pages: int = 12, *, whole: bool = False) -> Engine:
     limits = Limits(batch, step, 512, pages, sources=True, whole_prompts=whole)
-    return Engine(FakeExecutor(pages, VOCAB), limits, VOCAB, Stats())
+    return Engine(FakeExecutor(pages, VOCAB), limits, Vocabulary(VOCAB), Stats())
 
 
 def greedy(request: Request) -> list[int]:
@@ -107,7 +108,7 @@ def test_what_does_not_fit_is_refused(request_: Request, message: str) -> None:
 
 
 def test_a_decoder_takes_no_source() -> None:
-    engine = Engine(FakeExecutor(4, VOCAB), Limits(1, 8, 64, 4), VOCAB, Stats())
+    engine = Engine(FakeExecutor(4, VOCAB), Limits(1, 8, 64, 4), Vocabulary(VOCAB), Stats())
     with pytest.raises(RequestError, match="no encoder"):
         engine.add(Request((1,), 5, source=(1,)))
 

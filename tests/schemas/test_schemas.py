@@ -167,11 +167,24 @@ def test_records_survive_json_and_conform(name: str, data: st.DataObject) -> Non
     assert from_json(ROOTS[name], parsed) == value
 
 
+FREE = (
+    "values",
+    "tools",
+    "files",
+    "formats",
+    "checkpoint_types",
+    "roles",
+    "parameter_dtypes",
+    "placeholders",
+)
+"""Keys of maps from names."""
+
+
 def objects(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths to every record in a JSON value (maps from names, and references in recipes, are none)."""
     found: list[tuple[Any, ...]] = []
     if isinstance(value, dict):
-        free = path and path[-1] in ("values", "tools", "files", "formats", "roles", "parameter_dtypes")
+        free = path and path[-1] in FREE
         found += [] if free or set(value) == {"ref"} else [path]
         for key, item in value.items():
             found += objects(item, (*path, key))

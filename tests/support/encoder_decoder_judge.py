@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Judge:
-    """What is right for a checkpoint."""
+    """What is right for a checkpoint; in 16 bits a yardstick for others that compute in 16 bits."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         self.model: Any = AutoModelForSeq2SeqLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager"
+            folder, dtype=dtype, attn_implementation="eager"
         ).eval()
         self.vocab_size = int(self.model.config.vocab_size)
         self.start = int(self.model.config.decoder_start_token_id)
@@ -31,9 +31,9 @@ class Judge:
         """``[1, T, V]``."""
         with torch.inference_mode():
             if self._by_hand:
-                return self._independent.logits(source, tokens)[None].numpy()
+                return self._independent.logits(source, tokens)[None].float().numpy()
             given = {"input_ids": torch.tensor([source]), "decoder_input_ids": torch.tensor([tokens])}
-            found: np.ndarray[Any, Any] = self.model(**given).logits.numpy()
+            found: np.ndarray[Any, Any] = self.model(**given).logits.float().numpy()
             return found
 
     def greedy(self, source: list[int], count: int, forced: int | None = None) -> list[int]:

@@ -18,7 +18,7 @@ def random_quantized(kind: Format, rows: int, columns: int, seed: int) -> Quanti
     groups = -(-columns // kind.group)
     codes = generator.integers(0, 1 << kind.bits, (rows, columns)).astype(np.uint8)
     if kind.codes == "int8":
-        codes = generator.integers(-127, 128, (rows, columns)).astype(np.int8)
+        codes = generator.integers(-128, 128, (rows, columns)).astype(np.int8)
     elif kind.codes == "e4m3":
         codes[codes & 127 == 127] = 0
     if kind.scale == "e8m0":

@@ -36,7 +36,7 @@ class NllbReference:
     """The model of a state dict with transformers' names.
 
     Args:
-        state: float32 tensors.
+        state: tensors of one type, in which it computes.
         config: the checkpoint's.
         choose: from a token's probabilities ``[E]`` to experts and weights.
     """
@@ -61,7 +61,8 @@ class NllbReference:
 
     def _stack(self, side: str, tokens: list[int], encoded: torch.Tensor | None) -> torch.Tensor:
         scale = math.sqrt(self.config.d_model) if self.config.scale_embedding else 1.0
-        x = scale * self.state["model.shared.weight"][tokens] + self._positions(len(tokens))
+        embedded = scale * self.state["model.shared.weight"][tokens]
+        x = embedded + self._positions(len(tokens)).to(embedded.dtype)
         step = getattr(self.config, f"{side}_sparse_step")
         for number in range(getattr(self.config, f"{side}_layers")):
             name = f"model.{side}.layers.{number}"

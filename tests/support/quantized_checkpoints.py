@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from moec.compiler.packing.dequantize import scale_blocks
+from moec.compiler.packing.encodings.fp8 import scale_blocks
 from moec.formats import FORMATS
 from moec.formats.nearest import round_to_nearest
 from tests.support.fp8 import fp8_blocks
@@ -50,7 +50,7 @@ def fp8_deepseek_v3(folder: Path) -> Published:
             stored[name], stored[f"{name}_scale_inv"], values[name] = codes, scales, codes.float()
             scale_blocks(values[name], scales, BLOCK, 0)
     quantization = {"quant_method": "fp8", "weight_block_size": list(BLOCK), "fmt": "e4m3"}
-    return _write(folder, tensors, stored, values, quantization)
+    return write_pair(folder, tensors, stored, values, quantization)
 
 
 def mxfp4_gpt_oss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
@@ -70,7 +70,7 @@ def mxfp4_gpt_oss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
             values[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
         else:
             stored[name] = value
-    return _write(folder, tensors, stored, values, {"quant_method": "mxfp4"})
+    return write_pair(folder, tensors, stored, values, {"quant_method": "mxfp4"})
 
 
 def widen_gpt_oss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +93,10 @@ def write_checkpoint(folder: Path, like: Path, tensors: Tensors, quantization: o
     save_file(tensors, folder / "model.safetensors")
 
 
-def _write(
+def write_pair(
     folder: Path, tensors: Tensors, stored: Tensors, values: Tensors, quantization: object
 ) -> Published:
+    """Write ``stored`` as published, and ``tensors`` with ``values`` in place of what is quantized."""
     plain = {name: values.get(name, value).float().contiguous() for name, value in tensors.items()}
     write_checkpoint(folder / "quantized", folder / "model", stored, quantization)
     write_checkpoint(folder / "plain", folder / "model", plain, None)

@@ -1,7 +1,7 @@
 // One run of llama.cpp: a prompt, then tokens one by one; what each took as a line of JSON on standard output.
 //   llama_cpp_run MODEL.gguf LAYERS_ON_CPU PROMPT_TOKENS NEW_TOKENS THREADS mmap|copy REPEATS
 // LAYERS_ON_CPU: of that many layers, counted from the first, the routed experts stay in host memory.
-// Built by build_llama_cpp.sh against llama.cpp's own C interface.
+// Built by build.sh against llama.cpp's own C interface.
 
 #include "ggml-backend.h"
 #include "llama.h"

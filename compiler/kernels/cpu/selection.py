@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS, SELECTION_PREFIX
-from moec.compiler.kernels.attention_arguments import Appended
 from moec.compiler.kernels.cpu.cache_append import append, page_of
 from moec.compiler.kernels.cpu.emit import (
-    Argument,
     Buffer,
     Expr,
-    arguments,
     build,
     div,
     either,
@@ -27,11 +24,11 @@ from moec.compiler.kernels.cpu.emit import (
     scratch,
     settle,
     store,
-    symbol,
     when,
 )
 from moec.compiler.kernels.cpu.flash import page_scores
 from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.selection_arguments import IndexKeys, SelectionOperands, declare
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -46,42 +43,18 @@ NOWHERE = -1
 def selection(spec: SelectionSpec, *, lanes: int) -> tirx.PrimFunc:
     """The kernel ``selection_<selection>``: append the step's index keys to the cache, then select for each token.
 
-    Its arguments: ``query [1, T, H, D]``, ``weight [1, T, H]``, ``key [1, T, D]``, ``cache [pages, 1, P, D]``,
-    ``page_table [B, M]`` int32, ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``out [T, W]`` int32. The
-    cache is of the spec's dtype, all that is not int32 else float32. See ``SelectionStep`` for the bits of ``out``.
+    For its arguments see `moec.compiler.kernels.selection_arguments.declare`.
     """
 
     def body() -> None:
-        tokens, pages, sequences, width = symbol("T"), symbol("pages"), symbol("B"), symbol("M")
-        words = symbol("W")
-        query, weight, key, cache, table, sequence, position, out = arguments(
-            Argument("query", (1, tokens, spec.heads, spec.dim), "float32"),
-            Argument("weight", (1, tokens, spec.heads), "float32"),
-            Argument("key", (1, tokens, spec.dim), "float32"),
-            Argument("cache", (pages, 1, PAGE_TOKENS, spec.dim), spec.dtype),
-            Argument("page_table", (sequences, width), "int32"),
-            Argument("token_sequence", (tokens,), "int32"),
-            Argument("token_position", (tokens,), "int32"),
-            Argument("out", (tokens, words), "int32"),
-        )
-        machine = Machine(lanes)
-        appended = Appended(key, None, cache, None, table, width, sequence, position, tokens)
-        append(_Keys(spec.dim, spec.dtype), machine, appended)
-        emitter = _Selection(spec, machine, query, weight, cache, table, width, sequence, out, words)
-        with loop(tokens, parallel=True) as token:
-            emitter.token(token, keep(T.cast(load(position, token), "int64") + i64(1)))
+        operands = declare(spec, workspace=False)
+        machine, appended = Machine(lanes), operands.appended
+        append(IndexKeys(spec.dim, spec.dtype), machine, appended)
+        emitter = _Selection(spec, machine, operands)
+        with loop(operands.tokens, parallel=True) as token:
+            emitter.token(token, keep(T.cast(load(appended.position, token), "int64") + i64(1)))
 
     return build(f"{SELECTION_PREFIX}{spec.name}", body)
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """What is cached: one key a token."""
-
-    key_dim: int
-    dtype: str
-    kv_heads: int = 1
-    value_dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,14 +63,7 @@ class _Selection:
 
     spec: SelectionSpec
     machine: Machine
-    query: Buffer
-    weight: Buffer
-    cache: Buffer
-    table: Buffer
-    table_width: Expr
-    sequence: Buffer
-    out: Buffer
-    words: Expr
+    operands: SelectionOperands
 
     def token(self, token: Expr, count: Expr) -> None:
         """Select from the ``count`` positions that a token may see."""
@@ -108,10 +74,10 @@ class _Selection:
         )
 
     def _all(self, token: Expr, count: Expr) -> None:
-        with loop(self.words) as word:
+        with loop(self.operands.words) as word:
             bits = keep(T.max(T.min(count - word * i64(PAGE_TOKENS), i64(PAGE_TOKENS)), i64(0)))
             value = T.shift_left(i64(1), bits) - i64(1)
-            store(self.out, token * self.words + word, T.cast(value, "int32"))
+            store(self.operands.out, token * self.operands.words + word, T.cast(value, "int32"))
 
     def _best(self, token: Expr, count: Expr) -> None:
         with scope():
@@ -125,7 +91,7 @@ class _Selection:
         equals = registers(2, "int64")
         store(equals, 0, i64(self.spec.top_k) - self._number(ranks, pages * i64(PAGE_TOKENS), least + i64(1)))
         bits = registers(2, "int64")
-        with loop(self.words) as word:
+        with loop(self.operands.words) as word:
             store(bits, 0, i64(0))
             with when(word < pages), loop(PAGE_TOKENS) as bit:
                 rank = keep(load(ranks, word * i64(PAGE_TOKENS) + bit))
@@ -134,29 +100,29 @@ class _Selection:
                 with when(T.And(rank.equal(least), chosen > i64(0))):
                     store(equals, 0, load(equals, 0) - i64(1))
                 store(bits, 0, load(bits, 0) + T.shift_left(chosen, bit))
-            store(self.out, token * self.words + word, T.cast(load(bits, 0), "int32"))
+            store(self.operands.out, token * self.operands.words + word, T.cast(load(bits, 0), "int32"))
 
     def _rank(self, token: Expr, count: Expr, pages: Expr, ranks: Buffer) -> None:
         """Scores of all positions, as whole numbers of the same order."""
-        spec = self.spec
+        spec, appended = self.spec, self.operands.appended
         scaled = scratch(spec.heads * spec.dim)
         with loop(spec.heads * spec.dim) as number:
-            value = load(self.query, token * i64(spec.heads * spec.dim) + number)
+            value = load(self.operands.query, token * i64(spec.heads * spec.dim) + number)
             store(scaled, number, value * T.float32(spec.scaling))
         scores = scratch(spec.heads * PAGE_TOKENS)
         total = registers(1)
-        sequence = keep(T.cast(load(self.sequence, token), "int64"))
+        sequence = keep(T.cast(load(appended.sequence, token), "int64"))
         with loop(pages) as number:
-            page = page_of(self.table, self.table_width, sequence, number)
+            page = page_of(appended.table, appended.width, sequence, number)
             start = keep(page * i64(PAGE_TOKENS * spec.dim))
             page_scores(
-                self.machine, spec.dtype, spec.dim, scaled, i64(spec.heads), (self.cache, start), scores
+                self.machine, spec.dtype, spec.dim, scaled, i64(spec.heads), (appended.k_cache, start), scores
             )
             with loop(PAGE_TOKENS) as position:
                 store(total, 0, T.float32(0.0))
                 with loop(spec.heads) as head:
                     score = T.max(load(scores, head * i64(PAGE_TOKENS) + position), T.float32(0.0))
-                    weight = load(self.weight, token * i64(spec.heads) + head)
+                    weight = load(self.operands.weight, token * i64(spec.heads) + head)
                     store(total, 0, load(total, 0) + weight * score)
                 place = keep(number * i64(PAGE_TOKENS) + position)
                 rank = T.Select(place < count, _rank_of(load(total, 0)), i64(NOWHERE))

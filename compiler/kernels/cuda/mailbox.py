@@ -58,9 +58,11 @@ LOOKS = 64
 def post(body: ExpertBody) -> tirx.PrimFunc:
     """The kernel ``post_<body>(x, index, weight, layer, sent, words, box_index, box_weight, box_x)``.
 
-    Makes a request of what ``index [T, K]`` names, if it names anything. ``index``, ``layer [1]`` (its ordinal),
-    ``sent [4]``, ``words [128]`` and ``box_index [P]`` are int64; ``x [T, H]``, ``weight [T, K]``, ``box_weight [P]``
-    and ``box_x [N]`` are float32. ``words`` and the boxes lie in the mailbox. T * K is at most `ENTRIES`.
+    Makes a request of what ``index [T, K]`` names, if it names anything; where nobody took the sums of the one before,
+    because a step ended in its middle, once that one is answered: the CPU must not miss a number. ``index``,
+    ``layer [1]`` (its ordinal), ``sent [4]``, ``words [128]`` and ``box_index [P]`` are int64; ``x [T, H]``,
+    ``weight [T, K]``, ``box_weight [P]`` and ``box_x [N]`` are float32. ``words`` and the boxes lie in the mailbox.
+    T * K is at most `ENTRIES`.
     """
 
     def emit() -> None:
@@ -77,16 +79,19 @@ def post(body: ExpertBody) -> tirx.PrimFunc:
             Argument("box_x", (values,), "float32"),
         )
         with launch((1,), POST_THREADS) as (_, thread):
-            any_share = shared(1, "int32")
+            any_share, arrived = shared(1, "int32"), shared(1, "int32")
             wait_previous()
             with when(thread == T.int32(0)):
                 store(any_share, 0, T.int32(0))
+                left = T.And(load(sent, mailbox.TAKEN) != load(sent, mailbox.SENT), _works(sent))
+                with when(left):
+                    _wait(sent, words, arrived)
             sync()
             number = T.bind(i64(thread))
             with _strided(number, tokens * chosen, POST_THREADS) as pair, when(load(index, pair) >= i64(0)):
                 store(any_share, 0, T.int32(1))
             sync()
-            wanted = T.bind(T.And(load(any_share, 0) != T.int32(0), load(sent, mailbox.BROKEN) == i64(0)))
+            wanted = T.bind(T.And(load(any_share, 0) != T.int32(0), _works(sent)))
             with when(wanted):
                 with _strided(number, tokens * chosen, POST_THREADS) as pair:
                     store(box_index, pair, load(index, pair))
@@ -132,8 +137,7 @@ def collect(body: ExpertBody) -> tirx.PrimFunc:
         with launch((ceildiv(total, each),), COLLECT_THREADS) as ((block,), thread):
             arrived = shared(1, "int32")
             wait_previous()
-            waits = T.And(load(sent, mailbox.PENDING) != i64(0), load(sent, mailbox.BROKEN) == i64(0))
-            pending = T.bind(waits)
+            pending = T.bind(T.And(load(sent, mailbox.PENDING) != i64(0), _works(sent)))
             with when(thread == T.int32(0)):
                 store(arrived, 0, T.int32(0))
                 with when(pending):
@@ -147,6 +151,10 @@ def collect(body: ExpertBody) -> tirx.PrimFunc:
     return build(mailbox.collect_name(body.name), emit, alone=False)
 
 
+def _works(sent: Buffer) -> Expr:
+    return load(sent, mailbox.BROKEN) == i64(0)
+
+
 def _wait(sent: Buffer, words: Buffer, arrived: Buffer) -> None:
     """Set ``arrived`` once the CPU has answered; leave it where nobody will."""
     request, looking, start = registers(1, "int64"), registers(1, "int32"), registers(1, "int64")
@@ -157,6 +165,7 @@ def _wait(sent: Buffer, words: Buffer, arrived: Buffer) -> None:
         with loop(LOOKS), when(load(looking, 0) != T.int32(0)):
             done = value("int64", "acquire_system", element(words, mailbox.DONE))
             with when(done >= load(request, 0)):
+                store(sent, mailbox.TAKEN, load(request, 0))
                 store(arrived, 0, T.int32(1))
                 store(looking, 0, T.int32(0))
         with when(load(looking, 0) != T.int32(0)):

@@ -21,6 +21,7 @@ from moec.compiler.tracing.patches import (
     nllb_moe,
     phimoe,
     switch_transformers,
+    zaya,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ FAMILIES = (
     nllb_moe,
     phimoe,
     switch_transformers,
+    zaya,
 )
 PATCHES: tuple[Patch, ...] = tuple(patch for family in FAMILIES for patch in family.PATCHES)
 """Every patch there is."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moec.compiler.tracing.patches.record import MODELS, Patch
 from moec.compiler.tracing.positions import positions_of
@@ -30,7 +29,7 @@ def _route(self: Any, hidden_states: torch.Tensor, padding_mask: Any = None) -> 
     weight, index = torch.topk(torch.softmax(router.classifier(flat), dim=-1), 2, dim=-1)
     weight = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).eps)
     dropout = float(self.experts.moe_token_dropout)
-    routed: torch.Tensor = ALL_EXPERTS_FUNCTIONS["moec"](self.experts, flat, index, weight * (1 - dropout))
+    routed: torch.Tensor = self.experts(flat, index, weight * (1 - dropout))
     return routed.reshape(hidden_states.shape)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moec.compiler.tracing import markers
 from moec.compiler.tracing.attention import NO_BIAS
@@ -70,7 +69,7 @@ def _route(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     logits = router.classifier(flat)
     weight, index = torch.topk(torch.softmax(logits, dim=-1), 1, dim=-1)
     kept = markers.capacity(index, weight, int(router.expert_capacity))
-    routed: torch.Tensor = ALL_EXPERTS_FUNCTIONS["moec"](self.experts, flat, index, kept)
+    routed: torch.Tensor = self.experts(flat, index, kept)
     return routed.reshape(hidden_states.shape)
 
 

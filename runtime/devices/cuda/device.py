@@ -15,6 +15,7 @@ from moec.runtime.devices.cuda.module import load_functions
 from moec.runtime.devices.cuda.resources import Resources
 from moec.runtime.devices.cuda.results import Results
 from moec.runtime.devices.cuda.staging import Staging, as_bytes
+from moec.runtime.devices.cuda.unfinished import Unfinished
 from moec.runtime.tensors import tensor_at
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class CudaDevice:
         self._stream = self.resources.stream()
         self.share: CpuShare | None = None
         """The CPU's part in steps, where it has any."""
+        self.unfinished = Unfinished()
+        """What is to be put right where a step ended in its middle."""
 
     @property
     def bounce_address(self) -> int:
@@ -192,7 +195,9 @@ class CudaDevice:
 
     def prepare(self, calls: Sequence[Call], stats: Stats, *, often: bool = False) -> CallList | Attended:
         """Make calls ready to be launched again and again; what runs often is a graph from the second time on."""
-        run = CallList(self.resources, self._stream, self.staging, calls, stats, self.enter, often)
+        run = CallList(
+            self.resources, self._stream, self.staging, calls, stats, self.enter, self.unfinished, often
+        )
         return run if self.share is None else self.share.attend(calls, run)
 
     def synchronize(self) -> None:

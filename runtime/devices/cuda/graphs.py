@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.driver import Handle
     from moec.runtime.devices.cuda.resources import Resources
     from moec.runtime.devices.cuda.staging import Staging
+    from moec.runtime.devices.cuda.unfinished import Unfinished
     from moec.runtime.devices.protocol import Call
     from moec.runtime.stats import Stats
 
@@ -23,7 +24,8 @@ class CallList:
     """Runs ``calls``: one by one, or where they run often from the second time on as a graph.
 
     The first run loads each kernel's code into the GPU, which a capture forbids. Where the host has a part in it
-    (`HostCall`), each run is one by one. The copy of what the host staged goes before the calls.
+    (`HostCall`), each run is one by one. The copy of what the host staged goes before the calls, and before that what a
+    list left to be mended that was cut short.
 
     Args:
         resources: of the GPU.
@@ -32,6 +34,7 @@ class CallList:
         calls: see `moec.runtime.devices.protocol.Device.prepare`.
         stats: gets the time that launching takes; of a graph all goes to the first call's stage.
         enter: makes the GPU the calling thread's.
+        unfinished: of all lists of the GPU.
         often: whether a graph is worth it.
     """
 
@@ -43,6 +46,7 @@ class CallList:
         calls: Sequence[Call],
         stats: Stats,
         enter: Callable[[], None],
+        unfinished: Unfinished,
         often: bool,
     ) -> None:
         self._resources = resources
@@ -51,7 +55,7 @@ class CallList:
         self._staging = staging
         self._calls = tuple(calls)
         self._stats = stats
-        self._enter = enter
+        self._enter, self._unfinished = enter, unfinished
         self._capturable = often and all(isinstance(call, PackedCall) for call in self._calls)
         self._warm = False
         self._graph: Handle | None = None
@@ -64,9 +68,11 @@ class CallList:
     def __call__(self) -> None:
         """Put the calls into the stream."""
         self._enter()
+        self._unfinished.mend()
         self._staging.copy()
         if not (self._capturable and self._warm):
-            self._run_each()
+            with self._unfinished.launching():
+                self._run_each()
             self._warm = True
             return
         started = perf_counter()
@@ -88,8 +94,8 @@ class CallList:
 
     def _capture(self) -> Handle:
         driver, stream = self._driver, self._stream
-        driver.begin_capture(stream)
         try:
+            driver.begin_capture(stream)
             for call in self._calls:
                 assert isinstance(call, PackedCall)
                 call.function(*call.arguments)

@@ -77,7 +77,7 @@ class CpuShare:
         """Let the host make requests, before any step has; the GPU goes on with the next number."""
         result = measure(self._box, self.team)
         notes = np.zeros(SENT_WORDS, np.int64)
-        notes[mailbox.SENT] = self._box.words[mailbox.POSTED]
+        notes[[mailbox.SENT, mailbox.TAKEN]] = self._box.words[mailbox.POSTED]
         self._device.write(self._sent.address, notes)
         return result
 

@@ -9,7 +9,7 @@ import numpy as np
 from moec.artifacts.paths import DENSE_NAME, experts_name
 from moec.runtime.devices.cuda.memory import DeviceMemory
 from moec.runtime.devices.cuda.upload import Upload, WeightFile
-from moec.runtime.devices.protocol import HostCall, PackedCall, View
+from moec.runtime.devices.protocol import PackedCall, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from moec.artifacts.reader import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.protocol import Call
-    from moec.runtime.routing import RoutingRecorder
     from moec.runtime.stats import Stats
 
 
@@ -77,7 +76,6 @@ class ResidentExperts:
     runs_beside = True
 
     def __init__(self, device: CudaDevice, bundle: Bundle, weights: ResidentWeights) -> None:
-        self.recorder: RoutingRecorder | None = None
         self.weights = weights
         """Kept with the calls: whoever holds addresses in it must hold it too."""
         self._device = device
@@ -95,15 +93,6 @@ class ResidentExperts:
     def calls(
         self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
     ) -> list[Call]:
-        """The call of one layer; while routing is recorded the host reads it in between."""
+        """The call of one layer."""
         hidden, index, weight, *extra, out = map(self._device.tensor, (*views[:3], *workspace, views[3]))
-        arguments = (hidden, index, weight, self._tables[layer], *extra, out)
-        if self.recorder is None:
-            return [PackedCall("experts", function, arguments)]
-
-        def run() -> None:
-            if self.recorder is not None:
-                self.recorder.record(layer, self._device.read(views[1]), self._device.read(views[2]))
-            function(*arguments)
-
-        return [HostCall("experts", run)]
+        return [PackedCall("experts", function, (hidden, index, weight, self._tables[layer], *extra, out))]

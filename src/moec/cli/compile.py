@@ -56,6 +56,12 @@ calibration_option = click.option(
     help="Store weights in fewer bits: a recipe by the name of its experts' format (int4, int8, int4-g128, ...), keep "
     "for what a quantized checkpoint has, none, or a file (docs/quantization.md).  [default: keep, where kernels can]",
 )
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="Take the tokenizer of this checkpoint.  [default: the model's own]",
+)
 @calibration_option
 @click.option(
     "--modules-only", is_flag=True, help="Stop before the weights; `moec pack` adds them elsewhere."
@@ -75,6 +81,7 @@ def command(
     dtype: str | None,
     max_context: int | None,
     quantization: str | None,
+    tokenizer: Path | None,
     calibration: str | None,
     modules_only: bool,
     force: bool,
@@ -82,7 +89,7 @@ def command(
     onnx: Path | None,
     as_json: bool,
 ) -> None:
-    """Compile MODEL, a checkpoint's folder or a hub id, into a bundle. No GPU is needed.
+    """Compile MODEL, a checkpoint's folder, a GGUF file or a hub id, into a bundle. No GPU is needed.
 
     Ends with a report of the memory that the bundle needs at several budgets. Interrupted, it goes on where the
     packing of weights stopped when it is run again.
@@ -106,6 +113,7 @@ def command(
         dump_ir=dump_ir,
         onnx=onnx,
         quantization=read_quantization(quantization),
+        tokenizer=tokenizer,
     )
     manifest = compile_model(request, surroundings())
     print_summary(output, manifest, as_json)

@@ -67,6 +67,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "made_by": {"moec": manifest.moec_version, **manifest.tools},
         "quantization": manifest.quantization,
         "formats": manifest.formats,
+        "checkpoint_types": manifest.checkpoint_types,
         "bytes": sum(sizes.values()),
         "dense_bytes": sizes.get("weights/dense.safetensors", 0),
         "targets": [
@@ -128,8 +129,8 @@ def _print(facts: dict[str, Any]) -> None:
     click.echo(
         f"{human_bytes(facts['bytes'])} in all, {human_bytes(facts['dense_bytes'])} of it dense weights"
     )
-    formats = ", ".join(f"{human_bytes(size)} {name}" for name, size in facts["formats"].items())
-    click.echo(f"weights (quantization {facts['quantization']}): {formats}")
+    click.echo(f"weights (quantization {facts['quantization']}): {_sizes(facts['formats'])}")
+    click.echo(f"made of a checkpoint of {_sizes(facts['checkpoint_types'])}")
     click.echo("made by " + ", ".join(f"{name} {version}" for name, version in facts["made_by"].items()))
     click.echo("\ntargets")
     print_table(
@@ -195,6 +196,10 @@ def _print(facts: dict[str, Any]) -> None:
             ("reference", "computed in", "target", "text", "tokens", "argmax", "KL", "KL 99 %", "perplexity"),
             [_accuracy_cells(comparison) for comparison in facts["accuracy"]],
         )
+
+
+def _sizes(named: dict[str, int]) -> str:
+    return ", ".join(f"{human_bytes(size)} {name}" for name, size in named.items())
 
 
 def _sees(attention: dict[str, Any]) -> str:

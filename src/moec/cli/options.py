@@ -100,13 +100,13 @@ def learned_traces(bundle: Bundle, path: Path | None) -> Traces | None:
         BundleError: the file is damaged, or of another model.
     """
     from moec.artifacts.traces import ends_with, join_traces, last_tokens, load_traces
-    from moec.planning.analysis import check_traces
+    from moec.planning.sides import sides_of
 
     own = bundle.traces()
     if path is None:
         return own
     recorded = load_traces(path)
-    check_traces(recorded, bundle.model)
+    sides_of(recorded, bundle.model)
     if own is None or ends_with(own, recorded):
         return own or recorded
     return last_tokens(join_traces(own, recorded), MOST_TOKENS)

@@ -17,6 +17,7 @@ from moec.compiler.kernels import reference
 from moec.compiler.kernels.cuda.attention import attention, has_hopper, workspace
 from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated
+from tests.support.selections import drawn, words_of
 
 Array = NDArray[Any]
 SEQUENCES, PAGES_EACH = 4, 40
@@ -86,23 +87,30 @@ class Cache:
         for token, number in enumerate(sequence):
             position.append(len(self.history[number]))
             self.history[number].append((self.rounded(k[0, token]), self.rounded(v[0, token])))
+        chosen = [drawn(self.random, place) for place in position] if spec.selected else None
         out = aligned(np.full((1, count, spec.query_heads, spec.value_dim), 7.0), "float32")
         name = f"attention_a{HOPPER if self.hopper else ''}"
         emulated(spec, self.hopper)(
             name, q, k, None if spec.latent else v, self.keys, None if spec.latent else self.values,
             self.table, aligned(np.array(sequence), "int32"), aligned(np.array(position), "int32"),
+            None if chosen is None else words_of(chosen, PAGES_EACH + 1),
             self.sinks if spec.sinks else None, self.workspace if self.workspace.size else None, out,
         )  # fmt: skip
         expected = [
-            self._expected(q[0, token], number, position[token]) for token, number in enumerate(sequence)
+            self._expected(q[0, token], number, position[token], None if chosen is None else chosen[token])
+            for token, number in enumerate(sequence)
         ]
         self._check_appended(sequence, position)
         return out[0], np.stack(expected)
 
-    def _expected(self, query: Array, sequence: int, position: int) -> Array:
+    def _expected(
+        self, query: Array, sequence: int, position: int, chosen: NDArray[np.bool_] | None
+    ) -> Array:
         keys, values = (np.stack(part) for part in zip(*self.history[sequence], strict=True))
         sinks = self.sinks.astype(np.float64) if self.spec.sinks else None
-        return reference.attention(self.spec, query.astype(np.float64), keys, values, position, sinks)
+        return reference.attention(
+            self.spec, query.astype(np.float64), keys, values, position, sinks, selected=chosen
+        )
 
     def _check_appended(self, sequence: list[int], position: list[int]) -> None:
         for number, place in zip(sequence, position, strict=True):
@@ -135,6 +143,10 @@ DECODED = {
     "latent": spec_of((16, 1), (576, 512), latent=True),
     "latent of many heads": spec_of((40, 1), (288, 264), latent=True, window=300, sinks=True),
     "narrow latent": spec_of((4, 1), (40, 24), latent=True),
+    "selected": spec_of((4, 2), (64, 64), selected=True),
+    "selected, float32": spec_of((4, 1), (24, 16), dtype="float32", latent=True, selected=True, sinks=True),
+    "selected latent": spec_of((4, 1), (40, 24), latent=True, selected=True),
+    "selected latent of many heads": spec_of((70, 1), (576, 512), latent=True, selected=True, sinks=True),
 }
 
 

@@ -21,6 +21,7 @@ from tests.kernels.cuda.test_attention import aligned
 from tests.support import arrays
 from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
+from tests.support.selections import drawn, words_of
 
 Array = NDArray[Any]
 SEQUENCES, PAGES_EACH = 6, 20
@@ -102,27 +103,38 @@ class Cache:
         for token, number in enumerate(sequence):
             position.append(len(self.history[number]))
             self.history[number].append(self.rounded(k[0, token]))
+        chosen = [drawn(self.random, place) for place in position] if spec.selected else None
         out = aligned(np.full((1, count, spec.query_heads, spec.result_dim), 7.0), "float32")
         fixed, each = workspace(spec)
         memory = aligned(np.full(fixed + each * count, held), "uint8")
         name = f"attention_a{HOPPER if self.hopper else ''}"
         emulated(spec, self.hopper, latent_room.FIXED_ROWS)(
             name, q, k, self.keys, self.table, aligned(np.array(sequence), "int32"),
-            aligned(np.array(position), "int32"), self.sinks if spec.sinks else None, *self.matrices, memory, out,
+            aligned(np.array(position), "int32"), None if chosen is None else words_of(chosen, PAGES_EACH + 1),
+            self.sinks if spec.sinks else None, *self.matrices, memory, out,
         )  # fmt: skip
         expected = np.stack(
-            [self._expected(q[0, token], number, position[token]) for token, number in enumerate(sequence)]
+            [
+                self._expected(
+                    q[0, token], number, position[token], None if chosen is None else chosen[token]
+                )
+                for token, number in enumerate(sequence)
+            ]
         )
         for number, place in zip(sequence, position, strict=True):
             page, slot = self.table[number, place // PAGE_TOKENS], place % PAGE_TOKENS
             assert (self.keys[page, :, slot] == self.history[number][place]).all()
         return out[0], expected
 
-    def _expected(self, query: Array, sequence: int, position: int) -> Array:
+    def _expected(
+        self, query: Array, sequence: int, position: int, chosen: NDArray[np.bool_] | None
+    ) -> Array:
         latents = np.stack(self.history[sequence][: position + 1])
         alone, keys, values = reference.expand_latents(self.spec, latents, self.own, self.value)
         sinks = self.sinks.astype(np.float64) if self.spec.sinks else None
-        return reference.attention(alone, query.astype(np.float64), keys, values, position, sinks)
+        return reference.attention(
+            alone, query.astype(np.float64), keys, values, position, sinks, selected=chosen
+        )
 
 
 def check(held: Cache, tokens: list[tuple[int, int]], tolerance: float) -> None:
@@ -140,6 +152,8 @@ SPECS = {
     "chunk and softcap": spec_of(2, (16, 16, 32, 48), chunk=150, softcap=3.0),
     "float32": spec_of(2, (12, 8, 20, 24), "float32"),
     "odd": spec_of(2, (20, 6, 10, 30)),
+    "selected": spec_of(6, (32, 16, 32, 64), selected=True),
+    "selected, float32": spec_of(2, (12, 8, 20, 24), "float32", selected=True),
 }
 
 

@@ -76,10 +76,27 @@ def test_a_request_has_all_of_a_layer(hidden: int, tokens: int) -> None:
         index[-1, number] = 5
         x, weight = gpu.post(index, layer=7 * number)
         assert gpu.words[mailbox.POSTED] == number
-        assert gpu.sent.tolist() == [number, 1, 0, 0]
+        assert gpu.sent.tolist() == [number, 1, 0, number - 1]
         assert (gpu.words[mailbox.LAYER], gpu.words[mailbox.COUNT]) == (7 * number, tokens)
         for name, expected in (("x", x), ("index", index), ("weight", weight)):
             np.testing.assert_array_equal(gpu.box(name)[: expected.size], expected.ravel())
+        gpu.words[mailbox.DONE] = number
+
+
+def test_a_request_waits_for_one_whose_sums_nobody_took() -> None:
+    """A step that ends between the two kernels leaves one: were its number missed, its pieces would be taken twice."""
+    gpu = Gpu(64)
+    gpu.words[mailbox.LIMIT] = 10**7
+    first, _ = gpu.post([[-1, 3, -1]])
+    gpu.post([[2, -1, -1]])
+    assert (gpu.words[mailbox.POSTED], gpu.words[mailbox.FAILED]) == (1, 1)
+    np.testing.assert_array_equal(gpu.box("x")[: first.size], first.ravel())
+
+    gpu = Gpu(64)
+    gpu.post([[-1, 3, -1]])
+    gpu.words[mailbox.DONE] = 1
+    gpu.post([[2, -1, -1]])
+    assert gpu.sent.tolist() == [2, 1, 0, 1]
 
 
 def test_a_layer_without_a_share_makes_no_request_and_is_not_waited_for() -> None:

@@ -99,6 +99,10 @@ DERIVED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
 def _fill(path: str, tensor: torch.Tensor, *, tied: bool) -> None:
     if path.endswith(DERIVED):
         return
+    if path.endswith("balancing_biases"):
+        torch.nn.init.normal_(tensor, std=0.1)
+        tensor[-1] = -1.0  # ZAYA1: transformers makes it so, whatever it loads
+        return
     if (path.endswith("weight") and "norm" in path.split(".")[-2]) or path.endswith(("scale", "scalar")):
         torch.nn.init.normal_(tensor, mean=1.0, std=0.1)
     elif "embed_tokens" in path and not tied:  # a tied one that large would repeat its own token for ever

@@ -193,6 +193,25 @@ def _minimax() -> PretrainedConfig:
     )
 
 
+def _zaya() -> PretrainedConfig:
+    rotation = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    return transformers.ZayaConfig(
+        **COMMON,
+        num_hidden_layers=3,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=5,
+        num_experts_per_tok=1,
+        moe_intermediate_size=32,
+        router_hidden_size=24,
+        cca_time0=3,
+        cca_time1=2,
+        sliding_window=12,
+        layer_types=["hybrid", "hybrid_sliding", "hybrid"],
+        rope_parameters={"hybrid": rotation, "hybrid_sliding": rotation},
+    )
+
+
 RECURRENT: dict[str, Callable[[], PretrainedConfig]] = {
     "bailing_hybrid": _bailing_hybrid,
     "granitemoehybrid": _granitemoehybrid,
@@ -204,4 +223,5 @@ RECURRENT: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen3_5_moe": _qwen3_5_moe,
     "qwen3_5_moe_text": _qwen3_5_moe_text,
     "qwen3_next": _qwen3_next,
+    "zaya": _zaya,
 }

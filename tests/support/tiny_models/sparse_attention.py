@@ -131,4 +131,4 @@ SELECTING: dict[str, Callable[[], PretrainedConfig]] = {
     for name, make in SPARSE_ATTENTION.items()
     if name != "minimax_m3_vl_text"
 }
-"""The same types where a part of the context is selected: on the CPU alone."""
+"""The same types where a part of the context is selected."""

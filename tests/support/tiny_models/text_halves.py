@@ -147,7 +147,7 @@ def _step3p7() -> PretrainedConfig:
         text_config={
             **TEXT,
             "num_hidden_layers": 4,
-            "num_local_experts": 7,
+            "n_routed_experts": 7,
             "num_experts_per_tok": 3,
             "share_expert_dim": 40,
             "sliding_window": 9,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.program import APPEND
 from moec.compiler.kernels.attention_arguments import declare_append
+from moec.compiler.kernels.cpu.cache_append import Cached as Keys
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, build, ceildiv, div, either, i64, load, mod, when
 from moec.compiler.kernels.cpu.numeric import saturate_f16
 from moec.compiler.kernels.cuda.attention.convert import floats, stored
@@ -26,13 +27,22 @@ if TYPE_CHECKING:
 BLOCK_THREADS = 256
 
 
-def parts(spec: AttentionSpec, operands: Appended) -> list[tuple[Buffer, Buffer, int]]:
+class Cached(Keys, Protocol):
+    """What is cached of a token, e.g. an ``AttentionSpec``."""
+
+    @property
+    def latent(self) -> bool:
+        """Whether there are no values."""
+        ...
+
+
+def parts(spec: Cached, operands: Appended) -> list[tuple[Buffer, Buffer, int]]:
     """What is appended: source, cache, and the elements of a row."""
     keys = (operands.k, operands.k_cache, spec.key_dim)
     return [keys] if operands.v is None else [keys, (operands.v, operands.v_cache, spec.value_dim)]
 
 
-def piece_size(spec: AttentionSpec) -> int:
+def piece_size(spec: Cached) -> int:
     """Elements that a thread moves: 16 bytes of the cache where rows allow that."""
     aligned = spec.key_dim % 8 == 0 and (spec.latent or spec.value_dim % 8 == 0)
     return 8 if spec.dtype != "float32" and aligned else 1
@@ -43,7 +53,7 @@ def append_kernel(spec: AttentionSpec) -> tirx.PrimFunc:
     return build(f"{APPEND}{spec.name}", lambda: append(spec, declare_append(spec)))
 
 
-def append(spec: AttentionSpec, operands: Appended, beside: Callable[[Expr], None] | None = None) -> None:
+def append(spec: Cached, operands: Appended, beside: Callable[[Expr], None] | None = None) -> None:
     """Launch a kernel that appends all tokens of the step.
 
     Args:
@@ -76,7 +86,7 @@ def append(spec: AttentionSpec, operands: Appended, beside: Callable[[Expr], Non
             either(block == i32(0), lambda: beside(thread), own)
 
 
-def move(spec: AttentionSpec, operands: Appended, row: Expr, slot: Expr, place: Expr) -> None:
+def move(spec: Cached, operands: Appended, row: Expr, slot: Expr, place: Expr) -> None:
     """Piece number ``place`` of a token and head's key and value: row ``row`` of the step to row ``slot``."""
     piece = piece_size(spec)
     begin = 0
@@ -94,7 +104,7 @@ def move(spec: AttentionSpec, operands: Appended, row: Expr, slot: Expr, place: 
 
 
 def append_token(
-    spec: AttentionSpec, operands: Appended, token: Expr, head: Expr, thread: Expr, threads: int
+    spec: Cached, operands: Appended, token: Expr, head: Expr, thread: Expr, threads: int
 ) -> None:
     """Append one token's key and value of one head, with the threads of a block."""
     row = T.bind(T.cast(token, "int64") * i64(spec.kv_heads) + T.cast(head, "int64"))

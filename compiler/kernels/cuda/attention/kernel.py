@@ -15,6 +15,11 @@ from moec.compiler.kernels.cuda.attention.latent_decode import LatentPlan, laten
 from moec.compiler.kernels.cuda.attention.latent_expand_hopper import fits_expand
 from moec.compiler.kernels.cuda.attention.latent_heads_hopper import fits_heads
 from moec.compiler.kernels.cuda.attention.latent_prefill import latent_prefill
+from moec.compiler.kernels.cuda.attention.latent_selected import (
+    decode_selected,
+    prefill_selected,
+    selected_workspace,
+)
 from moec.compiler.kernels.cuda.attention.operands import Operands, declare
 from moec.compiler.kernels.cuda.attention.plain import plain
 from moec.compiler.kernels.cuda.attention.prefill import prefill
@@ -38,9 +43,10 @@ def attention(spec: AttentionSpec, *, hopper: bool = False) -> tirx.PrimFunc:
     Its arguments: ``q [1, T, Hq, Dq]``, ``k [1, T, Hkv, Dk]``, ``v [1, T, Hkv, Dv]`` (not where latent), all float32;
     ``k_cache [pages, Hkv, P, Dk]`` and ``v_cache [pages, Hkv, P, Dv]`` (not where latent) of the spec's dtype;
     ``page_table [B, M]``, ``token_sequence [T]``, ``token_position [T]``, int32; ``token_last [T]`` int32 (where
-    neither causal nor cross); ``sinks [Hq]`` float32 (where the spec has them); ``bias [Hq, 2 * bias_reach + 1]``
-    float32 (where it has one); where it has heads, their matrices (see `moec.artifacts.model.LatentWeights`);
-    ``workspace``, uint8 (where `workspace` is not 0); ``out [1, T, Hq, Dr]`` float32. Dq and Dr are the spec's
+    neither causal nor cross); ``selection [T, S]`` int32 (where selected); ``sinks [Hq]`` float32 (where the spec has
+    them); ``bias [Hq, 2 * bias_reach + 1]`` float32 (where it has one); where it has heads, their matrices (see
+    `moec.artifacts.model.LatentWeights`); ``workspace``, uint8 (where `workspace` is not 0); ``out [1, T, Hq, Dr]``
+    float32. Dq and Dr are the spec's
     query_dim and result_dim, P is ``PAGE_TOKENS``. What is left out where cross, and what tokens are told there, is as
     in `moec.compiler.kernels.cpu.attention.attention`. A sequence's tokens are consecutive in a step, by position.
     No kernel of a step writes the page table, sequences or positions: they are read before the previous kernel is done.
@@ -60,6 +66,8 @@ def attention(spec: AttentionSpec, *, hopper: bool = False) -> tirx.PrimFunc:
 def has_hopper(spec: AttentionSpec) -> bool:
     """Whether Hopper GPUs have kernels of their own for an attention."""
     way = _way(spec)
+    if spec.selected:
+        return False
     if spec.heads is not None:
         room = room_of(spec, way)
         return on_tensor_cores(room) and fits_heads(room) and fits_expand(room)
@@ -93,6 +101,8 @@ def _way(spec: AttentionSpec, *, hopper: bool = False) -> Way:
     key, size = spec.key_dim, spec.value_dim
     if spec.dtype == "float32" or key % 8 or size % 8:
         return Way(None, plain, 0)
+    if spec.selected:
+        return _selected_way(spec)
     if max(key, size) <= WIDEST:
         division = plan(spec)
         many = prefill_hopper if hopper and fits(spec) and not spec.bias_reach else prefill
@@ -101,6 +111,14 @@ def _way(spec: AttentionSpec, *, hopper: bool = False) -> Way:
         )
     if spec.latent and key <= WIDEST_KEY and size <= WIDEST_VALUE:
         return Way(_decode_latents, latent_prefill, LatentPlan(spec).workspace_bytes, rounds=True)
+    return Way(None, plain, 0)
+
+
+def _selected_way(spec: AttentionSpec) -> Way:
+    """The kernels that see selected positions alone."""
+    fits = spec.latent and spec.kv_heads == 1 and not (spec.window or spec.chunk)
+    if fits and spec.key_dim <= WIDEST_KEY and spec.value_dim <= WIDEST_VALUE:
+        return Way(decode_selected, prefill_selected, selected_workspace(spec), rounds=True)
     return Way(None, plain, 0)
 
 

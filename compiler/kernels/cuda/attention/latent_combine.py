@@ -27,6 +27,8 @@ from moec.compiler.kernels.cuda.primitives import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moec.artifacts.model import AttentionSpec
 
 WARPS = 4
@@ -34,18 +36,29 @@ COLUMNS = 128
 """Of a block: four for each lane; the warps share the parts."""
 
 
-def latent_combine(spec: AttentionSpec, operands: Operands) -> None:
-    """Launch the kernel."""
+def latent_combine(
+    spec: AttentionSpec, operands: Operands, active_of: Callable[[Expr], Expr] | None = None
+) -> None:
+    """Launch the kernel.
+
+    Args:
+        spec: which attention.
+        operands: its operands.
+        active_of: how many blocks shared a token's latents, where that was found on the device.
+    """
     plan = LatentPlan(spec)
     columns = -(-spec.value_dim // COLUMNS)
     with launch((columns, spec.query_heads, operands.tokens), 32 * WARPS) as ((piece, head, token), thread):
         warp, lane = T.bind(thread // i32(32)), T.bind(thread % i32(32))
         parts = settled(plan.parts(operands.tokens))
-        where = locate(spec, operands, token, i32(0), lane, WIDTH)
-        active = plan.active(where, parts)
         memory = results(plan, operands)
         launch_next()
-        wait_previous()
+        if active_of is None:
+            active = plan.active(locate(spec, operands, token, i32(0), lane, WIDTH), parts)
+            wait_previous()
+        else:
+            wait_previous()
+            active = active_of(token)
         with when(active > i32(1)):
             row = T.bind(T.cast(token * parts * i32(spec.query_heads) + head, "int64"))
             highest, total = _totals(plan, memory, row, active, lane)

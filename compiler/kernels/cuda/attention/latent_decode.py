@@ -135,7 +135,7 @@ def latent_decode(spec: AttentionSpec, operands: Operands) -> None:
             block = begin(shape, thread)
             _attend(block, operands, where, part, thread, head_tile)
             launch_next()
-            _write(plan, block, operands, where, part)
+            write(plan, block, operands, where.token, part)
 
 
 def _attend(
@@ -152,7 +152,7 @@ def _attend(
     wait_previous()
     with when(T.And(part.number == i32(0), head_tile == i32(0))):
         append_token(spec, operands, where.token, where.head, thread, threads)
-    _load_queries(block, operands, where, part)
+    load_queries(block, operands, where.token, part)
     with when(first == where.cached):
         _put_own(block, block.keys(i32(0)), operands, where, thread)
     with T.serial(i32(0), end - first) as step:
@@ -208,12 +208,12 @@ def _put_own(block: Block, target: Tile, operands: Operands, where: Where, threa
             call("store_16", place, *(T.bind(load(words, word)) for word in range(4)))
 
 
-def _load_queries(block: Block, operands: Operands, where: Where, part: Part) -> None:
+def load_queries(block: Block, operands: Operands, token: Expr, part: Part) -> None:
     """The warp's half of its 8 queries' dimensions, as left operands: rounded above, the rest below."""
     spec, steps = block.shape.spec, block.shape.steps
     head = T.bind(block.row_tile * i32(8) + block.lane // i32(4))
     with when(head < part.count):
-        row = T.cast(where.token, "int64") * i64(spec.query_heads) + T.cast(part.first_head + head, "int64")
+        row = T.cast(token, "int64") * i64(spec.query_heads) + T.cast(part.first_head + head, "int64")
         source = T.bind(row * i64(spec.key_dim))
         for step in range(steps):
             for side in range(2):
@@ -230,7 +230,7 @@ def _load_queries(block: Block, operands: Operands, where: Where, part: Part) ->
                         store(block.queries, 4 * step + 2 * side + upper, pair)
 
 
-def _write(plan: LatentPlan, block: Block, operands: Operands, where: Where, part: Part) -> None:
+def write(plan: LatentPlan, block: Block, operands: Operands, token: Expr, part: Part) -> None:
     """Write the results to the output, or to the workspace for the kernel that puts them together."""
     spec = plan.spec
     memory = results(plan, operands)
@@ -238,7 +238,7 @@ def _write(plan: LatentPlan, block: Block, operands: Operands, where: Where, par
     highest = T.bind(load(block.highest, 0))
     head = T.bind(block.row_tile * i32(8) + block.lane // i32(4))
     slot = T.bind(T.cast(part.slot * i32(spec.query_heads) + part.first_head, "int64"))
-    output = T.bind(T.cast(where.token * i32(spec.query_heads) + part.first_head, "int64"))
+    output = T.bind(T.cast(token * i32(spec.query_heads) + part.first_head, "int64"))
     sync()
 
     def alone() -> None:

@@ -45,7 +45,7 @@ def latent_prefill(spec: AttentionSpec, operands: Operands) -> None:
         wait_previous()
         with when(any_left(operands.done, first, end, rows.tokens, T.bind(thread % i32(32)))):
             block = begin(shape, thread)
-            _load_queries(block, place, operands)
+            load_queries(block, place, operands)
             cursor = registers(1, "int32")
             store(cursor, 0, first)
             with T.While(load(cursor, 0) < end):
@@ -53,10 +53,10 @@ def latent_prefill(spec: AttentionSpec, operands: Operands) -> None:
                 _segment(block, place, operands, segment, thread)
                 store(cursor, 0, segment.end_token)
             launch_next()
-            _write(block, place, operands)
+            write(block, place, operands)
 
 
-def _load_queries(block: Block, place: Place, operands: Operands) -> None:
+def load_queries(block: Block, place: Place, operands: Operands) -> None:
     """The warp's half of its 16 queries' dimensions, as left operands."""
     spec = block.shape.spec
     for upper in range(2):
@@ -105,7 +105,7 @@ def _segment(block: Block, place: Place, operands: Operands, segment: Segment, t
     sync()
 
 
-def _write(block: Block, place: Place, operands: Operands) -> None:
+def write(block: Block, place: Place, operands: Operands) -> None:
     """Divide by the rows' totals, and write."""
     spec, shape = block.shape.spec, block.shape
     total = warp_sum(load(block.total, 0), 4)

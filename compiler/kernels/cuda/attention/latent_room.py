@@ -73,6 +73,8 @@ class Room:
     @property
     def fixed_bytes(self) -> int:
         """The workspace without what depends on the tokens of a step."""
+        if self.spec.selected:  # nothing is expanded
+            return self.own_bytes + 4 * ALIGNMENT
         plan_bytes = 4 * (HEAD_WORDS + RUN_WORDS * MOST_RUNS)
         return self.own_bytes + plan_bytes + self.fixed_rows * self.position_bytes + 12 * ALIGNMENT
 

@@ -25,6 +25,7 @@ from moec.compiler.kernels.cuda.primitives import call, element, i32, pack, regi
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
+    from moec.compiler.kernels.cpu.cache_append import Cached
 
 LOWEST = -1.0e30
 """The running maximum before the first score."""
@@ -74,6 +75,9 @@ class Operands(Appended):
     weights: Projections | None
     workspace: Buffer | None
     out: Buffer
+    selected: Buffer | None = None
+    """Which positions a token sees: int32 ``[T, words]``, see ``SelectionStep``."""
+    words: Expr = None
     done: Done | None = None
     """Which tokens kernels of many tokens may leave out."""
     rounded: Rounded | None = None
@@ -101,7 +105,6 @@ def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
         memory,
         out,
     ) = arguments(*declared)
-    assert selected is None, "no kernel on a GPU selects"
     values = k_cache if spec.latent else v_cache
     weights = Projections(*matrices) if matrices else None
     return Operands(
@@ -121,6 +124,8 @@ def declare(spec: AttentionSpec, *, workspace: bool) -> Operands:
         weights=weights,
         workspace=memory,
         out=out,
+        selected=selected,
+        words=extents.words,
     )
 
 
@@ -143,7 +148,7 @@ def first_seen(spec: AttentionSpec, position: Expr) -> Expr:
     return T.bind(first)
 
 
-def cache_row(operands: Appended, spec: AttentionSpec, sequence: Expr, place: Expr, head: Expr) -> Expr:
+def cache_row(operands: Appended, spec: Cached, sequence: Expr, place: Expr, head: Expr) -> Expr:
     """Row of the cache (int64) that holds position ``place`` of a sequence for one key head."""
     number = T.cast(sequence, "int64") * operands.width + div(T.cast(place, "int64"), PAGE_TOKENS)
     page = T.cast(load(operands.table, number), "int64")

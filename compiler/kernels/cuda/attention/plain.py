@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
+from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cpu.emit import Expr, ceildiv, div, i64, load, loop, mod, store, when
 from moec.compiler.kernels.cuda.attention.bias import bias_of, bias_row
 from moec.compiler.kernels.cuda.attention.operands import (
@@ -21,6 +23,8 @@ from moec.compiler.kernels.cuda.primitives import i32, launch, launch_next, regi
 from moec.compiler.kernels.cuda.threads import read
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tvm import tirx
 
     from moec.artifacts.model import AttentionSpec
@@ -51,7 +55,7 @@ def _row(spec: AttentionSpec, operands: Operands, row: Expr) -> None:
     store(total, 0, T.float32(0 if sink is None else 1))
     with loop(spec.value_dim) as d:
         store(values, d, T.float32(0))
-    with T.serial(i32(0), last - first + i32(1)) as step:
+    with T.serial(i32(0), last - first + i32(1)) as step, _selected(operands, token, first + step):
         key = cache_row(operands, spec, load(operands.sequence, token), first + step, kv_head)
         score = _score(spec, operands, row, key)
         if operands.bias is not None:
@@ -67,6 +71,18 @@ def _row(spec: AttentionSpec, operands: Operands, row: Expr) -> None:
             store(values, d, load(values, d) * scale + weight * held)
     with loop(spec.value_dim) as d:
         store(operands.out, row * i64(spec.value_dim) + d, load(values, d) / load(total, 0))
+
+
+@contextmanager
+def _selected(operands: Operands, token: Expr, place: Expr) -> Iterator[None]:
+    """Statements for positions that the token's selection has, or for all."""
+    if operands.selected is None:
+        yield
+        return
+    word = load(operands.selected, token * operands.words + T.cast(place // i32(PAGE_TOKENS), "int64"))
+    bit = T.cast(word, "uint32") >> T.cast(place % i32(PAGE_TOKENS), "uint32")
+    with when(T.bitwise_and(bit, T.uint32(1)) != T.uint32(0)):
+        yield
 
 
 def _score(spec: AttentionSpec, operands: Operands, row: Expr, key: Expr) -> tirx.Var:

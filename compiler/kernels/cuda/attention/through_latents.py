@@ -2,7 +2,8 @@
 
 At most eight tokens: queries are absorbed, latents attended to, results projected. More tokens: a plan, made on the
 device, says which of them see expanded keys (see `latent_plan`), which are made and attended to in rounds of as many as
-the workspace holds; all others go through latents. Nothing is expanded where less than a run's least tokens are there.
+the workspace holds; all others go through latents. Nothing is expanded where less than a run's least tokens are there,
+or where tokens see selected positions alone.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def attend_heads(room: Room, way: Way, operands: Operands, *, hopper: bool) -> N
 
     def many() -> None:
         can_expand = T.And(operands.tokens >= i64(LEAST_TOKENS), operands.tokens <= i64(MOST_TOKENS))
-        if on_tensor_cores(room):
+        if on_tensor_cores(room) and not room.spec.selected:
             either(can_expand, lambda: _expanded(room, way, operands, hopper=hopper), some)
         else:
             some()

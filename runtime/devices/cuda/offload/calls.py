@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.offload.stream import LayerStream
     from moec.runtime.devices.cuda.weights import ResidentWeights
     from moec.runtime.devices.protocol import Call, View
-    from moec.runtime.routing import RoutingRecorder
     from moec.runtime.stats import Stats
 
 STAGE = "experts"
@@ -65,7 +64,6 @@ class OffloadedExperts:
         weights: ResidentWeights,
     ) -> None:
         self.tier, self.weights, self.slots, self.files = tier, weights, slots, files
-        self.recorder: RoutingRecorder | None = None
         self.helper: Helper | None = None
         self.beside = True
         """Whether experts of few tokens are computed as they arrive, or when all of a layer are there."""
@@ -77,14 +75,10 @@ class OffloadedExperts:
     def calls(
         self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
     ) -> list[Call]:
-        """The calls of one layer; the host has a part in them where routing is recorded or experts are in the file."""
+        """The calls of one layer; the host has a part in them where experts are in the file."""
         if self._stream.takes(layer, views[1].shape[0]):
-            calls: list[Call] = [self._stream.call(layer, function, views, workspace)]
-        else:
-            calls = self._cached(layer, function, views, workspace)
-        if self.recorder is not None:
-            calls.insert(0, HostCall(STAGE, lambda: self._record(layer, views)))
-        return calls
+            return [self._stream.call(layer, function, views, workspace)]
+        return self._cached(layer, function, views, workspace)
 
     def count(self, stats: Stats) -> None:
         """Add what the GPU has counted since the last time."""
@@ -126,7 +120,3 @@ class OffloadedExperts:
         if self.helper is not None:
             calls += self.helper.collect(layer, out)
         return calls
-
-    def _record(self, layer: int, views: tuple[View, ...]) -> None:
-        assert self.recorder is not None
-        self.recorder.record(layer, self._device.read(views[1]), self._device.read(views[2]))

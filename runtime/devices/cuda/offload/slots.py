@@ -48,11 +48,17 @@ class DeviceSlots:
         """Of each layer's first slot, 0 where it has none."""
         self.states = LayerStates(device, plan, places)
         self._fill(device, bundle, tier)
+        device.unfinished.repair_with(lambda: self._restart(device, bundle, tier))
 
     @property
     def stage_address(self) -> int:
         """0 where there is no stage."""
         return 0 if self._stage is None else self._stage.address
+
+    def _restart(self, device: CudaDevice, bundle: Bundle, tier: HostTier) -> None:
+        """After a step that ended in its middle, and may have given slots to experts that were never fetched."""
+        self.states.restart()
+        self._fill(device, bundle, tier)
 
     def _fill(self, device: CudaDevice, bundle: Bundle, tier: HostTier) -> None:
         for number, layer in enumerate(self.plan.layers):

@@ -60,6 +60,7 @@ class LayerStates:
         for number, (layer, own) in enumerate(zip(plan.layers, places, strict=True)):
             first, last = self._firsts[number : number + 2]
             fill_state(image[first:last], layer, plan.policy, own)
+        self._first = image
         self._memory = device.hold(image)
 
     def state(self, layer: int) -> View:
@@ -77,7 +78,17 @@ class LayerStates:
     def set_shares(self, layer: int, shares: Sequence[int]) -> None:
         """Say how many of 0, 1, 2 ... missing experts of a layer are the CPU's; ``MOST_SHARED + 1`` numbers."""
         assert len(shares) == words.MOST_SHARED + 1
-        self._device.write(self.state(layer).address + 8 * words.SHARE, np.array(shares, np.int64))
+        first = self._firsts[layer] + words.SHARE
+        self._first[first : first + len(shares)] = shares
+        self._device.write(self._memory.address + 8 * first, self._first[first : first + len(shares)])
+
+    def restart(self) -> None:
+        """Begin again with the slots filled in the layers' orders; what was counted stays."""
+        image, now = self._first.copy(), self._read()
+        for first in self._firsts[:-1]:
+            counted = [first + word for word in COUNTERS]
+            image[counted] = now[counted]
+        self._device.write(self._memory.address, image)
 
     def choices(self, number: int, shape: tuple[int, ...]) -> View:
         """int64: what the GPU (0) or the CPU (1) computes of the choices of the layer at work."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from moec.artifacts.model import ModelRecord
     from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import RoutingProfile, Schedule, TierBytes
     from moec.artifacts.traces import Traces
@@ -34,8 +36,8 @@ def bundle_page(bundle: Bundle) -> str:
     model, profile, schedules = bundle.model, bundle.schedule.profile, bundle.schedule.schedules
     parts = [_facts(bundle), _placement(profile, schedules)]
     traces = bundle.traces()
-    if traces is not None and len(traces.layers) > 1:
-        parts.append(_transitions(traces, profile))
+    if traces is not None:
+        parts += _transitions(traces, model, profile)
     if schedules:
         parts += [_memory(schedules), _speed(schedules), _prefetch(schedules)]
     return page(f"{bundle.manifest.model_name} ({model.class_name})", parts)
@@ -50,7 +52,8 @@ def _facts(bundle: Bundle) -> str:
     rows = [
         ("size", human_bytes(sum(sizes.values()))),
         ("routed experts", f"{experts} in {len(model.experts)} MoE layers, {human_bytes(held)}"),
-        ("stored as", ", ".join(bundle.manifest.formats)),
+        ("stored as", ", ".join(manifest.formats)),
+        ("checkpoint", ", ".join(manifest.checkpoint_types)),
         ("targets", ", ".join(target.name for target in manifest.targets)),
         ("routing", f"{profile.provenance}, {profile.tokens} tokens of {profile.sequences} sequences"),
     ]
@@ -94,27 +97,35 @@ def _placed(profile: RoutingProfile, counts: Sequence[tuple[int, int]]) -> NDArr
     return colours
 
 
-def _transitions(traces: Traces, profile: RoutingProfile) -> str:
+def _transitions(traces: Traces, model: ModelRecord, profile: RoutingProfile) -> list[str]:
+    from moec.planning.sides import layer_traces, sides_of
     from moec.planning.transitions import joint_counts
 
-    pairs = len(traces.layers) - 1
-    drawn = np.unique(np.linspace(0, pairs - 1, min(pairs, MOST_PAIRS)).round().astype(int)).tolist()
-    maps = []
-    for layer in drawn:
-        here, after = traces.layers[layer], traces.layers[layer + 1]
+    sides = sides_of(traces, model)
+    pairs = [pair for side in sides for pair in pairwise(side.layers)]
+    if not pairs:
+        return []
+    drawn = np.unique(
+        np.linspace(0, len(pairs) - 1, min(len(pairs), MOST_PAIRS)).round().astype(int)
+    ).tolist()
+    traced, maps = layer_traces(sides), []
+    for layer, next_layer in (pairs[number] for number in drawn):
+        here, after = traced[layer], traced[next_layer]
         together = joint_counts(here.chosen, here.experts, after.chosen, after.experts).astype(np.float64)
         expected = together.sum(axis=1, keepdims=True) * together.sum(axis=0) / max(1.0, together.sum())
         lift = np.divide(together, expected, out=np.zeros_like(together), where=expected > 0)
-        order, following = (list(profile.layers[number].order) for number in (layer, layer + 1))
+        order, following = (list(profile.layers[number].order) for number in (layer, next_layer))
         colours = shades(lift[np.ix_(order, following)] / MOST_LIFT, "#a34bc4")
-        name = f"layer {layer} to {layer + 1}"
-        maps.append(heat_map(colours, f"experts of layer {layer + 1}", f"of layer {layer}", name))
-    return section(
-        "Who follows whom",
-        "How much likelier than usual a token that chose an expert of one layer (row) chooses one of the next (column),"
-        f" both the most used first: pale never, full {MOST_LIFT:g} times or more.",
-        '<div class="side">' + "".join(f"<div>{each}</div>" for each in maps) + "</div>",
-    )
+        name = f"layer {layer} to {next_layer}"
+        maps.append(heat_map(colours, f"experts of layer {next_layer}", f"of layer {layer}", name))
+    return [
+        section(
+            "Who follows whom",
+            "How much likelier than usual a token that chose an expert of one layer (row) chooses one of the next "
+            f"(column), both the most used first: pale never, full {MOST_LIFT:g} times or more.",
+            '<div class="side">' + "".join(f"<div>{each}</div>" for each in maps) + "</div>",
+        )
+    ]
 
 
 def _memory(schedules: Sequence[Schedule]) -> str:

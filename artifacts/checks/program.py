@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import SELECTION_PREFIX
+from moec.artifacts.checks.names import repeated
 from moec.artifacts.model import TensorSpec
 from moec.artifacts.program import size_bytes
 from moec.artifacts.states import STATE_PREFIX
@@ -20,7 +21,7 @@ def program_problems(model: ModelRecord, program: ProgramRecord) -> Iterator[str
     """What in a ``program.json`` is inconsistent, or does not fit ``model``, one sentence each."""
     names = [segment.name for segment in program.segments]
     functions = {function.name: function for function in model.functions}
-    yield from (f"there are two segments called {name}" for name in _twice(names))
+    yield from (f"there are two segments called {name}" for name in repeated(names))
     yield from (f"there is no segment {name}" for name in functions if name not in names)
     for segment in program.segments:
         if segment.name not in functions:
@@ -35,7 +36,7 @@ def program_problems(model: ModelRecord, program: ProgramRecord) -> Iterator[str
     called |= {f"{STATE_PREFIX}{spec.name}" for spec in model.states}
     called |= {f"experts_{body.name}" for body in model.bodies}
     wanting = [workspace.function for workspace in program.workspaces]
-    yield from (f"there are two workspaces for {name}" for name in _twice(wanting))
+    yield from (f"there are two workspaces for {name}" for name in repeated(wanting))
     yield from (
         f"there is a workspace for {name}, which is not called" for name in wanting if name not in called
     )
@@ -49,7 +50,7 @@ def _beside_problems(model: ModelRecord, program: ProgramRecord, segments: list[
         if each.segment not in segments:
             yield f"{each.function} is for the unknown segment {each.segment}"
     pairs = [f"{each.body} and {each.segment}" for each in program.beside]
-    yield from (f"there are two functions for {pair}" for pair in _twice(pairs))
+    yield from (f"there are two functions for {pair}" for pair in repeated(pairs))
 
 
 def _segment_problems(function: FunctionSpec, segment: SegmentProgram) -> Iterator[str]:
@@ -104,7 +105,3 @@ def _operand_problem(operand: Operand, known: dict[str, Sequence[TensorSpec | Lo
     if operand.dtype != tensor.dtype or not same:
         return f"a view of {operand.source} {operand.number} that is not of its type and size"
     return None
-
-
-def _twice(names: Sequence[str]) -> list[str]:
-    return sorted({name for name in names if names.count(name) > 1})

@@ -1,0 +1,92 @@
+"""GGML's blocks, as GGUF files have them: scales and codes of a few values of a row in one run of bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moec.compiler.checkpoint.gguf.blocks import SAME_FORMATS, block_codes, dequantize_blocks
+from moec.compiler.checkpoint.record import STORED_BYTES
+from moec.compiler.packing.encodings.record import Encoded
+from moec.formats import pack_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from moec.compiler.checkpoint.record import TensorEntry
+    from moec.compiler.packing.encodings.record import Parts
+    from moec.formats import Format
+
+
+@dataclass(frozen=True)
+class GgmlBlocks:
+    """A matrix in one of GGML's types, its rows perhaps paired for rotary embeddings."""
+
+    kind: str
+    """The type, such as ``Q4_0``; also those of floating point."""
+    bytes: TensorEntry
+    """U8 ``[..., N, bytes of a row]``."""
+
+    @property
+    def entries(self) -> tuple[TensorEntry, ...]:
+        """All that is read."""
+        return (self.bytes,)
+
+    @property
+    def format(self) -> str | None:
+        """The format that says the same."""
+        return SAME_FORMATS.get(self.kind)
+
+    @property
+    def obstacle(self) -> str:
+        """Why there is none."""
+        return (
+            "" if self.format else f"they have blocks of the type {self.kind}, for which there is no format"
+        )
+
+    @property
+    def row_step(self) -> int:
+        """Rows of a head where they are paired."""
+        return max(self.bytes.paired_rows, 1)
+
+    def item(self, number: int) -> GgmlBlocks:
+        """One of a batch."""
+        return replace(self, bytes=self.bytes.item(number))
+
+    def values(self, begin: int, end: int, parts: Parts) -> torch.Tensor:
+        """Float32 ``[n, K]``, as the gguf package has it."""
+        return torch.from_numpy(dequantize_blocks(self.kind, self._read(begin, end, parts).numpy()))
+
+    def packed(self, kind: Format, begin: int, end: int, parts: Parts) -> torch.Tensor:
+        """Rows of codes."""
+        codes = block_codes(self.kind, self._read(begin, end, parts).numpy())
+        return torch.from_numpy(pack_rows(kind, codes))
+
+    def _read(self, begin: int, end: int, parts: Parts) -> torch.Tensor:
+        rows = parts.rows(self.bytes, begin, end)
+        paired = self.bytes.paired_rows
+        return halves_in_order(rows, paired) if paired else rows
+
+
+def halves_in_order(rows: torch.Tensor, head: int) -> torch.Tensor:
+    """Rows ``[n, bytes]`` of whole heads, of which each has the rows of its two halves in turn, half after half."""
+    return rows.view(-1, head // 2, 2, rows.shape[-1]).transpose(1, 2).reshape(rows.shape)
+
+
+def ggml_weights(index: Mapping[str, TensorEntry], _: Mapping[str, Any]) -> dict[str, Encoded]:
+    """All tensors in blocks, and those whose rows are paired."""
+    return {
+        name: Encoded(_blocks(entry), entry.shape, (name,))
+        for name, entry in index.items()
+        if entry.dtype not in STORED_BYTES or entry.paired_rows
+    }
+
+
+def _blocks(entry: TensorEntry) -> GgmlBlocks:
+    *batch, rows, _ = entry.shape
+    width = entry.size_bytes // max(rows, 1)
+    for size in batch:
+        width //= size
+    return GgmlBlocks(entry.dtype, replace(entry, dtype="U8", shape=(*batch, rows, width)))

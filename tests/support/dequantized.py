@@ -1,0 +1,43 @@
+"""Models of transformers with the weights that a quantized bundle has: rounded to its formats, in place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from moec.artifacts.packing import PackingRecord
+from moec.artifacts.records import read_record
+from moec.formats import FORMATS, METHODS, Format, dequantize
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def dequantize_dense(model: torch.nn.Module, bundle: Path) -> None:
+    """Round every other matrix that the bundle has in a format to what that can say, in place."""
+    packing = read_record(PackingRecord, "packing", bundle / "packing.json")
+    weights = model.state_dict()
+    formats = {tensor.sources[0]: tensor.format for tensor in packing.dense if tensor.format is not None}
+    assert {"lm_head.weight", "model.embed_tokens.weight"} < formats.keys()
+    assert [name for name in formats if "self_attn" in name]
+    for name, kind in formats.items():
+        values = dequantize(FORMATS[kind], METHODS["nearest"](FORMATS[kind], weights[name].numpy()))
+        weights[name].copy_(torch.from_numpy(values))
+
+
+def dequantize_experts(model: torch.nn.Module, kind: Format) -> None:
+    """Round every routed expert's matrices to what ``kind`` can say, in place."""
+    rounded = 0
+    for module in model.modules():
+        for name in ("gate_up_proj", "gate_proj", "up_proj", "down_proj"):
+            weight = getattr(module, name, None)
+            if not isinstance(weight, torch.nn.Parameter) or weight.ndim != 3:
+                continue
+            across = 1 if getattr(module, "is_transposed", False) else 2
+            for expert in weight.data:
+                rows = expert.T if across == 1 else expert
+                values = dequantize(kind, METHODS["nearest"](kind, rows.contiguous().numpy()))
+                rows.copy_(torch.from_numpy(values))
+            rounded += 1
+    assert rounded
