@@ -106,8 +106,6 @@ class CudaKernels:
 
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
-        from moec.compiler.kernels.cuda.selection import selection
-
         from moec.compiler.kernels.cuda.attention import append_kernel, attention, has_hopper
         from moec.compiler.kernels.cuda.capacity import capacity
         from moec.compiler.kernels.cuda.experts import experts, experts_cached, fits_hopper
@@ -149,8 +147,6 @@ class CudaKernels:
 
     def workspaces(self, model: ModelRecord) -> Iterator[Workspace]:
         """What kernels need beside their tensors."""
-        from moec.compiler.kernels.cuda.selection import workspace_bytes as selection_bytes
-
         from moec.compiler.kernels.cuda.attention import workspace
         from moec.compiler.kernels.cuda.experts import workspace_bytes
         from moec.compiler.kernels.cuda.selection import workspace_bytes as selection_bytes
