@@ -145,7 +145,7 @@ def emit_gate_up_few(
         beside: a product that other blocks of the same launch compute; its blocks have as many threads.
     """
     tiling = tiling or gate_up_tiling(body)
-    share = TileShare.of(body, call_, tiling, 0 if beside is None else beside.blocks)
+    share = TileShare.of(body, call_, tiling)
     others = i64(0) if beside is None else T.truncdiv(i64(beside.blocks - 1) + share.blocks, share.blocks)
     with launch((share.blocks, others + call_.tokens * call_.chosen), tiling.threads) as (
         (block, line),
@@ -178,16 +178,15 @@ class TileShare:
     """Of a block; int64 where it is not known."""
 
     @classmethod
-    def of(cls, body: ExpertBody, call_: ExpertCall, tiling: Tiling, beside: int) -> TileShare:
-        """So many that all blocks are there at once, ``beside`` others among them, or ``MOST_TILES``.
+    def of(cls, body: ExpertBody, call_: ExpertCall, tiling: Tiling) -> TileShare:
+        """So many that all blocks are there at once, or ``MOST_TILES``.
 
         Quantized weights are few bytes: what a block does before its first product would take longer than these.
         """
         tiles = -(-body.intermediate // (TILE_ROWS * tiling.row_warps))
         if body.format is None:
             return cls(tiles, 1)
-        room = max(BLOCKS_AT_ONCE // 2, BLOCKS_AT_ONCE - beside)
-        wanted = ceildiv(i64(tiles) * call_.tokens * call_.chosen, room)
+        wanted = ceildiv(i64(tiles) * call_.tokens * call_.chosen, BLOCKS_AT_ONCE)
         return cls(tiles, T.max(i64(1), T.min(wanted, i64(min(tiles, MOST_TILES)))))
 
     @property

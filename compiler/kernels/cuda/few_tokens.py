@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 VECTOR = 8
 """Activations that a thread turns at a time."""
-AT_ONCE = 2
+AT_ONCE = 4
 """Vectors that a thread reads before it stores the first."""
 PAD = 32
 """Columns between tokens that keep the banks of shared memory apart."""
