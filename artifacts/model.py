@@ -184,7 +184,9 @@ class ExpertsLayer:
     experts: int
     top_k: int
     capacity: int = 0
-    """Tokens of one call that an expert takes (see ``CapacityStep``); 0: any number."""
+    """Tokens of one call that an expert takes (see ``CapacityStep``); 0: any number, or see ``capacity_share``."""
+    capacity_share: float = 0.0
+    """Of the tokens of one call an expert takes this share, rounded up; 0: see ``capacity``."""
 
 
 @dataclass(frozen=True)
@@ -272,9 +274,10 @@ class AppendStep:
 class CapacityStep:
     """Drop tokens beyond an expert's capacity: their weight becomes 0 (Switch, arXiv 2101.03961, section 2.2).
 
-    Of the tokens of one call that chose the same expert of MoE layer ``layer`` the first ``capacity`` keep their
-    weight. An encoder's input is one call, and so is a decoder's prompt; each token that follows it is one by itself.
-    index ``[T, 1]`` int64, weight and output ``[T, 1]``.
+    Of the choices of one call that are the same expert of MoE layer ``layer`` the first ones keep their weight, as many
+    as its capacity: first choices of all tokens, in their order, then second ones (GShard, arXiv 2006.16668, algorithm
+    1). An encoder's input is one call, and so is a decoder's prompt; each token that follows it is one by itself. index
+    ``[T, K]`` int64, weight and output ``[T, K]``.
     """
 
     kind: Literal["capacity"]

@@ -7,10 +7,12 @@ chain in ``model.json`` needs no more than this to run it. T is the number of to
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from moec.artifacts.model import DTYPE_BYTES, DType, ExpertsLayer
+from moec.artifacts.slots import CACHED
 
 Shape: TypeAlias = tuple[int | str, ...]
 """Extents: an integer, ``"T"``, or n times the tokens of a step, such as ``"16T"``."""
@@ -93,6 +95,14 @@ class Beside:
     most_tokens: int
 
 
+def cached_beside_name(beside: Beside) -> str:
+    """The function that does the same for experts of which some may still be on their way to the GPU.
+
+    Beside ``beside.function``'s arguments it takes the layer's state, before the workspace.
+    """
+    return f"{CACHED}{beside.body}_{beside.segment}"
+
+
 @dataclass(frozen=True)
 class ProgramRecord:
     """The whole of ``program.json``."""
@@ -121,7 +131,8 @@ class Size:
 
 def capacity_name(layer: ExpertsLayer) -> str:
     """The function of the ``capacity`` step of an MoE layer."""
-    return f"capacity_{layer.experts}_{layer.capacity}"
+    most = str(layer.capacity) if layer.capacity else f"of_{layer.capacity_share.hex()[2:]}"
+    return f"capacity_{layer.experts}_{layer.top_k}_{re.sub('[^0-9a-z]', '_', most)}"
 
 
 def resolve(shape: Shape, tokens: int) -> tuple[int, ...]:

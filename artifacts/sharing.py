@@ -55,6 +55,35 @@ def cpu_shares(speeds: ShareSpeeds, most: int) -> tuple[int, ...]:
     )
 
 
+@dataclass(frozen=True)
+class TeamSpeed:
+    """How fast a CPU's threads compute experts, on a straight line through measured times."""
+
+    start_us: float
+    """Of a request of any number of experts."""
+    gb_s: float
+    """Bytes of experts beyond that, where 1 GB is 10^9 bytes."""
+
+    @classmethod
+    def of(cls, cpu_us: Sequence[float], expert_bytes: int) -> TeamSpeed | None:
+        """The line of least squares; ``None`` where no expert was measured.
+
+        Args:
+            cpu_us: entry k: microseconds of k experts, entry 0 is 0 and no measurement.
+            expert_bytes: of each.
+        """
+        known = list(enumerate(cpu_us))[1:]
+        if not known:
+            return None
+        mean, middle = sum(us for _, us in known) / len(known), (len(known) + 1) / 2
+        spread = sum((k - middle) ** 2 for k, _ in known)
+        # Less than nothing to start with, or more than the experts themselves, is noise.
+        most = mean / middle
+        rise = sum((k - middle) * us for k, us in known) / spread if spread else most
+        each = min(max(rise, most / 2), most)
+        return cls(mean - each * middle, expert_bytes / each / 1e3)
+
+
 def never_falling(samples: Sequence[float]) -> tuple[float, ...]:
     """Measured times of 0, 1, 2 ... experts, cleared of the noise by which more would cost less."""
     result: list[float] = []

@@ -40,11 +40,14 @@ def share_limit(base: int, facts: Footprint, share: float) -> int:
 def limit_of_share(
     bundle: Path, share: float, threads: int, *, max_batch: int, step_tokens: int, cache_tokens: int
 ) -> int:
-    """`share_limit` of a bundle, with room for what ``threads`` of the CPU need where they help."""
+    """`share_limit` of a bundle, with room for what ``threads`` of the CPU need where they help.
+
+    Less than a resident load takes, however few the experts.
+    """
     plan = resident_plan(bundle, max_batch=max_batch, step_tokens=step_tokens, cache_tokens=cache_tokens)
     record = open_bundle(bundle, verify="sizes").model
     beside = device_bytes(record) if threads else 0
-    return share_limit(base_bytes(plan) + beside, footprint(record), share)
+    return min(share_limit(base_bytes(plan) + beside, footprint(record), share), plan.total_bytes - 1)
 
 
 def host_limit(plan: DevicePlan, facts: Footprint, share: float) -> int:

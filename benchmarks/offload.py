@@ -158,7 +158,8 @@ class _Run:
             memory = {"slots": f"{_slot_share(model.memory):.0%}", "GPU MB": model.memory.total_bytes / 1e6}
             rows = [self._decode_row(model, routing) for routing in self._routings]
             rows.append(self._prefill_row(model))
-        return [memory | row | {"threads": threads, "load s": loaded} for row in rows]
+            team = list(experts.helper.experts_us) if threads and limit is not None else []
+        return [memory | row | {"threads": threads, "load s": loaded, "CPU us": team} for row in rows]
 
     def _load(self, limit: int | None, threads: int = 0) -> Model:
         return runtime.load(

@@ -20,7 +20,7 @@ from moec.artifacts.footprint import footprint
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.records import read_record
-from moec.artifacts.sharing import HANDSHAKE_US
+from moec.artifacts.sharing import MAILBOX_US, TEAM_US, TeamSpeed
 from moec.planning.cost import dense_milliseconds, miss_cost
 from moec.planning.streaming import streamed_milliseconds
 from moec.runtime import measure
@@ -32,9 +32,11 @@ AIM = 0.15
 STEP_TOKENS = 512
 
 
-def machine_of(gpu: dict[str, Any], row: dict[str, Any]) -> MachineRecord:
+def machine_of(gpu: dict[str, Any], row: dict[str, Any], expert_bytes: int) -> MachineRecord:
     """The machine of a row; without threads, one with no CPU to help."""
     threads = int(row.get("threads") or 0)
+    host = row.get("read GB/s") or 1e6
+    team = TeamSpeed.of(row.get("CPU us") or (), expert_bytes)
     return MachineRecord(
         name=gpu["name"],
         gpu_name=gpu["name"],
@@ -47,11 +49,11 @@ def machine_of(gpu: dict[str, Any], row: dict[str, Any]) -> MachineRecord:
         link_efficiency=measure.LINK_EFFICIENCY,
         unified_memory=False,
         host_memory_bytes=1 << 40,
-        host_bandwidth_gb_s=row.get("read GB/s") or 1e6,
-        host_efficiency=measure.HOST_EFFICIENCY,
+        host_bandwidth_gb_s=host,
+        host_efficiency=measure.HOST_EFFICIENCY if team is None else team.gb_s / host,
         cpu_threads=max(1, threads),
         disk_gb_s=1.0,
-        handshake_us=HANDSHAKE_US if threads else 1e9,
+        handshake_us=MAILBOX_US + (TEAM_US if team is None else team.start_us) if threads else 1e9,
         source="benchmarks.offload",
     )
 
@@ -81,9 +83,9 @@ def main() -> None:
     options = parser.parse_args()
     facts = footprint(read_record(ModelRecord, "model", options.bundle / "model.json"))
     result = json.loads(options.result.read_bytes())
-    rows = []
+    rows, expert_bytes = [], facts.layers[0].expert_bytes
     for row in result["rows"]:
-        ours = predicted(machine_of(result["gpu"], row), facts, row)
+        ours = predicted(machine_of(result["gpu"], row, expert_bytes), facts, row)
         kept = {key: row[key] for key in ("work", "slots", "routing", "threads") if key in row}
         rows.append(kept | {"measured ms": row["ms"], "predicted ms": ours, "ratio": ours / row["ms"]})
     print_rows(rows)

@@ -42,6 +42,7 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
     names = check_targets(request.targets)
     with stage("checkpoint", around.log):
         checkpoint = with_tokenizer(open_checkpoint(request.model), request.tokenizer)
+        check_encodings(checkpoint)
         if not request.modules_only and not checkpoint.hub:
             checkpoint = fetch_weights(checkpoint)
     for note in checkpoint.notes:
@@ -74,6 +75,13 @@ def check_targets(names: Sequence[str]) -> tuple[str, ...]:
     from moec.compiler.lowering.targets import parse_target
 
     return tuple(parse_target(name).name for name in dict.fromkeys(names))
+
+
+def check_encodings(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that is quantized in a way that moec does not read, before anything is fetched or traced."""
+    from moec.compiler.packing.stored import stored_tensors
+
+    stored_tensors(checkpoint.index, checkpoint.config)
 
 
 def complete(checkpoint: Checkpoint, parts: PartitionedModel) -> Checkpoint:
@@ -191,7 +199,9 @@ def pack_model(
     check_output(output, force=force)
     compiled = open_modules(modules)
     with stage("checkpoint", around.log):
-        checkpoint = fetch_weights(open_checkpoint(model))
+        checkpoint = open_checkpoint(model)
+        check_encodings(checkpoint)
+        checkpoint = fetch_weights(checkpoint)
     if config_sha256(checkpoint.config) != compiled.packing.config_sha256:
         raise CheckpointError(
             f"{modules} was not compiled for {model}.",

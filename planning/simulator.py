@@ -17,14 +17,14 @@ from moec.planning.sides import layer_traces, replayed_groups, sides_of
 from moec.planning.synthetic import overlap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from moec.artifacts.footprint import Footprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import Policy
     from moec.artifacts.traces import Traces
-    from moec.planning.replay import Replay
+    from moec.planning.replay import Group, Replay
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class Simulation:
     """The best first; each on tokens that its profile does not know."""
     optimal: tuple[float, ...]
     """Hit rates of Belady's optimum with free admission: the most that any cache can reach."""
+    fixed: tuple[float, ...]
+    """Hit rates of each layer's most used experts, chosen with all tokens known. Where tokens choose independently of
+    those before them no policy that does not know the future gets more."""
     machines: tuple[MachineCurve, ...]
 
 
@@ -115,8 +118,20 @@ def simulate(
         expert_bytes=tuple(sum(h * s for h, s in zip(held, stride, strict=True)) for held in slots),
         policies=tuple(policies),
         optimal=tuple(hit_rate(facts, comparison.optimal["better"], held) for held in slots),
+        fixed=tuple(_fixed_rate(groups, held) for held in slots),
         machines=tuple(curves),
     )
+
+
+def _fixed_rate(groups: Sequence[Group], slots: Sequence[int]) -> float:
+    """Share of chosen experts that are among the most used ones of their layer, as many as it has slots."""
+    hits = choices = 0
+    for group in groups:
+        for chosen, number in zip(group.chosen, group.numbers, strict=True):
+            uses = np.sort(np.bincount(chosen.ravel(), minlength=group.experts))[::-1]
+            hits += int(uses[: slots[number]].sum())
+            choices += chosen.size
+    return hits / choices if choices else 1.0
 
 
 def _milliseconds(

@@ -221,10 +221,12 @@ class Binder:
 
     def beside(self, number: int, count: int) -> Beside | None:
         """What runs the experts of step ``number`` together with the side segment before them."""
-        if not self._experts.runs_beside or not 0 < number < len(self.model.all_steps):
+        if not 0 < number < len(self.model.all_steps):
             return None
         found = beside_of(self.model, self._program, number)
-        return found if found is not None and count <= found.most_tokens else None
+        if found is None or count > found.most_tokens:
+            return None
+        return found if self._experts.runs_beside(found) else None
 
     def _function_names(self) -> list[str]:
         names: dict[str, None] = dict.fromkeys(each.function for each in self._program.beside)

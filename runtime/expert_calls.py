@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from moec.artifacts.program import Beside
     from moec.runtime.devices.protocol import Call
     from moec.runtime.experts import ExpertStore
     from moec.runtime.prefetch import Prefetcher
@@ -24,11 +25,17 @@ if TYPE_CHECKING:
 class ExpertCalls(Protocol):
     """Makes the calls of routed experts for a device."""
 
-    runs_beside: bool
-    """Whether a layer's call may do what is in front of it too (see `moec.artifacts.program.Beside`)."""
+    def runs_beside(self, beside: Beside) -> bool:
+        """Whether a layer's call may do what is in front of it too."""
+        ...
 
     def calls(
-        self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
+        self,
+        layer: int,
+        function: Callable[..., Any],
+        views: tuple[View, ...],
+        workspace: tuple[View, ...],
+        beside: Beside | None = None,
     ) -> list[Call]:
         """The calls of one layer.
 
@@ -37,6 +44,7 @@ class ExpertCalls(Protocol):
             function: ``function(hidden, index, weight, table, workspace..., out)``.
             views: hidden ``[T, H]``, index ``[T, K]`` int64, weight ``[T, K]`` and the result ``[T, H]``.
             workspace: one view, or none; then what the function takes for the segment in front of it.
+            beside: says which segment that is, where ``function`` does its work too.
         """
         ...
 
@@ -48,8 +56,6 @@ class ExpertCalls(Protocol):
 class HostExperts:
     """Experts that the CPU runs from the mapped files."""
 
-    runs_beside = False
-
     def __init__(self, store: ExpertStore, prefetcher: Prefetcher | None = None) -> None:
         self._store, self._prefetcher = store, prefetcher
         self._tables: dict[int, Any] = {}
@@ -57,10 +63,21 @@ class HostExperts:
     def count(self, stats: Stats) -> None:
         """Nothing: the store counts as it goes."""
 
+    def runs_beside(self, beside: Beside) -> bool:
+        """Never: nothing would be won."""
+        del beside
+        return False
+
     def calls(
-        self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
+        self,
+        layer: int,
+        function: Callable[..., Any],
+        views: tuple[View, ...],
+        workspace: tuple[View, ...],
+        beside: Beside | None = None,
     ) -> list[Call]:
         """See `ExpertCalls.calls`."""
+        assert beside is None
         if layer not in self._tables:
             self._tables[layer] = self._store.table(layer)
         table, extra = self._tables[layer], tuple(tensor_at(*view) for view in workspace)

@@ -29,7 +29,7 @@ from moec.runtime.libraries import host_cpu_features, load_runtime
 from moec.runtime.model import Model
 from moec.runtime.sharing.loading import cpu_side
 from moec.runtime.stats import Stats
-from moec.runtime.threads import default_threads
+from moec.runtime.threads import helper_threads
 from moec.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -104,11 +104,6 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
         )
 
 
-def helper_threads(cpu_threads: int | None) -> int:
-    """CPU threads that compute experts beside a GPU: as asked for, or all but the one that waits for the GPU."""
-    return max(1, default_threads() - 1) if cpu_threads is None else cpu_threads
-
-
 def _assemble(loading: _Loading) -> _Parts:
     device, bundle, plan, options = loading.device, loading.bundle, loading.plan, loading.options
     stats = Stats()
@@ -118,7 +113,14 @@ def _assemble(loading: _Loading) -> _Parts:
         ResidentExperts(device, bundle, loading.weights)
         if plan.slots is None
         else offloaded_experts(
-            device, bundle, functions, plan.slots, loading.weights, loading.hashed, loading.progress
+            device,
+            bundle,
+            functions,
+            loading.target.name,
+            plan.slots,
+            loading.weights,
+            loading.hashed,
+            loading.progress,
         )
     )
     cache = CacheStorage(device, cache_layers(bundle.model), plan.cache_pages, selection_layers(bundle.model))

@@ -13,16 +13,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.machine import MachineRecord
-from moec.artifacts.sharing import HANDSHAKE_US
+from moec.artifacts.sharing import MAILBOX_US, TEAM_US
 from moec.runtime.devices.names import parse_ordinal
 from moec.runtime.machine import total_memory
 from moec.runtime.threads import default_threads
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moec.artifacts.sharing import TeamSpeed
     from moec.runtime.devices.cuda.measure import GpuRecord
 
 PROBE_BYTES = 256 << 20
 """Large enough to leave every cache level behind."""
+PROBE_ROUNDS = 8
+"""Of reading it in one go: threads start some 0.1 ms after each other, which would be a part of what they take."""
 DISK_PROBE_BYTES = 64 << 20
 REPEATS = 5
 GIGA = 1e9
@@ -30,7 +35,7 @@ GPU_EFFICIENCY = 0.92
 LINK_EFFICIENCY = 0.92
 """What kernels reach of the copies that are measured here: 2.76 of 3.0 TB/s and 50.5 of 54.7 GB/s on an H100."""
 HOST_EFFICIENCY = 1.0
-"""Experts on the CPU read memory as fast as this measures it, or faster (1.0 to 1.4 times on an H100's host)."""
+"""Of the CPU's experts where none were measured."""
 LAYER_US = 27.0
 """A layer of DeepSeek-V2-Lite's shape beside its bytes, on an H100: 2.49 ms a step of 27 layers, 4.90 GB of weights."""
 
@@ -46,17 +51,22 @@ def cpu_model() -> str:
 def read_bandwidth(threads: int, probe_bytes: int = PROBE_BYTES) -> float:
     """GB/s at which ``threads`` threads read host memory together, the best of some tries.
 
-    On an H200's host tries came to 85 to 123 in one process, and the CPU's experts to what 122 explains.
+    Of one round each, tries on an H200's host came to 85 to 123 in one process.
     """
     words = np.ones(probe_bytes // 8, dtype=np.int64)
     parts = np.array_split(words, threads)
+
+    def read(part: NDArray[np.int64]) -> None:
+        for _ in range(PROBE_ROUNDS):
+            np.max(part)
+
     rates: list[float] = []
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(np.max, parts))
         for _ in range(REPEATS):
             start = time.perf_counter()
-            list(pool.map(np.max, parts))
-            rates.append(words.nbytes / (time.perf_counter() - start) / GIGA)
+            list(pool.map(read, parts))
+            rates.append(PROBE_ROUNDS * words.nbytes / (time.perf_counter() - start) / GIGA)
     return max(rates)
 
 
@@ -100,9 +110,20 @@ def gpu_record(device: str) -> GpuRecord:
     return measure_gpu(driver, ordinal)
 
 
-def this_machine(folder: Path, threads: int | None = None, gpu: GpuRecord | None = None) -> MachineRecord:
-    """Measure this machine; ``folder`` says which disk the bundle lies on, ``gpu`` is one measured already."""
+def this_machine(
+    folder: Path, threads: int | None = None, gpu: GpuRecord | None = None, team: TeamSpeed | None = None
+) -> MachineRecord:
+    """Measure this machine.
+
+    Args:
+        folder: on the disk where bundles lie.
+        threads: of the CPU.
+        gpu: one measured already.
+        team: how fast the CPU computes experts beside a GPU, measured already.
+    """
     threads = threads or default_threads()
+    bandwidth = read_bandwidth(threads)
+    start_us = TEAM_US if team is None else team.start_us
     return MachineRecord(
         name=platform.node() or "this machine",
         gpu_name=None if gpu is None else gpu.name,
@@ -115,10 +136,10 @@ def this_machine(folder: Path, threads: int | None = None, gpu: GpuRecord | None
         link_efficiency=1.0 if gpu is None else LINK_EFFICIENCY,
         unified_memory=gpu is not None and gpu.unified_memory,
         host_memory_bytes=total_memory(),
-        host_bandwidth_gb_s=round(read_bandwidth(threads), 2),
-        host_efficiency=HOST_EFFICIENCY,
+        host_bandwidth_gb_s=round(bandwidth, 2),
+        host_efficiency=HOST_EFFICIENCY if team is None else round(team.gb_s / bandwidth, 3),
         cpu_threads=threads,
         disk_gb_s=round(disk_bandwidth(folder), 2),
-        handshake_us=0.0 if gpu is None else HANDSHAKE_US,
+        handshake_us=0.0 if gpu is None else round(MAILBOX_US + start_us, 1),
         source=f"measured by moec on {cpu_model()}" + ("" if gpu is None else f" and {gpu.name}"),
     )

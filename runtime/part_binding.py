@@ -175,7 +175,7 @@ class PartBinding:
             products = binder.segment(side.function).calls
             views_beside = (self._view(number - 1, side, each) for call in products for each in call.operands)
             extra, name = (*extra, *views_beside), beside.function
-        calls = binder.experts().calls(step.layer, binder.function(name), views, extra)
+        calls = binder.experts().calls(step.layer, binder.function(name), views, extra, beside)
         return calls if self._recorder is None else [self._record(step.layer, views, self._recorder), *calls]
 
     def _record(self, layer: int, views: tuple[View, ...], recorder: RoutingRecorder) -> Call:

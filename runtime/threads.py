@@ -40,6 +40,11 @@ def default_threads() -> int:
     return min(usable_cpus(), int(wish)) if wish.isdigit() and int(wish) > 0 else usable_cpus()
 
 
+def helper_threads(cpu_threads: int | None = None) -> int:
+    """CPU threads that compute experts beside a GPU: as asked for, or all but the one that waits for the GPU."""
+    return max(1, default_threads() - 1) if cpu_threads is None else cpu_threads
+
+
 def use_threads(ffi: Any, threads: int | None) -> int:
     """Let the kernels that this thread calls run on ``threads`` threads; say on how many they will.
 

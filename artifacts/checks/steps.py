@@ -42,8 +42,8 @@ def step_problems(model: ModelRecord, step: Step) -> Iterator[str]:
         yield f"uses the unknown MoE layer {step.layer}"
     elif isinstance(step, CapacityStep):
         layer = model.experts[step.layer]
-        if layer.capacity < 1 or layer.top_k != 1:
-            yield f"drops tokens of MoE layer {step.layer}, which has no capacity or several choices"
+        if (layer.capacity > 0) == (layer.capacity_share > 0):
+            yield f"drops tokens of MoE layer {step.layer}, which has no capacity or two"
 
 
 def _segment_problems(model: ModelRecord, step: SegmentStep) -> Iterator[str]:

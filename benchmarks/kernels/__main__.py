@@ -20,6 +20,7 @@ from benchmarks.kernels.cases import measure
 from benchmarks.kernels.dense_cases import dense_cases
 from benchmarks.kernels.expert_cases import expert_cases
 from benchmarks.kernels.module import open_module
+from benchmarks.kernels.selection_cases import selection_cases
 from benchmarks.kernels.state_cases import state_cases
 from moec.errors import MoecError
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from benchmarks.kernels.cases import Case
     from benchmarks.kernels.module import Module
 
-KINDS = ("experts", "attention", "states", "dense")
+KINDS = ("experts", "attention", "selection", "states", "dense")
 FAILURES = (RuntimeError, AssertionError, MoecError)
 SMALL_COPY_BYTES, SMALL_MATRIX = 1 << 27, 1024
 """On a CPU, which only tries this program out."""
@@ -78,6 +79,8 @@ def cases(module: Module, folder: Path, kind: str) -> Iterator[Callable[[], Case
         return expert_cases(module)
     if kind == "attention":
         return attention_cases(module)
+    if kind == "selection":
+        return selection_cases(module)
     if kind == "states":
         return state_cases(module)
     return dense_cases(module, open_module(folder, torch.device("cpu")))

@@ -27,6 +27,8 @@ PREFILL_AIM = 0.5
 ROTATED_BYTES = 200 << 20
 """Decode goes round among caches of so many bytes together, so that the second-level cache does not hold them."""
 MOST_CALLS = 400
+SELECTED = 2048
+"""Positions that a token sees where only some are selected, as DeepSeek-V3.2 has it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +47,16 @@ class Step:
     matrices: tuple[torch.Tensor, ...]
     """Of the heads that latents stand for: absorb, expand, value."""
     out: torch.Tensor
+    selected: torch.Tensor | None = None
+    """Which positions each token sees, ``[T, positions]``, where the spec is selected."""
 
     def operands(self) -> list[torch.Tensor]:
         """In the order of the kernel's arguments."""
         own = [self.keys] if self.spec.latent else [self.keys, self.values]
         sinks = [] if self.sinks is None else [self.sinks]
         places = [self.table, self.sequence, self.position]
-        return [self.query, *own, *self.caches, *places, *sinks, *self.matrices, self.out]
+        bits = [] if self.selected is None else [words_of(self.selected)]
+        return [self.query, *own, *self.caches, *places, *bits, *sinks, *self.matrices, self.out]
 
     def expected(self) -> torch.Tensor:
         """By the reference in float64, on what the cache holds once the step's own keys are in it."""
@@ -66,7 +71,8 @@ class Step:
             spec, query = self.spec, self.query[0, rows]
             if self.matrices:
                 spec, key, values = reference.expand_latents(spec, key, *self.matrices[1:])
-            results.append(reference.attention(spec, query, key, values, position, self.sinks))
+            shown = None if self.selected is None else self.selected[rows][:, : key.shape[0]]
+            results.append(reference.attention(spec, query, key, values, position, self.sinks, shown))
         return torch.cat(results)[None]
 
     def _context(self, cache: torch.Tensor, number: int, position: torch.Tensor) -> torch.Tensor:
@@ -122,7 +128,24 @@ def make_step(
         torch.randn(spec.query_heads, device=device) if spec.sinks else None,
         make_matrices(spec, device),
         torch.empty(1, tokens, spec.query_heads, spec.result_dim, device=device),
+        drawn(position, pages.shape[1] * PAGE_TOKENS) if spec.selected else None,
     )
+
+
+def drawn(position: torch.Tensor, positions: int) -> torch.Tensor:
+    """`SELECTED` of the positions up to each token's own, at random, or all of them: ``[T, positions]``."""
+    places = torch.arange(positions, device=position.device)
+    scores = torch.rand(len(position), positions, device=position.device)
+    scores.masked_fill_(places > position[:, None], -1.0)
+    least = torch.topk(scores, min(SELECTED, positions)).values[:, -1:]
+    return (scores >= least) & (scores >= 0)
+
+
+def words_of(selected: torch.Tensor) -> torch.Tensor:
+    """int32 ``[T, words]``: a bit a position, as a selection's kernel writes them."""
+    places = torch.arange(PAGE_TOKENS, device=selected.device)
+    words = (selected.reshape(len(selected), -1, PAGE_TOKENS).long() << places).sum(-1)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).int().contiguous()
 
 
 def make_matrices(spec: AttentionSpec, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -140,7 +163,7 @@ def make_matrices(spec: AttentionSpec, device: torch.device) -> tuple[torch.Tens
 
 def _decode(module: Module, spec: AttentionSpec, sequences: int, context: int, rotated_bytes: int) -> Case:
     device, width = module.device, -(-context // PAGE_TOKENS)
-    seen = min(context, spec.window or context, spec.chunk or context)
+    seen = min(context, spec.window or context, spec.chunk or context, SELECTED if spec.selected else context)
     moved = sequences * seen * cache_token_bytes(spec) + _matrix_bytes(spec)
     count = max(1, min(MOST_CALLS, rotated_bytes // moved))
     caches = make_caches(spec, count * sequences * width, device)
@@ -170,12 +193,13 @@ def _prefill(module: Module, spec: AttentionSpec, tokens: int) -> Case:
     def check() -> Judgement:
         return judge(call, step.out, step.expected())
 
-    pairs = sum(min(p + 1, spec.window or p + 1) for p in range(tokens))
+    most = SELECTED if spec.selected else spec.window or tokens
+    pairs = sum(min(p + 1, most) for p in range(tokens))
     # What latents stand for is attended to with less arithmetic than latents; preparing it is extra, and in the time.
     flops = 2 * pairs * spec.query_heads * (spec.query_dim + spec.result_dim)
     moved = sum(tensor.nbytes for tensor in (step.query, step.keys, step.values, step.out))
     rival = None
-    if not (spec.window or spec.chunk or spec.softcap or spec.sinks):
+    if not (spec.window or spec.chunk or spec.softcap or spec.sinks or spec.selected):
         rival = _torch_attention((spec if spec.heads is None else spec.expanded), tokens, device)
     aim = None if rival is None else PREFILL_AIM
     return Case(
@@ -216,7 +240,9 @@ def _torch_attention(spec: AttentionSpec, tokens: int, device: torch.device) -> 
 
 def describe(spec: AttentionSpec) -> str:
     """Heads and dimensions, and what else is special."""
-    extras = [name for name in ("window", "chunk", "softcap", "sinks", "latent") if getattr(spec, name)]
+    extras = [
+        name for name in ("window", "chunk", "softcap", "sinks", "latent", "selected") if getattr(spec, name)
+    ]
     heads = f"attention {spec.query_heads}/{spec.kv_heads} {spec.key_dim}/{spec.value_dim}"
     if spec.heads is not None:
         heads += f" for {spec.query_dim}/{spec.result_dim}"

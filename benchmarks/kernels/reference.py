@@ -97,6 +97,7 @@ def attention(
     values: torch.Tensor,
     position: torch.Tensor,
     sinks: torch.Tensor | None,
+    selected: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``out [T, Hq, Dv]`` of one sequence.
 
@@ -107,6 +108,7 @@ def attention(
         values: ``[C, Hkv, Dv]``.
         position: ``[T]``.
         sinks: ``[Hq]`` or ``None``.
+        selected: ``[T, C]``, where only some positions are seen.
     """
     group = spec.query_heads // spec.kv_heads
     place, seen_from = torch.arange(keys.shape[0], device=keys.device), position[:, None]
@@ -115,6 +117,8 @@ def attention(
         hidden |= place <= seen_from - spec.window
     if spec.chunk:
         hidden |= place < seen_from // spec.chunk * spec.chunk
+    if selected is not None:
+        hidden |= ~selected
     heads = []
     for head in range(spec.query_heads):
         scores = spec.scaling * (query[:, head].double() @ keys[:, head // group].double().T)

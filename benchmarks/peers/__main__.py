@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WORK = Work(1, 512, 64)
-FEW = 8
+FEW = 4
 """Tokens of accelerate's run, which takes seconds for each."""
 KINDS = {"bf16": "bf16", "8bit": "q8_0", "4bit": "q4_0"}
 """llama.cpp's format of each kind; a bundle of moec says its own."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from moec.artifacts.activation import Expression
-    from moec.artifacts.model import AttentionSpec, ExpertBody, SelectionSpec
+    from moec.artifacts.model import AttentionSpec, ExpertBody, ExpertsLayer, SelectionSpec
 
 Array = NDArray[np.float64]
 
@@ -151,20 +151,26 @@ def expand_latents(
 
 
 def keep_within_capacity(
-    capacity: int, index: NDArray[np.int64], weight: Array, calls: Sequence[int]
+    layer: ExpertsLayer, index: NDArray[np.int64], weight: Array, calls: Sequence[int]
 ) -> Array:
-    """Weights ``[T, 1]`` with 0 for tokens beyond an expert's capacity.
+    """Weights ``[T, K]`` with 0 for choices beyond an expert's capacity.
 
     Args:
-        capacity: tokens of one call that an expert takes.
-        index: ``[T, 1]``, the chosen experts.
-        weight: ``[T, 1]``.
+        layer: says how many tokens of one call an expert takes.
+        index: ``[T, K]``, the chosen experts.
+        weight: ``[T, K]``.
         calls: of each token, the number in the step of the first token of its call.
     """
     kept = weight.copy()
-    for token, call in enumerate(calls):
-        if (index[call : token + 1, 0] == index[token, 0]).sum() > capacity:
-            kept[token] = 0.0
+    for call in sorted(set(calls)):
+        rows = np.flatnonzero(np.array(calls) == call)
+        most = layer.capacity or math.ceil(layer.capacity_share * len(rows))
+        # First choices of all tokens, then second ones.
+        places = [(token, choice) for choice in range(index.shape[1]) for token in rows]
+        chosen = np.array([index[place] for place in places])
+        for number, place in enumerate(places):
+            if (chosen[: number + 1] == chosen[number]).sum() > most:
+                kept[place] = 0.0
     return kept
 
 

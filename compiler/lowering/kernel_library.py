@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.mailbox import SERVE, collect_name, post_name
 from moec.artifacts.model import ExpertsStep, SegmentStep, SelectionStep
-from moec.artifacts.program import APPEND, HOPPER, Beside, Workspace, capacity_name
+from moec.artifacts.program import APPEND, HOPPER, Beside, Workspace, cached_beside_name, capacity_name
 from moec.artifacts.sampling import SAMPLE
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 from moec.artifacts.states import STATE_PREFIX
@@ -70,7 +70,7 @@ class CpuKernels:
         for chosen in model.selections:
             yield f"{SELECTION_PREFIX}{chosen.name}", selection(chosen, lanes=self.lanes)
         for name, layer in capacity_kernels(model).items():
-            yield name, capacity(name, experts=layer.experts, tokens=layer.capacity)
+            yield name, capacity(name, layer)
         for kept in model.states:
             yield f"{STATE_PREFIX}{kept.name}", state(kept, lanes=self.lanes)
         for body in model.bodies:
@@ -92,7 +92,7 @@ class CpuKernels:
         _model: ModelRecord,
         _segments: Iterable[SegmentProgram],
         _products: Mapping[str, Product],
-    ) -> Iterator[tuple[Beside, tvm.tirx.PrimFunc]]:
+    ) -> Iterator[tuple[Beside, dict[str, tvm.tirx.PrimFunc]]]:
         """Experts that run together with the segment in front of them: none, there is nothing to win."""
         return iter(())
 
@@ -127,7 +127,7 @@ class CudaKernels:
         for indexer in model.selections:
             yield f"{SELECTION_PREFIX}{indexer.name}", selection(indexer)
         for name, layer in capacity_kernels(model).items():
-            yield name, capacity(name, experts=layer.experts, tokens=layer.capacity)
+            yield name, capacity(name, layer)
         for kept in model.states:
             yield f"{STATE_PREFIX}{kept.name}", state(kept)
         for body in model.bodies:
@@ -162,8 +162,11 @@ class CudaKernels:
 
     def beside(
         self, model: ModelRecord, segments: Iterable[SegmentProgram], products: Mapping[str, Product]
-    ) -> Iterator[tuple[Beside, tvm.tirx.PrimFunc]]:
-        """Experts that run together with the segment in front of them, a shared expert of two products."""
+    ) -> Iterator[tuple[Beside, dict[str, tvm.tirx.PrimFunc]]]:
+        """Experts that run together with the segment in front of them, a shared expert of two products.
+
+        Each has two functions: one for experts that are there, one for experts that may still be on their way.
+        """
         from moec.compiler.kernels.cuda.experts_beside import MOST_TOKENS, experts_beside, fits_beside
 
         bodies, programs = {body.name: body for body in model.bodies}, {each.name: each for each in segments}
@@ -173,12 +176,20 @@ class CudaKernels:
             top_k = _most_chosen(model, bodies[body])[0]
             if len(found) == len(pair) == 2 and fits_beside(bodies[body], top_k, pair):
                 name = f"experts_{body}_{segment}"
-                yield Beside(name, body, segment, MOST_TOKENS), experts_beside(name, bodies[body], pair)
+                record = Beside(name, body, segment, MOST_TOKENS)
+                yield (
+                    record,
+                    {
+                        own: experts_beside(own, bodies[body], pair, cached=cached)
+                        for own, cached in ((name, False), (cached_beside_name(record), True))
+                    },
+                )
 
 
 def capacity_kernels(model: ModelRecord) -> dict[str, ExpertsLayer]:
     """Name of each kernel that drops tokens, and an MoE layer that it is for."""
-    return {capacity_name(layer): layer for layer in model.experts if layer.capacity}
+    limited = [layer for layer in model.experts if layer.capacity or layer.capacity_share]
+    return {capacity_name(layer): layer for layer in limited}
 
 
 def _selection_words(model: ModelRecord) -> dict[str, int]:

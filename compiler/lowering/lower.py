@@ -85,7 +85,7 @@ def lower(
     inputs = {function.name: len(function.inputs) for function in model.functions}
     segments = tuple(read_segment(name, module[name], inputs[name], model.class_name) for name in functions)
     beside = dict(kernels.beside(model, segments, products))
-    together = {record.function: function for record, function in beside.items()}
+    together = {name: function for made in beside.values() for name, function in made.items()}
     packed = packed_functions(module, segments, dict(kernels.model(model)) | together)
     export = export_cuda if target.kind == "cuda" else export_cpu
     files = export(packed, target, output)

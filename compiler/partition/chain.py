@@ -84,6 +84,8 @@ class Chain:
     _ids: dict[fx.Node, ValueId] = field(default_factory=dict)
     _selection_layers: int = 0
     _state_layers: int = 0
+    _capacities: dict[LayerId, tuple[int, float]] = field(default_factory=dict)
+    """Of MoE layers that drop tokens: tokens of a call, or a share of them."""
 
     def build(self, staging: Staging, inputs: ChainInputs, logits: fx.Node | None) -> LaidOut:
         """Lay out every stage: its main segment, its side segment, its markers.
@@ -187,11 +189,13 @@ class Chain:
         )
 
     def _capacity(self, node: fx.Node) -> None:
-        index, weight, _ = marker_arguments(node).values()
+        index, weight, tokens, share = marker_arguments(node).values()
+        layer = LayerId(len(self.experts))
+        self._capacities[layer] = int(tokens), float(share)
         self._steps.append(
             CapacityStep(
                 kind="capacity",
-                layer=LayerId(len(self.experts)),
+                layer=layer,
                 index=self._value(index),
                 weight=self._value(weight),
                 output=self._name(node),
@@ -247,9 +251,8 @@ class Chain:
         layer = LayerId(len(self.experts))
         body = self._body(facts)
         top_k = int(index.meta["val"].shape[1])
-        limited = str(weight.target) == CAPACITY
-        capacity = int(marker_arguments(weight)["tokens"]) if limited else 0
-        self.experts.append(ExpertsLayer(layer, module, body.name, facts.experts, top_k, capacity))
+        capacity = self._capacities.get(layer, (0, 0.0))
+        self.experts.append(ExpertsLayer(layer, module, body.name, facts.experts, top_k, *capacity))
         self.sources.append(expert_source(layer, facts))
         self._steps.append(
             ExpertsStep(

@@ -165,23 +165,24 @@ def _attention_shape(
 
 
 @torch.library.custom_op("moec::capacity", mutates_args=())
-def capacity(index: torch.Tensor, weight: torch.Tensor, tokens: int) -> torch.Tensor:
+def capacity(index: torch.Tensor, weight: torch.Tensor, tokens: int, share: float) -> torch.Tensor:
     """Where tokens beyond an expert's capacity are dropped. It has a shape and no meaning of its own.
 
     Args:
-        index: ``[T, 1]`` int64, the chosen expert.
-        weight: ``[T, 1]``, its weight.
-        tokens: of one call that an expert takes.
+        index: ``[T, K]`` int64, the chosen experts.
+        weight: ``[T, K]``, their weights.
+        tokens: of one call that an expert takes; 0: see ``share``.
+        share: of a call's tokens that an expert takes, rounded up.
 
     Returns:
-        ``weight``, or 0 for tokens that are dropped; see `moec.artifacts.model.CapacityStep`.
+        ``weight``, or 0 for choices that are dropped; see `moec.artifacts.model.CapacityStep`.
     """
     raise NotImplementedError("moec::capacity is a marker: it is replaced by a kernel")
 
 
 @capacity.register_fake
-def _capacity_shape(index: torch.Tensor, weight: torch.Tensor, tokens: int) -> torch.Tensor:
-    del index, tokens
+def _capacity_shape(index: torch.Tensor, weight: torch.Tensor, tokens: int, share: float) -> torch.Tensor:
+    del index, tokens, share
     return torch.empty_like(weight)
 
 

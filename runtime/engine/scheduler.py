@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.model import CapacityStep
 from moec.runtime.cache.pages import Lease, PageAllocator, PageTable, pages_for, table_rows
 
@@ -87,7 +88,7 @@ class Scheduler:
         self.limits = limits
         self.pages = PageAllocator(limits.cache_pages)
         rows = table_rows(limits.max_batch, sources=limits.sources)
-        self.table = PageTable(rows, limits.max_context)
+        self.table = PageTable(rows, min(limits.max_context, limits.cache_pages * PAGE_TOKENS))
         self.spare_row = limits.max_batch
         """A page table row that no sequence uses: for `Engine.score`."""
         self.waiting: deque[Sequence] = deque()

@@ -20,6 +20,7 @@ from moec.runtime.tensors import aligned_empty, aligned_zeros, tensor_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from moec.artifacts.model import ModelRecord
     from moec.runtime.sharing.mailbox import Mailbox
 
 CHUNKS_PER_THREAD = 4
@@ -49,6 +50,17 @@ class SharedLayer:
     body: int
     """Its body's number in the model."""
     intermediate: int
+
+
+def shared_layers(model: ModelRecord, tables: Sequence[int]) -> list[SharedLayer]:
+    """The MoE layers as a team sees them; ``tables`` are addresses of their tables."""
+    bodies = {body.name: (number, body) for number, body in enumerate(model.bodies)}
+    return [
+        SharedLayer(
+            table, layer.experts, layer.top_k, bodies[layer.body][0], bodies[layer.body][1].intermediate
+        )
+        for layer, table in zip(model.experts, tables, strict=True)
+    ]
 
 
 class Team:

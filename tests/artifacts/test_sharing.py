@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.artifacts.sharing import ShareSpeeds, cpu_shares, never_falling
+from moec.artifacts.sharing import ShareSpeeds, TeamSpeed, cpu_shares, never_falling
 
 
 def test_shares_of_an_h100_and_fifteen_cores() -> None:
@@ -48,3 +48,26 @@ def test_no_split_is_faster(link: float, first: float, more: list[float], handsh
 )
 def test_noise_is_cleared(samples: tuple[float, ...], expected: tuple[float, ...]) -> None:
     assert never_falling(samples) == expected
+
+
+def test_a_team_is_a_line_through_its_times() -> None:
+    """17 MB an expert: 20 microseconds to start, and 165 for each."""
+    speed = TeamSpeed.of([0.0, *(20.0 + 165.0 * k for k in range(1, 7))], 17_000_000)
+    assert speed is not None
+    assert speed.start_us == pytest.approx(20.0)
+    assert speed.gb_s == pytest.approx(17_000 / 165)
+
+
+@pytest.mark.parametrize(
+    ("times_us", "start", "each"),
+    [((0.0, 100.0), 0.0, 100.0), ((0.0, 90.0, 200.0), 0.0, 96.7), ((0.0, 100.0, 101.0), 50.2, 33.5)],
+)
+def test_a_team_of_few_or_noisy_times(times_us: tuple[float, ...], start: float, each: float) -> None:
+    speed = TeamSpeed.of(times_us, 1_000_000)
+    assert speed is not None
+    assert speed.start_us == pytest.approx(start, abs=0.1)
+    assert 1_000 / speed.gb_s == pytest.approx(each, abs=0.1)
+
+
+def test_without_experts_there_is_no_team() -> None:
+    assert TeamSpeed.of((0.0,), 1) is None

@@ -16,6 +16,7 @@ from benchmarks.kernels.cases import Case, Judgement, measure, relative_error, v
 from benchmarks.kernels.dense_cases import dense_cases
 from benchmarks.kernels.expert_cases import _decode, expert_cases
 from benchmarks.kernels.module import Module, open_module
+from benchmarks.kernels.selection_cases import selection_cases
 from benchmarks.kernels.state_cases import make_state_step, state_cases
 from moec.artifacts.experts import layout
 from moec.artifacts.model import AttentionSpec, ExpertBody
@@ -73,6 +74,16 @@ def test_states(tmp_path: Path) -> None:
     found = rows(state_cases(compiled("qwen3_next", tmp_path), ((1, 1), (3, 7)), 1 << 16))
     assert len(found) == 4
     assert_right(found)
+
+
+@pytest.mark.slow
+def test_selections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.kernels.attention_cases.SELECTED", 20)
+    module = compiled("deepseek_v32_selecting", tmp_path)
+    found = rows(selection_cases(module, ((1, 1, 100), (2, 1, 70), (1, 20, 100), (1, 1, 1 << 20)), 1 << 16))
+    assert len(found) == 3 * len(module.model.selections)
+    assert_right(found)
+    assert_right(rows(attention_cases(module, ((1, 70), (3, 33)), 70, 1 << 16)))
 
 
 def test_an_expert_that_is_not_read_is_noticed(module: Module) -> None:

@@ -134,6 +134,17 @@ def test_a_model_that_does_not_compile_is_refused_before_its_weights_are_fetched
     assert not (tmp_path / "out.moec").exists()
 
 
+def test_what_is_quantized_in_a_way_that_is_not_read_is_refused_before_that(hub: Hub, tmp_path: Path) -> None:
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (hub.folder / "config.json").write_text(
+        json.dumps({"model_type": "mixtral", "quantization_config": quantization})
+    )
+    with pytest.raises(UnsupportedModelError, match="NF4") as caught:
+        compile_checkpoint("owner/name", tmp_path / "out.moec")
+    assert "--quantization" in caught.value.do
+    assert not any(name.endswith(".safetensors") for name in hub.fetched)
+
+
 def test_tensors_are_listed_without_their_values(hub: Hub, tmp_path: Path) -> None:
     """A range of each file: the header, and no more than a header may take."""
     save_file({"b": torch.zeros(1 << 20, dtype=torch.float8_e4m3fn)}, hub.folder / "model-2.safetensors")

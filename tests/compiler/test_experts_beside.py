@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from moec.artifacts import slots as words
 from moec.artifacts.experts import layout
 from moec.artifacts.model import SegmentStep
+from moec.artifacts.program import cached_beside_name
+from moec.artifacts.schedule import DEFAULT_POLICY
 from moec.compiler.kernels.cuda.experts import experts, workspace_bytes
 from moec.compiler.kernels.cuda.experts_beside import MOST_TOKENS
+from moec.compiler.kernels.cuda.slots.assign import assign
+from moec.compiler.kernels.cuda.slots.fetch import fetch
 from moec.compiler.lowering.kernel_library import CudaKernels, side_segments
 from moec.compiler.lowering.lower import import_segments, packed_functions
 from moec.compiler.lowering.pipeline import pipeline, run_passes
 from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.targets import parse_target
+from moec.runtime.devices.cuda.offload.states import Places, fill_state
+from moec.runtime.expert_slots import LayerSlots
 from moec.runtime.tensors import aligned_empty
 from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
@@ -62,8 +69,33 @@ class Setting:
         self.run = Emulated(
             *(function for _, function in loops.functions_items()),
             experts(self.body, self.top_k).with_attr("global_symbol", f"experts_{self.body.name}"),
-            together.with_attr("global_symbol", self.record.function),
+            *(function.with_attr("global_symbol", name) for name, function in together.items()),
+            assign(),
+            fetch(blocks=3),
         )
+
+
+def fetched(
+    setting: Setting, host: NDArray[np.uint8], index: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Slots for the experts in ``host [E, bytes]``, two of them filled before the step, and the layer's state."""
+    count, stride = host.shape
+    slots = aligned_empty((count, stride), np.uint8)
+    slots[...] = 0
+    slots[:2] = host[:2]
+    body = setting.body
+    order, second = tuple(range(count)), layout(body).part("down").offset_bytes
+    filled_slots = LayerSlots(count, setting.top_k, stride, second, 2, count, order, (0.0,) * count, ())
+    homes = host.ctypes.data + stride * np.arange(count)
+    state = aligned_empty((words.state_words(count, count).size,), np.int64)
+    state[...] = 0
+    fill_state(state, filled_slots, DEFAULT_POLICY, Places(slots.ctypes.data, 0, 0, homes))
+    # The others are free.
+    state[words.SLOTS] = count
+    own = [aligned_empty(index.shape, np.int64) for _ in range(2)]
+    setting.run(words.ASSIGN, index, state, *own)
+    setting.run(words.FETCH, state)
+    return slots, state
 
 
 def size(shape: tuple[int | str, ...], tokens: int) -> tuple[int, ...]:
@@ -83,14 +115,15 @@ def test_one_function_for_both_makes_what_two_make(name: str) -> None:
     assert (setting.record.body, setting.record.segment) == (setting.body.name, setting.segment.name)
     assert any(isinstance(step, SegmentStep) and step.side for step in setting.model.steps)
     for tokens in (1, MOST_TOKENS):
-        apart, together = (results(setting, tokens, both=both) for both in (False, True))
-        for expected, actual in zip(apart, together, strict=True):
-            assert np.abs(expected).max() > 0
-            assert np.array_equal(expected, actual)
+        apart, *others = (results(setting, tokens, how) for how in ("apart", "together", "arriving"))
+        for together in others:
+            for expected, actual in zip(apart, together, strict=True):
+                assert np.abs(expected).max() > 0
+                assert np.array_equal(expected, actual)
 
 
-def results(setting: Setting, tokens: int, *, both: bool) -> list[NDArray[Any]]:
-    """The experts' result and the segment's outputs."""
+def results(setting: Setting, tokens: int, how: str) -> list[NDArray[Any]]:
+    """The experts' result and the segment's outputs; ``arriving``: three of five experts are fetched."""
     random, body, count = np.random.default_rng(tokens), setting.body, 5
     stride = layout(body).stride_bytes
     weights = filled((count, stride // 2), "bfloat16", random)
@@ -123,9 +156,14 @@ def results(setting: Setting, tokens: int, *, both: bool) -> list[NDArray[Any]]:
         )
         for call in setting.segment.calls
     ]
-    if both:
-        beside = [operand for _, operands in calls for operand in operands]
+    beside = [operand for _, operands in calls for operand in operands]
+    if how == "together":
         setting.run(setting.record.function, *own, *beside, out)
+    elif how == "arriving":
+        slots, state = fetched(setting, weights.view(np.uint8), index)
+        table[...] = state[words.TABLE : words.TABLE + count]
+        assert slots.any()
+        setting.run(cached_beside_name(setting.record), *own[:4], state, own[4], *beside, out)
     else:
         for function, operands in calls:
             setting.run(function, *operands)

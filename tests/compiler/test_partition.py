@@ -241,3 +241,15 @@ def test_tied_embeddings_are_one_tensor() -> None:
     (last,) = model.steps[model.last_step :]
     assert isinstance(last, SegmentStep)
     assert "model.embed_tokens.weight" in last.weights
+
+
+@pytest.mark.slow
+def test_layers_that_differ_in_depth_alone_share_their_segments() -> None:
+    """BEAM scales residuals by the number of the sublayer; its layers 1 and 3 are of one kind."""
+    steps = parts("beam").model.steps
+    attentions = [number for number, step in enumerate(steps) if isinstance(step, AttentionStep)]
+    experts = [number for number, step in enumerate(steps) if isinstance(step, ExpertsStep)]
+    between = [steps[a + 1 : e] for a, e in ((attentions[1], experts[0]), (attentions[3], experts[2]))]
+    first, third = ([step.function for step in part if isinstance(step, SegmentStep)] for part in between)
+    assert first
+    assert first == third

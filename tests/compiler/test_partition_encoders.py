@@ -104,9 +104,13 @@ def test_what_does_not_fit_together_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"second_expert_policy": "random"}, {"moe_eval_capacity_token_fraction": 0.5}]
+    "changes",
+    [
+        {"second_expert_policy": "random"},
+        {"moe_eval_capacity_token_fraction": 0.5, "batch_prioritized_routing": True},
+    ],
 )
-def test_routing_that_drops_or_draws_is_refused(changes: dict[str, object]) -> None:
+def test_routing_that_draws_or_sorts_is_refused(changes: dict[str, object]) -> None:
     config = ENCODER_DECODERS["nllb_moe"]().to_dict() | changes
-    with pytest.raises(UnsupportedModelError, match="NLLB-MoE routes with"):
+    with pytest.raises(UnsupportedModelError, match="This NLLB-MoE"):
         trace(config, dtype="float32", max_context=128)

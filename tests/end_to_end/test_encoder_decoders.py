@@ -5,6 +5,7 @@ That is transformers, but for NLLB-MoE an independent one: transformers 5.23 run
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.models.nllb_moe.modeling_nllb_moe import NllbMoeTop2Router
 
 from moec import runtime
 from moec.artifacts.traces import load_traces
@@ -19,8 +21,10 @@ from moec.errors import RequestError
 from moec.planning.analysis import analyse
 from tests.end_to_end.conftest import BundleMaker
 from tests.support.agreement import RELATIVE, random_ids, relative_error
+from tests.support.compiling import compile_checkpoint
 from tests.support.encoder_decoder_judge import Judge
 from tests.support.nllb_reference import NllbReference, as_transformers_5, published
+from tests.support.tiny_models import config_of, save
 from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
 
 SOURCE_TOKENS = 60
@@ -154,6 +158,44 @@ def test_an_encoders_routing_is_traced_and_experts_are_placed_by_it(make_bundle:
     assert list(profile.layers[0].order) == np.argsort(-uses, kind="stable").tolist()
     assert profile.provenance == "traced"
     assert len(set(uses.tolist())) > 1, "experts used alike would prove nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.3, 0.55])
+def test_second_choices_are_dropped_before_first_ones(tmp_path: Path, share: float) -> None:
+    """An NLLB whose experts have less room than all tokens of a call, in both sides."""
+    folder = save("nllb_moe", tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    changed = config | {"moe_eval_capacity_token_fraction": share}
+    (folder / "config.json").write_text(json.dumps(changed))
+    compile_checkpoint(folder, tmp_path / "model.moec", dtype="f32")
+    judge = Judge("nllb_moe", folder)
+    source, tokens = (random_ids(judge.vocab_size, count, seed=count).tolist() for count in (50, 33))
+    expected = judge.logits(source, tokens)
+    with runtime.load(tmp_path / "model.moec", max_step_tokens=96) as model:
+        assert relative_error(model.forward(source, tokens), expected) < RELATIVE
+    judge.model.config.moe_eval_capacity_token_fraction = 1.0
+    assert relative_error(judge.logits(source, tokens), expected) > 0.01, "nothing was dropped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [False, True])
+def test_what_the_reference_drops_is_what_transformers_router_drops(before: bool) -> None:
+    """Its experts are wrong, its router is not: ``route_tokens`` says which weights are left."""
+    config = config_of("nllb_moe")
+    config.moe_eval_capacity_token_fraction = 0.2
+    config.normalize_router_prob_before_dropping = before
+    logits = torch.randn(40, config.num_experts, generator=torch.Generator().manual_seed(3))
+    router = NllbMoeTop2Router(config).eval()
+    _, theirs = router.route_tokens(logits)
+    reference = NllbReference({}, config)
+    kept = reference._kept([published(chances) for chances in torch.softmax(logits, -1)])
+    ours = torch.zeros_like(logits)
+    for token, pairs in enumerate(kept):
+        for expert, weight in pairs:
+            ours[token, expert] = weight
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    assert ((ours > 0).sum(-1) == 0).any()
 
 
 @pytest.mark.slow

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from moec.artifacts.model import ExpertsLayer
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.attention import attention
 from moec.compiler.kernels.cpu.cache_append import append_kernel
 from moec.compiler.kernels.cpu.capacity import capacity
+from tests.support.capacities import CAPACITIES, drawn_choices
 from tests.support.source_attention import SPECS, SourceCase
 
 Compile = Callable[[Any, int], Callable[..., None]]
@@ -33,14 +35,14 @@ def test_matches_the_reference(compiled: Compile, name: str) -> None:
     case.check_cache()
 
 
-def test_tokens_beyond_the_capacity_lose_their_weight(compiled: Compile) -> None:
-    drop = compiled(capacity("drop", experts=5, tokens=3), 8)
-    generator = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("layer", CAPACITIES)
+def test_choices_beyond_the_capacity_lose_their_weight(compiled: Compile, layer: ExpertsLayer) -> None:
+    drop = compiled(capacity("drop", layer), 8)
     calls = np.array([0] * 20 + [20] * 9 + [29, 30, 31], np.int32)
-    index = torch.randint(0, 5, (len(calls), 1), generator=generator)
-    weight, out = torch.rand(len(calls), 1, generator=generator), torch.empty(len(calls), 1)
+    index, weight = drawn_choices(layer, len(calls))
+    out = torch.empty(weight.shape)
     drop(index, weight, torch.from_numpy(calls), out)
-    expected = reference.keep_within_capacity(3, index.numpy(), weight.double().numpy(), calls.tolist())
+    expected = reference.keep_within_capacity(layer, index.numpy(), weight.double().numpy(), calls.tolist())
     np.testing.assert_array_equal(out.numpy(), expected.astype(np.float32))
     assert (expected[:20] == 0).sum() >= 5
     assert (expected[29:] > 0).all()

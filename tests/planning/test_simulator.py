@@ -9,7 +9,7 @@ from moec.artifacts.schedule import Budgets
 from moec.planning.planner import plan
 from moec.planning.prediction import CURVE_SHARES
 from moec.planning.simulator import simulate
-from moec.planning.synthetic import TOPICAL, zipf_traces
+from moec.planning.synthetic import SCATTERED, TOPICAL, zipf_traces
 from tests.support.tiny_bundle import CPU, GPU, tiny_model, tiny_traces
 
 
@@ -30,6 +30,18 @@ def test_curves_rise_to_everything_and_stay_below_the_optimum() -> None:
         assert list(machine.milliseconds) == sorted(machine.milliseconds, reverse=True)
         assert machine.milliseconds[-1] == pytest.approx(machine.optimal_milliseconds[-1])
         assert machine.milliseconds[8] > machine.optimal_milliseconds[8]
+
+
+def test_of_independent_tokens_the_best_fixed_set_bounds_every_policy() -> None:
+    """Nothing but popularity can be known of them, so Belady's optimum is out of reach for any policy."""
+    model = tiny_model(((32, 4, 8), (32, 4, 8)))
+    result = simulate(zipf_traces([(32, 4)] * 2, 1600, SCATTERED), model, (GPU,))
+    quarter = CURVE_SHARES.index(0.25)
+    best = max(policy.hit_rates[quarter] for policy in result.policies)
+    assert result.fixed[quarter] - 0.02 < best < result.fixed[quarter] + 0.005
+    assert result.fixed[quarter] < 0.93 * result.optimal[quarter]
+    assert result.fixed[0] == 0
+    assert result.fixed[-1] == 1
 
 
 def test_the_best_policy_is_the_schedules() -> None:

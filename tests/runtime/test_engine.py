@@ -249,3 +249,9 @@ def test_tokens_that_stand_for_an_image_are_refused() -> None:
         with pytest.raises(RequestError, match=kind):
             engine.score(prompt)
     engine.add(Request((1, 6), 1))
+
+
+@pytest.mark.parametrize(("pages", "width"), [(3, 3), (1000, 512 // PAGE_TOKENS)])
+def test_page_tables_are_as_wide_as_a_sequence_can_be(pages: int, width: int) -> None:
+    """As its context, or as the cache, whichever is less: kernels go by the width where they know no context."""
+    assert make_engine(pages=pages).scheduler.table.array.shape[1] == width

@@ -2,13 +2,15 @@
 
 A pre-norm transformer (arXiv 2207.04672, section 6.2; fairseq's ``moe`` models): sinusoidal positions after the padding
 index, ReLU feed-forward layers, and in every ``sparse_step``-th layer top-2 routing in float32 with weights that sum
-to 1, each expert's result times ``1 - moe_token_dropout``. Capacity is all tokens of a call in evaluation: it never
+to 1, each expert's result times ``1 - moe_token_dropout``. An expert takes ``moe_eval_capacity_token_fraction`` of the
+tokens of a call, first choices before second ones (GShard, arXiv 2006.16668); published models have 1, which never
 binds.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -106,9 +108,27 @@ class NllbReference:
 
     def _experts(self, name: str, x: torch.Tensor) -> torch.Tensor:
         probabilities = softmax(self._linear(x, f"{name}.router.classifier"), -1)
+        chosen = [self.choose(chances) for chances in probabilities]
         result = torch.zeros_like(x)
-        for token, (row, chances) in enumerate(zip(x, probabilities, strict=True)):
-            for expert, weight in self.choose(chances):
+        for token, (row, kept) in enumerate(zip(x, self._kept(chosen), strict=True)):
+            for expert, weight in kept:
                 result[token] += weight * self._dense(f"{name}.experts.expert_{expert}", row)
         left: torch.Tensor = result * (1 - float(self.config.moe_token_dropout))
         return left
+
+    def _kept(self, chosen: list[list[tuple[int, float]]]) -> list[list[tuple[int, float]]]:
+        """Without the choices of a call that an expert has no room for; weights that are left sum to 1 again or not."""
+        share = float(self.config.moe_eval_capacity_token_fraction)
+        if share >= 1:
+            return chosen
+        room = Counter(dict.fromkeys(range(self.config.num_experts), math.ceil(share * len(chosen))))
+        kept: list[dict[int, float]] = [{} for _ in chosen]
+        for choice in range(2):
+            for token, pairs in enumerate(chosen):
+                expert, weight = pairs[choice]
+                if room[expert] > 0:
+                    kept[token][expert] = weight
+                room[expert] -= 1
+        if self.config.normalize_router_prob_before_dropping:
+            return [list(own.items()) for own in kept]
+        return [[(expert, w / sum(own.values())) for expert, w in own.items()] for own in kept]

@@ -37,26 +37,32 @@ def fits_beside(body: ExpertBody, top_k: int, products: tuple[Product, Product])
     return group.on_tensor_cores and group.tiling().threads == gate_up_tiling(body).threads
 
 
-def experts_beside(name: str, body: ExpertBody, products: tuple[Product, Product]) -> tirx.PrimFunc:
+def experts_beside(
+    name: str, body: ExpertBody, products: tuple[Product, Product], *, cached: bool = False
+) -> tirx.PrimFunc:
     """The kernel ``name(x, index, weight, table, workspace, first's..., second's..., out)`` for a few tokens.
 
     Arguments as ``experts`` has them, and those of the two products as ``product`` has them. Results are the same as
-    theirs, to the bit.
+    theirs, to the bit. With ``cached`` it is ``name(x, index, weight, table, state, workspace, ...)`` and runs beside
+    ``fetch_experts``, as ``experts_cached`` does: the first product fills the time in which experts are on their way.
     """
 
     def emit() -> None:
         tokens, chosen, count, size = symbol("T"), symbol("K"), symbol("E"), symbol("W")
-        own = (
+        own = [
             Argument("x", (tokens, body.hidden), "float32"),
             Argument("index", (tokens, chosen), "int64"),
             Argument("weight", (tokens, chosen), "float32"),
             Argument("table", (count,), "int64"),
-            Argument("workspace", (size,), "uint8"),
-        )
+        ]
+        if cached:
+            own.append(Argument("state", (symbol("S"),), "int64"))
+        own.append(Argument("workspace", (size,), "uint8"))
         theirs = [parameters(product, tokens) for product in products]
         out = Argument("out", (tokens, body.hidden), "float32")
         buffers = arguments(*own, *theirs[0], *theirs[1], out)
-        x, index, weight, table, workspace = buffers[: len(own)]
+        x, index, weight, table = buffers[:4]
+        workspace, state = buffers[len(own) - 1], buffers[4] if cached else None
         call = ExpertCall(x, index, weight, table, workspace, buffers[-1], tokens, chosen, count)
         middle = T.decl_buffer(workspace.shape, "uint16", data=workspace.data, align=64)
         first, second = len(own), len(own) + len(theirs[0])
@@ -64,8 +70,8 @@ def experts_beside(name: str, body: ExpertBody, products: tuple[Product, Product
             ProductKernel(products[0], tokens, buffers[first:second]),
             ProductKernel(products[1], tokens, buffers[second:-1]),
         ]
-        emit_gate_up_few(body, call, middle, beside=shared[0].few())
+        emit_gate_up_few(body, call, middle, state=state, beside=shared[0].few())
         emit_linear_few(shared[1].few())
-        emit_down_few(body, call, middle)
+        emit_down_few(body, call, middle, state=state)
 
     return build(name, emit)

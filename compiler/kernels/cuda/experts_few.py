@@ -142,7 +142,8 @@ def emit_gate_up_few(
         tiling: instead of the one that ``choose_tiling`` finds.
         state: of the layer, int64, where experts may still be on their way. Then the kernel before is
             ``fetch_experts``, which lets this one begin when all before it is over.
-        beside: a product that other blocks of the same launch compute; its blocks have as many threads.
+        beside: a product that other blocks of the same launch compute; its blocks have as many threads. With ``state``
+            what it reads must have been there before ``fetch_experts``.
     """
     tiling = tiling or gate_up_tiling(body)
     share = TileShare.of(body, call_, tiling)
@@ -163,7 +164,7 @@ def emit_gate_up_few(
         def other() -> None:
             number = T.bind(line * i32(share.blocks) + block)
             with when(number < i32(beside.blocks)):
-                beside.emit(number, i32(0), thread, memory, wait_first=True)
+                beside.emit(number, i32(0), thread, memory, wait_first=state is None, ready=state is not None)
 
         either(line < before, other, lambda: work.emit(block, line - before, thread, memory))
 

@@ -68,12 +68,15 @@ class Block:
 
     wait_first: bool = False
     """Whether the next kernel may begin only once this one's wait is over, since it relies on that."""
+    ready: bool = False
+    """Whether all that it reads was there before the kernel began; what runs beside it is not waited for then."""
 
     def wait(self) -> None:
         """Wait for the kernels before this one: weights are on their way by then."""
         if not self.wait_first:
             launch_next()
-        wait_previous()
+        if not self.ready:
+            wait_previous()
         if self.wait_first:
             launch_next()
 

@@ -170,6 +170,7 @@ class FewProduct:
         memory: FewMemory | None = None,
         *,
         wait_first: bool = False,
+        ready: bool = False,
     ) -> None:
         """Emit what one block does.
 
@@ -179,6 +180,7 @@ class FewProduct:
             thread: int32.
             memory: shared memory that the kernel has for it.
             wait_first: see ``Block.wait_first``.
+            ready: see ``Block.ready``.
         """
         group, tiling = self.group, self.tiling
         ranges, tiles = _ranges(group, tiling)
@@ -190,7 +192,7 @@ class FewProduct:
         rows = _Rows(
             group, tiling, ranges, lane, first, batch, [address_of(weight) for weight in self.weights]
         )
-        own = Block(thread, tiling.threads, count, group.columns, batch, block, wait_first)
+        own = Block(thread, tiling.threads, count, group.columns, batch, block, wait_first, ready)
         room = self.prologue, self.most, self.prologue_bytes, memory and memory.pairs
         finish, partial = rows.finish(self.epilogue), memory and memory.partial
         sums = FewSums(tiling, lane, count, finish, partial, one_tile=tiling.tiles == 1)

@@ -26,7 +26,7 @@ from moec.compiler.kernels.cuda.linear_few import FewGroup, FewProduct, emit_lin
 from moec.compiler.kernels.cuda.linear_plain import emit_plain
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rounding import Rounding, emit_round
-from moec.compiler.kernels.cuda.row_block import Place, RowBlock
+from moec.compiler.kernels.cuda.row_block import AT_ONCE, Place, RowBlock
 from moec.compiler.kernels.cuda.row_values import split_place
 from moec.compiler.kernels.cuda.rows import emit_rows
 from moec.compiler.kernels.cuda.threads import write
@@ -270,15 +270,18 @@ class ProductKernel:
         with gpu.launch((self.tokens,), ROUND_THREADS) as ((token,), thread):
             gpu.launch_next()
             gpu.wait_previous()
-            row = RowBlock(region, self.rows, self.tokens, Place(token), thread, ROUND_THREADS)
+            place = Place(token)
+            row = RowBlock(region, self.rows, self.tokens, place, thread, ROUND_THREADS, at_once=AT_ONCE)
 
-            def one(place: Expr) -> None:
+            def value(place: Expr) -> Expr:
+                return self.rounding.scaled(self._activation(row, place, token))
+
+            def keep(place: Expr, left: Expr) -> None:
                 batch, column = T.truncdiv(place, i32(self.columns)), T.truncmod(place, i32(self.columns))
                 target = self._line(token, batch) * i64(self.item.rounded_columns) + i64(column)
-                left = T.bind(self.rounding.scaled(self._activation(row, place, token)))
                 for term in range(self.item.terms):
                     write(self.rounded, self.rounding.dtype, target + i64(term * padded(self.columns)), left)
                     word = gpu.pack(self.rounding.dtype, left, T.float32(0))
                     left = T.bind(left - gpu.unpack(self.rounding.dtype, word)[0])
 
-            row.each(count, one)
+            row.each(count, value, keep)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 STARTS = {"sum": 0.0, "max": -3.4028234663852886e38, "min": 3.4028234663852886e38}
 NOWHERE = 1 << 30
 """An index larger than any."""
+AT_ONCE = 4
+"""Elements that a thread of a kernel for many rows computes before it writes the first: their reads are under way
+together."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class RowBlock:
         thread: int32.
         threads: of the block, a multiple of 32.
         writes: whether this block writes to global memory; ``None``: it does.
+        at_once: elements that a thread computes before it writes the first of them.
     """
 
     def __init__(
@@ -63,8 +67,9 @@ class RowBlock:
         thread: Expr,
         threads: int,
         writes: Expr | None = None,
+        at_once: int = 1,
     ) -> None:
-        self.writes = writes
+        self.writes, self.at_once = writes, at_once
         self.region, self.arguments, self.tokens, self.token = region, arguments, tokens, place.token
         self.place = place
         self.thread, self.threads = thread, threads
@@ -80,10 +85,13 @@ class RowBlock:
             count = math.prod(tensor.row)
             self.shared[key] = held = gpu.shared(count)
 
-            def one(place: Expr, key: Key = key, tensor: Tensor = tensor, held: Buffer = held) -> None:
-                store(held, place, self._read(key, tensor, split_place(tensor, place, self.token)))
+            def value(place: Expr, key: Key = key, tensor: Tensor = tensor) -> Expr:
+                return self._read(key, tensor, split_place(tensor, place, self.token))
 
-            self._each(count, one, self.thread, self.threads)
+            def keep(place: Expr, found: Expr, held: Buffer = held) -> None:
+                store(held, place, found)
+
+            self._each(count, value, keep, self.thread, self.threads)
             loaded = True
         if loaded:
             gpu.sync()
@@ -169,30 +177,48 @@ class RowBlock:
         if key not in self.shared:
             self.done.add(key)
 
-    def each(self, count: int, body: Callable[[Expr], None]) -> None:
-        """``body(place)`` for all places of the block's piece of a row, one a thread at a time."""
+    def each(self, count: int, value: Callable[[Expr], Expr], keep: Callable[[Expr, Expr], None]) -> None:
+        """``keep(place, value(place))`` for all places of the block's piece of a row.
+
+        A thread may compute several values before it keeps the first: none may depend on one that is kept.
+        """
         own = self.thread
         if self.place.pieces > 1:
             own = T.bind(i32(self.place.piece) * i32(self.threads) + self.thread)
-        self._each(count, body, own, self.threads * self.place.pieces)
+        self._each(count, value, keep, own, self.threads * self.place.pieces)
 
-    def _each(self, count: int, body: Callable[[Expr], None], own: Expr, together: int) -> None:
+    def _each(
+        self,
+        count: int,
+        value: Callable[[Expr], Expr],
+        keep: Callable[[Expr, Expr], None],
+        own: Expr,
+        together: int,
+    ) -> None:
+        def turn(step: Expr, turns: int) -> None:
+            places = [T.bind(step + i32(number * together) + own) for number in range(turns)]
+            for place, found in [(place, T.bind(value(place))) for place in places]:
+                keep(place, found)
+
         whole, rest = divmod(count, together)
-        if whole:
-            with loop(whole) as step:
-                body(T.bind(i32(step) * i32(together) + own))
+        turns, last = divmod(whole, self.at_once)
+        if turns:
+            with loop(turns) as step:
+                turn(i32(step) * i32(self.at_once * together), self.at_once)
+        if last:
+            turn(i32(turns * self.at_once * together), last)
         if rest:
             with when(own < i32(rest)):
-                body(T.bind(i32(whole * together) + own))
+                turn(i32(whole * together), 1)
 
     def _fill(self, key: Key) -> None:
         tensor = self.region.tensors[key]
-
-        def one(place: Expr) -> None:
-            self._keep(key, place, T.bind(self._define(key, split_place(tensor, place, self.token))))
-
         self._share(key)
-        self.each(math.prod(tensor.row), one)
+        self.each(
+            math.prod(tensor.row),
+            lambda place: self._define(key, split_place(tensor, place, self.token)),
+            lambda place, value: self._keep(key, place, value),
+        )
         self._settle(key)
 
     def _reduce(self, stage: Stage) -> None:

@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, build, either, symbol
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.primitives import i32
-from moec.compiler.kernels.cuda.row_block import Place, RowBlock
+from moec.compiler.kernels.cuda.row_block import AT_ONCE, Place, RowBlock
 from moec.compiler.lowering.rows.region import is_flat, sections
 from moec.compiler.lowering.rows.stages import Key, Stage
 
@@ -64,7 +64,7 @@ def emit_rows(region: Region, buffers: Mapping[Key, Buffer], tokens: Expr) -> No
 
         def emit(which: int, first: int) -> None:
             place = Place(token, T.bind(number - i32(first)), pieces[which])
-            block = RowBlock(parts[which], buffers, tokens, place, thread, threads)
+            block = RowBlock(parts[which], buffers, tokens, place, thread, threads, at_once=AT_ONCE)
             end = first + pieces[which]
 
             def own() -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moec.compiler.tracing.patches import (
+    beam,
     dbrx,
     deepseek_v2,
     delta_rule,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from moec.compiler.tracing.patches.record import Patch
 
 FAMILIES = (
+    beam,
     dbrx,
     deepseek_v2,
     delta_rule,

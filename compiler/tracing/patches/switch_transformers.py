@@ -68,7 +68,7 @@ def _route(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     router, flat = self.router, hidden_states.reshape(-1, hidden_states.shape[-1])
     logits = router.classifier(flat)
     weight, index = torch.topk(torch.softmax(logits, dim=-1), 1, dim=-1)
-    kept = markers.capacity(index, weight, int(router.expert_capacity))
+    kept = markers.capacity(index, weight, int(router.expert_capacity), 0.0)
     routed: torch.Tensor = self.experts(flat, index, kept)
     return routed.reshape(hidden_states.shape)
 

@@ -11,7 +11,7 @@ from moec.artifacts.mailbox import SENT_WORDS, collect_name, mailbox_layout, pos
 from moec.runtime.devices.cuda.memory import PinnedMemory
 from moec.runtime.devices.protocol import ALIGNMENT_BYTES, PackedCall, View
 from moec.runtime.sharing.mailbox import Mailbox
-from moec.runtime.sharing.team import SharedLayer, Team
+from moec.runtime.sharing.team import Team, shared_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,6 +69,8 @@ class CpuShare:
         self._inside = False
         self.launched = 0
         """Lists of calls that may make requests and were put into the stream."""
+        self.experts_us: tuple[float, ...] = ()
+        """Microseconds of 0, 1, 2 ... experts on the CPU, as measured when the model was loaded."""
         self.team = Team(serve, self._box, shared_layers(model, tables), threads)
         device.resources.at_close(self.team.close)
         device.share = self
@@ -153,17 +155,6 @@ class Attended:
     def __call__(self) -> None:
         """Put the calls into the stream."""
         self._share.run(self._calls)
-
-
-def shared_layers(model: ModelRecord, tables: Sequence[int]) -> list[SharedLayer]:
-    """The MoE layers as a team sees them; ``tables`` are addresses of their tables."""
-    bodies = {body.name: (number, body) for number, body in enumerate(model.bodies)}
-    return [
-        SharedLayer(
-            table, layer.experts, layer.top_k, bodies[layer.body][0], bodies[layer.body][1].intermediate
-        )
-        for layer, table in zip(model.experts, tables, strict=True)
-    ]
 
 
 def device_bytes(model: ModelRecord) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from moec.artifacts.ids import TensorName
+    from moec.artifacts.program import Beside
     from moec.artifacts.reader import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.protocol import Call
@@ -73,8 +74,6 @@ class ResidentWeights:
 class ResidentExperts:
     """Makes the calls of experts that are all on the GPU (see `moec.runtime.expert_calls.ExpertCalls`)."""
 
-    runs_beside = True
-
     def __init__(self, device: CudaDevice, bundle: Bundle, weights: ResidentWeights) -> None:
         self.weights = weights
         """Kept with the calls: whoever holds addresses in it must hold it too."""
@@ -90,9 +89,20 @@ class ResidentExperts:
     def count(self, stats: Stats) -> None:
         """Nothing is counted: every expert is there."""
 
+    def runs_beside(self, beside: Beside) -> bool:
+        """Always."""
+        del beside
+        return True
+
     def calls(
-        self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
+        self,
+        layer: int,
+        function: Callable[..., Any],
+        views: tuple[View, ...],
+        workspace: tuple[View, ...],
+        beside: Beside | None = None,
     ) -> list[Call]:
         """The call of one layer."""
+        del beside
         hidden, index, weight, *extra, out = map(self._device.tensor, (*views[:3], *workspace, views[3]))
         return [PackedCall("experts", function, (hidden, index, weight, self._tables[layer], *extra, out))]

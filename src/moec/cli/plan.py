@@ -56,7 +56,7 @@ def command(
     from moec.planning.planner import plan_analysed
 
     opened = open_bundle(bundle, verify="sizes")
-    described = _describe(machine, bundle)
+    described = _describe(machine, opened)
     if device_memory is not None and described.gpu_name is None:
         raise DeviceError(
             f"{described.name} has no GPU to give --device-memory of.",
@@ -96,9 +96,11 @@ def _learn(opened: Bundle, analysis: Analysis, schedule: Schedule) -> None:
     replace_schedules(opened, ScheduleRecord(analysis.profile, (*others, schedule)), analysis.traces)
 
 
-def _describe(machine: Path | None, bundle: Path) -> MachineRecord:
+def _describe(machine: Path | None, bundle: Bundle) -> MachineRecord:
     from moec.artifacts.records import read_machine
     from moec.runtime.measure import gpu_records, this_machine
+    from moec.runtime.sharing.alone import team_speed
+    from moec.runtime.threads import helper_threads
 
     if machine is not None:
         return read_machine(machine)
@@ -106,7 +108,9 @@ def _describe(machine: Path | None, bundle: Path) -> MachineRecord:
         gpus = gpu_records()
     except (DeviceError, MissingDependencyError):
         gpus = []
-    return this_machine(bundle, gpu=gpus[0] if gpus else None)
+    if not gpus:
+        return this_machine(bundle.path)
+    return this_machine(bundle.path, gpu=gpus[0], team=team_speed(bundle, helper_threads()))
 
 
 def _size(text: str | None, total_bytes: int, name: str) -> int | None:

@@ -122,7 +122,11 @@ def _print(result: Simulation, source: str) -> None:
         (policy_name(each.policy), *(f"{each.hit_rates[c]:.3f} ({each.of_optimal[c]:.2f})" for c in columns))
         for each in result.policies
     ]
-    print_table(("policy", *header), [*rows, ("optimum", *(f"{result.optimal[c]:.3f}" for c in columns))])
+    bounds = [
+        (name, *(f"{rates[c]:.3f} ({rates[c] / (result.optimal[c] or 1.0):.2f})" for c in columns))
+        for name, rates in (("best fixed set", result.fixed), ("optimum", result.optimal))
+    ]
+    print_table(("policy", *header), [*rows, *bounds])
     click.echo("\npredicted ms/token under the best policy")
     sizes = [human_bytes(result.expert_bytes[c]) for c in columns]
     print_table(
@@ -137,7 +141,10 @@ def render(result: Simulation, model: str, source: str) -> str:
     from moec.cli.pages.page import page, section, table
 
     percent = tuple(100 * share for share in result.shares)
-    hits = [Line("Belady's optimum", percent, result.optimal, dashed=True)]
+    hits = [
+        Line("Belady's optimum", percent, result.optimal, dashed=True),
+        Line("best fixed set, in hindsight", percent, result.fixed, dashed=True),
+    ]
     hits += [
         Line(policy_name(each.policy), percent, each.hit_rates) for each in result.policies[:DRAWN_POLICIES]
     ]

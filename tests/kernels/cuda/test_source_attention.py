@@ -9,11 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from moec.artifacts.model import ExpertsLayer
 from moec.artifacts.program import HOPPER
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cuda.attention import append_kernel, attention, has_hopper, workspace
 from moec.compiler.kernels.cuda.capacity import capacity
 from moec.runtime.tensors import aligned_empty
+from tests.support.capacities import CAPACITIES, drawn_choices
 from tests.support.cuda_emulator import Emulated
 from tests.support.source_attention import SPECS, SourceCase
 
@@ -85,13 +87,13 @@ def test_hopper_matches_the_reference(name: str) -> None:
     case.check_cache()
 
 
-def test_tokens_beyond_the_capacity_lose_their_weight() -> None:
-    generator = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("layer", CAPACITIES)
+def test_choices_beyond_the_capacity_lose_their_weight(layer: ExpertsLayer) -> None:
     calls = np.array([0] * 20 + [20] * 9 + [29, 30, 31], np.int32)
-    index = torch.randint(0, 131, (len(calls), 1), generator=generator) // 30 * 30
-    weight, out = torch.rand(len(calls), 1, generator=generator), torch.zeros(len(calls), 1)
-    run(capacity("drop", experts=131, tokens=3), "drop", [index, weight, torch.from_numpy(calls), out])
-    expected = reference.keep_within_capacity(3, index.numpy(), weight.double().numpy(), calls.tolist())
+    index, weight = drawn_choices(layer, len(calls))
+    out = torch.zeros(weight.shape)
+    run(capacity("drop", layer), "drop", [index, weight, torch.from_numpy(calls), out])
+    expected = reference.keep_within_capacity(layer, index.numpy(), weight.double().numpy(), calls.tolist())
     np.testing.assert_array_equal(out.numpy(), expected.astype(np.float32))
     assert (expected[:20] == 0).sum() >= 5
     assert (expected[29:] > 0).all()

@@ -30,7 +30,7 @@ from moec.compiler.kernels.cuda.panels import (
     multiply_rows,
 )
 from moec.compiler.kernels.cuda.primitives import i32
-from moec.compiler.kernels.cuda.warpgroup_tiles import THREADS, result_rows
+from moec.compiler.kernels.cuda.tiles import ResultRow
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.attention.operands import Operands
 
 ROWS = 128
+THREADS = 2 * WARPGROUP
 STAGES = 4
 PROCESSORS = 132
 PASS_ROWS = THREADS // PANEL_PIECES
@@ -157,3 +158,15 @@ class _Block:
             hold(self.sums)
             with when(inside == i32(depth - 1)):
                 put(T.bind(tirx.truncdiv(step, i32(depth))))
+
+
+def result_rows(thread: Expr) -> list[ResultRow]:
+    """Where a thread's sums of a tile belong."""
+    lane = T.bind(thread % i32(32))
+    first = T.bind(thread // i32(32) * i32(16) + lane // i32(4))
+    column = T.bind(lane % i32(4) * i32(2))
+    rows = []
+    for half in range(2):
+        columns = [(column + i32(8 * part), 4 * part + 2 * half) for part in range(ROWS // 8)]
+        rows.append(ResultRow(first + i32(8 * half), columns))
+    return rows

@@ -8,8 +8,9 @@ from moec.artifacts.slots import MOST_CACHED_TOKENS
 from moec.runtime.devices.protocol import HostCall, PackedCall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from moec.artifacts.program import Beside
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.offload.files import FileExperts
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
@@ -43,13 +44,12 @@ class OffloadedExperts:
         assign: the kernel ``assign_experts``.
         fetch: the kernel ``fetch_experts``.
         cached: of each layer the kernel ``experts_cached_<body>``, ``None`` where its body has none.
+        beside: the kernels that do the work of the segment in front of such experts too.
         stream: runs steps of many tokens.
         files: brings experts that are only in the file; ``None`` where all are in host memory.
         tier: the experts in host memory.
         weights: all other weights, kept with the calls: whoever holds addresses in them must hold them too.
     """
-
-    runs_beside = False
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class OffloadedExperts:
         assign: Callable[..., Any],
         fetch: Callable[..., Any],
         cached: Sequence[Callable[..., Any] | None],
+        beside: Mapping[Beside, Callable[..., Any]],
         stream: LayerStream,
         files: FileExperts | None,
         tier: HostTier,
@@ -68,17 +69,27 @@ class OffloadedExperts:
         self.beside = True
         """Whether experts of few tokens are computed as they arrive, or when all of a layer are there."""
         self._device = device
-        self._assign, self._fetch, self._kernels = assign, fetch, cached
+        self._assign, self._fetch, self._kernels, self._beside = assign, fetch, cached, beside
         self._stream = stream
         self._seen = slots.states.counters()
 
+    def runs_beside(self, beside: Beside) -> bool:
+        """Where there is a kernel for it: the segment's first product is done while experts are on their way."""
+        return beside in self._beside
+
     def calls(
-        self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
+        self,
+        layer: int,
+        function: Callable[..., Any],
+        views: tuple[View, ...],
+        workspace: tuple[View, ...],
+        beside: Beside | None = None,
     ) -> list[Call]:
         """The calls of one layer; the host has a part in them where experts are in the file."""
         if self._stream.takes(layer, views[1].shape[0]):
             return [self._stream.call(layer, function, views, workspace)]
-        return self._cached(layer, function, views, workspace)
+        kernel = self._kernels[layer] if beside is None else self._beside[beside]
+        return self._cached(layer, (function, kernel), views, workspace)
 
     def count(self, stats: Stats) -> None:
         """Add what the GPU has counted since the last time."""
@@ -96,16 +107,21 @@ class OffloadedExperts:
         self._stream.count(stats)
 
     def _cached(
-        self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
+        self,
+        layer: int,
+        functions: tuple[Callable[..., Any], Callable[..., Any] | None],
+        views: tuple[View, ...],
+        workspace: tuple[View, ...],
     ) -> list[Call]:
+        """Calls of ``functions``' second where experts are computed as they arrive, otherwise of its first."""
+        function, kernel = functions
         hidden, index, weight, out = views
         device, states = self._device, self.slots.states
         shape = index.shape
         own, theirs = states.choices(0, shape), states.choices(1, shape)
         state = device.tensor(states.state(layer))
         assign = (device.tensor(index), state, device.tensor(own), device.tensor(theirs))
-        beside = self.beside and shape[0] <= MOST_CACHED_TOKENS
-        own_kernel = self._kernels[layer] if beside else None
+        own_kernel = kernel if self.beside and shape[0] <= MOST_CACHED_TOKENS else None
         extra = workspace if own_kernel is None else (states.state(layer), *workspace)
         experts = map(device.tensor, (hidden, own, weight, states.table(layer), *extra, out))
         calls: list[Call] = []

@@ -52,7 +52,7 @@ def let_cpu_help(
         (number, layer.top_k, np.flatnonzero(homes).tolist())
         for number, (layer, homes) in enumerate(zip(plan.layers, experts.tier.homes, strict=True))
     ]
-    cpu_us = share.rehearse(lambda box, team: Rehearsal(box, team, known).microseconds())
+    cpu_us = share.experts_us = share.rehearse(lambda box, team: Rehearsal(box, team, known).microseconds())
     dense = experts.weights.dense_memory
     link = link_rate(device, dense.address, dense.size_bytes)
     for number, layer in enumerate(plan.layers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moec.artifacts.program import cached_beside_name
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 from moec.errors import BundleError
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
@@ -26,12 +27,13 @@ def offloaded_experts(
     device: CudaDevice,
     bundle: Bundle,
     functions: CudaFunctions,
+    target: str,
     plan: SlotPlan,
     weights: ResidentWeights,
     hashed: Collection[str],
     progress: Callable[[int], None] | None,
 ) -> OffloadedExperts:
-    """Bring experts to host memory and to the GPU by ``plan``.
+    """Bring experts to host memory and to the GPU by ``plan``, for the functions of ``target``.
 
     Raises:
         BundleError: a file is damaged, or the bundle was compiled before experts could be offloaded.
@@ -49,5 +51,7 @@ def offloaded_experts(
     stream = LayerStream(device, bundle.model, slots, tier, files)
     names = [f"{CACHED}{layer.body}" for layer in bundle.model.experts]
     cached = [functions.get(name) if functions.has(name) else None for name in names]
-    kernels = functions.get(ASSIGN), functions.get(FETCH), cached
+    together = {each: cached_beside_name(each) for each in bundle.programs[target].beside}
+    beside = {each: functions.get(name) for each, name in together.items() if functions.has(name)}
+    kernels = functions.get(ASSIGN), functions.get(FETCH), cached, beside
     return OffloadedExperts(device, slots, *kernels, stream, files, tier, weights)
