@@ -45,7 +45,8 @@ TAKEN = 3
 """Number of the last request whose sums were taken: less than ``SENT`` after a step that ended in its middle."""
 
 CONTROL_WORDS = 128
-"""Of what the CPU's threads share among themselves; zero to begin with, but for ``CHUNKS`` and ``SPINS``."""
+"""Of what the CPU's threads share among themselves; zero to begin with, but for ``CHUNKS``, ``SPINS`` and
+``WATCHES``."""
 STOP = 0
 """Not 0: leave."""
 EPOCH = 1
@@ -54,6 +55,8 @@ CHUNKS = 2
 """Pieces that each of a request's two phases is cut into; fixed while threads run."""
 SPINS = 3
 """Looks at ``POSTED`` before a thread sleeps, where no step is at work."""
+WATCHES = 5
+"""Times ``SPINS`` looks within a step, without a request, after which threads nap between two looks."""
 SERVING = 4
 """Threads that are looking for requests."""
 GATE_TAKEN = 16

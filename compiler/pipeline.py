@@ -139,6 +139,10 @@ def choose_formats(
         if asked is not None:
             raise
         log.note(f"what the checkpoint has quantized is not known, and will be dequantized: {error.what}")
+    for name, count in kept.rounded.items():
+        log.note(
+            f"{count} quantized weights of the checkpoint are rounded to {name}, which is nearest to theirs"
+        )
     for obstacle, count in kept.obstacles.items():
         log.note(f"{count} quantized weights of the checkpoint are dequantized: {obstacle}")
     chosen = quantize(parts, policy, kept.formats)

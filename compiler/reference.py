@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.artifacts.accuracy import Agreement
+from moec.compiler.checkpoint.gguf.checkpoint import is_of_gguf
 from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from moec.compiler.checkpoint import Checkpoint
 
 
 def reference_logits(
@@ -39,10 +42,41 @@ def reference_logits(
             "The code that such checkpoints bring along is never run.",
             "Without --reference, verify reads every byte of the bundle and holds it against the manifest.",
         )
-    network = transformers_network(model, model_type, getattr(torch, dtype))
+    yield from _logits(transformers_network(model, model_type, getattr(torch, dtype)), sequences)
+
+
+def checkpoint_logits(
+    checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], dtype: str
+) -> Iterator[np.ndarray[Any, Any]]:
+    """The same for a checkpoint that was opened, which may be a GGUF model."""
+    import torch
+
+    if not is_of_gguf(checkpoint.config):
+        yield from reference_logits(checkpoint.path, sequences, dtype)
+    else:
+        yield from _logits(gguf_network(checkpoint, getattr(torch, dtype)), sequences)
+
+
+def _logits(network: Any, sequences: Sequence[Sequence[int]]) -> Iterator[np.ndarray[Any, Any]]:
+    import torch
+
     with torch.inference_mode():
         for ids in sequences:
             yield network(torch.tensor([list(ids)])).logits[0].float().numpy()
+
+
+def gguf_network(checkpoint: Checkpoint, dtype: Any) -> Any:
+    """The same of a GGUF model, of which transformers gets a config and dequantized weights."""
+    from moec.compiler.packing.parameters import fill_parameters
+    from moec.compiler.tracing.build import build_config
+    from moec.compiler.tracing.text_half import from_tokens, transformers_class
+
+    config = build_config(checkpoint.config)
+    network = transformers_class(config.model_type).from_config(
+        config, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
+    )
+    fill_parameters(network, checkpoint)
+    return from_tokens(network).eval()
 
 
 def transformers_network(model: Path, model_type: str, dtype: Any) -> Any:

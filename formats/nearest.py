@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from moec.formats.affine import FLOAT16_LARGEST, round_affine
 from moec.formats.minifloat import E8M0_BIAS, MINIFLOATS, e8m0_values
 from moec.formats.rows import SYMMETRIC_ZERO, Quantized
 
@@ -28,15 +29,15 @@ SPANS = {"int8": 254, "int4": 15}
 RANGES = {"int8": (1.0,), "int4": tuple(np.linspace(1.15, 0.65, 11))}
 """What codes are tried for, as parts of a group's range. With 8 bits nothing is gained by clipping; with 4, twice as
 many change the error of normal values by 0.2 % at most."""
-FLOAT16_LARGEST = np.float32(65504)
 
 
 def round_to_nearest(kind: Format, matrix: Floats, importance: Floats | None = None) -> Quantized:
     """Quantize a matrix.
 
-    For int4, several ranges are tried for each group, without zero points with the larger side of its values on the
-    side of -8, which has a code more. For each range, the codes give the scale that fits them best, and the scale the
-    final codes. For MXFP4, the power of two with which nothing is clipped is tried and the one below it.
+    For int4, several ranges are tried for each group, without zero points or minima with the larger side of its values
+    on the side of -8, which has a code more. For each range, the codes give the scale (and minimum) that fits them
+    best, and the scale the final codes. For MXFP4, the power of two with which nothing is clipped is tried and the one
+    below it.
 
     Args:
         kind: the format.
@@ -67,14 +68,22 @@ def round_to_nearest(kind: Format, matrix: Floats, importance: Floats | None = N
         codes[first : first + step] = part.codes.reshape(len(chunk), width)[:, :columns]
         parts.append(part)
     zeros = [part.zeros for part in parts if part.zeros is not None]
+    minima = [part.minima for part in parts if part.minima is not None]
     scales = np.concatenate([part.scales for part in parts])
-    return Quantized(codes, scales, np.concatenate(zeros) if zeros else None)
+    return Quantized(
+        codes,
+        scales,
+        np.concatenate(zeros) if zeros else None,
+        np.concatenate(minima) if minima else None,
+    )
 
 
 # From here on values are [n, G, g], importance [G, g], what a group has one of [n, G].
 
 
 def _integers(kind: Format, values: Floats, importance: Floats | None) -> Quantized:
+    if kind.minima:
+        return round_affine(values, importance, RANGES[kind.codes])
     shape = values.shape[:2]
     best, zero, score = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.full(shape, -np.inf)
     steps = np.empty_like(values)

@@ -22,7 +22,8 @@ class Format:
     codes   value of code q (s: the group's scale, z: its zero point)
     ======  ============================================================================
     int8    ``s * q``, q in -128 .. 127; rounding leaves -128 out
-    int4    ``s * (q - 8)``, or with zero points ``s * (q - z)``; q and z in 0 .. 15
+    int4    ``s * (q - 8)``, or with zero points ``s * (q - z)``; q and z in 0 .. 15;
+            with minima ``s * q + m`` (m: the group's minimum)
     e4m3    ``s * value``: FP8 of the Open Compute Project (OFP8 1.0), no infinities
     e2m1    ``s * value``: FP4 of OCP Microscaling Formats 1.0
     ======  ============================================================================
@@ -37,6 +38,13 @@ class Format:
     scale: Scale
     zero_points: bool = False
     """A byte for each group; only with ``int4``."""
+    minima: bool = False
+    """A float16 for each group; only with ``int4``, without zero points."""
+
+    @property
+    def offset_bytes(self) -> int:
+        """Of a group's zero point or minimum."""
+        return 2 if self.minima else int(self.zero_points)
 
     @property
     def bits(self) -> int:
@@ -49,6 +57,7 @@ _RECORDS = (
     *(Format(f"int8-g{group}", "int8", group, "float16") for group in _GROUPS),
     *(Format(f"int4-g{group}", "int4", group, "float16") for group in _GROUPS),
     *(Format(f"int4-g{group}-z", "int4", group, "float16", zero_points=True) for group in _GROUPS),
+    Format("int4-g32-m", "int4", 32, "float16", minima=True),
     Format("fp8-e4m3", "e4m3", 128, "float32"),
     Format("mxfp4", "e2m1", 32, "e8m0"),
 )

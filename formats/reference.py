@@ -19,11 +19,16 @@ _E8M0 = e8m0_values()
 
 
 def dequantize(kind: Format, quantized: Quantized) -> NDArray[np.float32]:
-    """The values, ``[N, K]``: the float32 product of each code's value and its group's scale, rounded once."""
+    """The values, ``[N, K]``: the float32 product of each code's value and its group's scale, rounded once.
+
+    Where there are minima the product is exact, and the sum is rounded once.
+    """
     scales = scale_values(kind, quantized.scales)
     values = code_values(kind, quantized)
     columns = values.shape[1]
     values *= np.repeat(scales, kind.group, 1)[:, :columns]
+    if quantized.minima is not None:
+        values += np.repeat(quantized.minima.astype(np.float32), kind.group, 1)[:, :columns]
     return values
 
 
@@ -38,7 +43,7 @@ def scale_values(kind: Format, scales: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def code_values(kind: Format, quantized: Quantized) -> NDArray[np.float32]:
-    """What codes stand for before their scale, ``[N, K]`` of its own memory; exact in 16-bit floats."""
+    """What codes stand for before scale and minimum, ``[N, K]`` of its own memory; exact in 16-bit floats."""
     codes = quantized.codes
     if kind.codes in _TABLES:
         table: NDArray[np.float32] = _TABLES[kind.codes][codes]
@@ -46,6 +51,6 @@ def code_values(kind: Format, quantized: Quantized) -> NDArray[np.float32]:
     values: NDArray[np.float32] = codes.astype(np.float32)
     if quantized.zeros is not None:
         values -= np.repeat(quantized.zeros.astype(np.float32), kind.group, 1)[:, : codes.shape[1]]
-    elif kind.codes == "int4":
+    elif kind.codes == "int4" and not kind.minima:
         values -= SYMMETRIC_ZERO
     return values

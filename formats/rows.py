@@ -1,11 +1,11 @@
-"""A matrix [N, K] as N rows of bytes, each one stream: codes, scales, zero points, padding to 16 bytes.
+"""A matrix [N, K] as N rows of bytes, each one stream: codes, scales, zero points or minima, padding to 16 bytes.
 
 With Kp = K rounded up to 32 and G = ceil(K / group), a row is
 
 - codes: Kp bytes, or for codes of 4 bits 16 bytes for each 32 columns, byte j of them with column j in its low
-  half and column j + 16 in its high half. Codes beyond K are those of zero.
+  half and column j + 16 in its high half. Codes beyond K are those of zero, with minima 0.
 - scales: G of them, little endian.
-- zero points: G bytes, where the format has them.
+- zero points: G bytes, where the format has them; or minima: G float16, little endian.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RowLayout:
     codes_bytes: int
     scales_offset: int
     zeros_offset: int
-    """Where zero points begin; without them, where padding does."""
+    """Where zero points or minima begin; without them, where padding does."""
     row_bytes: int
 
 
@@ -62,6 +62,8 @@ class Quantized:
     """``[N, G]``: float16, float32, or for E8M0 uint8."""
     zeros: NDArray[np.uint8] | None = None
     """``[N, G]``, where the format has zero points."""
+    minima: NDArray[np.float16] | None = None
+    """``[N, G]``, where it has minima."""
 
 
 def row_layout(kind: Format, columns: int) -> RowLayout:
@@ -70,7 +72,7 @@ def row_layout(kind: Format, columns: int) -> RowLayout:
     groups = -(-columns // kind.group)
     codes_bytes = padded * kind.bits // 8
     zeros_offset = codes_bytes + groups * SCALE_BYTES[kind.scale]
-    end = zeros_offset + (groups if kind.zero_points else 0)
+    end = zeros_offset + groups * kind.offset_bytes
     size = -(-end // ROW_ALIGNMENT) * ROW_ALIGNMENT
     return RowLayout(columns, padded, groups, codes_bytes, codes_bytes, zeros_offset, size)
 
@@ -97,6 +99,10 @@ def pack_rows(kind: Format, quantized: Quantized) -> NDArray[np.uint8]:
     if kind.zero_points:
         assert quantized.zeros is not None
         packed[:, place.zeros_offset : place.zeros_offset + place.groups] = quantized.zeros
+    if kind.minima:
+        assert quantized.minima is not None
+        minima = np.ascontiguousarray(quantized.minima, np.float16).view(np.uint8)
+        packed[:, place.zeros_offset : place.zeros_offset + 2 * place.groups] = minima
     return packed
 
 
@@ -110,8 +116,10 @@ def unpack_rows(kind: Format, packed: NDArray[np.uint8], columns: int) -> Quanti
         codes = np.stack((blocks & 15, blocks >> 4), 2).reshape(rows, -1)
     codes = np.ascontiguousarray(codes[:, :columns]).view(CODE_TYPES[kind.codes])
     scales = np.ascontiguousarray(packed[:, place.scales_offset : place.zeros_offset])
-    zeros = packed[:, place.zeros_offset : place.zeros_offset + place.groups] if kind.zero_points else None
-    return Quantized(codes, scales.view(SCALE_TYPES[kind.scale]), zeros)
+    offsets = packed[:, place.zeros_offset : place.zeros_offset + kind.offset_bytes * place.groups]
+    zeros = offsets if kind.zero_points else None
+    minima = np.ascontiguousarray(offsets).view(np.float16) if kind.minima else None
+    return Quantized(codes, scales.view(SCALE_TYPES[kind.scale]), zeros, minima)
 
 
 def _padded(
@@ -126,5 +134,5 @@ def _padded(
     if zeros is not None:
         result[:, columns:] = zeros[:, -1:]
     else:
-        result[:, columns:] = SYMMETRIC_ZERO if kind.codes == "int4" else 0
+        result[:, columns:] = SYMMETRIC_ZERO if kind.codes == "int4" and not kind.minima else 0
     return result

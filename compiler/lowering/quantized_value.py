@@ -27,6 +27,9 @@ def value_at(kind: Format, columns: int, byte: Callable[[Any], Any], column: Any
     place = row_layout(kind, columns)
     group = tirx.indexdiv(column, kind.group)
     scale = _scale(kind, lambda number: byte(place.scales_offset + number), group)
+    if kind.minima:
+        minimum = _float16(lambda number: byte(place.zeros_offset + number), group)
+        return scale * _code(kind, byte, column, 0) + minimum
     zero = _wide(byte(place.zeros_offset + group)) if kind.zero_points else None
     return scale * _code(kind, byte, column, zero)
 
@@ -48,11 +51,21 @@ def _scale(kind: Format, byte: Callable[[Any], Any], group: Any) -> Any:
             tirx.Select(exponent == 255, _number(NAN_BITS), exponent << FLOAT32_MANTISSA),
         )
         return tirx.reinterpret("float32", bits)
-    size = {"float16": 2, "float32": 4}[kind.scale]
-    word = _wide(byte(group * size))
+    if kind.scale == "float16":
+        return _float16(byte, group)
+    return tirx.reinterpret("float32", _word(byte, group * 4, 4))
+
+
+def _float16(byte: Callable[[Any], Any], number: Any) -> Any:
+    """The ``number``-th of a run of float16, as float32."""
+    return _float(_word(byte, number * 2, 2), FLOAT16)
+
+
+def _word(byte: Callable[[Any], Any], first: Any, size: int) -> Any:
+    word = _wide(byte(first))
     for number in range(1, size):
-        word = word | (_wide(byte(group * size + number)) << (8 * number))
-    return tirx.reinterpret("float32", word) if kind.scale == "float32" else _float(word, FLOAT16)
+        word = word | (_wide(byte(first + number)) << (8 * number))
+    return word
 
 
 def _code(kind: Format, byte: Callable[[Any], Any], column: Any, zero: Any) -> Any:

@@ -88,6 +88,10 @@ class DenseReader:
                 made = _evaluate(placed.tensor, lambda source: self._load(source, loaded))
                 yield DensePiece(placed, made, quantizer)
 
+    def parameter(self, name: str) -> torch.Tensor:
+        """A parameter of the transformers model, whole."""
+        return self._made(name, self.parameters[name])[name]
+
     def _held_bytes(self, group: Sequence[PlacedTensor]) -> int:
         names = {name for placed in group for name in parameters_of(placed.tensor)}
         read = 0

@@ -122,6 +122,8 @@ class TensorReader:
         entry = stored.entry
         size = entry.size_bytes // max(stored.rows, 1)
         raw = self._bytes(entry, begin * size, end * size, reuse=reuse)
+        if entry.paired_rows:
+            raw = _halves_in_order(raw.view(-1, size), entry.paired_rows)
         return raw.view(TORCH_TYPES[entry.dtype]).view(end - begin, stored.columns).to(as_)
 
     def _bytes(self, entry: TensorEntry, begin: int, end: int, *, reuse: bool) -> torch.Tensor:
@@ -148,8 +150,11 @@ class _FileParts:
         size = entry.size_bytes // max(entry.shape[0], 1)
         buffer = np.empty((end - begin) * size, np.uint8)
         self._source.read_into(entry.file, entry.begin + begin * size, buffer.data)
+        raw = torch.from_numpy(buffer)
+        if entry.paired_rows:
+            raw = _halves_in_order(raw.view(-1, size), entry.paired_rows)
         shape = (end - begin, *entry.shape[1:])
-        return torch.from_numpy(buffer).view(TORCH_TYPES[entry.dtype]).view(shape)
+        return raw.view(TORCH_TYPES[entry.dtype]).view(shape)
 
     def whole(self, entry: TensorEntry) -> torch.Tensor:
         """All of it, read once and kept."""
@@ -166,4 +171,9 @@ def _piece_rows(stored: Stored, piece_bytes: int) -> int:
 
 
 def _row_step(stored: Stored) -> int:
-    return stored.encoding.row_step if stored.encoding else 1
+    return stored.encoding.row_step if stored.encoding else max(stored.entry.paired_rows, 1)
+
+
+def _halves_in_order(rows: torch.Tensor, head: int) -> torch.Tensor:
+    """Bytes of rows ``[n, size]`` of whole heads, which have the rows of their two halves in turn, half after half."""
+    return rows.view(-1, head // 2, 2, rows.shape[-1]).transpose(1, 2).reshape(-1)

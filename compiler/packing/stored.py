@@ -28,6 +28,8 @@ class Stored:
     """None: it is stored as it is."""
     turned: bool = False
     """Its last two dimensions are the other way round than those of transformers' parameter."""
+    stand_in: str | None = None
+    """A format that its values are rounded to, rather than to 16 bits, where its codes are not carried over."""
 
     def item(self, number: int) -> Stored:
         """Slice ``number`` along the first dimension, e.g. one expert of a fused tensor."""
@@ -76,6 +78,8 @@ def stored_tensors(index: Mapping[str, TensorEntry], config: Mapping[str, Any]) 
     parts = {part for weight in encoded.values() for part in weight.parts}
     plain = {name: Stored(name, entry.shape, entry) for name, entry in index.items() if name not in parts}
     return plain | {
-        name: Stored(name, weight.shape, weight.encoding.entries[0], weight.encoding, weight.turned)
+        name: Stored(
+            name, weight.shape, weight.encoding.entries[0], weight.encoding, weight.turned, weight.stand_in
+        )
         for name, weight in encoded.items()
     }

@@ -29,9 +29,11 @@ class Kept:
     """What of a quantized checkpoint can be carried over."""
 
     formats: Mapping[str, str] = field(default_factory=dict)
-    """Of each parameter whose codes can be, bit for bit, by the parameter's name."""
+    """Of each parameter whose codes can be, or whose values have a stand-in, by the parameter's name."""
     obstacles: Mapping[str, int] = field(default_factory=dict)
     """Why other quantized weights cannot be, and how many of them."""
+    rounded: Mapping[str, int] = field(default_factory=dict)
+    """Formats that quantized weights are rounded to in ``formats`` instead, and how many are to each."""
 
 
 def kept_formats(checkpoint: Checkpoint, parts: PartitionedModel) -> Kept:
@@ -51,20 +53,29 @@ def kept_formats(checkpoint: Checkpoint, parts: PartitionedModel) -> Kept:
     parameters, _ = bound_parameters(listed, parts.packing, meta)
     found: dict[str, str] = {}
     obstacles: Counter[str] = Counter()
+    rounded: Counter[str] = Counter()
     for tensor in parts.packing.dense:
         stored = direct(tensor, parameters)
-        if stored is not None and stored.format is not None:
-            found[tensor.sources[0]] = stored.format
+        name = None if stored is None else stored.format or stored.stand_in
+        if stored is not None and name is not None:
+            found[tensor.sources[0]] = name
+            rounded[name] += stored.format is None
         else:
             obstacles.update(_obstacles([parameters[name] for name in parameters_of(tensor)]))
     for source in parts.packing.experts:
         bindings = [parameters[name] for name in (source.up, source.down)]
         formats = {stored_format(source, binding) for binding in bindings}
+        tensors = [stored for binding in bindings for stored in binding.stored_tensors]
+        stand_ins = {stored.stand_in for stored in tensors}
         if len(formats) == 1 and None not in formats:
             found[source.down] = str(formats.pop())
+        elif len(stand_ins) == 1 and None not in stand_ins:
+            name = str(stand_ins.pop())
+            found[source.down] = name
+            rounded[name] += sum(stored.format != name for stored in tensors)
         else:
             obstacles.update(_obstacles(bindings))
-    return Kept(found, obstacles)
+    return Kept(found, obstacles, +rounded)
 
 
 def _obstacles(bindings: list[Binding]) -> list[str]:

@@ -28,6 +28,9 @@ CHUNKS_PER_THREAD = 4
 SPINS = 20_000
 """Looks at the mailbox, of some 50 ns each, before a thread sleeps between two steps: about a millisecond, which the
 host's work between decoding steps does not take."""
+WATCHES = 500
+"""Times so many looks within a step, half a second or a second, after which threads look once a millisecond: nobody may
+be waiting for the step any more."""
 PATIENCE_SECONDS = 10.0
 """That threads may take to start, or to stop."""
 
@@ -165,6 +168,7 @@ class _State:
         self.control = aligned_zeros((mailbox.CONTROL_WORDS,), np.int64)
         self.control[mailbox.CHUNKS] = CHUNKS_PER_THREAD * threads
         self.control[mailbox.SPINS] = SPINS
+        self.control[mailbox.WATCHES] = WATCHES
         self._layers = aligned_zeros((len(layers), mailbox.LAYER_WORDS), np.int64)
         for row, layer in zip(self._layers, layers, strict=True):
             row[mailbox.TABLE], row[mailbox.EXPERTS] = layer.table_address, layer.experts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from transformers import AutoConfig
 
 from moec.compiler.checkpoint import open_checkpoint
+from moec.compiler.checkpoint.gguf.header import read_header
 from moec.compiler.tracing.build import build_config
 from moec.errors import CheckpointError, MoecError, UnsupportedModelError
 from tests.support.gguf_files import write_gguf
@@ -193,3 +195,50 @@ def test_tokens_that_end_a_text(tmp_path: Path) -> None:
         "temperature": 0.5,
         "do_sample": True,
     }
+
+
+def test_metadata_and_places_are_those_that_the_package_reads(tmp_path: Path) -> None:
+    """Every kind of value, strings and arrays of them included."""
+    path = tmp_path / "x.gguf"
+    writer = GGUFWriter(path, "llama")
+    for number, kind in enumerate(("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")):
+        getattr(writer, f"add_{kind}")(f"a.{kind}", number * (-1 if kind.startswith("int") else 1))
+    writer.add_float32("a.float32", 0.1)
+    writer.add_float64("a.float64", 0.1)
+    writer.add_bool("a.bool", True)
+    writer.add_string("a.string", "naïve ▁")
+    writer.add_array("a.strings", ["", "x", "你好"])
+    writer.add_array("a.numbers", [1.5, -2.5])
+    writer.add_custom_alignment(64)
+    for number, kind in enumerate(("F32", "Q4_0", "Q6_K", "BF16")):
+        used = GGMLQuantizationType[kind]
+        data = np.zeros((number + 1, 2, 256), np.float32)
+        rows = np.zeros((number + 1, 2, 210), np.uint8) if kind == "Q6_K" else gguf.quantize(data, used)
+        writer.add_tensor(f"t.{kind}", rows, raw_dtype=used)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found, theirs = read_header(path), gguf.GGUFReader(path)
+    for key, field in theirs.fields.items():
+        if not key.startswith("GGUF."):
+            assert found.metadata[key] == field.contents(), key
+    assert len(found.tensors) == len(theirs.tensors) == 4
+    for tensor in theirs.tensors:
+        entry = found.tensors[tensor.name]
+        place = (tensor.tensor_type.name, tensor.data_offset, tensor.n_bytes)
+        assert (entry.dtype, entry.begin, entry.size_bytes) == place
+        assert entry.shape == tuple(int(size) for size in reversed(tensor.shape))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_headers_are_refused_or_read(seed: int, tmp_path: Path) -> None:
+    """Random bytes changed: nothing but an error of ours, soon."""
+    path = write(tmp_path / "x.gguf", block_count=3)
+    data = bytearray(path.read_bytes())
+    rng = np.random.default_rng(seed)
+    for place in rng.integers(8, 200, 3):
+        data[place] = rng.integers(256)
+    path.write_bytes(data)
+    with suppress(CheckpointError):
+        assert read_header(path).path == path

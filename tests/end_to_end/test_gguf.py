@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -25,7 +26,7 @@ from tests.support.compiling import compile_checkpoint
 from tests.support.gguf_files import write_gguf
 from tests.support.tiny_models import TINY, save
 
-FORMATS = {"Q8_0": "int8-g32", "Q4_0": "int4-g32", "MXFP4": "mxfp4"}
+FORMATS = {"Q8_0": "int8-g32", "Q4_0": "int4-g32", "Q4_1": "int4-g32-m", "Q5_0": "int8-g32", "MXFP4": "mxfp4"}
 CANARY = ("mixtral", "Q4_0")
 CASES = (
     CANARY,
@@ -34,6 +35,7 @@ CASES = (
     ("deepseek_v3", "Q8_0"),
     ("gpt_oss", "MXFP4"),
     ("gpt_oss", "BF16"),
+    ("mixtral", "Q4_1"),
     ("mixtral", "Q5_0"),
     ("qwen3_moe", "Q8_0"),
 )
@@ -82,6 +84,48 @@ def test_a_bundle_is_the_model_of_the_dequantized_weights(name: str, kind: str, 
     expected = expected_of(reference(written.plain))
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
         check_agreement(model, expected)
+
+
+SUPER_BLOCKS = {
+    "hidden_size": 256,
+    "moe_intermediate_size": 256,
+    "head_dim": 32,
+    "num_hidden_layers": 2,
+}
+
+
+def _mixed(name: str) -> GGMLQuantizationType:
+    """As in files called Q4_K_M: in some layers the last matrices of experts have six bits, and so has the head."""
+    six = name.startswith("output") or ("ffn_down_exps" in name and "blk.0" in name)
+    return GGMLQuantizationType.Q6_K if six else GGMLQuantizationType.Q4_K
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "formats", "error"),
+    [
+        (GGMLQuantizationType.Q4_K, {"int4-g32-m"}, 1e-3),
+        (GGMLQuantizationType.Q6_K, {"int8-g32"}, 2e-2),
+        (_mixed, {"int4-g32-m", "int8-g32"}, 2e-2),
+    ],
+)
+def test_super_blocks_are_kept_nearly(
+    kind: Any, formats: set[str], error: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scales of Q4_K rounded to float16, and values of Q6_K to 8 bits: most tokens' logits stay near those of the file.
+
+    Not all: where random routers hold two experts nearly equal, the other one is another model.
+    """
+    monkeypatch.setitem(TINY, "qwen3_moe", _changed(TINY["qwen3_moe"], SUPER_BLOCKS))
+    save("qwen3_moe", tmp_path / "model", dtype=torch.float32)
+    written = write_gguf(tmp_path / "model", tmp_path / "gguf", kind)
+    manifest = compile_checkpoint(written.file, tmp_path / "model.moec", dtype="f32")
+    assert manifest.formats.keys() == {"float32", *formats}
+    expected = expected_of(reference(written.plain))
+    with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
+        found = model.forward(expected.tokens)
+    off = np.abs(found - expected.logits).max(-1) / np.abs(expected.logits).max(-1)
+    assert 0 < np.median(off) < error
 
 
 @pytest.mark.slow

@@ -38,6 +38,8 @@ def test_rows_come_back_as_they_were(kind: Format, rows: int, columns: int, seed
     found = unpack_rows(kind, packed, columns)
     np.testing.assert_array_equal(found.codes, quantized.codes)
     np.testing.assert_array_equal(found.scales, quantized.scales)
+    if quantized.minima is not None:
+        np.testing.assert_array_equal(found.minima, quantized.minima)
     if quantized.zeros is None:
         assert found.zeros is None
     else:
@@ -66,7 +68,8 @@ def _value(kind: Format, row: NDArray[np.uint8], column: int, columns: int) -> n
     scale_type: np.dtype[Any] = np.dtype({"float16": "<f2", "float32": "<f4", "e8m0": "u1"}[kind.scale])
     begin = codes_bytes + group * scale_type.itemsize
     scale = row[begin : begin + scale_type.itemsize].view(scale_type)[0]
-    zero = int(row[codes_bytes + groups * scale_type.itemsize + group]) if kind.zero_points else 8
+    offsets = codes_bytes + groups * scale_type.itemsize
+    zero = int(row[offsets + group]) if kind.zero_points else 0 if kind.minima else 8
     if kind.codes == "int8":
         value = np.float32(code - 256 if code > 127 else code)
     elif kind.codes == "int4":
@@ -74,10 +77,13 @@ def _value(kind: Format, row: NDArray[np.uint8], column: int, columns: int) -> n
     else:
         value = MINIFLOATS[kind.codes].values()[code]
     factor = np.float32(2.0 ** (int(scale) - 127)) if kind.scale == "e8m0" else np.float32(scale)
+    if kind.minima:
+        minimum = row[offsets + 2 * group : offsets + 2 * group + 2].view("<f2")[0]
+        return factor * value + np.float32(minimum)
     return factor * value
 
 
-@names
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS.values() if not kind.minima], ids=lambda k: k.name)
 def test_codes_beyond_the_last_column_are_those_of_zero(kind: Format) -> None:
     columns = 70
     packed = pack_rows(kind, random_quantized(kind, 3, columns, seed=5))
@@ -93,7 +99,8 @@ def test_rows_are_aligned_and_no_larger_than_said(kind: Format) -> None:
     for columns in (1, 31, 32, 33, 127, 128, 129, 1408, 2048):
         place = row_layout(kind, columns)
         scales = place.groups * {"float16": 2, "float32": 4, "e8m0": 1}[kind.scale]
-        exact = place.padded * kind.bits // 8 + scales + (place.groups if kind.zero_points else 0)
+        offsets = place.groups * (2 if kind.minima else int(kind.zero_points))
+        exact = place.padded * kind.bits // 8 + scales + offsets
         assert place.row_bytes % 16 == 0
         assert exact <= place.row_bytes < exact + 16
         assert place.scales_offset % 16 == 0

@@ -40,7 +40,7 @@ def test_what_a_format_can_say_comes_back_exactly(kind: Format) -> None:
     whole[:, :: kind.group] = {"int8": 127, "int4": -8, "e4m3": 448, "e2m1": 6}[kind.codes]
     if kind.codes == "e2m1":
         whole[np.isin(np.abs(whole), (5, 7))] = 4
-    if kind.zero_points:
+    if kind.zero_points or kind.minima:
         whole[:, 1 :: kind.group] = 7
     matrix = whole * np.float32(2**-7)
     np.testing.assert_array_equal(dequantize(kind, round_to_nearest(kind, matrix)), matrix)

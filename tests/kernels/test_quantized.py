@@ -19,7 +19,7 @@ from tests.support.formats import random_quantized
 Compile = Callable[[Any, int], Callable[..., None]]
 Guard = Callable[[torch.Tensor], torch.Tensor]
 TOLERANCE = 2e-6
-QUICK = (("int4-g32", 16), ("int8-g128", 4), ("mxfp4", 8), ("fp8-e4m3", 16))
+QUICK = (("int4-g32", 16), ("int4-g32-m", 8), ("int8-g128", 4), ("mxfp4", 8), ("fp8-e4m3", 16))
 """What ``make test`` runs: each kind of codes and each width of vectors."""
 
 

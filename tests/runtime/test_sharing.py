@@ -94,6 +94,7 @@ def test_threads_sleep_between_steps_and_wake_for_the_next(case: Case) -> None:
 
 def test_threads_stay_awake_within_a_step(case: Case) -> None:
     case.team._state.control[mailbox.SPINS] = 10
+    case.team._state.control[mailbox.WATCHES] = 1 << 40
     await_sleep(case.team)
     case.team.begin()
     time.sleep(0.1)
@@ -101,6 +102,18 @@ def test_threads_stay_awake_within_a_step(case: Case) -> None:
         assert states(case.team) == {"R"}
         time.sleep(0.005)
     case.ask()
+
+
+def test_threads_nap_in_a_step_that_asks_for_nothing(case: Case) -> None:
+    """As one does that was begun ahead for a sequence that has ended: it is never waited for."""
+    control = case.team._state.control
+    control[mailbox.SPINS], control[mailbox.WATCHES] = 10, 10
+    case.team.begin()
+    case.ask()
+    await_sleep(case.team)
+    case.ask()
+    case.team.end()
+    case.team.check()
 
 
 def test_a_step_may_begin_twice_and_end_twice(case: Case) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def random_quantized(kind: Format, rows: int, columns: int, seed: int) -> Quantized:
-    """Every code that is a number, scales of both signs where the format has such, all zero points."""
+    """Every code that is a number, scales and minima of both signs where the format has such, all zero points."""
     generator = np.random.default_rng(seed)
     groups = -(-columns // kind.group)
     codes = generator.integers(0, 1 << kind.bits, (rows, columns)).astype(np.uint8)
@@ -26,4 +26,5 @@ def random_quantized(kind: Format, rows: int, columns: int, seed: int) -> Quanti
     else:
         scales = generator.normal(scale=0.01, size=(rows, groups)).astype(kind.scale)
     zeros = generator.integers(0, 16, (rows, groups)).astype(np.uint8) if kind.zero_points else None
-    return Quantized(codes, scales, zeros)
+    minima = generator.normal(scale=0.1, size=(rows, groups)).astype(np.float16) if kind.minima else None
+    return Quantized(codes, scales, zeros, minima)

@@ -1,4 +1,4 @@
-"""GGUF files as checkpoints: headers through the gguf package, configs, names and tokenizers by tables of ours."""
+"""GGUF files as checkpoints: configs, names and tokenizers by tables of ours, blocks by the gguf package."""
 
 from moec.compiler.checkpoint.gguf.checkpoint import holds_gguf, is_gguf, read_gguf
 

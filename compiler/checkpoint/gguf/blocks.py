@@ -1,16 +1,16 @@
-"""The block types of GGML: which can be read, what blocks mean, and which formats say the same."""
+"""The block types of GGML: which can be read, and what blocks mean."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moec.compiler.checkpoint.gguf.codes import CARRIED
 from moec.compiler.checkpoint.gguf.header import gguf_package
 from moec.compiler.checkpoint.record import STORED_BYTES
 from moec.errors import UnsupportedModelError
-from moec.formats import Quantized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,12 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.compiler.checkpoint.record import TensorEntry
-
-SAME_FORMATS: dict[str, str] = {"Q4_0": "int4-g32", "Q8_0": "int8-g32", "MXFP4": "mxfp4"}
-"""Block types -> the format that says the same, bit for bit."""
-
-SCALE_BYTES = {"Q4_0": 2, "Q8_0": 2, "MXFP4": 1}
-"""At the beginning of a block of 32 values."""
+    from moec.formats import Quantized
 
 
 def check_types(path: Path, tensors: Mapping[str, TensorEntry]) -> None:
@@ -56,22 +51,8 @@ def dequantize_blocks(kind: str, rows: NDArray[np.uint8]) -> NDArray[np.float32]
 
 
 def block_codes(kind: str, rows: NDArray[np.uint8]) -> Quantized:
-    """Codes and scales of rows of blocks whose type is in `SAME_FORMATS`, as they are.
-
-    A block of 32 values has its scale in front; with codes of 4 bits, byte j of 16 has value j in its low half and
-    value j + 16 in its high one.
-    """
-    size, length = _block(kind)
-    blocks = rows.reshape(len(rows), -1, length)
-    front = SCALE_BYTES[kind]
-    scales: NDArray[Any] = np.ascontiguousarray(blocks[:, :, :front])
-    codes: NDArray[Any] = blocks[:, :, front:]
-    if length - front == size:
-        codes = np.ascontiguousarray(codes).view(np.int8)
-    else:
-        codes = np.concatenate((codes & 15, codes >> 4), -1)
-    scales = scales.view(np.float16) if front == 2 else scales
-    return Quantized(codes.reshape(len(rows), -1), scales.reshape(len(rows), -1))
+    """What rows of blocks say, of a type in `CARRIED`, in terms of its format."""
+    return CARRIED[kind].codes(rows.reshape(len(rows), -1, _block(kind)[1]))
 
 
 def _block(kind: str) -> tuple[int, int]:

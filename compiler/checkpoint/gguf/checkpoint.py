@@ -33,6 +33,11 @@ def is_gguf(path: Path) -> bool:
     return path.is_file() and path.suffix == SUFFIX
 
 
+def is_of_gguf(config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's config was made here."""
+    return (config.get("quantization_config") or {}).get("quant_method") == METHOD
+
+
 def holds_gguf(folder: Path) -> bool:
     """Whether a folder has such files."""
     return any(folder.glob(f"*{SUFFIX}"))

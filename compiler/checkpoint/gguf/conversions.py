@@ -10,7 +10,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-from moec.compiler.checkpoint.gguf.checkpoint import METHOD
+from moec.compiler.checkpoint.gguf.checkpoint import is_of_gguf
 
 
 class AlternateOutputs(ConversionOps):  # type: ignore[misc]
@@ -73,7 +73,7 @@ CONVERSIONS = {"deepseek_v2": _deepseek, "deepseek_v3": _deepseek, "gpt_oss": _g
 
 def gguf_conversions(config: Mapping[str, Any]) -> tuple[WeightConverter, ...]:
     """The conversions for a checkpoint with this config; none where it is not GGUF."""
-    if (config.get("quantization_config") or {}).get("quant_method") != METHOD:
+    if not is_of_gguf(config):
         return ()
     make = CONVERSIONS.get(str(config.get("model_type")))
     return () if make is None else make()

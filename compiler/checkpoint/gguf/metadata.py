@@ -38,7 +38,7 @@ class Metadata:
             CheckpointError: there is none and no default.
             UnsupportedModelError: there is one for each layer.
         """
-        return int(self._typed(f"{self.architecture}.{key}", (int, np.integer), default))
+        return int(self._typed(f"{self.architecture}.{key}", int, default))
 
     def number(self, key: str, default: float | None = None) -> float:
         """A number of the architecture: the shortest decimal one that is the file's float32."""

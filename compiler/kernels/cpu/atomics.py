@@ -67,9 +67,17 @@ define void @moec_sleep(ptr %place, i64 %value) alwaysinline {
   %ignored = call i64 (i64, ...) @syscall(i64 FUTEX, ptr %place, i32 128, i32 %low, ptr null)
   ret void
 }
+@moec_nap_time = private constant [2 x i64] [i64 0, i64 NAP]
+define void @moec_nap(ptr %place, i64 %value) alwaysinline {
+  %low = trunc i64 %value to i32
+  %ignored = call i64 (i64, ...) @syscall(i64 FUTEX, ptr %place, i32 128, i32 %low, ptr @moec_nap_time)
+  ret void
+}
 """
 """``moec_sleep``: until somebody wakes those who sleep at ``place``, unless its low half is no longer that of
-``value`` (FUTEX_WAIT_PRIVATE)."""
+``value`` (FUTEX_WAIT_PRIVATE); ``moec_nap``: the same for at most ``NAP`` nanoseconds."""
+
+NAP_NANOSECONDS = 10**6
 
 _PAUSES = {"x86_64": "pause", "aarch64": "yield"}
 _FUTEX = {"x86_64": 202}
@@ -83,9 +91,10 @@ def atomics(machine: str) -> Iterator[None]:
     Args:
         machine: what the code will run on, as ``uname -m`` says it.
     """
-    text = _FUNCTIONS.replace("PAUSE", _PAUSES.get(machine, "nop")).replace(
-        "FUTEX", str(_FUTEX.get(machine, 98))
-    )
+    words = {"PAUSE": _PAUSES.get(machine, "nop"), "FUTEX": _FUTEX.get(machine, 98), "NAP": NAP_NANOSECONDS}
+    text = _FUNCTIONS
+    for word, value in words.items():
+        text = text.replace(word, str(value))
     with T.attr(tirx.const(0, "int32"), "pragma_import_llvm", text):
         yield
 
@@ -118,6 +127,11 @@ def pause() -> None:
 def sleep(words: Buffer, place: int, value: Expr) -> None:
     """Sleep until woken at a word, unless it is no longer ``value``."""
     T.evaluate(T.call_extern("void", "moec_sleep", _address(words, place), value))
+
+
+def nap(words: Buffer, place: int, value: Expr) -> None:
+    """Sleep for a millisecond, unless woken at a word before, or it is no longer ``value``."""
+    T.evaluate(T.call_extern("void", "moec_nap", _address(words, place), value))
 
 
 def _address(words: Buffer, place: int) -> Expr:

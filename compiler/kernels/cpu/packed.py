@@ -51,6 +51,7 @@ class PackedBytes:
     codes: Buffer
     """uint8; zero points too."""
     scales: Buffer
+    """Minima too, which are of the same type."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,13 @@ class RowPlace:
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows that were opened: where their codes begin, and their scales and zero points as float32."""
+    """Rows that were opened: where their codes begin, and what their groups have, as float32."""
 
     codes: list[Expr]
     scales: Buffer
     """``[rows, G]``."""
     zeros: Buffer | None
+    minima: Buffer | None
 
 
 class Packed:
@@ -93,25 +95,29 @@ class Packed:
         self.layout = row_layout(kind, depth)
         self._scales = scratch(most_rows * self.layout.groups)
         self._zeros = scratch(most_rows * self.layout.groups) if kind.zero_points else None
+        self._minima = scratch(most_rows * self.layout.groups) if kind.minima else None
 
     def open(self, places: Sequence[RowPlace], *, ahead: int) -> PackedRows:
-        """Read the scales and zero points of rows; memory is asked for ``ahead`` cache lines before them."""
+        """Read what the groups of rows have; memory is asked for ``ahead`` cache lines before them."""
         groups, lanes = self.layout.groups, self.machine.lanes
         for row, place in enumerate(places):
             self._widen_scales(row, place, 0, groups // lanes, lanes, ahead)
             self._widen_scales(row, place, groups // lanes * lanes, groups % lanes, 1, 0)
         return PackedRows(
-            [keep(place.element(self.layout.row_bytes)) for place in places], self._scales, self._zeros
+            [keep(place.element(self.layout.row_bytes)) for place in places],
+            self._scales,
+            self._zeros,
+            self._minima,
         )
 
     def _widen_scales(
         self, row: int, place: RowPlace, first: int, vectors: int, lanes: int, ahead: int
     ) -> None:
-        """``vectors`` vectors of a row's scales and zero points, from number ``first`` on."""
+        """``vectors`` vectors of a row's scales, zero points and minima, from number ``first`` on."""
         layout, size = self.layout, SCALE_BYTES[self.kind.scale]
         unit = CODES[self.kind.codes].unit
         scales = keep(place.element(layout.row_bytes, layout.scales_offset, size))
-        zeros = keep(place.element(layout.row_bytes, layout.zeros_offset))
+        zeros = keep(place.element(layout.row_bytes, layout.zeros_offset, self.kind.offset_bytes or 1))
         with loop(vectors) as step:
             number = keep(step * i64(lanes) + i64(first))
             target = keep(number + i64(row * layout.groups))
@@ -122,6 +128,9 @@ class Packed:
             if self._zeros is not None:
                 zero = load(self.memory.codes, zeros + number, lanes)
                 store(self._zeros, target, as_float(zero, lanes), lanes)
+            if self._minima is not None:
+                minimum = SCALES["float16"](self.memory.scales, zeros + number, lanes, self.machine)
+                store(self._minima, target, minimum, lanes)
 
     def dot(self, rows: PackedRows, columns: Columns, *, ahead: int) -> list[list[Expr]]:
         """Emit ``sum_k rows[r, k] * columns[c, k]``; returns the scalars as ``[r][c]``."""
@@ -134,11 +143,14 @@ class Packed:
 
             def write(group: Expr, blocks: int, row: int = row) -> None:
                 lanes = self.machine.lanes
-                scale = keep(splat(load(rows.scales, group + i64(row * self.layout.groups)), lanes))
+                number = group + i64(row * self.layout.groups)
+                scale = keep(splat(load(rows.scales, number), lanes))
+                minimum = None if rows.minima is None else keep(splat(load(rows.minima, number), lanes))
                 for block in range(blocks):
                     first = keep(group * i64(kind.group) + i64(row * stride + block * BLOCK))
-                    for number, value in enumerate(self.block(rows, row, group, block)):
-                        store(target, first + i64(number * lanes), value * scale, lanes)
+                    for vector, value in enumerate(self.block(rows, row, group, block)):
+                        scaled = value * scale if minimum is None else value * scale + minimum
+                        store(target, first + i64(vector * lanes), scaled, lanes)
 
             whole = self.depth // kind.group
             with loop(whole) as group:
@@ -148,8 +160,8 @@ class Packed:
                 write(i64(whole), rest // BLOCK)
 
     def block(self, rows: PackedRows, row: int, group: Expr, block: int) -> list[Expr]:
-        """The values of a block of a group: float32 vectors."""
-        zero = None
+        """The values of a block of a group, before scale and minimum: float32 vectors."""
+        zero = splat(0.0, self.machine.lanes) if self.kind.minima else None
         if rows.zeros is not None:
             zero = keep(splat(load(rows.zeros, group + i64(row * self.layout.groups)), self.machine.lanes))
         size = self.kind.bits * BLOCK // 8
@@ -168,6 +180,8 @@ class _Dot:
         self.copies = max(1, ACCUMULATORS // self.cells)
         self.totals = registers(self.copies * self.cells * self.lanes)
         self.partial = registers(self.cells * self.lanes)
+        self.columns_sums = registers(self.C * self.lanes) if rows.minima is not None else None
+        """Of a group of every column: what its minimum is multiplied by."""
 
     def emit(self) -> list[list[Expr]]:
         group, depth = self.packed.kind.group, self.packed.depth
@@ -206,9 +220,13 @@ class _Dot:
         for row in range(self.R):
             number = group + i64(row * self.packed.layout.groups)
             scale = keep(splat(load(self.rows.scales, number), lanes))
+            minima = self.rows.minima
+            minimum = None if minima is None else keep(splat(load(minima, number), lanes))
             for cell in range(row * self.C, (row + 1) * self.C):
                 place = (copy * self.cells + cell) * lanes
                 added = load(self.partial, cell * lanes, lanes) * scale
+                if minimum is not None:
+                    added = added + load(self.columns_sums, cell % self.C * lanes, lanes) * minimum
                 store(self.totals, place, load(self.totals, place, lanes) + added, lanes)
 
     def _vectors(self, first: Expr, block: int) -> list[list[Expr]]:
@@ -234,6 +252,12 @@ class _Dot:
 
     def _block(self, group: Expr, block: int, x: list[list[Expr]]) -> None:
         lanes = self.lanes
+        if self.columns_sums is not None:
+            for c in range(self.C):
+                total = add_vectors([vector[c] for vector in x])
+                if block:
+                    total = load(self.columns_sums, c * lanes, lanes) + total
+                store(self.columns_sums, c * lanes, total, lanes)
         for row in range(self.R):
             values = self.packed.block(self.rows, row, group, block)
             for vector, value in enumerate(values):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from moec.compiler.checkpoint.gguf.blocks import SAME_FORMATS, block_codes, dequantize_blocks
+from moec.compiler.checkpoint.gguf.blocks import block_codes, dequantize_blocks
+from moec.compiler.checkpoint.gguf.codes import CARRIED, STAND_IN
 from moec.compiler.checkpoint.record import STORED_BYTES
 from moec.compiler.packing.encodings.record import Encoded
+from moec.errors import CheckpointError
 from moec.formats import pack_rows
 
 if TYPE_CHECKING:
@@ -22,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GgmlBlocks:
-    """A matrix in one of GGML's types, its rows perhaps paired for rotary embeddings."""
+    """A matrix in one of GGML's block types."""
 
     kind: str
-    """The type, such as ``Q4_0``; also those of floating point."""
+    """The type, such as ``Q4_0``."""
     bytes: TensorEntry
     """U8 ``[..., N, bytes of a row]``."""
 
@@ -36,8 +39,8 @@ class GgmlBlocks:
 
     @property
     def format(self) -> str | None:
-        """The format that says the same."""
-        return SAME_FORMATS.get(self.kind)
+        """The format that says the same, or nearly (see `CARRIED`)."""
+        return CARRIED[self.kind].format if self.kind in CARRIED else None
 
     @property
     def obstacle(self) -> str:
@@ -60,27 +63,30 @@ class GgmlBlocks:
         return torch.from_numpy(dequantize_blocks(self.kind, self._read(begin, end, parts).numpy()))
 
     def packed(self, kind: Format, begin: int, end: int, parts: Parts) -> torch.Tensor:
-        """Rows of codes."""
+        """Rows of codes.
+
+        Raises:
+            CheckpointError: a scale is beyond what float16 has.
+        """
         codes = block_codes(self.kind, self._read(begin, end, parts).numpy())
+        if codes.minima is not None and not (np.isfinite(codes.scales) & np.isfinite(codes.minima)).all():
+            raise CheckpointError(
+                f"A tensor of {self.bytes.file} has scales that are no numbers of 16 bits.",
+                f"As {self.kind} it has larger ones.",
+                "Pack with --quantization none or int8, or use another file.",
+            )
         return torch.from_numpy(pack_rows(kind, codes))
 
     def _read(self, begin: int, end: int, parts: Parts) -> torch.Tensor:
-        rows = parts.rows(self.bytes, begin, end)
-        paired = self.bytes.paired_rows
-        return halves_in_order(rows, paired) if paired else rows
-
-
-def halves_in_order(rows: torch.Tensor, head: int) -> torch.Tensor:
-    """Rows ``[n, bytes]`` of whole heads, of which each has the rows of its two halves in turn, half after half."""
-    return rows.view(-1, head // 2, 2, rows.shape[-1]).transpose(1, 2).reshape(rows.shape)
+        return parts.rows(self.bytes, begin, end)
 
 
 def ggml_weights(index: Mapping[str, TensorEntry], _: Mapping[str, Any]) -> dict[str, Encoded]:
-    """All tensors in blocks, and those whose rows are paired."""
+    """All tensors in blocks."""
     return {
-        name: Encoded(_blocks(entry), entry.shape, (name,))
+        name: Encoded(_blocks(entry), entry.shape, (name,), stand_in=STAND_IN)
         for name, entry in index.items()
-        if entry.dtype not in STORED_BYTES or entry.paired_rows
+        if entry.dtype not in STORED_BYTES
     }
 
 

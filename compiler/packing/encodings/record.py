@@ -60,3 +60,5 @@ class Encoded(NamedTuple):
     """The tensors of the checkpoint that it consists of, and those that belong to it and are of no use here."""
     turned: bool = False
     """Its last two dimensions are the other way round than those of transformers' parameter."""
+    stand_in: str | None = None
+    """A format that its values are rounded to, rather than to 16 bits, where its codes are not carried over."""

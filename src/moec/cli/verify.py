@@ -132,7 +132,7 @@ def compare_logits(
     from moec.artifacts.accuracy import Comparison
     from moec.compiler.bundling import fingerprint
     from moec.compiler.checkpoint import fetch_weights, open_checkpoint
-    from moec.compiler.reference import compare, reference_logits
+    from moec.compiler.reference import checkpoint_logits, compare
 
     checkpoint = fetch_weights(open_checkpoint(reference))
     with runtime.load(bundle, verify="sizes", cpu_threads=cpu_threads) as model:
@@ -144,7 +144,7 @@ def compare_logits(
             )
         sequences, source = choose_sequences(model, tokens, text)
         compute: DType = model.record.dtype if reference_dtype == "bundle" else "float32"
-        expected = reference_logits(checkpoint.path, sequences, compute)
+        expected = checkpoint_logits(checkpoint, sequences, compute)
         agreement = compare(sequences, expected, _measured(model, sequences))
         return Comparison(checkpoint.name, fingerprint(checkpoint), compute, model.target, source, agreement)
 

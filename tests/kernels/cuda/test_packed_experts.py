@@ -67,7 +67,7 @@ ROUNDED = 2e-3
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hopper", [False, True], ids=["any", "hopper"])
-@pytest.mark.parametrize("kind", ["int4-g32", "int8-g128", "int4-g64-z", "fp8-e4m3", "mxfp4"])
+@pytest.mark.parametrize("kind", ["int4-g32", "int4-g32-m", "int8-g128", "int4-g64-z", "fp8-e4m3", "mxfp4"])
 @pytest.mark.parametrize("body", [GATED, ODD, WIDE], ids=lambda body: body.name)
 def test_many_tokens(body: ExpertBody, kind: str, hopper: bool) -> None:
     """With experts that have few rows and many."""

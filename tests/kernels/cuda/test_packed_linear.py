@@ -61,7 +61,7 @@ def test_products_of_few_tokens(name: str, kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hopper", [False, True], ids=["any", "hopper"])
-@pytest.mark.parametrize("kind", ["int8-g128", "int4-g32-z", "fp8-e4m3"])
+@pytest.mark.parametrize("kind", ["int8-g128", "int4-g32-m", "int4-g32-z", "fp8-e4m3"])
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_products_of_many_tokens(name: str, kind: str, hopper: bool) -> None:
     _check(name, kind, (9, 140), hopper=hopper)

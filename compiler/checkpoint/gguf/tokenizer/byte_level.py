@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.checkpoint.gguf.tokenizer.splits import NORMALIZED, SPLITS
+from moec.compiler.checkpoint.gguf.tokenizer.splits import NORMALIZED, SPLITS, WHOLE_WORDS
 from moec.compiler.checkpoint.gguf.tokenizer.vocabulary import Vocabulary, finish
 from moec.errors import CheckpointError, UnsupportedModelError
 
@@ -36,7 +36,9 @@ def byte_level(vocabulary: Vocabulary) -> Tokenizer:
         )
     numbers = {token: number for number, token in enumerate(vocabulary.tokens)}
     merges: Any = [pair for pair in pairs if "".join(pair) in numbers]
-    tokenizer = Tokenizer(models.BPE(vocab=numbers, merges=merges, ignore_merges=False))
+    tokenizer = Tokenizer(
+        models.BPE(vocab=numbers, merges=merges, ignore_merges=vocabulary.pre in WHOLE_WORDS)
+    )
     steps: list[Any] = [
         pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in SPLITS[vocabulary.pre]
     ]

@@ -47,3 +47,6 @@ SPLITS: dict[str, tuple[str, ...]] = {
 
 NORMALIZED = ("qwen2",)
 """Those whose models' own tokenizers compose characters first (NFC)."""
+
+WHOLE_WORDS = ("llama-bpe",)
+"""Those where a word that is a token is not merged."""

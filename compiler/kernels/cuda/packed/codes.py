@@ -64,8 +64,18 @@ class Zero:
 
     @classmethod
     def symmetric(cls) -> Zero:
-        """That of formats without zero points."""
+        """The usual one."""
         return cls(_word((ONE_THOUSAND + 8) * BOTH), _word(0xD480 * BOTH))
+
+    @classmethod
+    def none(cls) -> Zero:
+        """Nothing, for formats with minima."""
+        return cls(_word(ONE_THOUSAND * BOTH), _word(0xD400 * BOTH))
+
+    @classmethod
+    def of(cls, kind: Format) -> Zero:
+        """That of a format without zero points."""
+        return cls.none() if kind.minima else cls.symmetric()
 
     @classmethod
     def at(cls, point: Expr) -> Zero:

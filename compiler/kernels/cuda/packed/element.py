@@ -36,11 +36,14 @@ def read_element(matrix: Buffer, dtype: str, columns: int, row: Expr, column: Ex
     start = row * i64(packed.layout.row_bytes)
     address = T.bind(value("int64", "address", element(matrix, i64(0))) + start)
     always = T.bool(True)
-    zero = Zero.symmetric()
+    zero = Zero.of(kind)
     if kind.zero_points:
         zero = Zero.at(packed.zero_bits(address, column, always))
     scale = packed.scale(packed.scale_bits(address, column, always))
-    return T.bind(_value(kind, matrix, start, column, zero) * T.float32(widening(kind).factor) * scale)
+    found = _value(kind, matrix, start, column, zero) * T.float32(widening(kind).factor) * scale
+    if kind.minima:
+        found = found + packed.minimum(packed.minimum_bits(address, column, always))
+    return T.bind(found)
 
 
 def _value(kind: Format, matrix: Buffer, start: Expr, column: Expr, zero: Zero) -> Expr:

@@ -41,7 +41,8 @@ class LoadedCodes:
         self.scales = registers(steps // self.shared_by, "uint32")
         self.widening = widening(row.kind)
         self.masks = self.widening.held_masks()
-        self.zeros = registers(steps // self.shared_by, "uint32") if row.kind.zero_points else None
+        self.zeros = registers(steps // self.shared_by, "uint32") if row.kind.offset_bytes else None
+        """Zero points, or minima."""
 
     def load(self, bank: int, tile: Expr, round_: Expr) -> None:
         """Load a round of codes into a bank, and the scales of their groups."""
@@ -65,8 +66,10 @@ class LoadedCodes:
                 if slot % self.shared_by == 0:
                     own = self._scale(bank, slot, line)
                     store(self.scales, own, row.scale_bits(start, column, valid))
-                    if self.zeros is not None:
+                    if row.kind.zero_points:
                         store(self.zeros, own, row.zero_bits(start, column, valid))
+                    elif row.kind.minima:
+                        store(self.zeros, own, row.minimum_bits(start, column, valid))
 
     def hold(self, bank: int, slot: int) -> None:
         """Keep the compiler from widening a step's codes ahead: held wide they would take all registers."""
@@ -90,9 +93,13 @@ class LoadedCodes:
         """What the sums of this lane's row meet."""
         return self.row.scale(load(self.scales, self._scale(bank, slot, line)))
 
+    def minimum(self, bank: int, slot: int, line: int) -> Expr:
+        """What the sum of a unit's activations meets, where groups have minima."""
+        return self.row.minimum(load(self.zeros, self._scale(bank, slot, line)))
+
     def _zero(self, bank: int, slot: int, line: int) -> Zero:
-        if self.zeros is None:
-            return Zero.symmetric()
+        if not self.row.kind.zero_points:
+            return Zero.of(self.row.kind)
         return Zero.at(load(self.zeros, self._scale(bank, slot, line)))
 
     def _line(self, bank: int, slot: int, line: int) -> int:

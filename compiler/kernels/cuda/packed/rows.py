@@ -66,6 +66,16 @@ class PackedRow:
             "float32", T.Select(bits == T.uint32(0), T.uint32(0x400000), bits << T.uint32(23))
         )
 
+    def minimum_bits(self, row: Expr, column: Expr, valid: Expr) -> Expr:
+        """The minimum of a column as it is stored, uint32; zero where it is not valid."""
+        group = T.truncdiv(column, i32(self.kind.group))
+        place = row + i64(self.layout.zeros_offset) + i64(group * i32(2))
+        return value("uint32", "fetch_2_if", place, valid)
+
+    def minimum(self, bits: Expr) -> Expr:
+        """A stored minimum as float32."""
+        return value("float32", "low_f16", bits)
+
     def zero_bits(self, row: Expr, column: Expr, valid: Expr) -> Expr:
         """The zero point of a column, uint32."""
         group = T.truncdiv(column, i32(self.kind.group))

@@ -93,7 +93,7 @@ class PackedCopy:
         return (turn + 1) * self.stride > self.room.rows
 
     def _registers(self) -> tuple[Buffer, Buffer, Buffer]:
-        """Codes, scales and zero points of one step."""
+        """Codes, scales, and zero points or minima, of one step."""
         return (
             cuda.registers(WORDS * self.turns, "uint32"),
             cuda.registers(self.turns, "uint32"),
@@ -132,6 +132,8 @@ class PackedCopy:
             store(scales, turn, row.scale_bits(start, column, valid))
             if row.kind.zero_points:
                 store(zeros, turn, row.zero_bits(start, column, valid))
+            elif row.kind.minima:
+                store(zeros, turn, row.minimum_bits(start, column, valid))
 
     def _write(self, stage: Expr, held: tuple[Buffer, Buffer, Buffer]) -> None:
         base = T.bind(stage * i32(self.room.stage_bytes))
@@ -144,17 +146,22 @@ class PackedCopy:
 
     def _write_row(self, base: Expr, turn: int, held: tuple[Buffer, Buffer, Buffer]) -> None:
         row, room, (codes, scales, zeros) = self.rows.row, self.room, held
-        zero = Zero.at(load(zeros, turn)) if row.kind.zero_points else Zero.symmetric()
+        zero = Zero.at(load(zeros, turn)) if row.kind.zero_points else Zero.of(row.kind)
         scale = T.bind(row.scale(load(scales, turn)) * T.float32(widening(row.kind).factor * LIFT))
         both_scales = value("uint32", "pack_f16", scale, scale) if self._exact else None
+        minima = None
+        if row.kind.minima:
+            minimum = T.bind(row.minimum(load(zeros, turn)) * T.float32(LIFT))
+            minima = value("uint32", "pack_f16", minimum, minimum)
         words: dict[int, Expr] = {}
         for word in range(WORDS):
             pairs = self.widening.emit(T.bind(load(codes, WORDS * turn + word)), zero, self.masks)
             for half in range(len(pairs) // 2):
                 both = pairs[2 * half : 2 * half + 2]
                 quad = word + 4 * half
-                words[2 * quad] = self._scaled(value("uint32", "low_halves", *both), scale, both_scales)
-                words[2 * quad + 1] = self._scaled(value("uint32", "high_halves", *both), scale, both_scales)
+                for number, halves in enumerate(("low_halves", "high_halves")):
+                    pair = value("uint32", halves, *both)
+                    words[2 * quad + number] = self._scaled(pair, scale, both_scales, minima)
         pieces = row.unit // PIECE
         for piece in range(pieces):
             place = room.place(self.numbers[turn], T.bind(self.load * i32(pieces) + i32(piece)))
@@ -166,7 +173,9 @@ class PackedCopy:
         """Whether scales times their factor are float16."""
         return self.rows.row.kind.scale == TYPE and widening(self.rows.row.kind).factor == 1
 
-    def _scaled(self, pair: Expr, scale: Expr, both_scales: Expr | None) -> Expr:
+    def _scaled(self, pair: Expr, scale: Expr, both_scales: Expr | None, minima: Expr | None) -> Expr:
+        if minima is not None:
+            return value("uint32", "fma_f16x2", pair, both_scales, minima)
         if both_scales is not None:
             return value("uint32", "mul_f16x2", pair, both_scales)
         low, high = cuda.unpack(TYPE, pair)

@@ -22,6 +22,9 @@ NARROW = 4
 CHAINS = 2
 """Of products that wait for each other: a product takes about as long as it takes to widen what two of them want."""
 
+ONES = 0x3C003C00
+"""Two of float16: products with them are sums of activations, which minima are multiplied by."""
+
 
 class Turns(Protocol):
     """What happens with the weights of a round when they are there."""
@@ -68,11 +71,22 @@ class TokenTurns:
                 for pair, left in enumerate(codes.left(bank, slot, item, word)):
                     right = words[word * each + 2 * pair : word * each + 2 * pair + 2]
                     mma(TYPE, element(own[item], WORDS * (word % chains)), left, right)
+        summed = self._summed(words)
         for line, (item, half) in enumerate(codes.lines):
             both = [_added(own[item], 2 * half + part, chains) for part in range(2)]
-            both_parts = both[0] + both[1] * T.float32(1 / SPLIT.lift)
-            scale = codes.scale(bank, slot, line)
-            store(self.totals, line, load(self.totals, line) + scale * both_parts)
+            total = load(self.totals, line) + codes.scale(bank, slot, line) * _whole(both)
+            if summed is not None:
+                total = total + codes.minimum(bank, slot, line) * summed
+            store(self.totals, line, total)
+
+    def _summed(self, words: list[Expr]) -> Expr | None:
+        """The sum of a step's activations, each lane that of its own, where groups have minima."""
+        if not self.codes.row.kind.minima:
+            return None
+        sums = _zeros(WORDS)
+        for pair in range(0, len(words), 2):
+            mma(TYPE, element(sums, 0), [T.uint32(ONES)] * 4, words[pair : pair + 2])
+        return T.bind(_whole([load(sums, part) for part in range(2)]))
 
     def _keep(self, tile: Expr, round_: Expr, token: Expr, number: Expr) -> None:
         """Add the sums of a row's four lanes to what the warp has of the token."""
@@ -103,8 +117,8 @@ class SharedTurns:
 
     @staticmethod
     def fits(codes: LoadedCodes) -> bool:
-        """Whether the units of a step share a scale."""
-        return codes.row.kind.group >= codes.row.step
+        """Whether the units of a step share a scale, and there is nothing else to each."""
+        return codes.row.kind.group >= codes.row.step and not codes.row.kind.minima
 
     def emit(self, bank: int, tile: Expr, round_: Expr) -> None:
         """The products of a round."""
@@ -199,6 +213,11 @@ def _zeros(count: int) -> Buffer:
     for place in range(count):
         store(buffer, place, T.float32(0))
     return buffer
+
+
+def _whole(parts: list[Expr]) -> Expr:
+    """A sum of what its two parts of activations gave."""
+    return parts[0] + parts[1] * T.float32(1 / SPLIT.lift)
 
 
 def _added(sums: Buffer, place: int, chains: int) -> Expr:
