@@ -151,6 +151,7 @@ def _describe(
         tokenizer=_tokenizer(folder / TOKENIZER_FOLDER),
         quantization=packing.quantization.name if packing.quantization else "none",
         formats=format_bytes(read_record(ModelRecord, "model", folder / "model.json")),
+        fit=packing.fit,
         checkpoint_types=_types(checkpoint),
         files={},
         manifest_sha256=NO_SHA256,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moec.artifacts.codec import to_json
@@ -13,6 +14,7 @@ from moec.artifacts.writer import BundleWriter, check_output
 from moec.compiler.bundling import describe_modules, fingerprint, finish_bundle
 from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint, with_tokenizer
 from moec.compiler.choices import choose_context, choose_dtype
+from moec.compiler.fitting.calibrated import check_calibration
 from moec.compiler.generation import generation_defaults
 from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.modules import copy_modules, save_modules, save_side_files
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from moec.artifacts.fit import FitRecord
     from moec.artifacts.manifest import Manifest
     from moec.artifacts.quantization import Quantization
     from moec.compiler.checkpoint import Checkpoint
+    from moec.compiler.fitting import FitRequest
     from moec.compiler.partition import PartitionedModel
     from moec.compiler.request import Calibration, CompileRequest, Log, Surroundings
 
@@ -40,20 +44,30 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
     """
     check_output(request.output, force=request.force)
     names = check_targets(request.targets)
+    if request.fit is not None:
+        check_calibration(request.calibration)
     with stage("checkpoint", around.log):
         checkpoint = with_tokenizer(open_checkpoint(request.model), request.tokenizer)
         check_encodings(checkpoint)
-        if not request.modules_only and not checkpoint.hub:
+        weighing = not request.modules_only or request.fit is not None
+        if weighing and not checkpoint.hub:
             checkpoint = fetch_weights(checkpoint)
     for note in checkpoint.notes:
         around.log.note(note)
     parts = build_parts(request, checkpoint, around)
-    if not request.modules_only:
+    if weighing:
         with stage("weights", around.log):
             checkpoint = complete(checkpoint, parts)
+    policy, chosen = request.quantization, None
+    if request.fit is not None:
+        with stage("fit", around.log):
+            policy, chosen = fit_formats(
+                parts, checkpoint, request.fit, request.calibration, names, around.log
+            )
     with stage("quantize", around.log):
-        parts = choose_formats(parts, checkpoint, request.quantization, names, around.log)
-    key = None if request.modules_only else _resume_key(request, checkpoint)
+        parts = choose_formats(parts, checkpoint, policy, names, around.log)
+        parts = replace(parts, packing=replace(parts.packing, fit=chosen))
+    key = None if request.modules_only else _resume_key(request, policy, checkpoint)
     with BundleWriter(request.output, force=request.force, resume_key=key) as writer:
         save_modules(parts, writer.folder)
         save_side_files(checkpoint, writer.folder)
@@ -157,10 +171,27 @@ def choose_formats(
     return chosen
 
 
-def _resume_key(request: CompileRequest, checkpoint: Checkpoint) -> str:
+def fit_formats(
+    parts: PartitionedModel,
+    checkpoint: Checkpoint,
+    target: FitRequest,
+    calibration: Calibration,
+    targets: Sequence[str],
+    log: Log,
+) -> tuple[Quantization, FitRecord]:
+    """The policy that meets ``target`` at the least predicted loss; raises as `moec.compiler.fitting.fit`."""
+    from moec.compiler.fitting import fit
+    from moec.compiler.lowering.targets import parse_target
+
+    kinds = {parse_target(name).kind for name in targets}
+    kept = kept_formats(checkpoint, parts).formats
+    return fit(parts, checkpoint, kept, target, calibration, kinds, log)
+
+
+def _resume_key(request: CompileRequest, policy: Quantization | None, checkpoint: Checkpoint) -> str:
     """What must be the same for an interrupted packing to go on."""
-    policy = json.dumps(to_json(request.quantization), sort_keys=True)
-    return f"{fingerprint(checkpoint)} {request.dtype} {request.max_context} {policy}"
+    formats = json.dumps(to_json(policy), sort_keys=True)
+    return f"{fingerprint(checkpoint)} {request.dtype} {request.max_context} {formats}"
 
 
 def lower_for(
