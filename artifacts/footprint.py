@@ -31,13 +31,24 @@ from moec.artifacts.states import state_bytes
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import LayerId, TensorName, ValueId
-    from moec.artifacts.model import AttentionSpec, ModelRecord, SelectionSpec, Step
+    from moec.artifacts.model import (
+        AttentionSpec,
+        ExpertBody,
+        ExpertsLayer,
+        ModelRecord,
+        SelectionSpec,
+        Step,
+    )
     from moec.artifacts.states import StateSpec
 
 DENSE_ALIGNMENT = 64
 TABLE_ENTRY_BYTES = 8
 LOGIT_ROWS = 128
 """The runtime computes logits of so many rows at once."""
+GRAPH_BYTES = 32 << 20
+"""Set aside on a GPU for captured graphs, which the driver keeps there."""
+CODE_BYTES = GRAPH_BYTES + (32 << 20)
+"""Taken for graphs and machine code where nothing is compiled yet."""
 VALUE_BYTES = 4
 """Values and whatever a step makes inside are float32."""
 
@@ -120,7 +131,7 @@ def footprint(model: ModelRecord) -> Footprint:
     weights = dense_weights(model)
     return Footprint(
         layers=_layers(model),
-        dense_bytes=sum(-(-_bytes(spec) // DENSE_ALIGNMENT) * DENSE_ALIGNMENT for spec in weights.values()),
+        dense_bytes=sum(map(dense_bytes, weights.values())),
         dense_bytes_per_token=_dense_bytes_per_token(model, weights),
         attention_steps=sum(isinstance(step, AttentionStep) for step in model.steps),
         cache_page_bytes=_cache_page_bytes(model),
@@ -162,7 +173,7 @@ def format_bytes(model: ModelRecord) -> dict[str, int]:
     """Bytes of weights in each format or plain element type, without padding; the most first."""
     found: dict[str, int] = defaultdict(int)
     for spec in dense_weights(model).values():
-        found[spec.format or spec.dtype] += _bytes(spec)
+        found[spec.format or spec.dtype] += tensor_bytes(spec)
     bodies = {body.name: body for body in model.bodies}
     for layer in model.experts:
         body = bodies[layer.body]
@@ -191,22 +202,26 @@ def cache_token_bytes(spec: AttentionSpec) -> int:
     return spec.kv_heads * width * DTYPE_BYTES[spec.dtype]
 
 
-def _layers(model: ModelRecord) -> tuple[LayerFootprint, ...]:
-    layouts = {body.name: layout(body) for body in model.bodies}
-    return tuple(
-        LayerFootprint(
-            layer.layer,
-            layer.experts,
-            layer.top_k,
-            layouts[layer.body].expert_bytes,
-            layouts[layer.body].stride_bytes,
-            layouts[layer.body].part("down").offset_bytes,
-        )
-        for layer in model.experts
+def layer_footprint(layer: ExpertsLayer, body: ExpertBody) -> LayerFootprint:
+    """A MoE layer whose experts are of ``body``."""
+    place = layout(body)
+    second = place.part("down").offset_bytes
+    return LayerFootprint(
+        layer.layer, layer.experts, layer.top_k, place.expert_bytes, place.stride_bytes, second
     )
 
 
-def _bytes(spec: TensorSpec) -> int:
+def dense_bytes(spec: TensorSpec) -> int:
+    """What a dense weight takes with what lies between it and the next one."""
+    return -(-tensor_bytes(spec) // DENSE_ALIGNMENT) * DENSE_ALIGNMENT
+
+
+def _layers(model: ModelRecord) -> tuple[LayerFootprint, ...]:
+    bodies = {body.name: body for body in model.bodies}
+    return tuple(layer_footprint(layer, bodies[layer.body]) for layer in model.experts)
+
+
+def tensor_bytes(spec: TensorSpec) -> int:
     """Bytes of a tensor, for one token where a dimension is T."""
     stored = spec.stored
     return DTYPE_BYTES[stored.dtype] * math.prod(1 if extent == "T" else extent for extent in stored.shape)
@@ -228,8 +243,8 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
             # Only the embedding meets token ids, and is gathered from; tied, the last product reads it whole.
             embeds = CHAIN_INPUTS[0] in step.inputs and weights[name].shape[:1] == (model.vocab_size,)
             (gathered if embeds else read).add(name)
-    rows = sum(_bytes(weights[name]) // model.vocab_size for name in gathered - read)
-    return rows + sum(_bytes(weights[name]) for name in read)
+    rows = sum(tensor_bytes(weights[name]) // model.vocab_size for name in gathered - read)
+    return rows + sum(tensor_bytes(weights[name]) for name in read)
 
 
 def _cache_page_bytes(model: ModelRecord) -> int:
@@ -243,10 +258,10 @@ def _peak_bytes(model: ModelRecord, chain: tuple[Step, ...], first: int, last: i
     for number, step in enumerate(chain):
         for value in step_values(step)[0]:
             last_use[value] = max(number, last_use.get(value, 0))
-    live = {value: _bytes(model.values[value]) for value in CHAIN_INPUTS if value in model.values}
+    live = {value: tensor_bytes(model.values[value]) for value in CHAIN_INPUTS if value in model.values}
     peak = 0
     for number, step in enumerate(chain[:last]):
-        live.update({value: _bytes(model.values[value]) for value in step_values(step)[1]})
+        live.update({value: tensor_bytes(model.values[value]) for value in step_values(step)[1]})
         if number >= first:
             peak = max(peak, sum(live.values()) + _scratch_bytes(model, step))
         live = {value: size for value, size in live.items() if last_use.get(value, -1) > number}
@@ -271,7 +286,7 @@ def _scratch_bytes(model: ModelRecord, step: Step) -> int:
         beside = [
             spec for spec in (*function.inputs, *function.outputs) if model.vocab_size not in spec.shape
         ]
-        return inside + sum(map(_bytes, beside))
+        return inside + sum(map(tensor_bytes, beside))
     if isinstance(step, AttentionStep):
         attention = next(spec for spec in model.attentions if spec.name == step.attention)
         width = attention.key_dim + attention.value_dim if attention.heads else 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from moec.artifacts.codec import to_json
+from moec.artifacts.fit import FitRecord  # noqa: TC001 - the codec reads the types of records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,6 +74,8 @@ class Manifest:
     """Name of the policy that formats of weights follow; ``none`` where all are plain."""
     formats: dict[str, int]
     """Bytes of weights in each format or plain element type."""
+    fit: FitRecord | None
+    """What formats were chosen for and by, with ``moec compile --fit``; None: somebody named them."""
     checkpoint_types: dict[str, int]
     """Bytes of the checkpoint's tensors in each type, as its files call them (``BF16``, ``F8_E4M3``, ``Q4_K``)."""
     files: dict[str, FileRecord]

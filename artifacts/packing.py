@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from moec.artifacts.fit import FitRecord
 from moec.artifacts.ids import LayerId, TensorName
 from moec.artifacts.model import DType, TensorSpec
 from moec.artifacts.quantization import Quantization
@@ -72,3 +73,5 @@ class PackingRecord:
     experts: tuple[ExpertSource, ...]
     quantization: Quantization | None = None
     """The policy that formats in ``model.json`` follow, and the method; None: all weights are plain."""
+    fit: FitRecord | None = None
+    """What the policy was chosen for and by; None: somebody named it."""

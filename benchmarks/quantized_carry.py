@@ -30,6 +30,7 @@ RECIPES = {
     for model, recipe in (
         ("deepseek_v2_lite", "int8"),
         ("deepseek_v2_lite", "int4"),
+        ("deepseek_v2_lite", "int4-g32-m"),
         ("deepseek_v2_lite", "mxfp4"),
         ("deepseek_v2_lite", "fp8"),
         ("mixtral", "int4-g64-z"),

@@ -104,9 +104,12 @@ def computed_reference(
 
 def _network(checkpoint: Path, dtype: str) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    from moec.compiler.tracing.text_half import transformers_class
+
+    kind: Any = transformers_class(AutoConfig.from_pretrained(checkpoint).model_type)
+    model: Any = kind.from_pretrained(
         checkpoint,
         dtype=getattr(torch, dtype),
         attn_implementation="eager",

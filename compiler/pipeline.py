@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moec.artifacts.codec import to_json
@@ -13,20 +15,26 @@ from moec.artifacts.writer import BundleWriter, check_output
 from moec.compiler.bundling import describe_modules, fingerprint, finish_bundle
 from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint, with_tokenizer
 from moec.compiler.choices import choose_context, choose_dtype
+from moec.compiler.fitting.calibrated import check_calibration
 from moec.compiler.generation import generation_defaults
 from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.modules import copy_modules, save_modules, save_side_files
 from moec.compiler.quantization import Kept, has_formats, kept_formats, policy_named, quantize
 from moec.compiler.stages import stage
 from moec.errors import CheckpointError, NetworkError
+from moec.formats import CALIBRATED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from moec.artifacts.fit import FitRecord
     from moec.artifacts.manifest import Manifest
     from moec.artifacts.quantization import Quantization
     from moec.compiler.checkpoint import Checkpoint
+    from moec.compiler.fitting import FitRequest
+    from moec.compiler.packing.calibrated import CalibratedRounding
     from moec.compiler.partition import PartitionedModel
     from moec.compiler.request import Calibration, CompileRequest, Log, Surroundings
 
@@ -40,20 +48,34 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
     """
     check_output(request.output, force=request.force)
     names = check_targets(request.targets)
+    if request.fit is not None:
+        check_calibration(request.calibration)
     with stage("checkpoint", around.log):
         checkpoint = with_tokenizer(open_checkpoint(request.model), request.tokenizer)
         check_encodings(checkpoint)
-        if not request.modules_only and not checkpoint.hub:
+        weighing = not request.modules_only or request.fit is not None
+        if weighing and not checkpoint.hub:
             checkpoint = fetch_weights(checkpoint)
     for note in checkpoint.notes:
         around.log.note(note)
     parts = build_parts(request, checkpoint, around)
-    if not request.modules_only:
+    if weighing:
         with stage("weights", around.log):
             checkpoint = complete(checkpoint, parts)
+    policy, chosen = request.quantization, None
+    if request.fit is not None:
+        with stage("fit", around.log):
+            policy, chosen = fit_formats(
+                parts, checkpoint, request.fit, request.calibration, names, around.log
+            )
+    if policy is not None and request.method is not None:
+        policy = replace(policy, method=request.method)
+    plain = parts
     with stage("quantize", around.log):
-        parts = choose_formats(parts, checkpoint, request.quantization, names, around.log)
-    key = None if request.modules_only else _resume_key(request, checkpoint)
+        parts = choose_formats(parts, checkpoint, policy, names, around.log)
+        parts = replace(parts, packing=replace(parts.packing, fit=chosen))
+    check_method(parts, request)
+    key = None if request.modules_only else _resume_key(request, policy, checkpoint)
     with BundleWriter(request.output, force=request.force, resume_key=key) as writer:
         save_modules(parts, writer.folder)
         save_side_files(checkpoint, writer.folder)
@@ -67,7 +89,8 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
                 "no target runs on this machine: one for its CPU is made for the calibration only"
             )
             spare = lower_for("cpu", parts, writer.folder, request, around)
-        return finish_bundle(writer, checkpoint, targets, request.calibration, around, spare)
+        with rounding_for(parts, plain, checkpoint, request, around.log) as rounding:
+            return finish_bundle(writer, checkpoint, targets, request.calibration, around, spare, rounding)
 
 
 def check_targets(names: Sequence[str]) -> tuple[str, ...]:
@@ -157,10 +180,52 @@ def choose_formats(
     return chosen
 
 
-def _resume_key(request: CompileRequest, checkpoint: Checkpoint) -> str:
+def fit_formats(
+    parts: PartitionedModel,
+    checkpoint: Checkpoint,
+    target: FitRequest,
+    calibration: Calibration,
+    targets: Sequence[str],
+    log: Log,
+) -> tuple[Quantization, FitRecord]:
+    """The policy that meets ``target`` at the least predicted loss; raises as `moec.compiler.fitting.fit`."""
+    from moec.compiler.fitting import fit
+    from moec.compiler.lowering.targets import parse_target
+
+    kinds = {parse_target(name).kind for name in targets}
+    kept = kept_formats(checkpoint, parts).formats
+    return fit(parts, checkpoint, kept, target, calibration, kinds, log)
+
+
+def check_method(parts: PartitionedModel, request: CompileRequest) -> None:
+    """Refuse a method that needs more than this compilation will have; raises as `check_calibrated`."""
+    policy = parts.packing.quantization
+    if policy is not None and policy.method in CALIBRATED:
+        from moec.compiler.calibration.rounding import check_calibrated
+
+        check_calibrated(policy.method, parts.model, request.calibration, modules_only=request.modules_only)
+
+
+def rounding_for(
+    parts: PartitionedModel,
+    plain: PartitionedModel,
+    checkpoint: Checkpoint,
+    request: CompileRequest,
+    log: Log,
+) -> AbstractContextManager[CalibratedRounding | None]:
+    """What rounds experts by calibration tokens, where the policy of ``parts`` wants that."""
+    policy = parts.packing.quantization
+    if policy is None or policy.method not in CALIBRATED:
+        return nullcontext()
+    from moec.compiler.calibration.rounding import feedback_rounding
+
+    return feedback_rounding(plain, checkpoint, request.calibration, log)
+
+
+def _resume_key(request: CompileRequest, policy: Quantization | None, checkpoint: Checkpoint) -> str:
     """What must be the same for an interrupted packing to go on."""
-    policy = json.dumps(to_json(request.quantization), sort_keys=True)
-    return f"{fingerprint(checkpoint)} {request.dtype} {request.max_context} {policy}"
+    formats = json.dumps(to_json(policy), sort_keys=True)
+    return f"{fingerprint(checkpoint)} {request.dtype} {request.max_context} {formats}"
 
 
 def lower_for(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.quantization import Quantization
     from moec.artifacts.traces import Traces
+    from moec.compiler.fitting.fit import FitRequest
     from moec.compiler.packing import Progress
     from moec.compiler.profiling.calibration import Prompt
 
@@ -71,6 +72,10 @@ class CompileRequest:
     """A folder whose tokenizer is taken; ``None``: the checkpoint's own."""
     quantization: Quantization | None = None
     """``None``: what the checkpoint has is kept, where the kernels of all targets take it."""
+    method: str | None = None
+    """In ``moec.formats.METHODS``: what makes codes, instead of what the policy says."""
+    fit: FitRequest | None = None
+    """Choose formats for a target; then ``quantization`` is ``None``."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import footprint
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from moec.artifacts.footprint import Footprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
-    from moec.artifacts.schedule import Policy
+    from moec.artifacts.schedule import Policy, RoutingProfile
     from moec.artifacts.traces import Traces
 
 
@@ -77,30 +78,22 @@ def plan_analysed(
 ) -> Schedule:
     """As ``plan``, with the traces already analysed, so that many budgets cost one replay."""
     facts = footprint(model)
-    on_device = machine.gpu_name is not None and budgets.device_memory_bytes > 0
-    device_limit = min(budgets.device_memory_bytes, machine.gpu_memory_bytes) if on_device else 0
-    host_limit = min(budgets.host_memory_bytes, machine.host_memory_bytes)
-    device, host = _fixed_bytes(facts, budgets, on_device=on_device)
-    _require("device", device.total, device_limit)
-    _require("host", host.total + (0 if on_device else facts.working_set_bytes), host_limit)
-    shares = [layer.use_share for layer in analysis.profile.layers]
-    host, hosted = _host_tier(host, facts, shares, host_limit, on_device=on_device)
-    slots = (0,) * len(facts.layers)
-    if on_device:
-        values = [layer.slot_value for layer in analysis.profile.layers]
-        slots = device_slots(facts.layers, values, device_limit - device.total)
-    placement = Placement(on_device, slots if on_device else hosted, hosted)
+    placed = place(facts, analysis.profile, budgets, machine)
+    placement, slots = placed.placement, placed.slots
+    on_device = placement.on_device
     splits = miss_costs(machine, facts, on_device=on_device)
     prediction = predict(machine, facts, analysis, splits, placement)
     return Schedule(
         machine=machine,
         budgets=budgets,
-        device=_with_experts(device, facts, slots),
-        host=host,
+        device=_with_experts(placed.device, facts, slots),
+        host=placed.host,
         policy=(analysis.device if on_device else analysis.host).policy,
         layers=tuple(
             LayerSchedule(layer.layer, slot, slot, kept, split.cpu_share)
-            for layer, slot, kept, split in zip(facts.layers, slots, hosted, splits, strict=True)
+            for layer, slot, kept, split in zip(
+                facts.layers, slots, placement.host_experts, splits, strict=True
+            )
         ),
         prefill=(
             prefill_plan(machine, facts, analysis.profile, slots, budgets.step_tokens)
@@ -112,19 +105,63 @@ def plan_analysed(
     )
 
 
-def _fixed_bytes(facts: Footprint, budgets: Budgets, *, on_device: bool) -> tuple[TierBytes, TierBytes]:
-    """What must lie on the device and on the host before any routed expert does."""
-    model = TierBytes(
+@dataclass(frozen=True)
+class Placed:
+    """What lies where."""
+
+    placement: Placement
+    slots: tuple[int, ...]
+    """On the GPU."""
+    device: TierBytes
+    """Without experts."""
+    host: TierBytes
+
+
+def place(facts: Footprint, profile: RoutingProfile, budgets: Budgets, machine: MachineRecord) -> Placed:
+    """Divide the budgets among what the model has.
+
+    Raises:
+        BudgetError: a budget does not hold what must lie on its tier.
+    """
+    on_device = machine.gpu_name is not None and budgets.device_memory_bytes > 0
+    device_limit = min(budgets.device_memory_bytes, machine.gpu_memory_bytes) if on_device else 0
+    host_limit = min(budgets.host_memory_bytes, machine.host_memory_bytes)
+    device, host = _fixed_bytes(facts, budgets, device_limit if on_device else None)
+    _require("device", device.total, device_limit)
+    _require("host", host.total + (0 if on_device else facts.working_set_bytes), host_limit)
+    shares = [layer.use_share for layer in profile.layers]
+    host, hosted = _host_tier(host, facts, shares, host_limit, on_device=on_device)
+    slots = (0,) * len(facts.layers)
+    if on_device:
+        values = [layer.slot_value for layer in profile.layers]
+        slots = device_slots(facts.layers, values, device_limit - device.total)
+    return Placed(Placement(on_device, slots if on_device else hosted, hosted), slots, device, host)
+
+
+def model_bytes(facts: Footprint, budgets: Budgets) -> TierBytes:
+    """What must lie where the model is computed, before any routed expert does."""
+    return TierBytes(
         dense_weights=facts.dense_bytes,
         kv_cache=facts.cache_bytes(budgets.context_tokens) + facts.states_bytes(1),
         activations=facts.activation_bytes(budgets.step_tokens),
         slot_tables=facts.table_bytes,
-        stream_buffers=STREAM_BUFFERS * facts.working_set_bytes if on_device else 0,
+        stream_buffers=0,
         experts=0,
     )
+
+
+def _fixed_bytes(facts: Footprint, budgets: Budgets, device_limit: int | None) -> tuple[TierBytes, TierBytes]:
+    """What must lie on the device and on the host before any routed expert does; no limit: there is no device.
+
+    Experts that all find room on the device need no buffers to stream through.
+    """
+    model = model_bytes(facts, budgets)
+    if device_limit is None:
+        return TierBytes(0, 0, 0, 0, 0, 0), model
+    if model.total + facts.experts_bytes > device_limit:
+        model = dataclasses.replace(model, stream_buffers=STREAM_BUFFERS * facts.working_set_bytes)
     staging = facts.staging_bytes_per_token * budgets.step_tokens
-    other = TierBytes(0, 0, staging if on_device else 0, 0, 0, 0)
-    return (model, other) if on_device else (other, model)
+    return model, TierBytes(0, 0, staging, 0, 0, 0)
 
 
 def _host_tier(

@@ -79,6 +79,17 @@ def predict(
     )
 
 
+def token_milliseconds(
+    machine: MachineRecord, facts: Footprint, analysis: Analysis, placement: Placement
+) -> float:
+    """A decoded token, as `predict` has it."""
+    tier = analysis.device if placement.on_device else analysis.host
+    splits = miss_costs(machine, facts, on_device=placement.on_device)
+    tokens = token_costs(machine, facts, tier.replay, splits, placement)
+    dense = cost.dense_milliseconds(machine, facts, on_device=placement.on_device)
+    return dense + sum(token.milliseconds for token in tokens)
+
+
 def token_costs(
     machine: MachineRecord,
     facts: Footprint,

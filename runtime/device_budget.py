@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS, sequence_tokens
-from moec.artifacts.footprint import LOGIT_ROWS, TABLE_ENTRY_BYTES, footprint
+from moec.artifacts.footprint import GRAPH_BYTES, LOGIT_ROWS, TABLE_ENTRY_BYTES, footprint
 from moec.artifacts.paths import DENSE_NAME, experts_name
 from moec.artifacts.sampling import OPTION_WORDS
 from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.reader import Bundle
 from moec.runtime.expert_slots import SlotPlan
-
-GRAPH_BYTES = 32 << 20
-"""Set aside for captured graphs, which the driver keeps on the GPU."""
 
 
 @dataclass(frozen=True)

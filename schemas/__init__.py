@@ -21,9 +21,10 @@ SCHEMAS: dict[str, str] = {
     "accuracy": "accuracy.schema.json",
     "machine": "machine.schema.json",
     "quantization": "quantization.schema.json",
+    "fit": "fit.schema.json",
 }
 """Schema name to file; ``<name>.json`` is the file in a bundle that it describes (machines: examples/machines/,
-quantization: what ``--quantization FILE`` reads)."""
+quantization: what ``--quantization FILE`` reads; fit: a part of two others)."""
 
 
 @functools.cache

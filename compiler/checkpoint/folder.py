@@ -53,6 +53,8 @@ TOKENIZER_PATTERNS = (
 WISHED_PATTERNS = ("generation_config.json", *TOKENIZER_PATTERNS)
 """What it fetches besides, where the hub has it."""
 
+NO_CONFIG = "A checkpoint's folder has a config.json. Of a GGUF model, download the file and name it."
+
 LICENSE_PATTERNS = ("LICENSE*", "LICENCE*", "License*", "NOTICE*", "USE_POLICY*", "COPYING*")
 
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
@@ -66,7 +68,7 @@ def read_folder(path: Path, *, source: str, revision: str | None, hub: bool) -> 
     Raises:
         CheckpointError: no usable config, some but not all shards, or a damaged weight file.
     """
-    config = read_json(path / "config.json", "A checkpoint folder in transformers' layout has a config.json.")
+    config = read_json(path / "config.json", NO_CONFIG)
     generation = path / "generation_config.json"
     layout = layout_of(path)
     weight_map = _weight_map(path, layout)

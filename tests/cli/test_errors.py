@@ -17,6 +17,7 @@ from moec.__main__ import run
 from tests.support.tiny_bundle import make_bundle
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"
+MACHINE = str(EXAMPLE.parent / "machines" / "cpu-2core.json")
 
 
 @pytest.fixture
@@ -216,3 +217,26 @@ def test_a_disk_that_fills_up_half_way(tmp_path: Path) -> None:
     assert done.returncode == errors.OutputError.exit_code, done.stderr
     assert "File too large" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["modules"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"),
+    [
+        (["--fit", "20ms"], errors.CompileError, "there is no machine"),
+        (["--fit", "8GiB", "--machine", MACHINE], errors.CompileError, "needs no --machine"),
+        (["--machine", MACHINE], errors.CompileError, "without --fit"),
+        (["--fit", "8GiB", "--quantization", "int4"], errors.CompileError, "cannot be given together"),
+        (["--fit", "soon"], errors.RequestError, "not an amount of memory"),
+        (["--fit", "8GiB"], errors.CompileError, "needs calibration"),
+    ],
+)
+def test_targets_of_fit_are_a_size_or_a_time_on_a_machine(
+    arguments: list[str],
+    kind: type[errors.MoecError],
+    text: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert text in expect([*compile_arguments(checkpoint, tmp_path), *arguments], kind, capsys)
+    assert_nothing_left(tmp_path)

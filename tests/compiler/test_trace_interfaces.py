@@ -10,6 +10,7 @@ from transformers import masking_utils
 from transformers.activations import ACT2FN
 
 from moec.artifacts.activation import check_expression
+from moec.compiler.calibration.activation import apply_expression
 from moec.compiler.tracing import markers
 from moec.compiler.tracing.activation import read_activation
 from moec.compiler.tracing.attention import check_arguments
@@ -21,7 +22,6 @@ from moec.compiler.tracing.patches import PATCHES, patched
 from moec.compiler.tracing.rope import fix_rotary_tables
 from moec.errors import UnsupportedModelError
 from tests.support.canaries import most_slow
-from tests.support.chain import apply_expression
 from tests.support.tiny_models import TINY, build
 
 

@@ -13,6 +13,7 @@ import torch
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
+from moec.artifacts.traces import Traces
 from moec.runtime.expert_slots import state_bytes
 from tests.emulated_gpu.test_model import compiled, planned
 from tests.support.cuda_stub import Stub
@@ -33,7 +34,17 @@ def answers(model: runtime.Model) -> dict[str, Any]:
         "forced": model.generate(SOURCES, forced_bos_token_id=7, **options).tolist(),
         "alone": model.generate(SOURCES[0], **options).tolist(),
         "logits": np.concatenate([model.forward(source, TOKENS) for source in SOURCES]),
+        "traces": model.trace(SOURCES),
     }
+
+
+def same_choices(one: Traces, other: Traces) -> float:
+    """Share of the encoder's choices that are the same, over all layers and sources."""
+    assert one.encoder is not None
+    assert other.encoder is not None
+    assert one.encoder.sequence_starts.tolist() == other.encoder.sequence_starts.tolist() == [0, 70, 79]
+    layers = zip(one.encoder.layers, other.encoder.layers, strict=True)
+    return float(np.mean([np.sort(a.chosen) == np.sort(b.chosen) for a, b in layers]))
 
 
 @pytest.mark.parametrize("name", list(ENCODER_DECODERS))
@@ -47,6 +58,7 @@ def test_resident_and_offloaded(stub: Stub, tmp_path: Path, name: str) -> None:
     largest = np.abs(expected["logits"]).max()
     assert np.quantile(np.abs(found["logits"] - expected["logits"]).max(-1), 0.9) < CLOSE * largest
     assert [row[1] for row in found["forced"]] == [7, 7, 7]
+    assert same_choices(found["traces"], expected["traces"]) > 0.95
     needs = footprint(open_bundle(bundle, verify="sizes").model)
     base = plan.total_bytes - plan.needs.expert_bytes - plan.needs.table_bytes + state_bytes(needs.layers)
     quarter = base + needs.experts_bytes // 4
@@ -56,6 +68,7 @@ def test_resident_and_offloaded(stub: Stub, tmp_path: Path, name: str) -> None:
         assert model.stats.misses > 0
     assert offloaded["forced"] == found["forced"]
     assert offloaded["alone"] == found["alone"]
+    assert same_choices(offloaded["traces"], found["traces"]) == 1
     assert offloaded["logits"].tobytes() == found["logits"].tobytes()
     gc.collect()
     alive = stub.counts()._replace(launches=0, copies=0)

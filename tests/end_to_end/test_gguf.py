@@ -143,8 +143,9 @@ def test_transformers_loads_the_same_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_commands(tmp_path: Path) -> None:
-    """``compile`` with a tokenizer from elsewhere, ``inspect``, and ``pack`` of modules."""
+def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``compile`` with a tokenizer from elsewhere, ``inspect``, ``verify`` and ``pack`` of modules."""
+    monkeypatch.setitem(TINY, "qwen3_moe", _changed(TINY["qwen3_moe"], {"vocab_size": 2048}))
     save("qwen3_moe", tmp_path / "model", dtype=torch.float32)
 
     def more(writer: GGUFWriter) -> None:
@@ -161,6 +162,10 @@ def test_commands(tmp_path: Path) -> None:
     assert "made of a checkpoint of" in run(moec, ["inspect", str(bundle)]).output
     facts = json.loads(run(moec, ["inspect", str(bundle), "--json"]).output)
     assert facts["checkpoint_types"].keys() == {"F32", "Q8_0"}
+    verified = run(
+        moec, ["verify", str(bundle), "--reference", str(written.file), "--tokens", "64", "--json"]
+    )
+    assert json.loads(verified.stdout)["mean_kl"] < 1e-2
     compile_modules = [*arguments, "--modules-only", "--tokenizer", "examples/tiny-deepseek-v2"]
     compile_modules[3] = str(tmp_path / "modules")
     assert run(moec, compile_modules).exit_code == 0

@@ -33,6 +33,7 @@ from tests.support.tiny_bundle import CPU, GPU, HEADS, H, V, tiny_model, tiny_tr
 
 if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
+    from moec.artifacts.schedule import Schedule
 
 MACHINES = [
     read_machine(path) for path in sorted((Path(__file__).parents[2] / "examples/machines").glob("*.json"))
@@ -60,6 +61,11 @@ extra_bytes = st.one_of(st.integers(0, 1 << 21), st.integers(0, 1 << 17))
 
 def traces_for(model: ModelRecord, seed: int) -> Traces | None:
     return tiny_traces(model, tokens=24, seed=seed) if seed else None
+
+
+def streaming_bytes(model: ModelRecord, resident: Schedule) -> int:
+    """What a GPU with all experts would have to hold besides, were they to stream as well."""
+    return resident.device.total + 2 * footprint(model).working_set_bytes
 
 
 def floor_bytes(model: ModelRecord) -> int:
@@ -157,6 +163,7 @@ print("torch" in sys.modules, "tvm" in sys.modules)
 
 
 def test_one_byte_less_is_one_expert_less() -> None:
+    """And where that is the first that is not there, less what experts stream through."""
     model = tiny_model()
     traces = tiny_traces(model)
     full = plan(traces, model, Budgets(1 << 20, 1 << 20, 64, 8), GPU)
@@ -164,8 +171,11 @@ def test_one_byte_less_is_one_expert_less() -> None:
     assert full.prediction.hit_rate == 1.0
     exact = plan(traces, model, Budgets(full.device.total, 1 << 20, 64, 8), GPU)
     assert exact.layers == full.layers
+    assert full.device.stream_buffers == 0
     less = plan(traces, model, Budgets(full.device.total - 1, 1 << 20, 64, 8), GPU)
-    assert sum(layer.slots for layer in less.layers) == 13
+    assert less.device.stream_buffers == 2 * footprint(model).working_set_bytes
+    fewer = plan(traces, model, Budgets(less.device.total - 1, 1 << 20, 64, 8), GPU)
+    assert sum(layer.slots for layer in fewer.layers) == sum(layer.slots for layer in less.layers) - 1
 
 
 def test_a_budget_that_is_too_small_says_by_how_much() -> None:
@@ -263,7 +273,7 @@ def test_nothing_traced_is_uniform() -> None:
     analysis = analyse(None, model)
     assert analysis.profile.provenance == "uniform"
     assert analysis.profile.layers[0].use_share == (0.25,) * 8
-    everything = plan(None, model, Budgets(1 << 20, 1 << 20, 64, 8), GPU).device.total
+    everything = streaming_bytes(model, plan(None, model, Budgets(1 << 20, 1 << 20, 64, 8), GPU))
     half = everything - 7 * footprint(model).layers[0].stride_bytes
     schedule = plan(None, model, Budgets(half, 1 << 20, 64, 8), GPU)
     assert 0.3 < schedule.prediction.hit_rate < 0.7
@@ -307,7 +317,7 @@ def test_slots_go_where_they_save_most() -> None:
     traces = Traces((changing, steady), np.array([0], np.int64), np.zeros(40, np.bool_))
     empty = plan(traces, model, Budgets(1 << 20, 1 << 20, 64, 8), GPU)
     stride = layout(model.bodies[0]).stride_bytes
-    one = plan(traces, model, Budgets(empty.device.total - 15 * stride, 1 << 20, 64, 8), GPU)
+    one = plan(traces, model, Budgets(streaming_bytes(model, empty) - 15 * stride, 1 << 20, 64, 8), GPU)
     assert [layer.slots for layer in one.layers] == [0, 1]
 
 
@@ -381,7 +391,7 @@ def test_the_curve_has_what_schedules_with_these_slots_have() -> None:
     assert full.prediction.curve[0].hit_rate == 0
     for size in (0, 2, 5, 14):
         held = size * footprint(model).layers[0].stride_bytes
-        budget = full.device.total - full.device.experts + held
+        budget = streaming_bytes(model, full) - full.device.experts + held
         schedule = plan(traces, model, Budgets(budget, 1 << 20, 64, 8), GPU)
         assert schedule.prediction.curve == full.prediction.curve
         if held in points:

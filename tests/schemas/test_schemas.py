@@ -16,6 +16,7 @@ from moec import schemas
 from moec.artifacts.accuracy import AccuracyRecord
 from moec.artifacts.activation import ARITY, VARIABLES
 from moec.artifacts.codec import from_json, to_json
+from moec.artifacts.fit import FitRecord
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.manifest import Manifest
 from moec.artifacts.model import ModelRecord
@@ -36,6 +37,7 @@ ROOTS: dict[str, type] = {
     "machine": MachineRecord,
     "accuracy": AccuracyRecord,
     "quantization": Quantization,
+    "fit": FitRecord,
 }
 SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 STRUCTURE = (
@@ -49,7 +51,7 @@ STRUCTURE = (
     "const",
     "$ref",
 )
-APART: dict[Any, str] = {MachineRecord: "machine", Quantization: "quantization"}
+APART: dict[Any, str] = {MachineRecord: "machine", Quantization: "quantization", FitRecord: "fit"}
 """Records with a schema of their own that others refer to."""
 ALIASES = {
     "Expression": {"$ref": "#/$defs/Expression"},
@@ -245,7 +247,7 @@ def test_references_in_recipes_are_checked(name: str, bad: Any) -> None:
         "dense": [tensor],
         "experts": [],
     }
-    value["quantization"] = None
+    value |= {"quantization": None, "fit": None}
     both_refuse(name, value)
     step["arguments"] = [{"ref": 0}]
     schemas.validate(name, value)

@@ -18,50 +18,14 @@ from moec.artifacts.model import (
     StateStep,
 )
 from moec.artifacts.states import state_shape
+from moec.compiler.calibration.activation import apply_expression
+from moec.compiler.calibration.attention import attend, expand_latents
 from moec.compiler.kernels.reference import select
 from moec.compiler.kernels.state_reference import advance
 from moec.compiler.packing.recipes import evaluate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from moec.artifacts.activation import Expression
     from moec.compiler.partition import PartitionedModel
-
-UNARY: dict[str, Callable[..., torch.Tensor]] = {
-    "neg": torch.neg,
-    "exp": torch.exp,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "silu": torch.nn.functional.silu,
-    "relu": torch.relu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-    "erf": torch.erf,
-    "sqrt": torch.sqrt,
-}
-BINARY: dict[str, Callable[..., torch.Tensor]] = {
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "div": torch.div,
-    "min": torch.minimum,
-    "max": torch.maximum,
-    "pow": torch.pow,
-}
-
-
-def apply_expression(expression: Expression, gate: torch.Tensor | None, up: torch.Tensor) -> torch.Tensor:
-    """Evaluate an activation in float32."""
-    if isinstance(expression, str):
-        chosen = gate if expression == "gate" else up
-        assert chosen is not None
-        return chosen.float()
-    if isinstance(expression, (int, float)):
-        return torch.tensor(float(expression))
-    name, *operands = expression
-    values = [apply_expression(operand, gate, up) for operand in operands]
-    return UNARY[str(name)](*values) if len(values) == 1 else BINARY[str(name)](*values)
 
 
 @dataclass
@@ -224,11 +188,7 @@ class TorchChain:
             self._weights[name].float() for name in (weights.absorb, weights.expand, weights.value)
         )
         assert torch.equal(absorb, expand.transpose(1, 2))
-        wide = key[:, 0].float()
-        latent, shared = wide[:, : spec.value_dim], wide[:, spec.value_dim :]
-        own = torch.einsum("tr,hnr->thn", latent, expand)
-        keys = torch.cat([own, shared[:, None].expand(-1, spec.query_heads, -1)], -1)
-        return spec.expanded, keys, torch.einsum("tr,hvr->thv", latent, project)
+        return expand_latents(spec, key, expand, project)
 
     def _experts(self, step: ExpertsStep, values: dict[str, torch.Tensor]) -> torch.Tensor:
         layer, source = self.parts.model.experts[step.layer], self.parts.packing.experts[step.layer]
@@ -256,47 +216,3 @@ class TorchChain:
             token, choice = torch.where(index == expert)
             result[token] += output[token] * weight[token, choice, None]
         return result
-
-
-def attend(
-    spec: AttentionSpec,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sinks: torch.Tensor | None,
-    selected: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Attention of the last tokens of one sequence to all of it, straight from ``AttentionSpec``'s docstring.
-
-    Args:
-        spec: which attention.
-        query: ``[new, Hq, Dk]`` float32.
-        key: ``[all, Hkv, Dk]``, of the cache's dtype, as ``value``.
-        value: ``[all, Hkv, Dv]``.
-        sinks: ``[Hq]`` or none.
-        selected: ``[new, at least all]``, or none where all are.
-
-    Returns:
-        ``[new, Hq, Dv]``.
-    """
-    assert (query.shape[1], key.shape[1], key.shape[2]) == (spec.query_heads, spec.kv_heads, spec.key_dim)
-    group = spec.query_heads // spec.kv_heads
-    k, v = (item.float().repeat_interleave(group, 1) for item in (key, value))
-    scores = torch.einsum("qhd,khd->hqk", query, k) * spec.scaling
-    if spec.softcap:
-        scores = spec.softcap * torch.tanh(scores / spec.softcap)
-    seen = torch.arange(key.shape[0])[None]
-    own = torch.arange(key.shape[0] - query.shape[0], key.shape[0])[:, None]
-    visible = seen <= own
-    if spec.window:
-        visible = visible & (seen > own - spec.window)
-    if spec.chunk:
-        visible = visible & (seen // spec.chunk == own // spec.chunk)
-    if selected is not None:
-        visible = visible & selected[:, : key.shape[0]]
-    scores = scores.masked_fill(~visible, float("-inf"))
-    if sinks is not None:
-        column = sinks[:, None, None].expand(-1, query.shape[0], 1)
-        scores = torch.cat([scores, column], -1)
-    probabilities = torch.softmax(scores, -1)[..., : key.shape[0]]
-    return torch.einsum("hqk,khd->qhd", probabilities, v)

@@ -205,6 +205,7 @@ def tiny_manifest() -> Manifest:
         tokenizer=TokenizerRecord(("tokenizer/tokenizer.json",), False),
         quantization="none",
         formats={"float32": 64},
+        fit=None,
         checkpoint_types={"F32": 64},
         files={},
         manifest_sha256="",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,11 @@ from moec.cli.output import ProgressBar, StageLog, human_bytes, print_json, prin
 if TYPE_CHECKING:
     from moec.artifacts.manifest import Manifest
     from moec.artifacts.quantization import Quantization
+    from moec.compiler.fitting import FitRequest
     from moec.compiler.request import Calibration, Surroundings
+
+METHODS = ("feedback", "nearest")
+"""Those of ``moec.formats``, which the command line does not load to show its help."""
 
 output_option = click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to make."
@@ -57,6 +62,26 @@ calibration_option = click.option(
     "for what a quantized checkpoint has, none, or a file (docs/quantization.md).  [default: keep, where kernels can]",
 )
 @click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    help="How weights become codes: nearest rounds each by itself; feedback rounds routed experts by what enters them "
+    "on the calibration prompts (docs/quantization.md).  [default: nearest, or what a file says]",
+)
+@click.option(
+    "--fit",
+    "target",
+    metavar="SIZE|TIME",
+    help="Choose formats by what they cost on the calibration prompts: the least loss with everything resident in "
+    "a SIZE of GPU memory (of host memory where no target is a GPU), such as 8GiB; or with a decoded token in a TIME "
+    "such as 20ms, by the cost model on --machine.",
+)
+@click.option(
+    "--machine",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The machine that a TIME of --fit is for, as in examples/machines/.",
+)
+@click.option(
     "--tokenizer",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="FOLDER",
@@ -81,6 +106,9 @@ def command(
     dtype: str | None,
     max_context: int | None,
     quantization: str | None,
+    method: str | None,
+    target: str | None,
+    machine: Path | None,
     tokenizer: Path | None,
     calibration: str | None,
     modules_only: bool,
@@ -113,6 +141,8 @@ def command(
         dump_ir=dump_ir,
         onnx=onnx,
         quantization=read_quantization(quantization),
+        method=read_method(method, chosen=quantization is not None or target is not None),
+        fit=read_fit(target, machine, quantization),
         tokenizer=tokenizer,
     )
     manifest = compile_model(request, surroundings())
@@ -151,6 +181,63 @@ def read_quantization(option: str | None) -> Quantization | None:
             f"{option} is neither a file nor one of {', '.join(POLICIES)}.", param_hint="--quantization"
         )
     return read_policy(Path(option))
+
+
+def read_method(method: str | None, *, chosen: bool) -> str | None:
+    """``--method``; ``CompileError`` where nothing says which weights get codes."""
+    from moec.errors import CompileError
+
+    if method is not None and not chosen:
+        raise CompileError(
+            "--method has nothing to say without --quantization or --fit.",
+            "What a checkpoint has quantized is kept, and nothing else is rounded.",
+            "Add --quantization with a format such as int4, or leave --method out.",
+        )
+    return method
+
+
+def read_fit(target: str | None, machine: Path | None, quantization: str | None) -> FitRequest | None:
+    """``--fit`` and ``--machine`` as a record.
+
+    Raises:
+        CompileError: a time has no machine, or a size has one, or formats are named too.
+        RequestError: it is neither a size nor a time.
+    """
+    from moec.artifacts.records import read_machine
+    from moec.compiler.fitting import FitRequest
+    from moec.errors import CompileError
+    from moec.runtime.budget import parse_memory
+
+    if target is None:
+        if machine is not None:
+            raise CompileError(
+                "--machine has nothing to say without --fit.",
+                "It is the machine that a time per token is predicted for.",
+                "Add --fit with a time such as 20ms, or leave --machine out.",
+            )
+        return None
+    if quantization is not None:
+        raise CompileError(
+            "--fit and --quantization cannot be given together.",
+            "Each of them says the formats of all weights.",
+            "Leave one of them out.",
+        )
+    time = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*ms\s*", target)
+    if time is None:
+        if machine is not None:
+            raise CompileError(
+                f"--fit {target} is a size, and needs no --machine.",
+                "Whether everything fits a size does not depend on a machine's speeds.",
+                "Leave --machine out, or ask for a time such as --fit 20ms.",
+            )
+        return FitRequest(target, limit_bytes=parse_memory(target, 0, "--fit"))
+    if machine is None:
+        raise CompileError(
+            f"--fit {target} is a time, and there is no machine that it is for.",
+            "How long a token takes depends on a machine's memory and speeds.",
+            "Add --machine FILE: examples/machines/ has some, and `moec plan` measures this one.",
+        )
+    return FitRequest(target, milliseconds=float(time[1]), machine=read_machine(machine))
 
 
 def print_summary(output: Path, manifest: Manifest, as_json: bool) -> None:

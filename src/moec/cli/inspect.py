@@ -67,6 +67,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "made_by": {"moec": manifest.moec_version, **manifest.tools},
         "quantization": manifest.quantization,
         "formats": manifest.formats,
+        "fit": to_json(manifest.fit),
         "checkpoint_types": manifest.checkpoint_types,
         "bytes": sum(sizes.values()),
         "dense_bytes": sizes.get("weights/dense.safetensors", 0),
@@ -130,6 +131,8 @@ def _print(facts: dict[str, Any]) -> None:
         f"{human_bytes(facts['bytes'])} in all, {human_bytes(facts['dense_bytes'])} of it dense weights"
     )
     click.echo(f"weights (quantization {facts['quantization']}): {_sizes(facts['formats'])}")
+    if facts["fit"] is not None:
+        _print_fit(facts["fit"])
     click.echo(f"made of a checkpoint of {_sizes(facts['checkpoint_types'])}")
     click.echo("made by " + ", ".join(f"{name} {version}" for name, version in facts["made_by"].items()))
     click.echo("\ntargets")
@@ -196,6 +199,34 @@ def _print(facts: dict[str, Any]) -> None:
             ("reference", "computed in", "target", "text", "tokens", "argmax", "KL", "KL 99 %", "perplexity"),
             [_accuracy_cells(comparison) for comparison in facts["accuracy"]],
         )
+
+
+def _print_fit(fit: dict[str, Any]) -> None:
+    """What ``--fit`` chose, one line for each unit."""
+    if fit["measured"] == "divergence":
+        loss = f"predicted divergence {fit['loss']:.2e} nats a token, from {fit['tokens']} calibration tokens"
+    else:
+        loss = f"errors of weights {fit['loss']:.2e}, not measured on tokens"
+    time = fit["milliseconds_per_token"]
+    speed = "" if time is None else f", {time:.2f} ms/token on {fit['machine']}"
+    click.echo(
+        f"\nchosen for {fit['target']}: {human_bytes(fit['resident_bytes'])} with all experts{speed}; {loss}"
+    )
+    print_table(
+        ("weights", "role", "matrices", "format", "size", "loss"),
+        [
+            (
+                unit["name"],
+                unit["role"],
+                len(unit["parameters"]),
+                unit["format"],
+                human_bytes(unit["size_bytes"]),
+                f"{unit['loss']:.2e}",
+            )
+            for unit in fit["units"]
+        ],
+    )
+    click.echo()
 
 
 def _sizes(named: dict[str, int]) -> str:

@@ -35,7 +35,7 @@ def byte_level(vocabulary: Vocabulary) -> Tokenizer:
             "Use another file, or give the model's own tokenizer: --tokenizer FOLDER.",
         )
     numbers = {token: number for number, token in enumerate(vocabulary.tokens)}
-    merges: Any = [pair for pair in pairs if "".join(pair) in numbers]
+    merges: Any = [pair for pair in pairs if all(token in numbers for token in (*pair, "".join(pair)))]
     tokenizer = Tokenizer(
         models.BPE(vocab=numbers, merges=merges, ignore_merges=vocabulary.pre in WHOLE_WORDS)
     )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DIGIT_BITS, DIGITS = 8, 4
 BINS = 1 << DIGIT_BITS
 """Also the fewest threads of a block: one looks at each bin."""
+AT_ONCE = 4
+"""Ranks that a lane reads before it uses one."""
 
 
 def select_all(operands: SelectionOperands, token: Expr, count: Expr, thread: Expr, threads: int) -> None:
@@ -49,24 +51,29 @@ def select(
     """Select the ``top_k`` best of ``count`` positions, which are more; the block has just written their ranks."""
     block = Block(thread, threads)
     sync()
-    least, wanted = _least(spec, ranks, count, block)
-    words, pages = settle(i32(operands.words)), pages_of(count)
+    pages = pages_of(count)
+    least, wanted, equals = _least(spec, ranks, pages, block)
+    words = settle(i32(operands.words))
     warps = threads // LANES
     first = settle(block.warp * pages // i32(warps))
     end = settle((block.warp + i32(1)) * pages // i32(warps))
     taken = registers(1, "int32")
-    store(taken, 0, _equal_before(ranks, least, first, end, block))
-    with T.serial(i32(0), end - first) as turn:
-        page = settle(first + turn)
-        rank = ranks.get(page * i32(PAGE_TOKENS) + block.lane)
-        equal = value("uint32", "ballot", rank.equal(least))
-        own = equal & T.cast(_below(block.lane), "uint32")
-        number = load(taken, 0) + value("int32", "count_bits", own)
-        chosen = T.Or(rank > least, T.And(rank.equal(least), number < wanted))
-        bits = value("uint32", "ballot", T.bind(chosen))
-        store(taken, 0, load(taken, 0) + value("int32", "count_bits", equal))
-        with when(block.lane.equal(i32(0))):
-            _put(operands, token, page, bits)
+    store(taken, 0, i32(0))
+    with when(equals > wanted):
+        store(taken, 0, _equal_before(ranks, least, first, end, block))
+    with T.serial(i32(0), (end - first + i32(AT_ONCE - 1)) // i32(AT_ONCE)) as turn:
+        begin = settle(first + turn * i32(AT_ONCE))
+        for number, rank in enumerate(_of_pages(ranks, begin, end, block)):
+            page = settle(begin + i32(number))
+            with when(page < end):
+                equal = value("uint32", "ballot", rank.equal(least))
+                own = equal & T.cast(_below(block.lane), "uint32")
+                place = load(taken, 0) + value("int32", "count_bits", own)
+                chosen = T.Or(rank > least, T.And(rank.equal(least), place < wanted))
+                bits = value("uint32", "ballot", T.bind(chosen))
+                store(taken, 0, load(taken, 0) + value("int32", "count_bits", equal))
+                with when(block.lane.equal(i32(0))):
+                    _put(operands, token, page, bits)
     rest = T.max(words - pages + i32(threads - 1), i32(0)) // i32(threads)
     with T.serial(i32(0), rest) as turn:
         word = settle(pages + turn * i32(threads) + thread)
@@ -75,9 +82,18 @@ def select(
     sync()
 
 
-def _least(spec: SelectionSpec, ranks: Ranks, count: Expr, block: Block) -> tuple[Expr, Expr]:
-    """The least rank (uint32) among the best, and how many of the positions that have it are among them (int32)."""
-    bins, found = shared(BINS, "int32"), shared(2, "int32")
+def _of_pages(ranks: Ranks, begin: Expr, end: Expr, block: Block) -> list[Expr]:
+    """The lane's ranks in `AT_ONCE` pages from ``begin`` on, all read before one is used; beyond ``end`` the last."""
+    held = registers(AT_ONCE, "uint32")
+    for number in range(AT_ONCE):
+        page = T.min(begin + i32(number), end - i32(1))
+        store(held, number, ranks.get(page * i32(PAGE_TOKENS) + block.lane))
+    return [T.bind(load(held, number)) for number in range(AT_ONCE)]
+
+
+def _least(spec: SelectionSpec, ranks: Ranks, pages: Expr, block: Block) -> tuple[Expr, Expr, Expr]:
+    """The least rank (uint32) among the best, how many positions that have it are among them, and how many have it."""
+    bins, found = shared(BINS, "int32"), shared(3, "int32")
     least, wanted = registers(1, "uint32"), registers(1, "int32")
     store(least, 0, T.uint32(0))
     store(wanted, 0, i32(spec.top_k))
@@ -86,43 +102,45 @@ def _least(spec: SelectionSpec, ranks: Ranks, count: Expr, block: Block) -> tupl
         with when(block.thread < i32(BINS)):
             store(bins, block.thread, i32(0))
         sync()
-        _count(ranks, count, block, bins, load(least, 0), shift)
+        _count(ranks, pages, block, bins, load(least, 0), shift)
         sync()
         bin_number = settle(i32(BINS - 1) - T.min(block.thread, i32(BINS - 1)))
         amount = settle(T.Select(block.thread < i32(BINS), load(bins, bin_number), i32(0)))
         before, _ = block.scan(T.cast(amount, "uint64"))
         above = settle(T.cast(before, "int32"))
         with when(T.And(above < load(wanted, 0), above + amount >= load(wanted, 0))):
-            store(found, 0, bin_number)
-            store(found, 1, above)
+            for place, number in enumerate((bin_number, above, amount)):
+                store(found, place, number)
         sync()
         store(least, 0, load(least, 0) | (T.cast(load(found, 0), "uint32") << T.uint32(shift)))
         store(wanted, 0, load(wanted, 0) - load(found, 1))
-    return settle(load(least, 0)), settle(load(wanted, 0))
+    return settle(load(least, 0)), settle(load(wanted, 0)), settle(load(found, 2))
 
 
-def _count(ranks: Ranks, count: Expr, block: Block, bins: Buffer, prefix: Expr, shift: int) -> None:
+def _count(ranks: Ranks, pages: Expr, block: Block, bins: Buffer, prefix: Expr, shift: int) -> None:
     """Count the next digits of the ranks that begin with ``prefix``.
 
-    Ranks of a warp mostly have the same digit: the first lane counts all that have its own.
+    Ranks of a warp mostly have the same digit: the first lane counts all that have its own. What does not exist has the
+    lowest rank, which is never among the best.
     """
     prefix = settle(prefix)
-    with T.serial(i32(0), (count + i32(block.threads - 1)) // i32(block.threads)) as turn:
-        position = settle(turn * i32(block.threads) + block.thread)
-        rank = ranks.get(T.min(position, count - i32(1)))
-        counted: Expr = position < count
-        if shift < DIGIT_BITS * (DIGITS - 1):
-            beyond = T.uint32(shift + DIGIT_BITS)
-            counted = T.And(counted, (rank >> beyond).equal(prefix >> beyond))
-        there = settle(T.Select(counted, i32(1), i32(0)))
-        digit = settle(T.cast((rank >> T.uint32(shift)) & T.uint32(BINS - 1), "int32"))
-        common = value("int32", "shuffle_int", digit, i32(0))
-        alike = T.bind(T.And(there > i32(0), digit.equal(common)))
-        together = value("int32", "count_bits", value("uint32", "ballot", alike))
-        with when(block.lane.equal(i32(0))):
-            _add(bins, common, together)
-        with when(T.And(there > i32(0), digit != common)):
-            _add(bins, digit, i32(1))
+    groups = settle(pages * i32(PAGE_TOKENS // 4))
+    with T.serial(i32(0), (groups + i32(block.threads - 1)) // i32(block.threads)) as turn:
+        group = settle(turn * i32(block.threads) + block.thread)
+        for rank in ranks.four(group, groups):
+            begins: Expr = T.bool(True)
+            if shift < DIGIT_BITS * (DIGITS - 1):
+                beyond = T.uint32(shift + DIGIT_BITS)
+                begins = (rank >> beyond).equal(prefix >> beyond)
+            counted = settle(T.Select(begins, i32(1), i32(0)))
+            digit = settle(T.cast((rank >> T.uint32(shift)) & T.uint32(BINS - 1), "int32"))
+            common = value("int32", "shuffle_int", digit, i32(0))
+            alike = T.bind(T.And(counted > i32(0), digit.equal(common)))
+            together = value("int32", "count_bits", value("uint32", "ballot", alike))
+            with when(block.lane.equal(i32(0))):
+                _add(bins, common, together)
+            with when(T.And(counted > i32(0), digit != common)):
+                _add(bins, digit, i32(1))
 
 
 def _add(bins: Buffer, place: Expr, number: Expr) -> None:

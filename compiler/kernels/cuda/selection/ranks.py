@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store
-from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.primitives import call, element, i32, registers
 from moec.compiler.kernels.cuda.settle import settle
 
 if TYPE_CHECKING:
@@ -46,6 +46,13 @@ class Ranks:
     def get(self, position: Expr) -> Expr:
         """The rank at a position (int32)."""
         return settle(load(self.memory, self.start + T.cast(position, "int64")))
+
+    def four(self, group: Expr, groups: Expr) -> list[Expr]:
+        """The ranks at positions ``4 * group`` and the three behind it, or `NOWHERE` from group ``groups`` on."""
+        words = registers(4, "uint32")
+        inside = T.bind(self.start + T.cast(T.min(group, groups - i32(1)) * i32(4), "int64"))
+        call("load_16_if", element(words, 0), element(self.memory, inside), T.bind(group < groups))
+        return [T.bind(load(words, number)) for number in range(4)]
 
 
 def pages_of(count: Expr) -> Expr:

@@ -1,0 +1,91 @@
+"""The routed experts of a layer on calibration tokens, one expert at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from moec.compiler.calibration.activation import apply_expression
+from moec.compiler.calibration.products import ExpertMatrix, Product
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from moec.artifacts.ids import LayerId
+    from moec.artifacts.model import ExpertBody
+    from moec.compiler.calibration.products import Observer
+    from moec.compiler.calibration.weights import CheckpointWeights
+
+
+def run_experts(
+    weights: CheckpointWeights,
+    layer: LayerId,
+    body: ExpertBody,
+    x: torch.Tensor,
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    observe: Observer | None = None,
+) -> torch.Tensor:
+    """``out [T, H]`` of ``x [T, H]``, ``index [T, K]``, ``weight [T, K]``; ``observe`` sees products, no gradients."""
+    out = torch.zeros_like(x)
+    for expert, tokens, choices in _chosen(index):
+        parts = weights.expert(layer, expert)
+        products = products_of(body, parts, x[tokens])
+        out.index_add_(0, tokens, products["down"][1] * weight[tokens, choices, None])
+        if observe is not None:
+            for name, (rows, _) in products.items():
+                observe(Product(ExpertMatrix(layer, expert, name), parts[name], rows, None))
+    return out
+
+
+def run_experts_back(
+    weights: CheckpointWeights,
+    layer: LayerId,
+    body: ExpertBody,
+    x: torch.Tensor,
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    gradient: torch.Tensor,
+    observe: Observer,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of ``x`` and ``weight`` from the one of ``out``; ``observe`` sees every product with its own."""
+    of_x, of_weight = torch.zeros_like(x), torch.zeros_like(weight)
+    for expert, tokens, choices in _chosen(index):
+        parts = weights.expert(layer, expert)
+        with torch.enable_grad():
+            rows = x[tokens].requires_grad_()
+            factor = weight[tokens, choices].requires_grad_()
+            products = products_of(body, parts, rows)
+            for _, result in products.values():
+                result.retain_grad()
+            torch.autograd.backward(products["down"][1] * factor[:, None], gradient[tokens])
+        assert rows.grad is not None
+        assert factor.grad is not None
+        of_x.index_add_(0, tokens, rows.grad)
+        of_weight[tokens, choices] += factor.grad
+        for name, (entered, result) in products.items():
+            observe(Product(ExpertMatrix(layer, expert, name), parts[name], entered.detach(), result.grad))
+    return of_x, of_weight
+
+
+def _chosen(index: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Each expert that some token chose, with these tokens and the number of the choice."""
+    for expert in sorted(set(index.flatten().tolist())):
+        tokens, choices = torch.where(index == expert)
+        yield expert, tokens, choices
+
+
+def products_of(
+    body: ExpertBody, parts: Mapping[str, torch.Tensor], x: torch.Tensor
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Of each matrix what enters it, and its result with the bias."""
+    names = ("gate", "up") if body.gated else ("up",)
+    found = {name: (x, _linear(parts, name, x)) for name in names}
+    gate = found["gate"][1] if body.gated else None
+    inner = apply_expression(body.activation, gate, found["up"][1])
+    return {**found, "down": (inner, _linear(parts, "down", inner))}
+
+
+def _linear(parts: Mapping[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(x, parts[name], parts.get(f"{name}_bias"))
