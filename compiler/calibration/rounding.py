@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 FEW_TOKENS = 4096
 """With fewer, the method gains little."""
+SCALING_TOKENS = 1024
+"""Of an expert: fewer say too little of its columns to scale them."""
 TOKENS_AT_ONCE = 1024
 """Rows of which second moments are summed at once."""
 
@@ -67,7 +69,7 @@ class LayerFeedback:
         inner = products_of(self.body, parts, x)["down"][0]
         of_x, of_inner = shrunk(moments_of(x), len(x), self.moments), shrunk(moments_of(inner), len(inner))
         up, down = parts["up"], parts["down"]
-        if len(inner) and is_linear_in_up(self.body):
+        if len(inner) >= SCALING_TOKENS and is_linear_in_up(self.body):
             scales = column_scales(kind, down.numpy(), of_inner)
             of_inner /= np.outer(scales, scales)
             factors = torch.from_numpy(scales)

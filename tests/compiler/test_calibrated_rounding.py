@@ -14,6 +14,7 @@ from moec.artifacts.experts import layout
 from moec.artifacts.model import ExpertsStep
 from moec.artifacts.quantization import Quantization
 from moec.cli import compile as command_line
+from moec.compiler.calibration import rounding as rounding_module
 from moec.compiler.calibration.chain import CalibrationRun
 from moec.compiler.calibration.rounding import (
     FeedbackRounding,
@@ -122,8 +123,13 @@ def outputs(
             yield made[0], made[1], made[2]
 
 
+@pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize(("name", "gain"), [("int4", 0.9), ("int8", 1.0)])
-def test_experts_are_nearer_than_rounded_to_nearest(name: str, gain: float, tmp_path: Path) -> None:
+def test_experts_are_nearer_than_rounded_to_nearest(
+    name: str, gain: float, scaled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With columns of down and rows of up scaled, and without."""
+    monkeypatch.setattr(rounding_module, "SCALING_TOKENS", 1 if scaled else 1 << 20)
     policy = replace(policy_named(name), method="feedback")
     checkpoint, plain, chosen = prepared(tmp_path, policy)
     log = Quiet()
