@@ -6,6 +6,9 @@ Prints a table and writes ``benchmarks/results/quantization_accuracy.json``: per
 unquantized model, teacher-forced over windows of held-out text. That a bundle computes what its dequantized weights
 say is what ``tests/end_to_end/test_quantized.py`` is for; so this needs no compiler, and takes any method.
 
+With ``--method feedback`` routed experts are rounded by what enters them: on the shipped calibration prompts, or with
+``--calibration-tokens`` on so many of the training chapters.
+
 The text is that of ``examples/train_tiny_deepseek_v2.py`` (the program ``bible`` has to be there), the chapters that
 training never saw; ``--text`` names another. llama.cpp's Q4_0 (``q4_0.py``) on the same weights is beside our formats,
 with and without rounding activations as its products do.
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import random
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,10 +29,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.calibrated_experts import ExpertInputs, expert_inputs, round_experts
 from benchmarks.common import write_result
 from benchmarks.q4_0 import q4_0, q8_0
+from moec.artifacts.model import ExpertBody
+from moec.compiler.profiling.calibration import DEFAULT_PROMPTS, read_prompts
 from moec.compiler.reference import compare
-from moec.formats import FORMATS, METHODS, dequantize
+from moec.formats import CALIBRATED, FORMATS, METHODS, dequantize
+from moec.formats.feedback import takes_feedback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,8 +88,13 @@ def _nearest(name: str, method: str) -> Rounding:
     return lambda rows: dequantize(kind, METHODS[method](kind, rows))
 
 
-def round_weights(model: torch.nn.Module, original: dict[str, torch.Tensor], scheme: Scheme) -> set[int]:
-    """Put the rounded weights in; gives the storages of those that were."""
+def round_weights(
+    model: torch.nn.Module,
+    original: dict[str, torch.Tensor],
+    scheme: Scheme,
+    inputs: dict[str, ExpertInputs],
+) -> set[int]:
+    """Put the rounded weights in; gives the storages of those that were. ``inputs`` are of methods that want such."""
     rounded = set()
     for name, parameter in model.named_parameters():
         rounding = scheme.experts if parameter.ndim == 3 else scheme.others
@@ -91,7 +104,31 @@ def round_weights(model: torch.nn.Module, original: dict[str, torch.Tensor], sch
         rows = original[name].reshape(-1, parameter.shape[-1]).numpy()
         parameter.data.copy_(torch.from_numpy(rounding(rows)).reshape(parameter.shape))
         rounded.add(parameter.untyped_storage().data_ptr())
+    kind = FORMATS.get(scheme.name.split(",")[0])
+    if kind is not None and takes_feedback(kind):
+        parameters = dict(model.named_parameters())
+        for name, entered in inputs.items():
+            both, down = f"{name}.gate_up_proj", f"{name}.down_proj"
+            found = round_experts(original[both], original[down], entered, body_of(model), kind)
+            parameters[both].data.copy_(found[0])
+            parameters[down].data.copy_(found[1])
     return rounded
+
+
+def body_of(model: torch.nn.Module) -> ExpertBody:
+    """The trained example's experts."""
+    config: Any = model.config
+    return ExpertBody(
+        name="experts",
+        hidden=config.hidden_size,
+        intermediate=config.moe_intermediate_size,
+        activation=("mul", ("silu", "gate"), "up"),
+        gated=True,
+        up_bias=False,
+        down_bias=False,
+        dtype="float32",
+        format=None,
+    )
 
 
 class RoundedActivations(TorchFunctionMode):
@@ -128,6 +165,24 @@ def held_out_windows(checkpoint: Path, text: Path | None) -> list[list[int]]:
     return [window for window in windows if len(window) > 1]
 
 
+def calibration_windows(checkpoint: Path, tokens: int | None) -> list[list[int]]:
+    """Token ids of the shipped prompts, or of chapters that training saw, in random order."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    if tokens is None:
+        texts = [prompt.text or "" for prompt in read_prompts(DEFAULT_PROMPTS)]
+    else:
+        from examples.train_tiny_deepseek_v2 import read_text, to_chapters
+
+        texts = [BEGIN + chapter.text for chapter in to_chapters(read_text(None)) if not chapter.held_out]
+        random.Random(0).shuffle(texts)
+    windows: list[list[int]] = []
+    for text in texts:
+        windows.append(tokenizer(text, add_special_tokens=False)["input_ids"][:WINDOW])
+        if tokens is not None and sum(map(len, windows)) >= tokens:
+            break
+    return windows
+
+
 def main() -> None:
     """Round, run, compare, print, write."""
     parser = argparse.ArgumentParser(
@@ -137,6 +192,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="a file of text that the model was not trained on")
     parser.add_argument("--windows", type=int, help="at most so many, evenly spread (default: all)")
     parser.add_argument("--method", choices=sorted(METHODS), default="nearest")
+    parser.add_argument(
+        "--calibration-tokens", type=int, help="of training chapters (default: the shipped prompts)"
+    )
     parser.add_argument("--only", default="", help="schemes in whose names this expression is found")
     options = parser.parse_args()
     windows = held_out_windows(options.checkpoint, options.text)
@@ -156,12 +214,17 @@ def main() -> None:
                 yield model(torch.tensor([window])).logits[0].numpy()
 
     expected = list(logits())
+    inputs: dict[str, ExpertInputs] = {}
+    if options.method in CALIBRATED:
+        calibration = calibration_windows(options.checkpoint, options.calibration_tokens)
+        inputs = expert_inputs(model, calibration)
+        print(f"{sum(map(len, calibration))} calibration tokens")
     rows = []
     print(f"{'scheme':26} {'perplexity':>10} {'change':>9} {'mean KL':>9} {'99 % KL':>9} {'same':>8}")
     for scheme in schemes(options.method):
         if not re.search(options.only, scheme.name):
             continue
-        storages = round_weights(model, original, scheme)
+        storages = round_weights(model, original, scheme, inputs)
         with RoundedActivations(storages) if scheme.rounds_activations else contextlib.nullcontext():
             found = compare(windows, iter(expected), logits())
         change = found.perplexity / found.reference_perplexity - 1
@@ -172,10 +235,11 @@ def main() -> None:
         )
         rows.append({"scheme": scheme.name, **asdict(found)})
     write_result(
-        "quantization_accuracy",
+        "quantization_accuracy" if options.method == "nearest" else f"quantization_accuracy_{options.method}",
         rows,
         checkpoint=options.checkpoint.name,
         method=options.method,
+        calibration_tokens=sum(len(each.x) for each in list(inputs.values())[:1]),
         windows=len(windows),
         tokens=sum(map(len, windows)),
     )

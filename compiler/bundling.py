@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from moec.artifacts.manifest import Contents, TargetRecord
     from moec.artifacts.writer import BundleWriter
     from moec.compiler.checkpoint import Checkpoint
+    from moec.compiler.packing.calibrated import CalibratedRounding
     from moec.compiler.request import Calibration, Surroundings
 
 TOOLS = ("torch", "transformers", "apache-tvm", "apache-tvm-ffi", "numpy")
@@ -62,15 +63,17 @@ def finish_bundle(
     calibration: Calibration,
     around: Surroundings,
     spare: TargetRecord | None = None,
+    rounding: CalibratedRounding | None = None,
 ) -> Manifest:
     """Add weights, traces and schedule to the modules in the writer's folder, and commit the bundle.
 
     ``spare`` is a target for this machine's CPU that only the calibration uses; it does not stay in the bundle.
+    ``rounding`` is for packing, where the policy's method wants one.
     """
     folder = writer.folder
     model = read_record(ModelRecord, "model", folder / "model.json")
     with stage("pack", around.log):
-        packed = _pack(writer, checkpoint, model, around)
+        packed = _pack(writer, checkpoint, model, around, rounding)
     write_record(plan_many(None, model, ()), folder / "schedule.json")
     traces = None
     if calibration.enabled:
@@ -86,7 +89,11 @@ def finish_bundle(
 
 
 def _pack(
-    writer: BundleWriter, checkpoint: Checkpoint, model: ModelRecord, around: Surroundings
+    writer: BundleWriter,
+    checkpoint: Checkpoint,
+    model: ModelRecord,
+    around: Surroundings,
+    rounding: CalibratedRounding | None,
 ) -> dict[str, FileRecord]:
     from safetensors.torch import load_file
 
@@ -102,6 +109,7 @@ def _pack(
         writer.folder,
         journal_folder=writer.state,
         progress=around.progress,
+        calibrated=rounding,
     )
     if result.extras:
         around.log.note(

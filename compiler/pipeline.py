@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,11 @@ from moec.compiler.modules import copy_modules, save_modules, save_side_files
 from moec.compiler.quantization import Kept, has_formats, kept_formats, policy_named, quantize
 from moec.compiler.stages import stage
 from moec.errors import CheckpointError, NetworkError
+from moec.formats import CALIBRATED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from moec.artifacts.fit import FitRecord
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from moec.artifacts.quantization import Quantization
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.fitting import FitRequest
+    from moec.compiler.packing.calibrated import CalibratedRounding
     from moec.compiler.partition import PartitionedModel
     from moec.compiler.request import Calibration, CompileRequest, Log, Surroundings
 
@@ -64,9 +68,13 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
             policy, chosen = fit_formats(
                 parts, checkpoint, request.fit, request.calibration, names, around.log
             )
+    if policy is not None and request.method is not None:
+        policy = replace(policy, method=request.method)
+    plain = parts
     with stage("quantize", around.log):
         parts = choose_formats(parts, checkpoint, policy, names, around.log)
         parts = replace(parts, packing=replace(parts.packing, fit=chosen))
+    check_method(parts, request)
     key = None if request.modules_only else _resume_key(request, policy, checkpoint)
     with BundleWriter(request.output, force=request.force, resume_key=key) as writer:
         save_modules(parts, writer.folder)
@@ -81,7 +89,8 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
                 "no target runs on this machine: one for its CPU is made for the calibration only"
             )
             spare = lower_for("cpu", parts, writer.folder, request, around)
-        return finish_bundle(writer, checkpoint, targets, request.calibration, around, spare)
+        with rounding_for(parts, plain, checkpoint, request, around.log) as rounding:
+            return finish_bundle(writer, checkpoint, targets, request.calibration, around, spare, rounding)
 
 
 def check_targets(names: Sequence[str]) -> tuple[str, ...]:
@@ -186,6 +195,31 @@ def fit_formats(
     kinds = {parse_target(name).kind for name in targets}
     kept = kept_formats(checkpoint, parts).formats
     return fit(parts, checkpoint, kept, target, calibration, kinds, log)
+
+
+def check_method(parts: PartitionedModel, request: CompileRequest) -> None:
+    """Refuse a method that needs more than this compilation will have; raises as `check_calibrated`."""
+    policy = parts.packing.quantization
+    if policy is not None and policy.method in CALIBRATED:
+        from moec.compiler.calibration.rounding import check_calibrated
+
+        check_calibrated(policy.method, parts.model, request.calibration, modules_only=request.modules_only)
+
+
+def rounding_for(
+    parts: PartitionedModel,
+    plain: PartitionedModel,
+    checkpoint: Checkpoint,
+    request: CompileRequest,
+    log: Log,
+) -> AbstractContextManager[CalibratedRounding | None]:
+    """What rounds experts by calibration tokens, where the policy of ``parts`` wants that."""
+    policy = parts.packing.quantization
+    if policy is None or policy.method not in CALIBRATED:
+        return nullcontext()
+    from moec.compiler.calibration.rounding import feedback_rounding
+
+    return feedback_rounding(plain, checkpoint, request.calibration, log)
 
 
 def _resume_key(request: CompileRequest, policy: Quantization | None, checkpoint: Checkpoint) -> str:

@@ -72,6 +72,8 @@ class CompileRequest:
     """A folder whose tokenizer is taken; ``None``: the checkpoint's own."""
     quantization: Quantization | None = None
     """``None``: what the checkpoint has is kept, where the kernels of all targets take it."""
+    method: str | None = None
+    """In ``moec.formats.METHODS``: what makes codes, instead of what the policy says."""
     fit: FitRequest | None = None
     """Choose formats for a target; then ``quantization`` is ``None``."""
 

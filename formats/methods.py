@@ -27,4 +27,8 @@ class Method(Protocol):
         """Quantize finite values ``[N, K]``; ``importance`` ``[K]`` is what a squared error of a column counts."""
 
 
-METHODS: dict[str, Method] = {"nearest": round_to_nearest}
+METHODS: dict[str, Method] = {"nearest": round_to_nearest, "feedback": round_to_nearest}
+"""By name: what makes codes of a matrix by itself."""
+
+CALIBRATED = frozenset({"feedback"})
+"""Methods that round routed experts by what enters them (`moec.formats.feedback`), and only all else by itself."""

@@ -7,6 +7,7 @@ expert, where it is experts), its values, and a chunk of logits.
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from moec.compiler.calibration.states import advance_all
 from moec.compiler.kernels.reference import keep_within_capacity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from moec.artifacts.ids import TensorName, ValueId
     from moec.artifacts.model import ModelRecord, Step
@@ -87,12 +88,26 @@ class CalibrationRun:
         )
 
     @torch.no_grad()
-    def forward(self, observe: Observer | None = None) -> None:
-        """Run all steps but the last ones, which make logits; ``observe`` sees products without gradients."""
-        for step in self._model.steps[: self._model.last_step]:
+    def forward(self, observe: Observer | None = None, keep: Collection[ValueId] | None = None) -> None:
+        """Run all steps but the last ones, which make logits.
+
+        Args:
+            observe: sees products without gradients.
+            keep: what shall be there afterwards; all else is dropped when no step is left that reads it. None: all
+                is kept, which ``backward`` needs.
+        """
+        steps = self._model.steps[: self._model.last_step]
+        readers = Counter(name for step in steps for name in step_values(step)[0])
+        for step in steps:
             inputs = {name: self._values[name] for name in step_values(step)[0]}
-            for name, value in self._outputs(step, inputs, observe).items():
+            outputs = self._outputs(step, inputs, observe)
+            for name, value in outputs.items():
                 self._values[name] = value
+            readers.subtract(inputs.keys())
+            if keep is not None:
+                for name in (*inputs, *outputs):
+                    if not readers[name] and name not in keep:
+                        del self._values[name]
 
     def chosen(self) -> tuple[torch.Tensor, ...]:
         """After ``forward``: the experts that each token chose, ``[T, K]`` for each MoE layer."""

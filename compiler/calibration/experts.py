@@ -31,7 +31,7 @@ def run_experts(
     out = torch.zeros_like(x)
     for expert, tokens, choices in _chosen(index):
         parts = weights.expert(layer, expert)
-        products = _products(body, parts, x[tokens])
+        products = products_of(body, parts, x[tokens])
         out.index_add_(0, tokens, products["down"][1] * weight[tokens, choices, None])
         if observe is not None:
             for name, (rows, _) in products.items():
@@ -56,7 +56,7 @@ def run_experts_back(
         with torch.enable_grad():
             rows = x[tokens].requires_grad_()
             factor = weight[tokens, choices].requires_grad_()
-            products = _products(body, parts, rows)
+            products = products_of(body, parts, rows)
             for _, result in products.values():
                 result.retain_grad()
             torch.autograd.backward(products["down"][1] * factor[:, None], gradient[tokens])
@@ -76,7 +76,7 @@ def _chosen(index: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tens
         yield expert, tokens, choices
 
 
-def _products(
+def products_of(
     body: ExpertBody, parts: Mapping[str, torch.Tensor], x: torch.Tensor
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Of each matrix what enters it, and its result with the bias."""

@@ -54,6 +54,13 @@ class ExpertsFile:
         return f"experts-{self.layer.layer:05d}.bin"
 
     @property
+    def carried(self) -> bool:
+        """Whether the checkpoint has all matrices in the file's format already."""
+        kind = None if self.quantizer is None else self.quantizer.kind.name
+        sources = (self.source.up, self.source.down)
+        return all(stored_format(self.source, self.parameters[name]) == kind for name in sources)
+
+    @property
     def size_bytes(self) -> int:
         """Of the whole file."""
         return self.layer.experts * self.layout.stride_bytes

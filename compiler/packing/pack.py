@@ -20,7 +20,8 @@ from moec.compiler.packing.plan import plan_pack
 from moec.compiler.packing.reading import ByteSource, FileSource
 from moec.compiler.packing.writing import StoppedError, Work, write_dense, write_experts
 from moec.compiler.tracing.build import build_config, build_model
-from moec.errors import OutputError
+from moec.errors import BundleError, OutputError
+from moec.formats import CALIBRATED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.packing import PackingRecord
     from moec.compiler.checkpoint import Checkpoint
+    from moec.compiler.packing.calibrated import CalibratedRounding
     from moec.compiler.packing.experts import ExpertsFile
     from moec.compiler.packing.plan import PackPlan
 
@@ -65,6 +67,7 @@ def pack(
     source: ByteSource | None = None,
     workers: int | None = None,
     warn: Callable[[str, int], None] | None = None,
+    calibrated: CalibratedRounding | None = None,
 ) -> PackResult:
     """Write ``weights/`` of a bundle into ``output``.
 
@@ -83,6 +86,7 @@ def pack(
         source: reads the checkpoint's files.
         workers: threads, each writing a file at a time.
         warn: told, once a tensor, that it holds so many values that are NaN or infinite (the result says it too).
+        calibrated: rounds experts, where the record's method wants to know what enters them.
 
     Raises:
         CheckpointError: tensors are missing, unexpected or misshapen (nothing is written then), or a file is
@@ -90,24 +94,41 @@ def pack(
         OutputError: the disk is too small or full, or the folder cannot be written.
         BundleError: the records do not belong together.
     """
+    method = packing.quantization.method if packing.quantization else None
+    if method in CALIBRATED and calibrated is None:
+        raise BundleError(
+            f"These modules want weights that the method {method} rounded.",
+            "It runs the model on calibration prompts, which packing by itself does not.",
+            "Compile the whole bundle with moec compile, or other modules without this method.",
+        )
     checkpoint = fetch_weights(checkpoint)
     meta = build_model(build_config(checkpoint.config), getattr(torch, model.dtype))
     plan = plan_pack(checkpoint, model, packing, constants, meta)
     weights = output / WEIGHTS_FOLDER
     with writing(weights):
         weights.mkdir(parents=True, exist_ok=True)
-        journal = Journal((journal_folder or output) / JOURNAL_FILE, plan.identity)
+        identity = f"{plan.identity} {calibrated.identity}" if calibrated else plan.identity
+        journal = Journal((journal_folder or output) / JOURNAL_FILE, identity)
         if not journal.resumed:
             _remove_own_files(weights)
         _check_space(weights, plan.size_bytes)
     watched = _Serial(progress or Silent())
     gate = MemoryGate(QUANTIZING_HELD_BYTES if plan.quantizers else HELD_BYTES)
     work = Work(
-        plan, constants, meta, source or FileSource(), weights, journal, watched, gate.hold, warn or _nothing
+        plan,
+        constants,
+        meta,
+        source or FileSource(),
+        weights,
+        journal,
+        watched,
+        gate.hold,
+        warn or _nothing,
+        calibrated,
     )
     watched.start(plan.size_bytes)
     try:
-        done = _run(work, workers or _workers(plan))
+        done = _run(work, workers or _workers(plan, calibrated))
     finally:
         watched.close()
     nonfinite = {name: count for _, found in done for name, count in found.items()}
@@ -151,9 +172,11 @@ def _run(work: Work, workers: int) -> list[tuple[PackedFile, dict[str, int]]]:
     return [future.result() for future in finished]
 
 
-def _workers(plan: PackPlan) -> int:
+def _workers(plan: PackPlan, calibrated: CalibratedRounding | None) -> int:
     """Threads for the plan, at most one for each processor that this process may use."""
     cores = len(os.sched_getaffinity(0))
+    if calibrated is not None:
+        return max(1, min(cores, QUANTIZING_HELD_BYTES // calibrated.thread_bytes))
     return cores if plan.quantizers else min(MAX_WORKERS, cores)
 
 

@@ -31,12 +31,17 @@ class Quantizer:
         try:
             quantized = self.method(self.kind, values.float().numpy())
         except ValueError as error:
-            raise CheckpointError(
-                f"Tensor {name} cannot be stored as {self.kind.name}.",
-                f"{str(error)[0].upper()}{str(error)[1:]}.",
-                "Leave it plain with a rule in a file for --quantization, or use another checkpoint.",
-            ) from error
+            raise not_stored(name, self.kind, error) from error
         return torch.from_numpy(pack_rows(self.kind, quantized))
+
+
+def not_stored(name: str, kind: Format, error: ValueError) -> CheckpointError:
+    """A method did not take the values of the tensor ``name``."""
+    return CheckpointError(
+        f"Tensor {name} cannot be stored as {kind.name}.",
+        f"{str(error)[0].upper()}{str(error)[1:]}.",
+        "Leave it plain with a rule in a file for --quantization, or use another checkpoint.",
+    )
 
 
 def quantizer_for(name: str, policy: Quantization | None) -> Quantizer:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moec.compiler.packing.calibrated import is_rounded, rounded_pieces
 from moec.compiler.packing.dense import DENSE_FILE
 from moec.compiler.packing.dense_reader import DenseReader
 from moec.compiler.packing.experts import ExpertReader
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from moec.compiler.packing.calibrated import CalibratedRounding
     from moec.compiler.packing.experts import ExpertsFile
     from moec.compiler.packing.journal import Journal
     from moec.compiler.packing.plan import PackPlan
@@ -46,6 +48,8 @@ class Work:
     hold: Callable[[int], None]
     warn: Callable[[str, int], None]
     """Called once for a tensor with NaN or infinity, with their number."""
+    calibrated: CalibratedRounding | None = None
+    """What rounds experts by what enters them; None: each matrix is rounded by itself."""
     stop: threading.Event = field(default_factory=threading.Event)
 
     def reader(self) -> TensorReader:
@@ -83,12 +87,14 @@ def write_dense(work: Work) -> tuple[PackedFile, dict[str, int]]:
 def write_experts(work: Work, layer: ExpertsFile) -> tuple[PackedFile, dict[str, int]]:
     """Write the experts of one layer; what they hold that is not finite comes beside it."""
     reader = ExpertReader(layer, work.reader(), work.model, work.hold)
+    rounding = work.calibrated.layer(layer.layer.layer) if work.calibrated and is_rounded(layer) else None
     stride = layer.layout.stride_bytes
     with work.open(layer.name, layer.layer.experts) as file:
         for expert in range(file.items_done, layer.layer.experts):
             found = dict[str, int]()
             part = None
-            for piece in reader.pieces(expert):
+            pieces = rounded_pieces(reader, rounding, expert) if rounding else reader.pieces(expert)
+            for piece in pieces:
                 if piece.part is not part:
                     part = piece.part
                     file.pad_to(expert * stride + part.offset_bytes)

@@ -3,7 +3,7 @@
 transformers picks the frequencies of ``longrope`` and ``dynamic`` anew in every call, by the largest position
 in the batch, while keys that were cached before keep the old ones. A compiled model has one table, so
 sequences of different lengths can share a batch and a cached key never changes. Choose ``max_context`` within
-the original context to get the short-context table.
+the original context to get the short-context table. Phi-3.5-MoE's config has the scale of each table, too.
 """
 
 from __future__ import annotations
@@ -47,12 +47,11 @@ def _settle(module: Any, kind: str, max_context: int) -> torch.Tensor:
     parameters = module.config.rope_parameters
     if kind == "longrope":
         short = max_context <= parameters["original_max_position_embeddings"]
-        short = short or "long_mscale" in parameters  # transformers' Phi-3.5-MoE keeps the short frequencies
     else:
         short = max_context <= module.original_max_seq_len
     length = None if short else max_context
     frequencies: torch.Tensor
     frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](module.config, torch.device("cpu"), seq_len=length)
-    module.attention_scaling = scaling
+    module.attention_scaling = parameters.get("short_mscale" if short else "long_mscale", scaling)
     module.rope_type = FIXED
     return frequencies

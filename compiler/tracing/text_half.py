@@ -55,6 +55,7 @@ TEXT_HALVES: dict[str, TextHalf] = {
     "deepseek_ocr2": TextHalf("DeepseekOcr2ForConditionalGeneration"),
     "ernie4_5_vl_moe": TextHalf("Ernie4_5_VLMoeForConditionalGeneration"),
     "gemma4": TextHalf("Gemma4ForConditionalGeneration", softcap=True),
+    "glm5_next": TextHalf("Glm5NextForConditionalGeneration"),
     "glm4v_moe": TextHalf("Glm4vMoeForConditionalGeneration"),
     "llama4": TextHalf("Llama4ForConditionalGeneration", "language_model.model", "language_model.lm_head"),
     "dots3_note": TextHalf("Dots3NoteForConditionalGeneration"),

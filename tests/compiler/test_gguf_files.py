@@ -13,8 +13,10 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from transformers import AutoConfig
 
-from moec.compiler.checkpoint import open_checkpoint
+from moec.compiler.checkpoint import TensorEntry, open_checkpoint
+from moec.compiler.checkpoint.gguf.architectures import ARCHITECTURES
 from moec.compiler.checkpoint.gguf.header import read_header
+from moec.compiler.checkpoint.gguf.names import renamed
 from moec.compiler.tracing.build import build_config
 from moec.errors import CheckpointError, MoecError, UnsupportedModelError
 from tests.support.gguf_files import write_gguf
@@ -242,3 +244,19 @@ def test_damaged_headers_are_refused_or_read(seed: int, tmp_path: Path) -> None:
     path.write_bytes(data)
     with suppress(CheckpointError):
         assert read_header(path).path == path
+
+
+def test_gate_and_up_in_one_tensor_and_experts_in_one_each() -> None:
+    """Newer files of some converters, and those from before April 2024."""
+    fused = TensorEntry(Path("x"), "F32", (2, 6, 4), 1000, 1000 + 2 * 6 * 4 * 4)
+    index = renamed({"blk.3.ffn_gate_up_exps.weight": fused}, ARCHITECTURES["qwen3moe"].places, {})
+    prefix = "model.layers.3.mlp.experts"
+    assert {name: (entry.shape, entry.begin, entry.end) for name, entry in index.items()} == {
+        f"{prefix}.0.gate_proj.weight": ((3, 4), 1000, 1048),
+        f"{prefix}.0.up_proj.weight": ((3, 4), 1048, 1096),
+        f"{prefix}.1.gate_proj.weight": ((3, 4), 1096, 1144),
+        f"{prefix}.1.up_proj.weight": ((3, 4), 1144, 1192),
+    }
+    one = TensorEntry(Path("x"), "F16", (6, 4), 0, 48)
+    old = renamed({"blk.0.ffn_down.5.weight": one}, ARCHITECTURES["llama"].places, {})
+    assert old == {"model.layers.0.block_sparse_moe.experts.5.w2.weight": one}

@@ -8,14 +8,16 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers.models.phimoe.modeling_phimoe import PhimoeRotaryEmbedding
 
 from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.packing import pack
 from moec.compiler.partition import partition
 from moec.compiler.trace import trace
 from moec.compiler.tracing.build import build_config, build_model
+from moec.compiler.tracing.rope import fix_rotary_tables
 from tests.support.graphs import GENERATION
-from tests.support.tiny_models import save
+from tests.support.tiny_models import TINY, save
 from tests.support.tiny_models.foreign import REMADE
 
 if TYPE_CHECKING:
@@ -40,6 +42,23 @@ def test_longcat_flash_has_no_weights_for_experts_that_compute_nothing() -> None
     path = "model.layers.0.mlp.experts.gate_up_proj"
     assert ours.state_dict()[path].shape[0] == config.n_routed_experts
     assert theirs.state_dict()[path].shape[0] > config.n_routed_experts, "transformers has mended it"
+
+
+def test_phi_takes_the_frequencies_of_its_context() -> None:
+    """Published: the long factors, and the scale that belongs to them, beyond the original context."""
+    rope = TINY["phimoe"]().rope_parameters | {"original_max_position_embeddings": 128}
+    config = build_config(TINY["phimoe"]().to_dict() | {"rope_parameters": rope})
+    rates = 10000.0 ** (-torch.arange(0, 16, 2) / 16)
+    for context, kind in ((128, "short"), (129, "long")):
+        model = build_model(config, torch.float32)
+        (frequencies,) = fix_rotary_tables(model, context).values()
+        torch.testing.assert_close(frequencies, rates / torch.tensor(rope[f"{kind}_factor"]))
+        assert model.model.rotary_emb.attention_scaling == rope[f"{kind}_mscale"]
+    theirs = PhimoeRotaryEmbedding(config)(torch.zeros(1, 1, 1), torch.tensor([[200]]))[0]
+    short = 200 * rates / torch.tensor(rope["short_factor"])
+    torch.testing.assert_close(
+        theirs[0, 0, :8], short.cos() * rope["long_mscale"], msg="transformers has mended it"
+    )
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from moec import runtime
+from moec.artifacts.packing import PackingRecord
+from moec.artifacts.records import read_record
 from moec.cli.output import ProgressBar, StageLog
 from moec.cli.probe import RuntimeProbe
 from moec.compiler.pipeline import pack_model
@@ -19,7 +22,7 @@ from moec.formats import FORMATS
 from tests.support.agreement import check_agreement, expected_of, reference
 from tests.support.compiling import compile_checkpoint
 from tests.support.compressed_checkpoints import compressed_checkpoint
-from tests.support.dequantized import dequantize_dense, dequantize_experts
+from tests.support.dequantized import dequantize_dense, dequantize_experts, take_experts
 from tests.support.packed_checkpoints import awq_checkpoint, gptq_checkpoint
 from tests.support.quantized_checkpoints import fp8_deepseek_v3, mxfp4_gpt_oss
 from tests.support.tiny_models import save
@@ -56,6 +59,28 @@ def test_a_recipe_makes_the_model_of_dequantized_weights(
     dequantize_dense(judge, tmp_path / "model.moec")
     expected = expected_of(judge)
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
+        check_agreement(model, expected)
+
+
+@pytest.mark.slow
+def test_experts_that_were_rounded_with_feedback_are_those_that_run(tmp_path: Path) -> None:
+    save("deepseek_v2_lite", tmp_path / "checkpoint", dtype=torch.float32)
+    policy = replace(policy_named("int4"), method="feedback")
+    bundle = tmp_path / "model.moec"
+    compile_checkpoint(tmp_path / "checkpoint", bundle, dtype="f32", quantization=policy, calibrate=True)
+    assert read_record(PackingRecord, "packing", bundle / "packing.json").quantization == policy
+    judge, nearest = reference(tmp_path / "checkpoint"), reference(tmp_path / "checkpoint")
+    dequantize_dense(judge, bundle)
+    take_experts(judge, bundle)
+    dequantize_experts(nearest, FORMATS["int4-g32"])
+    differing = [
+        name
+        for name, value in judge.state_dict().items()
+        if name.endswith("down_proj") and not torch.equal(value, nearest.state_dict()[name])
+    ]
+    assert differing
+    expected = expected_of(judge)
+    with runtime.load(bundle, max_step_tokens=48) as model:
         check_agreement(model, expected)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from moec.artifacts.experts import layout
+from moec.artifacts.model import ModelRecord
 from moec.artifacts.packing import PackingRecord
 from moec.artifacts.records import read_record
-from moec.formats import FORMATS, METHODS, Format, dequantize
+from moec.formats import FORMATS, METHODS, Format, dequantize, dequantize_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +27,26 @@ def dequantize_dense(model: torch.nn.Module, bundle: Path) -> None:
     for name, kind in formats.items():
         values = dequantize(FORMATS[kind], METHODS["nearest"](FORMATS[kind], weights[name].numpy()))
         weights[name].copy_(torch.from_numpy(values))
+
+
+def take_experts(model: torch.nn.Module, bundle: Path) -> None:
+    """Put what a bundle's routed experts stand for into a model that has ``gate_up_proj`` and ``down_proj``."""
+    record = read_record(ModelRecord, "model", bundle / "model.json")
+    bodies, weights = {body.name: body for body in record.bodies}, model.state_dict()
+    for layer in record.experts:
+        body = bodies[layer.body]
+        assert body.format is not None
+        path = bundle / "weights" / f"experts-{layer.layer:05d}.bin"
+        data = np.fromfile(path, np.uint8).reshape(layer.experts, -1)
+        for expert in range(layer.experts):
+            values = {}
+            for part in layout(body).parts:
+                rows = data[expert, part.offset_bytes :][: part.size_bytes].reshape(part.shape)
+                columns = body.intermediate if part.name == "down" else body.hidden
+                values[part.name] = torch.from_numpy(dequantize_rows(FORMATS[body.format], rows, columns))
+            both = torch.cat((values["gate"], values["up"]))
+            weights[f"{layer.module}.gate_up_proj"][expert].copy_(both)
+            weights[f"{layer.module}.down_proj"][expert].copy_(values["down"])
 
 
 def dequantize_experts(model: torch.nn.Module, kind: Format) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.fingerprint import config_sha256
+from moec.compiler.checkpoint.folder import LICENSE_PATTERNS, matching
 from moec.compiler.checkpoint.gguf.architectures import ARCHITECTURES
 from moec.compiler.checkpoint.gguf.blocks import check_types
 from moec.compiler.checkpoint.gguf.files import SUFFIX, model_files
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 METHOD = "gguf"
 """What the config says that such a checkpoint is quantized with."""
-LICENSES = ("LICENSE*", "NOTICE*")
 
 
 def is_gguf(path: Path) -> bool:
@@ -84,7 +84,7 @@ def read_gguf(path: Path, *, source: str) -> Checkpoint:
         shards=tuple(file.name for file in files),
         index=renamed(tensors, architecture.places, config),
         tokenizer_files=(),
-        license_files=tuple(sorted(file for pattern in LICENSES for file in folder.glob(pattern))),
+        license_files=matching(folder, LICENSE_PATTERNS),
         hub=False,
         make_tokenizer=lambda: tokenizer_files(metadata),
         notes=architecture.notes(metadata),

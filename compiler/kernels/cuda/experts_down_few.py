@@ -22,6 +22,7 @@ from moec.compiler.kernels.cpu.emit import i64, load, store, when
 from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
 from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
 from moec.compiler.kernels.cuda.few_stream import WORDS, Stream, multiply
+from moec.compiler.kernels.cuda.few_sums import FewSums
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.packed.meetings import Meetings, MeetingSums
 from moec.compiler.kernels.cuda.packed.middle import PackedMiddle
@@ -232,7 +233,7 @@ class _Down:
             return
         stream = Stream(tiling, body.dtype, body.intermediate, step.tokens, step.experts, locate, begin)
         activations = _MiddleTokens(body.intermediate, self.middle, step.pick, lane, tiling)
-        multiply(stream, lane, activations, self._finish)
+        multiply(stream, lane, activations, FewSums(tiling, lane, step.tokens, self._finish, one_tile=False))
 
     def _meetings(self, thread: Expr) -> Meetings:
         """Which tokens each expert meets, without gaps."""

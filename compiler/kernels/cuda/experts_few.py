@@ -16,16 +16,18 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
-from moec.compiler.kernels.cpu.emit import at_address, either, i64, load, store, when
+from moec.compiler.kernels.cpu.emit import at_address, ceildiv, either, i64, load, store, when
 from moec.compiler.kernels.cuda.activation import evaluate
 from moec.compiler.kernels.cuda.few_lanes import Lane, remainder
 from moec.compiler.kernels.cuda.few_stream import Stream, multiply
+from moec.compiler.kernels.cuda.few_sums import FewSums
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import VECTOR, Block, SharedTokens, read_floats, split_activation
 from moec.compiler.kernels.cuda.linear_few import FewMemory, FewProduct, memory_for
+from moec.compiler.kernels.cuda.packed.codes import TYPE
 from moec.compiler.kernels.cuda.packed.order import OperandOrder
 from moec.compiler.kernels.cuda.packed.rows import PackedRow
-from moec.compiler.kernels.cuda.packed.stream import TYPE, PackedStream, TileSums, multiply_packed
+from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 from moec.compiler.kernels.cuda.primitives import (
@@ -53,6 +55,12 @@ if TYPE_CHECKING:
 EXPERTS_AT_ONCE = 6
 """Of a launch, most often."""
 ADDRESSES_A_LINE = 16
+FIRST_AHEAD = 2
+"""Rounds of quantized weights that a block of the first launch has in flight."""
+BLOCKS_AT_ONCE = 264
+"""Two on each multiprocessor of the largest GPUs: smaller ones take them in turns."""
+MOST_TILES = 8
+"""Of a block: with more, those that are done early leave a multiprocessor half empty for too long."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ def gate_up_tiling(body: ExpertBody) -> Tiling:
     streams, row = len(names_of_first(body)), packed_row(body, body.hidden)
     rows = streams * body.intermediate
     if row is not None:
-        return packed_tiling(row, rows, batch=EXPERTS_AT_ONCE, streams=streams)
+        return packed_tiling(row, rows, batch=EXPERTS_AT_ONCE, streams=streams, ahead=FIRST_AHEAD)
     return choose_tiling(rows, body.hidden, streams=streams)
 
 
@@ -138,22 +146,64 @@ def emit_gate_up_few(
             what it reads must have been there before ``fetch_experts``.
     """
     tiling = tiling or gate_up_tiling(body)
-    tiles = -(-body.intermediate // (TILE_ROWS * tiling.row_warps))
-    others = 0 if beside is None else -(-beside.blocks // tiles)
-    with launch((tiles, i64(others) + call_.tokens * call_.chosen), tiling.threads) as ((tile, line), thread):
+    share = TileShare.of(body, call_, tiling)
+    others = i64(0) if beside is None else T.truncdiv(i64(beside.blocks - 1) + share.blocks, share.blocks)
+    with launch((share.blocks, others + call_.tokens * call_.chosen), tiling.threads) as (
+        (block, line),
+        thread,
+    ):
         blocks_at_once(tiling.blocks)
-        work = _FirstLaunch(body, call_, middle, tiling, None if state is None else Arrivals.of(state))
+        work = _FirstLaunch(body, call_, middle, tiling, share, None if state is None else Arrivals.of(state))
         if beside is None:
-            work.emit(tile, line, thread)
+            work.emit(block, line, thread)
             return
-        memory = memory_for((tiling, body.hidden, True), (beside.tiling, beside.group.columns, True))
+        one_tile = share.most == 1
+        memory = memory_for((tiling, body.hidden, one_tile), (beside.tiling, beside.group.columns, True))
+        before = i32(others)
 
         def other() -> None:
-            block = T.bind(line * i32(tiles) + tile)
-            with when(block < i32(beside.blocks)):
-                beside.emit(block, i32(0), thread, memory, wait_first=state is None, ready=state is not None)
+            number = T.bind(line * i32(share.blocks) + block)
+            with when(number < i32(beside.blocks)):
+                beside.emit(number, i32(0), thread, memory, wait_first=state is None, ready=state is not None)
 
-        either(line < i32(others), other, lambda: work.emit(tile, line - i32(others), thread, memory))
+        either(line < before, other, lambda: work.emit(block, line - before, thread, memory))
+
+
+@dataclass(frozen=True)
+class TileShare:
+    """The tiles of rows that a block of the first launch takes, one after the other: their number depends on T * K."""
+
+    tiles: int
+    """Of an expert."""
+    most: int | Expr
+    """Of a block; int64 where it is not known."""
+
+    @classmethod
+    def of(cls, body: ExpertBody, call_: ExpertCall, tiling: Tiling) -> TileShare:
+        """So many that all blocks are there at once, or ``MOST_TILES``.
+
+        Quantized weights are few bytes: what a block does before its first product would take longer than these.
+        """
+        tiles = -(-body.intermediate // (TILE_ROWS * tiling.row_warps))
+        if body.format is None:
+            return cls(tiles, 1)
+        wanted = ceildiv(i64(tiles) * call_.tokens * call_.chosen, BLOCKS_AT_ONCE)
+        return cls(tiles, T.max(i64(1), T.min(wanted, i64(min(tiles, MOST_TILES)))))
+
+    @property
+    def blocks(self) -> Expr:
+        """For each choice, int64."""
+        return i64(self.tiles) if self.most == 1 else T.truncdiv(i64(self.tiles - 1) + self.most, self.most)
+
+    def first(self, block: Expr) -> Expr:
+        """The first tile of a block, int32."""
+        return block if self.most == 1 else T.bind(block * i32(self.most))
+
+    def count(self, block: Expr) -> int | Expr:
+        """How many tiles a block takes."""
+        if self.most == 1:
+            return 1
+        return T.bind(T.min(i32(self.most), i32(self.tiles) - self.first(block)))
 
 
 @dataclass(frozen=True)
@@ -164,10 +214,11 @@ class _FirstLaunch:
     call: ExpertCall
     middle: Buffer
     tiling: Tiling
+    share: TileShare
     arrivals: Arrivals | None
 
-    def emit(self, tile: Expr, number: Expr, thread: Expr, memory: FewMemory | None = None) -> None:
-        """Emit the block of a tile and one of the T * K choices."""
+    def emit(self, block: Expr, number: Expr, thread: Expr, memory: FewMemory | None = None) -> None:
+        """Emit one of the blocks of one of the T * K choices."""
         call_, arrivals = self.call, self.arrivals
         with when(T.cast(thread, "int64") * i64(ADDRESSES_A_LINE) < call_.count):
             call("prefetch_l2", element(call_.table, T.cast(thread, "int64") * i64(ADDRESSES_A_LINE)))
@@ -179,7 +230,8 @@ class _FirstLaunch:
         with when(choice.first):
             if arrivals is not None:
                 arrivals.wait(choice.expert, 0, thread)
-            _GateUp(self.body, call_, self.middle, self.tiling, tile, choice, memory).emit(thread)
+            tiles = self.share.first(block), self.share.count(block)
+            _GateUp(self.body, call_, self.middle, self.tiling, *tiles, choice, memory).emit(thread)
 
 
 @dataclass(frozen=True)
@@ -229,7 +281,10 @@ class _GateUp:
     call: ExpertCall
     middle: Buffer
     tiling: Tiling
-    tile: Expr
+    first: Expr
+    """Of its tiles, int32."""
+    tiles: int | Expr
+    """How many it has."""
     choice: _Choice
     memory: FewMemory | None
 
@@ -242,31 +297,30 @@ class _GateUp:
         packed = packed_row(body, body.hidden)
         row_bytes = packed.layout.row_bytes if packed else 2 * body.hidden
 
-        def locate(_: Expr, stream: int, half: int) -> Expr:
+        def locate(tile: Expr, stream: int, half: int) -> Expr:
             local = lane.row_warp * i32(TILE_ROWS) + lane.group + i32(8 * half)
-            row = T.bind(T.min(self._row(local), i32(body.intermediate - 1)))
+            row = T.bind(T.min(self._row(tile, local), i32(body.intermediate - 1)))
             return address + i64(offsets[stream]) + T.cast(row, "int64") * i64(row_bytes)
 
-        block = Block(thread, tiling.threads, self.choice.count, body.hidden, i32(0), self.tile)
+        block = Block(thread, tiling.threads, self.choice.count, body.hidden, i32(0), self.first)
         pairs, partial = self.memory and self.memory.pairs, self.memory and self.memory.partial
         count = self.choice.count
 
-        def finish(_: Expr, local: Expr, token: Expr, sums: list[Expr]) -> None:
-            row = T.bind(self._row(local))
+        def finish(tile: Expr, local: Expr, token: Expr, sums: list[Expr]) -> None:
+            row = T.bind(self._row(tile, local))
             with when(row < i32(body.intermediate)):
                 self._store(address, row, load(self.choice.entries, token), sums)
 
+        sums = FewSums(tiling, lane, count, finish, partial, one_tile=self.tiles == 1)
         if packed:
             packed_tokens = PackedTokens(packed, tiling, lane, block, self._reader, FEW_TOKENS, pairs=pairs)
-            packed_stream = PackedStream(tiling, packed, count, 1, locate)
-            multiply_packed(
-                packed_stream, lane, packed_tokens, TileSums(packed_stream, lane, finish, partial)
-            )
+            packed_stream = PackedStream(tiling, packed, count, self.tiles, locate)
+            multiply_packed(packed_stream, lane, packed_tokens, sums)
             self._clear_beyond(thread)
             return
         activations = SharedTokens(body.dtype, body.hidden, tiling, lane, block, self._reader, pairs=pairs)
-        stream = Stream(tiling, body.dtype, body.hidden, count, 1, locate)
-        multiply(stream, lane, activations, finish, partial)
+        stream = Stream(tiling, body.dtype, body.hidden, count, self.tiles, locate)
+        multiply(stream, lane, activations, sums)
 
     def _clear_beyond(self, thread: Expr) -> None:
         """Write the zeros between the last value and the end of a whole step, in the order of packed weights."""
@@ -276,7 +330,10 @@ class _GateUp:
         last = -(-body.intermediate // (TILE_ROWS * self.tiling.row_warps)) - 1
         if not beyond:
             return
-        with when(self.tile == i32(last)), T.serial(i32(0), self.choice.count) as token:
+        with (
+            when(self.first + i32(self.tiles) == i32(last + 1)),
+            T.serial(i32(0), self.choice.count) as token,
+        ):
             start = T.bind(i64(load(self.choice.entries, token)) * i64(elements))
             for first in range(0, beyond, self.tiling.threads):
                 number = T.bind(thread + i32(first))
@@ -287,8 +344,8 @@ class _GateUp:
                         )
                         store(self.middle, T.bind(start + i64(place)), T.uint16(0))
 
-    def _row(self, local: Expr) -> Expr:
-        return self.tile * i32(TILE_ROWS * self.tiling.row_warps) + local
+    def _row(self, tile: Expr, local: Expr) -> Expr:
+        return (self.first + tile) * i32(TILE_ROWS * self.tiling.row_warps) + local
 
     def _reader(self, _: Block) -> Reader:
         sync()  # the entries are there

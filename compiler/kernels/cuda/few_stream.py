@@ -16,7 +16,6 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import load, store, when
-from moec.compiler.kernels.cuda.few_sums import FewSums
 from moec.compiler.kernels.cuda.few_tiling import STEP_COLUMNS, Tiling
 from moec.compiler.kernels.cuda.primitives import call, element, i32, mma, registers, value
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.few_lanes import Lane
-    from moec.compiler.kernels.cuda.few_sums import Finish
+    from moec.compiler.kernels.cuda.few_sums import FewSums
 
 WORDS = 4
 """Registers of 32 bits in one load."""
@@ -81,29 +80,15 @@ class Stream:
     """Called to emit what has to happen, in all threads of a block, before the first weight of a tile is read."""
 
 
-def multiply(
-    stream: Stream,
-    lane: Lane,
-    activations: Activations,
-    finish: Finish,
-    partial: Buffer | None = None,
-) -> None:
-    """Emit all products of a block.
-
-    Args:
-        stream: the weights.
-        lane: this thread.
-        activations: the other operand.
-        finish: called once to emit what happens to sums.
-        partial: shared memory of ``partial_size`` float32, where the block has it already.
-    """
-    _Emitter(stream, lane, activations, partial).run(finish)
+def multiply(stream: Stream, lane: Lane, activations: Activations, sums: FewSums) -> None:
+    """Emit all products of a block."""
+    _Emitter(stream, lane, activations, sums).run()
 
 
 class _Emitter:
     """The parts of ``multiply``, and the registers that they share."""
 
-    def __init__(self, stream: Stream, lane: Lane, activations: Activations, partial: Buffer | None) -> None:
+    def __init__(self, stream: Stream, lane: Lane, activations: Activations, ending: FewSums) -> None:
         tiling = stream.tiling
         self.stream, self.lane, self.activations, self.tiling = stream, lane, activations, tiling
         self.rounds = tiling.rounds(stream.columns)
@@ -112,10 +97,9 @@ class _Emitter:
         self.weights = registers(2 * WORDS * tiling.streams * tiling.unroll, "uint32")
         self.addresses = registers(2 * tiling.streams, "int64")
         self.sums = registers(2 * WORDS * tiling.streams)
-        one_tile = isinstance(stream.tiles, int) and stream.tiles == 1
-        self.partial = FewSums(tiling, lane, partial, one_tile=one_tile)
+        self.ending = ending
 
-    def run(self, finish: Finish) -> None:
+    def run(self) -> None:
         if self.stream.begin is not None:
             self.stream.begin(i32(0))
         self._aim(i32(0), i32(0))
@@ -131,7 +115,7 @@ class _Emitter:
                 store(self.sums, i32(place), T.float32(0))
             with T.serial(i32(0), i32(self.rounds)) as round_:
                 self._round(tile, round_)
-            self._add_up(tile, finish)
+            self._add_up(tile)
 
     def _round(self, tile: Expr, round_: Expr) -> None:
         self.activations.prepare(tile, round_)
@@ -190,16 +174,16 @@ class _Emitter:
                     sums = element(self.sums, (2 * stream + part) * WORDS)
                     mma(self.stream.dtype, sums, left, words[pair : pair + 2])
 
-    def _add_up(self, tile: Expr, finish: Finish) -> None:
-        lane, sums = self.lane, self.partial
+    def _add_up(self, tile: Expr) -> None:
+        ending = self.ending
         for column in range(2):
-            token = T.bind(lane.part * i32(2) + i32(column))
+            token = T.bind(self.lane.part * i32(2) + i32(column))
             with when(token < self.stream.tokens):
-                place = sums.place(tile, token)
+                place = ending.place(tile, token)
                 for stream in range(self.tiling.streams):
                     for half in range(2):
-                        sums.store(place, stream, half, self._sum(stream, 2 * half + column))
-        sums.finish(tile, self.stream.tokens, finish)
+                        ending.store(place, stream, half, self._sum(stream, 2 * half + column))
+        ending.done(tile)
 
     def _sum(self, stream: int, place: int) -> Expr:
         split = SPLITS[self.stream.dtype]

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 VECTOR = 8
 """Activations that a thread turns at a time."""
-AT_ONCE = 2
+AT_ONCE = 4
 """Vectors that a thread reads before it stores the first."""
 PAD = 32
 """Columns between tokens that keep the banks of shared memory apart."""
@@ -110,8 +110,7 @@ def split_pair(dtype: str, first: Expr, second: Expr) -> tuple[Expr, Expr]:
     pair = [_clamp(item * T.float32(split.scale), split.largest) for item in (first, second)]
     high = pack(dtype, *pair)
     rest = [
-        _clamp((item - part) * T.float32(split.lift), split.largest)
-        for item, part in zip(pair, unpack(dtype, high), strict=True)
+        (item - part) * T.float32(split.lift) for item, part in zip(pair, unpack(dtype, high), strict=True)
     ]
     return high, pack(dtype, *rest)
 

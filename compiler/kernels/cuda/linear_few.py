@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import either, load, store, when
 from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
 from moec.compiler.kernels.cuda.few_stream import Stream, address_of, multiply
-from moec.compiler.kernels.cuda.few_sums import partial_size
+from moec.compiler.kernels.cuda.few_sums import FewSums, partial_size
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import (
     STATIC_BYTES,
@@ -29,7 +29,7 @@ from moec.compiler.kernels.cuda.few_tokens import (
 )
 from moec.compiler.kernels.cuda.packed.element import read_element
 from moec.compiler.kernels.cuda.packed.rows import PackedRow
-from moec.compiler.kernels.cuda.packed.stream import PackedStream, TileSums, multiply_packed
+from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 from moec.compiler.kernels.cuda.primitives import (
@@ -195,14 +195,15 @@ class FewProduct:
         own = Block(thread, tiling.threads, count, group.columns, batch, block, wait_first, ready)
         room = self.prologue, self.most, self.prologue_bytes, memory and memory.pairs
         finish, partial = rows.finish(self.epilogue), memory and memory.partial
+        sums = FewSums(tiling, lane, count, finish, partial, one_tile=tiling.tiles == 1)
         if group.packed:
             packed = PackedStream(tiling, group.packed, count, left, rows.locate)
             tokens = PackedTokens(group.packed, tiling, lane, own, *room)
-            multiply_packed(packed, lane, tokens, TileSums(packed, lane, finish, partial))
+            multiply_packed(packed, lane, tokens, sums)
             return
         activations = SharedTokens(group.dtype, group.columns, tiling, lane, own, *room)
         stream = Stream(tiling, group.dtype, group.columns, count, left, rows.locate)
-        multiply(stream, lane, activations, finish, partial)
+        multiply(stream, lane, activations, sums)
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,18 @@ MOEC_DEVICE unsigned moec_fma_f16x2(unsigned a, unsigned b, unsigned c) {
 // Keep the compiler from computing ahead, once for all, what follows from four words.
 MOEC_DEVICE void moec_hold_words(unsigned *d) { asm volatile("" : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])); }
 
+// A constant in a register: through memory, or the compiler would make it anew wherever it is used.
+MOEC_DEVICE unsigned moec_held(unsigned constant) {
+  volatile unsigned held = constant;
+  return held;
+}
+
 // x within -largest .. largest; what is not a number stays so.
-MOEC_DEVICE float moec_clamp(float x, float largest) { return x > largest ? largest : x < -largest ? -largest : x; }
+MOEC_DEVICE float moec_clamp(float x, float largest) {
+  float result;
+  asm("{.reg .f32 t; min.NaN.f32 t, %1, %2; max.NaN.f32 %0, t, %3;}" : "=f"(result) : "f"(x), "f"(largest), "f"(-largest));
+  return result;
+}
 
 // 2^x, to about 2 ulp; 0 for -infinity.
 MOEC_DEVICE float moec_exp2(float x) {

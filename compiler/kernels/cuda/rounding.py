@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import ceildiv, div, i64, load, mod, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.gemm import padded
-from moec.compiler.kernels.cuda.packed.stream import SPLIT, TYPE
+from moec.compiler.kernels.cuda.packed.codes import SPLIT, TYPE
 from moec.compiler.kernels.cuda.tiles import CHUNK
 from moec.formats import format_of
 

@@ -74,6 +74,7 @@ def integer_format(bits: int, group: int, columns: int, *, zero_points: bool) ->
         if kind.codes == f"int{bits}"
         and kind.scale == "float16"
         and kind.zero_points == zero_points
+        and not kind.minima
         and (group % kind.group == 0 or group >= columns)
     ]
     return max(kinds, key=lambda kind: kind.group).name if kinds else None

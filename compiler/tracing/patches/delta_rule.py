@@ -8,6 +8,7 @@ from moec.compiler.tracing.patches.recurrences import causal_convolution, gated_
 _RULES = {
     "qwen3_next": "torch_chunk_gated_delta_rule",
     "qwen3_5_moe": "torch_chunk_gated_delta_rule",
+    "glm5_next": "chunk_kimi_delta_attention",
     "kimi_linear": "chunk_kimi_delta_attention",
     "bailing_hybrid": "chunk_kimi_delta_attention",
 }

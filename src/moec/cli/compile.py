@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from moec.compiler.fitting import FitRequest
     from moec.compiler.request import Calibration, Surroundings
 
+METHODS = ("feedback", "nearest")
+"""Those of ``moec.formats``, which the command line does not load to show its help."""
+
 output_option = click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to make."
 )
@@ -59,6 +62,12 @@ calibration_option = click.option(
     "for what a quantized checkpoint has, none, or a file (docs/quantization.md).  [default: keep, where kernels can]",
 )
 @click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    help="How weights become codes: nearest rounds each by itself; feedback rounds routed experts by what enters them "
+    "on the calibration prompts (docs/quantization.md).  [default: nearest, or what a file says]",
+)
+@click.option(
     "--fit",
     "target",
     metavar="SIZE|TIME",
@@ -97,6 +106,7 @@ def command(
     dtype: str | None,
     max_context: int | None,
     quantization: str | None,
+    method: str | None,
     target: str | None,
     machine: Path | None,
     tokenizer: Path | None,
@@ -131,6 +141,7 @@ def command(
         dump_ir=dump_ir,
         onnx=onnx,
         quantization=read_quantization(quantization),
+        method=read_method(method, chosen=quantization is not None or target is not None),
         fit=read_fit(target, machine, quantization),
         tokenizer=tokenizer,
     )
@@ -170,6 +181,19 @@ def read_quantization(option: str | None) -> Quantization | None:
             f"{option} is neither a file nor one of {', '.join(POLICIES)}.", param_hint="--quantization"
         )
     return read_policy(Path(option))
+
+
+def read_method(method: str | None, *, chosen: bool) -> str | None:
+    """``--method``; ``CompileError`` where nothing says which weights get codes."""
+    from moec.errors import CompileError
+
+    if method is not None and not chosen:
+        raise CompileError(
+            "--method has nothing to say without --quantization or --fit.",
+            "What a checkpoint has quantized is kept, and nothing else is rounded.",
+            "Add --quantization with a format such as int4, or leave --method out.",
+        )
+    return method
 
 
 def read_fit(target: str | None, machine: Path | None, quantization: str | None) -> FitRequest | None:

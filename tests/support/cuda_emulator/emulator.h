@@ -207,6 +207,7 @@ static inline unsigned moec_fma_f16x2(unsigned a, unsigned b, unsigned c) {
   return emulated_halves(a, b, c, [](float x, float y, float z) { return std::fma(x, y, z); });
 }
 static inline void moec_hold_words(unsigned *) {}
+static inline unsigned moec_held(unsigned constant) { return constant; }
 static inline float moec_clamp(float x, float largest) { return x > largest ? largest : x < -largest ? -largest : x; }
 static inline float moec_exp2(float x) { return std::exp2(x); }
 static inline float moec_reciprocal(float x) { return 1 / x; }

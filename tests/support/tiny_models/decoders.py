@@ -234,7 +234,7 @@ def _phimoe() -> PretrainedConfig:
         "long_factor": [1.1, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0],
         "short_mscale": 1.1,
         "long_mscale": 1.25,
-        "original_max_position_embeddings": 128,
+        "original_max_position_embeddings": 256,
     }
     return transformers.PhimoeConfig(
         vocab_size=128,

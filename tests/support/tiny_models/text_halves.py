@@ -289,12 +289,51 @@ def _dots3_note() -> PretrainedConfig:
     )
 
 
+def _glm5_next() -> PretrainedConfig:
+    return transformers.Glm5NextConfig(
+        text_config={
+            **SMALL | {"num_hidden_layers": 4, "num_key_value_heads": 4},
+            "q_lora_rank": 24,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 16,
+            "intermediate_size": 72,
+            "moe_intermediate_size": 24,
+            "n_routed_experts": 9,
+            "num_experts_per_tok": 3,
+            "n_group": 3,
+            "topk_group": 2,
+            "swiglu_limit": 0.5,
+            "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+            "layer_types": [
+                "linear_attention",
+                "indexed_attention",
+                "indexed_attention",
+                "linear_attention",
+            ],
+            "indexer_types": ["full", "full", "shared", "full"],
+            "index_topk": 256,
+            "index_kpool": 4,
+            "index_head_dim": 16,
+            "index_n_heads": 4,
+            "linear_head_dim": 16,
+            "linear_num_heads": 4,
+            "hc_sinkhorn_iters": 4,
+            "pad_token_id": None,
+        },
+        vision_config={**EYES, "out_hidden_size": 64, "projection_intermediate_size": 48, "image_size": 28},
+        image_token_id=220,
+        video_token_id=221,
+    )
+
+
 TEXT_HALVES: dict[str, Callable[[], PretrainedConfig]] = {
     "aria": _aria,
     "deepseek_ocr2": _deepseek_ocr2,
     "ernie4_5_vl_moe": _ernie4_5_vl_moe,
     "gemma4": _gemma4,
     "glm4v_moe": _glm4v_moe,
+    "glm5_next": _glm5_next,
     "dots3_note": _dots3_note,
     "minimax_m3_vl": _minimax_m3_vl,
     "mistral4": _mistral4,

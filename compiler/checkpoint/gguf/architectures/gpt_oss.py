@@ -34,14 +34,14 @@ def _config(metadata: Metadata, _: Tensors) -> dict[str, Any]:
     }
 
 
-def _biased() -> dict[str, str]:
-    return {
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "ffn_gate_inp": "mlp.router",
-    }
+BIASED = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate_inp": "mlp.router",
+}
+"""GGUF's products with a bias -> the checkpoint's, in a layer."""
 
 
 GPT_OSS = GgufArchitecture(
@@ -49,7 +49,7 @@ GPT_OSS = GgufArchitecture(
     {
         **TRUNK,
         **attention(),
-        **{f"blk.{{layer}}.{own}.bias": place(f"{LAYER}{name}.bias") for own, name in _biased().items()},
+        **{f"blk.{{layer}}.{own}.bias": place(f"{LAYER}{name}.bias") for own, name in BIASED.items()},
         "blk.{layer}.post_attention_norm.weight": place(LAYER + "post_attention_layernorm.weight"),
         "blk.{layer}.attn_sinks.weight": place(LAYER + "self_attn.sinks"),
         "blk.{layer}.ffn_gate_inp.weight": place(LAYER + "mlp.router.weight"),

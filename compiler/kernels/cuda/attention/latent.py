@@ -1,13 +1,14 @@
 """Attention over latents: one wide key head, whose first dimensions are the value too.
 
-A block of 16 query rows for each pair of warps goes through the keys 32 at a time; keys are read once for scores and
-values. Each warp holds half the dimensions of its 16 queries in registers, so two warps add up their scores and each
-turns half of them to weights; then each warp has all rows, and its share of the values' dimensions. Two tiles of keys
-fit beside that in 99 KB.
+A block of 16 query rows for each two or four warps goes through the keys 32 at a time; keys are read once for scores
+and values. Each warp holds its share of the dimensions of its 16 queries in registers, so the warps add up their scores
+and the first two turn half of them each to weights; then each warp has all rows, and its share of the values'
+dimensions. Two tiles of keys fit beside that in 99 KB.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,8 @@ class Shape:
     """Times 16 rows."""
     exact: bool
     """The upper eight rows of a tile hold what rounding the lower eight left out: of queries, and of weights."""
+    across: int = 2
+    """Warps that share a tile of rows; more than two where it is ``exact``."""
 
     @property
     def rows(self) -> int:
@@ -59,8 +62,8 @@ class Shape:
 
     @property
     def warps(self) -> int:
-        """Two for each tile of rows."""
-        return 2 * self.row_tiles
+        """Of a block."""
+        return self.across * self.row_tiles
 
     @property
     def threads(self) -> int:
@@ -69,8 +72,13 @@ class Shape:
 
     @property
     def steps(self) -> int:
-        """Pieces of 16 dimensions that each of two warps has of a query."""
-        return -(-self.spec.key_dim // 32)
+        """Pieces of 16 dimensions that a warp has of a query."""
+        return -(-self.spec.key_dim // (16 * self.across))
+
+    @property
+    def dimensions(self) -> int:
+        """Of a key, with room for all warps' steps."""
+        return 16 * self.across * self.steps
 
     @property
     def columns(self) -> int:
@@ -84,7 +92,7 @@ class Shape:
 
     @property
     def tile_bytes(self) -> int:
-        """One tile of keys, with room for both warps' steps."""
+        """One tile of keys."""
         return self._tile(None, 0).end
 
     @property
@@ -94,7 +102,7 @@ class Shape:
         return weights.end + 4 * (32 * OWN * self.warps + self.rows)
 
     def _tile(self, memory: Buffer, start: int | Expr) -> Tile:
-        return Tile(memory, start, WIDTH, 32 * self.steps)
+        return Tile(memory, start, WIDTH, self.dimensions)
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,10 @@ class Block:
     warp: Expr
     lane: Expr
     row_tile: Expr
+    share: Expr
+    """Which dimensions of the queries are this warp's."""
     half: Expr
-    """Which dimensions of the queries, and which rows of the tile are this warp's."""
+    """Which rows of the tile it turns to weights: of more than two warps several do the same, and the first keep it."""
     row: Expr
     """The lane's row."""
     queries: Buffer
@@ -124,7 +134,7 @@ class Block:
     def keys(self, number: Expr) -> Tile:
         """One of the two tiles of keys."""
         start = T.bind(number * i32(self.shape.tile_bytes))
-        return Tile(self.memory, start, WIDTH, 32 * self.shape.steps)
+        return Tile(self.memory, start, WIDTH, self.shape.dimensions)
 
     @property
     def weights(self) -> Tile:
@@ -148,7 +158,8 @@ def begin(shape: Shape, thread: Expr) -> Block:
     count = shape.shared_bytes // 4
     words, bits = (T.decl_buffer((count,), kind, data=memory.data) for kind in ("float32", "uint32"))
     warp, lane = T.bind(thread // i32(32)), T.bind(thread % i32(32))
-    row_tile, half = T.bind(warp % i32(shape.row_tiles)), T.bind(warp // i32(shape.row_tiles))
+    row_tile, share = T.bind(warp % i32(shape.row_tiles)), T.bind(warp // i32(shape.row_tiles))
+    half = share if shape.across == 2 else T.bind(share % i32(2))
     row = T.bind(row_tile * i32(16) + half * i32(8) + lane // i32(4))
     size = 4 * shape.row_tiles * shape.fragments
     queries, values = registers(4 * shape.steps, "uint32"), registers(size)
@@ -159,7 +170,22 @@ def begin(shape: Shape, thread: Expr) -> Block:
         store(values, place, T.float32(0))
     store(highest, 0, T.float32(LOWEST))
     store(total, 0, T.float32(0))
-    return Block(shape, memory, words, bits, warp, lane, row_tile, half, row, queries, highest, total, values)
+    return Block(
+        shape,
+        memory,
+        words,
+        bits,
+        warp,
+        lane,
+        row_tile,
+        share,
+        half,
+        row,
+        queries,
+        highest,
+        total,
+        values,
+    )
 
 
 def attend(block: Block, keys: Tile, start: Expr, first: Expr, last: Expr) -> None:
@@ -185,7 +211,7 @@ def _score(block: Block, keys: Tile) -> Buffer:
     scores = registers(2 * OWN)
     for place in range(2 * OWN):
         store(scores, place, T.float32(0))
-    begin_piece = T.bind(block.half * i32(2 * shape.steps))
+    begin_piece = T.bind(block.share * i32(2 * shape.steps))
     for step in range(shape.steps):
         a = [load(block.queries, 4 * step + word) for word in range(4)]
         for pair in range(WIDTH // 16):
@@ -195,9 +221,8 @@ def _score(block: Block, keys: Tile) -> Buffer:
 
 
 def _shared_scores(block: Block, scores: Buffer) -> list[Expr]:
-    """The lane's row's scores, of all dimensions: this warp's, and those of the warp with the other half."""
+    """The lane's row's scores, of all dimensions: this warp's, and those of the warps with the others."""
     shape = block.shape
-    partner = T.bind((block.warp + i32(shape.row_tiles)) % i32(shape.warps))
     kept = []
     for number in range(OWN):
         place = number // 2 * 4 + number % 2
@@ -210,10 +235,24 @@ def _shared_scores(block: Block, scores: Buffer) -> list[Expr]:
             given = T.Select(block.half == i32(0), upper, lower)
         store(block.words, _handed(block, block.warp, number), given)
     sync()
+    if shape.across == 2:
+        partner = T.bind((block.warp + i32(shape.row_tiles)) % i32(shape.warps))
+        return [
+            T.bind(score + load(block.words, _handed(block, partner, number)))
+            for number, score in enumerate(kept)
+        ]
+    warps = [T.bind(block.row_tile + i32(shape.row_tiles * share)) for share in range(shape.across)]
     return [
-        T.bind(score + load(block.words, _handed(block, partner, number)))
-        for number, score in enumerate(kept)
+        _added([load(block.words, _handed(block, warp, number)) for warp in warps]) for number in range(OWN)
     ]
+
+
+def _added(numbers: list[Expr]) -> Expr:
+    """Their sum, always in the same order: warps that do the same have the same bits."""
+    total = numbers[0]
+    for number in numbers[1:]:
+        total = total + number
+    return T.bind(total)
 
 
 def _handed(block: Block, warp: Expr, number: int) -> Expr:
@@ -240,12 +279,13 @@ def _weigh(block: Block, scores: list[Expr], start: Expr, first: Expr, last: Exp
     for weight in weights:
         total = T.bind(total + weight)
     store(block.total, 0, total)
-    for pair in range(OWN // 2):
-        word = _weight_word(block, weights[2 * pair], weights[2 * pair + 1])
-        place = block.weights.at(block.row, pair) // i32(4) + block.lane % i32(4)
-        store(block.bits, T.bind(place), word)
-    with when(block.lane % i32(4) == i32(0)):
-        store(block.words, i32(block.row_numbers) + block.row, scale)
+    with nullcontext() if block.shape.across == 2 else when(block.share < i32(2)):
+        for pair in range(OWN // 2):
+            word = _weight_word(block, weights[2 * pair], weights[2 * pair + 1])
+            place = block.weights.at(block.row, pair) // i32(4) + block.lane % i32(4)
+            store(block.bits, T.bind(place), word)
+        with when(block.lane % i32(4) == i32(0)):
+            store(block.words, i32(block.row_numbers) + block.row, scale)
 
 
 def _weight_word(block: Block, low: Expr, high: Expr) -> Expr:

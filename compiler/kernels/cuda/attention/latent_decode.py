@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 PROCESSORS = 132
 MOST_PARTS = 64
+FEW_HEADS = 16
+"""So many and fewer are cheap to divide over blocks of eight heads each: what a block does for a tile is short then."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ class LatentPlan:
     @property
     def shape(self) -> Shape:
         """Of a block."""
-        return Shape(self.spec, 2 if self.group <= 16 else 4, exact=True)
+        if self.group <= FEW_HEADS:
+            return Shape(self.spec, 1, exact=True, across=4)
+        return Shape(self.spec, 4, exact=True)
 
     @property
     def heads(self) -> int:
@@ -214,7 +218,7 @@ def load_queries(block: Block, operands: Operands, token: Expr, part: Part) -> N
         for step in range(steps):
             for side in range(2):
                 column = T.bind(
-                    (block.half * i32(steps) + i32(step)) * i32(16)
+                    (block.share * i32(steps) + i32(step)) * i32(16)
                     + block.lane % i32(4) * i32(2)
                     + i32(8 * side)
                 )
@@ -238,14 +242,14 @@ def write(plan: LatentPlan, block: Block, operands: Operands, token: Expr, part:
     sync()
 
     def alone() -> None:
-        with when(T.And(block.lane % i32(4) == i32(0), head < part.count)):
+        with when(T.And(T.And(block.lane % i32(4) == i32(0), block.share < i32(2)), head < part.count)):
             inverse = inverse_total(operands, highest, total, part.first_head + head)
             store(block.words, i32(block.row_numbers) + block.row, inverse)
         sync()
         _write_values(block, operands.out, output, part, scaled=True)
 
     def together() -> None:
-        with when(T.And(T.And(block.lane % i32(4) == i32(0), block.half == i32(0)), head < part.count)):
+        with when(T.And(T.And(block.lane % i32(4) == i32(0), block.share == i32(0)), head < part.count)):
             fact = T.bind(i64(plan.facts) + (slot + T.cast(head, "int64")) * i64(2))
             store(memory, fact, highest)
             store(memory, fact + i64(1), total)

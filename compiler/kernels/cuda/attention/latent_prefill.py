@@ -67,7 +67,7 @@ def load_queries(block: Block, place: Place, operands: Operands) -> None:
             for step in range(block.shape.steps):
                 for part in range(2):
                     column = T.bind(
-                        (block.half * i32(block.shape.steps) + i32(step)) * i32(16)
+                        (block.share * i32(block.shape.steps) + i32(step)) * i32(16)
                         + block.lane % i32(4) * i32(2)
                         + i32(8 * part)
                     )

@@ -15,7 +15,7 @@ from moec.compiler.kernels.cuda.few_lanes import quotient
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES
 from moec.compiler.kernels.cuda.few_tokens import LEAST_DYNAMIC_BYTES
 from moec.compiler.kernels.cuda.packed.order import LINE, PIECE, OperandOrder
-from moec.compiler.kernels.cuda.packed.tokens import read_operands
+from moec.compiler.kernels.cuda.packed.tokens import brings, read_operands
 from moec.compiler.kernels.cuda.primitives import (
     call,
     element,
@@ -98,7 +98,7 @@ class PackedMiddle:
         """This lane's words of a step."""
         place = self.start + load(self.state, self.TAIL) * i32(self.size)
         place = T.bind(place + i32(slot * self.step_elements) + self.lane.group * i32(PIECE))
-        return read_operands(self.ring, place, self.lane, self.order)
+        return read_operands(self.ring, place, brings(self.lane), self.order)
 
     def leave(self) -> None:
         """Start the next copy, into the place that has been read."""

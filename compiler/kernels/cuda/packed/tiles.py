@@ -14,9 +14,8 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
-from moec.compiler.kernels.cuda.packed.codes import Zero, widening
+from moec.compiler.kernels.cuda.packed.codes import SPLIT, TYPE, Zero, widening
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
-from moec.compiler.kernels.cuda.packed.stream import SPLIT, TYPE
 from moec.compiler.kernels.cuda.primitives import i32, value
 
 if TYPE_CHECKING:
@@ -86,6 +85,8 @@ class PackedCopy:
             place = T.cast(rows.offset(T.bind(inside)), "int64") * T.int64(LOAD_BYTES)
             store(self.starts, turn, rows.address + place)
         self.own = self._registers()
+        self.widening = widening(rows.row.kind)
+        self.masks = self.widening.held_masks()
 
     def _beyond(self, turn: int) -> bool:
         """Whether some threads have no row of the tile in a turn."""
@@ -154,7 +155,7 @@ class PackedCopy:
             minima = value("uint32", "pack_f16", minimum, minimum)
         words: dict[int, Expr] = {}
         for word in range(WORDS):
-            pairs = widening(row.kind).emit(T.bind(load(codes, WORDS * turn + word)), zero)
+            pairs = self.widening.emit(T.bind(load(codes, WORDS * turn + word)), zero, self.masks)
             for half in range(len(pairs) // 2):
                 both = pairs[2 * half : 2 * half + 2]
                 quad = word + 4 * half

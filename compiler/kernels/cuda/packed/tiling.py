@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -19,16 +20,20 @@ MOST_LOADS = 16
 LEAST_BLOCKS = 128
 """Below so many a GPU has multiprocessors to spare."""
 TILES_AHEAD = 6
-"""Tiles that are loaded ahead where a block takes one after the other."""
+"""Matrices that are loaded ahead where a block takes one after the other."""
+ACTIVATION_BYTES = 64 << 10
+"""Of shared memory, where a block takes several tiles with the same activations."""
 
 
 def packed_tiling(
-    row: PackedRow, rows: int, *, batch: int = 1, streams: int = 1, in_turn: bool = False
+    row: PackedRow, rows: int, *, batch: int = 1, streams: int = 1, ahead: int = 1, in_turn: bool = False
 ) -> Tiling:
     """The tiling for ``batch`` matrices of ``rows`` rows, where these are those of all weights of a launch.
 
     All columns are in flight at once where registers allow, eight warps or so in a block; codes are few bytes, and what
-    takes time is the first of them. ``in_turn`` says that a block takes several matrices one after the other.
+    takes time is the first of them. With ``ahead`` of more than one, a block takes several tiles of a matrix one after
+    the other, so many rounds in flight: then rounds are no loss. ``in_turn`` says that it takes several matrices one
+    after the other.
     """
     steps = -(-row.columns // row.step)
 
@@ -39,7 +44,7 @@ def packed_tiling(
         waste = rounds * across * unroll / steps
         return (
             round(waste, 1),
-            min(rounds, 2),
+            min(rounds, 2) if ahead == 1 else 0,
             abs(down * across - USUAL_WARPS),
             down > 1 and blocks < LEAST_BLOCKS,
             -unroll,
@@ -49,14 +54,15 @@ def packed_tiling(
         split
         for split in product(ROW_WARPS, COLUMN_WARPS, UNROLLS)
         if split[0] * split[1] <= 16
-        and 2 * streams * split[2] <= MOST_LOADS
+        and 2 * streams * split[2] * ahead <= MOST_LOADS
         and not (in_turn and split[0] > 2)
     )
     down, across, unroll = min(splits, key=cost)
     tiles = -(-rows // (TILE_ROWS * down * streams)) * batch
     several = max(1, min(4, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
     rounds = -(-steps // (across * unroll))
-    most = TILES_AHEAD if in_turn else min(2, rounds * several)
+    most = TILES_AHEAD if in_turn else max(ahead, min(2, rounds * several))
     banks = max(1, min(most, MOST_LOADS // (2 * streams * unroll)))
     blocks = 2 if down * across <= USUAL_WARPS else 1
-    return Tiling(down, across, unroll, several, streams, blocks, row.step, banks)
+    tiling = Tiling(down, across, unroll, several, streams, blocks, row.step, banks)
+    return tiling if ahead == 1 else replace(tiling, shared_bytes=ACTIVATION_BYTES)

@@ -9,8 +9,8 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import load
 from moec.compiler.kernels.cuda.few_stream import WORDS
 from moec.compiler.kernels.cuda.few_tokens import SharedTokens, split_pair
+from moec.compiler.kernels.cuda.packed.codes import TYPE
 from moec.compiler.kernels.cuda.packed.order import LINE, PIECE, OperandOrder
-from moec.compiler.kernels.cuda.packed.stream import TYPE
 from moec.compiler.kernels.cuda.primitives import call, element, i32, registers
 
 if TYPE_CHECKING:
@@ -58,15 +58,29 @@ class PackedTokens(SharedTokens):
 
     def operands(self, slot: int, round_: Expr, number: Expr, /) -> list[Expr]:  # type: ignore[override]
         """Read a step's activations of a token: zeros where this lane's column is of another unit."""
-        inside = self.inside(round_)
+        place = T.bind(self._place(number, slot, round_) + self.lane.group * i32(PIECE))
+        return read_operands(self.pairs, place, brings(self.lane), self.order)
+
+    def operands_of_all(self, slot: int, round_: Expr, token: Expr, part: Expr) -> list[Expr]:
+        """Read one part of a token's activations of a step, those of this lane's unit: zeros beyond the last token."""
+        own = (self.lane.part * i32(2) + part) * i32(PIECE)
+        place = T.bind(self._place(token, slot, round_) + own)
+        return read_operands(self.pairs, place, token < self.block.tokens, self.order)
+
+    def _place(self, token: Expr, slot: int, round_: Expr) -> Expr:
+        """Where a step of a token begins."""
         tiling, order = self.tiling, self.order
+        inside = self.inside(round_)
         step = (inside * i32(tiling.column_warps) + self.lane.column_warp) * i32(tiling.unroll) + i32(slot)
-        place = number * (i32(2) * self.columns_held) + step * i32(order.loads * LINE)
-        place = T.bind(place + self.lane.group * i32(PIECE))
-        return read_operands(self.pairs, place, self.lane, order)
+        return token * self._stride + step * i32(order.loads * LINE)
+
+    @property
+    def _stride(self) -> Expr:
+        """Between tokens: a piece more than they have, which keeps the banks of shared memory apart."""
+        return i32(2) * self.columns_held + i32(PIECE)
 
     def _write(self, token: Expr, local: Expr, values: list[Expr]) -> None:
-        start = T.bind(token * (i32(2) * self.columns_held))
+        start = T.bind(token * self._stride)
         words = []
         for first in range(0, len(values), 4):
             a, b, c, d = values[first : first + 4]
@@ -82,10 +96,10 @@ class PackedTokens(SharedTokens):
                 call("store_8", element(self.pairs, place), *word[part])
 
 
-def read_operands(memory: Buffer, place: Expr, lane: Lane, order: OperandOrder) -> list[Expr]:
-    """This lane's words of a step, which begins at ``place`` with this lane's piece."""
+def read_operands(memory: Buffer, place: Expr, present: Expr, order: OperandOrder) -> list[Expr]:
+    """This lane's words of a step, which begins at ``place`` with this lane's piece; zeros where not present."""
     words = registers(WORDS * order.loads, "uint32")
-    present = T.bind(brings(lane))
+    present = T.bind(present)
     for line in range(order.loads):
         source = element(memory, place + i32(line * LINE))
         call("load_16_if", element(words, WORDS * line), source, present)
