@@ -54,8 +54,9 @@ def _check(name: str, kind: str, sizes: tuple[int, ...], *, hopper: bool = False
             assert np.array_equal(out[:1], alone), "a token has the same bits whoever is beside it"
 
 
-def test_an_int8_product() -> None:
-    _check("steps", "int8-g128", (1, 3, 8))
+@pytest.mark.parametrize("name", ["steps", "short"])
+def test_an_int8_product(name: str) -> None:
+    _check(name, "int8-g128", (1, 3, 8))
 
 
 @pytest.mark.slow
