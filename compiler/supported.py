@@ -19,7 +19,7 @@ NORMED_EXPERTS = "it normalises what each expert gives before the sum, and no ke
 PROMPT_AND_WINDOW = (
     "its attention sees the whole prompt and a window of what followed, and no kernel has that mask"
 )
-N_GRAMS = "its layers keep a recurrent state, and embed n-grams of tokens across steps"
+N_GRAMS = "it looks up hashes of the last few tokens, cut at end tokens, and a step has none of the tokens before it"
 
 
 @dataclass(frozen=True)
