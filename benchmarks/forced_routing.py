@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.artifacts.footprint import Footprint
+    from moec.artifacts.program import Beside
     from moec.runtime import Model
     from moec.runtime.devices.protocol import Call
 
@@ -59,12 +60,17 @@ class ForcedRouting:
             self._device.write(self._address, image)
 
     def _calls(
-        self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
+        self,
+        layer: int,
+        function: Callable[..., Any],
+        views: tuple[View, ...],
+        workspace: tuple[View, ...],
+        beside: Beside | None = None,
     ) -> list[Call]:
         hidden, index, weight, out = views
         if index.shape[0] == 1:
             index = View(self._address + layer * _stride(index.shape[1]), "int64", index.shape)
-        return self._original(layer, function, (hidden, index, weight, out), workspace)
+        return self._original(layer, function, (hidden, index, weight, out), workspace, beside)
 
 
 def _stride(chosen: int) -> int:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.driver import Handle
     from moec.runtime.devices.cuda.resources import Resources
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 4 << 20
 """Of one read and one copy. All pieces together stay in the processor's cache, from where the GPU reads them."""
 PART_BYTES = 64 << 20
 """A file that is not hashed is cut into parts of so many bytes, for different threads."""
@@ -78,24 +78,22 @@ class Upload:
     ) -> None:
         parts = cut(files)
         count = max(1, min(len(parts), readers or _default_readers()))
-        self._readers, self._stop, self._all_taken = count, threading.Event(), threading.Event()
+        self._readers, self._stop = count, threading.Event()
         self._free: SimpleQueue[int | None] = SimpleQueue()
         self._filled: SimpleQueue[Filled | None] = SimpleQueue()
-        self._pieces: list[PinnedMemory] = []
+        self._memory = PinnedMemory(resources, PIECE_BYTES * (count + SPARE_PIECES))
+        for piece in range(count + SPARE_PIECES):
+            self._free.put(piece)
         queue, lock = iter(parts), threading.Lock()
 
         def take() -> Part | None:
             with lock:
-                part = next(queue, None)
-            if part is None:
-                self._all_taken.set()
-            return part
+                return next(queue, None)
 
         reader = Reader(folder, take, self._view, self._put, progress)
-        self._pool = ThreadPoolExecutor(count + 2)
+        self._pool = ThreadPoolExecutor(count + 1)
         work = [self._pool.submit(self._read, reader) for _ in range(count)]
-        others = self._pool.submit(self._copy, resources), self._pool.submit(self._pin, resources)
-        self._futures = [*work, *others]
+        self._futures = [*work, self._pool.submit(self._copy, resources)]
 
     def finish(self) -> None:
         """Wait until all bytes are on the GPU.
@@ -113,27 +111,13 @@ class Upload:
         """Stop, and give everything back; nothing happens where all is over."""
         self._halt()
         self._pool.shutdown()
-        for piece in self._pieces:
-            piece.release()
+        self._memory.release()
 
     def _halt(self) -> None:
         """Let nobody wait for a piece any more."""
         self._stop.set()
         for _ in range(self._readers):
             self._free.put(None)
-
-    def _pin(self, resources: Resources) -> None:
-        """Have memory pinned, which takes half a millisecond a MiB: the first piece is filled while others are made."""
-        try:
-            resources.enter()
-            for number in range(self._readers + SPARE_PIECES):
-                if self._stop.is_set() or self._all_taken.is_set():
-                    return
-                self._pieces.append(PinnedMemory(resources, PIECE_BYTES))
-                self._free.put(number)
-        except BaseException:
-            self._halt()
-            raise
 
     def _read(self, reader: Reader) -> None:
         try:
@@ -151,7 +135,7 @@ class Upload:
         piece = self._free.get()
         if piece is None or self._stop.is_set():
             raise Stopped
-        view: memoryview[Any] = self._pieces[piece].bytes.data
+        view: memoryview[Any] = self._memory.bytes.data[piece * PIECE_BYTES : (piece + 1) * PIECE_BYTES]
         return piece, view
 
     def _put(self, piece: int, address: int, size_bytes: int) -> None:
@@ -159,7 +143,7 @@ class Upload:
 
     def _copy(self, resources: Resources) -> None:
         resources.enter()
-        copier = _Copier(resources, self._pieces, self._free)
+        copier = _Copier(resources, self._memory.address, self._free)
         try:
             copier.run(self._filled, self._readers)
         except BaseException:
@@ -172,10 +156,8 @@ class Upload:
 class _Copier:
     """One stream, in which pieces are copied and then free again."""
 
-    def __init__(
-        self, resources: Resources, pieces: Sequence[PinnedMemory], free: SimpleQueue[int | None]
-    ) -> None:
-        self._driver, self._pieces, self._free = resources.driver, pieces, free
+    def __init__(self, resources: Resources, address: int, free: SimpleQueue[int | None]) -> None:
+        self._driver, self._address, self._free = resources.driver, address, free
         self._stream = self._driver.create_stream()
         self._copying: deque[tuple[int, Handle]] = deque()
         self._spare: list[Handle] = []
@@ -205,8 +187,9 @@ class _Copier:
         self._driver.destroy_stream(self._stream)
 
     def _begin(self, item: Filled) -> None:
-        source = self._pieces[item.piece].address
-        self._driver.copy_in(item.address, source, item.size_bytes, self._stream)
+        self._driver.copy_in(
+            item.address, self._address + item.piece * PIECE_BYTES, item.size_bytes, self._stream
+        )
         if not self._spare:
             self._spare.append(self._driver.create_event())
             self._events.append(self._spare[-1])
