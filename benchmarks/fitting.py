@@ -12,6 +12,7 @@ rounded in transformers' own modules as bundles have them (see ``tests/end_to_en
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,8 @@ def main() -> None:
     parser.add_argument(
         "--calibration", type=Path, help="prompts to measure with (default: the shipped ones)"
     )
-    parser.add_argument("--targets", nargs="+", default=["int4-g128,all", "int4-g32,recipe", "int8-g128,all"])
+    parser.add_argument("--only", default="", help="uniform formats in whose names this expression is found")
+    parser.add_argument("--targets", nargs="+", default=["17MiB", "18.5MiB", "20.5MiB"])
     options = parser.parse_args()
     windows = held_out_windows(options.checkpoint, options.text)
     windows = [windows[at * len(windows) // options.windows] for at in range(options.windows)]
@@ -145,7 +147,8 @@ def main() -> None:
     print(f"{'formats':24} {'bytes':>10} {'perplexity':>9} {'mean KL':>9}")
     for name in FORMATS:
         for scope in ("all", "recipe"):
-            if scope == "all" or FORMATS[name].bits == 4:
+            wanted = re.search(options.only, f"{name}, {scope}")
+            if wanted and (scope == "all" or FORMATS[name].bits == 4):
                 judged(f"{name}, {scope}", uniform(units, name, scope))
     fitted = [with_losses(parts, unit, found.losses[unit.name]) for unit in units]
     for target in options.targets:
@@ -179,6 +182,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> None:
         if "limit_bytes" not in row:
             continue
         others = [each for each in rows if "limit_bytes" not in each and each["bytes"] <= row["limit_bytes"]]
+        if not others:
+            continue
         for figure in ("mean_kl", "perplexity"):
             best = min(others, key=lambda each: each[figure])
             print(

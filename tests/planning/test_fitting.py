@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MODEL = tiny_model(((8, 2, 200), (6, 2, 200), (8, 2, 64)))
 FACTS = footprint(MODEL)
 BUDGETS = Budgets(0, 0, 64, 8)
+ANALYSIS = analyse(tiny_traces(MODEL, tokens=64), MODEL)
 
 
 def experts(layer: LayerFootprint, *losses: float) -> FitUnit:
@@ -94,9 +95,8 @@ def test_what_fits_is_planned_as_resident() -> None:
     """The planner, with the same bytes for the model, keeps every expert on the GPU, and not with a byte less."""
     size = resident_bytes(FACTS, BUDGETS, on_device=False)
     machine = replace(GPU, gpu_memory_bytes=1 << 40)
-    analysis = analyse(tiny_traces(MODEL, tokens=64), MODEL)
     for limit, everything in ((size, True), (size - 1, False)):
-        found = plan_analysed(analysis, MODEL, Budgets(limit, 1 << 40, 64, 8), machine)
+        found = plan_analysed(ANALYSIS, MODEL, Budgets(limit, 1 << 40, 64, 8), machine)
         slots = [layer.slots for layer in found.layers]
         assert (slots == [layer.experts for layer in MODEL.experts]) is everything
 
@@ -104,9 +104,8 @@ def test_what_fits_is_planned_as_resident() -> None:
 def exact(chosen: Sequence[int], budgets: Budgets, machine: MachineRecord) -> float:
     """By the planner, for experts of other sizes."""
     facts = with_options(FACTS, UNITS, chosen)
-    analysis = analyse(tiny_traces(MODEL, tokens=64), MODEL)
-    placed = place(facts, analysis.profile, budgets, machine)
-    return token_milliseconds(machine, facts, analysis, placed.placement)
+    placed = place(facts, ANALYSIS.profile, budgets, machine)
+    return token_milliseconds(machine, facts, ANALYSIS, placed.placement)
 
 
 @pytest.mark.parametrize("kind", ["resident", "offloaded", "cpu"])
@@ -117,16 +116,15 @@ def test_a_time_is_met_at_the_least_loss(kind: str) -> None:
     room = {"resident": 2 * everything, "offloaded": everything * 2 // 3, "cpu": 0}[kind]
     budgets = Budgets(room, 1 << 40, 64, 8)
     times = {chosen: exact(chosen, budgets, machine) for chosen in every_choice()}
-    analysis = analyse(tiny_traces(MODEL, tokens=64), MODEL)
     least, most = min(times.values()), max(times.values())
     for part in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
         target = least + part * (most - least)
-        found = fit_time(FACTS, UNITS, budgets, machine, analysis, target)
+        found = fit_time(FACTS, UNITS, budgets, machine, ANALYSIS, target)
         assert found.milliseconds == times[found.chosen] <= target
         best = min(loss_of(each) for each, time in times.items() if time <= target)
         assert loss_of(found.chosen) <= best * (1.0 if kind != "offloaded" else 1.25)
     with pytest.raises(BudgetError, match="the least is"):
-        fit_time(FACTS, UNITS, budgets, machine, analysis, least * 0.99)
+        fit_time(FACTS, UNITS, budgets, machine, ANALYSIS, least * 0.99)
 
 
 def test_a_machine_without_room_is_refused() -> None:
