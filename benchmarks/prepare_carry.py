@@ -27,7 +27,7 @@ from benchmarks.references import NEW_TOKENS, PROMPT_TOKENS, computed_reference,
 from moec.__main__ import run
 from tests.support.encoder_decoder_judge import Judge
 from tests.support.references import REFERENCES
-from tests.support.references.model import greedy
+from tests.support.references.model import greedy, rounded_activations
 from tests.support.tiny_models import TINY, config_of, save
 from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
 from tests.support.tiny_models.foreign import REMADE
@@ -127,12 +127,17 @@ def random_sequences(name: str) -> NDArray[np.int64]:
 
 
 def own_reference(name: str, checkpoint: Path, sequences: NDArray[np.int64]) -> Reference:
-    """Where transformers has no such model: what the numpy reference of the tests computes, in float64."""
+    """Where transformers has no such model: what the numpy reference of the tests computes, in float64.
+
+    The yardstick in 16 bits is the same with what norms give rounded to bfloat16.
+    """
     judge = REFERENCES[name](checkpoint)
     logits = np.stack([judge.logits(ids.tolist()) for ids in sequences]).astype(np.float32)
+    with rounded_activations():
+        stored = np.stack([judge.logits(ids.tolist()) for ids in sequences]).astype(np.float32)
     prompt = sequences[0, :PROMPT_TOKENS]
     continued = np.array(greedy(judge, prompt, NEW_TOKENS)[PROMPT_TOKENS:], np.int64)
-    return computed_reference(sequences, logits, prompt, continued)
+    return computed_reference(sequences, logits, prompt, continued, stored=stored)
 
 
 def make_encoder_decoder_reference(name: str, checkpoint: Path, sequences: NDArray[np.int64]) -> Reference:

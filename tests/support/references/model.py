@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -10,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 Array: TypeAlias = Any
 """A numpy array of float64."""
+
+_ROUNDED: ContextVar[bool] = ContextVar("_ROUNDED", default=False)
 
 
 class ReferenceModel(Protocol):
@@ -44,7 +48,23 @@ def greedy(model: ReferenceModel, prompt: Iterable[int], count: int) -> list[int
 
 def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
     """Each row over its root mean square, times ``scale``."""
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale
+    normed = x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale
+    return _to_bfloat16(normed) if _ROUNDED.get() else normed
+
+
+@contextmanager
+def rounded_activations() -> Iterator[None]:
+    """Within, what norms give is rounded to bfloat16: a yardstick for what computes in 16 bits."""
+    token = _ROUNDED.set(True)
+    try:
+        yield
+    finally:
+        _ROUNDED.reset(token)
+
+
+def _to_bfloat16(x: Array) -> Array:
+    rounded: Array = torch.from_numpy(x).bfloat16().double().numpy()
+    return rounded
 
 
 def softmax(x: Array) -> Array:
