@@ -98,6 +98,12 @@ FIELDS: dict[str, dict[str, Any]] = {
         }
     },
     "gemma4_text": GEMMA4,
+    "lfm2_moe": {
+        "num_hidden_layers": 24,
+        "layer_types": [
+            "full_attention" if layer in (2, 6, 10, 14, 18, 21) else "conv" for layer in range(24)
+        ],
+    },
     "hunyuan_v1_moe": {
         "num_hidden_layers": 32,
         "num_key_value_heads": 8,

@@ -24,8 +24,15 @@ from moec.compiler.calibration.values import ValueFiles
 from moec.compiler.calibration.weights import CheckpointWeights
 from moec.compiler.stages import stage
 from moec.errors import CompileError
-from moec.formats import pack_rows
-from moec.formats.feedback import Feedback, column_scales, feedback, round_with_feedback, shrunk
+from moec.formats import format_of, pack_rows
+from moec.formats.feedback import (
+    Feedback,
+    column_scales,
+    feedback,
+    round_with_feedback,
+    shrunk,
+    takes_feedback,
+)
 from moec.formats.nearest import round_to_nearest
 
 if TYPE_CHECKING:
@@ -131,12 +138,17 @@ class FeedbackRounding:
 def check_calibrated(
     method: str, model: ModelRecord, calibration: Calibration, *, modules_only: bool
 ) -> None:
-    """Refuse a method that rounds by calibration tokens where there will be none.
+    """Refuse a method that rounds by calibration tokens where there will be none, or nothing that it rounds.
 
     Raises:
-        CompileError: there are no prompts, or no weights, or the model cannot be run here.
+        CompileError: there are no prompts, or no weights, or the model cannot be run here, or no experts get whole
+            numbers.
     """
     what = f"The method {method} cannot be used."
+    kinds = [format_of(body.format) for body in model.bodies]
+    if not any(kind is not None and takes_feedback(kind) for kind in kinds):
+        why = "It rounds routed experts to whole numbers (int4, int8), and here none get such a format."
+        raise CompileError(what, why, "Choose another format for experts, or use the method nearest.")
     reason = why_not(model)
     if modules_only:
         why = "It rounds weights by what enters them, and --modules-only stops before there are weights."

@@ -124,7 +124,7 @@ def outputs(
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-@pytest.mark.parametrize(("name", "gain"), [("int4", 0.9), ("int8", 1.0)])
+@pytest.mark.parametrize(("name", "gain"), [("int4", 0.9), pytest.param("int8", 1.0, marks=pytest.mark.slow)])
 def test_experts_are_nearer_than_rounded_to_nearest(
     name: str, gain: float, scaled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,12 +241,15 @@ def test_packing_by_itself_cannot(tmp_path: Path) -> None:
 
 
 def test_what_it_needs() -> None:
-    model = parts("mixtral").model
+    model = quantize(parts("mixtral"), FEEDBACK).model
     check_calibrated("feedback", model, CALIBRATION, modules_only=False)
     with pytest.raises(CompileError, match="--modules-only"):
         check_calibrated("feedback", model, CALIBRATION, modules_only=True)
     with pytest.raises(CompileError, match="--calibration none"):
         check_calibrated("feedback", model, Calibration(enabled=False), modules_only=False)
+    for plain in (parts("mixtral").model, quantize(parts("mixtral"), policy_named("mxfp4")).model):
+        with pytest.raises(CompileError, match="none get such a format"):
+            check_calibrated("feedback", plain, CALIBRATION, modules_only=False)
     encoder = replace(model, encoder=model.steps)
     with pytest.raises(CompileError, match="it has an encoder"):
         check_calibrated("feedback", encoder, CALIBRATION, modules_only=False)

@@ -26,6 +26,7 @@ from moec.compiler.request import Calibration
 from moec.errors import BudgetError, CheckpointError, CompileError
 from moec.formats import FORMATS, METHODS, dequantize
 from moec.planning.fitting import with_options
+from moec.planning.machines import common_machines
 from tests.support.graphs import parts
 from tests.support.tiny_models import save
 
@@ -156,6 +157,29 @@ def test_a_choice_is_a_policy_and_a_record(tmp_path: Path) -> None:
         fitted(checkpoint, made, FitRequest("x", limit_bytes=limit), (Prompt(None, (1,)),))
     with pytest.raises(CheckpointError, match="no tokenizer"):
         fitted(checkpoint, made, FitRequest("x", limit_bytes=limit), (Prompt("text", None),))
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_time_is_met_on_a_machine(kind: str, tmp_path: Path) -> None:
+    """By the cost model, with the calibration tokens' own routing; a machine's GPU counts where a target is one."""
+    checkpoint, made = prepared("gpt_oss", tmp_path)
+    machine = next(each for each in common_machines() if (each.gpu_name is None) == (kind == "cpu"))
+
+    def chosen(milliseconds: float) -> FitRecord:
+        target = FitRequest("t", milliseconds=milliseconds, machine=machine)
+        return fit(made, checkpoint, {}, target, Calibration(prompts=PROMPTS), (kind,), Silent())[1]
+
+    whole = chosen(1e9)
+    assert {unit.format for unit in whole.units} == {PLAIN}
+    assert whole.milliseconds_per_token is not None
+    assert whole.machine == machine.name
+    part = 0.7 if kind == "cpu" else 0.999
+    found = chosen(part * whole.milliseconds_per_token)
+    assert found.milliseconds_per_token is not None
+    assert found.milliseconds_per_token <= part * whole.milliseconds_per_token
+    assert found.loss > 0
+    with pytest.raises(BudgetError, match=f"on {machine.name}: the least is"):
+        chosen(1e-9)
 
 
 def test_without_calibration_there_is_nothing_to_measure_on() -> None:

@@ -22,7 +22,14 @@ from moec.compiler.kernels.cuda.few_lanes import Lane, remainder
 from moec.compiler.kernels.cuda.few_stream import Stream, multiply
 from moec.compiler.kernels.cuda.few_sums import FewSums
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
-from moec.compiler.kernels.cuda.few_tokens import VECTOR, Block, SharedTokens, read_floats, split_activation
+from moec.compiler.kernels.cuda.few_tokens import (
+    AT_ONCE_OF_EXPERTS,
+    VECTOR,
+    Block,
+    SharedTokens,
+    read_floats,
+    split_activation,
+)
 from moec.compiler.kernels.cuda.linear_few import FewMemory, FewProduct, memory_for
 from moec.compiler.kernels.cuda.packed.codes import TYPE
 from moec.compiler.kernels.cuda.packed.order import OperandOrder
@@ -302,7 +309,15 @@ class _GateUp:
             row = T.bind(T.min(self._row(tile, local), i32(body.intermediate - 1)))
             return address + i64(offsets[stream]) + T.cast(row, "int64") * i64(row_bytes)
 
-        block = Block(thread, tiling.threads, self.choice.count, body.hidden, i32(0), self.first)
+        block = Block(
+            thread,
+            tiling.threads,
+            self.choice.count,
+            body.hidden,
+            i32(0),
+            self.first,
+            at_once=AT_ONCE_OF_EXPERTS,
+        )
         pairs, partial = self.memory and self.memory.pairs, self.memory and self.memory.partial
         count = self.choice.count
 

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 VECTOR = 8
 """Activations that a thread turns at a time."""
-AT_ONCE = 4
-"""Vectors that a thread reads before it stores the first."""
+AT_ONCE, AT_ONCE_OF_EXPERTS = 4, 2
+"""Vectors that a thread reads before it stores the first; the first launch of experts has no registers for more."""
 PAD = 32
 """Columns between tokens that keep the banks of shared memory apart."""
 PAIR_BYTES = 4
@@ -68,6 +68,8 @@ class Block:
 
     wait_first: bool = False
     """Whether the next kernel may begin only once this one's wait is over, since it relies on that."""
+    at_once: int = AT_ONCE
+    """Vectors that a thread reads before it stores the first: fewer where registers are scarce."""
     ready: bool = False
     """Whether all that it reads was there before the kernel began; what runs beside it is not waited for then."""
 
@@ -223,11 +225,11 @@ class SharedTokens:
                 self._convert([self.block.thread], vectors, count, first)
 
         def often() -> None:
-            step = AT_ONCE * self.block.threads
+            step = self.block.at_once * self.block.threads
             turns = T.bind(quotient(count + i32(step - 1), step))
             with T.serial(i32(0), turns) as turn:
                 start = T.bind(turn * i32(step) + self.block.thread)
-                numbers = [T.bind(start + i32(i * self.block.threads)) for i in range(AT_ONCE)]
+                numbers = [T.bind(start + i32(i * self.block.threads)) for i in range(self.block.at_once)]
                 self._convert(numbers, vectors, count, first)
 
         either(count <= i32(self.block.threads), once, often)

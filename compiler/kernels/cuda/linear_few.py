@@ -19,6 +19,8 @@ from moec.compiler.kernels.cuda.few_stream import Stream, address_of, multiply
 from moec.compiler.kernels.cuda.few_sums import FewSums, partial_size
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import (
+    AT_ONCE,
+    AT_ONCE_OF_EXPERTS,
     STATIC_BYTES,
     VECTOR,
     Block,
@@ -192,7 +194,9 @@ class FewProduct:
         rows = _Rows(
             group, tiling, ranges, lane, first, batch, [address_of(weight) for weight in self.weights]
         )
-        own = Block(thread, tiling.threads, count, group.columns, batch, block, wait_first, ready)
+        at_once = AT_ONCE if memory is None else AT_ONCE_OF_EXPERTS
+        place = thread, tiling.threads, count, group.columns, batch, block
+        own = Block(*place, wait_first=wait_first, at_once=at_once, ready=ready)
         room = self.prologue, self.most, self.prologue_bytes, memory and memory.pairs
         finish, partial = rows.finish(self.epilogue), memory and memory.partial
         sums = FewSums(tiling, lane, count, finish, partial, one_tile=tiling.tiles == 1)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 METHODS = ("feedback", "nearest")
 """Those of ``moec.formats``, which the command line does not load to show its help."""
 
+UNROUNDED = (None, "none", "keep")
+"""What of ``--quantization`` rounds nothing."""
+
 output_option = click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to make."
 )
@@ -141,7 +144,7 @@ def command(
         dump_ir=dump_ir,
         onnx=onnx,
         quantization=read_quantization(quantization),
-        method=read_method(method, chosen=quantization is not None or target is not None),
+        method=read_method(method, chosen=quantization not in UNROUNDED or target is not None),
         fit=read_fit(target, machine, quantization),
         tokenizer=tokenizer,
     )
@@ -189,8 +192,8 @@ def read_method(method: str | None, *, chosen: bool) -> str | None:
 
     if method is not None and not chosen:
         raise CompileError(
-            "--method has nothing to say without --quantization or --fit.",
-            "What a checkpoint has quantized is kept, and nothing else is rounded.",
+            "--method has nothing to say here.",
+            "Without --fit or a format for --quantization what a checkpoint has is kept, and nothing is rounded.",
             "Add --quantization with a format such as int4, or leave --method out.",
         )
     return method

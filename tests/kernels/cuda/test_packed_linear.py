@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from moec.compiler.kernels import reference
+from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.formats import FORMATS, dequantize, pack_rows
 from moec.runtime.tensors import aligned_empty
 from tests.support.formats import random_quantized
@@ -39,17 +40,23 @@ def _check(name: str, kind: str, sizes: tuple[int, ...], *, hopper: bool = False
     weight = dequantize(FORMATS[kind], quantized).astype(float)
     generator = torch.Generator().manual_seed(rows)
     offset = _aligned(torch.randn(rows, generator=generator).numpy())
+    inputs = torch.randn(max(sizes), columns, generator=generator).numpy()
+    alone: NDArray[Any] | None = None
     for tokens in sizes:
-        x = _aligned(torch.randn(tokens, columns, generator=generator).numpy())
+        x = _aligned(inputs[:tokens])
         out = _aligned(np.full((tokens, rows), 7, np.float32))
         kernel(x, stored, offset if bias else None, out)
         expected = reference.linear(x.astype(float), weight, offset.astype(float) if bias else None)
         error = np.abs(out - expected).max() / np.abs(expected).max()
         assert error < (FEW if tokens <= 8 else MANY), tokens
+        if tokens <= FEW_TOKENS:
+            alone = out[:1] if alone is None else alone
+            assert np.array_equal(out[:1], alone), "a token has the same bits whoever is beside it"
 
 
-def test_an_int8_product() -> None:
-    _check("steps", "int8-g128", (1, 3, 8))
+@pytest.mark.parametrize("name", ["steps", "short"])
+def test_an_int8_product(name: str) -> None:
+    _check(name, "int8-g128", (1, 3, 8))
 
 
 @pytest.mark.slow

@@ -25,9 +25,11 @@ class LoadedCodes:
     Args:
         stream: the weights of the block.
         lane: this thread.
+        shared: whether the four lanes of a row take the scale of their step, also those beyond the last column.
     """
 
-    def __init__(self, stream: PackedStream, lane: Lane) -> None:
+    def __init__(self, stream: PackedStream, lane: Lane, *, shared: bool) -> None:
+        self.shared = shared
         self.stream, self.lane, self.row, self.tiling = stream, lane, stream.row, stream.tiling
         tiling, row = self.tiling, self.row
         assert tiling.step == row.step
@@ -65,11 +67,19 @@ class LoadedCodes:
                     call("stream_16_if", target, place, valid)
                 if slot % self.shared_by == 0:
                     own = self._scale(bank, slot, line)
-                    store(self.scales, own, row.scale_bits(start, column, valid))
+                    group = self._group(column, valid)
+                    store(self.scales, own, row.scale_bits(start, *group))
                     if row.kind.zero_points:
-                        store(self.zeros, own, row.zero_bits(start, column, valid))
+                        store(self.zeros, own, row.zero_bits(start, *group))
                     elif row.kind.minima:
-                        store(self.zeros, own, row.minimum_bits(start, column, valid))
+                        store(self.zeros, own, row.minimum_bits(start, *group))
+
+    def _group(self, column: Expr, valid: Expr) -> tuple[Expr, Expr]:
+        """The column whose group this lane takes the scale of, and whether there is one."""
+        if self.exact or not self.shared:
+            return column, valid
+        first = T.bind(column - self.lane.part * i32(self.row.unit))
+        return first, T.bind(first < i32(self.row.layout.padded))
 
     def hold(self, bank: int, slot: int) -> None:
         """Keep the compiler from widening a step's codes ahead: held wide they would take all registers."""

@@ -104,11 +104,12 @@ class _Emitter:
         self, stream: PackedStream, lane: Lane, activations: PackedActivations, sums: PackedSums
     ) -> None:
         self.stream, self.activations, self.sums, self.tiling = stream, activations, sums, stream.tiling
-        self.codes = LoadedCodes(stream, lane)
+        shared = isinstance(activations, PackedTokens) and SharedTurns.fits(stream.row)
+        self.codes = LoadedCodes(stream, lane, shared=shared)
         self.rounds = self.codes.rounds
         self.single = self.rounds == 1 and isinstance(stream.tiles, int) and stream.tiles == 1
         self.turns: Turns
-        if isinstance(activations, PackedTokens) and SharedTurns.fits(self.codes):
+        if isinstance(activations, PackedTokens) and shared:
             self.turns = SharedTurns(self.codes, activations, sums)
         else:
             self.turns = TokenTurns(self.codes, activations, sums)

@@ -14,6 +14,7 @@ from moec.compiler.kernels.cuda.primitives import element, i32, mma, registers, 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.packed.loaded import LoadedCodes
+    from moec.compiler.kernels.cuda.packed.rows import PackedRow
     from moec.compiler.kernels.cuda.packed.stream import PackedActivations, PackedSums
     from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 
@@ -116,9 +117,9 @@ class SharedTurns:
         self.totals = [registers(WORDS * self.streams) for _ in range(2)]
 
     @staticmethod
-    def fits(codes: LoadedCodes) -> bool:
+    def fits(row: PackedRow) -> bool:
         """Whether the units of a step share a scale, and there is nothing else to each."""
-        return codes.row.kind.group >= codes.row.step and not codes.row.kind.minima
+        return row.kind.group >= row.step and not row.kind.minima
 
     def emit(self, bank: int, tile: Expr, round_: Expr) -> None:
         """The products of a round."""

@@ -1,0 +1,82 @@
+"""``moec compile --fit``: a bundle whose formats were chosen is the model of their weights, and says what they are."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from moec import runtime
+from moec.__main__ import run
+from moec.artifacts.footprint import footprint
+from moec.artifacts.packing import PackingRecord
+from moec.artifacts.reader import open_bundle
+from moec.artifacts.records import read_record
+from moec.formats import FORMATS, METHODS, dequantize
+from tests.support.agreement import check_agreement, expected_of, reference
+from tests.support.tiny_models import save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moec.artifacts.fit import FittedUnit
+
+PROMPTS = (
+    '{"token_ids": [5, 17, 2, 40, 33, 9, 71]}\n{"token_ids": [8, 3, 60, 11, 12, 13, 90, 45, 7, 7, 31]}\n'
+)
+
+
+@pytest.mark.slow
+def test_a_fitted_bundle_runs_in_the_size_it_was_fitted_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save("mixtral", tmp_path / "checkpoint", dtype=torch.float32)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(PROMPTS)
+
+    def compiled(target: str) -> Path:
+        output = tmp_path / f"{target}.moec"
+        arguments = ["compile", str(tmp_path / "checkpoint"), "-o", str(output), "--fit", target]
+        assert run([*arguments, "--calibration", str(prompts)]) == 0
+        return output
+
+    whole = open_bundle(compiled("1GiB"), verify="sizes")
+    everything = footprint(whole.model)
+    assert whole.manifest.fit is not None
+    assert {unit.format for unit in whole.manifest.fit.units} == {"plain"}
+    weights = everything.dense_bytes + everything.experts_bytes
+    limit = whole.manifest.fit.resident_bytes - weights // 2
+    path = compiled(str(limit))
+    bundle = open_bundle(path, verify="sizes")
+    chosen = bundle.manifest.fit
+    assert chosen is not None
+    assert chosen.resident_bytes <= limit
+    packing = read_record(PackingRecord, "packing", path / "packing.json")
+    assert packing.fit == chosen
+    assert bundle.manifest.quantization == f"fit-{limit}"
+    capsys.readouterr()
+    assert run(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fit"]["target"] == str(limit)
+    assert run(["inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f"chosen for {limit}" in said
+    for unit in chosen.units:
+        assert unit.name in said
+    judge = reference(tmp_path / "checkpoint")
+    round_units(judge, chosen.units)
+    with runtime.load(path, max_step_tokens=48) as model:
+        check_agreement(model, expected_of(judge))
+
+
+def round_units(model: torch.nn.Module, units: tuple[FittedUnit, ...]) -> None:
+    """Put what each unit's format can say in the place of its weights."""
+    weights = model.state_dict()
+    for unit in units:
+        experts = [name for name in weights if name.startswith(f"{unit.name}.")]
+        for name in experts if unit.role == "experts" else unit.parameters:
+            if unit.format != "plain":
+                kind, rows = FORMATS[unit.format], weights[name].reshape(-1, weights[name].shape[-1])
+                rounded = dequantize(kind, METHODS["nearest"](kind, rows.numpy()))
+                weights[name].copy_(torch.from_numpy(rounded).reshape(weights[name].shape))
