@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks.common import print_rows, write_result
-from moec.runtime.measure import read_bandwidth
-from moec.runtime.threads import default_threads
+from moec.runtime.machine.measure import read_bandwidth
+from moec.runtime.machine.threads import default_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -40,7 +40,7 @@ from moec.compiler.trace import trace
 from moec.formats import FORMATS, METHODS, dequantize
 from moec.planning.fitting import FitUnit, resident_bytes, with_options
 from moec.planning.machines import CONTEXT_TOKENS, STEP_TOKENS
-from moec.runtime.budget import parse_memory
+from moec.runtime.memory.budget import parse_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -23,7 +23,7 @@ from moec.artifacts.records import read_record
 from moec.artifacts.sharing import MAILBOX_US, TEAM_US, TeamSpeed
 from moec.planning.cost import dense_milliseconds, miss_cost
 from moec.planning.streaming import streamed_milliseconds
-from moec.runtime import measure
+from moec.runtime.machine import measure
 
 if TYPE_CHECKING:
     from moec.artifacts.footprint import Footprint

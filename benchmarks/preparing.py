@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moec.runtime.measure import read_bandwidth
-from moec.runtime.threads import default_threads
+from moec.runtime.machine.measure import read_bandwidth
+from moec.runtime.machine.threads import default_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ from benchmarks.sampling import step_seconds
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.runtime import Sampling
-from moec.runtime.device_budget import DevicePlan
+from moec.runtime.memory.device_budget import DevicePlan
 
 if TYPE_CHECKING:
     from moec.runtime import Model

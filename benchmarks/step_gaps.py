@@ -20,7 +20,7 @@ from benchmarks.common import print_rows, write_result
 from benchmarks.work import Work, WorkType
 from moec import runtime
 from moec.cli.bench import run_batch
-from moec.runtime.executor import ChainExecutor
+from moec.runtime.chain.executor import ChainExecutor
 
 if TYPE_CHECKING:
     from moec.runtime import Model

@@ -5,7 +5,7 @@ the first use.
 """
 
 from moec.runtime.engine import Engine, Limits, Request, Sequence, TokenOutput
-from moec.runtime.loading import load
+from moec.runtime.loading.load import load
 from moec.runtime.model import Model
 from moec.runtime.moe import MoE, MoEConfig
 from moec.runtime.sampling import Sampling

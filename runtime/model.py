@@ -10,21 +10,21 @@ import numpy as np
 
 from moec.artifacts.reader import open_bundle
 from moec.errors import RequestError
-from moec.runtime.early_router import early_routers
 from moec.runtime.engine.run import assemble, run
 from moec.runtime.engine.sequence import Request
-from moec.runtime.recording import DEFAULT_CAPACITY, RoutingRing, read_earlier, write_traces
-from moec.runtime.request import (
+from moec.runtime.requests.checks import (
     check_count,
     end_tokens,
     sampling_from,
     to_prompts,
 )
-from moec.runtime.routing import SequenceRecorder
-from moec.runtime.sided_recording import SidedRecorder, layers_of_sides, recorder_for
-from moec.runtime.sides import no_decoder_tokens, sides
+from moec.runtime.requests.sides import no_decoder_tokens, sides
+from moec.runtime.requests.vocabulary import Vocabulary
+from moec.runtime.routing.early_router import early_routers
+from moec.runtime.routing.recorder import SequenceRecorder
+from moec.runtime.routing.ring import DEFAULT_CAPACITY, RoutingRing, read_earlier, write_traces
+from moec.runtime.routing.sided import SidedRecorder, layers_of_sides, recorder_for
 from moec.runtime.tokenizer import Tokenizer
-from moec.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.traces import Traces
-    from moec.runtime.budget import MemoryPlan
-    from moec.runtime.device_budget import DevicePlan
+    from moec.runtime.chain.executor import ChainExecutor
     from moec.runtime.engine import Engine
-    from moec.runtime.executor import ChainExecutor
-    from moec.runtime.request import Listed
-    from moec.runtime.sided_recording import StepRecorder
-    from moec.runtime.sides import TokenIds
+    from moec.runtime.memory.budget import MemoryPlan
+    from moec.runtime.memory.device_budget import DevicePlan
+    from moec.runtime.requests.checks import Listed
+    from moec.runtime.requests.sides import TokenIds
+    from moec.runtime.routing.sided import StepRecorder
     from moec.runtime.stats import Stats
     from moec.runtime.streamers import Streamer
 

@@ -16,8 +16,8 @@ from moec.artifacts.fingerprint import config_sha256
 from moec.artifacts.manifest import MANIFEST_NAME
 from moec.artifacts.reader import read_manifest
 from moec.errors import BundleError, CompileError, DeviceError, MissingDependencyError, RequestError
-from moec.runtime.loading import load
-from moec.runtime.recording import DEFAULT_CAPACITY
+from moec.runtime.loading.load import load
+from moec.runtime.routing.ring import DEFAULT_CAPACITY
 
 if TYPE_CHECKING:
     from moec.runtime.model import Model

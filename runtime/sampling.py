@@ -19,7 +19,7 @@ _LIKELY = 1024
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose a token; values are in range (`moec.runtime.request` checks what users pass)."""
+    """How to choose a token; values are in range (`moec.runtime.requests.checks` checks what users pass)."""
 
     do_sample: bool = False
     """False: the best token, and temperature, top_k and top_p are not applied."""

@@ -22,8 +22,8 @@ from benchmarks.common import print_rows, write_result
 from benchmarks.peers.llama import LlamaCpp
 from benchmarks.work import Work, WorkType
 from moec.artifacts.reader import open_bundle
-from moec.runtime.budget import parse_memory
-from moec.runtime.threads import default_threads
+from moec.runtime.machine.threads import default_threads
+from moec.runtime.memory.budget import parse_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,7 +22,7 @@ import transformers
 from benchmarks.random_values import RandomPool
 from benchmarks.transformers_run import make_step
 from benchmarks.work import Work, WorkType
-from moec.runtime.budget import parse_memory
+from moec.runtime.memory.budget import parse_memory
 
 POOL_VALUES = 16_777_213
 """The largest prime below 2**24."""

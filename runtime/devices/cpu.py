@@ -8,9 +8,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from moec.errors import BudgetError
+from moec.runtime.chain.tensors import array_at, tensor_at
 from moec.runtime.devices.protocol import PackedCall
-from moec.runtime.libraries import LibraryFunctions
-from moec.runtime.tensors import array_at, tensor_at
+from moec.runtime.loading.libraries import LibraryFunctions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from moec.runtime.tensors import aligned_zeros
+from moec.runtime.chain.tensors import aligned_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -14,7 +14,7 @@ from moec.runtime.cache.pages import pages_for
 from moec.runtime.engine.batch import Executor, Piece, StepBatch
 from moec.runtime.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
 from moec.runtime.engine.sequence import Request, Sequence
-from moec.runtime.request import (
+from moec.runtime.requests.checks import (
     cache_too_small,
     step_too_small,
     too_long,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.runtime.cache.pages import Lease
+    from moec.runtime.requests.vocabulary import Vocabulary
     from moec.runtime.stats import Stats
-    from moec.runtime.vocabulary import Vocabulary
 
 NOTHING = StepPlan((), ())
 """A run through the model that advanced no sequence."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moec.artifacts.mailbox import SERVE
 from moec.errors import BundleError, DeviceError
 from moec.runtime.devices.cpu import CpuDevice
-from moec.runtime.libraries import choose_cpu_target
+from moec.runtime.loading.libraries import choose_cpu_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable

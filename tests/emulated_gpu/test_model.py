@@ -16,8 +16,8 @@ from moec import runtime
 from moec.compiler.lowering import cuda_module
 from moec.compiler.quantization import policy_named
 from moec.errors import BudgetError, BundleError, DeviceError, RequestError
-from moec.runtime import loading_cuda
-from moec.runtime.device_budget import DevicePlan
+from moec.runtime.loading import cuda as loading_cuda
+from moec.runtime.memory.device_budget import DevicePlan
 from tests.support.compiling import compile_checkpoint
 from tests.support.cuda_stub import Stub, write_image
 from tests.support.tiny_models import save
@@ -266,7 +266,7 @@ def test_a_gpu_that_is_not_there_is_named(load: Load) -> None:
 
 
 def test_doctor_and_plan_know_the_gpu(stub: Stub, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moec.runtime.measure import gpu_record, gpu_records, this_machine
+    from moec.runtime.machine.measure import gpu_record, gpu_records, this_machine
 
     (gpu,) = gpu_records()
     assert (gpu.name, gpu.architecture, gpu.driver) == ("Stub GPU", "sm_90", "CUDA 13.0")

@@ -13,7 +13,7 @@ import torch
 from moec import runtime
 from moec.artifacts.traces import load_traces
 from moec.runtime import Request, Sampling
-from moec.runtime.executor import ChainExecutor
+from moec.runtime.chain.executor import ChainExecutor
 from tests.emulated_gpu.test_model import PROMPTS, compiled
 from tests.support.cuda_stub import Stub
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moec import runtime
-from moec.runtime.device_budget import DevicePlan
+from moec.runtime.memory.device_budget import DevicePlan
 from tests.support.cuda_stub import Stub
 
 PROMPTS = ([11, 12, 13, 14, 15, 16, 17], [90, 5, 77], list(range(40, 80)), [3] * 18)

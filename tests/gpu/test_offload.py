@@ -12,7 +12,7 @@ from benchmarks.budgets import host_limit, limit_of_share
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
-from moec.runtime.device_budget import DevicePlan
+from moec.runtime.memory.device_budget import DevicePlan
 from tests.gpu.conftest import Load
 from tests.gpu.test_model import PROMPTS, greedy, used_bytes
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.runtime.arena import ArenaPlan, Lifetime, plan_arena
+from moec.runtime.chain.arena import ArenaPlan, Lifetime, plan_arena
 from moec.runtime.devices.protocol import ALIGNMENT_BYTES
 
 LIVES = st.lists(

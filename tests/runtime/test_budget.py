@@ -7,7 +7,7 @@ import pytest
 
 from moec.artifacts.footprint import footprint
 from moec.errors import BudgetError, RequestError
-from moec.runtime.budget import parse_memory, plan_memory
+from moec.runtime.memory.budget import parse_memory, plan_memory
 from tests.support import fake_chain
 
 GIB = 1 << 30

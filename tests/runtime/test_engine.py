@@ -9,9 +9,9 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.errors import RequestError
 from moec.runtime.engine import Engine, Limits, Request, Sequence
 from moec.runtime.engine.scheduler import MIXED_STEP_TOKENS
+from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.sampling import Sampling
 from moec.runtime.stats import Stats
-from moec.runtime.vocabulary import Vocabulary
 from tests.support.fake_executor import FakeExecutor
 
 VOCAB = 31

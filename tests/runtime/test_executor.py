@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from moec.artifacts.footprint import LOGIT_ROWS
-from moec.runtime.binding import Binder
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
+from moec.runtime.chain.binding import Binder
+from moec.runtime.chain.executor import ChainExecutor
 from moec.runtime.devices.cpu import CpuDevice
 from moec.runtime.engine import Engine, Limits, Request
 from moec.runtime.engine.batch import Piece, StepBatch
-from moec.runtime.executor import ChainExecutor
-from moec.runtime.expert_calls import HostExperts
-from moec.runtime.experts import ExpertStore
-from moec.runtime.libraries import load_runtime
-from moec.runtime.routing import SequenceRecorder
+from moec.runtime.experts.calls import HostExperts
+from moec.runtime.experts.tables import ExpertStore
+from moec.runtime.loading.libraries import load_runtime
+from moec.runtime.requests.vocabulary import Vocabulary
+from moec.runtime.routing.recorder import SequenceRecorder
 from moec.runtime.stats import Stats
-from moec.runtime.vocabulary import Vocabulary
 from tests.support import fake_chain
 from tests.support.expert_plans import LRU, uniform_plans
 from tests.support.fake_chain import EXPERTS, TOP, VOCAB, FakeBundle, Weights, expected_logits
@@ -132,7 +132,7 @@ def test_prompt_chunks_without_wanted_rows_do_not_run_the_last_steps(weights: We
 
 
 def test_more_rows_than_logits_are_made_of_at_once(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moec.runtime.executor.LOGIT_ROWS", 3)
+    monkeypatch.setattr("moec.runtime.chain.executor.LOGIT_ROWS", 3)
     engine, executor = make_engine(weights, step=16)
     batch = StepBatch(16, engine.scheduler.table)
     engine.scheduler.table.assign(0, 0, (5,))
@@ -148,7 +148,7 @@ def test_calls_that_were_forgotten_are_bound_again(weights: Weights, monkeypatch
     engine.scheduler.table.assign(0, 0, (5,))
     tokens = [(n * 7) % VOCAB for n in range(16)]
     expected = expected_logits(tokens, weights)
-    monkeypatch.setattr("moec.runtime.executor.COUNTS_KEPT", 3)
+    monkeypatch.setattr("moec.runtime.chain.executor.COUNTS_KEPT", 3)
     for count in (1, 2, 3, 4, 5, 16, 1, 2, 3, 4, 5, 16):
         batch.fill([Piece(0, 0, tokens[:count])], [count - 1])
         found = executor.run(batch)

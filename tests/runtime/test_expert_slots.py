@@ -10,7 +10,7 @@ from moec.artifacts.footprint import LayerFootprint
 from moec.artifacts.ids import LayerId
 from moec.artifacts.schedule import DEFAULT_POLICY, LayerProfile, RoutingProfile
 from moec.errors import BudgetError
-from moec.runtime.expert_slots import SlotPlan, plan_slots
+from moec.runtime.experts.slots import SlotPlan, plan_slots
 
 SIZE = 100
 LAYERS = tuple(LayerFootprint(LayerId(n), experts, 2, 90, SIZE, 60) for n, experts in enumerate((8, 4, 6)))

@@ -9,8 +9,8 @@ import pytest
 from moec.artifacts.footprint import LOGIT_ROWS, footprint
 from moec.artifacts.ids import ValueId
 from moec.artifacts.program import Operand
-from moec.runtime.arena import Lifetime, plan_arena
-from moec.runtime.layout import LocalKey, ValueKey, WorkspaceKey, chain_layout, crossing_values
+from moec.runtime.chain.arena import Lifetime, plan_arena
+from moec.runtime.chain.layout import LocalKey, ValueKey, WorkspaceKey, chain_layout, crossing_values
 from tests.support import fake_chain
 from tests.support.canaries import most_slow
 from tests.support.graphs import parts

@@ -8,11 +8,11 @@ import pytest
 
 from moec.artifacts.model import GenerationDefaults
 from moec.errors import RequestError
-from moec.runtime.budget import MemoryPlan
 from moec.runtime.engine import Engine, Limits
+from moec.runtime.memory.budget import MemoryPlan
 from moec.runtime.model import Model
+from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.stats import Stats
-from moec.runtime.vocabulary import Vocabulary
 from tests.support import fake_chain
 from tests.support.fake_executor import FakeExecutor
 

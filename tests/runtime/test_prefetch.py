@@ -10,9 +10,9 @@ from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import LayerProfile, PrefetchFigures, PrefetchPlan, RoutingProfile
 from moec.errors import DeviceError, RequestError
 from moec.runtime import load
-from moec.runtime.early_router import early_routers, likeliest, router_names
-from moec.runtime.prefetch import Prefetcher, by_router, by_transitions, make_prefetcher
-from moec.runtime.routing import SequenceRecorder
+from moec.runtime.experts.prefetch import Prefetcher, by_router, by_transitions, make_prefetcher
+from moec.runtime.routing.early_router import early_routers, likeliest, router_names
+from moec.runtime.routing.recorder import SequenceRecorder
 from moec.runtime.stats import Stats
 from tests.support.tiny_bundle import H, make_bundle
 

@@ -12,7 +12,7 @@ from moec.artifacts.traces import Traces, load_traces, save_traces
 from moec.errors import BundleError, OutputError
 from moec.runtime.engine.scheduler import Chunk, StepPlan
 from moec.runtime.engine.sequence import Request, Sequence
-from moec.runtime.recording import RoutingRing, read_earlier, write_traces
+from moec.runtime.routing.ring import RoutingRing, read_earlier, write_traces
 from tests.support.tiny_bundle import tiny_model, tiny_traces
 
 LAYERS = tiny_model().experts

@@ -14,7 +14,7 @@ from moec.planning.analysis import analyse
 from moec.planning.choice import CANDIDATES
 from moec.planning.planner import plan, plan_analysed
 from moec.planning.replay import stack_distances
-from moec.runtime.residency import LayerPlan, Residency, plan_layers, split_rows
+from moec.runtime.experts.residency import LayerPlan, Residency, plan_layers, split_rows
 from tests.support.expert_plans import LFRU, LRU, uniform_plans
 from tests.support.tiny_bundle import CPU, tiny_model, tiny_traces
 

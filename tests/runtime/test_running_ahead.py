@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from moec.runtime.engine import Engine, Limits, Request, Sequence
 from moec.runtime.engine.scheduler import StepPlan
+from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.sampling import Sampling
 from moec.runtime.stats import Stats
-from moec.runtime.vocabulary import Vocabulary
 from tests.support.fake_executor import FakeExecutor
 
 VOCAB = 31

@@ -11,8 +11,8 @@ from moec.errors import RequestError
 from moec.runtime.cache.pages import PageTable
 from moec.runtime.engine import Engine, Limits, Request, Sequence
 from moec.runtime.engine.batch import Piece, StepBatch
+from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.stats import Stats
-from moec.runtime.vocabulary import Vocabulary
 from tests.runtime.test_engine import VOCAB, assert_clean, finish
 from tests.support.fake_executor import FakeExecutor
 

@@ -14,9 +14,9 @@ from moec.artifacts.ids import LayerId, TensorName, ValueId
 from moec.artifacts.model import ModelRecord, StateStep, TensorSpec
 from moec.artifacts.states import ConvolutionSpec, RecurrenceSpec, state_bytes
 from moec.errors import BudgetError
-from moec.runtime.budget import plan_memory
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.devices.cpu import CpuDevice
+from moec.runtime.memory.budget import plan_memory
 from tests.support import fake_chain
 
 CONVOLUTION = ConvolutionSpec("convolution", "c", fake_chain.HIDDEN, 4, False)

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 
 from moec.errors import BudgetError
-from moec.runtime.device_budget import DeviceNeeds, DevicePlan, plan_device_memory
-from moec.runtime.step_tokens import MOST_STEP_TOKENS, plan_largest_step, step_sizes
+from moec.runtime.memory.device_budget import DeviceNeeds, DevicePlan, plan_device_memory
+from moec.runtime.memory.step_tokens import MOST_STEP_TOKENS, plan_largest_step, step_sizes
 
 WEIGHTS, TOKEN, PAGE = 1_000_000, 1000, 2000
 CONTEXT, BATCH = 3200, 4

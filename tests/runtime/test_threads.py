@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from moec.runtime import machine
-from moec.runtime.threads import usable_cpus
+from moec.runtime.machine import limits as machine
+from moec.runtime.machine.threads import usable_cpus
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SETUP = """
 import ctypes, os, threading
 from moec.errors import RequestError
-from moec.runtime.libraries import load_runtime
+from moec.runtime.loading.libraries import load_runtime
 
 def threads_at_work():
     "System ids of the threads that TVM's pool hands a piece of work to, which is what a parallel kernel does."
@@ -80,7 +80,7 @@ print(threads_at_work())
 
 def test_by_default_a_smaller_pool_that_is_running_is_used_as_it_is() -> None:
     code = """
-from moec.runtime import threads
+from moec.runtime.machine import threads
 threads.usable_cpus = lambda: 2
 load_runtime(2)
 threads.usable_cpus = lambda: 4

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from moec.artifacts.footprint import LayerFootprint
 from moec.artifacts.ids import LayerId
 from moec.artifacts.schedule import LayerProfile, Policy, RoutingProfile
-from moec.runtime.residency import LayerPlan, plan_layers
+from moec.runtime.experts.residency import LayerPlan, plan_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.errors import DeviceError
+from moec.runtime.chain.tensors import tensor_at
 from moec.runtime.devices.cuda.graphs import CallList
 from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
 from moec.runtime.devices.cuda.module import load_functions
@@ -16,7 +17,6 @@ from moec.runtime.devices.cuda.resources import Resources
 from moec.runtime.devices.cuda.results import Results
 from moec.runtime.devices.cuda.staging import Staging, as_bytes
 from moec.runtime.devices.cuda.unfinished import Unfinished
-from moec.runtime.tensors import tensor_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

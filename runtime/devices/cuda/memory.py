@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.errors import BudgetError
+from moec.runtime.chain.tensors import array_at
 from moec.runtime.devices.protocol import ALIGNMENT_BYTES
-from moec.runtime.tensors import array_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

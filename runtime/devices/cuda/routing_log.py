@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.model import DTYPE_BYTES, ExpertsStep
 from moec.artifacts.program import resolve
+from moec.runtime.chain.layout import value_spec
 from moec.runtime.devices.protocol import ALIGNMENT_BYTES, View
-from moec.runtime.layout import value_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from moec.artifacts.ids import ValueId
     from moec.artifacts.model import ModelRecord
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.routing import Routing
+    from moec.runtime.routing.recorder import Routing
 
 
 class DeviceRoutingLog:
-    """See `moec.runtime.routing.RoutingLog`.
+    """See `moec.runtime.routing.recorder.RoutingLog`.
 
     The kernels that choose experts write here instead of into the arena, where later layers would take their place: a
     step that is logged has nothing more to do.
@@ -41,12 +41,12 @@ class DeviceRoutingLog:
         self._results = device.results(self._memory.size_bytes)
 
     def places(self, count: int) -> dict[ValueId, int]:
-        """See `moec.runtime.routing.RoutingLog.places`."""
+        """See `moec.runtime.routing.recorder.RoutingLog.places`."""
         first = self._memory.address
         return {name: first + offset for name, offset in _offsets(self._model, count).items()}
 
     def read(self, count: int) -> Callable[[], list[Routing]]:
-        """See `moec.runtime.routing.RoutingLog.read`."""
+        """See `moec.runtime.routing.recorder.RoutingLog.read`."""
         offsets, model = _offsets(self._model, count), self._model
         size = routing_bytes(model, count)
         wait = self._results.begin(View(self._memory.address, "uint8", (size,)))

@@ -72,7 +72,7 @@ class ResidentWeights:
 
 
 class ResidentExperts:
-    """Makes the calls of experts that are all on the GPU (see `moec.runtime.expert_calls.ExpertCalls`)."""
+    """Makes the calls of experts that are all on the GPU (see `moec.runtime.experts.calls.ExpertCalls`)."""
 
     def __init__(self, device: CudaDevice, bundle: Bundle, weights: ResidentWeights) -> None:
         self.weights = weights

@@ -209,7 +209,7 @@ def read_fit(target: str | None, machine: Path | None, quantization: str | None)
     from moec.artifacts.records import read_machine
     from moec.compiler.fitting import FitRequest
     from moec.errors import CompileError
-    from moec.runtime.budget import parse_memory
+    from moec.runtime.memory.budget import parse_memory
 
     if target is None:
         if machine is not None:

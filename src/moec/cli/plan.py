@@ -98,9 +98,9 @@ def _learn(opened: Bundle, analysis: Analysis, schedule: Schedule) -> None:
 
 def _describe(machine: Path | None, bundle: Bundle) -> MachineRecord:
     from moec.artifacts.records import read_machine
-    from moec.runtime.measure import gpu_records, this_machine
+    from moec.runtime.machine.measure import gpu_records, this_machine
+    from moec.runtime.machine.threads import helper_threads
     from moec.runtime.sharing.alone import team_speed
-    from moec.runtime.threads import helper_threads
 
     if machine is not None:
         return read_machine(machine)
@@ -114,7 +114,7 @@ def _describe(machine: Path | None, bundle: Bundle) -> MachineRecord:
 
 
 def _size(text: str | None, total_bytes: int, name: str) -> int | None:
-    from moec.runtime.budget import parse_memory
+    from moec.runtime.memory.budget import parse_memory
 
     return None if text is None else parse_memory(text, total_bytes, name)
 

@@ -36,7 +36,7 @@ class Helper(Protocol):
 
 
 class OffloadedExperts:
-    """See `moec.runtime.expert_calls.ExpertCalls`.
+    """See `moec.runtime.experts.calls.ExpertCalls`.
 
     Args:
         device: the GPU.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.reader import Bundle
     from moec.runtime.devices.cuda.resources import Resources
-    from moec.runtime.expert_slots import SlotPlan
+    from moec.runtime.experts.slots import SlotPlan
 
 MAX_THREADS = 16
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.module import CudaFunctions
     from moec.runtime.devices.cuda.weights import ResidentWeights
-    from moec.runtime.expert_slots import SlotPlan
+    from moec.runtime.experts.slots import SlotPlan
 
 
 def offloaded_experts(

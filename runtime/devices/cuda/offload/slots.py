@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from moec.artifacts.reader import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
-    from moec.runtime.expert_slots import SlotPlan
+    from moec.runtime.experts.slots import SlotPlan
 
 
 class DeviceSlots:

@@ -10,7 +10,7 @@ import numpy as np
 from moec.artifacts import slots as words
 from moec.planning.policies import half_life_shift, initial_state
 from moec.runtime.devices.protocol import View
-from moec.runtime.expert_slots import padded
+from moec.runtime.experts.slots import padded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.schedule import Policy
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.expert_slots import LayerSlots, SlotPlan
+    from moec.runtime.experts.slots import LayerSlots, SlotPlan
 
 COUNTERS = (words.HITS, words.MISSES, words.CPU_MISSES, words.EVICTIONS)
 

@@ -24,7 +24,7 @@ from moec.artifacts.model import (
 )
 from moec.artifacts.program import APPEND, capacity_name, size_bytes
 from moec.artifacts.states import STATE_PREFIX
-from moec.runtime.arena import Lifetime
+from moec.runtime.chain.arena import Lifetime
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import ValueId

@@ -9,10 +9,10 @@ from moec.artifacts.cache import cache_layers
 from moec.artifacts.footprint import LOGIT_ROWS, selection_layers, state_layers
 from moec.artifacts.reader import find_bundle, read_bundle, stamp
 from moec.artifacts.sampling import SAMPLE
-from moec.runtime.binding import Binder
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
-from moec.runtime.cuda_planning import MemoryPlanner, device_limit
+from moec.runtime.chain.binding import Binder
+from moec.runtime.chain.executor import ChainExecutor
 from moec.runtime.devices.cuda.architecture import choose_cuda_target
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
@@ -24,13 +24,13 @@ from moec.runtime.devices.cuda.starting import start_device
 from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
 from moec.runtime.engine import Engine
 from moec.runtime.engine.scheduler import limits_of
-from moec.runtime.executor import ChainExecutor
-from moec.runtime.libraries import host_cpu_features, load_runtime
+from moec.runtime.loading.libraries import host_cpu_features, load_runtime
+from moec.runtime.machine.threads import helper_threads
+from moec.runtime.memory.cuda_planning import MemoryPlanner, device_limit
 from moec.runtime.model import Model
+from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.sharing.loading import cpu_side
 from moec.runtime.stats import Stats
-from moec.runtime.threads import helper_threads
-from moec.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.reader import Bundle
-    from moec.runtime.cuda_planning import CudaOptions
-    from moec.runtime.device_budget import DevicePlan
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.module import CudaFunctions
-    from moec.runtime.expert_calls import ExpertCalls
+    from moec.runtime.experts.calls import ExpertCalls
+    from moec.runtime.memory.cuda_planning import CudaOptions
+    from moec.runtime.memory.device_budget import DevicePlan
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from moec.errors import RequestError
-from moec.runtime.machine import cpu_quota
+from moec.runtime.machine.limits import cpu_quota
 
 DEFAULTS = {"TVM_THREAD_POOL_SPIN_COUNT": "300", "TVM_BIND_THREADS": "0"}
 """Set unless the environment has them.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.runtime.residency import Residency, split_rows
-from moec.runtime.tensors import aligned_empty, tensor_of
+from moec.runtime.chain.tensors import aligned_empty, tensor_of
+from moec.runtime.experts.residency import Residency, split_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.artifacts.schedule import Policy
-    from moec.runtime.residency import LayerPlan
+    from moec.runtime.experts.residency import LayerPlan
     from moec.runtime.stats import Stats
 
 _MADV_POPULATE_READ = 22

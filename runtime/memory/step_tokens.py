@@ -14,7 +14,7 @@ from moec.runtime.cache.pages import pages_for
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.runtime.device_budget import DevicePlan
+    from moec.runtime.memory.device_budget import DevicePlan
 
 CPU_STEP_TOKENS = 512
 """A CPU's arithmetic takes the time from far fewer tokens on."""

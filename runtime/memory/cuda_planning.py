@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import sequence_tokens
 from moec.errors import BudgetError
-from moec.runtime.budget import parse_memory
-from moec.runtime.device_budget import (
+from moec.runtime.devices.cuda.device import BOUNCE_BYTES
+from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
+from moec.runtime.machine.limits import available_memory, total_memory
+from moec.runtime.memory.budget import parse_memory
+from moec.runtime.memory.device_budget import (
     DeviceNeeds,
     DevicePlan,
     device_needs,
     plan_device_memory,
     plan_offload,
 )
-from moec.runtime.devices.cuda.device import BOUNCE_BYTES
-from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
-from moec.runtime.machine import available_memory, total_memory
-from moec.runtime.step_tokens import plan_largest_step, plan_offloaded_step
+from moec.runtime.memory.step_tokens import plan_largest_step, plan_offloaded_step
 
 if TYPE_CHECKING:
     from moec.artifacts.manifest import TargetRecord

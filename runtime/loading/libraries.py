@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moec.errors import BundleError, DeviceError, MissingDependencyError
-from moec.runtime.threads import use_threads
+from moec.runtime.machine.threads import use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,7 +67,7 @@ def load_runtime(threads: int | None) -> int:
     Both are shared by all models: the last call decides for all.
 
     Args:
-        threads: see `moec.runtime.threads.use_threads`.
+        threads: see `moec.runtime.machine.threads.use_threads`.
 
     Raises:
         RequestError: more threads than a pool has that is running already.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import numpy as np
 
 from moec.artifacts.traces import LayerTrace, Traces, layer_trace
-from moec.runtime.early_router import likeliest
+from moec.runtime.routing.early_router import likeliest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.artifacts.ids import ValueId
-    from moec.runtime.early_router import Routers
     from moec.runtime.engine.scheduler import StepPlan
+    from moec.runtime.routing.early_router import Routers
 
     Choices = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
     """Experts ``[T, K]``, their weights ``[T, K]``, and those that the router named one MoE layer earlier."""

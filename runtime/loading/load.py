@@ -10,31 +10,31 @@ from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import DEFAULT_POLICY, PrefetchPlan, best_schedule
 from moec.errors import DeviceError
 from moec.planning.policies import always_admitting
-from moec.runtime.binding import Binder
-from moec.runtime.budget import MemoryPlan, parse_memory, plan_memory
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
+from moec.runtime.chain.binding import Binder
+from moec.runtime.chain.executor import ChainExecutor
 from moec.runtime.devices.cpu import CpuDevice
 from moec.runtime.devices.names import parse_ordinal
 from moec.runtime.engine import Engine
 from moec.runtime.engine.scheduler import limits_of
-from moec.runtime.executor import ChainExecutor
-from moec.runtime.expert_calls import HostExperts
-from moec.runtime.experts import ExpertStore
-from moec.runtime.libraries import (
+from moec.runtime.experts.calls import HostExperts
+from moec.runtime.experts.prefetch import make_prefetcher
+from moec.runtime.experts.residency import plan_layers
+from moec.runtime.experts.tables import ExpertStore
+from moec.runtime.loading.libraries import (
     choose_cpu_target,
     host_cpu_features,
     load_runtime,
 )
-from moec.runtime.machine import available_memory, total_memory
+from moec.runtime.machine.limits import available_memory, total_memory
+from moec.runtime.memory.budget import MemoryPlan, parse_memory, plan_memory
+from moec.runtime.memory.step_tokens import CPU_STEP_TOKENS
 from moec.runtime.model import Model
-from moec.runtime.prefetch import make_prefetcher
-from moec.runtime.recording import DEFAULT_CAPACITY
-from moec.runtime.request import check_count
-from moec.runtime.residency import plan_layers
+from moec.runtime.requests.checks import check_count
+from moec.runtime.requests.vocabulary import Vocabulary
+from moec.runtime.routing.ring import DEFAULT_CAPACITY
 from moec.runtime.stats import Stats
-from moec.runtime.step_tokens import CPU_STEP_TOKENS
-from moec.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from moec.artifacts.schedule import Schedule
     from moec.artifacts.verify import Level
     from moec.runtime.engine import Limits
-    from moec.runtime.residency import LayerPlan
+    from moec.runtime.experts.residency import LayerPlan
 
 
 def load(
@@ -123,8 +123,8 @@ def load(
             "Leave prefetch out.",
         )
     if device.startswith("cuda"):
-        from moec.runtime.cuda_planning import CudaOptions
-        from moec.runtime.loading_cuda import load_cuda
+        from moec.runtime.loading.cuda import load_cuda
+        from moec.runtime.memory.cuda_planning import CudaOptions
 
         sizes = max_batch, max_step_tokens, cache_tokens
         options = CudaOptions(

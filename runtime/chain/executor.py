@@ -12,23 +12,23 @@ import numpy as np
 from moec.artifacts.chain import CHAIN_OUTPUT
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.artifacts.model import DTYPE_BYTES
+from moec.runtime.chain.layout import value_spec
+from moec.runtime.chain.mirrors import BatchMirrors
 from moec.runtime.devices.protocol import closed_error
 from moec.runtime.engine.batch import choose_on_host
-from moec.runtime.layout import value_spec
-from moec.runtime.mirrors import BatchMirrors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from moec.runtime.binding import Binder
+    from moec.runtime.chain.binding import Binder
+    from moec.runtime.chain.layout import Part
     from moec.runtime.devices.protocol import Call, Device, TokenSampler
     from moec.runtime.engine.batch import StepBatch
     from moec.runtime.engine.sequence import Sequence
-    from moec.runtime.expert_calls import ExpertCalls
-    from moec.runtime.layout import Part
-    from moec.runtime.routing import RoutingLog, RoutingRecorder
+    from moec.runtime.experts.calls import ExpertCalls
+    from moec.runtime.routing.recorder import RoutingLog, RoutingRecorder
     from moec.runtime.stats import Stats
 
 COUNTS_KEPT = 96

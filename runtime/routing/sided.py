@@ -26,11 +26,11 @@ class StepRecorder(Protocol):
     """Records what tokens choose, step by step."""
 
     def record(self, layer: int, index: NDArray[np.int64], weight: NDArray[np.float32]) -> None:
-        """See `moec.runtime.routing.RoutingRecorder`."""
+        """See `moec.runtime.routing.recorder.RoutingRecorder`."""
         ...
 
     def see(self, layer: int, hidden: NDArray[np.float32]) -> None:
-        """See `moec.runtime.routing.RoutingRecorder`."""
+        """See `moec.runtime.routing.recorder.RoutingRecorder`."""
         ...
 
     def end_step(self, plan: StepPlan) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.errors import RequestError
-from moec.runtime.request import to_prompts, wrong_source
+from moec.runtime.requests.checks import to_prompts, wrong_source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.artifacts.model import ModelRecord
-    from moec.runtime.request import Listed
+    from moec.runtime.requests.checks import Listed
 
     TokenIds = Sequence[int] | Sequence[Sequence[int]] | NDArray[np.int64] | Listed
     """One row of token ids, or several."""

@@ -31,7 +31,7 @@ DEFAULT_CAPACITY = 1 << 14
 
 
 class RoutingRing:
-    """Which experts the last tokens chose. See `moec.runtime.routing.RoutingRecorder` for how it is told.
+    """Which experts the last tokens chose. See `moec.runtime.routing.recorder.RoutingRecorder` for how it is told.
 
     Args:
         layers: the MoE layers.

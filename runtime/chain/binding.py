@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from moec.artifacts.chain import CHAIN_INPUTS
 from moec.artifacts.model import AttentionStep, SegmentStep
 from moec.artifacts.program import resolve
-from moec.runtime.arena import plan_arena
-from moec.runtime.devices.protocol import View
-from moec.runtime.layout import (
+from moec.runtime.chain.arena import plan_arena
+from moec.runtime.chain.layout import (
     LocalKey,
     ValueKey,
     WorkspaceKey,
@@ -23,7 +22,8 @@ from moec.runtime.layout import (
     steps_of,
     value_spec,
 )
-from moec.runtime.part_binding import PartBinding
+from moec.runtime.chain.part_binding import PartBinding
+from moec.runtime.devices.protocol import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from moec.artifacts.reader import Bundle
     from moec.runtime.cache.states import StateStorage
     from moec.runtime.cache.storage import CacheStorage
+    from moec.runtime.chain.layout import Part
+    from moec.runtime.chain.mirrors import BatchMirrors
     from moec.runtime.devices.protocol import Call, Device, Functions, Memory
-    from moec.runtime.expert_calls import ExpertCalls
-    from moec.runtime.layout import Part
-    from moec.runtime.mirrors import BatchMirrors
-    from moec.runtime.routing import RoutingRecorder
+    from moec.runtime.experts.calls import ExpertCalls
+    from moec.runtime.routing.recorder import RoutingRecorder
 
 
 AttentionKind: TypeAlias = Literal["causal", "whole", "cross"]

@@ -13,8 +13,8 @@ from moec.artifacts.model import (
     StateStep,
 )
 from moec.artifacts.program import resolve
+from moec.runtime.chain.layout import LocalKey, kernel_name
 from moec.runtime.devices.protocol import HostCall, PackedCall, View
-from moec.runtime.layout import LocalKey, kernel_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from moec.artifacts.ids import TensorName, ValueId
     from moec.artifacts.model import ExpertsStep, Step
     from moec.artifacts.program import Operand
-    from moec.runtime.binding import AttentionKind, Binder
+    from moec.runtime.chain.binding import AttentionKind, Binder
+    from moec.runtime.chain.layout import Part
+    from moec.runtime.chain.mirrors import BatchMirrors
     from moec.runtime.devices.protocol import Call
-    from moec.runtime.layout import Part
-    from moec.runtime.mirrors import BatchMirrors
-    from moec.runtime.routing import RoutingRecorder
+    from moec.runtime.routing.recorder import RoutingRecorder
 
 
 _TOLD: dict[AttentionKind, tuple[str, ...]] = {

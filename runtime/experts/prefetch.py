@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from moec.errors import RequestError
-from moec.runtime.early_router import early_routers, likeliest
+from moec.runtime.routing.early_router import early_routers, likeliest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import PrefetchPlan, PrefetchSource, RoutingProfile
-    from moec.runtime.early_router import Routers
+    from moec.runtime.routing.early_router import Routers
     from moec.runtime.stats import Stats
 
     Guess: TypeAlias = Callable[[int, NDArray[np.float32], NDArray[np.int64]], NDArray[np.int64] | None]

@@ -15,8 +15,8 @@ import numpy as np
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.sharing import MAILBOX_US, TEAM_US
 from moec.runtime.devices.names import parse_ordinal
-from moec.runtime.machine import total_memory
-from moec.runtime.threads import default_threads
+from moec.runtime.machine.limits import total_memory
+from moec.runtime.machine.threads import default_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,0 +1,1 @@
+"""From records to the calls of a step: where everything lies, which kernel gets it, in which order."""

@@ -1,0 +1,1 @@
+"""From a bundle's path to a model on a device."""

@@ -1,0 +1,1 @@
+"""What a model will take, held against budgets before anything is allocated."""

@@ -1,0 +1,1 @@
+"""Which experts tokens choose, recorded, and guessed one MoE layer earlier."""
