@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moec.artifacts.codec import to_json
 from moec.artifacts.manifest import TargetRecord
-from moec.artifacts.quantization import KEEP
 from moec.artifacts.reader import open_modules
 from moec.artifacts.writer import BundleWriter, check_output
 from moec.compiler.bundling import describe_modules, fingerprint, finish_bundle
 from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint, with_tokenizer
 from moec.compiler.choices import choose_context, choose_dtype
+from moec.compiler.choose_formats import check_method, choose_formats, rounding_for
 from moec.compiler.fitting.calibrated import check_calibration
 from moec.compiler.generation import generation_defaults
-from moec.compiler.lowering.formats import check_formats, takes_formats
+from moec.compiler.lowering.formats import takes_formats
 from moec.compiler.modules import copy_modules, save_modules, save_side_files
-from moec.compiler.quantization import Kept, has_formats, kept_formats, policy_named, quantize
 from moec.compiler.stages import stage
-from moec.errors import CheckpointError, NetworkError
-from moec.formats import CALIBRATED
+from moec.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from moec.artifacts.fit import FitRecord
     from moec.artifacts.manifest import Manifest
-    from moec.artifacts.quantization import Quantization
     from moec.compiler.checkpoint import Checkpoint
-    from moec.compiler.fitting import FitRequest
-    from moec.compiler.packing.calibrated import CalibratedRounding
     from moec.compiler.partition import PartitionedModel
-    from moec.compiler.request import Calibration, CompileRequest, Log, Surroundings
+    from moec.compiler.request import Calibration, CompileRequest, Surroundings
 
 
 def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
@@ -62,20 +53,10 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
     if weighing:
         with stage("weights", around.log):
             checkpoint = complete(checkpoint, parts)
-    policy, chosen = request.quantization, None
-    if request.fit is not None:
-        with stage("fit", around.log):
-            policy, chosen = fit_formats(
-                parts, checkpoint, request.fit, request.calibration, names, around.log
-            )
-    if policy is not None and request.method is not None:
-        policy = replace(policy, method=request.method)
     plain = parts
-    with stage("quantize", around.log):
-        parts = choose_formats(parts, checkpoint, policy, names, around.log)
-        parts = replace(parts, packing=replace(parts.packing, fit=chosen))
+    parts = choose_formats(plain, checkpoint, request, names, around.log)
     check_method(parts, request)
-    key = None if request.modules_only else _resume_key(request, policy, checkpoint)
+    key = None if request.modules_only else _resume_key(request, parts, checkpoint)
     with BundleWriter(request.output, force=request.force, resume_key=key) as writer:
         save_modules(parts, writer.folder)
         save_side_files(checkpoint, writer.folder)
@@ -140,91 +121,9 @@ def build_parts(request: CompileRequest, checkpoint: Checkpoint, around: Surroun
     return parts
 
 
-def choose_formats(
-    parts: PartitionedModel,
-    checkpoint: Checkpoint,
-    asked: Quantization | None,
-    targets: Sequence[str],
-    log: Log,
-) -> PartitionedModel:
-    """Give weights the formats of a policy; ``CompileError`` where the kernels of a target do not take one.
-
-    Where none is asked for, what the checkpoint has is kept if it is known (modules are made without weights as well)
-    and the kernels of all targets take it.
-    """
-    from moec.compiler.lowering.targets import parse_target
-
-    policy, kept = asked or policy_named(KEEP), Kept()
-    try:
-        if policy.keeps:
-            kept = kept_formats(checkpoint, parts)
-    except (CheckpointError, NetworkError) as error:
-        if asked is not None:
-            raise
-        log.note(f"what the checkpoint has quantized is not known, and will be dequantized: {error.what}")
-    for name, count in kept.rounded.items():
-        log.note(
-            f"{count} quantized weights of the checkpoint are rounded to {name}, which is nearest to theirs"
-        )
-    for obstacle, count in kept.obstacles.items():
-        log.note(f"{count} quantized weights of the checkpoint are dequantized: {obstacle}")
-    chosen = quantize(parts, policy, kept.formats)
-    if not has_formats(chosen):
-        return parts
-    kinds = {parse_target(name).kind for name in targets}
-    if asked is None and not all(takes_formats(chosen.model, kind) for kind in kinds):
-        log.note("the checkpoint's codes are dequantized: a target has no kernels for them")
-        return parts
-    for kind in kinds:
-        check_formats(chosen.model, kind)
-    return chosen
-
-
-def fit_formats(
-    parts: PartitionedModel,
-    checkpoint: Checkpoint,
-    target: FitRequest,
-    calibration: Calibration,
-    targets: Sequence[str],
-    log: Log,
-) -> tuple[Quantization, FitRecord]:
-    """The policy that meets ``target`` at the least predicted loss; raises as `moec.compiler.fitting.fit`."""
-    from moec.compiler.fitting import fit
-    from moec.compiler.lowering.targets import parse_target
-
-    kinds = {parse_target(name).kind for name in targets}
-    kept = kept_formats(checkpoint, parts).formats
-    return fit(parts, checkpoint, kept, target, calibration, kinds, log)
-
-
-def check_method(parts: PartitionedModel, request: CompileRequest) -> None:
-    """Refuse a method that needs more than this compilation will have; raises as `check_calibrated`."""
-    policy = parts.packing.quantization
-    if policy is not None and policy.method in CALIBRATED:
-        from moec.compiler.calibration.rounding import check_calibrated
-
-        check_calibrated(policy.method, parts.model, request.calibration, modules_only=request.modules_only)
-
-
-def rounding_for(
-    parts: PartitionedModel,
-    plain: PartitionedModel,
-    checkpoint: Checkpoint,
-    request: CompileRequest,
-    log: Log,
-) -> AbstractContextManager[CalibratedRounding | None]:
-    """What rounds experts by calibration tokens, where the policy of ``parts`` wants that."""
-    policy = parts.packing.quantization
-    if policy is None or policy.method not in CALIBRATED:
-        return nullcontext()
-    from moec.compiler.calibration.rounding import feedback_rounding
-
-    return feedback_rounding(plain, checkpoint, request.calibration, log)
-
-
-def _resume_key(request: CompileRequest, policy: Quantization | None, checkpoint: Checkpoint) -> str:
+def _resume_key(request: CompileRequest, parts: PartitionedModel, checkpoint: Checkpoint) -> str:
     """What must be the same for an interrupted packing to go on."""
-    formats = json.dumps(to_json(policy), sort_keys=True)
+    formats = json.dumps(to_json(parts.packing.quantization), sort_keys=True)
     return f"{fingerprint(checkpoint)} {request.dtype} {request.max_context} {formats}"
 
 

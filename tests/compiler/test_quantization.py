@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from moec.artifacts.quantization import FormatRule, Quantization
-from moec.compiler import pipeline
+from moec.compiler import choose_formats
 from moec.compiler.kernels.cpu import packed_codes
 from moec.compiler.kernels.cuda.packed.codes import WIDENINGS
 from moec.compiler.lowering import formats
@@ -140,9 +140,9 @@ def chosen(
 ) -> tuple[Any, list[str]]:
     """What becomes of a tiny model whose checkpoint has ``kept``, for a target that takes MXFP4 alone."""
     monkeypatch.setattr(formats, "EXPERT_CODES", {"cpu": frozenset({"e2m1"})})
-    monkeypatch.setattr(pipeline, "kept_formats", lambda *_: Kept(kept))
+    monkeypatch.setattr(choose_formats, "kept_formats", lambda *_: Kept(kept))
     log, checkpoint = Notes(), cast("Checkpoint", None)
-    return pipeline.choose_formats(parts("mixtral"), checkpoint, asked, ("cpu",), log), log.notes
+    return choose_formats.with_formats(parts("mixtral"), checkpoint, asked, ("cpu",), log), log.notes
 
 
 def unlisted(*_: object) -> dict[str, str]:
@@ -161,11 +161,11 @@ def test_by_default_codes_are_kept_where_kernels_can(monkeypatch: pytest.MonkeyP
     assert "dequantized" in notes[0]
     with pytest.raises(CompileError, match="fp8-e4m3"):
         chosen(monkeypatch, policy_named("keep"), dict.fromkeys(downs, "fp8-e4m3"))
-    monkeypatch.setattr(pipeline, "kept_formats", unlisted)
+    monkeypatch.setattr(choose_formats, "kept_formats", unlisted)
     checkpoint, log = cast("Checkpoint", None), Notes()
-    assert pipeline.choose_formats(parts("mixtral"), checkpoint, None, ("cpu",), log) == parts("mixtral")
+    assert choose_formats.with_formats(parts("mixtral"), checkpoint, None, ("cpu",), log) == parts("mixtral")
     assert "No weights." in log.notes[0]
     with pytest.raises(CheckpointError):
-        pipeline.choose_formats(parts("mixtral"), checkpoint, policy_named("keep"), ("cpu",), log)
+        choose_formats.with_formats(parts("mixtral"), checkpoint, policy_named("keep"), ("cpu",), log)
     found, _ = chosen(monkeypatch, policy_named("none"), dict.fromkeys(downs, "mxfp4"))
     assert found == parts("mixtral")
