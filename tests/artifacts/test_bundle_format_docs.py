@@ -53,7 +53,7 @@ WORDS = {
 """Words in code style that are values, parts of an expert, or arrays, not properties of a JSON file."""
 
 
-APART = {"machine", "quantization"}
+APART = {"fit", "machine", "quantization"}
 """Schemas that those of a bundle's files refer to."""
 
 

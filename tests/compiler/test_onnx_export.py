@@ -17,6 +17,7 @@ from moec.compiler.lowering.lower import lower
 from moec.compiler.lowering.targets import parse_target
 from moec.compiler.onnx_export import ExpertModule, expert_inputs, export_onnx
 from moec.compiler.partition import PartitionedModel
+from tests.support.canaries import most_slow
 from tests.support.graphs import parts
 from tests.support.segments import Module
 
@@ -36,7 +37,7 @@ class Exported:
     module: Path
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
+@pytest.fixture(scope="module", params=most_slow(CASES, CASES[1:]), ids=lambda case: "-".join(case))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     model = parts(*request.param)
     folder, output = tmp_path_factory.mktemp("onnx") / "deep" / "folder", tmp_path_factory.mktemp("module")

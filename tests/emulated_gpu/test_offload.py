@@ -24,6 +24,7 @@ from moec.runtime.devices.protocol import PackedCall, View
 from moec.runtime.experts.slots import SlotPlan, state_bytes
 from moec.runtime.memory.device_budget import DevicePlan
 from tests.emulated_gpu.test_model import CACHE, PROMPTS, compiled, planned, rows
+from tests.support.canaries import most_slow
 from tests.support.cuda_stub import Stub
 
 LONG = [int(token) for token in np.random.default_rng(0).integers(2, 90, 150)]
@@ -90,7 +91,7 @@ def slots_of(model: runtime.Model) -> SlotPlan:
     return slots
 
 
-@pytest.mark.parametrize("share", [0.0, 0.04, 0.6, 0.85])
+@pytest.mark.parametrize("share", most_slow([0.0, 0.04, 0.6, 0.85], [0.0, 0.6]))
 def test_bits_are_those_of_the_resident_run(
     load: Callable[..., runtime.Model], expected: dict[str, Any], bundle: Path, share: float, stub: Stub
 ) -> None:

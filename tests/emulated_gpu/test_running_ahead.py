@@ -15,6 +15,7 @@ from moec.artifacts.traces import load_traces
 from moec.runtime import Request, Sampling
 from moec.runtime.chain.executor import ChainExecutor
 from tests.emulated_gpu.test_model import PROMPTS, compiled
+from tests.support.canaries import most_slow
 from tests.support.cuda_stub import Stub
 
 PAGE = 32
@@ -63,7 +64,7 @@ SAMPLINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize("name", most_slow(SAMPLINGS, ["drawn"]))
 def test_tokens_and_their_order(load: Callable[..., runtime.Model], name: str) -> None:
     """Of different lengths: one at its last token holds the others back for one step."""
     lengths = (3, 18, 11)
@@ -125,6 +126,7 @@ def test_scores_in_between_change_nothing(load: Callable[..., runtime.Model]) ->
         assert sequence.new_tokens == expected
 
 
+@pytest.mark.slow
 def test_pages_run_out(load: Callable[..., runtime.Model]) -> None:
     found = []
     for ahead in (False, True):

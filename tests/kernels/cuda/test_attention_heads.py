@@ -165,7 +165,7 @@ def test_few_tokens(name: str) -> None:
     check(held, [(0, 2), (1, 3), (2, 3)], EXACT)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", most_slow(SPECS, SPECS.keys() - {"as DeepSeek's", "selected, float32"}))
 def test_short_prompts(name: str) -> None:
     held = Cache(SPECS[name])
     assert held.spec.heads is not None
