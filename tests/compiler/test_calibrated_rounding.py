@@ -14,6 +14,7 @@ from moec.artifacts.experts import layout
 from moec.artifacts.model import ExpertsStep
 from moec.artifacts.quantization import Quantization
 from moec.cli import compile as command_line
+from moec.cli.formats import read_method
 from moec.compiler.calibration import rounding as rounding_module
 from moec.compiler.calibration.chain import CalibrationRun
 from moec.compiler.calibration.rounding import (
@@ -257,9 +258,9 @@ def test_what_it_needs() -> None:
 
 def test_the_command_line_knows_the_methods() -> None:
     assert sorted(METHODS) == list(command_line.METHODS)
-    assert command_line.read_method("feedback", chosen=True) == "feedback"
+    assert read_method("feedback", chosen=True) == "feedback"
     with pytest.raises(CompileError, match="--method has nothing to say"):
-        command_line.read_method("feedback", chosen=False)
+        read_method("feedback", chosen=False)
 
 
 def test_rows_of_up_are_scaled_where_they_are_factors() -> None:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from moec.cli.formats import UNROUNDED, read_fit, read_method, read_quantization
 from moec.cli.options import json_option
-from moec.cli.output import ProgressBar, StageLog, human_bytes, print_json, print_table
+from moec.cli.output import ProgressBar, StageLog
+from moec.cli.summary import print_summary
 
 if TYPE_CHECKING:
-    from moec.artifacts.manifest import Manifest
-    from moec.artifacts.quantization import Quantization
-    from moec.compiler.fitting import FitRequest
     from moec.compiler.request import Calibration, Surroundings
 
 METHODS = ("feedback", "nearest")
 """Those of ``moec.formats``, which the command line does not load to show its help."""
-
-UNROUNDED = (None, "none", "keep")
-"""What of ``--quantization`` rounds nothing."""
 
 output_option = click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to make."
@@ -169,122 +164,3 @@ def read_calibration(option: str | None) -> Calibration:
     if option == "none":
         return Calibration(enabled=False)
     return Calibration(prompts=None if option is None else read_prompts(Path(option)))
-
-
-def read_quantization(option: str | None) -> Quantization | None:
-    """``--quantization`` as a policy."""
-    from moec.compiler.quantization import POLICIES, policy_named, read_policy
-
-    if option is None:
-        return None
-    if option in POLICIES:
-        return policy_named(option)
-    if not Path(option).is_file():
-        raise click.BadParameter(
-            f"{option} is neither a file nor one of {', '.join(POLICIES)}.", param_hint="--quantization"
-        )
-    return read_policy(Path(option))
-
-
-def read_method(method: str | None, *, chosen: bool) -> str | None:
-    """``--method``; ``CompileError`` where nothing says which weights get codes."""
-    from moec.errors import CompileError
-
-    if method is not None and not chosen:
-        raise CompileError(
-            "--method has nothing to say here.",
-            "Without --fit or a format for --quantization what a checkpoint has is kept, and nothing is rounded.",
-            "Add --quantization with a format such as int4, or leave --method out.",
-        )
-    return method
-
-
-def read_fit(target: str | None, machine: Path | None, quantization: str | None) -> FitRequest | None:
-    """``--fit`` and ``--machine`` as a record.
-
-    Raises:
-        CompileError: a time has no machine, or a size has one, or formats are named too.
-        RequestError: it is neither a size nor a time.
-    """
-    from moec.artifacts.records import read_machine
-    from moec.compiler.fitting import FitRequest
-    from moec.errors import CompileError
-    from moec.runtime.memory.budget import parse_memory
-
-    if target is None:
-        if machine is not None:
-            raise CompileError(
-                "--machine has nothing to say without --fit.",
-                "It is the machine that a time per token is predicted for.",
-                "Add --fit with a time such as 20ms, or leave --machine out.",
-            )
-        return None
-    if quantization is not None:
-        raise CompileError(
-            "--fit and --quantization cannot be given together.",
-            "Each of them says the formats of all weights.",
-            "Leave one of them out.",
-        )
-    time = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*ms\s*", target)
-    if time is None:
-        if machine is not None:
-            raise CompileError(
-                f"--fit {target} is a size, and needs no --machine.",
-                "Whether everything fits a size does not depend on a machine's speeds.",
-                "Leave --machine out, or ask for a time such as --fit 20ms.",
-            )
-        return FitRequest(target, limit_bytes=parse_memory(target, 0, "--fit"))
-    if machine is None:
-        raise CompileError(
-            f"--fit {target} is a time, and there is no machine that it is for.",
-            "How long a token takes depends on a machine's memory and speeds.",
-            "Add --machine FILE: examples/machines/ has some, and `moec plan` measures this one.",
-        )
-    return FitRequest(target, milliseconds=float(time[1]), machine=read_machine(machine))
-
-
-def print_summary(output: Path, manifest: Manifest, as_json: bool) -> None:
-    """Say what was made, and for a bundle what memory it needs."""
-    total = sum(record.size_bytes for record in manifest.files.values())
-    rows = memory_rows(output) if manifest.contents == "bundle" else []
-    if as_json:
-        facts = {"path": str(output), "contents": manifest.contents, "bytes": total}
-        print_json(facts | {"targets": [target.name for target in manifest.targets], "memory": rows})
-        return
-    names = ", ".join(target.name for target in manifest.targets)
-    click.echo(
-        f"{output}: {manifest.contents} of {manifest.model_name}, {human_bytes(total)}, targets {names}"
-    )
-    if rows:
-        click.echo("\nmemory it needs, by the share of routed experts kept in the fastest tier:")
-        header = ("machine", "experts kept", "GPU memory", "host memory", "hit rate", "ms/token (floor)")
-        print_table(header, [_memory_cells(row) for row in rows])
-
-
-def memory_rows(output: Path) -> list[dict[str, Any]]:
-    """The memory report of a finished bundle, as JSON values."""
-    from moec.artifacts.codec import to_json
-    from moec.artifacts.reader import open_bundle
-    from moec.planning.analysis import analyse
-    from moec.planning.machines import common_machines
-    from moec.planning.report import memory_report
-    from moec.planning.shares import share_budgets
-
-    bundle = open_bundle(output, verify="sizes")
-    kinds = {target.kind for target in bundle.manifest.targets}
-    pairs = share_budgets(bundle.model, common_machines(), kinds)
-    return [
-        to_json(row) for row in memory_report(analyse(bundle.traces(), bundle.model), bundle.model, pairs)
-    ]
-
-
-def _memory_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    kept = row["slots"] if row["device_memory_bytes"] else row["host_experts"]
-    return (
-        row["machine"],
-        f"{kept} of {row['experts']}",
-        human_bytes(row["device_used_bytes"]) if row["device_memory_bytes"] else "-",
-        human_bytes(row["host_used_bytes"]),
-        f"{row['hit_rate']:.2f}",
-        f"{row['milliseconds_per_token']:.2f}",
-    )

@@ -10,11 +10,11 @@ from moec.cli.compile import (
     calibration_option,
     force_option,
     output_option,
-    print_summary,
     read_calibration,
     surroundings,
 )
 from moec.cli.options import json_option
+from moec.cli.summary import print_summary
 
 
 @click.command("pack")
