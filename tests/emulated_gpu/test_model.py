@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from moec import runtime
 from moec.compiler.lowering import cuda_module
@@ -41,7 +44,19 @@ def compiled(
     name: str = "deepseek_v2_lite",
     quantization: str | None = None,
 ) -> Path:
-    """A tiny model with code for the CPU, and for the emulator where a GPU's would be."""
+    """A tiny model with code for the CPU, and for the emulator where a GPU's would be; made once for all processes."""
+    made = Path(
+        os.environ.get("MOEC_STUB_BUNDLES", folder / "made"), f"{name}-{dtype}-{stored}-{quantization}"
+    )
+    made.mkdir(parents=True, exist_ok=True)
+    with FileLock(made / "lock"):
+        if not (made / "model.moec").exists():
+            _compile(made, dtype, stored, name, quantization)
+    shutil.copytree(made / "checkpoint", folder / "checkpoint", dirs_exist_ok=True)
+    return shutil.copytree(made / "model.moec", folder / "model.moec")
+
+
+def _compile(folder: Path, dtype: str, stored: torch.dtype, name: str, quantization: str | None) -> None:
     save(name, folder / "checkpoint", dtype=stored)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_module, "_machine_code", lambda source, target: source)
@@ -53,7 +68,6 @@ def compiled(
             targets=("cpu", "cuda-sm_90"),
             quantization=None if quantization is None else policy_named(quantization),
         )
-    return folder / "model.moec"
 
 
 @pytest.fixture
