@@ -49,6 +49,9 @@ def cuda_root() -> Path:
 
 @cache
 def _library(root: Path) -> Any:
+    # NVRTC opens these by their bare name, which some of its versions find only where they are loaded already.
+    for builtins in (root / "lib").glob("libnvrtc-builtins.so.13*"):
+        ctypes.CDLL(str(builtins))
     return ctypes.CDLL(str(root / "lib" / "libnvrtc.so.13"))
 
 
