@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import CODE_BYTES
@@ -150,7 +151,8 @@ def fit_time(
     """
     on_device = machine.gpu_name is not None and budgets.device_memory_bytes > 0
 
-    def exact(chosen: Sequence[int]) -> float:
+    @cache
+    def exact(chosen: tuple[int, ...]) -> float:
         found = with_options(facts, units, chosen)
         try:
             placed = place(found, analysis.profile, budgets, machine)
@@ -181,7 +183,7 @@ def fit_time(
 def _next_choice(
     units: Sequence[FitUnit],
     current: tuple[int, ...],
-    exact: Callable[[Sequence[int]], float],
+    exact: Callable[[tuple[int, ...]], float],
     loss: Callable[[Sequence[int]], float],
     milliseconds: float,
 ) -> tuple[int, ...]:
@@ -211,7 +213,7 @@ def _price(
     units: Sequence[FitUnit],
     current: tuple[int, ...],
     number: int,
-    exact: Callable[[Sequence[int]], float],
+    exact: Callable[[tuple[int, ...]], float],
     now: float,
 ) -> float:
     """Milliseconds for each byte of a unit, by the option next to its own in size that can be had at all."""

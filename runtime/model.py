@@ -80,7 +80,6 @@ class Model:
         self._stats = engine.stats
         self._engine: Engine | None = engine
         self._executor = executor
-        self._recorder: StepRecorder | None = None
         self._recording: tuple[StepRecorder, Path] | None = None
 
     @property
@@ -243,8 +242,9 @@ class Model:
                 "Logits of other shapes do not stack.",
                 "Call it for each row.",
             )
+        vocabulary = Vocabulary.of(self.record)
         for prompt in prompts:
-            Vocabulary.of(self.record).check(prompt)
+            vocabulary.check(prompt)
         scored = zip(prompts, sources, strict=True)
         return np.stack([self.engine.score(prompt, source) for prompt, source in scored])
 
@@ -266,7 +266,6 @@ class Model:
             self.record,
             lambda layers, _: SequenceRecorder(tuple(layer.experts for layer in layers), routers),
         )
-        before = self._recorder
         self._observe(recorder)
         sampling = sampling_from(self.record.generation, True, None, None, None, None)
         ends = frozenset(self.record.generation.eos_token_id)
@@ -286,7 +285,7 @@ class Model:
         try:
             run(self.engine, requests)
         finally:
-            self._observe(before)
+            self._observe(None if self._recording is None else self._recording[0])
         return recorder.traces()
 
     def record_routing(self, path: str | Path, capacity: int = DEFAULT_CAPACITY) -> None:
@@ -318,7 +317,7 @@ class Model:
     def _observe(self, recorder: StepRecorder | None) -> None:
         """Tell ``recorder`` of all that is run from now on."""
         assert self._executor is not None, "a fake executor has no routing"
-        self._executor.recorder, self._recorder = recorder, recorder
+        self._executor.recorder = recorder
         self.engine.observer = None if recorder is None else recorder.end_step
         sources = recorder.end_sources if isinstance(recorder, SidedRecorder) else None
         self.engine.source_observer = sources

@@ -154,9 +154,7 @@ class CalibrationRun:
                 likelihood = torch.log_softmax(values[CHAIN_OUTPUT][0], -1)
                 drawn = torch.multinomial(likelihood.detach().exp(), 1, generator=draw)
                 torch.autograd.backward(likelihood.gather(1, drawn).sum())
-            for run in runs:
-                for noted in run.noted:
-                    observe(noted.product())
+            _show(observe, runs)
             for name, gradient in gradients.items():
                 found = values[name].grad
                 if found is not None:
@@ -195,9 +193,7 @@ class CalibrationRun:
             ]
             if pairs:
                 torch.autograd.backward([value for value, _ in pairs], [gradient for _, gradient in pairs])
-        for run in noted:
-            for each in run.noted:
-                observe(each.product())
+        _show(observe, noted)
         return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
     def _outputs(
@@ -214,8 +210,7 @@ class CalibrationRun:
             if noted is not None:
                 noted.append(run)
             if observe is not None:
-                for each in run.noted:
-                    observe(each.product())
+                _show(observe, [run])
             return dict(zip(step.outputs, outputs, strict=True))
         if isinstance(step, AttentionStep):
             return {step.output: self._attention(step, values)}
@@ -270,3 +265,10 @@ class CalibrationRun:
         ones = torch.ones(values[step.weight].shape, dtype=torch.float64).numpy()
         kept = keep_within_capacity(self._model.experts[step.layer], values[step.index].numpy(), ones, calls)
         return torch.from_numpy(kept).float()
+
+
+def _show(observe: Observer, runs: Sequence[SegmentRun]) -> None:
+    """Every product of some segments, with the gradients that are known by now."""
+    for run in runs:
+        for noted in run.noted:
+            observe(noted.product())

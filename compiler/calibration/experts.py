@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moec.compiler.calibration.activation import apply_expression
+from moec.compiler.activation import activate
 from moec.compiler.calibration.products import ExpertMatrix, Product
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def products_of(
     """Of each matrix what enters it, and its result with the bias."""
     names = ("gate", "up") if body.gated else ("up",)
     found = {name: (x, _linear(parts, name, x)) for name in names}
-    gate = found["gate"][1] if body.gated else None
-    inner = apply_expression(body.activation, gate, found["up"][1])
+    inner = activate(body.activation, {name: result for name, (_, result) in found.items()})
     return {**found, "down": (inner, _linear(parts, "down", inner))}
 
 

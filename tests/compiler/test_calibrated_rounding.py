@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +33,11 @@ from moec.errors import BundleError, CheckpointError, CompileError
 from moec.formats import FORMATS, METHODS, dequantize, dequantize_rows
 from moec.formats.nearest import round_to_nearest
 from tests.support.graphs import parts
+from tests.support.notes import Notes
 from tests.support.tiny_models import build, save
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from moec.compiler.checkpoint import Checkpoint
@@ -48,19 +47,6 @@ if TYPE_CHECKING:
 TOKENS = torch.randint(2, 120, (6, 100), generator=torch.Generator().manual_seed(0)).tolist()
 CALIBRATION = Calibration(prompts=tuple(Prompt(None, tuple(ids)) for ids in TOKENS))
 FEEDBACK = replace(policy_named("int4"), method="feedback")
-
-
-class Quiet:
-    """A log that is told nothing."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def stage(self, _name: str) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def prepared(
@@ -133,7 +119,7 @@ def test_experts_are_nearer_than_rounded_to_nearest(
     monkeypatch.setattr(rounding_module, "SCALING_TOKENS", 1 if scaled else 1 << 20)
     policy = replace(policy_named(name), method="feedback")
     checkpoint, plain, chosen = prepared(tmp_path, policy)
-    log = Quiet()
+    log = Notes()
     with feedback_rounding(plain, checkpoint, CALIBRATION, log) as rounding:
         files = packed(checkpoint, chosen, tmp_path / "out", rounding)
     assert "600 calibration tokens, which is few" in log.notes[0]
@@ -148,7 +134,7 @@ def test_experts_are_nearer_than_rounded_to_nearest(
 def test_every_part_is_where_it_belongs(tmp_path: Path) -> None:
     """Gate and up alternate in this checkpoint, matrices are input-major, and there are biases."""
     checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK, "gpt_oss")
-    with feedback_rounding(plain, checkpoint, CALIBRATION, Quiet()) as rounding:
+    with feedback_rounding(plain, checkpoint, CALIBRATION, Notes()) as rounding:
         files = packed(checkpoint, chosen, tmp_path / "out", rounding)
     weights, body = build("gpt_oss").state_dict(), chosen.model.bodies[0]
     for layer in chosen.model.experts:
@@ -178,7 +164,7 @@ def test_every_part_is_where_it_belongs(tmp_path: Path) -> None:
 def test_all_else_is_rounded_to_nearest_and_packing_resumes(tmp_path: Path) -> None:
     checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK)
     nearest = packed(checkpoint, quantize(plain, policy_named("int4")), tmp_path / "nearest", None)
-    with feedback_rounding(plain, checkpoint, CALIBRATION, Quiet()) as rounding:
+    with feedback_rounding(plain, checkpoint, CALIBRATION, Notes()) as rounding:
         files = packed(checkpoint, chosen, tmp_path / "out", rounding)
         journal = (tmp_path / "out" / "pack-journal.jsonl").read_text()
         assert packed(checkpoint, chosen, tmp_path / "out", rounding) == files
@@ -186,7 +172,7 @@ def test_all_else_is_rounded_to_nearest_and_packing_resumes(tmp_path: Path) -> N
     assert files["dense.safetensors"] == nearest["dense.safetensors"]
     assert files["experts-00000.bin"] != nearest["experts-00000.bin"]
     other = Calibration(prompts=CALIBRATION.prompts[:2] if CALIBRATION.prompts else None)
-    with feedback_rounding(plain, checkpoint, other, Quiet()) as rounding:
+    with feedback_rounding(plain, checkpoint, other, Notes()) as rounding:
         changed = packed(checkpoint, chosen, tmp_path / "out", rounding)
     assert changed["experts-00000.bin"] != files["experts-00000.bin"]
 
@@ -195,7 +181,7 @@ def test_experts_that_nothing_entered_are_rounded_to_nearest(tmp_path: Path) -> 
     checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK)
     few = Calibration(prompts=(Prompt(None, (5, 6)),))
     nearest = packed(checkpoint, quantize(plain, policy_named("int4")), tmp_path / "nearest", None)
-    with feedback_rounding(plain, checkpoint, few, Quiet()) as rounding:
+    with feedback_rounding(plain, checkpoint, few, Notes()) as rounding:
         files = packed(checkpoint, chosen, tmp_path / "out", rounding)
     part = layout(chosen.model.bodies[0]).part("down")
     downs = [
@@ -209,7 +195,7 @@ def test_experts_that_nothing_entered_are_rounded_to_nearest(tmp_path: Path) -> 
 
 def test_values_that_are_not_finite_name_their_tensor(tmp_path: Path) -> None:
     checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK)
-    with feedback_rounding(plain, checkpoint, CALIBRATION, Quiet()) as rounding:
+    with feedback_rounding(plain, checkpoint, CALIBRATION, Notes()) as rounding:
         weights = checkpoint.path / "model.safetensors"
         entry = next(entry for name, entry in checkpoint.index.items() if "experts.3.w2" in name)
         with weights.open("r+b") as file:

@@ -140,7 +140,7 @@ class SharedTurns:
 
         def total(place: int) -> Expr:
             low = value("float32", "shuffle_xor", load(self.totals[0], place), i32(2))
-            return T.bind(load(self.totals[0], place) + low * T.float32(1 / SPLIT.lift))
+            return T.bind(_whole([load(self.totals[0], place), low]))
 
         totals = [total(place) for place in range(WORDS * self.streams)]
         with when(first):
@@ -154,7 +154,7 @@ class SharedTurns:
             tile,
             round_,
             [
-                T.bind(load(high, place) + load(low, place) * T.float32(1 / SPLIT.lift))
+                T.bind(_whole([load(part, place) for part in (high, low)]))
                 for place in range(WORDS * self.streams)
             ],
         )
