@@ -40,6 +40,7 @@ from moec.compiler.quantization.policies import BYTE_FORMAT, METHOD
 from moec.compiler.request import Calibration
 from moec.compiler.trace import trace
 from moec.formats import FORMATS
+from moec.planning.fit_losses import predicted_losses
 from moec.planning.fitting import FitUnit, resident_bytes, with_options
 from moec.planning.machines import CONTEXT_TOKENS, STEP_TOKENS
 from moec.runtime.memory.budget import parse_memory
@@ -99,6 +100,34 @@ class Sizes:
         return resident_bytes(found, self._budgets, on_device=False)
 
 
+class Results:
+    """Rows of the table, written after each one.
+
+    Args:
+        judge: measures them.
+        facts: about the run, beside the rows in the file.
+        known: rows that need not be measured again.
+    """
+
+    def __init__(
+        self, judge: RoundedCheckpoint, facts: Mapping[str, Any], known: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self._judge, self._facts, self._known = judge, facts, known
+        self.rows: list[Mapping[str, Any]] = []
+
+    def add(self, name: str, units: Sequence[Unit], formats: Mapping[str, str], **facts: Any) -> None:
+        """``facts`` are its bytes, its method, and what else there is to say."""
+        method = facts["method"]
+        same = [row for row in self._known if (row["formats"], row["method"]) == (formats, method)]
+        agreement = Agreement(**same[0]["held_out"]) if same else self._judge.loss(formats, units, method)
+        self.rows.append({"name": name, **facts, "held_out": asdict(agreement), "formats": formats})
+        change = agreement.perplexity / agreement.reference_perplexity - 1
+        print(f"{name:30} {facts['bytes']:10} {change:+9.3%} {agreement.mean_kl:9.3e}", flush=True)
+        names = {row["name"] for row in self.rows}
+        others = [row for row in self._known if row["name"] not in names and "limit_bytes" not in row]
+        write_result(NAME, [*self.rows, *others], **self._facts)
+
+
 def known_rows(windows: int, tokens: int) -> list[dict[str, Any]]:
     """Of the results that are there, if they are of the same text."""
     path = RESULTS / f"{NAME}.json"
@@ -130,63 +159,35 @@ def main() -> None:
     if options.windows and options.windows < len(windows):
         windows = [windows[at * len(windows) // options.windows] for at in range(options.windows)]
     tokens = sum(map(len, windows))
-    known = known_rows(len(windows), tokens) if options.keep else []
     checkpoint, parts = build_parts(options.checkpoint)
     prompts = None if options.calibration is None else read_prompts(options.calibration)
     calibration, log = Calibration(prompts=prompts), StageLog()
     units = fit_units(parts, {})
     sizes = Sizes(parts, units)
     found = measure(parts, checkpoint, units, calibration, log)
-    fitted = [with_losses(parts, unit, found.losses[unit.name]) for unit in units]
-    rows: list[dict[str, Any]] = []
+    fitted = [with_losses(parts, unit, found.losses[unit.name], found.swaps[unit.name]) for unit in units]
+    facts = {"checkpoint": options.checkpoint.name, "windows": len(windows), "tokens": tokens}
     with feedback_rounding(parts, checkpoint, calibration, log) as calibrated:
         judge = RoundedCheckpoint(checkpoint, parts, windows, calibrated)
-
-        def judged(name: str, formats: Mapping[str, str], method: str, **more: Any) -> None:
-            same = [row for row in known if (row["formats"], row["method"]) == (formats, method)]
-            agreement = Agreement(**same[0]["held_out"]) if same else judge.loss(formats, units, method)
-            facts = {"name": name, "bytes": sizes.of(formats), "method": method}
-            rows.append({**facts, **more, "held_out": asdict(agreement), "formats": formats})
-            print(
-                f"{name:30} {facts['bytes']:10} {change(agreement):+9.3%} {agreement.mean_kl:9.3e}",
-                flush=True,
-            )
-
+        known = known_rows(len(windows), tokens) if options.keep else []
+        results = Results(judge, {**facts, "calibration_tokens": found.tokens}, known)
         print(f"{'formats':30} {'bytes':>10} {'perplexity':>9} {'mean KL':>9}")
         for name, scope in uniforms(options.only):
-            judged(f"{name}, {scope}", uniform(units, name, scope), METHOD)
+            formats = uniform(units, name, scope)
+            results.add(f"{name}, {scope}", units, formats, bytes=sizes.of(formats), method=METHOD)
         for target in options.targets:
             name, _, scope = target.partition(",")
-            known_name = name == PLAIN or name in FORMATS
-            limit = sizes.of(uniform(units, name, scope)) if known_name else parse_memory(target, 0, "target")
+            named = name == PLAIN or name in FORMATS
+            limit = sizes.of(uniform(units, name, scope)) if named else parse_memory(target, 0, "target")
             request = FitRequest(target, limit_bytes=limit)
-            chosen = choose_options(parts.model, fitted, request, found, on_device=False)
-            picked = {
-                unit.name: unit.options[number].format
-                for unit, number in zip(fitted, chosen.chosen, strict=True)
-            }
-            predicted = chosen_loss(fitted, chosen.chosen)
-            judged(f"fit {target}", picked, METHOD, limit_bytes=limit, predicted=predicted)
-            judged(f"fit {target}, {FEEDBACK}", picked, FEEDBACK, limit_bytes=limit, predicted=predicted)
-    summarise(rows)
-    write_result(
-        NAME,
-        rows,
-        checkpoint=options.checkpoint.name,
-        windows=len(windows),
-        tokens=tokens,
-        calibration_tokens=found.tokens,
-    )
-
-
-def change(agreement: Agreement) -> float:
-    """Of the perplexity, as a part of what it was."""
-    return agreement.perplexity / agreement.reference_perplexity - 1
-
-
-def chosen_loss(units: Sequence[FitUnit], chosen: Sequence[int]) -> float:
-    """As predicted, of all units together."""
-    return sum(unit.options[number].loss for unit, number in zip(units, chosen, strict=True))
+            chosen = choose_options(parts.model, fitted, request, found, on_device=False).chosen
+            options_of = zip(fitted, chosen, strict=True)
+            formats = {unit.name: unit.options[number].format for unit, number in options_of}
+            more = {"limit_bytes": limit, "predicted": sum(predicted_losses(fitted, chosen))}
+            for method, suffix in ((METHOD, ""), (FEEDBACK, f", {FEEDBACK}")):
+                own = {"bytes": sizes.of(formats), "method": method, **more}
+                results.add(f"fit {target}{suffix}", units, formats, **own)
+    summarise(results.rows)
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -85,9 +85,14 @@ def fit_units(parts: PartitionedModel, kept: Mapping[str, str]) -> tuple[Unit, .
     return tuple(units)
 
 
-def with_losses(parts: PartitionedModel, unit: Unit, losses: Mapping[str, float]) -> FitUnit:
-    """A unit as planning takes it; ``losses`` are by format."""
-    return FitUnit(unit.name, tuple(option_of(parts, unit, kind, losses[kind]) for kind in unit.formats))
+def with_losses(
+    parts: PartitionedModel, unit: Unit, losses: Mapping[str, float], swaps: Mapping[str, float]
+) -> FitUnit:
+    """A unit as planning takes it; ``losses`` and ``swaps`` are by format (see `FormatOption`)."""
+    options = (
+        replace(option_of(parts, unit, kind, losses[kind]), swaps=swaps[kind]) for kind in unit.formats
+    )
+    return FitUnit(unit.name, tuple(options))
 
 
 def option_of(parts: PartitionedModel, unit: Unit, kind: str, loss: float) -> FormatOption:
