@@ -133,8 +133,11 @@ class CalibrationRun:
         gradients = self._last_steps(observe)
         for step in reversed(self._model.steps[: self._model.last_step]):
             outputs = {name: gradients.pop(name, NONE) for name in step_values(step)[1]}
-            back_through = self._experts_back if isinstance(step, ExpertsStep) else self._step_back
-            for name, found in back_through(step, outputs, observe).items():
+            if isinstance(step, ExpertsStep):
+                inputs = self._experts_back(step, outputs, observe)
+            else:
+                inputs = self._step_back(step, outputs, observe)
+            for name, found in inputs.items():
                 gradients[name] = plus(gradients.get(name, NONE), found)
 
     def _last_steps(self, observe: Observer) -> dict[ValueId, Gradients]:
