@@ -93,10 +93,20 @@ def products_of(
     body: ExpertBody, parts: Mapping[str, torch.Tensor], x: torch.Tensor
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Of each matrix what enters it, and its result with the bias."""
-    names = ("gate", "up") if body.gated else ("up",)
-    found = {name: (x, _linear(parts, name, x)) for name in names}
+    found = {name: (x, result) for name, result in _outer_results(body, parts, x).items()}
     inner = activate(body.activation, {name: result for name, (_, result) in found.items()})
     return {**found, "down": (inner, _linear(parts, "down", inner))}
+
+
+def inner_of(body: ExpertBody, parts: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """What enters down."""
+    return activate(body.activation, _outer_results(body, parts, x))
+
+
+def _outer_results(
+    body: ExpertBody, parts: Mapping[str, torch.Tensor], x: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    return {name: _linear(parts, name, x) for name in (("gate", "up") if body.gated else ("up",))}
 
 
 def _linear(parts: Mapping[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:

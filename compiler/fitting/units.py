@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from moec.compiler.partition import PartitionedModel
 
 MENU = (PLAIN, "int8-g32", "int8-g128", "int4-g32-m", "int4-g32", "int4-g128")
-"""Formats to choose from. Few, since a segment is a function of its own for each; with all others besides, nothing more is
-gained (docs/decisions/0029-routers-decisions-have-a-gradient-of-their-own.md)."""
+"""Formats to choose from. Few, since a segment is a function of its own for each; the others would gain nothing more
+(docs/decisions/0029-routers-decisions-have-a-gradient-of-their-own.md)."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,9 @@ def test_scaled_columns_make_products_nearer(kind: Format) -> None:
 
 @kinds
 def test_columns_that_count_alike_are_left_alone(kind: Format) -> None:
-    np.testing.assert_allclose(column_scales(kind, matrix(), 3 * np.eye(COLUMNS)), 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        column_scales(kind, matrix(), 3 * np.eye(COLUMNS, dtype=np.float32)), 1, rtol=1e-6
+    )
 
 
 def test_moments_are_believed_as_far_as_there_are_samples() -> None:
