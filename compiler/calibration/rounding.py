@@ -145,17 +145,12 @@ class FeedbackRounding:
 def check_calibrated(
     method: str, model: ModelRecord, calibration: Calibration, *, modules_only: bool
 ) -> None:
-    """Refuse a method that rounds by calibration tokens where there will be none, or nothing that it rounds.
+    """Refuse a method that rounds by calibration tokens where there will be none; the model's formats do not matter.
 
     Raises:
-        CompileError: there are no prompts, or no weights, or the model cannot be run here, or no experts get whole
-            numbers.
+        CompileError: there are no prompts, or no weights, or the model cannot be run here.
     """
     what = f"The method {method} cannot be used."
-    kinds = [format_of(body.format) for body in model.bodies]
-    if not any(kind is not None and takes_feedback(kind) for kind in kinds):
-        why = "It rounds routed experts to whole numbers (int4, int8), and here none get such a format."
-        raise CompileError(what, why, "Choose another format for experts, or use the method nearest.")
     reason = why_not(model)
     if modules_only:
         why = "It rounds weights by what enters them, and --modules-only stops before there are weights."
@@ -166,6 +161,12 @@ def check_calibrated(
     if reason is not None:
         why = f"It runs the model on calibration prompts before it is packed, which this one is not fit for: {reason}."
         raise CompileError(what, why, "Use the method nearest.")
+
+
+def rounds_any(model: ModelRecord) -> bool:
+    """Whether such a method has any experts to round: some that get whole numbers."""
+    kinds = [format_of(body.format) for body in model.bodies]
+    return any(kind is not None and takes_feedback(kind) for kind in kinds)
 
 
 @contextmanager
