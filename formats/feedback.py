@@ -35,8 +35,8 @@ ROWS_AT_ONCE = 2048
 """Rows of a matrix that go through the columns together: so few that a block's errors stay near a core."""
 SCALING_ROWS = 256
 """Rows that powers are tried on."""
-LEAST_INVERTED = 64
-"""Rows of a triangle that is inverted as any matrix is."""
+LEAST_HALF = 32
+"""Rows; smaller matrices are factored and inverted whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,23 +75,23 @@ def feedback(moments: Floats) -> Feedback:
     order = np.argsort(-importance, kind="stable")
     damped = moments[np.ix_(order[::-1], order[::-1])].astype(np.float32)
     damped[np.diag_indices_from(damped)] += np.float32(DAMPING * importance.mean())
-    lower = np.linalg.cholesky(damped)
-    del damped
-    _invert(lower)
-    return Feedback(order, np.ascontiguousarray(lower[::-1, ::-1]))
+    _invert_factor(damped)
+    return Feedback(order, np.ascontiguousarray(damped[::-1, ::-1]))
 
 
-def _invert(lower: Floats) -> None:
-    """Put the inverse of a lower triangular matrix in its place, by halves: nearly all of it is products."""
-    size = len(lower)
-    if size <= LEAST_INVERTED:
-        lower[:] = np.linalg.inv(lower)
+def _invert_factor(matrix: Floats) -> None:
+    """Put the inverse of its lower Cholesky factor in a matrix's place, by halves: nearly all of it is products."""
+    half = len(matrix) // 2
+    if half < LEAST_HALF:
+        matrix[:] = np.linalg.inv(np.linalg.cholesky(matrix))
         return
-    half = size // 2
-    first, second, below = lower[:half, :half], lower[half:, half:], lower[half:, :half]
-    _invert(first)
-    _invert(second)
+    first, below, second = matrix[:half, :half], matrix[half:, :half], matrix[half:, half:]
+    _invert_factor(first)
+    below[:] = below @ first.T
+    second -= below @ below.T
+    _invert_factor(second)
     below[:] = -(second @ (below @ first))
+    matrix[:half, half:] = 0
 
 
 def column_scales(kind: Format, matrix: Floats, moments: Floats) -> Floats:
