@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from moec.artifacts.experts import layout
 from moec.artifacts.model import ExpertsStep
@@ -21,6 +22,7 @@ from moec.compiler.calibration.rounding import (
     check_calibrated,
     feedback_rounding,
     is_linear_in_up,
+    moments_of,
     rounds_any,
 )
 from moec.compiler.calibration.values import ValueFiles
@@ -42,6 +44,8 @@ from tests.support.tiny_models import build, save
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.partition import PartitionedModel
@@ -221,6 +225,25 @@ def test_only_what_enters_experts_is_kept(tmp_path: Path) -> None:
     for step, (x, index) in zip(steps, inputs().values(), strict=True):
         torch.testing.assert_close(values[step.hidden], x, rtol=1e-4, atol=1e-5)
         assert torch.equal(values[step.index].sort().values, index.sort().values)
+
+
+def test_threads_and_their_teams_are_as_many_as_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK)
+    teams: set[int] = set()
+
+    def noted(*arguments: Any) -> NDArray[np.float32]:
+        teams.update(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return moments_of(*arguments)
+
+    monkeypatch.setattr(rounding_module, "moments_of", noted)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
+    before = threadpool_info()
+    with feedback_rounding(plain, checkpoint, CALIBRATION, Notes()) as rounding, threadpool_limits(8, "blas"):
+        packed(checkpoint, chosen, tmp_path / "out", rounding)
+    assert teams == {3}
+    assert threadpool_info() == before
 
 
 def test_packing_by_itself_cannot(tmp_path: Path) -> None:
