@@ -24,7 +24,7 @@ from moec.compiler.kernels.cpu.emit import Argument, arguments, build, symbol
 from moec.compiler.kernels.cuda.experts_few import ExpertCall
 from moec.compiler.kernels.cuda.experts_layout import slice_columns, workspace_bytes
 from moec.compiler.kernels.cuda.experts_many import HOPPER_TILES, TILES, Tiles, emit_experts_many
-from moec.runtime.chain.tensors import aligned_empty
+from moec.runtime.tensors import aligned_empty
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
 from tests.support.cuda_emulator import Emulated
 

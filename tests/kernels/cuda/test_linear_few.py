@@ -14,7 +14,7 @@ from moec.compiler.kernels.cuda.few_tiling import STEP_COLUMNS, Tiling, choose_t
 from moec.compiler.kernels.cuda.few_tokens import Block
 from moec.compiler.kernels.cuda.linear_few import FewGroup, FewProduct, emit_linear_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.primitives import i32, shared, sync
-from moec.runtime.chain.tensors import aligned_empty
+from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated
 from tests.support.products import Linear
 
