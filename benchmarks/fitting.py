@@ -28,14 +28,14 @@ from moec.artifacts.schedule import Budgets
 from moec.cli.output import StageLog
 from moec.compiler.checkpoint import fetch_weights, open_checkpoint
 from moec.compiler.choices import choose_context, choose_dtype
-from moec.compiler.fitting.fit import FitRequest, choose_options, measure
+from moec.compiler.fitting.fit import choose_options, measure
 from moec.compiler.fitting.units import fit_units, option_of, with_losses
 from moec.compiler.generation import generation_defaults
 from moec.compiler.partition import partition
 from moec.compiler.profiling.calibration import read_prompts
 from moec.compiler.quantization.policies import BYTE_FORMAT, METHOD
 from moec.compiler.reference import compare
-from moec.compiler.request import Calibration
+from moec.compiler.request import Calibration, FitRequest
 from moec.compiler.trace import trace
 from moec.formats import FORMATS, METHODS, dequantize
 from moec.planning.fitting import FitUnit, resident_bytes, with_options

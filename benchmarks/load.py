@@ -23,7 +23,7 @@ import click
 
 from benchmarks.common import print_rows, write_result
 from moec.artifacts.reader import read_manifest, weight_names
-from moec.runtime.machine.measure import gpu_record
+from moec.runtime.devices.measure import gpu_record
 
 AIM = 1.3
 """Most time to the first token over the floor."""

@@ -128,7 +128,7 @@ def start_times(bundle: Path, device: str) -> dict[str, float]:
     from moec.runtime.devices.cuda.libraries import load_cuda_libraries
     from moec.runtime.devices.cuda.nvidia import NvidiaDriver
     from moec.runtime.devices.names import parse_ordinal
-    from moec.runtime.loading.libraries import host_cpu_features, load_runtime
+    from moec.runtime.machine.libraries import host_cpu_features, load_runtime
 
     clock = _Clock()
     driver = NvidiaDriver()

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from moec.artifacts.model import ExpertBody, ExpertsLayer, ModelRecord
     from moec.artifacts.program import SegmentProgram
-    from moec.compiler.lowering.passes.dispatch_linear import LinearShape
-    from moec.compiler.lowering.passes.fuse_rows import Product
+    from moec.compiler.kernels.linear_shape import LinearShape
+    from moec.compiler.kernels.rows.product import Product
     from moec.compiler.lowering.targets import Target
 
 

@@ -24,8 +24,8 @@ from moec.runtime.devices.cuda.starting import start_device
 from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
 from moec.runtime.engine import Engine
 from moec.runtime.engine.scheduler import limits_of
-from moec.runtime.loading.libraries import host_cpu_features, load_runtime
 from moec.runtime.loading.read_ahead import ReadAhead
+from moec.runtime.machine.libraries import host_cpu_features, load_runtime
 from moec.runtime.machine.threads import helper_threads
 from moec.runtime.memory.cuda_planning import MemoryPlanner, device_limit
 from moec.runtime.model import Model

@@ -22,7 +22,7 @@ from moec.runtime.experts.calls import HostExperts
 from moec.runtime.experts.prefetch import make_prefetcher
 from moec.runtime.experts.residency import plan_layers
 from moec.runtime.experts.tables import ExpertStore
-from moec.runtime.loading.libraries import (
+from moec.runtime.machine.libraries import (
     choose_cpu_target,
     host_cpu_features,
     load_runtime,

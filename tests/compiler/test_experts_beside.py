@@ -22,9 +22,9 @@ from moec.compiler.lowering.lower import import_segments, packed_functions
 from moec.compiler.lowering.pipeline import pipeline, run_passes
 from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.targets import parse_target
-from moec.runtime.chain.tensors import aligned_empty
 from moec.runtime.devices.cuda.offload.states import Places, fill_state
 from moec.runtime.experts.slots import LayerSlots
+from moec.runtime.tensors import aligned_empty
 from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
 from tests.support.graphs import parts

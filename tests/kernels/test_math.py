@@ -9,8 +9,8 @@ import torch
 
 from moec.artifacts.activation import ARITY
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, loop, store
 from moec.compiler.kernels.cpu.math import VectorMath
+from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, loop, store
 
 SIZE = 4096
 Compile = Callable[[Any, int], Callable[..., None]]

@@ -23,7 +23,7 @@ from moec.artifacts.model import (
 )
 from moec.artifacts.program import Call, LocalSpec, Operand, ProgramRecord, SegmentProgram, Workspace
 from moec.artifacts.safetensors import TensorPlace
-from moec.runtime.chain.tensors import aligned_empty
+from moec.runtime.tensors import aligned_empty
 
 if TYPE_CHECKING:
     from collections.abc import Callable

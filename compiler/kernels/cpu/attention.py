@@ -15,7 +15,10 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.attention_arguments import Appended, Extents, attention_arguments
 from moec.compiler.kernels.cpu.cache_append import append, page_of
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.flash import LOWEST, Block, Flash, Page, new_block
+from moec.compiler.kernels.cpu.latents import LatentCall
+from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.emit import (
     Buffer,
     Expr,
     arguments,
@@ -31,9 +34,6 @@ from moec.compiler.kernels.cpu.emit import (
     splat,
     store,
 )
-from moec.compiler.kernels.cpu.flash import LOWEST, Block, Flash, Page, new_block
-from moec.compiler.kernels.cpu.latents import LatentCall
-from moec.compiler.kernels.cpu.machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moec.artifacts.model import DTYPE_BYTES, ExpertsStep
 from moec.artifacts.program import resolve
 from moec.runtime.chain.layout import value_spec
-from moec.runtime.devices.protocol import ALIGNMENT_BYTES, View
+from moec.runtime.device import ALIGNMENT_BYTES, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -98,7 +98,7 @@ def _learn(opened: Bundle, analysis: Analysis, schedule: Schedule) -> None:
 
 def _describe(machine: Path | None, bundle: Bundle) -> MachineRecord:
     from moec.artifacts.records import read_machine
-    from moec.runtime.machine.measure import gpu_records, this_machine
+    from moec.runtime.devices.measure import gpu_records, this_machine
     from moec.runtime.machine.threads import helper_threads
     from moec.runtime.sharing.alone import team_speed
 

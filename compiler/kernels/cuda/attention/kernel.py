@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.artifacts.program import HOPPER
-from moec.compiler.kernels.cpu.emit import build, either, i64
 from moec.compiler.kernels.cuda.attention.append import append
 from moec.compiler.kernels.cuda.attention.decode import decode
 from moec.compiler.kernels.cuda.attention.decode_plan import WIDEST, plan
@@ -28,6 +27,7 @@ from moec.compiler.kernels.cuda.attention.through_latents import attend_heads, o
 from moec.compiler.kernels.cuda.attention.warpgroups import fits
 from moec.compiler.kernels.cuda.attention.ways import Way
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
+from moec.compiler.kernels.emit import build, either, i64
 
 if TYPE_CHECKING:
     from tvm import tirx
