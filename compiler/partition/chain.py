@@ -6,24 +6,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.ids import LayerId, TensorName, ValueId
-from moec.artifacts.model import (
+from moec.artifacts.model import AttentionSpec, DType, ExpertBody, ExpertsLayer, SelectionSpec, TensorSpec
+from moec.artifacts.packing import DenseTensor, ExpertSource
+from moec.artifacts.steps import (
     AppendStep,
-    AttentionSpec,
     AttentionStep,
     CapacityStep,
-    DType,
-    ExpertBody,
-    ExpertsLayer,
     ExpertsStep,
     LatentWeights,
     SegmentStep,
-    SelectionSpec,
     SelectionStep,
     StateStep,
     Step,
-    TensorSpec,
 )
-from moec.artifacts.packing import DenseTensor, ExpertSource
 from moec.compiler.partition.attentions import attention_spec
 from moec.compiler.partition.nodes import marker_arguments, tensor_spec
 from moec.compiler.partition.segments import Functions, build_segment

@@ -58,7 +58,7 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
     ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``token_last [T]`` int32 (where neither causal nor
     cross), ``selection [T, S]`` int32 (where the spec is selected; see ``SelectionStep``), ``sinks [Hq]`` (where the
     spec has them), ``bias [Hq, 2 * bias_reach + 1]`` (where it has one), the matrices
-    of `moec.artifacts.model.LatentWeights` and ``workspace`` uint8 (where it has heads), ``out [1, T, Hq, Dr]``. Dq and
+    of `moec.artifacts.steps.LatentWeights` and ``workspace`` uint8 (where it has heads), ``out [1, T, Hq, Dr]``. Dq and
     Dr are the spec's query_dim and result_dim. Tokens of one sequence are adjacent, in increasing position. P is
     ``PAGE_TOKENS``; T, B, M and the number of pages are symbolic; the caches are of the spec's dtype, matrices of the
     heads', all else is float32. See ``AttentionSpec`` for which positions a token sees.
