@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from moec.artifacts.ids import LayerId, TensorName
-    from moec.artifacts.model import SegmentStep
+    from moec.artifacts.steps import SegmentStep
     from moec.compiler.partition.records import SegmentGraph
 
 

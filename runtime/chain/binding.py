@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from moec.artifacts.chain import CHAIN_INPUTS
-from moec.artifacts.model import AttentionStep, SegmentStep
 from moec.artifacts.program import resolve
+from moec.artifacts.steps import AttentionStep, SegmentStep
 from moec.runtime.chain.arena import plan_arena
 from moec.runtime.chain.layout import (
     LocalKey,
@@ -23,10 +23,10 @@ from moec.runtime.device import View
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.ids import TensorName, ValueId
     from moec.artifacts.model import AttentionSpec
     from moec.artifacts.program import Beside, ProgramRecord, SegmentProgram
-    from moec.artifacts.reader import Bundle
     from moec.runtime.cache.states import StateStorage
     from moec.runtime.cache.storage import CacheStorage
     from moec.runtime.chain.layout import Part

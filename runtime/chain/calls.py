@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moec.artifacts.model import (
+from moec.artifacts.program import resolve
+from moec.artifacts.steps import (
     AppendStep,
     AttentionStep,
     CapacityStep,
@@ -15,7 +16,6 @@ from moec.artifacts.model import (
     SelectionStep,
     StateStep,
 )
-from moec.artifacts.program import resolve
 from moec.runtime.chain.layout import LocalKey, kernel_name, steps_of
 from moec.runtime.device import HostCall, PackedCall, View
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from moec.artifacts.ids import TensorName, ValueId
-    from moec.artifacts.model import ExpertsStep, Step
     from moec.artifacts.program import Operand
+    from moec.artifacts.steps import ExpertsStep, Step
     from moec.runtime.chain.binding import AttentionKind, Binder
     from moec.runtime.chain.layout import Part
     from moec.runtime.chain.mirrors import BatchMirrors

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
-    from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import Schedule
     from moec.artifacts.verify import Level
     from moec.runtime.engine import Limits

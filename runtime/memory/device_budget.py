@@ -22,8 +22,8 @@ from moec.runtime.engine.pages import pages_for, table_rows
 from moec.runtime.experts.slots import plan_slots, state_bytes
 
 if TYPE_CHECKING:
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
-    from moec.artifacts.reader import Bundle
 from moec.runtime.experts.slots import SlotPlan
 
 

@@ -12,7 +12,7 @@ from moec.runtime.machine.libraries import choose_cpu_target, load_libraries
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from moec.artifacts.experts import layout
-from moec.artifacts.model import ExpertsStep
 from moec.artifacts.quantization import Quantization
+from moec.artifacts.steps import ExpertsStep
 from moec.cli import compile as command_line
 from moec.cli.formats import read_method
 from moec.compiler.calibration import rounding as rounding_module

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from moec.artifacts import slots as words
 from moec.artifacts.experts import layout
-from moec.artifacts.model import SegmentStep
 from moec.artifacts.program import cached_beside_name
 from moec.artifacts.schedule import DEFAULT_POLICY
+from moec.artifacts.steps import SegmentStep
 from moec.compiler.kernels.cuda.experts import experts, workspace_bytes
 from moec.compiler.kernels.cuda.experts_beside import MOST_TOKENS
 from moec.compiler.kernels.cuda.slots.assign import assign

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from moec import runtime
+from moec.artifacts.bundle import Bundle
 from moec.artifacts.footprint import footprint
-from moec.artifacts.reader import Bundle, open_bundle
+from moec.artifacts.reader import open_bundle
 from moec.errors import BudgetError, BundleError, DeviceError
 from moec.runtime.device import PackedCall, View
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
 
 PAGE = 4096
 

@@ -16,7 +16,7 @@ from moec.artifacts.states import (
     state_shape,
     state_weights,
 )
-from moec.compiler.kernels.state_reference import advance
+from moec.compiler.kernels.reference import advance
 from moec.runtime.tensors import aligned_zeros
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from moec.runtime.devices.cuda.upload import Upload, WeightFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.ids import TensorName
     from moec.artifacts.program import Beside
-    from moec.artifacts.reader import Bundle
     from moec.runtime.device import Call
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.stats import Stats

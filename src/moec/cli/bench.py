@@ -90,7 +90,7 @@ def measure(
 ) -> dict[str, Any]:
     """Time one batch from its first step to its last; facts as JSON values."""
     from moec.artifacts.footprint import footprint
-    from moec.artifacts.model import ExpertsStep
+    from moec.artifacts.steps import ExpertsStep
     from moec.runtime.devices.measure import gpu_record, read_bandwidth
 
     facts = footprint(model.record)

@@ -12,8 +12,8 @@ from moec.cli.output import human_bytes, policy_name, print_json
 from moec.errors import DeviceError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.machine import MachineRecord
-    from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import Schedule
     from moec.planning.analysis import Analysis
 

@@ -38,7 +38,7 @@ LOG2E = math.log2(math.e)
 
 @dataclass(frozen=True)
 class Projections:
-    """The matrices of the heads that latents stand for, see `moec.artifacts.model.LatentWeights`."""
+    """The matrices of the heads that latents stand for, see `moec.artifacts.steps.LatentWeights`."""
 
     absorb: Buffer
     expand: Buffer

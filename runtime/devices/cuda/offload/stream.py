@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.artifacts.model import ExpertsStep
+from moec.artifacts.steps import ExpertsStep
 from moec.runtime.device import HostCall
 from moec.runtime.devices.cuda.offload.ring import StageRing
 
