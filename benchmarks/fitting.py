@@ -31,13 +31,13 @@ from moec.cli.output import StageLog
 from moec.compiler.calibration.rounding import feedback_rounding
 from moec.compiler.checkpoint import fetch_weights, open_checkpoint
 from moec.compiler.choices import choose_context, choose_dtype
-from moec.compiler.fitting.fit import FitRequest, choose_options, measure
+from moec.compiler.fitting.fit import choose_options, measure
 from moec.compiler.fitting.units import fit_units, option_of, with_losses
 from moec.compiler.generation import generation_defaults
 from moec.compiler.partition import partition
 from moec.compiler.profiling.calibration import read_prompts
 from moec.compiler.quantization.policies import BYTE_FORMAT, METHOD
-from moec.compiler.request import Calibration
+from moec.compiler.request import Calibration, FitRequest
 from moec.compiler.trace import trace
 from moec.formats import FORMATS
 from moec.planning.fit_losses import predicted_losses

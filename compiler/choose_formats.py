@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from moec.artifacts.fit import FitRecord
     from moec.artifacts.quantization import Quantization
     from moec.compiler.checkpoint import Checkpoint
-    from moec.compiler.fitting import FitRequest
     from moec.compiler.packing.calibrated import CalibratedRounding
     from moec.compiler.partition import PartitionedModel
-    from moec.compiler.request import Calibration, CompileRequest, Log
+    from moec.compiler.request import Calibration, CompileRequest, FitRequest, Log
 
 
 def choose_formats(

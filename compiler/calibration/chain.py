@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moec.artifacts.chain import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
-from moec.artifacts.model import (
+from moec.artifacts.steps import (
     AttentionStep,
     CapacityStep,
     ExpertsStep,
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from moec.artifacts.ids import TensorName, ValueId
-    from moec.artifacts.model import ModelRecord, Step
+    from moec.artifacts.model import ModelRecord
+    from moec.artifacts.steps import Step
     from moec.compiler.calibration.probes import Gradients
     from moec.compiler.calibration.products import Noted, Observer
     from moec.compiler.calibration.values import ValueFiles

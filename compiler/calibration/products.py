@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from moec.artifacts.ids import LayerId, TensorName
-    from moec.artifacts.model import ExpertsLayer, SegmentStep
+    from moec.artifacts.model import ExpertsLayer
+    from moec.artifacts.steps import SegmentStep
     from moec.compiler.calibration.probes import Gradients
     from moec.compiler.partition.records import SegmentGraph
 

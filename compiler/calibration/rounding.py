@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from moec.artifacts.model import ExpertsStep
+from moec.artifacts.steps import ExpertsStep
 from moec.compiler.calibration.chain import CalibrationRun, why_not
 from moec.compiler.calibration.experts import inner_of
 from moec.compiler.calibration.tokens import calibration_tokens

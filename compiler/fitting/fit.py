@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,28 +28,13 @@ from moec.planning.machines import CONTEXT_TOKENS, STEP_TOKENS, budgets_for
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.fitting.sensitivity import Sensitivity
     from moec.compiler.fitting.units import Unit
     from moec.compiler.partition import PartitionedModel
-    from moec.compiler.request import Calibration, Log
+    from moec.compiler.request import Calibration, FitRequest, Log
     from moec.planning.fitting import Fit, FitUnit
-
-
-@dataclass(frozen=True)
-class FitRequest:
-    """What ``--fit`` asks for: a size, or a time on a machine."""
-
-    text: str
-    """As the person gave it."""
-    limit_bytes: int | None = None
-    """Everything resident in so many bytes."""
-    milliseconds: float | None = None
-    """A decoded token, by the cost model."""
-    machine: MachineRecord | None = None
-    """Where there is a time."""
 
 
 def fit(

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import dense_bytes, layer_footprint, tensor_bytes
-from moec.artifacts.model import SegmentStep
 from moec.artifacts.quantization import PLAIN
+from moec.artifacts.steps import SegmentStep
 from moec.compiler.packing.dense_reader import parameters_of
 from moec.compiler.quantization.dense import LEAST
 from moec.compiler.quantization.roles import weight_roles

@@ -10,8 +10,8 @@ import numpy as np
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.footprint import LOGIT_ROWS
-from moec.runtime.cache.pages import pages_for
 from moec.runtime.engine.batch import Executor, Piece, StepBatch
+from moec.runtime.engine.pages import pages_for
 from moec.runtime.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
 from moec.runtime.engine.sequence import Request, Sequence
 from moec.runtime.requests.checks import (
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.runtime.cache.pages import Lease
+    from moec.runtime.engine.pages import Lease
     from moec.runtime.requests.vocabulary import Vocabulary
     from moec.runtime.stats import Stats
 

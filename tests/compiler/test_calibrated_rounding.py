@@ -11,8 +11,8 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from moec.artifacts.experts import layout
-from moec.artifacts.model import ExpertsStep
 from moec.artifacts.quantization import Quantization
+from moec.artifacts.steps import ExpertsStep
 from moec.cli import compile as command_line
 from moec.cli.formats import read_method
 from moec.compiler.calibration import rounding as rounding_module
@@ -29,11 +29,10 @@ from moec.compiler.calibration.values import ValueFiles
 from moec.compiler.calibration.weights import CheckpointWeights
 from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.choose_formats import choose_formats
-from moec.compiler.fitting import FitRequest
 from moec.compiler.packing import pack
 from moec.compiler.profiling.calibration import Prompt
 from moec.compiler.quantization import policy_named, quantize
-from moec.compiler.request import Calibration, CompileRequest
+from moec.compiler.request import Calibration, CompileRequest, FitRequest
 from moec.errors import BundleError, CheckpointError, CompileError
 from moec.formats import FORMATS, METHODS, dequantize, dequantize_rows
 from moec.formats.nearest import round_to_nearest

@@ -16,13 +16,13 @@ from moec.artifacts.quantization import PLAIN, FormatRule, Quantization
 from moec.compiler.calibration.products import Product
 from moec.compiler.calibration.weights import CheckpointWeights
 from moec.compiler.checkpoint import open_checkpoint
-from moec.compiler.fitting import FitRequest, fit
+from moec.compiler.fitting import fit
 from moec.compiler.fitting.rounding import product_losses, relative_error
 from moec.compiler.fitting.sensitivity import weigh_errors
 from moec.compiler.fitting.units import MENU, fit_units, with_losses
 from moec.compiler.profiling.calibration import Prompt
 from moec.compiler.quantization import quantize
-from moec.compiler.request import Calibration
+from moec.compiler.request import Calibration, FitRequest
 from moec.errors import BudgetError, CheckpointError, CompileError
 from moec.formats import FORMATS, METHODS, dequantize
 from moec.planning.fitting import with_options
