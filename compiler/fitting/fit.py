@@ -21,6 +21,7 @@ from moec.compiler.fitting.sensitivity import measure_divergence, weigh_errors
 from moec.compiler.fitting.units import fit_units, with_losses
 from moec.compiler.quantization.policies import METHOD
 from moec.planning.analysis import analyse
+from moec.planning.fit_losses import predicted_losses
 from moec.planning.fitting import fit_bytes, fit_time
 from moec.planning.machines import CONTEXT_TOKENS, STEP_TOKENS, budgets_for
 
@@ -63,7 +64,7 @@ def fit(
     check_calibration(calibration)
     units = fit_units(parts, kept)
     found = measure(parts, checkpoint, units, calibration, log)
-    options = [with_losses(parts, unit, found.losses[unit.name]) for unit in units]
+    options = [with_losses(parts, unit, found.losses[unit.name], found.swaps[unit.name]) for unit in units]
     chosen = choose_options(parts.model, options, request, found, on_device="cuda" in kinds)
     return _policy(request, units, options, chosen), _record(request, units, options, chosen, found)
 
@@ -128,16 +129,17 @@ def _record(
     found: Sensitivity,
 ) -> FitRecord:
     picked = [unit.options[number] for unit, number in zip(options, chosen.chosen, strict=True)]
+    losses = predicted_losses(options, chosen.chosen)
     return FitRecord(
         target=request.text,
         machine=None if request.machine is None else request.machine.name,
         measured=found.measured,
         tokens=found.tokens,
-        loss=sum(option.loss for option in picked),
+        loss=sum(losses),
         resident_bytes=chosen.resident_bytes,
         milliseconds_per_token=chosen.milliseconds,
         units=tuple(
-            FittedUnit(unit.name, unit.role, unit.parameters, option.format, option.size_bytes, option.loss)
-            for unit, option in zip(units, picked, strict=True)
+            FittedUnit(unit.name, unit.role, unit.parameters, option.format, option.size_bytes, loss)
+            for unit, option, loss in zip(units, picked, losses, strict=True)
         ),
     )
