@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from moec.runtime import Engine, Model
 
 
-@click.command("bench")
+@click.command("bench", short_help="Time prompts and decoding.")
 @bundle_argument
 @click.option(
     "--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Of each sequence."

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FAREWELLS = ("/exit", "/quit")
 
 
-@click.command("chat")
+@click.command("chat", short_help="Talk to a model, line by line.")
 @bundle_argument
 @click.option("--system", help="A system message to begin with.")
 @max_new_tokens_option

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from moec.runtime import Model
 
 
-@click.command("generate")
+@click.command("generate", short_help="Continue a prompt.")
 @bundle_argument
 @click.argument("prompt", required=False)
 @click.option("--token-ids", metavar="1,2,3", help="The prompt as token ids instead of text.")
