@@ -25,7 +25,8 @@ from moec.compiler.kernels.cuda.few_sums import FewSums
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.packed.meetings import Meetings, MeetingSums
 from moec.compiler.kernels.cuda.packed.middle import PackedMiddle
-from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
+from moec.compiler.kernels.cuda.packed.operands import PackedStream
+from moec.compiler.kernels.cuda.packed.stream import multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.primitives import (
     blocks_at_once,

@@ -29,8 +29,9 @@ from moec.compiler.kernels.cuda.few_tokens import (
     read_floats,
 )
 from moec.compiler.kernels.cuda.packed.element import read_element
+from moec.compiler.kernels.cuda.packed.operands import PackedStream
 from moec.compiler.kernels.cuda.packed.rows import PackedRow
-from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
+from moec.compiler.kernels.cuda.packed.stream import multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 from moec.compiler.kernels.cuda.primitives import (
