@@ -40,6 +40,8 @@ from moec.compiler.kernels.cuda.primitives import (
     launch,
     registers,
     shared,
+    sync,
+    value,
     warp_sum,
 )
 from moec.formats import format_of
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
 
     Epilogue: TypeAlias = Callable[[int, Expr, Expr, Expr, Expr], None]
 
+COUNTER = 0
+"""Of blocks that have arrived; attention uses it too, but a kernel counts only when those before it are over."""
 SLOW_WARPS = 8
 """Rows that a block takes at once where tensor cores are of no use."""
 
@@ -82,11 +86,15 @@ class FewGroup:
         """From one row to the next, where they are not float32."""
         return self.packed.layout.row_bytes if self.packed else 2 * self.columns
 
-    def tiling(self) -> Tiling:
-        """How a launch of its own is cut."""
+    def tiling(self, warps: int | None = None) -> Tiling:
+        """How a launch of its own is cut, or blocks of ``warps`` warps beside others.
+
+        Raises:
+            ValueError: there are no such blocks.
+        """
         if self.packed:
-            return packed_tiling(self.packed, sum(self.rows), batch=self.batch)
-        return choose_tiling(sum(self.rows), self.columns, batch=self.batch)
+            return packed_tiling(self.packed, sum(self.rows), batch=self.batch, warps=warps)
+        return choose_tiling(sum(self.rows), self.columns, batch=self.batch, warps=warps)
 
 
 def read_rows(x: Buffer, place: Callable[[Expr, Expr], Expr]) -> Prologue:
@@ -140,6 +148,16 @@ def _ranges(group: FewGroup, tiling: Tiling) -> tuple[list[_Range], int]:
 
 
 @dataclass(frozen=True)
+class LastBlock:
+    """What is done once results are there, by the last of the blocks that make them: a launch less to wait for."""
+
+    weights: int
+    """The first so many of the group have these results."""
+    emit: Callable[[Expr, int], None]
+    """Given the thread (int32) and how many there are; may use barriers. Results are in memory by then."""
+
+
+@dataclass(frozen=True)
 class FewProduct:
     """All weights of a group times at most eight tokens, by blocks."""
 
@@ -157,7 +175,8 @@ class FewProduct:
     tiling: Tiling
     most: int = FEW_TOKENS
     prologue_bytes: int = 0
-    """Of shared memory that the prologue uses."""
+    """Of shared memory that the prologue uses, and ``last``."""
+    last: LastBlock | None = None
 
     @property
     def blocks(self) -> int:
@@ -204,10 +223,26 @@ class FewProduct:
             packed = PackedStream(tiling, group.packed, count, left, rows.locate)
             tokens = PackedTokens(group.packed, tiling, lane, own, *room)
             multiply_packed(packed, lane, tokens, sums)
-            return
-        activations = SharedTokens(group.dtype, group.columns, tiling, lane, own, *room)
-        stream = Stream(tiling, group.dtype, group.columns, count, left, rows.locate)
-        multiply(stream, lane, activations, sums)
+        else:
+            activations = SharedTokens(group.dtype, group.columns, tiling, lane, own, *room)
+            stream = Stream(tiling, group.dtype, group.columns, count, left, rows.locate)
+            multiply(stream, lane, activations, sums)
+        if self.last is not None:
+            self._emit_last(self.last, block, thread)
+
+    def _emit_last(self, last: LastBlock, block: Expr, thread: Expr) -> None:
+        """Every block counts itself; the last one goes on."""
+        ranges, tiles = _ranges(self.group, self.tiling)
+        end = ranges[last.weights].first if last.weights < len(ranges) else tiles
+        blocks = -(-end // self.tiling.tiles)
+        with when(block < i32(blocks)):
+            is_last = shared(1, "int32")
+            sync()
+            with when(thread == i32(0)):
+                store(is_last, 0, T.cast(value("bool", "arrives_last", i32(COUNTER), i32(blocks)), "int32"))
+            sync()
+            with when(load(is_last, 0) == i32(1)):
+                last.emit(thread, self.tiling.threads)
 
 
 @dataclass(frozen=True)
@@ -309,9 +344,9 @@ def _emit_slow(product: FewProduct, number: int) -> None:
                     (left,) = reader(token, column, 1)
                     right = read_element(weight, group.dtype, columns, line, column)
                     store(total, i32(0), load(total, i32(0)) + left * right)
-            value = warp_sum(load(total, i32(0)))
+            summed = warp_sum(load(total, i32(0)))
             with when(lane == i32(0)):
-                product.epilogue(number, batch, token, row, value)
+                product.epilogue(number, batch, token, row, summed)
 
 
 def store_rows(
@@ -338,4 +373,13 @@ def store_rows(
     return epilogue
 
 
-__all__ = ["Block", "FewGroup", "FewMemory", "FewProduct", "emit_linear_few", "read_rows", "store_rows"]
+__all__ = [
+    "Block",
+    "FewGroup",
+    "FewMemory",
+    "FewProduct",
+    "LastBlock",
+    "emit_linear_few",
+    "read_rows",
+    "store_rows",
+]

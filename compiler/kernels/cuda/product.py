@@ -4,7 +4,9 @@ At most eight tokens take the way of ``linear_few``: one launch, every block com
 tokens take tensor cores: the input is rounded to the weights' type once, then one launch for each weight.
 
 Where others want the input too, or it takes a sum over the row (a norm), every block computes all of it for a step of
-one token, and the first block keeps it for the others; for more tokens a launch of its own does that before.
+one token, and the first block keeps it for the others; for more tokens a launch of its own does that before. A region
+behind a product, such as a router's choice, is computed by the last of the blocks that it waits for, for one token, and
+by a launch of its own for more.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from moec.compiler.kernels.cuda.few_tokens import read_floats
 from moec.compiler.kernels.cuda.gemm import Operand, Part, padded, store_float32
 from moec.compiler.kernels.cuda.gemm import Product as Sizes
 from moec.compiler.kernels.cuda.gemm_tiles import emit_product
-from moec.compiler.kernels.cuda.linear_few import FewGroup, FewProduct, emit_linear_few, read_rows, store_rows
+from moec.compiler.kernels.cuda.linear_few import (
+    FewGroup,
+    FewProduct,
+    LastBlock,
+    emit_linear_few,
+    read_rows,
+    store_rows,
+)
 from moec.compiler.kernels.cuda.linear_plain import emit_plain
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rounding import Rounding, emit_round
@@ -41,7 +50,8 @@ if TYPE_CHECKING:
 
     from moec.compiler.kernels.cuda.few_tokens import Block, Prologue, Reader
     from moec.compiler.lowering.passes.dispatch_linear import LinearShape
-    from moec.compiler.lowering.passes.fuse_rows import Product
+    from moec.compiler.lowering.passes.fuse_rows import Behind, Product
+    from moec.compiler.lowering.rows.region import Region
 
 ROUND_THREADS = 256
 ON_HOPPER = "moec.on_hopper"
@@ -70,7 +80,8 @@ def product(item: Product, *, hopper: bool = False) -> tirx.PrimFunc:
 
     ``inputs`` are those of the region that makes the input, or the input itself, float32 ``[.., T, K]``; ``rounded``,
     16-bit ``[.., T, rounded_columns]``, is scratch, and is not there where weights are float32; ``kept`` are the
-    region's outputs where the product keeps them. With ``hopper`` it is the kernel for Hopper GPUs.
+    region's outputs where the product keeps them. With ``hopper`` it is the kernel for Hopper GPUs. Where a region is
+    behind the product, what else it reads follows ``inputs``, and what it makes ``kept``.
     """
 
     def body() -> None:
@@ -119,12 +130,14 @@ def few_group(item: Product) -> FewGroup:
 
 
 def _read(item: Product) -> tuple[Any, ...]:
-    """What the kernel computes its input from, or the input."""
-    return item.region.inputs if item.region else (item.source,)
+    """What the kernel computes its input from, or the input; then what is read behind."""
+    return (*(item.region.inputs if item.region else (item.source,)), *item.read_behind)
 
 
 def _kept(item: Product) -> tuple[Any, ...]:
-    return item.region.outputs if item.region and item.keeps else ()
+    if item.region is None or not item.keeps:
+        return ()
+    return (*item.region.outputs, *(item.behind.region.outputs if item.behind else ()))
 
 
 @dataclass(frozen=True)
@@ -166,19 +179,42 @@ class ProductKernel:
             either(self.tokens <= i64(FEW_TOKENS), lambda: emit_linear_few(self.few()), self._many)
             return
 
+        behind = self.item.behind
+
         def several() -> None:
             emit_rows(region, self.rows, self.tokens)
             either(self.tokens <= i64(FEW_TOKENS), lambda: emit_linear_few(self.few()), self._many)
+            if behind is not None:
+                emit_rows(behind.region, self._rows_behind(behind), self.tokens)
 
-        alone = replace(self.few(), prologue=self._kept, most=1, prologue_bytes=region.shared_bytes)
-        either(self.tokens == i64(1), lambda: emit_linear_few(alone), several)
+        either(self.tokens == i64(1), lambda: emit_linear_few(self._alone(region)), several)
+
+    def _alone(self, region: Region) -> FewProduct:
+        """The product of the only token, with the regions before and behind it."""
+        behind, bytes_ = self.item.behind, region.shared_bytes
+        alone = replace(self.few(), prologue=self._kept, most=1)
+        if behind is None:
+            return replace(alone, prologue_bytes=bytes_)
+
+        def emit(thread: Expr, threads: int) -> None:
+            rows = self._rows_behind(behind)
+            RowBlock(behind.region, rows, self.tokens, Place(i32(0)), thread, threads).emit()
+
+        last = LastBlock(len(behind.results), emit)
+        return replace(alone, last=last, prologue_bytes=bytes_ + behind.region.shared_bytes)
+
+    def _rows_behind(self, behind: Behind) -> dict[Any, Buffer]:
+        """The tensors of the region behind the product."""
+        return self.rows | {
+            key: weight.out for key, weight in zip(behind.results, self.weights, strict=False)
+        }
 
     def _line(self, token: Expr, batch: Expr) -> Expr:
         """Row of an input or a result: matrices of a batch one after the other."""
         return T.cast(batch, "int64") * self.tokens + T.cast(token, "int64")
 
-    def few(self) -> FewProduct:
-        """The product of at most eight tokens, whose input each block computes or reads."""
+    def few(self, warps: int | None = None) -> FewProduct:
+        """The product of at most eight tokens, whose input each block computes or reads; see `FewGroup.tiling`."""
         group = few_group(self.item)
         rows = group.rows
         epilogue = store_rows(
@@ -190,7 +226,7 @@ class ProductKernel:
             ),
         )
         matrices = [weight.matrix for weight in self.weights]
-        return FewProduct(group, matrices, self.tokens, self._prologue(), epilogue, group.tiling())
+        return FewProduct(group, matrices, self.tokens, self._prologue(), epilogue, group.tiling(warps))
 
     @property
     def _in_memory(self) -> bool:

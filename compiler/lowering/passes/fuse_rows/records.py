@@ -17,8 +17,26 @@ VECTOR = 8
 """Columns that kernels of products take at a time."""
 MOST_ROWS = 8192
 """Of products whose every block computes the region before it: with more there are too many blocks."""
+MOST_ROWS_BEHIND = 1024
+"""Of products with a region behind them: so many are few blocks, and the last of them computes it."""
+MOST_VALUES_BEHIND = 4096
+"""Of a tensor of such a region: one block computes all of it."""
 KEPT = (*VIEWS, "relax.topk")
 """Operators that this pass takes as they are, before they are loops."""
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What the first products of a kernel are for: a region that reads their results, as routers choose experts."""
+
+    region: Region
+    results: tuple[Key, ...]
+    """Of the products that it reads, in their order: the kernel's first ones."""
+
+    @property
+    def inputs(self) -> tuple[Key, ...]:
+        """What the region reads beside these."""
+        return tuple(key for key in self.region.inputs if key not in self.results)
 
 
 @dataclass(frozen=True)
@@ -31,11 +49,21 @@ class Product:
     source: Key
     keeps: bool = False
     """Whether the region's outputs, the source among them, are results of the kernel."""
+    behind: Behind | None = None
+    """Only where the kernel keeps the region before it."""
 
     @property
     def terms(self) -> int:
         """The most that one of the products takes."""
         return max(shape.terms for shape in self.shapes)
+
+    @property
+    def read_behind(self) -> tuple[Key, ...]:
+        """What the region behind reads that is neither made by the kernel nor read by it anyway."""
+        if self.behind is None or self.region is None:
+            return ()
+        known = {*self.region.inputs, *self.region.outputs}
+        return tuple(key for key in self.behind.inputs if key not in known)
 
     @property
     def rounded_columns(self) -> int:
@@ -68,6 +96,10 @@ class Group:
     def source(self) -> Key:
         """The input."""
         return self.barriers[0].operands[0]
+
+    def begin_with(self, results: tuple[Key, ...]) -> None:
+        """Put the products that make ``results`` first."""
+        self.barriers.sort(key=lambda barrier: barrier.results[0] not in results)
 
 
 @dataclass

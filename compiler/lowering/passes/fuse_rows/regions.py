@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.lowering.passes.fuse_rows.records import MOST_ROWS, VECTOR, Group, Reading
+from moec.compiler.lowering.passes.fuse_rows.records import (
+    MOST_ROWS,
+    MOST_ROWS_BEHIND,
+    MOST_VALUES_BEHIND,
+    VECTOR,
+    Behind,
+    Group,
+    Reading,
+)
 from moec.compiler.lowering.rows.region import Region, for_every_block, is_costly, must_be_stored, sources
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from moec.compiler.lowering.rows.stages import Key
 
 
@@ -127,6 +137,24 @@ class Regions:
             if whole is not None:
                 return group, whole
         return None
+
+
+def behind(group: Group, region: Region, memory: Container[Key]) -> Behind | None:
+    """``region`` as what is behind a group's products, where few of their rows are all that it waits for.
+
+    Args:
+        group: products that keep the region before them.
+        region: of the next level.
+        memory: what is in memory before the products' results are.
+    """
+    made = [barrier for barrier in group.barriers if barrier.results[0] in region.inputs]
+    rows = sum(barrier.shape.rows for barrier in made if barrier.shape)
+    results = tuple(barrier.results[0] for barrier in made)
+    waits = [key for key in region.inputs if key not in results and key not in memory]
+    largest = max(math.prod(region.tensors[key].row) for key in region.order)
+    if not made or waits or rows > MOST_ROWS_BEHIND or largest > MOST_VALUES_BEHIND:
+        return None
+    return Behind(region, results)
 
 
 def _once(needed: dict[int, dict[Key, None]]) -> dict[int, dict[Key, None]]:
