@@ -130,6 +130,32 @@ def emit_linear_few(product: FewProduct) -> None:
         _emit_slow(product, number)
 
 
+def emit_linears_few(products: list[FewProduct], reserve: Callable[[], None] | None = None) -> None:
+    """Emit one launch for products whose blocks have as many threads, those of the first one in front.
+
+    Args:
+        products: of one matrix each, on tensor cores.
+        reserve: emits shared memory that all prologues use.
+    """
+    if len(products) == 1:
+        emit_linear_few(products[0])
+        return
+    first, second = products
+    with launch((first.blocks + second.blocks,), first.tiling.threads) as ((block,), thread):
+        blocks_at_once(min(product.tiling.blocks for product in products))
+        if reserve is not None:
+            reserve()
+        parts = [(each.tiling, each.group.columns, each.tiling.tiles == 1) for each in products]
+        most = max(product.most for product in products)
+        else_bytes = max(product.prologue_bytes for product in products)
+        memory = memory_for(*parts, else_bytes=else_bytes, most=most)
+        either(
+            block < i32(first.blocks),
+            lambda: first.emit(block, i32(0), thread, memory),
+            lambda: second.emit(T.bind(block - i32(first.blocks)), i32(0), thread, memory),
+        )
+
+
 @dataclass(frozen=True)
 class _Range:
     """The tiles of one weight among those of the group."""
@@ -255,14 +281,15 @@ class FewMemory:
     """float32, see ``few_stream.partial_size``."""
 
 
-def memory_for(*parts: tuple[Tiling, int, bool], else_bytes: int = 0) -> FewMemory:
+def memory_for(*parts: tuple[Tiling, int, bool], else_bytes: int = 0, most: int = FEW_TOKENS) -> FewMemory:
     """Shared memory that does for each of several kinds of block.
 
     Args:
         parts: tiling, columns, and whether a block takes a single tile.
         else_bytes: what the kernel has beside it.
+        most: tokens at most.
     """
-    pairs = max(pair_count(tiling, columns) for tiling, columns, _ in parts)
+    pairs = max(pair_count(tiling, columns, most) for tiling, columns, _ in parts)
     partial = max(partial_size(tiling, one_tile=one_tile) for tiling, _, one_tile in parts)
     fits = 2 * pairs + 4 * partial + else_bytes <= STATIC_BYTES
     return FewMemory(shared(pairs, "uint16") if fits else dynamic_pairs(pairs), shared(partial))

@@ -20,20 +20,21 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, build, either, i64, symbol
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
-from moec.compiler.kernels.cuda.few_tokens import read_floats
 from moec.compiler.kernels.cuda.gemm import Operand, Part, padded, store_float32
 from moec.compiler.kernels.cuda.gemm import Product as Sizes
 from moec.compiler.kernels.cuda.gemm_tiles import emit_product
+from moec.compiler.kernels.cuda.kept_region import KeptRegion
 from moec.compiler.kernels.cuda.linear_few import (
     FewGroup,
     FewProduct,
     LastBlock,
     emit_linear_few,
+    emit_linears_few,
     read_rows,
     store_rows,
 )
 from moec.compiler.kernels.cuda.linear_plain import emit_plain
-from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.primitives import LANES, i32
 from moec.compiler.kernels.cuda.rounding import Rounding, emit_round
 from moec.compiler.kernels.cuda.row_block import AT_ONCE, Place, RowBlock
 from moec.compiler.kernels.cuda.row_values import split_place
@@ -112,14 +113,18 @@ def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
         shape = tuple(tokens if extent is None else extent for extent in tensor.shape)
         return Argument(name, shape, tensor.dtype)
 
+    groups = [item] if item.beside is None else [item, item.beside]
     declared: list[Argument | None] = [row(f"a{number}", key) for number, key in enumerate(_read(item))]
-    for shape in item.shapes:
+    for shape in (shape for each in groups for shape in each.shapes):
         declared.append(Argument("weight", *shape.weight))
         declared.append(Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None)
-    rounded = Argument("rounded", (*lead, tokens, item.rounded_columns), rounded_type(first.dtype))
-    declared.append(rounded if first.dtype != "float32" else None)
+    for each in groups:
+        kind = each.shapes[0].dtype
+        rounded = Argument("rounded", (*lead, tokens, each.rounded_columns), rounded_type(kind))
+        declared.append(rounded if kind != "float32" else None)
     declared += [row(f"kept{number}", key) for number, key in enumerate(_kept(item))]
-    declared += [Argument("out", (*lead, tokens, shape.rows), "float32") for shape in item.shapes]
+    for shape in (shape for each in reversed(groups) for shape in each.shapes):
+        declared.append(Argument("out", (*lead, tokens, shape.rows), "float32"))
     return declared
 
 
@@ -138,6 +143,11 @@ def _kept(item: Product) -> tuple[Any, ...]:
     if item.region is None or not item.keeps:
         return ()
     return (*item.region.outputs, *(item.behind.region.outputs if item.behind else ()))
+
+
+def _cut(items: Sequence[Any], count: int) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The first so many, and the others."""
+    return items[:count], items[count:]
 
 
 @dataclass(frozen=True)
@@ -164,13 +174,22 @@ class ProductKernel:
         self.columns, self.dtype, self.batch = first.columns, first.dtype, first.batch or 1
         self.rounding = Rounding.of(first.dtype, first.dtype)
         read, kept = _read(item), _kept(item)
-        rest = buffers[len(read) :]
-        self.rounded = rest[2 * count]
-        self.rows = dict(zip((*read, *kept), (*buffers[: len(read)], *rest[2 * count + 1 :]), strict=False))
+        others = 0 if item.beside is None else len(item.beside.shapes)
+        weights, rest = _cut(buffers[len(read) :], 2 * (count + others))
+        rounded, rest = _cut(rest, 1 if item.beside is None else 2)
+        held, outs = _cut(rest, len(kept))
+        self.rounded = rounded[0]
+        self.rows = dict(zip((*read, *kept), (*buffers[: len(read)], *held), strict=True))
+        own = outs[others:]
         self.weights = [
-            _Weight(shape, rest[2 * number], rest[2 * number + 1], out)
-            for number, (shape, out) in enumerate(zip(item.shapes, buffers[-count:], strict=True))
+            _Weight(shape, weights[2 * number], weights[2 * number + 1], out)
+            for number, (shape, out) in enumerate(zip(item.shapes, own, strict=True))
         ]
+        self.beside: ProductKernel | None = None
+        if item.beside is not None:
+            source = self.rows[item.source]
+            theirs = [source, *weights[2 * count :], rounded[1], *outs[:others]]
+            self.beside = ProductKernel(item.beside, tokens, theirs, hopper=hopper)
 
     def emit(self) -> None:
         """Every way, and the choice between them on the host."""
@@ -183,25 +202,56 @@ class ProductKernel:
 
         def several() -> None:
             emit_rows(region, self.rows, self.tokens)
-            either(self.tokens <= i64(FEW_TOKENS), lambda: emit_linear_few(self.few()), self._many)
+            either(
+                self.tokens <= i64(FEW_TOKENS), lambda: self._emit_few(self._few_parts()), self._many_parts
+            )
             if behind is not None:
                 emit_rows(behind.region, self._rows_behind(behind), self.tokens)
 
-        either(self.tokens == i64(1), lambda: emit_linear_few(self._alone(region)), several)
+        either(self.tokens == i64(1), lambda: self._emit_alone(region), several)
 
-    def _alone(self, region: Region) -> FewProduct:
-        """The product of the only token, with the regions before and behind it."""
-        behind, bytes_ = self.item.behind, region.shared_bytes
-        alone = replace(self.few(), prologue=self._kept, most=1)
+    def _few_parts(self) -> list[FewProduct]:
+        """The product of at most eight tokens and the one beside it, in blocks of as many warps where that can be."""
+        if self.beside is None:
+            return [self.few()]
+        beside = self.beside.few()
+        try:
+            return [self.few(beside.tiling.threads // LANES), beside]
+        except ValueError:
+            return [self.few(), beside]
+
+    def _emit_few(self, parts: list[FewProduct], kept: KeptRegion | None = None) -> None:
+        if len({part.tiling.threads for part in parts}) == 1:
+            emit_linears_few(parts, kept.reserve if kept is not None else None)
+            return
+        for part in parts:
+            emit_linear_few(part)
+
+    def _many_parts(self) -> None:
+        self._many()
+        if self.beside is not None:
+            self.beside._many()
+
+    def _emit_alone(self, region: Region) -> None:
+        """The products of the only token, with the regions before and behind them."""
+        behind, kept = self.item.behind, KeptRegion(region, self.rows, self.tokens, self.item.source)
+        first, *others = (
+            replace(
+                part, prologue=kept.prologue(writes=number == 0), most=1, prologue_bytes=region.shared_bytes
+            )
+            for number, part in enumerate(self._few_parts())
+        )
         if behind is None:
-            return replace(alone, prologue_bytes=bytes_)
+            self._emit_few([first, *others], kept)
+            return
 
         def emit(thread: Expr, threads: int) -> None:
             rows = self._rows_behind(behind)
             RowBlock(behind.region, rows, self.tokens, Place(i32(0)), thread, threads).emit()
 
         last = LastBlock(len(behind.results), emit)
-        return replace(alone, last=last, prologue_bytes=bytes_ + behind.region.shared_bytes)
+        bytes_ = region.shared_bytes + behind.region.shared_bytes
+        self._emit_few([replace(first, last=last, prologue_bytes=bytes_), *others], kept)
 
     def _rows_behind(self, behind: Behind) -> dict[Any, Buffer]:
         """The tensors of the region behind the product."""
@@ -238,19 +288,6 @@ class ProductKernel:
             return self._computed
         x = self.rows[self.item.source]
         return read_rows(x, lambda token, batch: self._line(token, batch) * i64(self.columns))
-
-    def _kept(self, block: Block) -> Reader:
-        """The prologue that computes the whole region for the only token."""
-        region = self.item.region
-        assert region is not None
-        first = block.number == i32(0)
-        place = Place(i32(0))
-        row = RowBlock(region, self.rows, self.tokens, place, block.thread, block.threads, writes=first)
-        row.preload()
-        block.wait()
-        row.emit()
-        gpu.sync()
-        return lambda _, column, count: read_floats(row.shared[self.item.source], column, count)
 
     def _computed(self, block: Block) -> Reader:
         """The prologue that computes every activation where it is read."""

@@ -55,6 +55,7 @@ class RowBlock:
         threads: of the block, a multiple of 32.
         writes: whether this block writes to global memory; ``None``: it does.
         at_once: elements that a thread computes before it writes the first of them.
+        memory: shared memory that the kernel has for tensors already.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class RowBlock:
         threads: int,
         writes: Expr | None = None,
         at_once: int = 1,
+        memory: Mapping[Key, Buffer] | None = None,
     ) -> None:
-        self.writes, self.at_once = writes, at_once
+        self.writes, self.at_once, self.memory = writes, at_once, memory or {}
         self.region, self.arguments, self.tokens, self.token = region, arguments, tokens, place.token
         self.place = place
         self.thread, self.threads = thread, threads
@@ -82,7 +84,8 @@ class RowBlock:
         for key in self.region.preloaded:
             tensor = self.region.tensors[key]
             count = math.prod(tensor.row)
-            self.shared[key] = held = gpu.shared(count)
+            held = self.memory[key] if key in self.memory else gpu.shared(count)
+            self.shared[key] = held
 
             def value(place: Expr, key: Key = key, tensor: Tensor = tensor) -> Expr:
                 return self._read(key, tensor, split_place(tensor, place, self.token))
@@ -168,7 +171,9 @@ class RowBlock:
     def _share(self, key: Key) -> None:
         """Room in shared memory for what others of this block read, unless they read it from global memory."""
         tensor = self.region.tensors[key]
-        if key in self.region.shared:
+        if key in self.memory:
+            self.shared[key] = self.memory[key]
+        elif key in self.region.shared:
             kind = "float32" if tensor.dtype in FLOATS else "int32"
             self.shared[key] = gpu.shared(math.prod(tensor.row) or 1, kind)
 

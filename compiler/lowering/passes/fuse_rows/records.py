@@ -51,6 +51,8 @@ class Product:
     """Whether the region's outputs, the source among them, are results of the kernel."""
     behind: Behind | None = None
     """Only where the kernel keeps the region before it."""
+    beside: Product | None = None
+    """Products of the same input with weights of another type, which read what the kernel keeps."""
 
     @property
     def terms(self) -> int:
@@ -96,6 +98,11 @@ class Group:
     def source(self) -> Key:
         """The input."""
         return self.barriers[0].operands[0]
+
+    @property
+    def shapes(self) -> tuple[LinearShape, ...]:
+        """Of its products."""
+        return tuple(barrier.shape for barrier in self.barriers if barrier.shape is not None)
 
     def begin_with(self, results: tuple[Key, ...]) -> None:
         """Put the products that make ``results`` first."""

@@ -138,6 +138,21 @@ class Regions:
                 return group, whole
         return None
 
+    def beside(self, group: Group, others: list[Group]) -> Group | None:
+        """Products with weights of another type that can be made with a group which keeps what both read."""
+        source = self.read.root(group.source)
+        for other in others:
+            shape = other.barriers[0].shape
+            assert shape is not None
+            fast = shape.dtype != "float32" and shape.columns % VECTOR == 0 and shape.batch is None
+            rows = sum(
+                barrier.shape.rows for each in (group, other) for barrier in each.barriers if barrier.shape
+            )
+            alike = self.read.root(other.source) == source and not other.fused
+            if other is not group and fast and alike and rows <= MOST_ROWS:
+                return other
+        return None
+
 
 def behind(group: Group, region: Region, memory: Container[Key]) -> Behind | None:
     """``region`` as what is behind a group's products, where few of their rows are all that it waits for.

@@ -74,16 +74,18 @@ class FunctionWriter:
             own = self._groups_of(level)
             region = self._region_of(level) if level not in done else None
             first = None if others or region is None else self.regions.keeper(own, region)
+            made: list[Group] = []
             if first is not None:
-                behind = self._behind(level, *first)
+                behind, beside = self._behind(level, *first), self.regions.beside(first[0], own)
                 done |= set() if behind is None else {level + 1}
-                self._emit_product(builder, *first, keeps=True, behind=behind)
+                made = [first[0], *([] if beside is None else [beside])]
+                self._emit_product(builder, *first, keeps=True, behind=behind, beside=beside)
             elif region is not None:
                 self._emit_region(builder, region)
             for barrier in others:
                 self._emit_barrier(builder, barrier)
             for group in own:
-                if first is None or group is not first[0]:
+                if group not in made:
                     inside = self._region([group.source]) if group.fused else None
                     self._emit_product(builder, group, inside)
 
@@ -121,27 +123,48 @@ class FunctionWriter:
         *,
         keeps: bool = False,
         behind: Behind | None = None,
+        beside: Group | None = None,
     ) -> None:
         """One call for all products of a group; the input rounded for tensor cores is a result beside theirs."""
         if behind is not None:
             group.begin_with(behind.results)
-        shapes = tuple(barrier.shape for barrier in group.barriers if barrier.shape is not None)
+        groups = [group] if beside is None else [group, beside]
+        shapes = group.shapes
         source = self.read.root(group.source) if keeps else group.source
-        product = Product(shapes, region, source, keeps, behind)
+        other = None if beside is None else Product(beside.shapes, None, source)
+        product = Product(shapes, region, source, keeps, behind, other)
         kernel = self._kernel(shapes[0].name, self.make.product(product))
         self.make.products[str(kernel.name_hint)] = product
         read = region.inputs if region else (group.source,)
         inputs = [self._value(builder, key) for key in (*read, *product.read_behind)]
-        weights = [self._value(builder, key) for barrier in group.barriers for key in barrier.operands[1:]]
-        results = [(key, self._type(key)) for barrier in group.barriers for key in barrier.results]
+        weights = [
+            self._value(builder, key)
+            for each in groups
+            for barrier in each.barriers
+            for key in barrier.operands[1:]
+        ]
+        results = [
+            (key, self._type(key))
+            for each in reversed(groups)
+            for barrier in each.barriers
+            for key in barrier.results
+        ]
         if keeps and region is not None:
             kept = (*region.outputs, *(behind.region.outputs if behind else ()))
             results = [*((key, self._type(key)) for key in kept), *results]
-        if shapes[0].dtype != "float32":
-            *lead, _ = self.read.types[group.source].shape
-            rounded = relax.TensorType([*lead, product.rounded_columns], rounded_type(shapes[0].dtype))
-            results.insert(0, (Item(group.barriers[0].variable, INSIDE), rounded))
+        rounded = [
+            self._rounded(each, own)
+            for each, own in ((group, product), (beside, other))
+            if each is not None and own is not None and own.shapes[0].dtype != "float32"
+        ]
+        results = [*rounded, *results]
         self._call(builder, kernel, [*inputs, *weights], results)
+
+    def _rounded(self, group: Group, product: Product) -> tuple[Key, Any]:
+        """A group's input as tensor cores take it, which a kernel makes for itself."""
+        *lead, _ = self.read.types[group.source].shape
+        kind = relax.TensorType([*lead, product.rounded_columns], rounded_type(product.shapes[0].dtype))
+        return Item(group.barriers[0].variable, INSIDE), kind
 
     def _call(self, builder: Any, kernel: Any, inputs: list[Any], results: list[tuple[Key, Any]]) -> None:
         types = [kind for _, kind in results]
