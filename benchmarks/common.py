@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from moec.runtime.devices.measure import cpu_model
 from moec.runtime.machine.limits import total_memory
-from moec.runtime.machine.measure import cpu_model
 from moec.runtime.machine.threads import default_threads
 
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).with_name("results"))

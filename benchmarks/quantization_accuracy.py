@@ -9,7 +9,7 @@ say is what ``tests/end_to_end/test_quantized.py`` is for; so this needs no comp
 With ``--method feedback`` routed experts are rounded by what enters them: on the shipped calibration prompts, or with
 ``--calibration-tokens`` on so many of the training chapters.
 
-The text is that of ``examples/train_tiny_deepseek_v2.py`` (the program ``bible`` has to be there), the chapters that
+The text is that of ``examples/train_tiny_deepseek_v2/`` (the program ``bible`` has to be there), the chapters that
 training never saw; ``--text`` names another. llama.cpp's Q4_0 (``q4_0.py``) on the same weights is beside our formats,
 with and without rounding activations as its products do.
 """
@@ -155,7 +155,7 @@ def held_out_windows(checkpoint: Path, text: Path | None) -> list[list[int]]:
     if text is not None:
         passages = [text.read_text(encoding="utf-8")]
     else:
-        from examples.train_tiny_deepseek_v2 import read_text, to_chapters
+        from examples.train_tiny_deepseek_v2.text import read_text, to_chapters
 
         passages = [BEGIN + chapter.text for chapter in to_chapters(read_text(None)) if chapter.held_out]
     windows = []
@@ -171,7 +171,7 @@ def calibration_windows(checkpoint: Path, tokens: int | None) -> list[list[int]]
     if tokens is None:
         texts = [prompt.text or "" for prompt in read_prompts(DEFAULT_PROMPTS)]
     else:
-        from examples.train_tiny_deepseek_v2 import read_text, to_chapters
+        from examples.train_tiny_deepseek_v2.text import read_text, to_chapters
 
         texts = [BEGIN + chapter.text for chapter in to_chapters(read_text(None)) if not chapter.held_out]
         random.Random(0).shuffle(texts)

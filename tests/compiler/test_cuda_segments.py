@@ -15,7 +15,7 @@ from moec.compiler.lowering.targets import parse_target
 from moec.compiler.quantization import policy_named, quantize
 from moec.formats import FORMATS, pack_rows
 from moec.formats.nearest import round_to_nearest
-from moec.runtime.chain.tensors import aligned_empty, tensor_at
+from moec.runtime.tensors import aligned_empty, tensor_at
 from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
 from tests.support.graphs import parts

@@ -14,15 +14,15 @@ from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.few_tokens import read_floats
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.row_block import Place, RowBlock
-from moec.compiler.lowering.rows.region import FLOATS
+from moec.compiler.kernels.rows.region import FLOATS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.few_tokens import Block, Prologue, Reader
-    from moec.compiler.lowering.rows.region import Region
-    from moec.compiler.lowering.rows.stages import Key
+    from moec.compiler.kernels.emit import Buffer, Expr
+    from moec.compiler.kernels.rows.region import Region
+    from moec.compiler.kernels.rows.stages import Key
 
 
 class KeptRegion:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, build, either, i64, symbol
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.gemm import Operand, Part, padded, store_float32
@@ -41,7 +40,8 @@ from moec.compiler.kernels.cuda.row_values import split_place
 from moec.compiler.kernels.cuda.rows import emit_rows
 from moec.compiler.kernels.cuda.threads import write
 from moec.compiler.kernels.cuda.tiles import CHUNK
-from moec.compiler.lowering.passes.dispatch_linear import rounded_type
+from moec.compiler.kernels.emit import Argument, Buffer, Expr, arguments, build, either, i64, symbol
+from moec.compiler.kernels.linear_shape import rounded_type
 from moec.formats import format_of
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.compiler.kernels.cuda.few_tokens import Block, Prologue, Reader
-    from moec.compiler.lowering.passes.dispatch_linear import LinearShape
-    from moec.compiler.lowering.passes.fuse_rows import Behind, Product
-    from moec.compiler.lowering.rows.region import Region
+    from moec.compiler.kernels.linear_shape import LinearShape
+    from moec.compiler.kernels.rows.product import Behind, Product
+    from moec.compiler.kernels.rows.region import Region
 
 ROUND_THREADS = 256
 ON_HOPPER = "moec.on_hopper"

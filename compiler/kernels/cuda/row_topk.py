@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import load, loop, store, when
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.few_lanes import quotient, remainder
 from moec.compiler.kernels.cuda.primitives import LANES, i32
+from moec.compiler.kernels.emit import load, loop, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 MOST_COMPARED = 1024
 """Entries that a thread looks at to count; with more, rounds take less time."""

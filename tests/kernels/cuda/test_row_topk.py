@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, load, store
 from moec.compiler.kernels.cuda.primitives import launch
 from moec.compiler.kernels.cuda.row_topk import RowTopK, emit_topk
-from moec.runtime.chain.tensors import aligned_empty
+from moec.compiler.kernels.emit import Argument, arguments, build, load, store
+from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated
 
 if TYPE_CHECKING:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from moec.compiler.kernels.rows.product import VECTOR, Behind
+from moec.compiler.kernels.rows.region import Region, for_every_block, is_costly, must_be_stored, sources
 from moec.compiler.lowering.passes.fuse_rows.records import (
     MOST_ROWS,
     MOST_ROWS_BEHIND,
     MOST_VALUES_BEHIND,
-    VECTOR,
-    Behind,
     Group,
     Reading,
 )
-from moec.compiler.lowering.rows.region import Region, for_every_block, is_costly, must_be_stored, sources
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from moec.compiler.lowering.rows.stages import Key
+    from moec.compiler.kernels.rows.stages import Key
 
 
 class Regions:
