@@ -18,6 +18,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts.experts import layout
 from moec.compiler.kernels.cuda.activation import evaluate
 from moec.compiler.kernels.cuda.few_lanes import Lane, remainder
+from moec.compiler.kernels.cuda.few_product import FewMemory, FewProduct, memory_for
 from moec.compiler.kernels.cuda.few_stream import Stream, multiply
 from moec.compiler.kernels.cuda.few_sums import FewSums
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
@@ -29,7 +30,6 @@ from moec.compiler.kernels.cuda.few_tokens import (
     read_floats,
     split_activation,
 )
-from moec.compiler.kernels.cuda.linear_few import FewMemory, FewProduct, memory_for
 from moec.compiler.kernels.cuda.packed.codes import TYPE
 from moec.compiler.kernels.cuda.packed.order import OperandOrder
 from moec.compiler.kernels.cuda.packed.rows import PackedRow

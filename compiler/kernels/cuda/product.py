@@ -18,22 +18,17 @@ from typing import TYPE_CHECKING, Any
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as gpu
+from moec.compiler.kernels.cuda.few_group import FewGroup
+from moec.compiler.kernels.cuda.few_product import FewProduct, LastBlock
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.gemm import Operand, Part, padded, store_float32
 from moec.compiler.kernels.cuda.gemm import Product as Sizes
 from moec.compiler.kernels.cuda.gemm_tiles import emit_product
 from moec.compiler.kernels.cuda.kept_region import KeptRegion
-from moec.compiler.kernels.cuda.linear_few import (
-    FewGroup,
-    FewProduct,
-    LastBlock,
-    emit_linear_few,
-    emit_linears_few,
-    read_rows,
-    store_rows,
-)
+from moec.compiler.kernels.cuda.linear_few import emit_linear_few, emit_linears_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.linear_plain import emit_plain
 from moec.compiler.kernels.cuda.primitives import LANES, i32
+from moec.compiler.kernels.cuda.product_parameters import kept_keys, parameters, read_keys
 from moec.compiler.kernels.cuda.rounding import Rounding, emit_round
 from moec.compiler.kernels.cuda.row_block import AT_ONCE, Place, RowBlock
 from moec.compiler.kernels.cuda.row_values import split_place
@@ -41,7 +36,6 @@ from moec.compiler.kernels.cuda.rows import emit_rows
 from moec.compiler.kernels.cuda.threads import write
 from moec.compiler.kernels.cuda.tiles import CHUNK
 from moec.compiler.kernels.emit import Argument, Buffer, Expr, arguments, build, either, i64, symbol
-from moec.compiler.kernels.linear_shape import rounded_type
 from moec.formats import format_of
 
 if TYPE_CHECKING:
@@ -101,48 +95,10 @@ def product_and_hopper(item: Product) -> tirx.PrimFunc:
     return product(item).with_attr(ON_HOPPER, product(item, hopper=True))
 
 
-def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
-    """The kernel's parameters in order; ``None`` stands for one that it does not have."""
-    first = item.shapes[0]
-    lead = () if first.batch is None else (first.batch,)
-
-    def row(name: str, key: object) -> Argument:
-        if item.region is None:
-            return Argument("x", (*lead, tokens, first.columns), "float32")
-        tensor = item.region.tensors[key]
-        shape = tuple(tokens if extent is None else extent for extent in tensor.shape)
-        return Argument(name, shape, tensor.dtype)
-
-    groups = [item] if item.beside is None else [item, item.beside]
-    declared: list[Argument | None] = [row(f"a{number}", key) for number, key in enumerate(_read(item))]
-    for shape in (shape for each in groups for shape in each.shapes):
-        declared.append(Argument("weight", *shape.weight))
-        declared.append(Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None)
-    for each in groups:
-        kind = each.shapes[0].dtype
-        rounded = Argument("rounded", (*lead, tokens, each.rounded_columns), rounded_type(kind))
-        declared.append(rounded if kind != "float32" else None)
-    declared += [row(f"kept{number}", key) for number, key in enumerate(_kept(item))]
-    for shape in (shape for each in reversed(groups) for shape in each.shapes):
-        declared.append(Argument("out", (*lead, tokens, shape.rows), "float32"))
-    return declared
-
-
 def few_group(item: Product) -> FewGroup:
     """What the kernel multiplies where there are few tokens."""
     first = item.shapes[0]
     return FewGroup(tuple(shape.rows for shape in item.shapes), first.columns, first.dtype, first.batch or 1)
-
-
-def _read(item: Product) -> tuple[Any, ...]:
-    """What the kernel computes its input from, or the input; then what is read behind."""
-    return (*(item.region.inputs if item.region else (item.source,)), *item.read_behind)
-
-
-def _kept(item: Product) -> tuple[Any, ...]:
-    if item.region is None or not item.keeps:
-        return ()
-    return (*item.region.outputs, *(item.behind.region.outputs if item.behind else ()))
 
 
 def _cut(items: Sequence[Any], count: int) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -173,7 +129,7 @@ class ProductKernel:
         first, count = item.shapes[0], len(item.shapes)
         self.columns, self.dtype, self.batch = first.columns, first.dtype, first.batch or 1
         self.rounding = Rounding.of(first.dtype, first.dtype)
-        read, kept = _read(item), _kept(item)
+        read, kept = read_keys(item), kept_keys(item)
         others = 0 if item.beside is None else len(item.beside.shapes)
         weights, rest = _cut(buffers[len(read) :], 2 * (count + others))
         rounded, rest = _cut(rest, 1 if item.beside is None else 2)
