@@ -109,8 +109,8 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.attention import append_kernel, attention, has_hopper
         from moec.compiler.kernels.cuda.capacity import capacity
         from moec.compiler.kernels.cuda.experts import experts, experts_cached, fits_hopper
-        from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN
         from moec.compiler.kernels.cuda.experts_few import runs_few
+        from moec.compiler.kernels.cuda.experts_step import MOST_CHOSEN
         from moec.compiler.kernels.cuda.mailbox import collect, post
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
         from moec.compiler.kernels.cuda.selection import selection

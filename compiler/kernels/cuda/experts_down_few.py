@@ -1,8 +1,9 @@
 """The second launch of the experts of at most eight tokens: ``out[t] = sum_k weight[t, k] * down(middle[t, k])``.
 
-A block has a tile of rows and takes every distinct expert of the step in turn, the weights of the next one on their way
-while it multiplies with one. What each choice of a token contributes is kept apart until the end and added in the
-order of the choices, so that a token's result does not depend on the others.
+A block has a tile of rows and takes distinct experts of the step in turn, the weights of the next one on their way
+while it multiplies with one. Where there are too few tiles for a GPU, two blocks share one, each with every other
+expert, and the one that is done last adds up. What each choice of a token contributes is kept apart until then and
+added in the order of the choices, so that a token's result does not depend on the others.
 
 The first launch lets the one behind it begin only after its own ``wait_previous``, and this one comes no earlier: what
 came before the first launch, the choices and the table among that, may be read here at once, and the first weights are
@@ -18,7 +19,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
-from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
+from moec.compiler.kernels.cuda.experts_few import BLOCKS_AT_ONCE, middle_elements, packed_row, part_at
+from moec.compiler.kernels.cuda.experts_step import ENTRIES, Share, StepExperts, each_of, read_step
 from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
 from moec.compiler.kernels.cuda.few_stream import WORDS, Stream, multiply
 from moec.compiler.kernels.cuda.few_sums import FewSums
@@ -28,6 +30,7 @@ from moec.compiler.kernels.cuda.packed.middle import PackedMiddle
 from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.primitives import (
+    COUNTERS,
     blocks_at_once,
     call,
     element,
@@ -37,6 +40,7 @@ from moec.compiler.kernels.cuda.primitives import (
     registers,
     shared,
     sync,
+    value,
     wait_previous,
 )
 from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
@@ -44,15 +48,14 @@ from moec.compiler.kernels.cuda.threads import read
 from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cuda.experts_few import ExpertCall
     from moec.compiler.kernels.emit import Buffer, Expr
 
-MOST_CHOSEN = 16
-"""Experts that a token may choose here: what is known of every choice lies in shared memory."""
-ENTRIES = FEW_TOKENS * MOST_CHOSEN
+MOST_SHARES = 2
+"""Blocks of a tile."""
 
 
 def emit_down_few(
@@ -65,12 +68,14 @@ def emit_down_few(
     """Emit the second launch; arguments as for ``emit_gate_up_few``."""
     tiling = tiling or down_tiling(body, several=state is None)
     tiles = -(-body.hidden // (TILE_ROWS * tiling.row_warps))
-    with launch((tiles,), tiling.threads) as ((tile,), thread):
-        blocks_at_once(tiling.blocks)
+    shares = shares_of(body, tiling)
+    with launch((tiles, shares), tiling.threads) as ((tile, number), thread):
+        blocks_at_once(2 if shares > 1 else tiling.blocks)
         arrivals = None if state is None else Arrivals.of(state)
-        step = _read_step(call_, thread, tiling.threads, arrivals)
+        share = Share(number, shares)
+        step = read_step(call_, thread, tiling.threads, share, arrivals)
         parts = shared(ENTRIES * TILE_ROWS * tiling.row_warps)
-        down = _Down(body, call_, middle, tiling, tile, step, parts, arrivals)
+        down = _Down(body, call_, middle, tiling, tile, share, step, parts, arrivals)
         down.clear(thread)
         with when(step.experts > i32(0)):
             down.emit(thread)
@@ -90,96 +95,17 @@ def down_tiling(body: ExpertBody, *, several: bool) -> Tiling:
     return tiling if several else replace(tiling, banks=min(tiling.banks, 2))
 
 
-@dataclass(frozen=True)
-class _Step:
-    """The choices of a step, in shared memory; numbers are int32."""
-
-    tokens: Expr
-    chosen: Expr
-    chosen_expert: Buffer
-    """``[T * K]``: the expert of each choice, -1 for none."""
-    weight: Buffer
-    """``[T * K]``, float32."""
-    experts: Expr
-    """How many distinct ones there are."""
-    expert: Buffer
-    """``[experts]``, by first choice, or as they arrive."""
-    address: Buffer
-    """``[experts]``, int64."""
-    pick: Buffer
-    """``[experts, 8]``: a token's first choice of an expert, -1 for none."""
+def shares_of(body: ExpertBody, tiling: Tiling) -> int:
+    """How many blocks share a tile."""
+    tiles = -(-body.hidden // (TILE_ROWS * tiling.row_warps))
+    return MOST_SHARES if MOST_SHARES * tiles <= BLOCKS_AT_ONCE and tiles <= COUNTERS else 1
 
 
-def _read_step(call_: ExpertCall, thread: Expr, threads: int, arrivals: Arrivals | None) -> _Step:
-    """Every block finds the distinct experts of the step, and who chose them."""
-    chosen, tokens = T.bind(T.cast(call_.chosen, "int32")), T.bind(T.cast(call_.tokens, "int32"))
-    count = T.bind(tokens * chosen)
-    chosen_expert, weight = shared(ENTRIES, "int32"), shared(ENTRIES)
-    for entry in _each(thread, threads, count):
-        number = T.bind(load(call_.index, T.cast(entry, "int64")))
-        known = tirx.all(number >= i64(0), number < call_.count)
-        store(chosen_expert, entry, T.Select(known, T.cast(number, "int32"), i32(-1)))
-        store(weight, entry, load(call_.weight, T.cast(entry, "int64")))
-    sync()
-    experts, expert, address = _distinct(call_.table, thread, threads, count, chosen_expert, arrivals)
-    pick = shared((ENTRIES + 1) * FEW_TOKENS, "int32")
-    for number in _each(thread, threads, experts * i32(FEW_TOKENS)):
-        own, token = T.bind(load(expert, quotient(number, FEW_TOKENS))), T.bind(remainder(number, FEW_TOKENS))
-        store(pick, number, i32(-1))
-        with when(token < tokens), T.serial(i32(0), chosen) as back:
-            entry = T.bind(token * chosen + (chosen - i32(1) - back))
-            with when(load(chosen_expert, entry) == own):
-                store(pick, number, entry)
-    sync()
-    return _Step(tokens, chosen, chosen_expert, weight, experts, expert, address, pick)
-
-
-def _distinct(
-    table: Buffer,
-    thread: Expr,
-    threads: int,
-    count: Expr,
-    chosen_expert: Buffer,
-    arrivals: Arrivals | None,
-) -> tuple[Expr, Buffer, Buffer]:
-    """How many distinct experts there are, which, and where."""
-    first, found = shared(ENTRIES, "int32"), shared(1, "int32")
-    position = None if arrivals is None else shared(ENTRIES, "int32")
-    expert, address = shared(ENTRIES, "int32"), shared(ENTRIES, "int64")
-    for entry in _each(thread, threads, count):
-        own = T.bind(load(chosen_expert, entry))
-        store(first, entry, T.cast(own >= i32(0), "int32"))
-        if arrivals is not None:
-            store(position, entry, arrivals.position(entry))
-        with T.serial(i32(0), entry) as other, when(load(chosen_expert, other) == own):
-            store(first, entry, i32(0))
-    sync()
-    for entry in _each(thread, threads, count):
-        rank = registers(1, "int32")
-        store(rank, i32(0), i32(0))
-        if position is None:
-            with T.serial(i32(0), entry) as other:
-                store(rank, i32(0), load(rank, i32(0)) + load(first, other))
-        else:
-            with T.serial(i32(0), count) as other, when(load(position, other) < load(position, entry)):
-                store(rank, i32(0), load(rank, i32(0)) + load(first, other))
-        with when(load(first, entry) == i32(1)):
-            own, place = T.bind(load(chosen_expert, entry)), T.bind(load(rank, i32(0)))
-            store(expert, place, own)
-            store(address, place, load(table, T.cast(own, "int64")))
-        last = entry if position is None else load(position, entry)
-        with when(last == count - i32(1)):
-            store(found, i32(0), load(rank, i32(0)) + load(first, entry))
-    sync()
-    return T.bind(load(found, i32(0))), expert, address
-
-
-def _each(thread: Expr, threads: int, count: Expr) -> Iterator[Expr]:
-    """A loop over this thread's share of ``count`` numbers; its body is emitted once."""
-    with T.serial(i32(0), T.bind(quotient(count + i32(threads - 1), threads))) as turn:
-        number = T.bind(turn * i32(threads) + thread)
-        with when(number < count):
-            yield number
+def shared_bytes_of(body: ExpertBody) -> int:
+    """Bytes of workspace through which blocks share a tile, for each choice of each token."""
+    tiling = down_tiling(body, several=True)
+    rows = TILE_ROWS * tiling.row_warps
+    return 4 * MOST_SHARES * rows * -(-body.hidden // rows)
 
 
 @dataclass(frozen=True)
@@ -191,7 +117,8 @@ class _Down:
     middle: Buffer
     tiling: Tiling
     tile: Expr
-    step: _Step
+    share: Share
+    step: StepExperts
     parts: Buffer
     """``[T * K, rows]``: what each choice contributes."""
     arrivals: Arrivals | None
@@ -202,7 +129,7 @@ class _Down:
 
     def clear(self, thread: Expr) -> None:
         """Nothing contributes, until it does."""
-        for number in _each(
+        for number in each_of(
             thread, self.tiling.threads, self.step.tokens * self.step.chosen * i32(self.rows)
         ):
             store(self.parts, number, T.float32(0))
@@ -239,7 +166,7 @@ class _Down:
         """Which tokens each expert meets, without gaps."""
         step = self.step
         count, entry = shared(ENTRIES, "int32"), shared(ENTRIES * FEW_TOKENS, "int32")
-        for number in _each(thread, self.tiling.threads, step.experts * i32(FEW_TOKENS)):
+        for number in each_of(thread, self.tiling.threads, step.experts * i32(FEW_TOKENS)):
             own, first = T.bind(remainder(number, FEW_TOKENS)), T.bind(number - remainder(number, FEW_TOKENS))
             before = registers(1, "int32")
             store(before, 0, i32(0))
@@ -271,17 +198,51 @@ class _Down:
                     store(self.parts, entry * i32(self.rows) + local, load(step.weight, entry) * total)
 
     def store(self, thread: Expr) -> None:
-        """Add up what a token's choices contribute."""
+        """Add up what a token's choices contribute, where no other block still works for the tile."""
+        if self.share.of == 1:
+            self._add_up(thread, None)
+            return
+        memory, rows, step = self._memory(), self.rows, self.step
+        count = T.bind(step.tokens * step.chosen * i32(rows))
+        own = T.bind(self._place(self.share.number, count))
+        for number in each_of(thread, self.tiling.threads, count):
+            store(memory, own + i64(number), load(self.parts, number))
+        is_last = shared(1, "int32")
+        sync()
+        with when(thread == i32(0)):
+            last = value("bool", "arrives_last", self.tile, i32(self.share.of))
+            store(is_last, 0, T.cast(last, "int32"))
+        sync()
+        with when(load(is_last, 0) == i32(1)):
+            other = T.bind(self._place(i32(1) - self.share.number, count))
+            self._add_up(thread, lambda number: load(memory, other + i64(number)))
+
+    def _memory(self) -> Buffer:
+        """The memory that holds the values between the products, as float32."""
+        return T.decl_buffer(self.middle.shape, "float32", data=self.middle.data, align=64)
+
+    def _place(self, share: Expr, count: Expr) -> Expr:
+        """Where a block leaves what its experts contribute: behind those values."""
+        values = self.call.tokens * self.call.chosen * i64(middle_elements(self.body) // 2)
+        return values + i64(self.tile * i32(self.share.of) + share) * i64(count)
+
+    def _add_up(self, thread: Expr, others: Callable[[Expr], Expr] | None) -> None:
+        """Store the sums of a tile; ``others`` gives what another block has for a number of ``parts``."""
         body, step = self.body, self.step
-        for number in _each(thread, self.tiling.threads, step.tokens * i32(self.rows)):
+        for number in each_of(thread, self.tiling.threads, step.tokens * i32(self.rows)):
             local, token = T.bind(remainder(number, self.rows)), T.bind(quotient(number, self.rows))
             row = T.bind(self.tile * i32(self.rows) + local)
             with when(row < i32(body.hidden)):
                 total = registers(1)
                 store(total, i32(0), T.float32(0))
                 with T.serial(i32(0), step.chosen) as k:
-                    part = load(self.parts, (token * step.chosen + k) * i32(self.rows) + local)
-                    store(total, i32(0), load(total, i32(0)) + part)
+                    place = T.bind((token * step.chosen + k) * i32(self.rows) + local)
+                    part = load(self.parts, place)
+                    store(
+                        total,
+                        i32(0),
+                        load(total, i32(0)) + (part if others is None else part + others(place)),
+                    )
                 place = T.cast(token, "int64") * i64(body.hidden) + T.cast(row, "int64")
                 store(self.call.out, place, load(total, i32(0)))
 
