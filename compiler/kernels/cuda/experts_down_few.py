@@ -19,12 +19,19 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
-from moec.compiler.kernels.cuda.experts_few import BLOCKS_AT_ONCE, middle_elements, packed_row, part_at
+from moec.compiler.kernels.cuda.experts_few import middle_elements, packed_row, part_at
 from moec.compiler.kernels.cuda.experts_step import ENTRIES, Share, StepExperts, each_of, read_step
 from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
 from moec.compiler.kernels.cuda.few_stream import WORDS, Stream, multiply
 from moec.compiler.kernels.cuda.few_sums import FewSums
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, choose_tiling
+from moec.compiler.kernels.cuda.few_tiling import (
+    BLOCKS_AT_ONCE,
+    FEW_TOKENS,
+    STEP_COLUMNS,
+    TILE_ROWS,
+    Tiling,
+    choose_tiling,
+)
 from moec.compiler.kernels.cuda.packed.meetings import Meetings, MeetingSums
 from moec.compiler.kernels.cuda.packed.middle import PackedMiddle
 from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed

@@ -21,7 +21,14 @@ from moec.compiler.kernels.cuda.few_lanes import Lane, remainder
 from moec.compiler.kernels.cuda.few_product import FewMemory, FewProduct, memory_for
 from moec.compiler.kernels.cuda.few_stream import Stream, multiply
 from moec.compiler.kernels.cuda.few_sums import FewSums
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
+from moec.compiler.kernels.cuda.few_tiling import (
+    BLOCKS_AT_ONCE,
+    FEW_TOKENS,
+    LANES,
+    TILE_ROWS,
+    Tiling,
+    choose_tiling,
+)
 from moec.compiler.kernels.cuda.few_tokens import (
     AT_ONCE_OF_EXPERTS,
     VECTOR,
@@ -64,8 +71,6 @@ EXPERTS_AT_ONCE = 6
 ADDRESSES_A_LINE = 16
 FIRST_AHEAD = 2
 """Rounds of quantized weights that a block of the first launch has in flight."""
-BLOCKS_AT_ONCE = 264
-"""Two on each multiprocessor of the largest GPUs: smaller ones take them in turns."""
 MOST_TILES = 8
 """Of a block: with more, those that are done early leave a multiprocessor half empty for too long."""
 

@@ -110,8 +110,7 @@ def _way(spec: AttentionSpec, *, hopper: bool = False) -> Way:
             lambda _, operands: decode(division, operands), many, division.workspace_bytes, rounds=True
         )
     if spec.latent and key <= WIDEST_KEY and size <= WIDEST_VALUE:
-        fixed = LatentPlan(spec).workspace_bytes
-        return Way(_decode_latents, latent_prefill, fixed, parts=latent_decode, rounds=True)
+        return Way(_decode_latents, latent_prefill, LatentPlan(spec).workspace_bytes, rounds=True)
     return Way(None, plain, 0)
 
 

@@ -14,12 +14,9 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.attention.convert import floats
-from moec.compiler.kernels.cuda.attention.latent_combine import WARPS as COMBINING_WARPS
-from moec.compiler.kernels.cuda.attention.latent_combine import combined_row, parts_of
 from moec.compiler.kernels.cuda.attention.marks import any_left, is_done, some_left
 from moec.compiler.kernels.cuda.few_group import FewGroup
 from moec.compiler.kernels.cuda.few_product import FewProduct
-from moec.compiler.kernels.cuda.few_tokens import read_floats
 from moec.compiler.kernels.cuda.linear_few import emit_linear_few, read_rows
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 from moec.compiler.kernels.cuda.threads import read, registers, threads
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
 
     from moec.compiler.kernels.cuda.attention.latent_room import Absorbed, Room
     from moec.compiler.kernels.cuda.attention.operands import Operands
-    from moec.compiler.kernels.cuda.few_tokens import Block, Prologue, Reader
 
 ROUND_THREADS, MOST_ROUND_BLOCKS = 256, 1056
 SMALL = Tile(rows=64, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)
@@ -76,35 +72,16 @@ def absorb_few(room: Room, operands: Operands, absorbed: Absorbed) -> None:
 
 def project_few(room: Room, operands: Operands, absorbed: Absorbed) -> None:
     """Launch: results of heads, for at most eight tokens."""
-    spec = room.spec
-    results = read_rows(absorbed.results, lambda token, head: _row(room, token, head, spec.value_dim))
-    emit_linear_few(_projection(room, operands, results))
-
-
-def project_combined(room: Room, operands: Operands, absorbed: Absorbed) -> None:
-    """Launch: results of heads for the only token, whose blocks put together what the kernel before left in parts."""
-    spec, latents = room.spec, latent_operands(operands, absorbed)
-
-    def results(block: Block) -> Reader:
-        active = parts_of(spec, latents, i32(0), block.thread)
-        block.wait()
-        row = combined_row(spec, latents, (i32(0), block.batch), block.thread, block.threads, active)
-        return lambda _, column, count: read_floats(row, column, count)
-
-    row_bytes = 4 * COMBINING_WARPS * spec.value_dim
-    emit_linear_few(replace(_projection(room, operands, results), most=1, prologue_bytes=row_bytes))
-
-
-def _projection(room: Room, operands: Operands, results: Prologue) -> FewProduct:
-    """The product with the values' matrices."""
     assert operands.weights is not None
     spec, heads = room.spec, room.heads
 
     def finish(_number: int, head: Expr, token: Expr, row: Expr, total: Expr) -> None:
         store(operands.out, _row(room, token, head, heads.value_dim) + i64(row), total)
 
+    results = read_rows(absorbed.results, lambda token, head: _row(room, token, head, spec.value_dim))
     group = FewGroup((heads.value_dim,), spec.value_dim, heads.dtype, spec.query_heads)
-    return FewProduct(group, [operands.weights.value], operands.tokens, results, finish, group.tiling())
+    matrices = [operands.weights.value]
+    emit_linear_few(FewProduct(group, matrices, operands.tokens, results, finish, group.tiling()))
 
 
 def absorb_many(room: Room, operands: Operands, absorbed: Absorbed) -> None:

@@ -1,11 +1,7 @@
-"""The results of the blocks that shared a token's latents, put together: always in the same order.
-
-A kernel of its own does it, or for a step of one token the blocks that project the results: a launch less to wait for.
-"""
+"""The results of the blocks that shared a token's latents, put together: always in the same order."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
@@ -28,10 +24,10 @@ from moec.compiler.kernels.cuda.primitives import (
     warp_max,
     warp_sum,
 )
-from moec.compiler.kernels.emit import Buffer, Expr, either, i64, load, store, when
+from moec.compiler.kernels.emit import Buffer, Expr, i64, load, store, when
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from moec.artifacts.model import AttentionSpec
 
@@ -58,7 +54,7 @@ def latent_combine(
         memory = results(plan, operands)
         launch_next()
         if active_of is None:
-            active = parts_of(spec, operands, token, thread)
+            active = plan.active(locate(spec, operands, token, i32(0), lane, WIDTH), parts)
             wait_previous()
         else:
             wait_previous()
@@ -80,71 +76,6 @@ def latent_combine(
                     place = lane * i32(4) + i32(number)
                     found = [load(held, place + i32(COLUMNS * other)) for other in range(WARPS)]
                     store(operands.out, start + i64(number), sum(found[1:], found[0]) * scale)
-
-
-def combined_row(
-    spec: AttentionSpec,
-    operands: Operands,
-    place: tuple[Expr, Expr],
-    thread: Expr,
-    threads: int,
-    active: Expr,
-) -> Buffer:
-    """A row of results in shared memory, put together by all threads of a block: the same bits as the kernel's.
-
-    Args:
-        spec: which attention.
-        operands: its operands.
-        place: token and query head.
-        thread: int32.
-        threads: of the block.
-        active: how many blocks shared the token's latents.
-    """
-    plan, size = LatentPlan(spec), spec.value_dim
-    token, head = place
-    held = shared(WARPS * size)
-    memory, pieces = results(plan, operands), -(-size // 4)
-    parts = settled(plan.parts(operands.tokens))
-    lane = T.bind(thread % i32(32))
-
-    def together() -> None:
-        row = T.bind(T.cast(token * parts * i32(spec.query_heads) + head, "int64"))
-        highest, total = _totals(plan, memory, row, active, lane)
-        for number in _each(WARPS * pieces, thread, threads):
-            warp, column = T.bind(number // i32(pieces)), T.bind(number % i32(pieces) * i32(4))
-            sums = _sums(plan, memory, row, active, warp, column, highest)
-            for inside in range(4):
-                store(held, T.bind(warp * i32(size) + column + i32(inside)), load(sums, inside))
-        sync()
-        scale = inverse_total(operands, highest, total, head)
-        for column in _each(size, thread, threads):
-            found = [load(held, column + i32(size * other)) for other in range(WARPS)]
-            store(held, column, T.bind(sum(found[1:], found[0]) * scale))
-
-    def alone() -> None:
-        start = T.bind(T.cast(token * i32(spec.query_heads) + head, "int64") * i64(size))
-        for column in _each(size, thread, threads):
-            store(held, column, load(operands.out, start + T.cast(column, "int64")))
-
-    either(active > i32(1), together, alone)
-    sync()
-    return held
-
-
-def _each(count: int, thread: Expr, threads: int) -> Iterator[Expr]:
-    """This thread's share of ``count`` numbers, written out."""
-    for first in range(0, count, threads):
-        number = T.bind(thread + i32(first))
-        with nullcontext() if first + threads <= count else when(number < i32(count)):
-            yield number
-
-
-def parts_of(spec: AttentionSpec, operands: Operands, token: Expr, thread: Expr) -> Expr:
-    """How many blocks shared a token's latents: known before they are done."""
-    plan = LatentPlan(spec)
-    lane = T.bind(thread % i32(32))
-    where = locate(spec, operands, token, i32(0), lane, WIDTH)
-    return plan.active(where, settled(plan.parts(operands.tokens)))
 
 
 def _fact(plan: LatentPlan, row: Expr, part: Expr) -> Expr:

@@ -19,12 +19,10 @@ from moec.compiler.kernels.cuda.attention.latent_absorb import (
     absorb_many,
     absorb_plain,
     latent_operands,
-    project_combined,
     project_few,
     project_many,
     project_plain,
 )
-from moec.compiler.kernels.cuda.attention.latent_combine import latent_combine
 from moec.compiler.kernels.cuda.attention.latent_expand import emit_expand, emit_gather
 from moec.compiler.kernels.cuda.attention.latent_expand_hopper import emit_expand_hopper
 from moec.compiler.kernels.cuda.attention.latent_heads import emit_heads
@@ -103,19 +101,9 @@ def _few(room: Room, way: Way, operands: Operands) -> None:
         _plain(room, way, operands)
         return
     absorbed = _absorbed(room, operands)
-    latents = latent_operands(operands, absorbed)
     absorb_few(room, operands, absorbed)
-    if way.parts is None:
-        way.few(room.spec, latents)
-        project_few(room, operands, absorbed)
-        return
-    way.parts(room.spec, latents)
-
-    def apart() -> None:
-        latent_combine(room.spec, latents)
-        project_few(room, operands, absorbed)
-
-    either(operands.tokens == i64(1), lambda: project_combined(room, operands, absorbed), apart)
+    way.few(room.spec, latent_operands(operands, absorbed))
+    project_few(room, operands, absorbed)
 
 
 def _plain(room: Room, way: Way, operands: Operands) -> None:

@@ -21,7 +21,5 @@ class Way:
     many: Callable[[AttentionSpec, Operands], None]
     """Launches for any number of tokens, after the step was appended."""
     workspace_bytes: int
-    parts: Callable[[AttentionSpec, Operands], None] | None = None
-    """The launches of ``few`` but for the last one, which puts their results together with `latent_combine`."""
     rounds: bool = False
     """Whether launches for many tokens can put rounded results where `Operands.rounded` says."""
