@@ -45,6 +45,13 @@ def write_result(name: str, rows: Any, **facts: Any) -> Path:
     return path
 
 
+def known_rows(name: str, **facts: Any) -> list[dict[str, Any]]:
+    """Rows of the results that are there; none where these say other ``facts`` of themselves."""
+    path = RESULTS / f"{name}.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return record["rows"] if record and facts.items() <= record.items() else []
+
+
 def _module(program: Path) -> str:
     name = program.parent.name if program.stem == "__main__" else program.stem
     return f"benchmarks.{name}"

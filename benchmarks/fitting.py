@@ -14,13 +14,12 @@ the same formats on the same text.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import RESULTS, write_result
+from benchmarks.common import known_rows, write_result
 from benchmarks.quantization_accuracy import held_out_windows
 from benchmarks.rounded_checkpoint import RoundedCheckpoint
 from moec.artifacts.accuracy import Agreement
@@ -128,13 +127,6 @@ class Results:
         write_result(NAME, [*self.rows, *others], **self._facts)
 
 
-def known_rows(windows: int, tokens: int) -> list[dict[str, Any]]:
-    """Of the results that are there, if they are of the same text."""
-    path = RESULTS / f"{NAME}.json"
-    record = json.loads(path.read_text()) if path.is_file() else {}
-    return record["rows"] if (record.get("windows"), record.get("tokens")) == (windows, tokens) else []
-
-
 def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -169,7 +161,7 @@ def main() -> None:
     facts = {"checkpoint": options.checkpoint.name, "windows": len(windows), "tokens": tokens}
     with feedback_rounding(parts, checkpoint, calibration, log) as calibrated:
         judge = RoundedCheckpoint(checkpoint, parts, windows, calibrated)
-        known = known_rows(len(windows), tokens) if options.keep else []
+        known = known_rows(NAME, **facts) if options.keep else []
         results = Results(judge, {**facts, "calibration_tokens": found.tokens}, known)
         print(f"{'formats':30} {'bytes':>10} {'perplexity':>9} {'mean KL':>9}")
         for name, scope in uniforms(options.only):
