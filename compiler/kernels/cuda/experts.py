@@ -8,7 +8,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.program import HOPPER
 from moec.artifacts.slots import CACHED
-from moec.compiler.kernels.cuda.experts_down_few import emit_down_few, shared_bytes_of
+from moec.compiler.kernels.cuda.experts_down_few import emit_down_few
 from moec.compiler.kernels.cuda.experts_few import ExpertCall, emit_gate_up_few, middle_elements, runs_few
 from moec.compiler.kernels.cuda.experts_layout import workspace_bytes as many_bytes
 from moec.compiler.kernels.cuda.experts_many import HOPPER_TILES, TILES, emit_experts_many
@@ -34,7 +34,7 @@ def workspace_bytes(body: ExpertBody, top_k: int, experts: int) -> tuple[int, in
     """
     always, exact = plain_bytes(body, top_k)
     if runs_few(body):
-        exact = max(exact, top_k * (2 * middle_elements(body) + shared_bytes_of(body)))
+        exact = max(exact, 2 * top_k * middle_elements(body))
     if not fits_many(body):
         return always, exact
     fixed, each = many_bytes(body, top_k, experts)

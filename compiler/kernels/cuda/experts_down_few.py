@@ -1,9 +1,8 @@
 """The second launch of the experts of at most eight tokens: ``out[t] = sum_k weight[t, k] * down(middle[t, k])``.
 
-A block has a tile of rows and takes distinct experts of the step in turn, the weights of the next one on their way
-while it multiplies with one. Where there are too few tiles for a GPU, two blocks share one, each with every other
-expert, and the one that is done last adds up. What each choice of a token contributes is kept apart until then and
-added in the order of the choices, so that a token's result does not depend on the others.
+A block has a tile of rows and takes every distinct expert of the step in turn, the weights of the next one on their way
+while it multiplies with one. What each choice of a token contributes is kept apart until the end and added in the
+order of the choices, so that a token's result does not depend on the others.
 
 The first launch lets the one behind it begin only after its own ``wait_previous``, and this one comes no earlier: what
 came before the first launch, the choices and the table among that, may be read here at once, and the first weights are
@@ -15,29 +14,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from moec.compiler.kernels.cuda.packed.operands import PackedStream
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
-from moec.compiler.kernels.cuda.experts_few import middle_elements, packed_row, part_at
-from moec.compiler.kernels.cuda.experts_step import ENTRIES, Share, StepExperts, each_of, read_step
+from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
+from moec.compiler.kernels.cuda.experts_step import ENTRIES, StepExperts, each_of, read_step
 from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
 from moec.compiler.kernels.cuda.few_stream import WORDS, Stream, multiply
 from moec.compiler.kernels.cuda.few_sums import FewSums
-from moec.compiler.kernels.cuda.few_tiling import (
-    BLOCKS_AT_ONCE,
-    FEW_TOKENS,
-    STEP_COLUMNS,
-    TILE_ROWS,
-    Tiling,
-    choose_tiling,
-)
+from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.packed.meetings import Meetings, MeetingSums
 from moec.compiler.kernels.cuda.packed.middle import PackedMiddle
-from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
+from moec.compiler.kernels.cuda.packed.stream import multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.primitives import (
-    COUNTERS,
     blocks_at_once,
     call,
     element,
@@ -47,7 +39,6 @@ from moec.compiler.kernels.cuda.primitives import (
     registers,
     shared,
     sync,
-    value,
     wait_previous,
 )
 from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
@@ -55,14 +46,9 @@ from moec.compiler.kernels.cuda.threads import read
 from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cuda.experts_few import ExpertCall
     from moec.compiler.kernels.emit import Buffer, Expr
-
-MOST_SHARES = 2
-"""Blocks of a tile."""
 
 
 def emit_down_few(
@@ -75,14 +61,12 @@ def emit_down_few(
     """Emit the second launch; arguments as for ``emit_gate_up_few``."""
     tiling = tiling or down_tiling(body, several=state is None)
     tiles = -(-body.hidden // (TILE_ROWS * tiling.row_warps))
-    shares = shares_of(body, tiling)
-    with launch((tiles, shares), tiling.threads) as ((tile, number), thread):
-        blocks_at_once(2 if shares > 1 else tiling.blocks)
+    with launch((tiles,), tiling.threads) as ((tile,), thread):
+        blocks_at_once(tiling.blocks)
         arrivals = None if state is None else Arrivals.of(state)
-        share = Share(number, shares)
-        step = read_step(call_, thread, tiling.threads, share, arrivals)
+        step = read_step(call_, thread, tiling.threads, arrivals)
         parts = shared(ENTRIES * TILE_ROWS * tiling.row_warps)
-        down = _Down(body, call_, middle, tiling, tile, share, step, parts, arrivals)
+        down = _Down(body, call_, middle, tiling, tile, step, parts, arrivals)
         down.clear(thread)
         with when(step.experts > i32(0)):
             down.emit(thread)
@@ -102,19 +86,6 @@ def down_tiling(body: ExpertBody, *, several: bool) -> Tiling:
     return tiling if several else replace(tiling, banks=min(tiling.banks, 2))
 
 
-def shares_of(body: ExpertBody, tiling: Tiling) -> int:
-    """How many blocks share a tile."""
-    tiles = -(-body.hidden // (TILE_ROWS * tiling.row_warps))
-    return MOST_SHARES if MOST_SHARES * tiles <= BLOCKS_AT_ONCE and tiles <= COUNTERS else 1
-
-
-def shared_bytes_of(body: ExpertBody) -> int:
-    """Bytes of workspace through which blocks share a tile, for each choice of each token."""
-    tiling = down_tiling(body, several=True)
-    rows = TILE_ROWS * tiling.row_warps
-    return 4 * MOST_SHARES * rows * -(-body.hidden // rows)
-
-
 @dataclass(frozen=True)
 class _Down:
     """What a block of the second launch does for its tile of rows."""
@@ -124,7 +95,6 @@ class _Down:
     middle: Buffer
     tiling: Tiling
     tile: Expr
-    share: Share
     step: StepExperts
     parts: Buffer
     """``[T * K, rows]``: what each choice contributes."""
@@ -205,36 +175,7 @@ class _Down:
                     store(self.parts, entry * i32(self.rows) + local, load(step.weight, entry) * total)
 
     def store(self, thread: Expr) -> None:
-        """Add up what a token's choices contribute, where no other block still works for the tile."""
-        if self.share.of == 1:
-            self._add_up(thread, None)
-            return
-        memory, rows, step = self._memory(), self.rows, self.step
-        count = T.bind(step.tokens * step.chosen * i32(rows))
-        own = T.bind(self._place(self.share.number, count))
-        for number in each_of(thread, self.tiling.threads, count):
-            store(memory, own + i64(number), load(self.parts, number))
-        is_last = shared(1, "int32")
-        sync()
-        with when(thread == i32(0)):
-            last = value("bool", "arrives_last", self.tile, i32(self.share.of))
-            store(is_last, 0, T.cast(last, "int32"))
-        sync()
-        with when(load(is_last, 0) == i32(1)):
-            other = T.bind(self._place(i32(1) - self.share.number, count))
-            self._add_up(thread, lambda number: load(memory, other + i64(number)))
-
-    def _memory(self) -> Buffer:
-        """The memory that holds the values between the products, as float32."""
-        return T.decl_buffer(self.middle.shape, "float32", data=self.middle.data, align=64)
-
-    def _place(self, share: Expr, count: Expr) -> Expr:
-        """Where a block leaves what its experts contribute: behind those values."""
-        values = self.call.tokens * self.call.chosen * i64(middle_elements(self.body) // 2)
-        return values + i64(self.tile * i32(self.share.of) + share) * i64(count)
-
-    def _add_up(self, thread: Expr, others: Callable[[Expr], Expr] | None) -> None:
-        """Store the sums of a tile; ``others`` gives what another block has for a number of ``parts``."""
+        """Add up what a token's choices contribute."""
         body, step = self.body, self.step
         for number in each_of(thread, self.tiling.threads, step.tokens * i32(self.rows)):
             local, token = T.bind(remainder(number, self.rows)), T.bind(quotient(number, self.rows))
@@ -243,13 +184,8 @@ class _Down:
                 total = registers(1)
                 store(total, i32(0), T.float32(0))
                 with T.serial(i32(0), step.chosen) as k:
-                    place = T.bind((token * step.chosen + k) * i32(self.rows) + local)
-                    part = load(self.parts, place)
-                    store(
-                        total,
-                        i32(0),
-                        load(total, i32(0)) + (part if others is None else part + others(place)),
-                    )
+                    part = load(self.parts, (token * step.chosen + k) * i32(self.rows) + local)
+                    store(total, i32(0), load(total, i32(0)) + part)
                 place = T.cast(token, "int64") * i64(body.hidden) + T.cast(row, "int64")
                 store(self.call.out, place, load(total, i32(0)))
 

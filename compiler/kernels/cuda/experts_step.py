@@ -1,4 +1,4 @@
-"""What a block of the experts' second launch knows of its step: the experts that it has, and who chose them."""
+"""What a block of the experts' second launch knows of its step: the distinct experts, and who chose them."""
 
 from __future__ import annotations
 
@@ -26,29 +26,8 @@ ENTRIES = FEW_TOKENS * MOST_CHOSEN
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which of a tile's experts a block has: every ``of``-th one, from ``number`` on."""
-
-    number: Expr
-    """int32."""
-    of: int
-
-    def has(self, rank: Expr) -> Expr:
-        """Whether the expert of this rank is one of them."""
-        return T.bool(True) if self.of == 1 else remainder(rank, self.of) == self.number
-
-    def place(self, rank: Expr) -> Expr:
-        """An expert's rank among them."""
-        return rank if self.of == 1 else quotient(rank, self.of)
-
-    def count(self, experts: Expr) -> Expr:
-        """How many of so many experts they are."""
-        return experts if self.of == 1 else quotient(experts + i32(self.of - 1) - self.number, self.of)
-
-
-@dataclass(frozen=True)
 class StepExperts:
-    """The choices of a step, and the experts of a block, in shared memory; numbers are int32."""
+    """The choices of a step, in shared memory; numbers are int32."""
 
     tokens: Expr
     chosen: Expr
@@ -57,7 +36,7 @@ class StepExperts:
     weight: Buffer
     """``[T * K]``, float32."""
     experts: Expr
-    """How many distinct ones the block has."""
+    """How many distinct ones there are."""
     expert: Buffer
     """``[experts]``, by first choice, or as they arrive."""
     address: Buffer
@@ -66,10 +45,8 @@ class StepExperts:
     """``[experts, 8]``: a token's first choice of an expert, -1 for none."""
 
 
-def read_step(
-    call_: ExpertCall, thread: Expr, threads: int, share: Share, arrivals: Arrivals | None
-) -> StepExperts:
-    """Every block finds the distinct experts of the step that it has, and who chose them."""
+def read_step(call_: ExpertCall, thread: Expr, threads: int, arrivals: Arrivals | None) -> StepExperts:
+    """Every block finds the distinct experts of the step, and who chose them."""
     chosen, tokens = T.bind(T.cast(call_.chosen, "int32")), T.bind(T.cast(call_.tokens, "int32"))
     count = T.bind(tokens * chosen)
     chosen_expert, weight = shared(ENTRIES, "int32"), shared(ENTRIES)
@@ -79,7 +56,7 @@ def read_step(
         store(chosen_expert, entry, T.Select(known, T.cast(number, "int32"), i32(-1)))
         store(weight, entry, load(call_.weight, T.cast(entry, "int64")))
     sync()
-    experts, expert, address = _distinct(call_.table, thread, threads, count, chosen_expert, share, arrivals)
+    experts, expert, address = _distinct(call_.table, thread, threads, count, chosen_expert, arrivals)
     pick = shared((ENTRIES + 1) * FEW_TOKENS, "int32")
     for number in each_of(thread, threads, experts * i32(FEW_TOKENS)):
         own, token = T.bind(load(expert, quotient(number, FEW_TOKENS))), T.bind(remainder(number, FEW_TOKENS))
@@ -98,10 +75,9 @@ def _distinct(
     threads: int,
     count: Expr,
     chosen_expert: Buffer,
-    share: Share,
     arrivals: Arrivals | None,
 ) -> tuple[Expr, Buffer, Buffer]:
-    """How many distinct experts a block has, which, and where."""
+    """How many distinct experts there are, which, and where."""
     first, found = shared(ENTRIES, "int32"), shared(1, "int32")
     position = None if arrivals is None else shared(ENTRIES, "int32")
     expert, address = shared(ENTRIES, "int32"), shared(ENTRIES, "int64")
@@ -122,15 +98,15 @@ def _distinct(
         else:
             with T.serial(i32(0), count) as other, when(load(position, other) < load(position, entry)):
                 store(rank, i32(0), load(rank, i32(0)) + load(first, other))
-        with when(tirx.all(load(first, entry) == i32(1), share.has(load(rank, i32(0))))):
-            own, place = T.bind(load(chosen_expert, entry)), T.bind(share.place(load(rank, i32(0))))
+        with when(load(first, entry) == i32(1)):
+            own, place = T.bind(load(chosen_expert, entry)), T.bind(load(rank, i32(0)))
             store(expert, place, own)
             store(address, place, load(table, T.cast(own, "int64")))
         last = entry if position is None else load(position, entry)
         with when(last == count - i32(1)):
             store(found, i32(0), load(rank, i32(0)) + load(first, entry))
     sync()
-    return T.bind(share.count(load(found, i32(0)))), expert, address
+    return T.bind(load(found, i32(0))), expert, address
 
 
 def each_of(thread: Expr, threads: int, count: Expr) -> Iterator[Expr]:
