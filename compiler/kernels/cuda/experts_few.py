@@ -37,9 +37,10 @@ from moec.compiler.kernels.cuda.few_tokens import (
     split_activation,
 )
 from moec.compiler.kernels.cuda.packed.codes import TYPE
+from moec.compiler.kernels.cuda.packed.operands import PackedStream
 from moec.compiler.kernels.cuda.packed.order import OperandOrder
 from moec.compiler.kernels.cuda.packed.rows import PackedRow
-from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
+from moec.compiler.kernels.cuda.packed.stream import multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 from moec.compiler.kernels.cuda.primitives import (

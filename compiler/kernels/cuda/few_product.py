@@ -21,7 +21,8 @@ from moec.compiler.kernels.cuda.few_tokens import (
     dynamic_pairs,
     pair_count,
 )
-from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
+from moec.compiler.kernels.cuda.packed.operands import PackedStream
+from moec.compiler.kernels.cuda.packed.stream import multiply_packed
 from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 from moec.compiler.kernels.cuda.primitives import (
     i32,
