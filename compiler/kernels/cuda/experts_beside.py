@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
+from moec.compiler.kernels.cuda.experts_call import ExpertCall
 from moec.compiler.kernels.cuda.experts_down_few import emit_down_few
-from moec.compiler.kernels.cuda.experts_few import ExpertCall, emit_gate_up_few, gate_up_tiling, runs_few
+from moec.compiler.kernels.cuda.experts_few import emit_gate_up_few, gate_up_tiling, runs_few
 from moec.compiler.kernels.cuda.experts_step import MOST_CHOSEN
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES
 from moec.compiler.kernels.cuda.linear_few import emit_linear_few

@@ -14,7 +14,7 @@ from moec.compiler.kernels.cuda.primitives import i32, registers, shared, value
 from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cuda.experts_few import ExpertCall
+    from moec.compiler.kernels.cuda.experts_call import ExpertCall
     from moec.compiler.kernels.emit import Buffer, Expr
 
 

@@ -47,7 +47,7 @@ from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cuda.experts_few import ExpertCall
+    from moec.compiler.kernels.cuda.experts_call import ExpertCall
     from moec.compiler.kernels.emit import Buffer, Expr
 
 

@@ -60,6 +60,7 @@ from moec.formats import FORMATS, format_of
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
+    from moec.compiler.kernels.cuda.experts_call import ExpertCall
     from moec.compiler.kernels.cuda.few_tokens import Reader
     from moec.compiler.kernels.emit import Buffer, Expr
 
@@ -68,28 +69,6 @@ EXPERTS_AT_ONCE = 6
 ADDRESSES_A_LINE = 16
 FIRST_AHEAD = 2
 """Rounds of quantized weights that a block of the first launch has in flight."""
-
-
-@dataclass(frozen=True)
-class ExpertCall:
-    """The arguments of ``experts_<body>``, flat, and its symbolic extents (int64)."""
-
-    x: Buffer
-    """float32 ``[T, H]``."""
-    index: Buffer
-    """int64 ``[T, K]``; what is not in 0 .. E-1 contributes nothing."""
-    weight: Buffer
-    """float32 ``[T, K]``."""
-    table: Buffer
-    """int64 ``[E]``: where each expert's bytes are."""
-    workspace: Buffer
-    """uint8, as ``experts.workspace_bytes`` says."""
-    out: Buffer
-    """float32 ``[T, H]``."""
-    tokens: Expr
-    chosen: Expr
-    count: Expr
-    """T, K and E."""
 
 
 def runs_few(body: ExpertBody) -> bool:

@@ -13,7 +13,7 @@ from moec.compiler.kernels.emit import ceildiv, i64
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cuda.experts_few import ExpertCall
+    from moec.compiler.kernels.cuda.experts_call import ExpertCall
     from moec.compiler.kernels.cuda.few_tiling import Tiling
     from moec.compiler.kernels.emit import Expr
 

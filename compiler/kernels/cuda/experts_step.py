@@ -16,7 +16,7 @@ from moec.compiler.kernels.emit import i64, load, store, when
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moec.compiler.kernels.cuda.experts_few import ExpertCall
+    from moec.compiler.kernels.cuda.experts_call import ExpertCall
     from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
     from moec.compiler.kernels.emit import Buffer, Expr
 
