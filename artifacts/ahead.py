@@ -12,6 +12,14 @@ E experts, K of them chosen. All words are int64.
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from moec.artifacts.model import ExpertsStep
+
+if TYPE_CHECKING:
+    from moec.artifacts.model import ModelRecord
+
 CHECK = "check_guess"
 SCORE_EARLY = "score_early"
 SCORE_VOTES = "score_votes"
@@ -44,3 +52,13 @@ HOMES = GUESSED + MOST_GUESSED
 def ahead_words(experts: int) -> int:
     """Words of a layer, a multiple of 64 bytes."""
     return HOMES + -(-experts // 8) * 8
+
+
+def guessed_layers(model: ModelRecord) -> dict[int, int]:
+    """The MoE layers that can be guessed for, each with the one before it.
+
+    Both run in one part of a step: on all of its tokens, or on the rows whose logits are wanted. An encoder's do not.
+    """
+    parts = model.steps[: model.last_step], model.steps[model.last_step :]
+    ordinals = [[step.layer for step in part if isinstance(step, ExpertsStep)] for part in parts]
+    return {after: before for part in ordinals for before, after in pairwise(part)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from moec.runtime.devices.cuda.staging import Staging, as_bytes
 from moec.runtime.devices.cuda.unfinished import Unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from moec.runtime.devices.cuda.branch import Branch
     from moec.runtime.devices.cuda.driver import Driver, Handle
     from moec.runtime.devices.cuda.module import CudaFunctions
     from moec.runtime.devices.cuda.sharing import Attended, CpuShare
@@ -76,6 +78,8 @@ class CudaDevice:
         self._stream = self.resources.stream()
         self.share: CpuShare | None = None
         """The CPU's part in steps, where it has any."""
+        self.branch: Branch | None = None
+        """Calls that run beside the others, where there are any."""
         self.unfinished = Unfinished()
         """What is to be put right where a step ended in its middle."""
 
@@ -117,6 +121,15 @@ class CudaDevice:
             self.resources.enter()
             self._set_stream(self.ordinal, self._stream)
             _thread.device = self._reference
+
+    @contextmanager
+    def launching_in(self, stream: Handle) -> Iterator[None]:
+        """Launches of this thread go to another stream meanwhile."""
+        self._set_stream(self.ordinal, stream)
+        try:
+            yield
+        finally:
+            self._set_stream(self.ordinal, self._stream)
 
     def load(self, folder: Path, files: Sequence[str]) -> CudaFunctions:
         """Load a target's module; its code enters the GPU as kernels are first launched."""
@@ -195,8 +208,9 @@ class CudaDevice:
 
     def prepare(self, calls: Sequence[Call], stats: Stats, *, often: bool = False) -> CallList | Attended:
         """Make calls ready to be launched again and again; what runs often is a graph from the second time on."""
+        whole = calls if self.branch is None else self.branch.closed(calls)
         run = CallList(
-            self.resources, self._stream, self.staging, calls, stats, self.enter, self.unfinished, often
+            self.resources, self._stream, self.staging, whole, stats, self.enter, self.unfinished, often
         )
         return run if self.share is None else self.share.attend(calls, run)
 
