@@ -1,4 +1,4 @@
-"""A second stream whose calls run beside those of a device's own, also inside a captured step: a branch of the graph."""
+"""A second stream whose calls run beside those of a device's own: in a captured step a branch of the graph."""
 
 from __future__ import annotations
 

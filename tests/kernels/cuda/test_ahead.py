@@ -90,7 +90,9 @@ def test_random_steps_agree_with_a_plain_model(data: st.DataObject) -> None:
     policy = Policy("lru", 0, 0, data.draw(st.sampled_from(["always", "better"])))
     with_guess, without = (Layer(experts, count, policy, stage_places=4) for _ in range(2))
     random = np.random.default_rng(data.draw(st.integers(0, 1 << 30), "seed"))
-    own = Ahead(with_guess, data.draw(st.integers(0, 3 * PIECES), "bound"), top_k, random.random(experts) < 0.8)
+    own = Ahead(
+        with_guess, data.draw(st.integers(0, 3 * PIECES), "bound"), top_k, random.random(experts) < 0.8
+    )
     chosen = right = tokens_seen = exact = fetched = taken = 0
     for _ in range(data.draw(st.integers(1, 6), "steps")):
         tokens = int(random.integers(1, 9))
@@ -119,7 +121,9 @@ def test_random_steps_agree_with_a_plain_model(data: st.DataObject) -> None:
             assert with_guess.bytes_at(address) == with_guess.host[expert].tobytes()
         arrived = with_guess.state[slots.ARRIVED : slots.ARRIVED + fetches].view(np.int32).reshape(-1, 2)
         assert arrived.tolist() == [[FIRST, PIECES - FIRST]] * fetches
-    counted = [own.count(word) for word in (ahead.CHOSEN, ahead.RIGHT, ahead.SEEN, ahead.EXACT, ahead.FETCHED)]
+    counted = [
+        own.count(word) for word in (ahead.CHOSEN, ahead.RIGHT, ahead.SEEN, ahead.EXACT, ahead.FETCHED)
+    ]
     assert counted == [chosen, right, tokens_seen, exact, fetched]
     assert with_guess.state[slots.AHEAD_BYTES] == taken
 

@@ -53,9 +53,7 @@ def guess() -> tirx.PrimFunc:
     return build(words.GUESS, body)
 
 
-def _rank(
-    scores: Buffer, best: Buffer, ahead: AheadWords, thread: Expr, tokens: Expr, count: Expr
-) -> None:
+def _rank(scores: Buffer, best: Buffer, ahead: AheadWords, thread: Expr, tokens: Expr, count: Expr) -> None:
     """Note the guesses for each token, and in ``best`` each expert's first place among all of them."""
     own, top_k = shared(slots.MOST_EXPERTS), settle(T.cast(ahead.at(words.TOP_K), "int32"))
     for expert in _each(thread, count):
@@ -139,8 +137,8 @@ def check() -> tirx.PrimFunc:
             with when(own < tokens * chosen):
                 token, expert = settle(T.truncdiv(thread, width)), settle(load(index, own))
                 with T.serial(i32(0), top_k) as other:
-                    with when(ahead.at(words.GUESSED, token * top_k + other) == expert):
-                        store(right, thread, i32(1))
+                    same = ahead.at(words.GUESSED, token * top_k + other) == expert
+                    store(right, thread, T.Select(same, i32(1), load(right, thread)))
             sync()
             with when(tirx.all(thread == i32(0), stands == i32(1))):
                 _count(right, ahead, tokens, width)

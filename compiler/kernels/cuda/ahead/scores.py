@@ -72,7 +72,7 @@ def score_early() -> tirx.PrimFunc:
 
 
 def score_votes() -> tirx.PrimFunc:
-    """The kernel ``score_votes(index [T, K], votes [E', E], scores [T, E])``: what the chosen experts' rows add up to."""
+    """The kernel ``score_votes(index [T, K], votes [E', E], scores [T, E])``: the sums of the chosen experts' rows."""
 
     def body() -> None:
         tokens, chosen, before, experts = symbol("T"), symbol("K"), symbol("F"), symbol("E")

@@ -1,15 +1,14 @@
 """Missing experts from mapped host memory into the places that ``assign_experts`` found for them.
 
-Every byte crosses the link once. First of all experts come what the first product reads, then the rest; every piece that
-has arrived is counted, so that whoever computes can begin meanwhile. Pieces that were brought ahead are already on the
-GPU: blocks of their own copy those, and leave the link to the others.
+Every byte crosses the link once. First of all experts come what the first product reads, then the rest; every piece
+that has arrived is counted, so that whoever computes can begin meanwhile. Pieces that were brought ahead are already on
+the GPU: blocks of their own copy those, and leave the link to the others.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import slots as words
@@ -28,6 +27,8 @@ from moec.compiler.kernels.cuda.slots.pieces import COPY_THREADS, Pieces, copy_p
 from moec.compiler.kernels.cuda.slots.state import State
 
 if TYPE_CHECKING:
+    from tvm import tirx
+
     from moec.compiler.kernels.cpu.emit import Expr
 
 BLOCKS = 32
@@ -91,16 +92,11 @@ def _from_ahead(state: State, pieces: Pieces, block: Expr, blocks: int, thread: 
             turns = settle(T.truncdiv(count - i64(block) + i64(blocks - 1), i64(blocks)))
             with T.serial(i64(0), turns) as turn:
                 piece = settle(turn * i64(blocks) + i64(block))
-                source = first + piece * i64(words.PIECE_BYTES)
-                either(
-                    piece < pieces.first,
-                    lambda piece=piece, source=source, which=which: _bring(
-                        state, pieces, which, piece, source, 0, thread
-                    ),
-                    lambda piece=piece, source=source, which=which: _bring(
-                        state, pieces, which, piece, source, 1, thread
-                    ),
-                )
+                source = settle(first + piece * i64(words.PIECE_BYTES))
+                second = settle(T.cast(piece >= pieces.first, "int32"))
+                for part in (0, 1):
+                    with when(second == i32(part)):
+                        _bring(state, pieces, which, piece, source, part, thread)
         store(place, 0, first + count * i64(words.PIECE_BYTES))
 
 
@@ -124,4 +120,3 @@ def _bring(
     sync()
     with when(thread == i32(0)):
         call("signal", state.arrived(which, second))
-

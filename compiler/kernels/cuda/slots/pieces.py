@@ -1,7 +1,7 @@
 """An expert in pieces: their numbers, where each is, and how a block copies one.
 
-A few blocks are enough for the link: what counts is that each has 16 KiB on their way. All accesses are of 16 bytes, 512
-bytes side by side in a warp. Pieces of what the first product reads have the first numbers.
+A few blocks are enough for the link: what counts is that each has 16 KiB on their way. All accesses are of 16 bytes,
+512 bytes side by side in a warp. Pieces of what the first product reads have the first numbers.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ class Pieces:
         """Of the first ``number`` pieces."""
         size = number * i64(words.PIECE_BYTES)
         behind = self.middle + (number - self.first) * i64(words.PIECE_BYTES)
-        return T.Select(
-            number <= self.first, T.min(size, self.middle), T.min(behind, self.stride)
-        )
+        return T.Select(number <= self.first, T.min(size, self.middle), T.min(behind, self.stride))
 
 
 def copy_piece(source: Expr, target: Expr, size_bytes: Expr, thread: Expr) -> None:

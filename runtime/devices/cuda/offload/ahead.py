@@ -205,4 +205,3 @@ def _weights(bundle: Bundle, plan: AheadPlan) -> Callable[[LayerAhead], NDArray[
 def _put(image: NDArray[np.uint8], place: int, array: NDArray[Any]) -> None:
     data = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
     image[place : place + data.size] = data
-

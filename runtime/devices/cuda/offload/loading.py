@@ -69,8 +69,6 @@ def offloaded_experts(
     beside = {each: functions.get(name) for each, name in together.items() if functions.has(name)}
     kernels = functions.get(ASSIGN), functions.get(FETCH), cached, beside
     guesses = (
-        None
-        if ahead is None
-        else ExpertsAhead(device, bundle, functions, ahead, slots.states, tier, weights)
+        None if ahead is None else ExpertsAhead(device, bundle, functions, ahead, slots.states, tier, weights)
     )
     return OffloadedExperts(device, slots, *kernels, stream, files, tier, weights, guesses)
