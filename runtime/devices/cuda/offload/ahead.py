@@ -1,7 +1,7 @@
 """Experts of the next MoE layer, guessed on the GPU at this one, of which pieces are brought while the link is free.
 
-At a layer the branch holds the guess for it against its choices and guesses for the next one, both beside the fetch of
-the layer's own experts; when that is over, it brings pieces until the next layer knows its choices.
+At a layer the branch guesses for the next one, beside the fetch of the layer's own experts; when that is over, it brings
+pieces until the next layer knows its choices.
 
 E experts, H hidden size, T tokens, K chosen experts.
 """
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts import ahead as words
-from moec.runtime.devices.cuda.branch import Branch
-from moec.runtime.devices.protocol import View
+from moec.runtime.devices.cuda.branch import STAGE, Branch
+from moec.runtime.devices.protocol import PackedCall, View
 from moec.runtime.experts.prefetch import transition_votes
 from moec.runtime.routing.early_router import early_routers, router_names
 
@@ -89,26 +89,33 @@ class ExpertsAhead:
         tokens, chosen = index.shape
         return tokens <= words.MOST_TOKENS and tokens * chosen <= words.MOST_GUESSED
 
-    def before(self, layer: int) -> list[Call]:
-        """Before a layer's misses are known: what was brought for it is there."""
-        return [self._branch.join(BROUGHT)] if layer in self._layers else []
+    def before(self, layer: int, index: View) -> list[Call]:
+        """Before a layer's misses are known: what was brought for it is there, and the guess is checked.
+
+        The check is a kernel that waits for all before it (the others begin early, see decision 12): so does what comes
+        behind it.
+        """
+        own = self._layers.get(layer)
+        if own is None:
+            return []
+        arguments = self._device.tensor(index), self._device.tensor(self._words(own))
+        return [self._branch.join(BROUGHT), PackedCall(STAGE, self._check, arguments)]
 
     def guess(self, layer: int, hidden: View, index: View) -> list[Call]:
-        """Beside a layer's fetch: check the guess for it, and guess the next layer's experts."""
-        own, after = self._layers.get(layer), self._after.get(layer)
-        if own is None and after is None:
+        """Beside a layer's fetch: guess the next layer's experts."""
+        after = self._after.get(layer)
+        if after is None:
             return []
         branch, tensor = self._branch, self._device.tensor
-        calls = [branch.fork()]
-        if own is not None:
-            calls.append(branch.call(self._check, tensor(index), tensor(self._words(own))))
-        if after is not None:
-            scores = self.scores(after.layer, index.shape[0])
-            source = hidden if self.plan.source == "router" else index
-            calls.append(branch.call(self._score, *map(tensor, (source, self._weight(after), scores))))
-            state = self._states.state(after.layer)
-            calls.append(branch.call(self._guess, *map(tensor, (scores, state, self._words(after)))))
-        return [*calls, branch.mark(GUESSED)]
+        scores = self.scores(after.layer, index.shape[0])
+        source = hidden if self.plan.source == "router" else index
+        state = self._states.state(after.layer)
+        return [
+            branch.fork(),
+            branch.call(self._score, *map(tensor, (source, self._weight(after), scores))),
+            branch.call(self._guess, *map(tensor, (scores, state, self._words(after)))),
+            branch.mark(GUESSED),
+        ]
 
     def bring(self, layer: int) -> list[Call]:
         """Behind a layer's fetch: bring pieces for the next one."""
@@ -120,7 +127,7 @@ class ExpertsAhead:
 
     def behind(self, layer: int) -> list[Call]:
         """Behind a layer: its values are not read any more."""
-        return [self._branch.join(GUESSED)] if layer in self._layers or layer in self._after else []
+        return [self._branch.join(GUESSED)] if layer in self._after else []
 
     def scores(self, layer: int, tokens: int) -> View:
         """float32 ``[T, E]``: by what a layer's experts are guessed."""

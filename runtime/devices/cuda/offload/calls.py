@@ -136,7 +136,7 @@ class OffloadedExperts:
             files = self.files
             calls.append(HostCall(STAGE, lambda: files.bring(layer, index)))
         if ahead is not None:
-            calls += ahead.before(layer)
+            calls += ahead.before(layer, index)
         calls.append(PackedCall(STAGE, self._assign, assign))
         if ahead is not None:
             calls += ahead.guess(layer, hidden, index)
