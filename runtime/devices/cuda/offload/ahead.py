@@ -1,7 +1,7 @@
 """Experts of the next MoE layer, guessed on the GPU at this one, of which pieces are brought while the link is free.
 
-At a layer the branch guesses for the next one, beside the fetch of the layer's own experts; when that is over, it brings
-pieces until the next layer knows its choices.
+At a layer the branch guesses for the next one, beside the fetch of the layer's own experts; when that is over, it
+brings pieces until the next layer knows its choices.
 
 E experts, H hidden size, T tokens, K chosen experts.
 """
