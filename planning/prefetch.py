@@ -120,8 +120,8 @@ def missing_recall(guesses: Sequence[LayerGuess]) -> MissingRecall:
         first = missing & (np.cumsum(missing, axis=1) == 1)
         misses = (wanted & guess.absent).sum()
         counts += len(wanted), misses, (missing & right).sum(), first.sum(), (first & right).sum()
-    tokens, misses, known, firsts, right = counts.tolist()
-    return MissingRecall(misses / max(1, tokens), known / max(1, misses), right / max(1, firsts))
+    tokens, misses, known, firsts, hits = counts.tolist()
+    return MissingRecall(misses / max(1, tokens), known / max(1, misses), hits / max(1, firsts))
 
 
 def stack_positions(analysis: Analysis, *, on_device: bool) -> list[Integers]:
