@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 FOLLOWED: tuple[PrefetchSource, ...] = ("router", "transitions")
 """Sources that the runtime can follow; of others the figures say what they would bring."""
 
-GUESS_US = 2.0
-"""What a guess costs a layer on a GPU: the layer's kernels beside the copies, and waiting for the branch."""
+GUESS_US = 11.0
+"""What a guess costs a layer on a GPU, measured on an H200 (decision 27): waiting for the branch, the check, and copies
+that run beside attention."""
 
 NO_PREFETCH = PrefetchPlan("none", 0, ())
 

@@ -79,6 +79,7 @@ def test_bits_slots_and_misses_are_those_without(
         assert [layer.slots for layer in planned(model).slots.layers] == slots  # type: ignore[union-attr]
         for _ in range(3):
             rows(model, [PROMPTS[0]])
+            gc.collect()  # nothing of the model before is needed
         rows(model, [list(prompt) for prompt in PROMPTS], max_new_tokens=6)
         assert (
             model.stats.hits,

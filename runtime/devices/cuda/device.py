@@ -114,6 +114,9 @@ class CudaDevice:
         if getattr(_thread, "device", None) is self._reference:
             _thread.device = None
         self._finalizer()
+        # They know this device, and would keep it until Python looks for cycles.
+        self.branch = None
+        self.unfinished.forget()
 
     def enter(self) -> None:
         """Make this GPU and its stream the calling thread's, for the driver and for TVM."""

@@ -128,6 +128,40 @@ def test_random_steps_agree_with_a_plain_model(data: st.DataObject) -> None:
     assert with_guess.state[slots.AHEAD_BYTES] == taken
 
 
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_the_cpu_has_its_share_and_nothing_that_is_there_whole(data: st.DataObject) -> None:
+    experts, top_k = data.draw(st.integers(4, 30), "experts"), data.draw(st.integers(1, 4), "top_k")
+    share = tuple(
+        data.draw(st.integers(0, misses), f"share of {misses}") for misses in range(slots.MOST_SHARED + 1)
+    )
+    layer = Layer(experts, data.draw(st.integers(0, experts - 1), "slots"), stage_places=32, share=share)
+    own = Ahead(layer, data.draw(st.integers(0, 2 * PIECES), "bound"), top_k)
+    random = np.random.default_rng(data.draw(st.integers(0, 1 << 30), "seed"))
+    for _ in range(data.draw(st.integers(1, 6), "steps")):
+        scores = random.random((int(random.integers(1, 9)), experts)).astype(np.float32)
+        index = np.argsort(-scores - random.random(scores.shape), axis=1)[:, :top_k]
+        found = brought(own, scores)
+        own.guess(scores)
+        resident = layer.part("slot", experts) >= 0
+        on_gpu, on_cpu = own.use(index)
+        np.testing.assert_array_equal(np.maximum(on_gpu, on_cpu), index)
+        assert (np.minimum(on_gpu, on_cpu) == -1).all()
+        theirs = set(on_cpu[on_cpu >= 0].tolist())
+        missing = {expert for expert in np.unique(index).tolist() if not resident[expert]}
+        begun = missing & set(found)
+        whole = {expert for expert in begun if found[expert] == PIECES}
+        wanted = share[min(slots.MOST_SHARED, len(missing - whole))]
+        clock = int(layer.state[slots.CLOCK])
+        most = len(missing) - (clock % slots.LEARN_TOKENS < len(index))
+        assert len(theirs) == max(0, min(wanted, most, len(missing - whole)))
+        assert not theirs & whole
+        assert not theirs & begun or theirs >= missing - begun, "what was begun goes last"
+        for expert in set(np.unique(index).tolist()) - theirs:
+            address = int(layer.part("table", experts)[expert])
+            assert layer.bytes_at(address) == layer.host[expert].tobytes()
+
+
 def lru(count: int, experts: int = 8, **options: object) -> Layer:
     return Layer(experts, count, Policy("lru", 0, 0, "always"), **options)  # type: ignore[arg-type]
 
@@ -163,7 +197,7 @@ def test_what_was_brought_for_a_step_is_not_taken_by_the_next_one() -> None:
 
 
 @pytest.mark.parametrize(("bound", "shared"), [(1, [6, 7]), (PIECES, [6])])
-def test_experts_that_are_partly_there_are_not_the_cpus(bound: int, shared: list[int]) -> None:
+def test_the_gpu_takes_first_what_was_begun(bound: int, shared: list[int]) -> None:
     """Of three misses the CPU has two, of two one; a whole expert is no miss for the link any more."""
     layer = lru(0, share=(0, 0, 1, 2, 2), stage_places=8)
     own = Ahead(layer, bound, 1)

@@ -122,8 +122,8 @@ class Step:
     def number_misses(self) -> Misses:
         """Number the missing experts by their first entries, and divide them between GPU and CPU.
 
-        Where the CPU has a share, those come first of which pieces are there: they are the GPU's, and what is there
-        whole takes no time of the link.
+        Where the CPU has a share, the GPU takes first those that are there whole, which are no misses of the link, then
+        those of which some pieces are.
         """
         state, kinds, number = self.state, shared(THREADS, "int32"), shared(THREADS, "int32")
         expert = shared(THREADS, "int32")
@@ -138,33 +138,32 @@ class Step:
                     all_of_it = there >= Pieces.of(state).count
                     store(kinds, self.thread, T.Select(all_of_it, i32(WHOLE), begun))
         sync()
-        count, hits, before, begun, begun_before, whole = (registers(1, "int32") for _ in range(6))
-        for counter in (count, hits, before, begun, begun_before, whole):
+        own_kind = settle(load(kinds, self.thread))
+        count, hits, whole, before, sooner = (registers(1, "int32") for _ in range(5))
+        for counter in (count, hits, whole, before, sooner):
             store(counter, 0, i32(0))
         with T.serial(i32(0), self.entries) as entry:
             kind = settle(load(kinds, entry))
-            ahead = entry < self.thread
+            missing, earlier = kind >= i32(MISSING), entry < self.thread
+            closer = tirx.any(kind > own_kind, tirx.all(kind == own_kind, earlier))
             for counter, is_one in (
-                (count, kind >= i32(MISSING)),
+                (count, missing),
                 (hits, kind == i32(HIT)),
-                (before, tirx.all(kind >= i32(MISSING), ahead)),
-                (begun, kind >= i32(BEGUN)),
-                (begun_before, tirx.all(kind >= i32(BEGUN), ahead)),
                 (whole, kind == i32(WHOLE)),
+                (before, tirx.all(missing, earlier)),
+                (sooner, tirx.all(missing, closer)),
             ):
                 store(counter, 0, load(counter, 0) + T.cast(is_one, "int32"))
-        total, kept = settle(load(count, 0)), settle(load(begun, 0))
-        left = settle(T.min(total - load(whole, 0), i32(words.MOST_SHARED)))
-        share = T.cast(state.at(words.SHARE, left), "int32")
-        most = T.min(T.Select(self.learns, total - i32(1), total), total - kept)
+        total, there = settle(load(count, 0)), settle(load(whole, 0))
+        share = T.cast(state.at(words.SHARE, T.min(total - there, i32(words.MOST_SHARED))), "int32")
+        most = T.min(T.Select(self.learns, total - i32(1), total), total - there)
         by_cpu = settle(T.max(i32(0), T.min(share, most)))
         with self.own():
             kind = settle(load(kinds, self.thread))
             place = registers(1, "int32")
             store(place, 0, load(before, 0))
             with when(by_cpu > i32(0)):
-                others = kept + load(before, 0) - load(begun_before, 0)
-                store(place, 0, T.Select(kind >= i32(BEGUN), load(begun_before, 0), others))
+                store(place, 0, load(sooner, 0))
             store(number, self.thread, T.Select(kind >= i32(MISSING), load(place, 0), i32(-1)))
             with when(kind >= i32(MISSING)):
                 store(expert, load(place, 0), load(self.expert, self.thread))

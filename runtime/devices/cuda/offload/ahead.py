@@ -66,6 +66,8 @@ class ExpertsAhead:
         weights: ResidentWeights,
     ) -> None:
         self.plan = plan
+        self._functions = functions
+        """Kept as long as any of them: a library is loaded once."""
         self._device, self._states, self._branch = device, states, Branch(device, marks=2)
         self._model = bundle.model
         self._layers = {each.layer: each for each in plan.layers}
