@@ -15,7 +15,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from moec.artifacts.model import ExpertsStep
+from moec.artifacts.steps import ExpertsStep
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord

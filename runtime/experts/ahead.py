@@ -12,15 +12,15 @@ from moec.artifacts.ahead import MOST_TOKENS, ahead_words, guessed_layers
 from moec.artifacts.footprint import dense_weights, footprint
 from moec.artifacts.slots import MOST_AHEAD, PIECE_BYTES, expert_pieces
 from moec.planning.cost import idle_bytes
-from moec.runtime.devices.protocol import ALIGNMENT_BYTES
+from moec.runtime.device import ALIGNMENT_BYTES
 from moec.runtime.experts.prefetch import nothing_to_guess_by
 from moec.runtime.routing.early_router import router_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.model import ModelRecord
-    from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import PrefetchSource, RoutingProfile, Schedule
 
 UNKNOWN_BOUND_BYTES = 4 << 20

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import at_address, i64, load, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.activation import QUICK, evaluate
 from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
@@ -21,15 +20,16 @@ from moec.compiler.kernels.cuda.packed.tiles import PackedRows
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.threads import read
 from moec.compiler.kernels.cuda.tiles import CHUNK, MMA_COLUMNS, Rows, Tile, clamp
+from moec.compiler.kernels.emit import at_address, i64, load, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from moec.artifacts.experts import ExpertLayout
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.experts_layout import Parts
     from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupTile
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 ELEMENT_BYTES = 2
 

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import at_address, i64, load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupProduct, WarpgroupTile
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES, PackedRow
 from moec.compiler.kernels.cuda.packed.tiles import PackedRows
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Tile, TileProduct, clamp
+from moec.compiler.kernels.emit import at_address, i64, load, store, when
 from moec.formats import format_of
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 SWATH_ROWS = 1024
 """Rows whose tiles take their turns at the same weights, so that the second-level cache serves them."""

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import either, i64
 from moec.compiler.kernels.cuda.gemm import emit_parts
 from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupTile
 from moec.compiler.kernels.cuda.panels import PANEL
 from moec.compiler.kernels.cuda.tiles import CHUNK, Tile
+from moec.compiler.kernels.emit import either, i64
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moec.compiler.kernels.cpu.emit import Expr
     from moec.compiler.kernels.cuda.gemm import BlockTile, Operand, Part
+    from moec.compiler.kernels.emit import Expr
 
 LARGE = Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)
 """Two blocks on a multiprocessor of an A100 or H100, one on smaller ones."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moec.runtime.devices.protocol import PackedCall
+from moec.runtime.device import PackedCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from moec.runtime.device import Call
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.protocol import Call
 
 STAGE = "experts"
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.errors import DeviceError
-from moec.runtime.chain.tensors import tensor_at
 from moec.runtime.devices.cuda.graphs import CallList
 from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
 from moec.runtime.devices.cuda.module import load_functions
@@ -18,6 +17,7 @@ from moec.runtime.devices.cuda.resources import Resources
 from moec.runtime.devices.cuda.results import Results
 from moec.runtime.devices.cuda.staging import Staging, as_bytes
 from moec.runtime.devices.cuda.unfinished import Unfinished
+from moec.runtime.tensors import tensor_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from moec.runtime.device import Call, View
+    from moec.runtime.devices.cuda.attended import Attended, Share
     from moec.runtime.devices.cuda.branch import Branch
     from moec.runtime.devices.cuda.driver import Driver, Handle
     from moec.runtime.devices.cuda.module import CudaFunctions
-    from moec.runtime.devices.cuda.sharing import Attended, CpuShare
     from moec.runtime.devices.cuda.staging import StagedMirror
-    from moec.runtime.devices.protocol import Call, View
     from moec.runtime.stats import Stats
 
 CUDA_DEVICE = 2
@@ -51,7 +51,7 @@ def tvm_stream(ordinal: int, stream: Handle) -> None:
 
 
 class CudaDevice:
-    """See `moec.runtime.devices.protocol.Device`.
+    """See `moec.runtime.device.Device`.
 
     Args:
         driver: the CUDA driver.
@@ -76,7 +76,7 @@ class CudaDevice:
         self._finalizer = weakref.finalize(self, Resources.close, self.resources)
         self._set_stream = set_stream
         self._stream = self.resources.stream()
-        self.share: CpuShare | None = None
+        self.share: Share | None = None
         """The CPU's part in steps, where it has any."""
         self.branch: Branch | None = None
         """Calls that run beside the others, where there are any."""

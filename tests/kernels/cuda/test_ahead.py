@@ -17,7 +17,7 @@ from moec.compiler.kernels.cuda.ahead.guess import check, guess
 from moec.compiler.kernels.cuda.ahead.scores import score_early, score_votes
 from moec.compiler.kernels.cuda.slots.assign import assign
 from moec.compiler.kernels.cuda.slots.fetch import fetch
-from moec.runtime.chain.tensors import aligned_empty, aligned_zeros
+from moec.runtime.tensors import aligned_empty, aligned_zeros
 from tests.kernels.cuda.test_slots import SECOND, STRIDE, Layer, residents
 from tests.support.cuda_emulator import Emulated
 

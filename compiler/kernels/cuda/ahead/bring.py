@@ -8,11 +8,11 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import ahead as words
 from moec.artifacts import slots
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, store, symbol
 from moec.compiler.kernels.cuda.primitives import launch, registers
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.pieces import COPY_THREADS, Pieces, copy_piece
 from moec.compiler.kernels.cuda.slots.state import State
+from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, store, symbol
 
 if TYPE_CHECKING:
     from tvm import tirx

@@ -13,17 +13,17 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import ahead as words
 from moec.artifacts import slots
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, loop, store, symbol, when
 from moec.compiler.kernels.cuda.ahead.words import AheadWords
 from moec.compiler.kernels.cuda.primitives import i32, launch, registers, shared, sync
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.pieces import Pieces
 from moec.compiler.kernels.cuda.slots.state import State
+from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, loop, store, symbol, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 THREADS = 256
 NOT_GUESSED = 1 << 30

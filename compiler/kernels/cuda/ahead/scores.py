@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import ahead as words
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cuda.primitives import LANES, i32, launch, registers, unroll, warp_sum
+from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.cuda.threads import read, threads
+from moec.compiler.kernels.emit import (
     Argument,
     arguments,
     build,
@@ -22,9 +25,6 @@ from moec.compiler.kernels.cpu.emit import (
     symbol,
     when,
 )
-from moec.compiler.kernels.cuda.primitives import LANES, i32, launch, registers, unroll, warp_sum
-from moec.compiler.kernels.cuda.settle import settle
-from moec.compiler.kernels.cuda.threads import read, threads
 
 if TYPE_CHECKING:
     from tvm import tirx

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import i64, load, store
+from moec.compiler.kernels.emit import i64, load, store
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 
 @dataclass(frozen=True)

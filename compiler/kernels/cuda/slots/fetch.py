@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import slots as words
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, either, i64, load, store, symbol, when
 from moec.compiler.kernels.cuda.primitives import (
     call,
     i32,
@@ -25,11 +24,12 @@ from moec.compiler.kernels.cuda.primitives import (
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.pieces import COPY_THREADS, Pieces, copy_piece
 from moec.compiler.kernels.cuda.slots.state import State
+from moec.compiler.kernels.emit import Argument, arguments, build, either, i64, load, store, symbol, when
 
 if TYPE_CHECKING:
     from tvm import tirx
 
-    from moec.compiler.kernels.cpu.emit import Expr
+    from moec.compiler.kernels.emit import Expr
 
 BLOCKS = 32
 """That read host memory."""

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import slots as words
-from moec.compiler.kernels.cpu.emit import at_address, i64, load, when
 from moec.compiler.kernels.cuda.primitives import call, element, i32, registers
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.state import pieces_of
+from moec.compiler.kernels.emit import at_address, i64, load, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Expr
     from moec.compiler.kernels.cuda.slots.state import State
+    from moec.compiler.kernels.emit import Expr
 
 COPY_THREADS = 256
 VECTOR_BYTES = 16

@@ -5,42 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.lowering.rows.stages import View
+from moec.compiler.kernels.rows.stages import View
 
 if TYPE_CHECKING:
-    from moec.compiler.lowering.passes.dispatch_linear import LinearShape
-    from moec.compiler.lowering.rows.region import Region
-    from moec.compiler.lowering.rows.stages import Item, Key, Tensor
+    from moec.compiler.kernels.linear_shape import LinearShape
+    from moec.compiler.kernels.rows.stages import Item, Key, Tensor
 
 VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "flatten"))
-VECTOR = 8
-"""Columns that kernels of products take at a time."""
 MOST_ROWS = 8192
 """Of products whose every block computes the region before it: with more there are too many blocks."""
 KEPT = (*VIEWS, "relax.topk")
 """Operators that this pass takes as they are, before they are loops."""
-
-
-@dataclass(frozen=True)
-class Product:
-    """Products that share their input, and what the input is computed from."""
-
-    shapes: tuple[LinearShape, ...]
-    region: Region | None
-    """What the kernel computes ``source`` from; ``None``: it reads it."""
-    source: Key
-    keeps: bool = False
-    """Whether the region's outputs, the source among them, are results of the kernel."""
-
-    @property
-    def terms(self) -> int:
-        """The most that one of the products takes."""
-        return max(shape.terms for shape in self.shapes)
-
-    @property
-    def rounded_columns(self) -> int:
-        """16-bit numbers of one token's input: all of the first terms, then of the second."""
-        return self.terms * (-(-self.shapes[0].columns // VECTOR) * VECTOR)
 
 
 @dataclass

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts import ahead as words
+from moec.runtime.device import PackedCall, View
 from moec.runtime.devices.cuda.branch import STAGE, Branch
-from moec.runtime.devices.protocol import PackedCall, View
 from moec.runtime.experts.prefetch import transition_votes
 from moec.runtime.routing.early_router import early_routers, router_names
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
+    from moec.runtime.device import Call
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.module import CudaFunctions
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.states import LayerStates
     from moec.runtime.devices.cuda.weights import ResidentWeights
-    from moec.runtime.devices.protocol import Call
     from moec.runtime.experts.ahead import AheadPlan, LayerAhead
     from moec.runtime.stats import PrefetchStats
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.sharing import MAILBOX_US, TEAM_US
+from moec.runtime.devices.cuda.measure import GPU_EFFICIENCY, LAYER_US, LINK_EFFICIENCY, measure_gpu
 from moec.runtime.devices.names import parse_ordinal
-from moec.runtime.machine.limits import total_memory
+from moec.runtime.machine.limits import available_memory, total_memory
 from moec.runtime.machine.threads import default_threads
 
 if TYPE_CHECKING:
@@ -24,20 +25,17 @@ if TYPE_CHECKING:
     from moec.artifacts.sharing import TeamSpeed
     from moec.runtime.devices.cuda.measure import GpuRecord
 
-PROBE_BYTES = 256 << 20
-"""Large enough to leave every cache level behind."""
-PROBE_ROUNDS = 8
+PROBE_BYTES = 1 << 30
+"""Large enough to leave every cache level behind: 256 MB came to 185 GB/s on a host whose memory gives 95 to 127."""
+PROBE_SHARE = 8
+"""Of the available memory, one part in so many at most."""
+PROBE_ROUNDS = 2
 """Of reading it in one go: threads start some 0.1 ms after each other, which would be a part of what they take."""
 DISK_PROBE_BYTES = 64 << 20
 REPEATS = 5
 GIGA = 1e9
-GPU_EFFICIENCY = 0.92
-LINK_EFFICIENCY = 0.92
-"""What kernels reach of the copies that are measured here: 2.76 of 3.0 TB/s and 50.5 of 54.7 GB/s on an H100."""
 HOST_EFFICIENCY = 1.0
 """Of the CPU's experts where none were measured."""
-LAYER_US = 27.0
-"""A layer of DeepSeek-V2-Lite's shape beside its bytes, on an H100: 2.49 ms a step of 27 layers, 4.90 GB of weights."""
 
 
 def cpu_model() -> str:
@@ -51,9 +49,9 @@ def cpu_model() -> str:
 def read_bandwidth(threads: int, probe_bytes: int = PROBE_BYTES) -> float:
     """GB/s at which ``threads`` threads read host memory together, the best of some tries.
 
-    Of one round each, tries on an H200's host came to 85 to 123 in one process.
+    Of one round of 256 MB each, tries on an H200's host came to 85 to 123 in one process.
     """
-    words = np.ones(probe_bytes // 8, dtype=np.int64)
+    words = np.ones(min(probe_bytes, available_memory() // PROBE_SHARE) // 8, dtype=np.int64)
     parts = np.array_split(words, threads)
 
     def read(part: NDArray[np.int64]) -> None:
@@ -92,7 +90,6 @@ def gpu_records() -> list[GpuRecord]:
         DeviceError: there is no driver.
         MissingDependencyError: cuda-bindings is not installed.
     """
-    from moec.runtime.devices.cuda.measure import measure_gpu
     from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 
     driver = NvidiaDriver()
@@ -102,7 +99,6 @@ def gpu_records() -> list[GpuRecord]:
 def gpu_record(device: str) -> GpuRecord:
     """Measure one GPU, such as ``cuda:0``; raises as `gpu_records` does, or where there is no such GPU."""
     from moec.runtime.devices.cuda.device import check_ordinal
-    from moec.runtime.devices.cuda.measure import measure_gpu
     from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 
     driver, ordinal = NvidiaDriver(), parse_ordinal(device)
