@@ -37,7 +37,7 @@ class Branch:
         self._stream = device.resources.stream()
         self._fork, self._end = device.resources.event(), device.resources.event()
         self._marks = [device.resources.event() for _ in range(marks)]
-        device.branch = self
+        device.complete = self.closed
 
     def fork(self) -> Call:
         """What comes next in the branch waits for what came before in the device's stream."""

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from moec.runtime.device import Call, View
     from moec.runtime.devices.cuda.attended import Attended, Share
-    from moec.runtime.devices.cuda.branch import Branch
     from moec.runtime.devices.cuda.driver import Driver, Handle
     from moec.runtime.devices.cuda.module import CudaFunctions
     from moec.runtime.devices.cuda.staging import StagedMirror
@@ -78,8 +77,8 @@ class CudaDevice:
         self._stream = self.resources.stream()
         self.share: Share | None = None
         """The CPU's part in steps, where it has any."""
-        self.branch: Branch | None = None
-        """Calls that run beside the others, where there are any."""
+        self.complete: Callable[[Sequence[Call]], Sequence[Call]] | None = None
+        """Adds to a list of calls what it has to end with, where some run in another stream."""
         self.unfinished = Unfinished()
         """What is to be put right where a step ended in its middle."""
 
@@ -115,7 +114,7 @@ class CudaDevice:
             _thread.device = None
         self._finalizer()
         # They know this device, and would keep it until Python looks for cycles.
-        self.branch = None
+        self.complete = None
         self.unfinished.forget()
 
     def enter(self) -> None:
@@ -211,7 +210,7 @@ class CudaDevice:
 
     def prepare(self, calls: Sequence[Call], stats: Stats, *, often: bool = False) -> CallList | Attended:
         """Make calls ready to be launched again and again; what runs often is a graph from the second time on."""
-        whole = calls if self.branch is None else self.branch.closed(calls)
+        whole = calls if self.complete is None else self.complete(calls)
         run = CallList(
             self.resources, self._stream, self.staging, whole, stats, self.enter, self.unfinished, often
         )
