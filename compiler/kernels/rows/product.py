@@ -15,6 +15,20 @@ VECTOR = 8
 
 
 @dataclass(frozen=True)
+class Behind:
+    """What the first products of a kernel are for: a region that reads their results, as routers choose experts."""
+
+    region: Region
+    results: tuple[Key, ...]
+    """Of the products that it reads, in their order: the kernel's first ones."""
+
+    @property
+    def inputs(self) -> tuple[Key, ...]:
+        """What the region reads beside these."""
+        return tuple(key for key in self.region.inputs if key not in self.results)
+
+
+@dataclass(frozen=True)
 class Product:
     """Products that share their input, and what the input is computed from."""
 
@@ -24,11 +38,23 @@ class Product:
     source: Key
     keeps: bool = False
     """Whether the region's outputs, the source among them, are results of the kernel."""
+    behind: Behind | None = None
+    """Only where the kernel keeps the region before it."""
+    beside: Product | None = None
+    """Products of the same input with weights of another type, which read what the kernel keeps."""
 
     @property
     def terms(self) -> int:
         """The most that one of the products takes."""
         return max(shape.terms for shape in self.shapes)
+
+    @property
+    def read_behind(self) -> tuple[Key, ...]:
+        """What the region behind reads that is neither made by the kernel nor read by it anyway."""
+        if self.behind is None or self.region is None:
+            return ()
+        known = {*self.region.inputs, *self.region.outputs}
+        return tuple(key for key in self.behind.inputs if key not in known)
 
     @property
     def rounded_columns(self) -> int:
