@@ -149,7 +149,7 @@ def test_a_schedule_follows_the_best_guess_where_it_can() -> None:
 def test_a_gpu_brings_pieces_where_they_gain_more_than_guessing_costs() -> None:
     traces = following(200, early=True)
     budgets = Budgets(1 << 18, 1 << 22, 64, 8)
-    slow_link = dataclasses.replace(GPU, link_gb_s=0.1, layer_us=1e3)
+    slow_link = dataclasses.replace(GPU, link_gb_s=0.1, layer_us=1e3, handshake_us=1e6)
     gains, free = plan(traces, MODEL, budgets, slow_link).prefetch, plan(traces, MODEL, budgets, GPU).prefetch
     assert gains.source == "router"
     assert gains.bytes_per_layer % PIECE_BYTES == 0
