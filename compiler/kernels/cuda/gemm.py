@@ -6,7 +6,8 @@ activations and other layouts of the result fuse into the product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -16,15 +17,17 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import at_address, i64, load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
-from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupProduct, WarpgroupTile
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES, PackedRow
 from moec.compiler.kernels.cuda.packed.tiles import PackedRows
 from moec.compiler.kernels.cuda.primitives import i32
-from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Tile, TileProduct, clamp
+from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, clamp
+from moec.compiler.kernels.cuda.work import Piece, Work
+from moec.compiler.kernels.cuda.work_launch import BlockTile, emit_work
 from moec.formats import format_of
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.cuda.tiles import ResultRow
 
 SWATH_ROWS = 1024
 """Rows whose tiles take their turns at the same weights, so that the second-level cache serves them."""
@@ -83,7 +86,6 @@ class Result:
 
 
 Epilogue = Callable[[Result], None]
-BlockTile = Tile | WarpgroupTile
 
 
 def padded(depth: int) -> int:
@@ -115,28 +117,38 @@ def emit_parts(a: Operand, parts: Sequence[Part], tile: BlockTile) -> None:
     product = parts[0].product
     down = T.bind(tirx.truncdiv(product.tokens + i64(tile.rows - 1), i64(tile.rows)))
     across = sum(-(-part.product.rows // tile.columns) for part in parts)
-    with cuda.launch((down * i64(across), product.batch), tile.threads) as ((block, batch), thread):
-        row_tile, column_tile = _order(block, i32(down), across, SWATH_ROWS // tile.rows)
+    each = T.bind(down * i64(across))
+
+    @contextmanager
+    def piece(number: Expr) -> Iterator[Piece]:
+        batch, inside = number // i32(each), number % i32(each)
+        if product.batch == 1:
+            batch, inside = i32(0), number
+        row_tile, column_tile = _order(T.bind(inside), i32(down), across, SWATH_ROWS // tile.rows)
         first_row = T.bind(row_tile * i32(tile.rows))
         rows_left = T.bind(i32(product.tokens) - first_row)
         chosen = _choose(parts, column_tile, tile.columns)
-        work = begin(tile, product.dtype, thread)
+        batch = T.bind(batch)
         left = _rows(a, padded(product.depth), batch, first_row, rows_left)
         weight, first_column = chosen.weight, chosen.first_column
         right = _weight_rows(product, weight, batch, first_column, chosen.rows - first_column)
-        sums = work.multiply(left, right, cuda.wait_previous, product.terms)
-        cuda.launch_next()
 
-        def put(part: Part) -> None:
-            for result in work.results():
-                with when(result.row < rows_left):
-                    row = T.bind(i64(first_row + result.row))
-                    for column, place in result.columns:
-                        values = load(sums, place), load(sums, place + 1)
-                        whole = Result(i64(batch), row, i64(first_column + column), values)
-                        _store(part.product, tile, whole, part.epilogue)
+        def keep(sums: Buffer, results: list[ResultRow]) -> None:
+            def put(part: Part) -> None:
+                for result in results:
+                    with when(result.row < rows_left):
+                        row = T.bind(i64(first_row + result.row))
+                        for column, place in result.columns:
+                            values = load(sums, place), load(sums, place + 1)
+                            whole = Result(i64(batch), row, i64(first_column + column), values)
+                            _store(part.product, tile, whole, part.epilogue)
 
-        chosen.each(put)
+            chosen.each(put)
+
+        yield Piece(left, right, keep, product.terms)
+
+    work = Work(each * i64(product.batch), piece, product.dtype, finds_early=True)
+    emit_work(tile, work, packed=product.packed is not None)
 
 
 @dataclass(frozen=True)
@@ -182,13 +194,6 @@ def _choose(parts: Sequence[Part], column_tile: Expr, columns: int) -> _Chosen:
 
 def _address(operand: Operand) -> Expr:
     return cuda.value("int64", "address", cuda.element(operand.buffer, i64(operand.start)))
-
-
-def begin(tile: BlockTile, dtype: str, thread: Expr) -> TileProduct | WarpgroupProduct:
-    """A block's product with a tile of either kind."""
-    if isinstance(tile, Tile):
-        return TileProduct(tile, dtype, thread)
-    return WarpgroupProduct(tile, dtype, thread)
 
 
 def _order(block: Expr, down: Expr, across: int, height: int) -> tuple[Expr, Expr]:

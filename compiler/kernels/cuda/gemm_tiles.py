@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import either, i64
 from moec.compiler.kernels.cuda.gemm import emit_parts
-from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupTile
+from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
 from moec.compiler.kernels.cuda.panels import PANEL
 from moec.compiler.kernels.cuda.tiles import CHUNK, Tile
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moec.compiler.kernels.cpu.emit import Expr
-    from moec.compiler.kernels.cuda.gemm import BlockTile, Operand, Part
+    from moec.compiler.kernels.cuda.gemm import Operand, Part
+    from moec.compiler.kernels.cuda.work_launch import BlockTile
 
 LARGE = Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)
 """Two blocks on a multiprocessor of an A100 or H100, one on smaller ones."""

@@ -15,7 +15,6 @@ from tvm.script.ir_builder import tirx
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, symbol
 from moec.compiler.kernels.cuda.gemm import (
-    BlockTile,
     Operand,
     Part,
     Product,
@@ -28,6 +27,7 @@ from moec.compiler.kernels.cuda.gemm import (
 from moec.compiler.kernels.cuda.gemm_tiles import HOPPER, LARGE, SMALL
 from moec.compiler.kernels.cuda.hopper_tiles import SQUARE
 from moec.compiler.kernels.cuda.tiles import Tile
+from moec.compiler.kernels.cuda.work_launch import BlockTile
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
 from tests.support.cuda_emulator import Emulated
 from tests.support.products import Linear
