@@ -38,11 +38,6 @@ def slice_columns(hidden: int, top_k: int) -> int:
     return SLICE_COLUMNS * min(fit, -(-hidden // SLICE_COLUMNS))
 
 
-def launches(hidden: int, width: int) -> int:
-    """Of products: the first one, then one for each slice of ``width`` columns."""
-    return 1 + -(-hidden // width)
-
-
 def workspace_bytes(body: ExpertBody, top_k: int, experts: int) -> tuple[int, int]:
     """What ``emit_experts_many`` needs: bytes in any case, and for each token.
 
@@ -51,7 +46,7 @@ def workspace_bytes(body: ExpertBody, top_k: int, experts: int) -> tuple[int, in
         top_k: experts of a token.
         experts: the most that a table has.
     """
-    fixed = 6 * PART_BYTES + 4 * (SLOT_WORDS * experts + launches(body.hidden, slice_columns(body.hidden, top_k)))
+    fixed = 5 * PART_BYTES + 4 * SLOT_WORDS * experts
     row = 2 * padded(body.hidden)
     pair = 2 * padded(body.intermediate) + 4 * slice_columns(body.hidden, top_k) + 4
     entries = -(-4 * SLOT_WORDS * top_k // SMALLEST_ROWS)
@@ -64,8 +59,6 @@ class Parts:
 
     tiles: Buffer
     """int32, the tile list."""
-    counters: Buffer
-    """int32, one for each launch of a product."""
     order: Buffer
     """int32 ``[P]``."""
     rounded: Buffer
@@ -80,7 +73,6 @@ def carve(body: ExpertBody, workspace: Buffer, tokens: Expr, pairs: Expr, expert
     """Emit the parts' addresses (on the host); ``width`` is the slice's."""
     sizes = {
         "tiles": ((tirx.truncdiv(pairs, i64(SMALLEST_ROWS)) + experts) * i64(SLOT_WORDS), "int32"),
-        "counters": (i64(launches(body.hidden, width)), "int32"),
         "order": (pairs, "int32"),
         "rounded": (tokens * i64(padded(body.hidden)), rounding_of(body).dtype),
         "middle": (pairs * i64(padded(body.intermediate)), rounding_of(body).dtype),

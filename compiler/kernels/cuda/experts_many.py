@@ -54,17 +54,15 @@ def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int, tiles: Til
     rows = i64(tiles[-1][1].rows)
     for limit, tile in reversed(tiles[:-1]):
         rows = T.Select(pairs <= call.count * i64(limit), i64(tile.rows), rows)
-    grouping = Grouping(call.index, pairs, call.count, parts.order, parts.tiles, parts.counters)
-    emit_grouping(grouping, T.bind(rows))
+    emit_grouping(Grouping(call.index, pairs, call.count, parts.order, parts.tiles), T.bind(rows))
 
     def by_tile(emit: Callable[[Tile | WarpgroupTile], None]) -> None:
         _by_tile(tiles, pairs, call.count, emit)
 
     by_tile(lambda tile: emit_gate_up(experts, tile))
 
-    def one_slice(number: Expr) -> None:
-        by_tile(lambda tile: emit_down(experts, tile, number, width))
-        first = T.bind(number * i32(width))
+    def one_slice(first: Expr) -> None:
+        by_tile(lambda tile: emit_down(experts, tile, first, width))
         emit_combine(
             body, call.index, parts.results, call.out, (call.tokens, call.chosen, call.count), first, width
         )
@@ -74,7 +72,7 @@ def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int, tiles: Til
         one_slice(i32(0))
         return
     with T.serial(i32(0), i32(slices)) as number:
-        one_slice(number)
+        one_slice(T.bind(number * i32(width)))
 
 
 def _by_tile(tiles: Tiles, pairs: Expr, count: Expr, emit: Callable[[Tile | WarpgroupTile], None]) -> None:

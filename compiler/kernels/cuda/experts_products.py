@@ -19,8 +19,9 @@ from moec.compiler.kernels.cuda.grouping import SLOT_WORDS, slots
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
 from moec.compiler.kernels.cuda.packed.tiles import PackedRows
 from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.side_by_side import kind_of, row_of
 from moec.compiler.kernels.cuda.threads import read
-from moec.compiler.kernels.cuda.tiles import CHUNK, MMA_COLUMNS, Rows, clamp
+from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, clamp
 from moec.compiler.kernels.cuda.work import Piece, Work
 from moec.compiler.kernels.cuda.work_launch import BlockTile, emit_work
 
@@ -64,11 +65,11 @@ class _Tile:
 
 
 def _emit(
-    experts: Experts, tile: BlockTile, across: int, counter: Expr, piece: Callable[[_Tile], Iterator[Piece]]
+    experts: Experts, tile: BlockTile, across: int, piece: Callable[[_Tile], Iterator[Piece]]
 ) -> None:
     """Emit a launch with a piece for each used entry of the tile list and tile of columns.
 
-    Neighbouring pieces share a tile of pairs; entries that follow share an expert. ``counter`` is the launch's own.
+    Neighbouring pieces share a tile of pairs; entries that follow share an expert.
     """
     tiles = experts.parts.tiles
 
@@ -87,7 +88,6 @@ def _emit(
         find,
         rounding_of(experts.body).dtype,
         finds_early=False,
-        counter=cuda.element(experts.parts.counters, counter),
     )
     emit_work(tile, work, packed=experts.body.format is not None)
 
@@ -139,7 +139,7 @@ def emit_gate_up(experts: Experts, tile: BlockTile) -> None:
                     start = T.bind(i64(block.first + result.row) * i64(padded(body.intermediate)))
                     for number in range(0, len(result.columns), len(names)):
                         group = result.columns[number : number + len(names)]
-                        row = T.bind(base + _column(group[0][0], len(names)))
+                        row = T.bind(base + row_of(group[0][0], len(names)))
                         places = dict(zip(names, (place for _, place in group), strict=True))
                         inside = row < i32(padded(body.intermediate))
                         with when(inside) if padded(body.intermediate) % columns else nullcontext():
@@ -148,14 +148,7 @@ def emit_gate_up(experts: Experts, tile: BlockTile) -> None:
         a = Rows(parts.rounded, i64(0), token, CHUNK, padded(body.hidden), block.left)
         yield Piece(a, _gate_up_rows(experts, names, base, block.address), keep)
 
-    _emit(experts, tile, -(-padded(body.intermediate) // columns), i32(0), piece)
-
-
-def _column(column: Expr, kinds: int) -> Expr:
-    """Which row of the matrix, counted from the tile's first, a column of the tile is."""
-    if kinds == 1:
-        return column
-    return column // i32(2 * MMA_COLUMNS) * i32(MMA_COLUMNS) + column % i32(MMA_COLUMNS)
+    _emit(experts, tile, -(-padded(body.intermediate) // columns), piece)
 
 
 def _gate_up_rows(experts: Experts, names: tuple[str, ...], base: Expr, address: Expr) -> Rows | PackedRows:
@@ -164,10 +157,10 @@ def _gate_up_rows(experts: Experts, names: tuple[str, ...], base: Expr, address:
     row_bytes = part.size_bytes // body.intermediate
 
     def place(row: Expr, units: int) -> Expr:
-        start = T.min(base + _column(row, len(names)), i32(body.intermediate - 1)) * i32(units)
+        start = T.min(base + row_of(row, len(names)), i32(body.intermediate - 1)) * i32(units)
         if len(names) == 1:
             return start
-        return start + row // i32(MMA_COLUMNS) % i32(2) * i32(between * units // row_bytes)
+        return start + kind_of(row, len(names)) * i32(between * units // row_bytes)
 
     return _rows(experts, names[0], address, place)
 
@@ -197,11 +190,10 @@ def _activate(
     cuda.call("store_4", cuda.element(experts.parts.middle, start + i64(row)), word)
 
 
-def emit_down(experts: Experts, tile: BlockTile, number: Expr, width: int) -> None:
-    """Emit ``results[pair, n] = weight[pair] * (down middle + bias)[number * width + n]``: a slice of columns."""
+def emit_down(experts: Experts, tile: BlockTile, first_column: Expr, width: int) -> None:
+    """Emit ``results[pair, n] = weight[pair] * (down middle + bias)[first_column + n]`` for a slice of columns."""
     body, parts = experts.body, experts.parts
     depth = padded(body.intermediate)
-    first_column = T.bind(number * i32(width))
 
     def piece(block: _Tile) -> Iterator[Piece]:
         base = T.bind(first_column + block.column * i32(tile.columns))
@@ -218,19 +210,16 @@ def emit_down(experts: Experts, tile: BlockTile, number: Expr, width: int) -> No
                 with when(result.row < block.left):
                     pair = T.bind(i64(load(parts.order, i64(block.first + result.row))))
                     factor = T.bind(load(experts.weight, pair))
-                    begin = T.bind(block.column * i32(tile.columns))
-                    start = T.bind(pair * i64(width) + i64(begin))
+                    start = T.bind(pair * i64(width) + i64(block.column * i32(tile.columns)))
                     for column, place in result.columns:
-                        inside = begin + column < i32(width)
-                        with when(inside) if width % tile.columns else nullcontext():
-                            values = tuple(
-                                factor * (load(sums, place + k) + bias(base + column + i32(k))) for k in range(2)
-                            )
-                            store_pair(parts.results, start + i64(column), values)
+                        values = tuple(
+                            factor * (load(sums, place + k) + bias(base + column + i32(k))) for k in range(2)
+                        )
+                        store_pair(parts.results, start + i64(column), values)
 
         with when(base < i32(body.hidden)):
             start = T.bind(i64(block.first) * i64(depth))
             a = Rows(parts.middle, start, place, CHUNK, depth, block.left)
             yield Piece(a, _rows(experts, "down", block.address, weight_row), keep)
 
-    _emit(experts, tile, -(-width // tile.columns), number + i32(1), piece)
+    _emit(experts, tile, width // tile.columns, piece)

@@ -41,8 +41,6 @@ class Grouping:
     """int32 ``[P]``: the pair at each place."""
     tiles: Buffer
     """int32 ``[slots, 4]``, see ``SLOT_WORDS``."""
-    counters: Buffer
-    """int32, at most one for each thread: made zero, for the launches that follow."""
 
 
 def slots(pairs: Expr, experts: Expr, rows: Expr) -> Expr:
@@ -58,8 +56,6 @@ def emit_grouping(grouping: Grouping, rows: Expr) -> None:
     """Emit the launch; ``rows`` (int64) of a tile."""
     with cuda.launch((grouping.experts,), WARPS * LANES) as ((expert,), thread):
         cuda.wait_previous()
-        with when(T.And(expert == i32(0), thread < i32(grouping.counters.shape[0]))):
-            store(grouping.counters, thread, i32(0))
         lane, warp = T.bind(thread % i32(LANES)), T.bind(thread // i32(LANES))
         scan = _Scan(grouping, expert, lane, warp)
         before, own = scan.count()

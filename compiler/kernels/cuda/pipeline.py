@@ -1,7 +1,7 @@
 """Products on Hopper GPUs by blocks that stay and take one piece of work after the other.
 
 The last four warps of a block do nothing but copy; the others multiply, and store results while the next piece's first
-stages are under way. A stage is *full* when the copies of all copying threads have arrived, and *empty* when all
+stages are under way. Every so many pieces are a block's own. A stage is *full* when the copies of all copying threads have arrived, and *empty* when all
 multiplying warps are done with it: two barriers in shared memory for each. The number of a piece lies beside its first
 stage. (The division of labour is that of CUTLASS's "warp-specialized cooperative" kernels.)
 """
@@ -30,9 +30,8 @@ MULTIPROCESSORS = 132
 """Of an H100 or H200: as many blocks."""
 COPIERS = WARPGROUP
 NOTHING = -1
-COPY_REGISTERS, SUM_REGISTERS = 56, 224
-"""Of a thread that copies, and of one of two groups that multiply with more sums than fit otherwise."""
-COPIERS_BARRIER = 1
+MOST_SUMS = 128
+"""Of a thread."""
 
 
 def threads(tile: WarpgroupTile) -> int:
@@ -50,15 +49,14 @@ class Pipeline:
 
     def __init__(self, tile: WarpgroupTile, dtype: str, block: Expr, thread: Expr) -> None:
         self.tile, self.dtype, self.block, self.thread = tile, dtype, block, thread
-        self.uneven = tile.parts * tile.part_sums > 128
-        assert not self.uneven or tile.groups == 2, "registers are for two groups that multiply and one that copies"
+        assert tile.groups == 2, "registers are for two groups that multiply and one that copies"
+        assert tile.parts * tile.part_sums <= MOST_SUMS
         cuda.blocks_at_once(1)
         memory = cuda.shared_dynamic(tile.stages * tile.stage_bytes, align=1024)
         left = Panels(memory, 0, tile.rows, PANEL)
         self.panels = left, Panels(memory, left.end, tile.columns, PANEL)
         self.full, self.empty = (cuda.shared(tile.stages, "uint64") for _ in range(2))
         self.numbers = cuda.shared(tile.stages, "int32")
-        self.next_numbers = cuda.shared(2, "int32")
 
     def run(self, work: Work) -> None:
         """Emit all of the block's work."""
@@ -76,15 +74,12 @@ class Pipeline:
         cuda.call("phase_wait", cuda.element(barriers, stage), parity)
 
     def _copy(self, work: Work) -> None:
-        if self.uneven:
-            cuda.call(f"give_registers_{COPY_REGISTERS}")
         stages = i32(self.tile.stages)
         own = T.bind(self.thread - i32(self.tile.threads))
-        state = cuda.registers(3, "int32")
-        number, turn, count = 0, 1, 2
+        state = cuda.registers(2, "int32")
+        number, turn = 0, 1
         store(state, number, self.block)
         store(state, turn, i32(0))
-        store(state, count, i32(0))
 
         def begin(stage: Expr, value: Expr) -> None:
             self._wait(self.empty, load(state, turn), stage, 1)
@@ -93,7 +88,6 @@ class Pipeline:
 
         with T.While(load(state, number) < i32(work.total)):
             current = T.bind(load(state, number))
-            taken = self._take(work, own)
             with work.piece(current) as piece:
                 each = -(-piece.w.depth // PANEL)
                 copiers = Copiers(own, COPIERS, self.tile.stage_bytes)
@@ -108,36 +102,13 @@ class Pipeline:
                         operand.emit(step, stage)
                     cuda.call("phase_copied", cuda.element(self.full, stage))
                     store(state, turn, load(state, turn) + i32(1))
-            if taken is None:
-                store(state, number, current + i32(MULTIPROCESSORS))
-            else:
-                store(state, number, self._told(taken, own, T.bind(load(state, count) % i32(2))))
-                store(state, count, load(state, count) + i32(1))
+            store(state, number, current + i32(MULTIPROCESSORS))
         stage = T.bind(load(state, turn) % stages)
         begin(stage, i32(NOTHING))
         cuda.call("phase_arrive", cuda.element(self.full, stage))
         cuda.launch_next()
 
-    def _take(self, work: Work, own: Expr) -> Buffer | None:
-        """The next number, of the first copying thread: on its way while this piece is copied."""
-        if work.counter is None:
-            return None
-        taken = cuda.registers(1, "int32")
-        with when(own == i32(0)):
-            before = cuda.value("int32", "atomic_add", work.counter, i32(1))
-            store(taken, 0, before + i32(MULTIPROCESSORS))
-        return taken
-
-    def _told(self, taken: Buffer, own: Expr, slot: Expr) -> Expr:
-        """What the first copying thread has taken, in all of them."""
-        with when(own == i32(0)):
-            store(self.next_numbers, slot, load(taken, 0))
-        cuda.call("barrier", i32(COPIERS_BARRIER), i32(COPIERS))
-        return load(self.next_numbers, slot)
-
     def _multiply(self, work: Work) -> None:
-        if self.uneven:
-            cuda.call(f"take_registers_{SUM_REGISTERS}")
         sums = WarpgroupSums(self.tile, self.dtype, self.thread, self.panels)
         stages = i32(self.tile.stages)
         state = cuda.registers(2, "int32")

@@ -255,13 +255,6 @@ MOEC_DEVICE void moec_phase_wait(void *phase, int parity) {  // until the phase 
                  : "=r"(over) : "r"(place), "r"(parity) : "memory");
   } while (!over);
 }
-// A barrier of so many of the block's threads.
-MOEC_DEVICE void moec_barrier(int number, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
-}
-// Registers that a group of four warps gives back, and what another one takes instead.
-MOEC_DEVICE void moec_give_registers_56() { asm volatile("setmaxnreg.dec.sync.aligned.u32 56;"); }
-MOEC_DEVICE void moec_take_registers_224() { asm volatile("setmaxnreg.inc.sync.aligned.u32 224;"); }
 #define MOEC_HOLD(count)                                                                                               \
   MOEC_DEVICE void moec_hold_##count(float *d) {                                                                       \
     _Pragma("unroll") for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");                         \

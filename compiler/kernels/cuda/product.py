@@ -17,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, build, either, i64, symbol
 from moec.compiler.kernels.cuda import primitives as gpu
+from moec.compiler.kernels.cuda.activated import emit_activated
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.few_tokens import read_floats
 from moec.compiler.kernels.cuda.gemm import Operand, Part, padded, store_float32
@@ -66,11 +67,12 @@ def declare(shape: LinearShape) -> tirx.PrimFunc:
 
 
 def product(item: Product, *, hopper: bool = False) -> tirx.PrimFunc:
-    """The kernel ``(inputs..., (weight, [bias])..., [rounded], kept..., outputs...)``; T is symbolic.
+    """The kernel ``(inputs..., (weight, [bias])..., [rounded], [activated], kept..., outputs...)``; T is symbolic.
 
     ``inputs`` are those of the region that makes the input, or the input itself, float32 ``[.., T, K]``; ``rounded``,
-    16-bit ``[.., T, rounded_columns]``, is scratch, and is not there where weights are float32; ``kept`` are the
-    region's outputs where the product keeps them. With ``hopper`` it is the kernel for Hopper GPUs.
+    16-bit ``[.., T, rounded_columns]``, is scratch or given, and is not there where weights are float32; ``activated``,
+    16-bit ``[T, N]``, is written instead of ``outputs`` where an activation follows and tokens are many; ``kept`` are
+    the region's outputs where the product keeps them. With ``hopper`` it is the kernel for Hopper GPUs.
     """
 
     def body() -> None:
@@ -107,6 +109,9 @@ def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
         declared.append(Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None)
     rounded = Argument("rounded", (*lead, tokens, item.rounded_columns), rounded_type(first.dtype))
     declared.append(rounded if first.dtype != "float32" else None)
+    if item.activation is not None:
+        columns, dtype = item.activation.columns, rounded_type(item.activation.dtype)
+        declared.append(Argument("activated", (tokens, columns), dtype))
     declared += [row(f"kept{number}", key) for number, key in enumerate(_kept(item))]
     declared += [Argument("out", (*lead, tokens, shape.rows), "float32") for shape in item.shapes]
     return declared
@@ -152,8 +157,10 @@ class ProductKernel:
         self.rounding = Rounding.of(first.dtype, first.dtype)
         read, kept = _read(item), _kept(item)
         rest = buffers[len(read) :]
-        self.rounded = rest[2 * count]
-        self.rows = dict(zip((*read, *kept), (*buffers[: len(read)], *rest[2 * count + 1 :]), strict=False))
+        self.rounded, own = rest[2 * count], 2 * count + 1
+        self.activated = rest[own] if item.activation else None
+        results = rest[own + 1 if item.activation else own :]
+        self.rows = dict(zip((*read, *kept), (*buffers[: len(read)], *results), strict=False))
         self.weights = [
             _Weight(shape, rest[2 * number], rest[2 * number + 1], out)
             for number, (shape, out) in enumerate(zip(item.shapes, buffers[-count:], strict=True))
@@ -239,14 +246,15 @@ class ProductKernel:
                 x = self.rows[self.item.source]
                 emit_plain(weight.shape, self.tokens, x, weight.matrix, weight.bias, weight.out)
             return
-        if self._in_memory:
-            x = self.rows[self.item.source]
-            rows = i64(self.batch) * self.tokens
-            emit_round(x, self.rounded, rows, self.columns, self.rounding, self.item.terms)
-        else:
-            self._round_computed()
+        if not self.item.given:
+            self._round()
         width = self.item.rounded_columns
         rounded = Operand(self.rounded, width, self.tokens * i64(width))
+        if self.activated is not None and self.item.activation is not None:
+            parts = [self._part(weight, 1) for weight in self.weights]
+            biases = [weight.bias for weight in self.weights]
+            emit_activated(rounded, parts, biases, self.activated, self.item.activation, hopper=self.hopper)
+            return
         for terms in (1, 2):
             parts = [self._part(weight, terms) for weight in self.weights if weight.shape.terms == terms]
             if parts:
@@ -261,6 +269,14 @@ class ProductKernel:
             Operand(weight.matrix, sizes.row, rows * sizes.row),
             store_float32(Operand(weight.out, rows, self.tokens * i64(rows)), weight.bias, rows),
         )
+
+    def _round(self) -> None:
+        if not self._in_memory:
+            self._round_computed()
+            return
+        x = self.rows[self.item.source]
+        rows = i64(self.batch) * self.tokens
+        emit_round(x, self.rounded, rows, self.columns, self.rounding, self.item.terms)
 
     def _round_computed(self) -> None:
         """A launch with a block a token: its activations, computed and rounded."""

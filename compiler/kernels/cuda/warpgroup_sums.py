@@ -31,6 +31,8 @@ class WarpgroupTile:
     stages: int
     blocks: int = 1
     """That a multiprocessor holds at once."""
+    copiers: bool = False
+    """Whether blocks stay and have four more warps that copy, see `pipeline`."""
 
     @property
     def threads(self) -> int:

@@ -39,6 +39,3 @@ class Work:
     """The 16-bit type of both operands."""
     finds_early: bool
     """Whether no launch ahead of this one writes what pieces are found by, nor ``w``."""
-    counter: Expr | None = None
-    """The address of an int32 that is zero before the launch, by which blocks that stay take what comes after their
-    first pieces; without it every so many are a block's own, which serves where pieces are alike."""

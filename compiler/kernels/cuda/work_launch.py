@@ -23,9 +23,9 @@ def emit_work(tile: BlockTile, work: Work, *, packed: bool) -> None:
     Args:
         tile: of a block.
         work: for the blocks.
-        packed: whether ``w`` is quantized: all threads are needed to unpack it.
+        packed: whether ``w`` is quantized: all threads are needed to unpack it, so that none are for copies alone.
     """
-    if isinstance(tile, WarpgroupTile) and not packed:
+    if isinstance(tile, WarpgroupTile) and tile.copiers and not packed:
         with cuda.launch((pipeline.blocks(work.total),), pipeline.threads(tile)) as ((block,), thread):
             pipeline.Pipeline(tile, work.dtype, block, thread).run(work)
         return

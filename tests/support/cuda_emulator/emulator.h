@@ -52,7 +52,7 @@ alignas(1024) static unsigned char emulated_dynamic[232448];  // shared memory t
 
 namespace emulator {
 constexpr int kStack = 256 << 10, kLanes = 32;
-enum State { kReady, kBarrier, kWarp, kPhase, kNumbered, kDone };
+enum State { kReady, kBarrier, kWarp, kPhase, kDone };
 struct Phase { uint16_t count, left; uint32_t number; };  // of a barrier in shared memory
 struct Copy { void *to; const void *from; bool valid; };
 struct Fiber {
@@ -62,7 +62,7 @@ struct Fiber {
   State state = kReady;
   int number = 0, turn = 0;
   Phase *phase = nullptr;
-  int parity = 0, barrier = 0, expected = 0;
+  int parity = 0;
   std::vector<Copy> pending;
   std::vector<std::vector<Copy>> groups;
 };
@@ -117,20 +117,6 @@ static bool pass_phases() {
     if (fiber.state == kPhase && (int)(fiber.phase->number & 1) != fiber.parity) fiber.state = kReady, passed = true;
   return passed;
 }
-static bool release_numbered() {
-  bool released = false;
-  for (Fiber &first : fibers) {
-    if (first.state != kNumbered) continue;
-    int waiting = 0;
-    for (Fiber &fiber : fibers) waiting += fiber.state == kNumbered && fiber.barrier == first.barrier;
-    if (waiting < first.expected) continue;
-    int number = first.barrier;
-    for (Fiber &fiber : fibers)
-      if (fiber.state == kNumbered && fiber.barrier == number) fiber.state = kReady;
-    released = true;
-  }
-  return released;
-}
 static void prepare(int threads) {
   fibers.assign(threads, Fiber());
   exchanges.resize((threads + kLanes - 1) / kLanes);
@@ -161,7 +147,6 @@ static void run_block(int threads) {
     }
     advanced |= release(0, threads, kBarrier);
     advanced |= pass_phases();
-    advanced |= release_numbered();
     if (!advanced) fail("threads wait for each other at different places");
   }
 }
@@ -395,12 +380,6 @@ static inline void moec_phase_wait(void *phase, int parity) {
   emulator::current->phase = own, emulator::current->parity = parity;
   emulator::yield(emulator::kPhase);
 }
-static inline void moec_barrier(int number, int threads) {
-  emulator::current->barrier = number, emulator::current->expected = threads;
-  emulator::yield(emulator::kNumbered);
-}
-static inline void moec_give_registers_56() {}
-static inline void moec_take_registers_224() {}
 static inline void moec_after(float x) {
   if (x < 0) emulator::fail("a number that must not be negative is");
 }

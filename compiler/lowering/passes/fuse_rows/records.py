@@ -21,6 +21,26 @@ KEPT = (*VIEWS, "relax.topk")
 """Operators that this pass takes as they are, before they are loops."""
 
 
+def rounded_columns(columns: int) -> int:
+    """16-bit numbers of one term of so many columns."""
+    return -(-columns // VECTOR) * VECTOR
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What the only reader of products computes of them, place by place; the reader is a product itself."""
+
+    region: Region
+    source: Key
+    """What the reader multiplies."""
+    results: tuple[Key, ...]
+    """Of the products: what the region reads."""
+    columns: int
+    """Of the reader, and rows of each of the products."""
+    dtype: str
+    """Of the reader's weight."""
+
+
 @dataclass(frozen=True)
 class Product:
     """Products that share their input, and what the input is computed from."""
@@ -31,6 +51,10 @@ class Product:
     source: Key
     keeps: bool = False
     """Whether the region's outputs, the source among them, are results of the kernel."""
+    activation: Activation | None = None
+    """What the kernel writes instead of its results where tokens are many, rounded for the product that reads it."""
+    given: bool = False
+    """Whether the rounded input is there where tokens are many: the kernel of an `activation` has written it."""
 
     @property
     def terms(self) -> int:
@@ -40,7 +64,7 @@ class Product:
     @property
     def rounded_columns(self) -> int:
         """16-bit numbers of one token's input: all of the first terms, then of the second."""
-        return self.terms * (-(-self.shapes[0].columns // VECTOR) * VECTOR)
+        return self.terms * rounded_columns(self.shapes[0].columns)
 
 
 @dataclass
@@ -63,6 +87,8 @@ class Group:
     barriers: list[Barrier]
     fused: bool = False
     """Whether the input is computed by the kernel itself, from what lies before it."""
+    reader: Group | None = None
+    """The group whose input is computed from this one's results, place by place, and which alone reads them."""
 
     @property
     def source(self) -> Key:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from moec.compiler.lowering.passes.fuse_rows.readers import find_readers
 from moec.compiler.lowering.passes.fuse_rows.records import MOST_ROWS, VECTOR, Group, Reading
 from moec.compiler.lowering.rows.region import Region, for_every_block, is_costly, must_be_stored, sources
 
@@ -31,6 +32,7 @@ class Regions:
         groups = list(found.values())
         for group in groups:
             group.fused = self._can_fuse(group)
+        find_readers(self.read, groups)
         return groups
 
     def _can_fuse(self, group: Group) -> bool:

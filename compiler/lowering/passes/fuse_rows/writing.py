@@ -11,10 +11,16 @@ from tvm import relax, tirx
 
 from moec.compiler.lowering.passes.dispatch_linear import rounded_type
 from moec.compiler.lowering.passes.fuse_rows.reading import read_function
-from moec.compiler.lowering.passes.fuse_rows.records import Barrier, Group, Product
+from moec.compiler.lowering.passes.fuse_rows.records import (
+    Activation,
+    Barrier,
+    Group,
+    Product,
+    rounded_columns,
+)
 from moec.compiler.lowering.passes.fuse_rows.regions import Regions
 from moec.compiler.lowering.passes.kernel_block import as_private_block
-from moec.compiler.lowering.rows.region import Region, build_region
+from moec.compiler.lowering.rows.region import Region, build_region, is_flat
 from moec.compiler.lowering.rows.stages import INSIDE, Item, Key
 
 RowsFactory = Callable[[Region, str], tirx.PrimFunc]
@@ -99,7 +105,8 @@ class FunctionWriter:
         """One call for all products of a group; the input rounded for tensor cores is a result beside theirs."""
         shapes = tuple(barrier.shape for barrier in group.barriers if barrier.shape is not None)
         source = self.read.root(group.source) if keeps else group.source
-        product = Product(shapes, region, source, keeps)
+        activation, given = self._activation(group), (group.source, INSIDE) in self.memory
+        product = Product(shapes, region, source, keeps, activation, given)
         kernel = self._kernel(shapes[0].name, self.make.product(product))
         self.make.products[str(kernel.name_hint)] = product
         inputs = [self._value(builder, key) for key in (region.inputs if region else (group.source,))]
@@ -107,11 +114,30 @@ class FunctionWriter:
         results = [(key, self._type(key)) for barrier in group.barriers for key in barrier.results]
         if keeps and region is not None:
             results = [*((key, self._type(key)) for key in region.outputs), *results]
-        if shapes[0].dtype != "float32":
-            *lead, _ = self.read.types[group.source].shape
-            rounded = relax.TensorType([*lead, product.rounded_columns], rounded_type(shapes[0].dtype))
+        if activation is not None:
+            columns = rounded_columns(activation.columns)
+            results.insert(0, ((activation.source, INSIDE), self._rounded(group, columns, activation.dtype)))
+        if given:
+            weights.append(self.memory[group.source, INSIDE])
+        elif shapes[0].dtype != "float32":
+            rounded = self._rounded(group, product.rounded_columns, shapes[0].dtype)
             results.insert(0, (Item(group.barriers[0].variable, INSIDE), rounded))
         self._call(builder, kernel, [*inputs, *weights], results)
+
+    def _rounded(self, group: Group, columns: int, dtype: str) -> Any:
+        """The type of the input of a product with weights of ``dtype`` as tensor cores take it."""
+        *lead, _ = self.read.types[group.source].shape
+        return relax.TensorType([*lead, columns], rounded_type(dtype))
+
+    def _activation(self, group: Group) -> Activation | None:
+        if group.reader is None:
+            return None
+        shape, source = group.reader.barriers[0].shape, group.reader.source
+        assert shape is not None
+        region = self._region([source])
+        results = tuple(key for barrier in group.barriers for key in barrier.results)
+        assert is_flat(region) and set(region.inputs) == set(results)
+        return Activation(region, source, results, shape.columns, shape.dtype)
 
     def _call(self, builder: Any, kernel: Any, inputs: list[Any], results: list[tuple[Key, Any]]) -> None:
         types = [kind for _, kind in results]
