@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from moec.runtime.devices.protocol import View
+from moec.runtime.device import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from moec.artifacts.footprint import Footprint
     from moec.artifacts.program import Beside
     from moec.runtime import Model
-    from moec.runtime.devices.protocol import Call
+    from moec.runtime.device import Call
 
 
 class ForcedRouting:

@@ -31,8 +31,8 @@ from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
 from moec.runtime.devices.cuda.measure import measure_gpu
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.measure import read_bandwidth
 from moec.runtime.engine import Request
-from moec.runtime.machine.measure import read_bandwidth
 from moec.runtime.memory.budget import parse_memory
 from moec.runtime.memory.device_budget import DevicePlan
 from moec.runtime.sampling import Sampling

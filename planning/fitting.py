@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import CODE_BYTES
 from moec.errors import BudgetError
+from moec.planning.fit_losses import least_loss
 from moec.planning.knapsack import Option, choose
 from moec.planning.planner import model_bytes, place
 from moec.planning.prediction import token_milliseconds
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from moec.planning.analysis import Analysis
 
 ROUNDS = 8
-"""Times that a byte's price in milliseconds is estimated anew."""
+"""Most times that prices are estimated anew."""
 BISECTIONS = 12
 """Linear budgets that are tried each time."""
 
@@ -38,12 +39,15 @@ class FormatOption:
 
     format: str
     loss: float
+    """Divergence that it adds while the same experts are chosen, in nats a token."""
     size_bytes: int
     """Of all of it, as it lies in memory."""
     read_bytes: int = 0
     """Of dense weights those that one token reads."""
     layer: LayerFootprint | None = None
     """Of experts."""
+    swaps: float = 0.0
+    """Squared noise that it adds to routers' decisions, in squares of nats: see `moec.planning.fit_losses`."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,12 @@ def fit_bytes(
     fixed = resident_bytes(facts, budgets, on_device=on_device) - sum(
         unit.options[0].size_bytes for unit in units
     )
-    options = [[Option(each.loss, each.size_bytes) for each in unit.options] for unit in units]
-    chosen = choose(options, limit_bytes - fixed)
+
+    def find(priced: Sequence[FitUnit]) -> tuple[int, ...] | None:
+        options = [[Option(each.loss, each.size_bytes) for each in unit.options] for unit in priced]
+        return choose(options, limit_bytes - fixed)
+
+    chosen = least_loss(units, find)
     if chosen is None:
         smallest = sum(min(option.size_bytes for option in unit.options) for unit in units)
         least = fixed + smallest
@@ -160,9 +168,6 @@ def fit_time(
             return math.inf
         return token_milliseconds(machine, found, analysis, placed.placement)
 
-    def loss(chosen: Sequence[int]) -> float:
-        return sum(unit.options[number].loss for unit, number in zip(units, chosen, strict=True))
-
     smallest = tuple(
         min(range(len(unit.options)), key=lambda n: (unit.options[n].size_bytes, unit.options[n].loss, n))
         for unit in units
@@ -170,12 +175,18 @@ def fit_time(
     least = exact(smallest)
     if least > milliseconds:
         raise _too_slow(milliseconds, least, machine, facts, with_options(facts, units, smallest), budgets)
-    chosen = smallest
-    for _ in range(ROUNDS):
-        found = _next_choice(units, chosen, exact, loss, milliseconds)
-        if found == chosen:
-            break
-        chosen = found
+
+    def find(priced: Sequence[FitUnit]) -> tuple[int, ...]:
+        chosen = smallest
+        for _ in range(ROUNDS):
+            found = _next_choice(priced, chosen, exact, milliseconds)
+            if found == chosen:
+                break
+            chosen = found
+        return chosen
+
+    chosen = least_loss(units, find)
+    assert chosen is not None
     result = with_options(facts, units, chosen)
     return Fit(chosen, result, resident_bytes(result, budgets, on_device=on_device), exact(chosen))
 
@@ -183,11 +194,14 @@ def fit_time(
 def _next_choice(
     units: Sequence[FitUnit],
     current: tuple[int, ...],
-    exact: Callable[[tuple[int, ...]], float],
-    loss: Callable[[Sequence[int]], float],
+    exact: Callable[[Sequence[int]], float],
     milliseconds: float,
 ) -> tuple[int, ...]:
     """The least loss found by prices at ``current``, of choices whose exact time meets the target, as its own does."""
+
+    def loss(chosen: Sequence[int]) -> float:
+        return sum(unit.options[number].loss for unit, number in zip(units, chosen, strict=True))
+
     now = exact(current)
     prices = [_price(units, current, number, exact, now) for number in range(len(units))]
     options = [

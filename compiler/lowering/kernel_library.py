@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.mailbox import SERVE, collect_name, post_name
-from moec.artifacts.model import ExpertsStep, SegmentStep, SelectionStep
 from moec.artifacts.program import APPEND, HOPPER, Beside, Workspace, cached_beside_name, capacity_name
 from moec.artifacts.sampling import SAMPLE
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 from moec.artifacts.states import STATE_PREFIX
+from moec.artifacts.steps import ExpertsStep, SegmentStep, SelectionStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from moec.artifacts.model import ExpertBody, ExpertsLayer, ModelRecord
     from moec.artifacts.program import SegmentProgram
-    from moec.compiler.lowering.passes.dispatch_linear import LinearShape
-    from moec.compiler.lowering.passes.fuse_rows import Product
+    from moec.compiler.kernels.linear_shape import LinearShape
+    from moec.compiler.kernels.rows.product import Product
     from moec.compiler.lowering.targets import Target
 
 

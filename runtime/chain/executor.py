@@ -12,9 +12,10 @@ import numpy as np
 from moec.artifacts.chain import CHAIN_OUTPUT
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.artifacts.model import DTYPE_BYTES
+from moec.runtime.chain.calls import part_calls
 from moec.runtime.chain.layout import value_spec
 from moec.runtime.chain.mirrors import BatchMirrors
-from moec.runtime.devices.protocol import closed_error
+from moec.runtime.device import closed_error
 from moec.runtime.engine.batch import choose_on_host
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from moec.runtime.chain.binding import Binder
     from moec.runtime.chain.layout import Part
-    from moec.runtime.devices.protocol import Call, Device, TokenSampler
+    from moec.runtime.device import Call, Device, TokenSampler
     from moec.runtime.engine.batch import StepBatch
     from moec.runtime.engine.sequence import Sequence
     from moec.runtime.experts.calls import ExpertCalls
@@ -214,7 +215,8 @@ class ChainExecutor:
     def _calls(self, part: Part, key: _Key, mirrors: BatchMirrors) -> list[Call]:
         """The calls of a part, with its routing kept where it is wanted: by the device, or read by the host."""
         logged = self._recorder is not None and self._log is not None and key.part == "whole" and key.sampled
-        return self._binder.calls(
+        return part_calls(
+            self._binder,
             part,
             key.tokens,
             mirrors,

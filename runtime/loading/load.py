@@ -22,7 +22,7 @@ from moec.runtime.experts.calls import HostExperts
 from moec.runtime.experts.prefetch import make_prefetcher
 from moec.runtime.experts.residency import plan_layers
 from moec.runtime.experts.tables import ExpertStore
-from moec.runtime.loading.libraries import (
+from moec.runtime.machine.libraries import (
     choose_cpu_target,
     host_cpu_features,
     load_runtime,
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
-    from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import Schedule
     from moec.artifacts.verify import Level
     from moec.runtime.engine import Limits

@@ -21,8 +21,8 @@ from moec.runtime.memory.device_budget import (
 from moec.runtime.memory.step_tokens import plan_largest_step, plan_offloaded_step
 
 if TYPE_CHECKING:
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
-    from moec.artifacts.reader import Bundle
     from moec.artifacts.verify import Level
 
 HEADROOM_BYTES = 256 << 20

@@ -12,18 +12,18 @@ from moec.artifacts.paths import DENSE_NAME, experts_name
 from moec.artifacts.sampling import OPTION_WORDS
 from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
 from moec.errors import BudgetError
-from moec.runtime.cache.pages import pages_for, table_rows
 from moec.runtime.chain.arena import plan_arena
 from moec.runtime.chain.layout import chain_layout
+from moec.runtime.device import ALIGNMENT_BYTES
 from moec.runtime.devices.cuda.routing_log import routing_bytes
 from moec.runtime.devices.cuda.sampling import sampler_bytes
-from moec.runtime.devices.protocol import ALIGNMENT_BYTES
 from moec.runtime.engine.batch import told_names
+from moec.runtime.engine.pages import pages_for, table_rows
 from moec.runtime.experts.slots import plan_slots, state_bytes
 
 if TYPE_CHECKING:
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
-    from moec.artifacts.reader import Bundle
 from moec.runtime.experts.slots import SlotPlan
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from moec.artifacts.experts import layout
-from moec.artifacts.model import ExpertsStep
 from moec.artifacts.quantization import Quantization
+from moec.artifacts.steps import ExpertsStep
 from moec.cli import compile as command_line
 from moec.cli.formats import read_method
 from moec.compiler.calibration import rounding as rounding_module
@@ -21,14 +22,17 @@ from moec.compiler.calibration.rounding import (
     check_calibrated,
     feedback_rounding,
     is_linear_in_up,
+    moments_of,
+    rounds_any,
 )
 from moec.compiler.calibration.values import ValueFiles
 from moec.compiler.calibration.weights import CheckpointWeights
 from moec.compiler.checkpoint import open_checkpoint
+from moec.compiler.choose_formats import choose_formats
 from moec.compiler.packing import pack
 from moec.compiler.profiling.calibration import Prompt
 from moec.compiler.quantization import policy_named, quantize
-from moec.compiler.request import Calibration
+from moec.compiler.request import Calibration, CompileRequest, FitRequest
 from moec.errors import BundleError, CheckpointError, CompileError
 from moec.formats import FORMATS, METHODS, dequantize, dequantize_rows
 from moec.formats.nearest import round_to_nearest
@@ -39,6 +43,8 @@ from tests.support.tiny_models import build, save
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.partition import PartitionedModel
@@ -220,6 +226,25 @@ def test_only_what_enters_experts_is_kept(tmp_path: Path) -> None:
         assert torch.equal(values[step.index].sort().values, index.sort().values)
 
 
+def test_threads_and_their_teams_are_as_many_as_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK)
+    teams: set[int] = set()
+
+    def noted(*arguments: Any) -> NDArray[np.float32]:
+        teams.update(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return moments_of(*arguments)
+
+    monkeypatch.setattr(rounding_module, "moments_of", noted)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
+    before = threadpool_info()
+    with feedback_rounding(plain, checkpoint, CALIBRATION, Notes()) as rounding, threadpool_limits(8, "blas"):
+        packed(checkpoint, chosen, tmp_path / "out", rounding)
+    assert teams == {3}
+    assert threadpool_info() == before
+
+
 def test_packing_by_itself_cannot(tmp_path: Path) -> None:
     checkpoint, _, chosen = prepared(tmp_path, FEEDBACK)
     with pytest.raises(BundleError, match="the method feedback"):
@@ -235,11 +260,33 @@ def test_what_it_needs() -> None:
     with pytest.raises(CompileError, match="--calibration none"):
         check_calibrated("feedback", model, Calibration(enabled=False), modules_only=False)
     for plain in (parts("mixtral").model, quantize(parts("mixtral"), policy_named("mxfp4")).model):
-        with pytest.raises(CompileError, match="none get such a format"):
-            check_calibrated("feedback", plain, CALIBRATION, modules_only=False)
+        assert not rounds_any(plain)
+    assert rounds_any(model)
     encoder = replace(model, encoder=model.steps)
     with pytest.raises(CompileError, match="it has an encoder"):
         check_calibrated("feedback", encoder, CALIBRATION, modules_only=False)
+
+
+def test_formats_that_leave_nothing_to_round(tmp_path: Path) -> None:
+    """Named ones are refused; fitted ones, which a person cannot foresee, are rounded to nearest, and that is said."""
+    checkpoint = open_checkpoint(save("mixtral", tmp_path / "checkpoint"))
+    made, log = parts("mixtral"), Notes()
+    made = replace(made, packing=replace(made.packing, config_sha256=checkpoint.config_sha256))
+    request = CompileRequest(str(checkpoint.path), tmp_path / "out", ("cpu",), CALIBRATION, method="feedback")
+    named = replace(request, quantization=policy_named("mxfp4"))
+    with pytest.raises(CompileError, match="none get such a format"):
+        choose_formats(made, checkpoint, named, ("cpu",), log)
+    whole = replace(request, fit=FitRequest("1GiB", limit_bytes=1 << 30))
+    found = choose_formats(made, checkpoint, whole, ("cpu",), log)
+    assert found.packing.quantization is None
+    assert "has nothing to do" in log.notes[-1]
+    everything = found.packing.fit.resident_bytes if found.packing.fit else 0
+    tight = replace(request, fit=FitRequest("x", limit_bytes=everything * 4 // 5))
+    found = choose_formats(made, checkpoint, tight, ("cpu",), log)
+    assert found.packing.quantization is not None
+    assert found.packing.quantization.method == "feedback"
+    with pytest.raises(CompileError, match="--modules-only"):
+        choose_formats(made, checkpoint, replace(tight, modules_only=True), ("cpu",), log)
 
 
 def test_the_command_line_knows_the_methods() -> None:

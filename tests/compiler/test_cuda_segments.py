@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moec.compiler.lowering.lower import export_cpu
 from moec.compiler.lowering.targets import parse_target
-from moec.runtime.chain.tensors import aligned_empty, tensor_at
+from moec.runtime.tensors import aligned_empty, tensor_at
 from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
 from tests.support.graphs import parts

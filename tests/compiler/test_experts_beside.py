@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from moec.artifacts import slots as words
 from moec.artifacts.experts import layout
-from moec.artifacts.model import SegmentStep
 from moec.artifacts.program import cached_beside_name
 from moec.artifacts.schedule import DEFAULT_POLICY
+from moec.artifacts.steps import SegmentStep
 from moec.compiler.kernels.cuda.experts import experts, workspace_bytes
 from moec.compiler.kernels.cuda.experts_beside import MOST_TOKENS
 from moec.compiler.kernels.cuda.slots.assign import assign
@@ -22,9 +22,9 @@ from moec.compiler.lowering.lower import import_segments, packed_functions
 from moec.compiler.lowering.pipeline import pipeline, run_passes
 from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.targets import parse_target
-from moec.runtime.chain.tensors import aligned_empty
 from moec.runtime.devices.cuda.offload.states import Places, fill_state
 from moec.runtime.experts.slots import LayerSlots
+from moec.runtime.tensors import aligned_empty
 from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
 from tests.support.graphs import parts

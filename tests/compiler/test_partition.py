@@ -8,15 +8,9 @@ import pytest
 import torch
 
 from moec.artifacts.codec import from_json, to_json
-from moec.artifacts.model import (
-    AttentionStep,
-    ExpertsStep,
-    LatentHeads,
-    ModelRecord,
-    SegmentStep,
-    StateStep,
-)
+from moec.artifacts.model import LatentHeads, ModelRecord
 from moec.artifacts.packing import PackingRecord
+from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep, StateStep
 from moec.compiler.tracing.text_half import from_tokens
 from tests.support.canaries import most_slow
 from tests.support.chain import Sequence, TorchChain

@@ -19,9 +19,10 @@ from moec.artifacts.experts import layout
 from moec.artifacts.footprint import footprint
 from moec.artifacts.hosting import Hosted, host_experts, take_prefix
 from moec.artifacts.ids import TensorName
-from moec.artifacts.model import ModelRecord, SegmentStep
+from moec.artifacts.model import ModelRecord
 from moec.artifacts.records import read_machine
 from moec.artifacts.schedule import Budgets, ScheduleRecord, best_schedule
+from moec.artifacts.steps import SegmentStep
 from moec.artifacts.traces import Traces, layer_trace
 from moec.errors import BudgetError, BundleError
 from moec.planning.allocate import hull_rates

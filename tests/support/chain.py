@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from moec.artifacts.model import (
-    AttentionSpec,
+from moec.artifacts.model import AttentionSpec
+from moec.artifacts.states import state_shape
+from moec.artifacts.steps import (
     AttentionStep,
     ExpertsStep,
     LatentWeights,
@@ -17,11 +18,9 @@ from moec.artifacts.model import (
     SelectionStep,
     StateStep,
 )
-from moec.artifacts.states import state_shape
 from moec.compiler.activation import activate
 from moec.compiler.calibration.attention import attend, expand_latents
-from moec.compiler.kernels.reference import select
-from moec.compiler.kernels.state_reference import advance
+from moec.compiler.kernels.reference import advance, select
 from moec.compiler.packing.recipes import evaluate
 
 if TYPE_CHECKING:

@@ -13,14 +13,11 @@ from moec.artifacts.machine import MachineRecord
 from moec.artifacts.manifest import FORMAT_VERSION, Manifest, TargetRecord, TokenizerRecord
 from moec.artifacts.model import (
     AttentionSpec,
-    AttentionStep,
     ExpertBody,
     ExpertsLayer,
-    ExpertsStep,
     FunctionSpec,
     GenerationDefaults,
     ModelRecord,
-    SegmentStep,
     TensorSpec,
 )
 from moec.artifacts.packing import DenseTensor, ExpertSource, PackingRecord, RecipeStep
@@ -28,6 +25,7 @@ from moec.artifacts.paths import DENSE_NAME, experts_name, program_name
 from moec.artifacts.program import Call, LocalSpec, Operand, ProgramRecord, SegmentProgram
 from moec.artifacts.records import write_record
 from moec.artifacts.schedule import Budgets
+from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep
 from moec.artifacts.traces import TRACES_NAME, Traces, layer_trace, save_traces
 from moec.artifacts.writer import BundleWriter
 from moec.planning.planner import plan_many

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import i64, load
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.gemm_joint import emit_joint
 from moec.compiler.kernels.cuda.gemm_tiles import with_tile
@@ -14,14 +13,15 @@ from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rounding import Rounding
 from moec.compiler.kernels.cuda.row_block import Place, RowBlock
 from moec.compiler.kernels.cuda.row_values import split_place
+from moec.compiler.kernels.emit import i64, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.gemm import Operand, Part
-    from moec.compiler.lowering.passes.fuse_rows import Activation
-    from moec.compiler.lowering.rows.stages import Key, Tensor
+    from moec.compiler.kernels.emit import Buffer, Expr
+    from moec.compiler.kernels.rows.product import Activation
+    from moec.compiler.kernels.rows.stages import Key, Tensor
 
 
 class _Sums(RowBlock):

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, symbol
 from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN, emit_down_few
 from moec.compiler.kernels.cuda.experts_few import ExpertCall, emit_gate_up_few, gate_up_tiling, runs_few
 from moec.compiler.kernels.cuda.linear_few import emit_linear_few
 from moec.compiler.kernels.cuda.product import ProductKernel, few_group, parameters
+from moec.compiler.kernels.emit import Argument, arguments, build, symbol
 
 if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.lowering.passes.fuse_rows import Product
+    from moec.compiler.kernels.rows.product import Product
 
 MOST_TOKENS = 4
 """Of a step for which it pays."""

@@ -18,7 +18,6 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
-from moec.compiler.kernels.cpu.emit import i64, load, store, when
 from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
 from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
 from moec.compiler.kernels.cuda.few_stream import WORDS, Stream, multiply
@@ -42,13 +41,14 @@ from moec.compiler.kernels.cuda.primitives import (
 )
 from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
 from moec.compiler.kernels.cuda.threads import read
+from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.experts_few import ExpertCall
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 MOST_CHOSEN = 16
 """Experts that a token may choose here: what is known of every choice lies in shared memory."""

@@ -16,7 +16,6 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
-from moec.compiler.kernels.cpu.emit import at_address, ceildiv, either, i64, load, store, when
 from moec.compiler.kernels.cuda.activation import evaluate
 from moec.compiler.kernels.cuda.few_lanes import Lane, remainder
 from moec.compiler.kernels.cuda.few_stream import Stream, multiply
@@ -52,12 +51,13 @@ from moec.compiler.kernels.cuda.primitives import (
 )
 from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
 from moec.compiler.kernels.cuda.threads import read
+from moec.compiler.kernels.emit import at_address, ceildiv, either, i64, load, store, when
 from moec.formats import FORMATS, format_of
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.few_tokens import Reader
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 EXPERTS_AT_ONCE = 6
 """Of a launch, most often."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import at_address, i64, load, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.activation import QUICK, evaluate
 from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
     from moec.artifacts.experts import ExpertLayout
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.experts_layout import Parts
     from moec.compiler.kernels.cuda.tiles import ResultRow
 
@@ -64,9 +62,7 @@ class _Tile:
     """Places from ``first`` to the end of the expert's."""
 
 
-def _emit(
-    experts: Experts, tile: BlockTile, across: int, piece: Callable[[_Tile], Iterator[Piece]]
-) -> None:
+def _emit(experts: Experts, tile: BlockTile, across: int, piece: Callable[[_Tile], Iterator[Piece]]) -> None:
     """Emit a launch with a piece for each used entry of the tile list and tile of columns.
 
     Neighbouring pieces share a tile of pairs; entries that follow share an expert.

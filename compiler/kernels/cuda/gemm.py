@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import at_address, i64, load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES, PackedRow
 from moec.compiler.kernels.cuda.packed.tiles import PackedRows
@@ -26,8 +25,8 @@ from moec.compiler.kernels.cuda.work_launch import BlockTile, emit_work
 from moec.formats import format_of
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.tiles import ResultRow
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 SWATH_ROWS = 1024
 """Rows whose tiles take their turns at the same weights, so that the second-level cache serves them."""

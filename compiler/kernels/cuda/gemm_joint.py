@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import at_address, i64, load, when
 from moec.compiler.kernels.cuda.gemm import address_of, order, padded, rows_of, tiles_down
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
 from moec.compiler.kernels.cuda.packed.tiles import PackedRows
@@ -17,13 +16,14 @@ from moec.compiler.kernels.cuda.side_by_side import kind_of, row_of
 from moec.compiler.kernels.cuda.tiles import CHUNK, CHUNK_BYTES, Rows
 from moec.compiler.kernels.cuda.work import Piece, Work
 from moec.compiler.kernels.cuda.work_launch import BlockTile, emit_work
+from moec.compiler.kernels.emit import at_address, i64, load, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.gemm import Operand, Part
     from moec.compiler.kernels.cuda.tiles import ResultRow
+    from moec.compiler.kernels.emit import Buffer, Expr
 
     Store = Callable[[Expr, Expr, list[list[Expr]]], None]
 

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import either, i64
 from moec.compiler.kernels.cuda.gemm import emit_parts
-from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
 from moec.compiler.kernels.cuda.panels import PANEL
 from moec.compiler.kernels.cuda.tiles import CHUNK, Tile
+from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
+from moec.compiler.kernels.emit import either, i64
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from moec.compiler.kernels.cpu.emit import Expr
     from moec.compiler.kernels.cuda.gemm import Operand, Part
     from moec.compiler.kernels.cuda.work_launch import BlockTile
+    from moec.compiler.kernels.emit import Expr
 
 LARGE = Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)
 """Two blocks on a multiprocessor of an A100 or H100, one on smaller ones."""

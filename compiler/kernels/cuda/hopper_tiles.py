@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.packed.tiles import PackedCopy, PackedRows, Room
 from moec.compiler.kernels.cuda.panel_copy import Copiers, PanelCopy
@@ -18,12 +17,13 @@ from moec.compiler.kernels.cuda.panels import PANEL, Panels
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.tiles import Rows, Terms
 from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupSums, WarpgroupTile
+from moec.compiler.kernels.emit import when
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.tiles import ResultRow
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 SQUARE = WarpgroupTile(rows=128, columns=128, groups=2, stages=3, blocks=2)
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import either, load, store, when
 from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
 from moec.compiler.kernels.cuda.few_stream import Stream, address_of, multiply
 from moec.compiler.kernels.cuda.few_sums import FewSums, partial_size
@@ -42,13 +41,14 @@ from moec.compiler.kernels.cuda.primitives import (
     shared,
     warp_sum,
 )
+from moec.compiler.kernels.emit import either, load, store, when
 from moec.formats import format_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.few_tokens import Prologue, Reader
+    from moec.compiler.kernels.emit import Buffer, Expr
 
     Epilogue: TypeAlias = Callable[[int, Expr, Expr, Expr, Expr], None]
 

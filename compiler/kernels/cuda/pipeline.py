@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import either, load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.panel_copy import Copiers, PanelCopy
 from moec.compiler.kernels.cuda.panels import PANEL, WARPGROUP, Panels
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 from moec.compiler.kernels.cuda.tiles import Terms
 from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupSums, WarpgroupTile
+from moec.compiler.kernels.emit import either, load, store, when
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.work import Piece, Work
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 MULTIPROCESSORS = 132
 """Of an H100 or H200: as many blocks."""

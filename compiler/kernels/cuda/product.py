@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, build, either, i64, symbol
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.activated import emit_activated
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
@@ -32,7 +31,8 @@ from moec.compiler.kernels.cuda.row_values import split_place
 from moec.compiler.kernels.cuda.rows import emit_rows
 from moec.compiler.kernels.cuda.threads import write
 from moec.compiler.kernels.cuda.tiles import CHUNK
-from moec.compiler.lowering.passes.dispatch_linear import rounded_type
+from moec.compiler.kernels.emit import Argument, Buffer, Expr, arguments, build, either, i64, symbol
+from moec.compiler.kernels.linear_shape import rounded_type
 from moec.formats import format_of
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.compiler.kernels.cuda.few_tokens import Block, Prologue, Reader
-    from moec.compiler.lowering.passes.dispatch_linear import LinearShape
-    from moec.compiler.lowering.passes.fuse_rows import Product
+    from moec.compiler.kernels.linear_shape import LinearShape
+    from moec.compiler.kernels.rows.product import Product
 
 ROUND_THREADS = 256
 ON_HOPPER = "moec.on_hopper"

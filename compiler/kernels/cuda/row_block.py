@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, loop, store, when
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 from moec.compiler.kernels.cuda.row_values import flat_place, rebuild, split_place
 from moec.compiler.kernels.cuda.threads import read, write
-from moec.compiler.lowering.rows.region import FLOATS
-from moec.compiler.lowering.rows.stages import Key, Stage, Tensor, TopK, View
+from moec.compiler.kernels.emit import Buffer, Expr, i64, load, loop, store, when
+from moec.compiler.kernels.rows.region import FLOATS
+from moec.compiler.kernels.rows.stages import Key, Stage, Tensor, TopK, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from moec.compiler.lowering.rows.region import Region
+    from moec.compiler.kernels.rows.region import Region
 
 STARTS = {"sum": 0.0, "max": -3.4028234663852886e38, "min": 3.4028234663852886e38}
 NOWHERE = 1 << 30

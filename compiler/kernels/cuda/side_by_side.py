@@ -8,7 +8,7 @@ from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.tiles import MMA_COLUMNS
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Expr
+    from moec.compiler.kernels.emit import Expr
 
 
 def row_of(column: Expr, kinds: int) -> Expr:

@@ -11,8 +11,8 @@ from moec.compiler.kernels.cuda.tiles import Tile, TileProduct
 from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Expr
     from moec.compiler.kernels.cuda.work import Work
+    from moec.compiler.kernels.emit import Expr
 
 BlockTile = Tile | WarpgroupTile
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.errors import DeviceError
-from moec.runtime.chain.tensors import tensor_at
 from moec.runtime.devices.cuda.graphs import CallList
 from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
 from moec.runtime.devices.cuda.module import load_functions
@@ -17,6 +16,7 @@ from moec.runtime.devices.cuda.resources import Resources
 from moec.runtime.devices.cuda.results import Results
 from moec.runtime.devices.cuda.staging import Staging, as_bytes
 from moec.runtime.devices.cuda.unfinished import Unfinished
+from moec.runtime.tensors import tensor_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from moec.runtime.device import Call, View
+    from moec.runtime.devices.cuda.attended import Attended, Share
     from moec.runtime.devices.cuda.driver import Driver, Handle
     from moec.runtime.devices.cuda.module import CudaFunctions
-    from moec.runtime.devices.cuda.sharing import Attended, CpuShare
     from moec.runtime.devices.cuda.staging import StagedMirror
-    from moec.runtime.devices.protocol import Call, View
     from moec.runtime.stats import Stats
 
 CUDA_DEVICE = 2
@@ -49,7 +49,7 @@ def tvm_stream(ordinal: int, stream: Handle) -> None:
 
 
 class CudaDevice:
-    """See `moec.runtime.devices.protocol.Device`.
+    """See `moec.runtime.device.Device`.
 
     Args:
         driver: the CUDA driver.
@@ -74,7 +74,7 @@ class CudaDevice:
         self._finalizer = weakref.finalize(self, Resources.close, self.resources)
         self._set_stream = set_stream
         self._stream = self.resources.stream()
-        self.share: CpuShare | None = None
+        self.share: Share | None = None
         """The CPU's part in steps, where it has any."""
         self.unfinished = Unfinished()
         """What is to be put right where a step ended in its middle."""

@@ -90,8 +90,8 @@ def measure(
 ) -> dict[str, Any]:
     """Time one batch from its first step to its last; facts as JSON values."""
     from moec.artifacts.footprint import footprint
-    from moec.artifacts.model import ExpertsStep
-    from moec.runtime.machine.measure import gpu_record, read_bandwidth
+    from moec.artifacts.steps import ExpertsStep
+    from moec.runtime.devices.measure import gpu_record, read_bandwidth
 
     facts = footprint(model.record)
     decoding = {step.layer for step in model.record.steps if isinstance(step, ExpertsStep)}

@@ -12,8 +12,8 @@ from moec.cli.output import human_bytes, policy_name, print_json
 from moec.errors import DeviceError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.machine import MachineRecord
-    from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import Schedule
     from moec.planning.analysis import Analysis
 
@@ -98,7 +98,7 @@ def _learn(opened: Bundle, analysis: Analysis, schedule: Schedule) -> None:
 
 def _describe(machine: Path | None, bundle: Bundle) -> MachineRecord:
     from moec.artifacts.records import read_machine
-    from moec.runtime.machine.measure import gpu_records, this_machine
+    from moec.runtime.devices.measure import gpu_records, this_machine
     from moec.runtime.machine.threads import helper_threads
     from moec.runtime.sharing.alone import team_speed
 

@@ -11,8 +11,8 @@ from moec.cli.options import bundle_argument, json_option, traces_option
 from moec.cli.output import human_bytes, policy_name, print_json, print_table
 
 if TYPE_CHECKING:
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.machine import MachineRecord
-    from moec.artifacts.reader import Bundle
     from moec.artifacts.traces import Traces
     from moec.planning.simulator import Simulation
 

@@ -13,7 +13,6 @@ import torch
 from tvm.script.ir_builder import tirx
 
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, symbol
 from moec.compiler.kernels.cuda.gemm import (
     Operand,
     Part,

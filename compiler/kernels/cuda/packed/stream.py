@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Protocol
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import when
 from moec.compiler.kernels.cuda.packed.loaded import LoadedCodes
 from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 from moec.compiler.kernels.cuda.packed.turns import SharedTurns, TokenTurns
 from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.emit import when
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.few_lanes import Lane
     from moec.compiler.kernels.cuda.few_tiling import Tiling
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
     from moec.compiler.kernels.cuda.packed.turns import Turns
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 
 class PackedActivations(Protocol):

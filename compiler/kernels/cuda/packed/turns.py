@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import either, load, store, when
 from moec.compiler.kernels.cuda.few_stream import WORDS
 from moec.compiler.kernels.cuda.packed.codes import SPLIT, TYPE, widening
 from moec.compiler.kernels.cuda.primitives import element, i32, mma, registers, value, warp_sum
+from moec.compiler.kernels.emit import either, load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.packed.loaded import LoadedCodes
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
     from moec.compiler.kernels.cuda.packed.stream import PackedActivations, PackedSums
     from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 NARROW = 4
 """Tokens whose activations fit twice into the eight columns of a product."""

@@ -12,7 +12,6 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import slots as words
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, store, symbol, when
 from moec.compiler.kernels.cuda.primitives import (
     i32,
     launch,
@@ -26,10 +25,11 @@ from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.places import Places, find_places
 from moec.compiler.kernels.cuda.slots.state import State
 from moec.compiler.kernels.cuda.slots.step import THREADS, Step
+from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, store, symbol, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.slots.step import Misses
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 
 def assign() -> tirx.PrimFunc:

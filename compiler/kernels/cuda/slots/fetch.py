@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import slots as words
-from moec.compiler.kernels.cpu.emit import Argument, arguments, at_address, build, i64, load, symbol, when
 from moec.compiler.kernels.cuda.primitives import (
     call,
     element,
@@ -25,11 +24,12 @@ from moec.compiler.kernels.cuda.primitives import (
 )
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.state import State, pieces_of
+from moec.compiler.kernels.emit import Argument, arguments, at_address, build, i64, load, symbol, when
 
 if TYPE_CHECKING:
     from tvm import tirx
 
-    from moec.compiler.kernels.cpu.emit import Expr
+    from moec.compiler.kernels.emit import Expr
 
 BLOCKS = 32
 THREADS = 256

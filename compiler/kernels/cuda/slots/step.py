@@ -9,16 +9,16 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import slots as words
-from moec.compiler.kernels.cpu.emit import i64, load, store, when
 from moec.compiler.kernels.cuda.primitives import i32, registers, shared, sync
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.policy import count_uses
+from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.slots.state import State
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 THREADS = words.MOST_ENTRIES
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.compiler.lowering.passes.fuse_rows.records import VECTOR, Group, Reading
-from moec.compiler.lowering.rows.region import loads, sources
-from moec.compiler.lowering.rows.stages import Stage, View
+from moec.compiler.kernels.rows.product import VECTOR
+from moec.compiler.kernels.rows.region import loads, sources
+from moec.compiler.kernels.rows.stages import Stage, View
 
 if TYPE_CHECKING:
-    from moec.compiler.lowering.rows.stages import Key
+    from moec.compiler.kernels.rows.stages import Key
+    from moec.compiler.lowering.passes.fuse_rows.records import Group, Reading
 
 MOST_PRODUCTS = 2
 
@@ -76,7 +77,9 @@ def _fits(first: Group, reader: Group, results: dict[Key, None]) -> bool:
         return False
     shape = reader.barriers[0].shape
     assert shape is not None
-    fits = shape.terms == 1 and shape.batch is None and shape.dtype != "float32" and shape.columns % VECTOR == 0
+    fits = (
+        shape.terms == 1 and shape.batch is None and shape.dtype != "float32" and shape.columns % VECTOR == 0
+    )
     for barrier in first.barriers:
         assert barrier.shape is not None
         own_shape = barrier.shape

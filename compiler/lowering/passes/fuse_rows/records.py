@@ -5,66 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.lowering.rows.stages import View
+from moec.compiler.kernels.rows.stages import View
 
 if TYPE_CHECKING:
-    from moec.compiler.lowering.passes.dispatch_linear import LinearShape
-    from moec.compiler.lowering.rows.region import Region
-    from moec.compiler.lowering.rows.stages import Item, Key, Tensor
+    from moec.compiler.kernels.linear_shape import LinearShape
+    from moec.compiler.kernels.rows.stages import Item, Key, Tensor
 
 VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "flatten"))
-VECTOR = 8
-"""Columns that kernels of products take at a time."""
 MOST_ROWS = 8192
 """Of products whose every block computes the region before it: with more there are too many blocks."""
 KEPT = (*VIEWS, "relax.topk")
 """Operators that this pass takes as they are, before they are loops."""
-
-
-def rounded_columns(columns: int) -> int:
-    """16-bit numbers of one term of so many columns."""
-    return -(-columns // VECTOR) * VECTOR
-
-
-@dataclass(frozen=True)
-class Activation:
-    """What the only reader of products computes of them, place by place; the reader is a product itself."""
-
-    region: Region
-    source: Key
-    """What the reader multiplies."""
-    results: tuple[Key, ...]
-    """Of the products: what the region reads."""
-    columns: int
-    """Of the reader, and rows of each of the products."""
-    dtype: str
-    """Of the reader's weight."""
-
-
-@dataclass(frozen=True)
-class Product:
-    """Products that share their input, and what the input is computed from."""
-
-    shapes: tuple[LinearShape, ...]
-    region: Region | None
-    """What the kernel computes ``source`` from; ``None``: it reads it."""
-    source: Key
-    keeps: bool = False
-    """Whether the region's outputs, the source among them, are results of the kernel."""
-    activation: Activation | None = None
-    """What the kernel writes instead of its results where tokens are many, rounded for the product that reads it."""
-    given: bool = False
-    """Whether the rounded input is there where tokens are many: the kernel of an `activation` has written it."""
-
-    @property
-    def terms(self) -> int:
-        """The most that one of the products takes."""
-        return max(shape.terms for shape in self.shapes)
-
-    @property
-    def rounded_columns(self) -> int:
-        """16-bit numbers of one token's input: all of the first terms, then of the second."""
-        return self.terms * rounded_columns(self.shapes[0].columns)
 
 
 @dataclass

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from moec.compiler.kernels.rows.product import VECTOR
+from moec.compiler.kernels.rows.region import Region, for_every_block, is_costly, must_be_stored, sources
 from moec.compiler.lowering.passes.fuse_rows.readers import find_readers
-from moec.compiler.lowering.passes.fuse_rows.records import MOST_ROWS, VECTOR, Group, Reading
-from moec.compiler.lowering.rows.region import Region, for_every_block, is_costly, must_be_stored, sources
+from moec.compiler.lowering.passes.fuse_rows.records import MOST_ROWS, Group, Reading
 
 if TYPE_CHECKING:
-    from moec.compiler.lowering.rows.stages import Key
+    from moec.compiler.kernels.rows.stages import Key
 
 
 class Regions:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
-from moec.compiler.lowering.passes.dispatch_linear import rounded_type
+from moec.compiler.kernels.linear_shape import rounded_type
+from moec.compiler.kernels.rows.product import Activation, Product, rounded_columns
+from moec.compiler.kernels.rows.region import Region, build_region, is_flat
+from moec.compiler.kernels.rows.stages import INSIDE, Item, Key
 from moec.compiler.lowering.passes.fuse_rows.reading import read_function
-from moec.compiler.lowering.passes.fuse_rows.records import (
-    Activation,
-    Barrier,
-    Group,
-    Product,
-    rounded_columns,
-)
 from moec.compiler.lowering.passes.fuse_rows.regions import Regions
 from moec.compiler.lowering.passes.kernel_block import as_private_block
-from moec.compiler.lowering.rows.region import Region, build_region, is_flat
-from moec.compiler.lowering.rows.stages import INSIDE, Item, Key
+
+if TYPE_CHECKING:
+    from moec.compiler.lowering.passes.fuse_rows.records import Barrier, Group
 
 RowsFactory = Callable[[Region, str], tirx.PrimFunc]
 """``(inputs..., outputs...)`` of a region."""

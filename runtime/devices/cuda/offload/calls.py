@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moec.artifacts.slots import MOST_CACHED_TOKENS
-from moec.runtime.devices.protocol import HostCall, PackedCall
+from moec.runtime.device import HostCall, PackedCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from moec.artifacts.program import Beside
+    from moec.runtime.device import Call, View
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.offload.files import FileExperts
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.slots import DeviceSlots
     from moec.runtime.devices.cuda.offload.stream import LayerStream
     from moec.runtime.devices.cuda.weights import ResidentWeights
-    from moec.runtime.devices.protocol import Call, View
     from moec.runtime.stats import Stats
 
 STAGE = "experts"

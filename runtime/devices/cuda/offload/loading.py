@@ -16,7 +16,7 @@ from moec.runtime.devices.cuda.offload.stream import LayerStream
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.module import CudaFunctions
     from moec.runtime.devices.cuda.weights import ResidentWeights

@@ -9,7 +9,7 @@ import numpy as np
 
 from moec.artifacts import slots as words
 from moec.planning.policies import half_life_shift, initial_state
-from moec.runtime.devices.protocol import View
+from moec.runtime.device import View
 from moec.runtime.experts.slots import padded
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import numpy as np
 
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.sharing import MAILBOX_US, TEAM_US
+from moec.runtime.devices.cuda.measure import GPU_EFFICIENCY, LAYER_US, LINK_EFFICIENCY, measure_gpu
 from moec.runtime.devices.names import parse_ordinal
 from moec.runtime.machine.limits import total_memory
 from moec.runtime.machine.threads import default_threads
@@ -31,13 +32,8 @@ PROBE_ROUNDS = 8
 DISK_PROBE_BYTES = 64 << 20
 REPEATS = 5
 GIGA = 1e9
-GPU_EFFICIENCY = 0.92
-LINK_EFFICIENCY = 0.92
-"""What kernels reach of the copies that are measured here: 2.76 of 3.0 TB/s and 50.5 of 54.7 GB/s on an H100."""
 HOST_EFFICIENCY = 1.0
 """Of the CPU's experts where none were measured."""
-LAYER_US = 27.0
-"""A layer of DeepSeek-V2-Lite's shape beside its bytes, on an H100: 2.49 ms a step of 27 layers, 4.90 GB of weights."""
 
 
 def cpu_model() -> str:
@@ -92,7 +88,6 @@ def gpu_records() -> list[GpuRecord]:
         DeviceError: there is no driver.
         MissingDependencyError: cuda-bindings is not installed.
     """
-    from moec.runtime.devices.cuda.measure import measure_gpu
     from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 
     driver = NvidiaDriver()
@@ -102,7 +97,6 @@ def gpu_records() -> list[GpuRecord]:
 def gpu_record(device: str) -> GpuRecord:
     """Measure one GPU, such as ``cuda:0``; raises as `gpu_records` does, or where there is no such GPU."""
     from moec.runtime.devices.cuda.device import check_ordinal
-    from moec.runtime.devices.cuda.measure import measure_gpu
     from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 
     driver, ordinal = NvidiaDriver(), parse_ordinal(device)

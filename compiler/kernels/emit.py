@@ -1,4 +1,4 @@
-"""Short names for the statements that the CPU kernels emit.
+"""Short names for the statements that kernels emit.
 
 A kernel is a Python function that runs once, at compile time, and emits TIRx statements through TVM's builder.
 Buffers are addressed flat, with 64-bit element offsets, and vectors are explicit: a load names its lane count.

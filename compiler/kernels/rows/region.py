@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm.ir.prim import expr as prim
 
-from moec.compiler.lowering.rows.stages import Key, Stage, Tensor, TopK, View
+from moec.compiler.kernels.rows.stages import Key, Stage, Tensor, TopK, View
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""The compiled modules: choosing a target that this CPU can run, loading it with TVM's small runtime.
+"""The compiled modules for CPUs: choosing a target that this one can run, loading it with TVM's small runtime.
 
 Nothing here imports ``tvm``: its runtime library is loaded by path and reached through ``tvm_ffi``, which
 takes 0.2 s where ``import tvm`` takes seconds and brings the compiler in.
@@ -104,6 +104,11 @@ def import_tvm_ffi() -> Any:
     finally:
         del sys.modules["torch"]
     return tvm_ffi
+
+
+def load_libraries(folder: Path, files: Sequence[str]) -> LibraryFunctions:
+    """Load the shared libraries among ``files``, a target's in the bundle ``folder``; raises as `LibraryFunctions`."""
+    return LibraryFunctions([folder / name for name in files if name.endswith(".so")])
 
 
 class LibraryFunctions:

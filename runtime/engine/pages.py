@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.runtime.chain.tensors import aligned_zeros
+from moec.runtime.tensors import aligned_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

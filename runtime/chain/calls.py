@@ -1,10 +1,14 @@
-"""The calls of one part of a step for one count of tokens: each step's arguments in the order of its kernel's."""
+"""The calls of one part of a step for one count of tokens: each step's arguments in the order of its kernel's.
+
+For each token count the same calls come with tensors of other shapes at the same addresses.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moec.artifacts.model import (
+from moec.artifacts.program import resolve
+from moec.artifacts.steps import (
     AppendStep,
     AttentionStep,
     CapacityStep,
@@ -12,20 +16,19 @@ from moec.artifacts.model import (
     SelectionStep,
     StateStep,
 )
-from moec.artifacts.program import resolve
-from moec.runtime.chain.layout import LocalKey, kernel_name
-from moec.runtime.devices.protocol import HostCall, PackedCall, View
+from moec.runtime.chain.layout import LocalKey, kernel_name, steps_of
+from moec.runtime.device import HostCall, PackedCall, View
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from moec.artifacts.ids import TensorName, ValueId
-    from moec.artifacts.model import ExpertsStep, Step
     from moec.artifacts.program import Operand
+    from moec.artifacts.steps import ExpertsStep, Step
     from moec.runtime.chain.binding import AttentionKind, Binder
     from moec.runtime.chain.layout import Part
     from moec.runtime.chain.mirrors import BatchMirrors
-    from moec.runtime.devices.protocol import Call
+    from moec.runtime.device import Call
     from moec.runtime.routing.recorder import RoutingRecorder
 
 
@@ -37,7 +40,33 @@ _TOLD: dict[AttentionKind, tuple[str, ...]] = {
 """What an attention kernel is told of each token, in the order of its arguments."""
 
 
-class PartBinding:
+def part_calls(
+    binder: Binder,
+    part: Part,
+    count: int,
+    mirrors: BatchMirrors,
+    *,
+    gathered: bool = False,
+    recorder: RoutingRecorder | None = None,
+    places: Mapping[ValueId, int] | None = None,
+) -> list[Call]:
+    """The calls of one part of a step, in order.
+
+    Args:
+        binder: has the functions and tensors.
+        part: ``main``, ``last`` for the steps from ``last_step`` on, or ``encoder``.
+        count: tokens, or in the last part rows.
+        mirrors: the step's batch.
+        gathered: whether values that cross into the last part have been copied there, row by row.
+        recorder: gets every layer's routing from the host, which has a part in the calls then.
+        places: addresses of values that are to lie elsewhere than in the arena.
+    """
+    steps = binder.model.all_steps
+    binding = _PartBinding(binder, part, count, mirrors, gathered, recorder, binder.rooted(places or {}))
+    return [call for number in steps_of(binder.model, part) for call in binding.step(number, steps[number])]
+
+
+class _PartBinding:
     """The calls of one part for one count; tensors of equal views are made once."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What kernels of states compute, in plain numpy and float64, one token at a time.
+"""States, one token at a time.
 
 Straight from the formulas of `moec.artifacts.states`.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moec.artifacts.states import RecurrenceSpec, StateSpec
-    from moec.compiler.kernels.reference import Array
+    from moec.compiler.kernels.reference.array import Array
 
 
 def advance(

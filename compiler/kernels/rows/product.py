@@ -1,0 +1,60 @@
+"""Products of a segment as one kernel computes them, together with the rows that lie before them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moec.compiler.kernels.linear_shape import LinearShape
+    from moec.compiler.kernels.rows.region import Region
+    from moec.compiler.kernels.rows.stages import Key
+
+VECTOR = 8
+"""Columns that kernels of products take at a time."""
+
+
+def rounded_columns(columns: int) -> int:
+    """16-bit numbers of one term of so many columns."""
+    return -(-columns // VECTOR) * VECTOR
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What the only reader of products computes of them, place by place; the reader is a product itself."""
+
+    region: Region
+    source: Key
+    """What the reader multiplies."""
+    results: tuple[Key, ...]
+    """Of the products: what the region reads."""
+    columns: int
+    """Of the reader, and rows of each of the products."""
+    dtype: str
+    """Of the reader's weight."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """Products that share their input, and what the input is computed from."""
+
+    shapes: tuple[LinearShape, ...]
+    region: Region | None
+    """What the kernel computes ``source`` from; ``None``: it reads it."""
+    source: Key
+    keeps: bool = False
+    """Whether the region's outputs, the source among them, are results of the kernel."""
+    activation: Activation | None = None
+    """What the kernel writes instead of its results where tokens are many, rounded for the product that reads it."""
+    given: bool = False
+    """Whether the rounded input is there where tokens are many: the kernel of an `activation` has written it."""
+
+    @property
+    def terms(self) -> int:
+        """The most that one of the products takes."""
+        return max(shape.terms for shape in self.shapes)
+
+    @property
+    def rounded_columns(self) -> int:
+        """16-bit numbers of one token's input: all of the first terms, then of the second."""
+        return self.terms * rounded_columns(self.shapes[0].columns)
