@@ -51,25 +51,33 @@ def emit_activated(
         a: as for `gemm.emit_parts`.
         parts: the products; their epilogues are not used.
         biases: float32 ``[N]`` of each product, where it has one.
-        out: 16-bit ``[T, columns]``.
+        out: 16-bit ``[T, activation.rounded_columns]``.
         activation: of the products' results.
         hopper: whether for Hopper GPUs.
     """
-    rounding = Rounding.of(activation.dtype, activation.dtype)
-    tensor, tokens = activation.region.tensors[activation.source], parts[0].product.tokens
+    reader, tokens = activation.reader, parts[0].product.tokens
+    rounding = Rounding.of(reader.dtype, reader.dtype)
+    tensor = activation.region.tensors[activation.source]
+
+    def activated(row: Expr, column: Expr, sums: list[Expr]) -> Expr:
+        whole = [
+            T.bind(value if bias is None else value + load(bias, i64(column)))
+            for value, bias in zip(sums, biases, strict=True)
+        ]
+        block = _Sums(activation, tokens, row, dict(zip(activation.results, whole, strict=True)))
+        return T.bind(rounding.scaled(block.element(activation.source, split_place(tensor, column, row))))
 
     def store(row: Expr, column: Expr, sums: list[list[Expr]]) -> None:
-        values = []
-        for number in range(2):
-            own = T.bind(column + i32(number))
-            whole = [
-                T.bind(pair[number] if bias is None else pair[number] + load(bias, i64(own)))
-                for pair, bias in zip(sums, biases, strict=True)
-            ]
-            block = _Sums(activation, tokens, row, dict(zip(activation.results, whole, strict=True)))
-            place = split_place(tensor, own, row)
-            values.append(T.bind(rounding.scaled(T.bind(block.element(activation.source, place)))))
-        start = T.bind(i64(row) * i64(activation.columns) + i64(column))
-        gpu.call("store_4", gpu.element(out, start), gpu.pack(rounding.dtype, *values))
+        values = [
+            activated(row, T.bind(column + i32(number)), [pair[number] for pair in sums])
+            for number in range(2)
+        ]
+        start = i64(row) * i64(activation.rounded_columns) + i64(column)
+        for term in range(reader.terms):
+            word = gpu.pack(rounding.dtype, *values)
+            place = T.bind(start + i64(term * reader.columns))
+            gpu.call("store_4", gpu.element(out, place), word)
+            seen = gpu.unpack(rounding.dtype, word)
+            values = [T.bind(value - own) for value, own in zip(values, seen, strict=True)]
 
     with_tile(parts, lambda tile: emit_joint(a, parts, tile, store), hopper=hopper)

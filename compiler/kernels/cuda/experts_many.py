@@ -20,6 +20,7 @@ from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rounding import emit_round
 from moec.compiler.kernels.cuda.tiles import Tile
 from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
+from moec.compiler.kernels.emit import either, i64
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,6 +23,7 @@ from moec.compiler.kernels.cuda.threads import read
 from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, clamp
 from moec.compiler.kernels.cuda.work import Piece, Work
 from moec.compiler.kernels.cuda.work_launch import BlockTile, emit_work
+from moec.compiler.kernels.emit import at_address, i64, load, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cuda.experts_layout import Parts
     from moec.compiler.kernels.cuda.tiles import ResultRow
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 ELEMENT_BYTES = 2
 

@@ -22,6 +22,7 @@ from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, clamp
 from moec.compiler.kernels.cuda.work import Piece, Work
 from moec.compiler.kernels.cuda.work_launch import BlockTile, emit_work
+from moec.compiler.kernels.emit import at_address, i64, load, store, when
 from moec.formats import format_of
 
 if TYPE_CHECKING:

@@ -1,9 +1,10 @@
 """Products on Hopper GPUs by blocks that stay and take one piece of work after the other.
 
 The last four warps of a block do nothing but copy; the others multiply, and store results while the next piece's first
-stages are under way. Every so many pieces are a block's own. A stage is *full* when the copies of all copying threads have arrived, and *empty* when all
-multiplying warps are done with it: two barriers in shared memory for each. The number of a piece lies beside its first
-stage. (The division of labour is that of CUTLASS's "warp-specialized cooperative" kernels.)
+stages are under way. Every so many pieces are a block's own. A stage is *full* when the copies of all copying threads
+have arrived, and *empty* when all multiplying warps are done with it: two barriers in shared memory for each. The
+number of a piece lies beside its first stage. (The division of labour is that of CUTLASS's "warp-specialized
+cooperative" kernels.)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.panel_copy import Copiers, PanelCopy
 from moec.compiler.kernels.cuda.panels import PANEL, WARPGROUP, Panels
 from moec.compiler.kernels.cuda.primitives import LANES, i32
-from moec.compiler.kernels.cuda.tiles import Terms
+from moec.compiler.kernels.cuda.tiles import Rows, Terms
 from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupSums, WarpgroupTile
 from moec.compiler.kernels.emit import either, load, store, when
 
@@ -87,6 +88,7 @@ class Pipeline:
         with T.While(load(state, number) < i32(work.total)):
             current = T.bind(load(state, number))
             with work.piece(current) as piece:
+                assert isinstance(piece.w, Rows), "quantized weights need all threads"
                 each = -(-piece.w.depth // PANEL)
                 copiers = Copiers(own, COPIERS, self.tile.stage_bytes)
                 operands = (

@@ -71,8 +71,9 @@ def product(item: Product, *, hopper: bool = False) -> tirx.PrimFunc:
 
     ``inputs`` are those of the region that makes the input, or the input itself, float32 ``[.., T, K]``; ``rounded``,
     16-bit ``[.., T, rounded_columns]``, is scratch or given, and is not there where weights are float32; ``activated``,
-    16-bit ``[T, N]``, is written instead of ``outputs`` where an activation follows and tokens are many; ``kept`` are
-    the region's outputs where the product keeps them. With ``hopper`` it is the kernel for Hopper GPUs.
+    16-bit, is the next product's ``rounded``, written instead of ``outputs`` where tokens are many and an activation
+    follows; ``kept`` are the region's outputs where the product keeps them. With ``hopper`` it is the kernel for Hopper
+    GPUs.
     """
 
     def body() -> None:
@@ -110,7 +111,7 @@ def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
     rounded = Argument("rounded", (*lead, tokens, item.rounded_columns), rounded_type(first.dtype))
     declared.append(rounded if first.dtype != "float32" else None)
     if item.activation is not None:
-        columns, dtype = item.activation.columns, rounded_type(item.activation.dtype)
+        columns, dtype = item.activation.rounded_columns, rounded_type(item.activation.reader.dtype)
         declared.append(Argument("activated", (tokens, columns), dtype))
     declared += [row(f"kept{number}", key) for number, key in enumerate(_kept(item))]
     declared += [Argument("out", (*lead, tokens, shape.rows), "float32") for shape in item.shapes]
@@ -251,7 +252,7 @@ class ProductKernel:
         width = self.item.rounded_columns
         rounded = Operand(self.rounded, width, self.tokens * i64(width))
         if self.activated is not None and self.item.activation is not None:
-            parts = [self._part(weight, 1) for weight in self.weights]
+            parts = [self._part(weight, self.item.terms) for weight in self.weights]
             biases = [weight.bias for weight in self.weights]
             emit_activated(rounded, parts, biases, self.activated, self.item.activation, hopper=self.hopper)
             return

@@ -28,10 +28,13 @@ class Activation:
     """What the reader multiplies."""
     results: tuple[Key, ...]
     """Of the products: what the region reads."""
-    columns: int
-    """Of the reader, and rows of each of the products."""
-    dtype: str
-    """Of the reader's weight."""
+    reader: LinearShape
+    """It has as many columns as each of the products has rows."""
+
+    @property
+    def rounded_columns(self) -> int:
+        """16-bit numbers of one token's input of the reader."""
+        return self.reader.terms * rounded_columns(self.reader.columns)
 
 
 @dataclass(frozen=True)

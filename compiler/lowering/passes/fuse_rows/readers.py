@@ -77,13 +77,11 @@ def _fits(first: Group, reader: Group, results: dict[Key, None]) -> bool:
         return False
     shape = reader.barriers[0].shape
     assert shape is not None
-    fits = (
-        shape.terms == 1 and shape.batch is None and shape.dtype != "float32" and shape.columns % VECTOR == 0
-    )
+    fits = shape.batch is None and shape.dtype != "float32" and shape.columns % VECTOR == 0
     for barrier in first.barriers:
         assert barrier.shape is not None
         own_shape = barrier.shape
-        fits &= own_shape.rows == shape.columns and own_shape.batch is None and own_shape.terms == 1
+        fits &= own_shape.rows == shape.columns and own_shape.batch is None
         fits &= own_shape.dtype != "float32" and own_shape.columns % VECTOR == 0
     return fits and reader.barriers[0].level == first.barriers[0].level + 1
 

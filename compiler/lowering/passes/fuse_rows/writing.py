@@ -10,7 +10,7 @@ import tvm_ffi
 from tvm import relax, tirx
 
 from moec.compiler.kernels.linear_shape import rounded_type
-from moec.compiler.kernels.rows.product import Activation, Product, rounded_columns
+from moec.compiler.kernels.rows.product import Activation, Product
 from moec.compiler.kernels.rows.region import Region, build_region, is_flat
 from moec.compiler.kernels.rows.stages import INSIDE, Item, Key
 from moec.compiler.lowering.passes.fuse_rows.reading import read_function
@@ -102,7 +102,7 @@ class FunctionWriter:
         """One call for all products of a group; the input rounded for tensor cores is a result beside theirs."""
         shapes = tuple(barrier.shape for barrier in group.barriers if barrier.shape is not None)
         source = self.read.root(group.source) if keeps else group.source
-        activation, given = self._activation(group), (group.source, INSIDE) in self.memory
+        activation, given = self._activation(group), Item(group.source, INSIDE) in self.memory
         product = Product(shapes, region, source, keeps, activation, given)
         kernel = self._kernel(shapes[0].name, self.make.product(product))
         self.make.products[str(kernel.name_hint)] = product
@@ -112,10 +112,10 @@ class FunctionWriter:
         if keeps and region is not None:
             results = [*((key, self._type(key)) for key in region.outputs), *results]
         if activation is not None:
-            columns = rounded_columns(activation.columns)
-            results.insert(0, ((activation.source, INSIDE), self._rounded(group, columns, activation.dtype)))
+            made = self._rounded(group, activation.rounded_columns, activation.reader.dtype)
+            results.insert(0, (Item(activation.source, INSIDE), made))
         if given:
-            weights.append(self.memory[group.source, INSIDE])
+            weights.append(self.memory[Item(group.source, INSIDE)])
         elif shapes[0].dtype != "float32":
             rounded = self._rounded(group, product.rounded_columns, shapes[0].dtype)
             results.insert(0, (Item(group.barriers[0].variable, INSIDE), rounded))
@@ -133,8 +133,9 @@ class FunctionWriter:
         assert shape is not None
         region = self._region([source])
         results = tuple(key for barrier in group.barriers for key in barrier.results)
-        assert is_flat(region) and set(region.inputs) == set(results)
-        return Activation(region, source, results, shape.columns, shape.dtype)
+        assert is_flat(region)
+        assert set(region.inputs) == set(results)
+        return Activation(region, source, results, shape)
 
     def _call(self, builder: Any, kernel: Any, inputs: list[Any], results: list[tuple[Key, Any]]) -> None:
         types = [kind for _, kind in results]
