@@ -15,7 +15,8 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN, emit_down_few
 from moec.compiler.kernels.cuda.experts_few import ExpertCall, emit_gate_up_few, gate_up_tiling, runs_few
 from moec.compiler.kernels.cuda.linear_few import emit_linear_few
-from moec.compiler.kernels.cuda.product import ProductKernel, few_group, parameters
+from moec.compiler.kernels.cuda.product import ProductKernel, few_group
+from moec.compiler.kernels.cuda.product_parameters import parameters
 from moec.compiler.kernels.emit import Argument, arguments, build, symbol
 
 if TYPE_CHECKING:

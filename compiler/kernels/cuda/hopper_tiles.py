@@ -1,4 +1,4 @@
-"""A block's part of a product on Hopper GPUs: as `tiles.TileProduct`, with products of four warps (``wgmma``).
+"""A block's part of a product on Hopper GPUs: as `tile_product.TileProduct`, with products of four warps (``wgmma``).
 
 Products run behind the threads' backs: while those of one stage run, the next ones are started and stages that nobody
 reads are filled, by the same threads. `pipeline` has threads of their own for that; what is quantized needs them all.

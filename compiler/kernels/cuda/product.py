@@ -25,6 +25,7 @@ from moec.compiler.kernels.cuda.gemm_tiles import emit_product
 from moec.compiler.kernels.cuda.linear_few import FewGroup, FewProduct, emit_linear_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.linear_plain import emit_plain
 from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.product_parameters import kept_by, parameters, read_by
 from moec.compiler.kernels.cuda.rounding import Rounding, emit_round
 from moec.compiler.kernels.cuda.row_block import AT_ONCE, Place, RowBlock
 from moec.compiler.kernels.cuda.row_values import split_place
@@ -32,7 +33,6 @@ from moec.compiler.kernels.cuda.rows import emit_rows
 from moec.compiler.kernels.cuda.threads import write
 from moec.compiler.kernels.cuda.tiles import CHUNK
 from moec.compiler.kernels.emit import Argument, Buffer, Expr, arguments, build, either, i64, symbol
-from moec.compiler.kernels.linear_shape import rounded_type
 from moec.formats import format_of
 
 if TYPE_CHECKING:
@@ -92,45 +92,10 @@ def product_and_hopper(item: Product) -> tirx.PrimFunc:
     return product(item).with_attr(ON_HOPPER, product(item, hopper=True))
 
 
-def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
-    """The kernel's parameters in order; ``None`` stands for one that it does not have."""
-    first = item.shapes[0]
-    lead = () if first.batch is None else (first.batch,)
-
-    def row(name: str, key: object) -> Argument:
-        if item.region is None:
-            return Argument("x", (*lead, tokens, first.columns), "float32")
-        tensor = item.region.tensors[key]
-        shape = tuple(tokens if extent is None else extent for extent in tensor.shape)
-        return Argument(name, shape, tensor.dtype)
-
-    declared: list[Argument | None] = [row(f"a{number}", key) for number, key in enumerate(_read(item))]
-    for shape in item.shapes:
-        declared.append(Argument("weight", *shape.weight))
-        declared.append(Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None)
-    rounded = Argument("rounded", (*lead, tokens, item.rounded_columns), rounded_type(first.dtype))
-    declared.append(rounded if first.dtype != "float32" else None)
-    if item.activation is not None:
-        columns, dtype = item.activation.rounded_columns, rounded_type(item.activation.reader.dtype)
-        declared.append(Argument("activated", (tokens, columns), dtype))
-    declared += [row(f"kept{number}", key) for number, key in enumerate(_kept(item))]
-    declared += [Argument("out", (*lead, tokens, shape.rows), "float32") for shape in item.shapes]
-    return declared
-
-
 def few_group(item: Product) -> FewGroup:
     """What the kernel multiplies where there are few tokens."""
     first = item.shapes[0]
     return FewGroup(tuple(shape.rows for shape in item.shapes), first.columns, first.dtype, first.batch or 1)
-
-
-def _read(item: Product) -> tuple[Any, ...]:
-    """What the kernel computes its input from, or the input."""
-    return item.region.inputs if item.region else (item.source,)
-
-
-def _kept(item: Product) -> tuple[Any, ...]:
-    return item.region.outputs if item.region and item.keeps else ()
 
 
 @dataclass(frozen=True)
@@ -156,7 +121,7 @@ class ProductKernel:
         first, count = item.shapes[0], len(item.shapes)
         self.columns, self.dtype, self.batch = first.columns, first.dtype, first.batch or 1
         self.rounding = Rounding.of(first.dtype, first.dtype)
-        read, kept = _read(item), _kept(item)
+        read, kept = read_by(item), kept_by(item)
         rest = buffers[len(read) :]
         self.rounded, own = rest[2 * count], 2 * count + 1
         self.activated = rest[own] if item.activation else None

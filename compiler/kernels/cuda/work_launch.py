@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from moec.compiler.kernels.cuda import pipeline
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupProduct
-from moec.compiler.kernels.cuda.tiles import Tile, TileProduct
+from moec.compiler.kernels.cuda.tile_product import TileProduct
+from moec.compiler.kernels.cuda.tiles import Tile
 from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
 
 if TYPE_CHECKING:
