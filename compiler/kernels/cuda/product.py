@@ -139,9 +139,16 @@ class ProductKernel:
             either(self.tokens <= i64(FEW_TOKENS), lambda: emit_linear_few(self.few()), self._many)
             return
 
-        def several() -> None:
+        def some() -> None:
             emit_rows(region, self.rows, self.tokens)
-            either(self.tokens <= i64(FEW_TOKENS), lambda: emit_linear_few(self.few()), self._many)
+            emit_linear_few(self.few())
+
+        def many() -> None:
+            emit_rows(region, self.rows, self.tokens, {self.item.source: self._keep_rounded})
+            self._multiply()
+
+        def several() -> None:
+            either(self.tokens <= i64(FEW_TOKENS), some, many)
 
         alone = replace(self.few(), prologue=self._kept, most=1, prologue_bytes=region.shared_bytes)
         either(self.tokens == i64(1), lambda: emit_linear_few(alone), several)
@@ -214,6 +221,10 @@ class ProductKernel:
             return
         if not self.item.given:
             self._round()
+        self._multiply()
+
+    def _multiply(self) -> None:
+        """The products of the rounded input."""
         width = self.item.rounded_columns
         rounded = Operand(self.rounded, width, self.tokens * i64(width))
         if self.activated is not None and self.item.activation is not None:
@@ -258,12 +269,16 @@ class ProductKernel:
             def value(place: Expr) -> Expr:
                 return self.rounding.scaled(self._activation(row, place, token))
 
-            def keep(place: Expr, left: Expr) -> None:
-                batch, column = T.truncdiv(place, i32(self.columns)), T.truncmod(place, i32(self.columns))
-                target = self._line(token, batch) * i64(self.item.rounded_columns) + i64(column)
-                for term in range(self.item.terms):
-                    write(self.rounded, self.rounding.dtype, target + i64(term * padded(self.columns)), left)
-                    word = gpu.pack(self.rounding.dtype, left, T.float32(0))
-                    left = T.bind(left - gpu.unpack(self.rounding.dtype, word)[0])
+            row.each(count, value, lambda place, left: self._write_terms(token, place, left))
 
-            row.each(count, value, keep)
+    def _keep_rounded(self, token: Expr, place: Expr, number: Expr) -> None:
+        """Write an activation as tensor cores take it."""
+        self._write_terms(token, place, T.bind(self.rounding.scaled(number)))
+
+    def _write_terms(self, token: Expr, place: Expr, left: Expr) -> None:
+        batch, column = T.truncdiv(place, i32(self.columns)), T.truncmod(place, i32(self.columns))
+        target = self._line(token, batch) * i64(self.item.rounded_columns) + i64(column)
+        for term in range(self.item.terms):
+            write(self.rounded, self.rounding.dtype, target + i64(term * padded(self.columns)), left)
+            word = gpu.pack(self.rounding.dtype, left, T.float32(0))
+            left = T.bind(left - gpu.unpack(self.rounding.dtype, word)[0])

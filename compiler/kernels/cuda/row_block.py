@@ -56,6 +56,8 @@ class RowBlock:
         threads: of the block, a multiple of 32.
         writes: whether this block writes to global memory; ``None``: it does.
         at_once: elements that a thread computes before it writes the first of them.
+        beside: for some outputs, what is emitted besides where an element is kept, given its place in the row and its
+            value.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class RowBlock:
         threads: int,
         writes: Expr | None = None,
         at_once: int = 1,
+        beside: Mapping[Key, Callable[[Expr, Expr], None]] | None = None,
     ) -> None:
         self.writes, self.at_once = writes, at_once
+        self.beside = beside or {}
         self.region, self.arguments, self.tokens, self.token = region, arguments, tokens, place.token
         self.place = place
         self.thread, self.threads = thread, threads
@@ -153,6 +157,8 @@ class RowBlock:
     def _keep(self, key: Key, row_place: Expr, value: Expr) -> None:
         """Write one element to where others look for it."""
         tensor = self.region.tensors[key]
+        if key in self.beside:
+            self.beside[key](row_place, value)
         if key in self.shared:
             store(self.shared[key], row_place, T.cast(value, self.shared[key].dtype))
         if key in self.arguments:
