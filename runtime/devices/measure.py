@@ -16,7 +16,7 @@ from moec.artifacts.machine import MachineRecord
 from moec.artifacts.sharing import MAILBOX_US, TEAM_US
 from moec.runtime.devices.cuda.measure import GPU_EFFICIENCY, LAYER_US, LINK_EFFICIENCY, measure_gpu
 from moec.runtime.devices.names import parse_ordinal
-from moec.runtime.machine.limits import total_memory
+from moec.runtime.machine.limits import available_memory, total_memory
 from moec.runtime.machine.threads import default_threads
 
 if TYPE_CHECKING:
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from moec.artifacts.sharing import TeamSpeed
     from moec.runtime.devices.cuda.measure import GpuRecord
 
-PROBE_BYTES = 256 << 20
-"""Large enough to leave every cache level behind."""
-PROBE_ROUNDS = 8
+PROBE_BYTES = 1 << 30
+"""Large enough to leave every cache level behind: 256 MB came to 185 GB/s on a host whose memory gives 95 to 127."""
+PROBE_SHARE = 8
+"""Of the available memory, one part in so many at most."""
+PROBE_ROUNDS = 2
 """Of reading it in one go: threads start some 0.1 ms after each other, which would be a part of what they take."""
 DISK_PROBE_BYTES = 64 << 20
 REPEATS = 5
@@ -47,9 +49,9 @@ def cpu_model() -> str:
 def read_bandwidth(threads: int, probe_bytes: int = PROBE_BYTES) -> float:
     """GB/s at which ``threads`` threads read host memory together, the best of some tries.
 
-    Of one round each, tries on an H200's host came to 85 to 123 in one process.
+    Of one round of 256 MB each, tries on an H200's host came to 85 to 123 in one process.
     """
-    words = np.ones(probe_bytes // 8, dtype=np.int64)
+    words = np.ones(min(probe_bytes, available_memory() // PROBE_SHARE) // 8, dtype=np.int64)
     parts = np.array_split(words, threads)
 
     def read(part: NDArray[np.int64]) -> None:

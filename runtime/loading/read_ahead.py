@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,11 +16,18 @@ PIECE_BYTES = 32 << 20
 THREADS = 8
 
 
+class _Piece(NamedTuple):
+    name: str
+    start: int
+    end: int
+
+
 class ReadAhead:
     """Has the system read files, the first ones first, until it is told to stop or leaves its ``with`` block.
 
-    ``sendfile`` to ``/dev/null`` copies nothing: it waits for pages that are not in memory and passes over those that
-    are. Whatever goes wrong is left to those who read the files afterwards.
+    ``sendfile`` to ``/dev/null`` copies nothing, and waits for pages that are not in memory. A thread that finds a
+    piece there already ends: the rest is taken to be there too. Whatever goes wrong is left to those who read the
+    files afterwards.
 
     Args:
         folder: of the files.
@@ -50,10 +57,14 @@ class ReadAhead:
         """Begin no more pieces; others read now."""
         self._stopped.set()
 
-    def _cut(self) -> list[tuple[str, int]]:
+    def _cut(self) -> list[_Piece]:
         with contextlib.suppress(OSError):
             sizes = {name: (self._folder / name).stat().st_size for name in self._names}
-            return [(name, start) for name, size in sizes.items() for start in range(0, size, PIECE_BYTES)]
+            return [
+                _Piece(name, start, min(start + PIECE_BYTES, size))
+                for name, size in sizes.items()
+                for start in range(0, size, PIECE_BYTES)
+            ]
         return []
 
     def _read(self) -> None:
@@ -61,18 +72,32 @@ class ReadAhead:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             try:
                 while not self._stopped.is_set() and (piece := self._take()) is not None:
-                    self._pass_over(nowhere, *piece)
+                    if not self._pass_over(nowhere, piece):
+                        return
             finally:
                 os.close(nowhere)
 
-    def _take(self) -> tuple[str, int] | None:
+    def _take(self) -> _Piece | None:
         with self._lock:
             return next(self._pieces, None)
 
-    def _pass_over(self, nowhere: int, name: str, start: int) -> None:
-        file = os.open(self._folder / name, os.O_RDONLY)
+    def _pass_over(self, nowhere: int, piece: _Piece) -> bool:
+        """False: it is in memory already."""
+        file = os.open(self._folder / piece.name, os.O_RDONLY)
         try:
-            os.posix_fadvise(file, start, PIECE_BYTES, os.POSIX_FADV_SEQUENTIAL)
-            os.sendfile(nowhere, file, start, PIECE_BYTES)
+            # The end of a piece: what the system reads ahead of another one's end does not reach that far.
+            if _in_memory(file, piece.end - 1):
+                return False
+            os.posix_fadvise(file, piece.start, PIECE_BYTES, os.POSIX_FADV_SEQUENTIAL)
+            os.sendfile(nowhere, file, piece.start, PIECE_BYTES)
         finally:
             os.close(file)
+        return True
+
+
+def _in_memory(file: int, place: int) -> bool:
+    try:
+        os.preadv(file, [bytearray(1)], place, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    return True

@@ -22,7 +22,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         found.append((start, send(out, file, start, count)))
         return found[-1][1]
 
+    def on_disk(*_: object) -> int:
+        raise BlockingIOError
+
     monkeypatch.setattr(os, "sendfile", noting)
+    monkeypatch.setattr(os, "preadv", on_disk)
     monkeypatch.setattr(read_ahead, "PIECE_BYTES", 8192)
     return found
 
@@ -55,17 +59,36 @@ def test_nothing_is_begun_after_stop(tmp_path: Path, calls: Calls, monkeypatch: 
     assert calls == [(0, 8192)]
 
 
-@pytest.mark.parametrize("broken", ["stat", "sendfile"])
+def test_files_that_are_in_memory_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[object] = []
+    asked: list[int] = []
+
+    def in_memory(file: int, buffers: list[bytearray], place: int, flags: int) -> int:
+        assert flags == os.RWF_NOWAIT
+        asked.append(place)
+        return 1
+
+    (tmp_path / "a").write_bytes(bytes(20_000))
+    monkeypatch.setattr(os, "sendfile", lambda *arguments: sent.append(arguments))
+    monkeypatch.setattr(os, "preadv", in_memory)
+    with ReadAhead(tmp_path, ["a"]) as ahead:
+        for thread in ahead._threads:
+            thread.join()
+    assert asked == [19_999]
+    assert not sent
+
+
+@pytest.mark.parametrize("broken", ["stat", "preadv"])
 def test_errors_are_left_to_those_who_read_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    if broken == "sendfile":
+    if broken == "preadv":
         (tmp_path / "a").write_bytes(b"weights")
 
         def refused(*_: object) -> int:
             raise OSError
 
-        monkeypatch.setattr(os, "sendfile", refused)
+        monkeypatch.setattr(os, "preadv", refused)
     with ReadAhead(tmp_path, ["a"]) as ahead:
         for thread in ahead._threads:
             thread.join(10)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.artifacts.experts import layout
+from moec.artifacts.footprint import footprint
 from moec.artifacts.ids import LayerId, TensorName, ValueId
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.manifest import FORMAT_VERSION, Manifest, TargetRecord, TokenizerRecord
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from moec.artifacts.program import Source
+    from moec.artifacts.schedule import Schedule
 
 H, V, HEADS, D = 16, 24, 2, 8
 
@@ -263,3 +265,8 @@ def make_bundle(output: Path, model: ModelRecord | None = None) -> Path:
         fill_bundle(writer.folder, model)
         writer.commit(tiny_manifest())
     return output
+
+
+def streaming_bytes(model: ModelRecord, resident: Schedule) -> int:
+    """What a GPU with all experts would have to hold besides, were they to stream as well."""
+    return resident.device.total + 2 * footprint(model).working_set_bytes

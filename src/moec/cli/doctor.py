@@ -21,7 +21,7 @@ RUNTIME_PACKAGES = ("tvm_ffi", "numpy", "tokenizers", "jinja2", "jsonschema")
 LINKERS = ("cc", "gcc", "clang", "ld", "ld.lld")
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Say what this machine has, and how fast it is.")
 @json_option
 def command(as_json: bool) -> None:
     """Say what this machine has: cores, memory and its measured speed, driver, and which commands would work.

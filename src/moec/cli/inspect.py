@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="Show what a bundle holds.")
 @bundle_argument
 @click.option(
     "--html",

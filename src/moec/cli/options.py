@@ -73,6 +73,20 @@ max_new_tokens_option = click.option(
 )
 
 
+def processor_options(command: click.decorators.FC) -> click.decorators.FC:
+    """``--cpu-threads``, ``--host-memory``, ``--device``, ``--device-memory``: what a bundle may run on."""
+    for option in (device_memory_option, device_option, host_memory_option, threads_option):
+        command = option(command)
+    return command
+
+
+def routing_options(command: click.decorators.FC) -> click.decorators.FC:
+    """``--prefetch``, ``--trace-path``: what is done with the routing of what runs."""
+    for option in (trace_path_option, prefetch_option):
+        command = option(command)
+    return command
+
+
 def sampling_options(command: click.decorators.FC) -> click.decorators.FC:
     """``--temperature``, ``--top-p``, ``--top-k``, ``--repetition-penalty``, ``--greedy``, ``--seed``."""
     for option in (

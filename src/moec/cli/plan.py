@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moec.planning.analysis import Analysis
 
 
-@click.command("plan")
+@click.command("plan", short_help="Plan where experts go, from routing traces and budgets.")
 @bundle_argument
 @click.option(
     "--machine", type=click.Path(path_type=Path), help="A machine description.  [default: measure this one]"

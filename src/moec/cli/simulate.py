@@ -21,7 +21,7 @@ SHOWN_SHARES = (0.1, 0.25, 0.5, 0.75)
 DRAWN_POLICIES = 3
 
 
-@click.command("simulate")
+@click.command("simulate", short_help="Compare cache policies, budgets and machines on traces.")
 @bundle_argument
 @traces_option
 @click.option(
