@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from moec.planning.fitting import FitUnit
+    from moec.planning.fit_units import FitUnit
 
     Choice = tuple[int, ...]
 

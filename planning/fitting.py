@@ -26,36 +26,12 @@ if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.schedule import Budgets
     from moec.planning.analysis import Analysis
+    from moec.planning.fit_units import FitUnit
 
 ROUNDS = 8
 """Most times that prices are estimated anew."""
 BISECTIONS = 12
 """Linear budgets that are tried each time."""
-
-
-@dataclass(frozen=True)
-class FormatOption:
-    """A unit in one format."""
-
-    format: str
-    loss: float
-    """Divergence that it adds while the same experts are chosen, in nats a token."""
-    size_bytes: int
-    """Of all of it, as it lies in memory."""
-    read_bytes: int = 0
-    """Of dense weights those that one token reads."""
-    layer: LayerFootprint | None = None
-    """Of experts."""
-    swaps: float = 0.0
-    """Squared noise that it adds to routers' decisions, in squares of nats: see `moec.planning.fit_losses`."""
-
-
-@dataclass(frozen=True)
-class FitUnit:
-    """Weights that have one format; the first option is what the model has now."""
-
-    name: str
-    options: tuple[FormatOption, ...]
 
 
 @dataclass(frozen=True)

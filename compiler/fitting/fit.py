@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from moec.compiler.fitting.units import Unit
     from moec.compiler.partition import PartitionedModel
     from moec.compiler.request import Calibration, FitRequest, Log
-    from moec.planning.fitting import Fit, FitUnit
+    from moec.planning.fit_units import FitUnit
+    from moec.planning.fitting import Fit
 
 
 def fit(

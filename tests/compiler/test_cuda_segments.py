@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from moec.artifacts.program import HOPPER, SegmentProgram
 from moec.compiler.lowering.lower import export_cpu
 from moec.compiler.lowering.targets import parse_target
+from moec.compiler.quantization import policy_named, quantize
+from moec.formats import FORMATS, pack_rows
+from moec.formats.nearest import round_to_nearest
 from moec.runtime.tensors import aligned_empty, tensor_at
 from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
@@ -29,6 +32,13 @@ TOLERANCE = 5e-5
 
 def _random(spec: Any, tokens: int, vocabulary: int, random: np.random.Generator) -> NDArray[Any]:
     shape = sized(spec.shape, tokens)
+    if spec.format is not None:
+        kind = FORMATS[spec.format]
+        values = (random.standard_normal(shape) * 0.3).astype(np.float32)
+        packed = pack_rows(kind, round_to_nearest(kind, values))
+        array = aligned_empty(packed.shape, np.uint8)
+        array[...] = packed
+        return array
     array = aligned_empty(shape, STORAGE[spec.dtype])
     if spec.dtype == "int64":
         array[...] = random.integers(0, vocabulary, shape)
@@ -41,12 +51,24 @@ def _random(spec: Any, tokens: int, vocabulary: int, random: np.random.Generator
 
 @pytest.mark.parametrize("name", most_slow(sorted(TINY), ("deepseek_v2_lite",)))
 def test_every_segment_computes_what_the_cpu_computes(name: str, tmp_path: Path) -> None:
-    model = parts(name, "bfloat16")
+    compare(parts(name, "bfloat16"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deepseek_v2_lite", "deepseek_v3", "qwen2_moe"])
+def test_products_of_two_types_share_a_launch(name: str, tmp_path: Path) -> None:
+    """A router of 16 bits, and the first product of a quantized shared expert."""
+    model = quantize(parts(name, "bfloat16"), policy_named("int4"))
+    compare(model, tmp_path)
+
+
+def compare(model: Any, folder: Path) -> None:
+    """Every segment, by the CPU's kernels and the GPU's."""
     cpu, gpu = (
         lower_segments(model.functions, model.model, "cpu"),
         lower_segments(model.functions, model.model, "cuda-sm_80"),
     )
-    library = tvm_ffi.load_module(str(tmp_path / export_cpu(cpu.functions, parse_target("cpu"), tmp_path)[0]))
+    library = tvm_ffi.load_module(str(folder / export_cpu(cpu.functions, parse_target("cpu"), folder)[0]))
     emulated = Emulated(*(function for _, function in gpu.functions.functions_items()))
 
     def on_cpu(function: str, operands: list[Any]) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cuda.experts_few import ExpertCall
+    from moec.compiler.kernels.cuda.experts_call import ExpertCall
     from moec.compiler.kernels.emit import Expr
 
 Tiles = tuple[tuple[int, "Tile | WarpgroupTile"], ...]

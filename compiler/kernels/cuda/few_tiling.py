@@ -59,19 +59,31 @@ class Tiling:
         return -(-columns // self.round_columns)
 
 
-def choose_tiling(rows: int, columns: int, *, batch: int = 1, streams: int = 1) -> Tiling:
+def choose_tiling(
+    rows: int, columns: int, *, batch: int = 1, streams: int = 1, warps: int | None = None
+) -> Tiling:
     """The tiling for weights ``[batch, rows, columns]``, where ``rows`` are those of all weights of a launch.
 
     Eight warps or so with 4 or 8 steps in flight each, so that one to three blocks fill a multiprocessor; as little
-    waste in the last round as can be.
+    waste in the last round as can be. With ``warps`` a block has so many of them.
+
+    Raises:
+        ValueError: so many warps have no share in so few columns.
     """
     steps = -(-columns // STEP_COLUMNS)
-    column_warps, unroll = min(_splits(steps, streams), key=lambda split: _cost(steps, streams, *split))
-    row_warps = max(1, min(4, 4 // column_warps))
+    splits = [split for split in _splits(steps, streams) if warps in (None, _row_warps(split[0]) * split[0])]
+    if not splits:
+        raise ValueError(f"{warps} warps for {columns} columns")
+    column_warps, unroll = min(splits, key=lambda split: _cost(steps, streams, *split))
+    row_warps = _row_warps(column_warps)
     tiles = -(-rows // (TILE_ROWS * row_warps * streams)) * batch
     several = max(1, min(4, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
     blocks = 2 if row_warps * column_warps <= 8 else 1
     return Tiling(row_warps, column_warps, unroll, several, streams, blocks)
+
+
+def _row_warps(column_warps: int) -> int:
+    return max(1, min(4, 4 // column_warps))
 
 
 def _splits(steps: int, streams: int) -> list[tuple[int, int]]:

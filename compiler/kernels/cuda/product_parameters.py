@@ -1,14 +1,13 @@
-"""What kernels of products of the dense segments are called with."""
+"""The parameters of a kernel of products, in order: what it reads, weights, what it keeps, results."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.kernels.emit import Argument
+from moec.compiler.kernels.emit import Argument, Expr
 from moec.compiler.kernels.linear_shape import rounded_type
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.emit import Expr
     from moec.compiler.kernels.rows.product import Product
 
 
@@ -24,25 +23,31 @@ def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
         shape = tuple(tokens if extent is None else extent for extent in tensor.shape)
         return Argument(name, shape, tensor.dtype)
 
-    declared: list[Argument | None] = [row(f"a{number}", key) for number, key in enumerate(read_by(item))]
-    for shape in item.shapes:
+    groups = [item] if item.beside is None else [item, item.beside]
+    declared: list[Argument | None] = [row(f"a{number}", key) for number, key in enumerate(read_keys(item))]
+    for shape in (shape for each in groups for shape in each.shapes):
         declared.append(Argument("weight", *shape.weight))
         declared.append(Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None)
-    rounded = Argument("rounded", (*lead, tokens, item.rounded_columns), rounded_type(first.dtype))
-    declared.append(rounded if first.dtype != "float32" else None)
+    for each in groups:
+        kind = each.shapes[0].dtype
+        rounded = Argument("rounded", (*lead, tokens, each.rounded_columns), rounded_type(kind))
+        declared.append(rounded if kind != "float32" else None)
     if item.activation is not None:
         columns, dtype = item.activation.rounded_columns, rounded_type(item.activation.reader.dtype)
         declared.append(Argument("activated", (tokens, columns), dtype))
-    declared += [row(f"kept{number}", key) for number, key in enumerate(kept_by(item))]
-    declared += [Argument("out", (*lead, tokens, shape.rows), "float32") for shape in item.shapes]
+    declared += [row(f"kept{number}", key) for number, key in enumerate(kept_keys(item))]
+    for shape in (shape for each in reversed(groups) for shape in each.shapes):
+        declared.append(Argument("out", (*lead, tokens, shape.rows), "float32"))
     return declared
 
 
-def read_by(item: Product) -> tuple[Any, ...]:
-    """What the kernel computes its input from, or the input."""
-    return item.region.inputs if item.region else (item.source,)
+def read_keys(item: Product) -> tuple[Any, ...]:
+    """What the kernel computes its input from, or the input; then what is read behind."""
+    return (*(item.region.inputs if item.region else (item.source,)), *item.read_behind)
 
 
-def kept_by(item: Product) -> tuple[Any, ...]:
-    """What the kernel keeps of its region."""
-    return item.region.outputs if item.region and item.keeps else ()
+def kept_keys(item: Product) -> tuple[Any, ...]:
+    """What the kernel keeps of the regions before and behind its products."""
+    if item.region is None or not item.keeps:
+        return ()
+    return (*item.region.outputs, *(item.behind.region.outputs if item.behind else ()))

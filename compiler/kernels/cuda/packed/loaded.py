@@ -15,7 +15,7 @@ from moec.compiler.kernels.emit import load, store, when
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.few_lanes import Lane
-    from moec.compiler.kernels.cuda.packed.stream import PackedStream
+    from moec.compiler.kernels.cuda.packed.operands import PackedStream
     from moec.compiler.kernels.emit import Expr
 
 

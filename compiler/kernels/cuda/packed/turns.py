@@ -13,8 +13,8 @@ from moec.compiler.kernels.emit import either, load, store, when
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.packed.loaded import LoadedCodes
+    from moec.compiler.kernels.cuda.packed.operands import PackedActivations, PackedSums
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
-    from moec.compiler.kernels.cuda.packed.stream import PackedActivations, PackedSums
     from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
     from moec.compiler.kernels.emit import Buffer, Expr
 

@@ -72,17 +72,15 @@ def _in_place(read: Reading, stage: Stage) -> bool:
 
 
 def _fits(first: Group, reader: Group, results: dict[Key, None]) -> bool:
-    own = {key for barrier in first.barriers for key in barrier.results}
-    if own != set(results) or len(first.barriers) > MOST_PRODUCTS or len(reader.barriers) != 1:
+    read = [barrier for barrier in first.barriers if barrier.results[0] in results]
+    shape = reader.shapes[0]
+    if len(read) != len(results) or len(read) > MOST_PRODUCTS or len(reader.barriers) != 1:
         return False
-    shape = reader.barriers[0].shape
-    assert shape is not None
     fits = shape.batch is None and shape.dtype != "float32" and shape.columns % VECTOR == 0
-    for barrier in first.barriers:
-        assert barrier.shape is not None
-        own_shape = barrier.shape
-        fits &= own_shape.rows == shape.columns and own_shape.batch is None
-        fits &= own_shape.dtype != "float32" and own_shape.columns % VECTOR == 0
+    for own in (barrier.shape for barrier in read):
+        assert own is not None
+        fits &= own.rows == shape.columns and own.batch is None
+        fits &= own.dtype != "float32" and own.columns % VECTOR == 0
     return fits and reader.barriers[0].level == first.barriers[0].level + 1
 
 
