@@ -105,7 +105,7 @@ def _passed_on(segment: SegmentProgram) -> bool:
 
 @pytest.mark.parametrize("hopper", [False, True], ids=["any GPU", "Hopper"])
 def test_many_tokens_compute_what_the_cpu_computes(hopper: bool, tmp_path: Path) -> None:
-    """Gated products write what the next one multiplies, norms what theirs does. (Routers may choose other experts.)"""
+    """Gated products write what the next one multiplies. (Routers may choose other experts.)"""
     tokens, model = 20, parts("deepseek_v2_lite", "bfloat16")
     cpu, gpu = (
         lower_segments(model.functions, model.model, "cpu"),

@@ -50,6 +50,14 @@ def test_a_gated_network_is_two_products_that_pass_on_what_is_rounded() -> None:
     assert second.given
 
 
+def test_what_is_no_part_of_it_is_a_result_as_before() -> None:
+    first, second = products("R.multiply(a, a)", "(y, b)")
+    assert first.activation is not None
+    assert first.activation.places == (0,)
+    assert len(first.shapes) == 2
+    assert second.given
+
+
 @pytest.mark.parametrize(
     ("between", "result"),
     [
@@ -57,9 +65,8 @@ def test_a_gated_network_is_two_products_that_pass_on_what_is_rounded() -> None:
         (SILU, "R.add(y, R.concat((a, b), axis=2))"),
         ("R.multiply(a, R.sum(b, axis=2, keepdims=True))", "y"),
         ("R.multiply(a, R.flip(b, axis=2))", "y"),
-        ("R.multiply(a, a)", "(y, b)"),
     ],
-    ids=["a result", "another reader", "a sum", "other places", "one of two"],
+    ids=["a result", "another reader", "a sum", "other places"],
 )
 def test_what_others_read_or_other_places_need_is_stored(between: str, result: str) -> None:
     found = products(between, result)

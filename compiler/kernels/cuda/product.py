@@ -159,18 +159,11 @@ class ProductKernel:
 
         behind = self.item.behind
 
-        def some() -> None:
-            emit_rows(region, self.rows, self.tokens)
-            self._emit_few(self._few_parts())
-
-        def many() -> None:
-            emit_rows(region, self.rows, self.tokens, {self.item.source: self._keep_rounded})
-            self._multiply()
-            if self.beside is not None:
-                self.beside._many()
-
         def several() -> None:
-            either(self.tokens <= i64(FEW_TOKENS), some, many)
+            emit_rows(region, self.rows, self.tokens)
+            either(
+                self.tokens <= i64(FEW_TOKENS), lambda: self._emit_few(self._few_parts()), self._many_parts
+            )
             if behind is not None:
                 emit_rows(behind.region, self._rows_behind(behind), self.tokens)
 
@@ -192,6 +185,11 @@ class ProductKernel:
             return
         for part in parts:
             emit_linear_few(part)
+
+    def _many_parts(self) -> None:
+        self._many()
+        if self.beside is not None:
+            self.beside._many()
 
     def _emit_alone(self, region: Region) -> None:
         """The products of the only token, with the regions before and behind them."""
@@ -334,16 +332,12 @@ class ProductKernel:
             def value(place: Expr) -> Expr:
                 return self.rounding.scaled(self._activation(row, place, token))
 
-            row.each(count, value, lambda place, left: self._write_terms(token, place, left))
+            def keep(place: Expr, left: Expr) -> None:
+                batch, column = T.truncdiv(place, i32(self.columns)), T.truncmod(place, i32(self.columns))
+                target = self._line(token, batch) * i64(self.item.rounded_columns) + i64(column)
+                for term in range(self.item.terms):
+                    write(self.rounded, self.rounding.dtype, target + i64(term * padded(self.columns)), left)
+                    word = gpu.pack(self.rounding.dtype, left, T.float32(0))
+                    left = T.bind(left - gpu.unpack(self.rounding.dtype, word)[0])
 
-    def _keep_rounded(self, token: Expr, place: Expr, number: Expr) -> None:
-        """Write an activation as tensor cores take it."""
-        self._write_terms(token, place, T.bind(self.rounding.scaled(number)))
-
-    def _write_terms(self, token: Expr, place: Expr, left: Expr) -> None:
-        batch, column = T.truncdiv(place, i32(self.columns)), T.truncmod(place, i32(self.columns))
-        target = self._line(token, batch) * i64(self.item.rounded_columns) + i64(column)
-        for term in range(self.item.terms):
-            write(self.rounded, self.rounding.dtype, target + i64(term * padded(self.columns)), left)
-            word = gpu.pack(self.rounding.dtype, left, T.float32(0))
-            left = T.bind(left - gpu.unpack(self.rounding.dtype, word)[0])
+            row.each(count, value, keep)

@@ -56,8 +56,6 @@ class RowBlock:
         writes: whether this block writes to global memory; ``None``: it does.
         at_once: elements that a thread computes before it writes the first of them.
         memory: shared memory that the kernel has for tensors already.
-        beside: for some outputs, what is emitted besides where an element is kept, given its place in the row and its
-            value.
     """
 
     def __init__(
@@ -71,9 +69,7 @@ class RowBlock:
         writes: Expr | None = None,
         at_once: int = 1,
         memory: Mapping[Key, Buffer] | None = None,
-        beside: Mapping[Key, Callable[[Expr, Expr], None]] | None = None,
     ) -> None:
-        self.beside = beside or {}
         self.writes, self.at_once, self.memory = writes, at_once, memory or {}
         self.region, self.arguments, self.tokens, self.token = region, arguments, tokens, place.token
         self.place = place
@@ -159,8 +155,6 @@ class RowBlock:
     def _keep(self, key: Key, row_place: Expr, value: Expr) -> None:
         """Write one element to where others look for it."""
         tensor = self.region.tensors[key]
-        if key in self.beside:
-            self.beside[key](row_place, value)
         if key in self.shared:
             store(self.shared[key], row_place, T.cast(value, self.shared[key].dtype))
         if key in self.arguments:

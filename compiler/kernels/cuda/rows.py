@@ -7,7 +7,6 @@ themselves: a step of one token waits for the slowest thread. What one block doe
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
@@ -20,7 +19,7 @@ from moec.compiler.kernels.rows.region import is_flat, sections
 from moec.compiler.kernels.rows.stages import Key, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from tvm import tirx
 
@@ -49,20 +48,13 @@ def rows(region: Region, name: str) -> tirx.PrimFunc:
     return build(name, body)
 
 
-def emit_rows(
-    region: Region,
-    buffers: Mapping[Key, Buffer],
-    tokens: Expr,
-    beside: Mapping[Key, Callable[[Expr, Expr, Expr], None]] | None = None,
-) -> None:
+def emit_rows(region: Region, buffers: Mapping[Key, Buffer], tokens: Expr) -> None:
     """Emit the launch that computes a region.
 
     Args:
         region: what to compute.
         buffers: of every input and output.
         tokens: T, a host value (int64).
-        beside: for some outputs, what is emitted besides where an element is kept, given its token, its place in the
-            row (int32 both) and its value.
     """
     threads = _threads(region)
     parts = sections(region)
@@ -72,10 +64,7 @@ def emit_rows(
 
         def emit(which: int, first: int) -> None:
             place = Place(token, T.bind(number - i32(first)), pieces[which])
-            own_beside = {key: partial(use, token) for key, use in (beside or {}).items()}
-            block = RowBlock(
-                parts[which], buffers, tokens, place, thread, threads, at_once=AT_ONCE, beside=own_beside
-            )
+            block = RowBlock(parts[which], buffers, tokens, place, thread, threads, at_once=AT_ONCE)
             end = first + pieces[which]
 
             def own() -> None:
