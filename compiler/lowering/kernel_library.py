@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from moec.artifacts import ahead
 from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.mailbox import SERVE, collect_name, post_name
 from moec.artifacts.program import APPEND, HOPPER, Beside, Workspace, cached_beside_name, capacity_name
@@ -106,6 +107,9 @@ class CudaKernels:
 
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
+        from moec.compiler.kernels.cuda.ahead.bring import bring
+        from moec.compiler.kernels.cuda.ahead.guess import check, guess
+        from moec.compiler.kernels.cuda.ahead.scores import score_early, score_votes
         from moec.compiler.kernels.cuda.attention import append_kernel, attention, has_hopper
         from moec.compiler.kernels.cuda.capacity import capacity
         from moec.compiler.kernels.cuda.experts import experts, experts_cached, fits_hopper
@@ -142,6 +146,11 @@ class CudaKernels:
         if model.bodies:
             yield ASSIGN, assign()
             yield FETCH, fetch()
+            yield ahead.SCORE_EARLY, score_early()
+            yield ahead.SCORE_VOTES, score_votes()
+            yield ahead.GUESS, guess()
+            yield ahead.CHECK, check()
+            yield ahead.BRING, bring()
         if model.vocab_size <= MAX_VOCAB:
             yield SAMPLE, sample(model.vocab_size)
 

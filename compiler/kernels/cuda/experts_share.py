@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.few_tiling import TILE_ROWS
+from moec.compiler.kernels.cuda.few_tiling import BLOCKS_AT_ONCE, TILE_ROWS
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.emit import ceildiv, i64
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.few_tiling import Tiling
     from moec.compiler.kernels.emit import Expr
 
-BLOCKS_AT_ONCE = 264
-"""Two on each multiprocessor of the largest GPUs: smaller ones take them in turns."""
 MOST_TILES = 8
 """Of a block: with more, those that are done early leave a multiprocessor half empty for too long."""
 

@@ -12,6 +12,8 @@ STEP_COLUMNS = 32
 """What a warp multiplies with one load of 16 bytes a lane and row: two tensor-core products deep."""
 
 LANES = 32
+BLOCKS_AT_ONCE = 264
+"""Two on each multiprocessor of the largest GPUs: smaller ones take them in turns."""
 MOST_BLOCKS_WAITING = 1024
 """Above so many blocks, each takes several tiles: it then loads the next tile while it adds up one."""
 
@@ -77,9 +79,19 @@ def choose_tiling(
     column_warps, unroll = min(splits, key=lambda split: _cost(steps, streams, *split))
     row_warps = _row_warps(column_warps)
     tiles = -(-rows // (TILE_ROWS * row_warps * streams)) * batch
-    several = max(1, min(4, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
     blocks = 2 if row_warps * column_warps <= 8 else 1
+    several = tiles_of_block(tiles, blocks) if batch == 1 else 1
     return Tiling(row_warps, column_warps, unroll, several, streams, blocks)
+
+
+def tiles_of_block(tiles: int, blocks: int) -> int:
+    """How many of so many tiles a block takes, where a multiprocessor holds so many blocks.
+
+    What is a little more than all blocks at once would come in two waves, the second of which begins with nothing.
+    """
+    if blocks > 1 and BLOCKS_AT_ONCE < tiles <= 2 * BLOCKS_AT_ONCE:
+        return 2
+    return max(1, min(4, tiles // MOST_BLOCKS_WAITING))
 
 
 def _row_warps(column_warps: int) -> int:

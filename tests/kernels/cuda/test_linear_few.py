@@ -279,3 +279,7 @@ def test_tilings_waste_little(columns: int, streams: int) -> None:
     assert steps <= done <= 1.05 * steps + 1
     assert tiling.threads <= 512
     assert tiling.unroll * streams <= 8
+
+
+def test_blocks_that_would_come_in_two_waves_take_two_tiles() -> None:
+    assert [choose_tiling(rows, 2048).tiles for rows in (4224, 4240, 8448, 8464)] == [1, 2, 2, 1]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-from moec.compiler.kernels.cuda.few_tiling import MOST_BLOCKS_WAITING, TILE_ROWS, Tiling
+from moec.compiler.kernels.cuda.few_tiling import TILE_ROWS, Tiling, tiles_of_block
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
@@ -72,10 +72,10 @@ def packed_tiling(
         raise ValueError(f"{warps} warps")
     down, across, unroll = min(splits, key=cost)
     tiles = -(-rows // (TILE_ROWS * down * streams)) * batch
-    several = max(1, min(4, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
+    blocks = 2 if down * across <= USUAL_WARPS else 1
+    several = tiles_of_block(tiles, blocks) if batch == 1 and ahead == 1 and not in_turn else 1
     rounds = -(-steps // (across * unroll))
     most = TILES_AHEAD if in_turn else max(ahead, min(2, rounds * several))
     banks = max(1, min(most, MOST_LOADS // (2 * streams * unroll)))
-    blocks = 2 if down * across <= USUAL_WARPS else 1
     tiling = Tiling(down, across, unroll, several, streams, blocks, row.step, banks)
     return tiling if ahead == 1 else replace(tiling, shared_bytes=ACTIVATION_BYTES)
