@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as gpu
+from moec.compiler.kernels.cuda.activated import emit_activated
 from moec.compiler.kernels.cuda.few_group import FewGroup
 from moec.compiler.kernels.cuda.few_product import FewProduct, LastBlock
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
@@ -74,7 +75,8 @@ def product(item: Product, *, hopper: bool = False) -> tirx.PrimFunc:
     """The kernel ``(inputs..., (weight, [bias])..., [rounded], kept..., outputs...)``; T is symbolic.
 
     ``inputs`` are those of the region that makes the input, or the input itself, float32 ``[.., T, K]``; ``rounded``,
-    16-bit ``[.., T, rounded_columns]``, is scratch, and is not there where weights are float32; ``kept`` are the
+    16-bit ``[.., T, rounded_columns]``, is scratch or given, and is not there where weights are float32; behind it may
+    follow the next product's, written instead of some results where tokens are many (`Activation`); ``kept`` are the
     region's outputs where the product keeps them. With ``hopper`` it is the kernel for Hopper GPUs. Where a region is
     behind the product, what else it reads follows ``inputs``, and what it makes ``kept``.
     """
@@ -133,8 +135,9 @@ class ProductKernel:
         others = 0 if item.beside is None else len(item.beside.shapes)
         weights, rest = _cut(buffers[len(read) :], 2 * (count + others))
         rounded, rest = _cut(rest, 1 if item.beside is None else 2)
+        activated, rest = _cut(rest, 1 if item.activation else 0)
         held, outs = _cut(rest, len(kept))
-        self.rounded = rounded[0]
+        self.rounded, self.activated = rounded[0], activated
         self.rows = dict(zip((*read, *kept), (*buffers[: len(read)], *held), strict=True))
         own = outs[others:]
         self.weights = [
@@ -268,18 +271,42 @@ class ProductKernel:
                 x = self.rows[self.item.source]
                 emit_plain(weight.shape, self.tokens, x, weight.matrix, weight.bias, weight.out)
             return
-        if self._in_memory:
-            x = self.rows[self.item.source]
-            rows = i64(self.batch) * self.tokens
-            emit_round(x, self.rounded, rows, self.columns, self.rounding, self.item.terms)
-        else:
+        if not self.item.given:
+            self._round()
+        self._multiply()
+
+    def _round(self) -> None:
+        if not self._in_memory:
             self._round_computed()
+            return
+        x = self.rows[self.item.source]
+        rows = i64(self.batch) * self.tokens
+        emit_round(x, self.rounded, rows, self.columns, self.rounding, self.item.terms)
+
+    def _multiply(self) -> None:
+        """The products of the rounded input."""
         width = self.item.rounded_columns
         rounded = Operand(self.rounded, width, self.tokens * i64(width))
+        joint = self._emit_joint(rounded)
         for terms in (1, 2):
-            parts = [self._part(weight, terms) for weight in self.weights if weight.shape.terms == terms]
+            parts = [
+                self._part(weight, terms)
+                for place, weight in enumerate(self.weights)
+                if weight.shape.terms == terms and place not in joint
+            ]
             if parts:
                 emit_product(rounded, parts, hopper=self.hopper)
+
+    def _emit_joint(self, rounded: Operand) -> tuple[int, ...]:
+        """Products whose activation is stored instead of their results; which ones these are."""
+        activation = self.item.activation
+        if activation is None:
+            return ()
+        joint = [self.weights[place] for place in activation.places]
+        parts = [self._part(weight, weight.shape.terms) for weight in joint]
+        biases = [weight.bias for weight in joint]
+        emit_activated(rounded, parts, biases, self.activated[0], activation, hopper=self.hopper)
+        return activation.places
 
     def _part(self, weight: _Weight, terms: int) -> Part:
         rows = weight.shape.rows

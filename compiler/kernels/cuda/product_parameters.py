@@ -32,6 +32,9 @@ def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
         kind = each.shapes[0].dtype
         rounded = Argument("rounded", (*lead, tokens, each.rounded_columns), rounded_type(kind))
         declared.append(rounded if kind != "float32" else None)
+    if item.activation is not None:
+        columns, dtype = item.activation.rounded_columns, rounded_type(item.activation.reader.dtype)
+        declared.append(Argument("activated", (tokens, columns), dtype))
     declared += [row(f"kept{number}", key) for number, key in enumerate(kept_keys(item))]
     for shape in (shape for each in reversed(groups) for shape in each.shapes):
         declared.append(Argument("out", (*lead, tokens, shape.rows), "float32"))

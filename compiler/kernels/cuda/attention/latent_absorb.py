@@ -20,7 +20,8 @@ from moec.compiler.kernels.cuda.few_product import FewProduct
 from moec.compiler.kernels.cuda.linear_few import emit_linear_few, read_rows
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 from moec.compiler.kernels.cuda.threads import read, registers, threads
-from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Tile, TileProduct, clamp
+from moec.compiler.kernels.cuda.tile_product import TileProduct
+from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Tile, clamp
 from moec.compiler.kernels.emit import Buffer, Expr, ceildiv, div, i64, load, loop, mod, store, when
 
 if TYPE_CHECKING:

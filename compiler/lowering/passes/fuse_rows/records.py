@@ -42,6 +42,8 @@ class Group:
     barriers: list[Barrier]
     fused: bool = False
     """Whether the input is computed by the kernel itself, from what lies before it."""
+    reader: Group | None = None
+    """The group whose input is computed from this one's results, place by place, and which alone reads them."""
 
     @property
     def source(self) -> Key:

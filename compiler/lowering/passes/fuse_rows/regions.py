@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from moec.compiler.kernels.rows.product import VECTOR, Behind
 from moec.compiler.kernels.rows.region import Region, for_every_block, is_costly, must_be_stored, sources
+from moec.compiler.lowering.passes.fuse_rows.readers import find_readers
 from moec.compiler.lowering.passes.fuse_rows.records import (
     MOST_ROWS,
     MOST_ROWS_BEHIND,
@@ -40,6 +41,7 @@ class Regions:
         groups = list(found.values())
         for group in groups:
             group.fused = self._can_fuse(group)
+        find_readers(self.read, groups)
         return groups
 
     def _can_fuse(self, group: Group) -> bool:

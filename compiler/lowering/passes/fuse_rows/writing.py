@@ -10,8 +10,8 @@ import tvm_ffi
 from tvm import relax, tirx
 
 from moec.compiler.kernels.linear_shape import rounded_type
-from moec.compiler.kernels.rows.product import Product
-from moec.compiler.kernels.rows.region import Region, build_region
+from moec.compiler.kernels.rows.product import Activation, Product
+from moec.compiler.kernels.rows.region import Region, build_region, is_flat
 from moec.compiler.kernels.rows.stages import INSIDE, Item, Key
 from moec.compiler.lowering.passes.fuse_rows.reading import read_function
 from moec.compiler.lowering.passes.fuse_rows.regions import Regions, behind
@@ -136,7 +136,9 @@ class FunctionWriter:
         shapes = group.shapes
         source = self.read.root(group.source) if keeps else group.source
         other = None if beside is None else Product(beside.shapes, None, source)
-        product = Product(shapes, region, source, keeps, behind, other)
+        activation = self._activation(group) if beside is None else None
+        given = self.memory.get(Item(group.source, INSIDE))
+        product = Product(shapes, region, source, keeps, behind, other, activation, given is not None)
         kernel = self._kernel(shapes[0].name, self.make.product(product))
         self.make.products[str(kernel.name_hint)] = product
         read = region.inputs if region else (group.source,)
@@ -161,8 +163,29 @@ class FunctionWriter:
             for each, own in ((group, product), (beside, other))
             if each is not None and own is not None and own.shapes[0].dtype != "float32"
         ]
-        results = [*rounded, *results]
+        if activation is not None:
+            results.insert(0, (Item(activation.source, INSIDE), self._activated(group, activation)))
+        if given is not None:
+            weights.append(given)
+        else:
+            results = [*rounded, *results]
         self._call(builder, kernel, [*inputs, *weights], results)
+
+    def _activation(self, group: Group) -> Activation | None:
+        """What only the group's reader makes of its results."""
+        if group.reader is None:
+            return None
+        source = group.reader.source
+        region, reader = self._region([source]), group.reader.shapes[0]
+        made = [barrier.results[0] for barrier in group.barriers]
+        places = tuple(place for place, key in enumerate(made) if key in region.inputs)
+        assert is_flat(region)
+        assert len(places) == len(region.inputs)
+        return Activation(region, source, tuple(made[place] for place in places), places, reader)
+
+    def _activated(self, group: Group, activation: Activation) -> Any:
+        *lead, _ = self.read.types[group.source].shape
+        return relax.TensorType([*lead, activation.rounded_columns], rounded_type(activation.reader.dtype))
 
     def _rounded(self, group: Group, product: Product) -> tuple[Key, Any]:
         """A group's input as tensor cores take it, which a kernel makes for itself."""
