@@ -124,6 +124,7 @@ def _assemble(loading: _Loading) -> _Parts:
             functions,
             loading.target.name,
             plan.slots,
+            plan.ahead,
             loading.weights,
             loading.hashed,
             loading.progress,

@@ -199,6 +199,7 @@ def test_shared_experts_are_side_segments() -> None:
             before = model.steps[number - 1]
             assert isinstance(before, SegmentStep)
             assert before.side
+            assert len(before.weights) == 1, "its first product is made with the router's"
     assert sum(isinstance(step, SegmentStep) and step.side for step in model.steps) == 2
 
 

@@ -16,17 +16,17 @@ from moec.compiler.kernels.cuda.experts_combine import emit_combine
 from moec.compiler.kernels.cuda.experts_layout import carve, rounding_of, slice_columns
 from moec.compiler.kernels.cuda.experts_products import Experts, emit_down, emit_gate_up
 from moec.compiler.kernels.cuda.grouping import Grouping, emit_grouping
-from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupTile
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rounding import emit_round
 from moec.compiler.kernels.cuda.tiles import Tile
+from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
 from moec.compiler.kernels.emit import either, i64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cuda.experts_few import ExpertCall
+    from moec.compiler.kernels.cuda.experts_call import ExpertCall
     from moec.compiler.kernels.emit import Expr
 
 Tiles = tuple[tuple[int, "Tile | WarpgroupTile"], ...]

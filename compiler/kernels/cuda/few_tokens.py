@@ -252,9 +252,9 @@ class SharedTokens:
                 self._write(*item)
 
 
-def pair_count(tiling: Tiling, columns: int) -> int:
-    """uint16 of shared memory that the activations of eight tokens take."""
-    return 2 * (_elements(tiling, tiling.rounds(columns), FEW_TOKENS) + FEW_TOKENS * PAD)
+def pair_count(tiling: Tiling, columns: int, most: int = FEW_TOKENS) -> int:
+    """uint16 of shared memory that the activations of so many tokens take."""
+    return 2 * (_elements(tiling, tiling.rounds(columns), most) + most * PAD)
 
 
 def dynamic_pairs(count: int) -> Buffer:

@@ -59,7 +59,7 @@ trace_path_option = click.option(
 prefetch_option = click.option(
     "--prefetch/--no-prefetch",
     default=None,
-    help="Bring likely experts before they are chosen (CPU only).  [default: as the schedule says]",
+    help="Bring likely experts before they are chosen.  [default: as the schedule says]",
 )
 
 seed_option = click.option("--seed", type=int, default=None, help="Makes sampling repeatable.")

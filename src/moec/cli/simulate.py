@@ -127,12 +127,30 @@ def _print(result: Simulation, source: str) -> None:
         for name, rates in (("best fixed set", result.fixed), ("optimum", result.optimal))
     ]
     print_table(("policy", *header), [*rows, *bounds])
+    _print_guesses(result, header)
     click.echo("\npredicted ms/token under the best policy")
     sizes = [human_bytes(result.expert_bytes[c]) for c in columns]
     print_table(
         ("machine", *(f"{share} ({size})" for share, size in zip(header, sizes, strict=True))),
         [(each.machine, *(f"{each.milliseconds[c]:.2f}" for c in columns)) for each in result.machines],
     )
+
+
+def _print_guesses(result: Simulation, header: list[str]) -> None:
+    if not result.guesses:
+        return
+    columns = _columns(result)
+    click.echo("\nguesses of the next layer's experts: recall of all, and of those without a slot")
+    click.echo("(in brackets: how often the likeliest without a slot is chosen)")
+    rows = [
+        (
+            each.source,
+            f"{each.recall:.2f}",
+            *(f"{each.missing[c]:.2f} ({each.first_right[c]:.2f})" for c in columns),
+        )
+        for each in result.guesses
+    ]
+    print_table(("guess", "all", *header), rows)
 
 
 def render(result: Simulation, model: str, source: str) -> str:

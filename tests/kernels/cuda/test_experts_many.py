@@ -20,7 +20,7 @@ from moec.artifacts.activation import ARITY, Expression
 from moec.artifacts.experts import layout
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cuda.experts_few import ExpertCall
+from moec.compiler.kernels.cuda.experts_call import ExpertCall
 from moec.compiler.kernels.cuda.experts_layout import slice_columns, workspace_bytes
 from moec.compiler.kernels.cuda.experts_many import HOPPER_TILES, TILES, Tiles, emit_experts_many
 from moec.compiler.kernels.emit import Argument, arguments, build, symbol

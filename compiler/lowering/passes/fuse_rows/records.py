@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "flatten"))
 MOST_ROWS = 8192
 """Of products whose every block computes the region before it: with more there are too many blocks."""
+MOST_ROWS_BEHIND = 1024
+"""Of products with a region behind them: so many are few blocks, and the last of them computes it."""
+MOST_VALUES_BEHIND = 4096
+"""Of a tensor of such a region: one block computes all of it."""
 KEPT = (*VIEWS, "relax.topk")
 """Operators that this pass takes as they are, before they are loops."""
 
@@ -38,11 +42,22 @@ class Group:
     barriers: list[Barrier]
     fused: bool = False
     """Whether the input is computed by the kernel itself, from what lies before it."""
+    reader: Group | None = None
+    """The group whose input is computed from this one's results, place by place, and which alone reads them."""
 
     @property
     def source(self) -> Key:
         """The input."""
         return self.barriers[0].operands[0]
+
+    @property
+    def shapes(self) -> tuple[LinearShape, ...]:
+        """Of its products."""
+        return tuple(barrier.shape for barrier in self.barriers if barrier.shape is not None)
+
+    def begin_with(self, results: tuple[Key, ...]) -> None:
+        """Put the products that make ``results`` first."""
+        self.barriers.sort(key=lambda barrier: barrier.results[0] not in results)
 
 
 @dataclass
