@@ -11,7 +11,7 @@ from moec.artifacts.records import read_record, write_record
 from moec.artifacts.update import rewrite
 
 if TYPE_CHECKING:
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.model import AppendStep, AttentionStep
+from moec.artifacts.steps import AppendStep, AttentionStep
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec, ModelRecord

@@ -5,21 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.artifacts.ids import ValueId
-from moec.artifacts.model import (
+from moec.artifacts.model import TensorSpec
+from moec.artifacts.states import state_weights
+from moec.artifacts.steps import (
     AppendStep,
     AttentionStep,
     CapacityStep,
     SegmentStep,
     SelectionStep,
     StateStep,
-    TensorSpec,
 )
-from moec.artifacts.states import state_weights
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import TensorName
-    from moec.artifacts.model import AttentionSpec, Step
+    from moec.artifacts.model import AttentionSpec
     from moec.artifacts.states import StateSpec
+    from moec.artifacts.steps import Step
 
 
 CHAIN_INPUTS = (ValueId("tokens"), ValueId("positions"))

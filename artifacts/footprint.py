@@ -16,8 +16,9 @@ from moec.artifacts.chain import (
     step_values,
 )
 from moec.artifacts.experts import layout
-from moec.artifacts.model import (
-    DTYPE_BYTES,
+from moec.artifacts.model import DTYPE_BYTES, TensorSpec
+from moec.artifacts.states import state_bytes
+from moec.artifacts.steps import (
     AppendStep,
     AttentionStep,
     CapacityStep,
@@ -25,21 +26,13 @@ from moec.artifacts.model import (
     SegmentStep,
     SelectionStep,
     StateStep,
-    TensorSpec,
 )
-from moec.artifacts.states import state_bytes
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import LayerId, TensorName, ValueId
-    from moec.artifacts.model import (
-        AttentionSpec,
-        ExpertBody,
-        ExpertsLayer,
-        ModelRecord,
-        SelectionSpec,
-        Step,
-    )
+    from moec.artifacts.model import AttentionSpec, ExpertBody, ExpertsLayer, ModelRecord, SelectionSpec
     from moec.artifacts.states import StateSpec
+    from moec.artifacts.steps import Step
 
 DENSE_ALIGNMENT = 64
 TABLE_ENTRY_BYTES = 8

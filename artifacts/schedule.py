@@ -171,8 +171,8 @@ class PrefetchPlan:
     source: PrefetchSource
     """Which guess is followed: the candidate that gains the most; ``none`` where none gains."""
     bytes_per_layer: int
-    """Most bytes to fetch ahead for one layer: what the link moves while nothing else wants it; a multiple of an
-    expert's stride."""
+    """Most bytes to fetch ahead for one layer: what the link moves while nothing else wants it; whole experts
+    without a GPU, pieces of 16 KiB with one."""
     candidates: tuple[PrefetchFigures, ...]
     """Those that could be evaluated on the traces."""
 

@@ -46,6 +46,17 @@ SECOND = 13
 """Bytes of an expert before those that only the second of its products reads; a multiple of 16."""
 HALF_LIFE, ADMITS_BETTER = 14, 15
 """Of the policy: log2 of the tokens in which uses halve; whether a miss takes only slots of lesser keys than its."""
+MOST_AHEAD = 4
+"""Experts of a layer of which pieces are brought before its router has spoken; see ``moec.artifacts.ahead``."""
+AHEAD_HOME, AHEAD_PIECES, AHEAD_FETCH = 16, 20, 24
+"""``[MOST_AHEAD]`` each: where such an expert is in host memory; how many of its pieces are there, the first ones; and
+its number among the step's fetches, -1 for none."""
+AHEAD_PLACE = 28
+"""Where these pieces lie, one after the other, ``PIECE_BYTES`` apart."""
+AHEAD_CLOCK = 29
+"""``CLOCK`` before the step that they were brought for; any other step has none."""
+AHEAD_BYTES = 30
+"""Counter: bytes that fetches took from there."""
 SHARE = 32
 """``[MOST_SHARED + 1]``: of so many misses, how many are the CPU's."""
 SOURCE = 64
@@ -98,3 +109,8 @@ def state_words(experts: int, slots: int) -> StateWords:
 def pieces(size_bytes: int) -> int:
     """How many pieces ``size_bytes`` are fetched in."""
     return -(-size_bytes // PIECE_BYTES)
+
+
+def expert_pieces(stride_bytes: int, second_bytes: int) -> int:
+    """How many pieces an expert is fetched in: first those of ``SECOND`` bytes, then those of the rest."""
+    return pieces(second_bytes) + pieces(stride_bytes - second_bytes)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.schedule import Schedule, ScheduleRecord
     from moec.artifacts.traces import Traces
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
-from moec.runtime.cache.pages import pages_for
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.sharing import device_bytes
+from moec.runtime.engine.pages import pages_for
 from moec.runtime.experts.slots import state_bytes
 from moec.runtime.memory.device_budget import DevicePlan, device_needs
 

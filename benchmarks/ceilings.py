@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks.common import print_rows, write_result
-from moec.runtime.machine.measure import read_bandwidth
+from moec.runtime.devices.measure import read_bandwidth
 from moec.runtime.machine.threads import default_threads
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from moec.runtime.devices.measure import cpu_model
 from moec.runtime.machine.limits import total_memory
-from moec.runtime.machine.measure import cpu_model
 from moec.runtime.machine.threads import default_threads
 
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).with_name("results"))
@@ -43,6 +43,13 @@ def write_result(name: str, rows: Any, **facts: Any) -> Path:
     }
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def known_rows(name: str, **facts: Any) -> list[dict[str, Any]]:
+    """Rows of the results that are there; none where these say other ``facts`` of themselves."""
+    path = RESULTS / f"{name}.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return record["rows"] if record and facts.items() <= record.items() else []
 
 
 def _module(program: Path) -> str:

@@ -40,8 +40,8 @@ from benchmarks.mailbox_team import CHOSEN, MailboxTeam
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.experts import layout
 from moec.artifacts.mailbox import SERVE
-from moec.runtime.loading.libraries import LibraryFunctions, load_runtime
-from moec.runtime.machine.measure import cpu_model
+from moec.runtime.devices.measure import cpu_model
+from moec.runtime.machine.libraries import LibraryFunctions, load_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -60,7 +60,7 @@ def _functions(lanes: int) -> Iterator[Any]:
 
 def read_kernel(lanes: int) -> Any:
     """Sum a large array, each task a contiguous part."""
-    from moec.compiler.kernels.cpu.emit import (
+    from moec.compiler.kernels.emit import (
         Argument,
         arguments,
         build,
@@ -91,7 +91,7 @@ def read_kernel(lanes: int) -> Any:
 
 def multiply_kernel(lanes: int) -> Any:
     """Independent multiply-adds in registers."""
-    from moec.compiler.kernels.cpu.emit import (
+    from moec.compiler.kernels.emit import (
         Argument,
         arguments,
         build,
@@ -118,7 +118,7 @@ def multiply_kernel(lanes: int) -> Any:
 
 
 def _store_total(sums: Any, count: int, out: Any, task: Any, lanes: int) -> None:
-    from moec.compiler.kernels.cpu.emit import i64, load, store
+    from moec.compiler.kernels.emit import i64, load, store
 
     total = load(sums, 0, lanes)
     for number in range(1, count):

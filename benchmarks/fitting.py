@@ -1,12 +1,14 @@
 """``--fit`` beside every uniform format: held-out loss at equal bytes, on a checkpoint in transformers.
 
-    python -m benchmarks.fitting examples/tiny-deepseek-v2 --windows 16
+    python -m benchmarks.fitting examples/tiny-deepseek-v2
 
 Prints a table and writes ``benchmarks/results/fitting.json``. A target is the name of a uniform format and its scope,
 whose own size is then the limit, or a size such as ``18MiB`` of everything resident. Formats are chosen from the
 calibration prompts (``--calibration``: others), never from the held-out text that loss is measured on; weights are
 rounded in transformers' own modules as bundles have them (see ``tests/end_to_end/test_quantized.py``).
-*all*: the format for every weight that can have one; *recipe*: 8 bits for what is no routed expert.
+*all*: the format for every weight that can have one; *recipe*: 8 bits for what is no routed expert. Every fit is also
+rounded with feedback, from the same calibration prompts. ``--keep`` takes over what the results that are there say of
+the same formats on the same text.
 """
 
 from __future__ import annotations
@@ -17,81 +19,56 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoModelForCausalLM
-
-from benchmarks.common import write_result
+from benchmarks.common import known_rows, write_result
 from benchmarks.quantization_accuracy import held_out_windows
+from benchmarks.rounded_checkpoint import RoundedCheckpoint
+from moec.artifacts.accuracy import Agreement
 from moec.artifacts.footprint import footprint
 from moec.artifacts.quantization import PLAIN
 from moec.artifacts.schedule import Budgets
 from moec.cli.output import StageLog
+from moec.compiler.calibration.rounding import feedback_rounding
 from moec.compiler.checkpoint import fetch_weights, open_checkpoint
 from moec.compiler.choices import choose_context, choose_dtype
-from moec.compiler.fitting.fit import FitRequest, choose_options, measure
+from moec.compiler.fitting.fit import choose_options, measure
 from moec.compiler.fitting.units import fit_units, option_of, with_losses
 from moec.compiler.generation import generation_defaults
 from moec.compiler.partition import partition
 from moec.compiler.profiling.calibration import read_prompts
 from moec.compiler.quantization.policies import BYTE_FORMAT, METHOD
-from moec.compiler.reference import compare
-from moec.compiler.request import Calibration
+from moec.compiler.request import Calibration, FitRequest
 from moec.compiler.trace import trace
-from moec.formats import FORMATS, METHODS, dequantize
-from moec.planning.fitting import FitUnit, resident_bytes, with_options
+from moec.formats import FORMATS
+from moec.planning.fit_losses import predicted_losses
+from moec.planning.fit_units import FitUnit
+from moec.planning.fitting import resident_bytes, with_options
 from moec.planning.machines import CONTEXT_TOKENS, STEP_TOKENS
 from moec.runtime.memory.budget import parse_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from moec.artifacts.accuracy import Agreement
     from moec.compiler.fitting.units import Unit
     from moec.compiler.partition import PartitionedModel
 
-
-class Judge:
-    """Held-out loss of a checkpoint whose units are rounded to some formats."""
-
-    def __init__(self, checkpoint: Path, parts: PartitionedModel, windows: Sequence[list[int]]) -> None:
-        self._windows = windows
-        self._model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
-        ).eval()
-        self._own = {name: tensor.detach().clone() for name, tensor in self._model.named_parameters()}
-        self._sources = {source.layer: source for source in parts.packing.experts}
-        self._expected = list(self._logits())
-
-    def loss(self, formats: Mapping[str, str], units: Sequence[Unit]) -> Agreement:
-        """Against the model as it is; ``formats`` are by the unit's name."""
-        for name, parameter in self._model.named_parameters():
-            parameter.data.copy_(self._own[name])
-        parameters = dict(self._model.named_parameters())
-        for unit in units:
-            kind = formats[unit.name]
-            names = unit.parameters
-            if unit.layer is not None:
-                names = (self._sources[unit.layer].up, self._sources[unit.layer].down)
-            for name in names if kind != PLAIN else ():
-                values = self._own[name]
-                rows = values.reshape(-1, values.shape[-1]).numpy()
-                rounded = dequantize(FORMATS[kind], METHODS[METHOD](FORMATS[kind], rows))
-                parameters[name].data.copy_(torch.from_numpy(rounded).reshape(values.shape))
-        return compare(self._windows, iter(self._expected), self._logits())
-
-    def _logits(self) -> Iterator[NDArray[np.float32]]:
-        with torch.inference_mode():
-            for window in self._windows:
-                yield self._model(torch.tensor([window])).logits[0].numpy()
+FEEDBACK = "feedback"
+TARGETS = ("17MiB", "17.5MiB", "18MiB", "18.5MiB", "19MiB", "19.5MiB", "20.5MiB")
+FIGURES = ("mean_kl", "perplexity")
+NAME = "fitting"
 
 
 def uniform(units: Sequence[Unit], name: str, scope: str) -> dict[str, str]:
     """One format for all units, or for the experts beside 8 bits."""
-    eight = name if FORMATS[name].bits == 8 else BYTE_FORMAT
+    eight = BYTE_FORMAT if name != PLAIN and FORMATS[name].bits == 4 else name
     return {unit.name: name if scope == "all" or unit.layer is not None else eight for unit in units}
+
+
+def uniforms(wanted: str) -> Iterator[tuple[str, str]]:
+    """Names and scopes; of 8 bits and more both scopes are the same."""
+    for name in (PLAIN, *FORMATS):
+        for scope in ("all", "recipe") if name != PLAIN and FORMATS[name].bits == 4 else ("all",):
+            if re.search(wanted, f"{name}, {scope}"):
+                yield name, scope
 
 
 def build_parts(path: Path) -> tuple[Any, PartitionedModel]:
@@ -103,77 +80,107 @@ def build_parts(path: Path) -> tuple[Any, PartitionedModel]:
     return checkpoint, partition(traced, generation=generation, config_sha256=checkpoint.config_sha256)
 
 
-def main() -> None:
-    """Measure, choose, round, compare, print, write."""
+class Sizes:
+    """Bytes of everything resident, by the formats of units."""
+
+    def __init__(self, parts: PartitionedModel, units: Sequence[Unit]) -> None:
+        self._parts, self._units, self._facts = parts, units, footprint(parts.model)
+        self._budgets = Budgets(0, 0, min(parts.model.max_context, CONTEXT_TOKENS), STEP_TOKENS)
+
+    def of(self, formats: Mapping[str, str]) -> int:
+        """With so many tokens of context and in a step as ``--fit`` counts."""
+        pairs = [
+            FitUnit(
+                unit.name,
+                tuple(option_of(self._parts, unit, kind, 0.0) for kind in (PLAIN, formats[unit.name])),
+            )
+            for unit in self._units
+        ]
+        found = with_options(self._facts, pairs, [1] * len(pairs))
+        return resident_bytes(found, self._budgets, on_device=False)
+
+
+class Results:
+    """Rows of the table, written after each one.
+
+    Args:
+        judge: measures them.
+        facts: about the run, beside the rows in the file.
+        known: rows that need not be measured again.
+    """
+
+    def __init__(
+        self, judge: RoundedCheckpoint, facts: Mapping[str, Any], known: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self._judge, self._facts, self._known = judge, facts, known
+        self.rows: list[Mapping[str, Any]] = []
+
+    def add(self, name: str, units: Sequence[Unit], formats: Mapping[str, str], **facts: Any) -> None:
+        """``facts`` are its bytes, its method, and what else there is to say."""
+        method = facts["method"]
+        same = [row for row in self._known if (row["formats"], row["method"]) == (formats, method)]
+        agreement = Agreement(**same[0]["held_out"]) if same else self._judge.loss(formats, units, method)
+        self.rows.append({"name": name, **facts, "held_out": asdict(agreement), "formats": formats})
+        change = agreement.perplexity / agreement.reference_perplexity - 1
+        print(f"{name:30} {facts['bytes']:10} {change:+9.3%} {agreement.mean_kl:9.3e}", flush=True)
+        names = {row["name"] for row in self.rows}
+        others = [row for row in self._known if row["name"] not in names and "limit_bytes" not in row]
+        write_result(NAME, [*self.rows, *others], **self._facts)
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--text", type=Path, help="a file of text that the model was not trained on")
-    parser.add_argument("--windows", type=int, default=16, help="of held-out text, evenly spread")
+    parser.add_argument("--windows", type=int, help="at most so many, evenly spread (default: all)")
     parser.add_argument(
         "--calibration", type=Path, help="prompts to measure with (default: the shipped ones)"
     )
     parser.add_argument("--only", default="", help="uniform formats in whose names this expression is found")
-    parser.add_argument("--targets", nargs="+", default=["17MiB", "18.5MiB", "20.5MiB"])
-    options = parser.parse_args()
+    parser.add_argument("--targets", nargs="*", default=TARGETS)
+    parser.add_argument("--keep", action="store_true", help="take over what is known of the same formats")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, choose, round, compare, print, write."""
+    options = parse_options()
     windows = held_out_windows(options.checkpoint, options.text)
-    windows = [windows[at * len(windows) // options.windows] for at in range(options.windows)]
+    if options.windows and options.windows < len(windows):
+        windows = [windows[at * len(windows) // options.windows] for at in range(options.windows)]
+    tokens = sum(map(len, windows))
     checkpoint, parts = build_parts(options.checkpoint)
-    facts = footprint(parts.model)
-    budgets = Budgets(0, 0, min(parts.model.max_context, CONTEXT_TOKENS), STEP_TOKENS)
     prompts = None if options.calibration is None else read_prompts(options.calibration)
+    calibration, log = Calibration(prompts=prompts), StageLog()
     units = fit_units(parts, {})
-    found = measure(parts, checkpoint, units, Calibration(prompts=prompts), StageLog())
-    judge = Judge(options.checkpoint, parts, windows)
-
-    def size(formats: Mapping[str, str]) -> int:
-        pairs = [
-            FitUnit(
-                unit.name, tuple(option_of(parts, unit, kind, 0.0) for kind in (PLAIN, formats[unit.name]))
-            )
-            for unit in units
-        ]
-        return resident_bytes(with_options(facts, pairs, [1] * len(units)), budgets, on_device=False)
-
-    rows: list[dict[str, Any]] = []
-
-    def judged(name: str, formats: Mapping[str, str], **more: Any) -> None:
-        agreement = judge.loss(formats, units)
-        rows.append({"name": name, "bytes": size(formats), **more, **asdict(agreement), "formats": formats})
-        change = agreement.perplexity / agreement.reference_perplexity - 1
-        print(f"{name:24} {size(formats):10} {change:+9.3%} {agreement.mean_kl:9.3e}", flush=True)
-
-    print(f"{'formats':24} {'bytes':>10} {'perplexity':>9} {'mean KL':>9}")
-    for name in FORMATS:
-        for scope in ("all", "recipe"):
-            wanted = re.search(options.only, f"{name}, {scope}")
-            if wanted and (scope == "all" or FORMATS[name].bits == 4):
-                judged(f"{name}, {scope}", uniform(units, name, scope))
-    fitted = [with_losses(parts, unit, found.losses[unit.name]) for unit in units]
-    for target in options.targets:
-        name, _, scope = target.partition(",")
-        limit = size(uniform(units, name, scope)) if name in FORMATS else parse_memory(target, 0, "target")
-        request = FitRequest(target, limit_bytes=limit)
-        chosen = choose_options(parts.model, fitted, request, found, on_device=False)
-        picked = {
-            unit.name: unit.options[number].format for unit, number in zip(fitted, chosen.chosen, strict=True)
-        }
-        judged(f"fit {target}", picked, limit_bytes=limit, predicted=chosen_loss(fitted, chosen.chosen))
-    summarise(rows)
-    write_result(
-        "fitting",
-        rows,
-        checkpoint=options.checkpoint.name,
-        windows=len(windows),
-        tokens=sum(map(len, windows)),
-        calibration_tokens=found.tokens,
-    )
-
-
-def chosen_loss(units: Sequence[FitUnit], chosen: Sequence[int]) -> float:
-    """As predicted, of all units together."""
-    return sum(unit.options[number].loss for unit, number in zip(units, chosen, strict=True))
+    sizes = Sizes(parts, units)
+    found = measure(parts, checkpoint, units, calibration, log)
+    fitted = [with_losses(parts, unit, found.losses[unit.name], found.swaps[unit.name]) for unit in units]
+    facts = {"checkpoint": options.checkpoint.name, "windows": len(windows), "tokens": tokens}
+    with feedback_rounding(parts, checkpoint, calibration, log) as calibrated:
+        judge = RoundedCheckpoint(checkpoint, parts, windows, calibrated)
+        known = known_rows(NAME, **facts) if options.keep else []
+        results = Results(judge, {**facts, "calibration_tokens": found.tokens}, known)
+        print(f"{'formats':30} {'bytes':>10} {'perplexity':>9} {'mean KL':>9}")
+        for name, scope in uniforms(options.only):
+            formats = uniform(units, name, scope)
+            results.add(f"{name}, {scope}", units, formats, bytes=sizes.of(formats), method=METHOD)
+        for target in options.targets:
+            name, _, scope = target.partition(",")
+            named = name == PLAIN or name in FORMATS
+            limit = sizes.of(uniform(units, name, scope)) if named else parse_memory(target, 0, "target")
+            request = FitRequest(target, limit_bytes=limit)
+            chosen = choose_options(parts.model, fitted, request, found, on_device=False).chosen
+            options_of = zip(fitted, chosen, strict=True)
+            formats = {unit.name: unit.options[number].format for unit, number in options_of}
+            more = {"limit_bytes": limit, "predicted": sum(predicted_losses(fitted, chosen))}
+            for method, suffix in ((METHOD, ""), (FEEDBACK, f", {FEEDBACK}")):
+                own = {"bytes": sizes.of(formats), "method": method, **more}
+                results.add(f"fit {target}{suffix}", units, formats, **own)
+    summarise(results.rows)
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -182,13 +189,10 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> None:
         if "limit_bytes" not in row:
             continue
         others = [each for each in rows if "limit_bytes" not in each and each["bytes"] <= row["limit_bytes"]]
-        if not others:
-            continue
-        for figure in ("mean_kl", "perplexity"):
-            best = min(others, key=lambda each: each[figure])
-            print(
-                f"{row['name']}: {figure} {row[figure]:.6g}, best uniform {best[figure]:.6g} ({best['name']})"
-            )
+        for figure in FIGURES if others else ():
+            best = min(others, key=lambda each: each["held_out"][figure])
+            own, least = row["held_out"][figure], best["held_out"][figure]
+            print(f"{row['name']}: {figure} {own:.6g}, best uniform {least:.6g} ({best['name']})")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from moec.runtime.devices.protocol import View
+from moec.runtime.device import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from moec.artifacts.footprint import Footprint
     from moec.artifacts.program import Beside
     from moec.runtime import Model
-    from moec.runtime.devices.protocol import Call
+    from moec.runtime.device import Call
 
 
 class ForcedRouting:
@@ -24,16 +24,26 @@ class ForcedRouting:
 
     Steps do not run ahead of their tokens meanwhile, so that each can be timed and counted by itself. The weights of
     the choices stay the router's own. The memory for them is outside the model's budget.
+
+    ``guesses``, float32 ``[N, layers, E]``, are forced as the scores by which experts are brought ahead: with random
+    weights no router guesses anything.
     """
 
-    def __init__(self, model: Model, choices: NDArray[np.int64] | None) -> None:
+    def __init__(
+        self, model: Model, choices: NDArray[np.int64] | None, guesses: NDArray[np.float32] | None = None
+    ) -> None:
         executor: Any = model._executor
         self._executor, self._experts, self._device = executor, executor._experts, executor._device
         self._choices = choices
         self._address = 0
+        self._ahead = getattr(self._experts, "ahead", None) if guesses is not None else None
+        self._guesses = guesses
 
     def __enter__(self) -> Self:
         self._executor.can_run_ahead = lambda _: False
+        if self._ahead is not None:
+            self._score = self._ahead._score
+            self._ahead._score = lambda *_: None
         if self._choices is not None:
             layers, chosen = self._choices.shape[1:]
             self._device.enter()
@@ -45,6 +55,8 @@ class ForcedRouting:
 
     def __exit__(self, *_: object) -> None:
         del self._executor.can_run_ahead
+        if self._ahead is not None:
+            self._ahead._score = self._score
         if self._choices is not None:
             del self._experts.calls
             self._executor._bound.clear()
@@ -58,6 +70,10 @@ class ForcedRouting:
             image = np.zeros((layers, _stride(chosen) // 8), np.int64)
             image[:, :chosen] = self._choices[number]
             self._device.write(self._address, image)
+        if self._ahead is not None and self._guesses is not None:
+            for each in self._ahead.plan.layers:
+                scores = np.ascontiguousarray(self._guesses[number, each.layer])
+                self._device.write(self._ahead.scores(each.layer, 1).address, scores)
 
     def _calls(
         self,
@@ -92,3 +108,26 @@ def zipf_choices(facts: Footprint, exponent: float, steps: int) -> NDArray[np.in
         noisy = logits + random.gumbel(size=(steps, layer.experts))
         chosen[:, number] = np.argsort(-noisy, axis=1)[:, : layer.top_k]
     return chosen
+
+
+def drawn_guesses(facts: Footprint, choices: NDArray[np.int64], recall: float) -> NDArray[np.float32]:
+    """Scores ``[steps, layers, E]`` whose K best of each layer are a guess of ``choices`` ``[steps, layers, K]``.
+
+    Each chosen expert is guessed with the probability ``recall``; in place of the others come any experts, all as
+    likely. The order of the guesses says nothing.
+    """
+    random = np.random.default_rng(7)
+    experts = max(layer.experts for layer in facts.layers)
+    steps, layers, top_k = choices.shape
+    scores = random.random((steps, layers, experts), np.float32)
+    chosen = np.zeros(scores.shape, np.bool_)
+    np.put_along_axis(chosen, choices, True, axis=2)
+    known = np.zeros(scores.shape, np.bool_)
+    np.put_along_axis(known, choices, random.random(choices.shape) < recall, axis=2)
+    scores[chosen] -= 4
+    scores[known] += 8
+    wrong = np.argsort(-np.where(chosen, -1, scores), axis=2)[..., :top_k]
+    wanted = np.arange(top_k) < top_k - known.sum(axis=2)[..., None]
+    lifted = np.zeros(scores.shape, np.float32)
+    np.put_along_axis(lifted, wrong, np.where(wanted, np.float32(4), np.float32(0)), axis=2)
+    return scores + lifted

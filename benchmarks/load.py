@@ -1,9 +1,11 @@
 """Loading a bundle onto a GPU, from the call to the first token, beside what the disk and the link allow.
 
-python -m benchmarks.load dsv2.moec --device cuda:0 [--cold]
+python -m benchmarks.load dsv2.moec --device cuda:0
+python -m benchmarks.load dsv2.moec --device cuda:0 --cold --verify sizes
 
 Each measurement runs in a process of its own. The floor is the weights' bytes at the slower of two rates measured in
-the same run: reading the files (the best of several thread counts), and copying pinned memory to the GPU.
+the same run: reading the files (the best of several thread counts, cold also of reading past the system's cache), and
+copying pinned memory to the GPU.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ import click
 
 from benchmarks.common import print_rows, write_result
 from moec.artifacts.reader import read_manifest, weight_names
-from moec.runtime.machine.measure import gpu_record
+from moec.runtime.devices.measure import gpu_record
 
 AIM = 1.3
 """Most time to the first token over the floor."""
 READ_THREADS = (1, 4, 8, 12, 16, 24)
+COLD_THREADS = (4, 16)
+"""Of reading a disk, through the system's cache and past it."""
 SETTLING_SECONDS = 2.5
 """A bundle that was only just written is not noted as verified."""
 LOADS = ("sizes", "once", "once", "full")
@@ -39,12 +43,16 @@ LOADS = ("sizes", "once", "once", "full")
     "--repeats", default=2, show_default=True, help="Of each load but those that hash; the best counts."
 )
 @click.option("--cold", is_flag=True, help="Let the system forget the files before each; a tmpfs cannot.")
-def main(bundle: Path, device: str, repeats: int, cold: bool) -> None:
+@click.option(
+    "--verify", "levels", type=click.Choice(sorted(set(LOADS))), multiple=True, help="Loads.  [default: all]"
+)
+@click.option("--read-gib", default=16, show_default=True, help="Read at most for one rate.")
+def main(bundle: Path, device: str, repeats: int, cold: bool, levels: tuple[str, ...], read_gib: int) -> None:
     """Measure BUNDLE."""
     manifest = read_manifest(bundle.absolute())
     size = sum(manifest.files[name].size_bytes for name in weight_names(manifest))
     options = ["--device", device, *(["--cold"] if cold else [])]
-    rates = ceilings(bundle, device, options)
+    rates = ceilings(bundle, device, options, read_gib)
     rows = [{"what": what, "GB/s": rate, "ms": size / rate / 1e6} for what, rate in rates.items()]
     floor = size / min(max(rate for what, rate in rates.items() if "read" in what), rates["link"]) / 1e9
     rows += [
@@ -54,6 +62,8 @@ def main(bundle: Path, device: str, repeats: int, cold: bool) -> None:
     time.sleep(SETTLING_SECONDS)
     with tempfile.TemporaryDirectory() as cache:
         for number, verify in enumerate(LOADS):
+            if levels and verify not in levels:
+                continue
             own = repeats if LOADS[:number].count(verify) or verify == "sizes" else 1
             runs = [measure("load", bundle, [*options, "--verify", verify], cache) for _ in range(own)]
             best = min(runs, key=lambda run: run["first_token"])
@@ -69,17 +79,21 @@ def main(bundle: Path, device: str, repeats: int, cold: bool) -> None:
                 }
             )
     facts = {"weight_bytes": size, "floor_ms": floor * 1e3, "cold": cold}
-    path = write_result(f"load-{device.partition(':')[0]}-{bundle.stem}", rows, **facts)
+    path = write_result(
+        f"load-{device.partition(':')[0]}-{bundle.stem}{'-cold' if cold else ''}", rows, **facts
+    )
     print_rows(rows)
     print(f"{facts}\n{path}")
 
 
-def ceilings(bundle: Path, device: str, options: list[str]) -> dict[str, float]:
+def ceilings(bundle: Path, device: str, options: list[str], read_gib: int) -> dict[str, float]:
     """GB/s: reading by thread count, hashing with all cores, the link."""
-    rates = {
-        f"read, {threads} threads": measure("read", bundle, [*options, "--threads", str(threads)])["gb_s"]
-        for threads in READ_THREADS
-    }
+    ways = {f"read, {threads} threads": ["--threads", str(threads)] for threads in READ_THREADS}
+    if "--cold" in options:
+        ways = {f"read, {threads} threads": ["--threads", str(threads)] for threads in COLD_THREADS}
+        ways |= {f"{name}, past the cache": [*way, "--direct"] for name, way in ways.items()}
+    most = ["--read-gib", str(read_gib)]
+    rates = {name: measure("read", bundle, [*options, *most, *way])["gb_s"] for name, way in ways.items()}
     rates["sha256, all cores"] = measure("hash", bundle, options)["gb_s"]
     return rates | {"link": gpu_record(device).link_gb_s}
 

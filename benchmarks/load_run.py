@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import threading
 import time
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 4 << 20
 """Of one read, as the runtime's."""
-READ_BYTES = 16 << 30
-"""Read at most for one rate."""
 HASH_BYTES = 64 << 20
 PROMPT_TOKENS = 8
 
@@ -36,15 +35,26 @@ PROMPT_TOKENS = 8
 @click.option("--device", default="cuda:0", show_default=True)
 @click.option("--verify", type=click.Choice(["full", "once", "sizes"]), default="sizes", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=os.cpu_count() or 1)
+@click.option("--read-gib", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--direct", is_flag=True, help="Read past the system's cache; a tmpfs cannot.")
 @click.option("--cold", is_flag=True, help="Let the system forget the files first; a tmpfs cannot.")
-def main(what: str, bundle: Path, device: str, verify: Any, threads: int, cold: bool) -> None:
+def main(
+    what: str,
+    bundle: Path,
+    device: str,
+    verify: Any,
+    threads: int,
+    read_gib: int,
+    direct: bool,
+    cold: bool,
+) -> None:
     """Measure WHAT of BUNDLE."""
     files = [bundle / name for name in weight_names(read_manifest(bundle.absolute()))]
     if cold:
         for file in files:
             forget(file)
     measurements: dict[str, Callable[[], dict[str, float]]] = {
-        "read": lambda: {"gb_s": read_rate(files, threads)},
+        "read": lambda: {"gb_s": read_rate(files, threads, read_gib << 30, direct=direct)},
         "hash": lambda: {"gb_s": hash_rate(threads)},
         "start": lambda: start_times(bundle, device),
         "load": lambda: load_times(bundle, device, verify),
@@ -53,26 +63,35 @@ def main(what: str, bundle: Path, device: str, verify: Any, threads: int, cold: 
 
 
 def forget(file: Path) -> None:
-    """Take a file out of the system's cache, where it is not kept in memory anyway."""
+    """Take a file out of the system's cache, where it is not kept in memory anyway; what is not on disk goes there."""
     handle = os.open(file, os.O_RDONLY)
     try:
+        os.fsync(handle)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(handle)
 
 
-def read_rate(files: list[Path], threads: int) -> float:
-    """GB/s of reading whole files by several threads, each piece into the same memory again."""
-    handles = [os.open(file, os.O_RDONLY) for file in files]
+def read_rate(files: list[Path], threads: int, most_bytes: int, *, direct: bool) -> float:
+    """GB/s of reading files by several threads, each piece into the same memory again.
+
+    Args:
+        files: read in this order.
+        threads: how many.
+        most_bytes: where the files have more, the rest is left.
+        direct: past the system's cache.
+    """
+    handles = [os.open(file, os.O_RDONLY | (os.O_DIRECT if direct else 0)) for file in files]
     places = [
         (handle, start)
         for handle, file in zip(handles, files, strict=True)
         for start in range(0, file.stat().st_size, PIECE_BYTES)
-    ][: READ_BYTES // PIECE_BYTES]
+    ][: max(1, most_bytes // PIECE_BYTES)]
     queue, lock = iter(places), threading.Lock()
 
     def work(_: int) -> int:
-        buffer, total = bytearray(PIECE_BYTES), 0
+        # Reading past the cache takes memory that begins with a page.
+        buffer, total = mmap.mmap(-1, PIECE_BYTES), 0
         while True:
             with lock:
                 place = next(queue, None)
@@ -109,7 +128,7 @@ def start_times(bundle: Path, device: str) -> dict[str, float]:
     from moec.runtime.devices.cuda.libraries import load_cuda_libraries
     from moec.runtime.devices.cuda.nvidia import NvidiaDriver
     from moec.runtime.devices.names import parse_ordinal
-    from moec.runtime.loading.libraries import host_cpu_features, load_runtime
+    from moec.runtime.machine.libraries import host_cpu_features, load_runtime
 
     clock = _Clock()
     driver = NvidiaDriver()

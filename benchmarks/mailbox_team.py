@@ -9,10 +9,10 @@ import numpy as np
 from moec.artifacts import mailbox
 from moec.artifacts.experts import layout
 from moec.artifacts.mailbox import mailbox_layout
-from moec.runtime.chain.tensors import aligned_zeros, array_at
 from moec.runtime.machine.threads import usable_cpus
 from moec.runtime.sharing.mailbox import Mailbox
 from moec.runtime.sharing.team import SharedLayer, Team
+from moec.runtime.tensors import aligned_zeros, array_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

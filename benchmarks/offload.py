@@ -6,6 +6,11 @@ A share is that of the routed experts which have a slot on the GPU. Beside them 
 experts) and what every model needs. Routing is the model's own (random weights: nearly uniform), or forced: each
 token's choices of every layer are written to the GPU before its step, by ``--zipf`` exponents.
 
+With ``--ahead`` experts are brought before their router has spoken, so many bytes a layer at most. With random weights
+no router guesses anything, so guesses are drawn beside forced routing: each chosen expert is guessed with the
+probability ``--recall`` (0.7: the early router of the trained example), in place of the others come any. "ahead MB" is
+what was brought for a token, "taken" the share of it that fetches took.
+
 The floor of a step is the larger of the resident step and that step's missed bytes over the link's speed, plus the
 speed at which the CPU's threads read memory where they compute a share; "over floor" is the median over steps. The
 ceilings are measured in the same process, those of link and memory anew for each budget, of which the best so far
@@ -24,15 +29,16 @@ import numpy as np
 
 from benchmarks.budgets import base_bytes, share_limit
 from benchmarks.common import print_rows, write_result
-from benchmarks.forced_routing import ForcedRouting, zipf_choices
+from benchmarks.forced_routing import ForcedRouting, drawn_guesses, zipf_choices
 from benchmarks.shared_tier import shared_host_tier
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
 from moec.runtime.devices.cuda.measure import measure_gpu
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.measure import read_bandwidth
 from moec.runtime.engine import Request
-from moec.runtime.machine.measure import read_bandwidth
+from moec.runtime.experts import ahead
 from moec.runtime.memory.budget import parse_memory
 from moec.runtime.memory.device_budget import DevicePlan
 from moec.runtime.sampling import Sampling
@@ -74,6 +80,16 @@ OWN = "model"
     show_default=True,
     help="Threads that compute a share of the missing experts; 0: all go over the link.",
 )
+@click.option(
+    "--ahead",
+    "bounds",
+    type=click.IntRange(min=0),
+    multiple=True,
+    default=(0,),
+    show_default=True,
+    help="Bytes of the next layer's experts to bring ahead; 0: none.",
+)
+@click.option("--recall", default=0.7, show_default=True, help="Of the drawn guesses.")
 @click.option("--name", help="Of the result. [default: the bundle's]")
 def main(
     bundle: Path,
@@ -84,6 +100,8 @@ def main(
     steps: int,
     beside: bool,
     modes: tuple[int, ...],
+    bounds: tuple[int, ...],
+    recall: float,
     name: str | None,
 ) -> None:
     """Measure BUNDLE."""
@@ -93,13 +111,14 @@ def main(
     routings = {OWN: None} | {
         f"zipf {exponent:g}": zipf_choices(facts, exponent, warm_steps + steps) for exponent in exponents
     }
-    run = _Run(bundle, facts, routings, warm_steps, steps, beside, gpu.link_gb_s)
+    run = _Run(bundle, facts, routings, warm_steps, steps, beside, gpu.link_gb_s, recall)
     rows: list[dict[str, Any]] = []
     with shared_host_tier():
         limits = [run.limit_of(share) for share in sorted(shares, reverse=True)]
         for limit in [*limits, *(parse_memory(budget, 0, "--budget") for budget in budgets)]:
-            for threads in modes if limit is not None else modes[:1]:
-                rows += run.measure(limit, threads)
+            pairs = [(threads, bound) for threads in modes for bound in bounds]
+            for threads, bound in pairs if limit is not None else pairs[:1]:
+                rows += run.measure(limit, threads, bound)
                 print_rows(rows[-len(routings) - 1 :])
     path = write_result(f"offload-{name or bundle.stem}", rows, gpu=vars(gpu) | {}, aim=AIM)
     print_rows([row for row in rows if row["work"] == "decode"])
@@ -119,8 +138,13 @@ class _Run:
         steps: int,
         beside: bool,
         link: float,
+        recall: float,
     ) -> None:
         self._beside = beside
+        self._guesses = {
+            name: None if choices is None else drawn_guesses(facts, choices, recall)
+            for name, choices in routings.items()
+        }
         self._bundle, self._facts, self._routings = bundle, facts, routings
         self._link = self._best_link = link
         self._read = self._best_read = 0.0
@@ -132,7 +156,7 @@ class _Run:
             assert isinstance(model.memory, DevicePlan)
             self._base = base_bytes(model.memory)
             for routing, choices in routings.items():
-                timed, said = self._decode(model, choices)
+                timed, said = self._decode(model, choices, None)
                 self._resident[routing] = median(seconds for seconds, _ in timed)
                 self._said[routing] = said
             self._prefill_seconds, self._said["prefill"] = self._prefill(model)
@@ -142,15 +166,15 @@ class _Run:
         """The budget with slots for a share of the experts; ``None`` for all."""
         return share_limit(self._base, self._facts, share) if share < 1 else None
 
-    def measure(self, limit: int | None, threads: int) -> list[dict[str, Any]]:
-        """Rows of one budget."""
+    def measure(self, limit: int | None, threads: int, bound: int) -> list[dict[str, Any]]:
+        """Rows of one budget, with so many bytes a layer brought ahead, for which there is memory besides."""
         self._best_link = max(self._best_link, measure_gpu(NvidiaDriver(), 0).link_gb_s)
         self._link, self._read = self._best_link, 0.0
         if threads:
             self._best_read = max(self._best_read, read_bandwidth(threads, HOST_BYTES))
             self._read = self._best_read
         start = time.perf_counter()
-        with self._load(limit, threads) as model:
+        with self._load(limit, threads, bound) as model:
             loaded = time.perf_counter() - start
             experts: Any = model._executor and model._executor._experts
             experts.beside = self._beside
@@ -159,13 +183,22 @@ class _Run:
             rows = [self._decode_row(model, routing) for routing in self._routings]
             rows.append(self._prefill_row(model))
             team = list(experts.helper.experts_us) if threads and limit is not None else []
-        return [memory | row | {"threads": threads, "load s": loaded, "CPU us": team} for row in rows]
+        return [
+            memory | row | {"threads": threads, "ahead": bound, "load s": loaded, "CPU us": team}
+            for row in rows
+        ]
 
-    def _load(self, limit: int | None, threads: int = 0) -> Model:
+    def _load(self, limit: int | None, threads: int = 0, bound: int = 0) -> Model:
+        extra = 0
+        if limit is not None and bound:
+            ahead.UNKNOWN_BOUND_BYTES = bound  # a random bundle has no schedule that would say it
+            plan = ahead.plan_ahead(open_bundle(self._bundle, verify="sizes"), None, True)
+            extra = 0 if plan is None else plan.size_bytes
         return runtime.load(
             self._bundle,
             device="cuda:0",
-            device_memory=limit,
+            device_memory=None if limit is None else limit + extra,
+            prefetch=bound > 0,
             host_memory=self._facts.experts_bytes + HOST_BESIDE_BYTES,
             max_batch=1,
             max_step_tokens=PROMPT_TOKENS,
@@ -175,8 +208,9 @@ class _Run:
         )
 
     def _decode_row(self, model: Model, routing: str) -> dict[str, Any]:
-        steps, said = self._decode(model, self._routings[routing])
+        steps, said = self._decode(model, self._routings[routing], self._guesses[routing])
         stats = model.stats
+        brought = stats.prefetch.fetched_bytes
         hit_rate, by_cpu = stats.hit_rate, stats.cpu_misses * self._stride / len(steps)
         missed = mean(size for _, size in steps)
         resident = self._resident[routing]
@@ -188,6 +222,8 @@ class _Run:
             "hit rate": hit_rate,
             "missed MB": missed / 1e6,
             "CPU MB": by_cpu / 1e6,
+            "ahead MB": brought / len(steps) / 1e6,
+            "taken": 1 - stats.prefetch.wasted_bytes / brought if brought else 0.0,
             "ms": mean(seconds for seconds, _ in steps) * 1e3,
             "link ms": missed / self._link / 1e6,
             "read GB/s": self._read,
@@ -213,11 +249,13 @@ class _Run:
             "same bits": said == self._said["prefill"],
         }
 
-    def _decode(self, model: Model, choices: NDArray[np.int64] | None) -> tuple[list[tuple[float, int]], Any]:
+    def _decode(
+        self, model: Model, choices: NDArray[np.int64] | None, guesses: NDArray[np.float32] | None
+    ) -> tuple[list[tuple[float, int]], Any]:
         """Seconds and missed bytes of each step after the warm ones, and all tokens."""
         total = self._warm_steps + self._steps
         request = Request((7, 11, 13, 17), total + 2, 0, frozenset(), Sampling(), 0)
-        with ForcedRouting(model, choices) as forced:
+        with ForcedRouting(model, choices, guesses) as forced:
             engine = model.engine
             sequence = engine.add(request)
             engine.step()

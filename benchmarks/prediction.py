@@ -23,7 +23,8 @@ from moec.artifacts.records import read_record
 from moec.artifacts.sharing import MAILBOX_US, TEAM_US, TeamSpeed
 from moec.planning.cost import dense_milliseconds, miss_cost
 from moec.planning.streaming import streamed_milliseconds
-from moec.runtime.machine import measure
+from moec.runtime.devices.cuda.measure import GPU_EFFICIENCY, LAYER_US, LINK_EFFICIENCY
+from moec.runtime.devices.measure import HOST_EFFICIENCY
 
 if TYPE_CHECKING:
     from moec.artifacts.footprint import Footprint
@@ -42,15 +43,15 @@ def machine_of(gpu: dict[str, Any], row: dict[str, Any], expert_bytes: int) -> M
         gpu_name=gpu["name"],
         gpu_memory_bytes=gpu["memory_bytes"],
         gpu_bandwidth_gb_s=gpu["bandwidth_gb_s"],
-        gpu_efficiency=measure.GPU_EFFICIENCY,
+        gpu_efficiency=GPU_EFFICIENCY,
         gpu_tflops=gpu.get("tflops", 0.0),
-        layer_us=measure.LAYER_US,
+        layer_us=LAYER_US,
         link_gb_s=gpu["link_gb_s"],
-        link_efficiency=measure.LINK_EFFICIENCY,
+        link_efficiency=LINK_EFFICIENCY,
         unified_memory=False,
         host_memory_bytes=1 << 40,
         host_bandwidth_gb_s=host,
-        host_efficiency=measure.HOST_EFFICIENCY if team is None else team.gb_s / host,
+        host_efficiency=HOST_EFFICIENCY if team is None else team.gb_s / host,
         cpu_threads=max(1, threads),
         disk_gb_s=1.0,
         handshake_us=MAILBOX_US + (TEAM_US if team is None else team.start_us) if threads else 1e9,

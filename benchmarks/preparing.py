@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moec.runtime.machine.measure import read_bandwidth
+from moec.runtime.devices.measure import read_bandwidth
 from moec.runtime.machine.threads import default_threads
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ unquantized model, teacher-forced over windows of held-out text. That a bundle c
 say is what ``tests/end_to_end/test_quantized.py`` is for; so this needs no compiler, and takes any method.
 
 With ``--method feedback`` routed experts are rounded by what enters them: on the shipped calibration prompts, or with
-``--calibration-tokens`` on so many of the training chapters.
+``--calibration-tokens`` on so many of the training chapters. ``--keep`` lets rows be measured a few at a time.
 
-The text is that of ``examples/train_tiny_deepseek_v2.py`` (the program ``bible`` has to be there), the chapters that
+The text is that of ``examples/train_tiny_deepseek_v2/`` (the program ``bible`` has to be there), the chapters that
 training never saw; ``--text`` names another. llama.cpp's Q4_0 (``q4_0.py``) on the same weights is beside our formats,
 with and without rounding activations as its products do.
 """
@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.calibrated_experts import ExpertInputs, expert_inputs, round_experts
-from benchmarks.common import write_result
+from benchmarks.common import known_rows, write_result
 from benchmarks.q4_0 import q4_0, q8_0
 from moec.artifacts.model import ExpertBody
 from moec.compiler.profiling.calibration import DEFAULT_PROMPTS, read_prompts
@@ -155,7 +155,7 @@ def held_out_windows(checkpoint: Path, text: Path | None) -> list[list[int]]:
     if text is not None:
         passages = [text.read_text(encoding="utf-8")]
     else:
-        from examples.train_tiny_deepseek_v2 import read_text, to_chapters
+        from examples.train_tiny_deepseek_v2.text import read_text, to_chapters
 
         passages = [BEGIN + chapter.text for chapter in to_chapters(read_text(None)) if chapter.held_out]
     windows = []
@@ -171,7 +171,7 @@ def calibration_windows(checkpoint: Path, tokens: int | None) -> list[list[int]]
     if tokens is None:
         texts = [prompt.text or "" for prompt in read_prompts(DEFAULT_PROMPTS)]
     else:
-        from examples.train_tiny_deepseek_v2 import read_text, to_chapters
+        from examples.train_tiny_deepseek_v2.text import read_text, to_chapters
 
         texts = [BEGIN + chapter.text for chapter in to_chapters(read_text(None)) if not chapter.held_out]
         random.Random(0).shuffle(texts)
@@ -196,6 +196,9 @@ def main() -> None:
         "--calibration-tokens", type=int, help="of training chapters (default: the shipped prompts)"
     )
     parser.add_argument("--only", default="", help="schemes in whose names this expression is found")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep rows of the results that are there, if of the same text"
+    )
     options = parser.parse_args()
     windows = held_out_windows(options.checkpoint, options.text)
     if options.windows and options.windows < len(windows):
@@ -234,15 +237,21 @@ def main() -> None:
             flush=True,
         )
         rows.append({"scheme": scheme.name, **asdict(found)})
-    write_result(
-        "quantization_accuracy" if options.method == "nearest" else f"quantization_accuracy_{options.method}",
-        rows,
-        checkpoint=options.checkpoint.name,
-        method=options.method,
-        calibration_tokens=sum(len(each.x) for each in list(inputs.values())[:1]),
-        windows=len(windows),
-        tokens=sum(map(len, windows)),
+    name = (
+        "quantization_accuracy" if options.method == "nearest" else f"quantization_accuracy_{options.method}"
     )
+    facts = {
+        "checkpoint": options.checkpoint.name,
+        "method": options.method,
+        "calibration_tokens": sum(len(each.x) for each in list(inputs.values())[:1]),
+        "windows": len(windows),
+        "tokens": sum(map(len, windows)),
+    }
+    measured = {row["scheme"] for row in rows}
+    known = known_rows(name, **facts) if options.keep else []
+    order = [scheme.name for scheme in schemes(options.method)]
+    rows += [row for row in known if row["scheme"] not in measured]
+    write_result(name, sorted(rows, key=lambda row: order.index(row["scheme"])), **facts)
 
 
 if __name__ == "__main__":

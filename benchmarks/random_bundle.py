@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from moec.artifacts.bundle import Modules
     from moec.artifacts.model import ExpertBody, ExpertsLayer, ModelRecord
     from moec.artifacts.packing import DenseTensor
-    from moec.artifacts.reader import Modules
 
 SCHEDULE_NAME = "schedule.json"
 CONSTANT = "constant:"

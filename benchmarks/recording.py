@@ -62,6 +62,7 @@ def _load(bundle: Path, limit: int | None) -> Model:
 
 def _rows(model: Model, share: float, steps: int) -> list[dict[str, Any]]:
     executor: Any = model._executor
+    assert model._recording is not None
     log = executor._log
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
@@ -72,13 +73,11 @@ def _rows(model: Model, share: float, steps: int) -> list[dict[str, Any]]:
                 if way != "nothing":
                     model.record_routing(Path(folder) / f"{number}.npz")
                 times[way].append(step_seconds(model.engine, Sampling(), 1, steps))
-        executor.recorder = executor.observer = None
-        rows = [
+        model._recording.stop()
+        return [
             {"slots": f"{share:.0%}", "recorded": way, "ms/step": median(seconds) * 1e3}
             for way, seconds in times.items()
         ]
-        model._recording = None
-    return rows
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def _call(bench: Bench, function: str, *tensors: torch.Tensor) -> Callable[[], N
 
 
 def _gpu_view(tensor: torch.Tensor) -> Any:
-    from moec.runtime.chain.tensors import tensor_at
+    from moec.runtime.tensors import tensor_at
 
     if tensor.device.type == "cuda":
         return view(tensor)

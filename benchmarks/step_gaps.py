@@ -8,33 +8,28 @@ start; both are taken from torch's profiler, which slows things down a little. T
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import click
 
 from benchmarks.common import print_rows, write_result
+from benchmarks.profiled import gpu_events, run_and_leave
 from benchmarks.work import Work, WorkType
 from moec import runtime
 from moec.cli.bench import run_batch
 from moec.runtime.chain.executor import ChainExecutor
 
 if TYPE_CHECKING:
+    from benchmarks.profiled import Event
     from moec.runtime import Model
 
 LAST_KERNEL = "sample"
 """In the name of the last kernels of a step."""
-
-
-class Event(NamedTuple):
-    """What the GPU did from ``start`` to ``end``, microseconds."""
-
-    start: float
-    end: float
-    name: str
 
 
 @click.command()
@@ -55,7 +50,7 @@ def main(bundle: Path, works: tuple[Work, ...], device: str) -> None:
         # Afterwards, because a process that was profiled once launches more slowly.
         for row, (work, mode) in zip(rows, product(works, modes.values()), strict=True):
             with patch.object(ChainExecutor, "can_run_ahead", mode):
-                busy, idle = busy_and_idle(profile(model, work))
+                busy, idle = busy_and_idle(gpu_events(partial(run, model, work)))
             row |= {
                 "busy ms": busy / 1e3,
                 "profiled idle us": idle,
@@ -69,17 +64,6 @@ def run(model: Model, work: Work) -> list[float]:
     """Seconds of each decoding step."""
     vocab = model.record.vocab_size
     return run_batch(model.engine, vocab, work.prompt_tokens, work.new_tokens, work.batch)[1]
-
-
-def profile(model: Model, work: Work) -> list[Event]:
-    """Kernels and copies, by start."""
-    import torch
-
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
-        run(model, work)
-        torch.cuda.synchronize()
-    events: list[Any] = [event for event in found.events() if event.device_type.name == "CUDA"]
-    return sorted(Event(event.time_range.start, event.time_range.end, event.name) for event in events)
 
 
 def busy_and_idle(events: list[Event]) -> tuple[float, float]:
@@ -97,4 +81,4 @@ def busy_and_idle(events: list[Event]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave(main)

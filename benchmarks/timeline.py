@@ -12,15 +12,20 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from benchmarks.common import print_rows, write_result
+from benchmarks.profiled import gpu_events, run_and_leave
 from benchmarks.work import Work, WorkType
 from moec import runtime
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.cli.bench import run_batch
+
+if TYPE_CHECKING:
+    from benchmarks.profiled import Event
+    from moec.runtime import Model
 
 
 @click.command()
@@ -60,37 +65,33 @@ def main(
             write_result(f"timeline-{bundle.stem}-{work}{beside}", rows, step_us=total, order=order(kernels))
 
 
-def profile(model: Any, work: Work) -> list[dict[str, Any]]:
+def profile(model: Model, work: Work) -> list[dict[str, Any]]:
     """The kernels of one step, by start: microseconds from the first one's start."""
-    import torch
 
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+    def run() -> None:
         run_batch(model.engine, model.record.vocab_size, work.prompt_tokens, work.new_tokens, work.batch)
-        torch.cuda.synchronize()
-    events = sorted(
-        (event.time_range.start, event.time_range.end, event.name)
-        for event in found.events()
-        if "CUDA" in str(event.device_type) and not event.name.startswith("Mem")
-    )
-    steps = _steps(events)
+
+    steps = _steps([event for event in gpu_events(run) if not event.name.startswith("Mem")])
     chosen = steps[0] if work.new_tokens <= 2 else steps[-2]
-    begin = chosen[0][0]
-    return [{"kernel": name, "start": start - begin, "end": end - begin} for start, end, name in chosen]
+    begin = chosen[0].start
+    return [
+        {"kernel": event.name, "start": event.start - begin, "end": event.end - begin} for event in chosen
+    ]
 
 
-def _steps(events: list[tuple[float, float, str]]) -> list[list[tuple[float, float, str]]]:
+def _steps(events: list[Event]) -> list[list[Event]]:
     """Cut after each sampling of tokens."""
-    steps: list[list[tuple[float, float, str]]] = [[]]
+    steps: list[list[Event]] = [[]]
     for event in events:
         steps[-1].append(event)
-        if "sample" in event[2] and _last_of_sampling(event, events):
+        if "sample" in event.name and _last_of_sampling(event, events):
             steps.append([])
     return [step for step in steps if step]
 
 
-def _last_of_sampling(event: tuple[float, float, str], events: list[tuple[float, float, str]]) -> bool:
+def _last_of_sampling(event: Event, events: list[Event]) -> bool:
     following = events.index(event) + 1
-    return following == len(events) or "sample" not in events[following][2]
+    return following == len(events) or "sample" not in events[following].name
 
 
 def by_kernel(kernels: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -122,4 +123,4 @@ def order(kernels: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave(main)

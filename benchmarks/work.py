@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moec.artifacts.footprint import dense_weights, footprint
-from moec.artifacts.model import DTYPE_BYTES, AttentionStep, ModelRecord, SegmentStep
+from moec.artifacts.model import DTYPE_BYTES, ModelRecord
+from moec.artifacts.steps import AttentionStep, SegmentStep
 
 if TYPE_CHECKING:
     from moec.artifacts.footprint import LayerFootprint

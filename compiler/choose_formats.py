@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from moec.artifacts.quantization import KEEP
 from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.quantization import Kept, has_formats, kept_formats, policy_named, quantize
+from moec.compiler.quantization.policies import METHOD
 from moec.compiler.stages import stage
-from moec.errors import CheckpointError, NetworkError
+from moec.errors import CheckpointError, CompileError, NetworkError
 from moec.formats import CALIBRATED
 
 if TYPE_CHECKING:
@@ -20,10 +21,9 @@ if TYPE_CHECKING:
     from moec.artifacts.fit import FitRecord
     from moec.artifacts.quantization import Quantization
     from moec.compiler.checkpoint import Checkpoint
-    from moec.compiler.fitting import FitRequest
     from moec.compiler.packing.calibrated import CalibratedRounding
     from moec.compiler.partition import PartitionedModel
-    from moec.compiler.request import Calibration, CompileRequest, Log
+    from moec.compiler.request import Calibration, CompileRequest, FitRequest, Log
 
 
 def choose_formats(
@@ -36,27 +36,46 @@ def choose_formats(
     """The model with the formats of the policy that was asked for, or that a fit found; plain where it has none.
 
     Raises:
-        CompileError: the kernels of a target do not take a format.
+        CompileError: the kernels of a target do not take a format, or the method needs more than this compilation will
+            have, or has nothing to round where the person named formats.
         MoecError: as `moec.compiler.fitting.fit`.
     """
     policy, chosen = request.quantization, None
+    method = request.method or (policy.method if policy is not None else None)
+    if method in CALIBRATED:
+        from moec.compiler.calibration.rounding import check_calibrated
+
+        check_calibrated(method, parts.model, request.calibration, modules_only=request.modules_only)
     if request.fit is not None:
         with stage("fit", log):
             policy, chosen = _fitted(parts, checkpoint, request.fit, request.calibration, targets, log)
-    if policy is not None and request.method is not None:
-        policy = replace(policy, method=request.method)
+    if policy is not None and method is not None:
+        policy = replace(policy, method=method)
     with stage("quantize", log):
         parts = with_formats(parts, checkpoint, policy, targets, log)
+        if method in CALIBRATED:
+            parts = _with_something_to_round(parts, method, request, log)
     return replace(parts, packing=replace(parts.packing, fit=chosen))
 
 
-def check_method(parts: PartitionedModel, request: CompileRequest) -> None:
-    """Refuse a method that needs more than this compilation will have; raises as `check_calibrated`."""
-    policy = parts.packing.quantization
-    if policy is not None and policy.method in CALIBRATED:
-        from moec.compiler.calibration.rounding import check_calibrated
+def _with_something_to_round(
+    parts: PartitionedModel, method: str, request: CompileRequest, log: Log
+) -> PartitionedModel:
+    """Without a method that no experts want: where formats were fitted that is said, where they were named refused."""
+    from moec.compiler.calibration.rounding import rounds_any
 
-        check_calibrated(policy.method, parts.model, request.calibration, modules_only=request.modules_only)
+    if rounds_any(parts.model):
+        return parts
+    if request.fit is None:
+        raise CompileError(
+            f"The method {method} cannot be used.",
+            "It rounds routed experts to whole numbers (int4, int8), and here none get such a format.",
+            "Choose another format for experts, or use the method nearest.",
+        )
+    log.note(f"the method {method} has nothing to do: no experts are rounded to whole numbers")
+    policy = parts.packing.quantization
+    chosen = None if policy is None else replace(policy, method=METHOD)
+    return replace(parts, packing=replace(parts.packing, quantization=chosen))
 
 
 def rounding_for(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from moec.artifacts.reader import Modules
+    from moec.artifacts.bundle import Modules
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.partition import PartitionedModel
 

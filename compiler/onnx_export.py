@@ -19,39 +19,18 @@ from torch.export import Dim
 
 from moec.artifacts.experts import layout
 from moec.artifacts.model import ExpertBody, FunctionSpec, TensorSpec
+from moec.compiler.activation import activate
 from moec.compiler.tracing.markers import LINEAR
 from moec.errors import MissingDependencyError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from moec.artifacts.activation import Expression
     from moec.compiler.partition import PartitionedModel
 
 EXAMPLE_TOKENS = 7
 """Tokens of the example step; any count that is no other extent of a graph."""
-
-OPERATORS: dict[str, Callable[..., torch.Tensor]] = {
-    "neg": torch.neg,
-    "exp": torch.exp,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "silu": torch.nn.functional.silu,
-    "relu": torch.relu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda value: torch.nn.functional.gelu(value, approximate="tanh"),
-    "erf": torch.erf,
-    "sqrt": torch.sqrt,
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "div": torch.div,
-    "min": torch.minimum,
-    "max": torch.maximum,
-    "pow": torch.pow,
-}
-"""The activation language of ``artifacts.activation`` in torch."""
 
 
 def export_onnx(partitioned: PartitionedModel, directory: Path) -> tuple[Path, ...]:
@@ -110,19 +89,8 @@ class ExpertModule(torch.nn.Module):
             if name in given
         }
         return torch.nn.functional.linear(
-            evaluate(self.body.activation, middle), given["down"], given.get("down_bias")
+            activate(self.body.activation, middle), given["down"], given.get("down_bias")
         )
-
-
-def evaluate(expression: Expression, values: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The value of an activation for its variables."""
-    if isinstance(expression, str):
-        return values[expression]
-    if isinstance(expression, (int, float)):
-        # An operation: of a tensor made here the exported graph would not keep the value.
-        return torch.full((), float(expression))
-    operator, *operands = expression
-    return OPERATORS[str(operator)](*(evaluate(operand, values) for operand in operands))
 
 
 def expert_inputs(body: ExpertBody) -> list[tuple[str, TensorSpec]]:

@@ -12,7 +12,7 @@ from moec.artifacts.writer import BundleWriter, check_output
 from moec.compiler.bundling import describe_modules, fingerprint, finish_bundle
 from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint, with_tokenizer
 from moec.compiler.choices import choose_context, choose_dtype
-from moec.compiler.choose_formats import check_method, choose_formats, rounding_for
+from moec.compiler.choose_formats import choose_formats, rounding_for
 from moec.compiler.fitting.calibrated import check_calibration
 from moec.compiler.generation import generation_defaults
 from moec.compiler.lowering.formats import takes_formats
@@ -55,7 +55,6 @@ def compile_model(request: CompileRequest, around: Surroundings) -> Manifest:
             checkpoint = complete(checkpoint, parts)
     plain = parts
     parts = choose_formats(plain, checkpoint, request, names, around.log)
-    check_method(parts, request)
     key = None if request.modules_only else _resume_key(request, parts, checkpoint)
     with BundleWriter(request.output, force=request.force, resume_key=key) as writer:
         save_modules(parts, writer.folder)

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.quantization import Quantization
     from moec.artifacts.traces import Traces
-    from moec.compiler.fitting.fit import FitRequest
     from moec.compiler.packing import Progress
     from moec.compiler.profiling.calibration import Prompt
 
@@ -50,6 +49,20 @@ class Calibration:
     """Off: every expert is taken to be used alike."""
     prompts: tuple[Prompt, ...] | None = None
     """``None``: the shipped prompts, or random tokens where there is no tokenizer."""
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What ``--fit`` asks for: a size, or a time on a machine."""
+
+    text: str
+    """As the person gave it."""
+    limit_bytes: int | None = None
+    """Everything resident in so many bytes."""
+    milliseconds: float | None = None
+    """A decoded token, by the cost model."""
+    machine: MachineRecord | None = None
+    """Where there is a time."""
 
 
 @dataclass(frozen=True)

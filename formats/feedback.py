@@ -7,7 +7,7 @@ order of what they count, and second moments that are believed as far as there a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -30,7 +30,13 @@ POWERS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
 SMALLEST = 1e-6
 """Of a root mean square, so that what never entered has a power."""
 BLOCK = 128
-"""Columns whose errors are gathered before those after them take them up."""
+"""Columns whose errors are gathered before those after the block take them up."""
+ROWS_AT_ONCE = 2048
+"""Rows of a matrix that go through the columns together: so few that a block's errors stay near a core."""
+SCALING_ROWS = 256
+"""Rows that powers are tried on."""
+LEAST_HALF = 32
+"""Rows; smaller matrices are factored and inverted whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,42 +54,64 @@ def takes_feedback(kind: Format) -> bool:
     return kind.codes in CENTRES
 
 
-def shrunk(
-    moments: NDArray[np.float64], samples: int, towards: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
+def shrunk(moments: Floats, samples: int, towards: Floats | None = None) -> Floats:
     """Second moments ``[K, K]`` of some samples, drawn ``towards`` others, by default their own diagonal."""
-    part = samples / (samples + SHRINKAGE)
-    rest = np.diag(np.diag(moments)) if towards is None else towards
-    return moments * part + rest * (1 - part)
+    part = np.float32(samples / (samples + SHRINKAGE))
+    found = moments * part
+    if towards is None:
+        np.fill_diagonal(found, np.diag(moments))
+    else:
+        found += towards * (1 - part)
+    return found
 
 
-def feedback(moments: NDArray[np.float64]) -> Feedback:
-    """Make the factor of second moments ``[K, K]`` of what enters; not all of them are zero."""
+def feedback(moments: Floats) -> Feedback:
+    """Make the factor of second moments ``[K, K]`` of what enters; not all of them are zero.
+
+    The moments with their columns in reverse are ``L @ L.T``; U is the inverse of L, rows and columns in reverse. All
+    in float32: damping bounds the condition.
+    """
     importance = np.diag(moments)
     order = np.argsort(-importance, kind="stable")
-    damped = moments[np.ix_(order, order)]
-    damped[np.diag_indices_from(damped)] += DAMPING * importance.mean()
-    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
-    return Feedback(order, np.ascontiguousarray(upper, np.float32))
+    damped = moments[np.ix_(order[::-1], order[::-1])].astype(np.float32)
+    damped[np.diag_indices_from(damped)] += np.float32(DAMPING * importance.mean())
+    _invert_factor(damped)
+    return Feedback(order, np.ascontiguousarray(damped[::-1, ::-1]))
 
 
-def column_scales(kind: Format, matrix: Floats, moments: NDArray[np.float64]) -> Floats:
+def _invert_factor(matrix: Floats) -> None:
+    """Put the inverse of its lower Cholesky factor in a matrix's place, by halves: nearly all of it is products."""
+    half = len(matrix) // 2
+    if half < LEAST_HALF:
+        matrix[:] = np.linalg.inv(np.linalg.cholesky(matrix))
+        return
+    first, below, second = matrix[:half, :half], matrix[half:, :half], matrix[half:, half:]
+    _invert_factor(first)
+    below[:] = below @ first.T
+    second -= below @ below.T
+    _invert_factor(second)
+    below[:] = -(second @ (below @ first))
+    matrix[:half, half:] = 0
+
+
+def column_scales(kind: Format, matrix: Floats, moments: Floats) -> Floats:
     """What to multiply the columns ``[K]`` of ``[N, K]`` values with before they are rounded.
 
     A power of each column's root mean square input: what counts more gets more of the codes that its group shares (AWQ,
-    Lin et al., arXiv 2306.00978). The power is the one that makes the error of products least, perhaps none.
+    Lin et al., arXiv 2306.00978). The power is the one that makes the error of products least, perhaps none, as evenly
+    spread rows say.
 
     Raises:
         ValueError: a value is not finite.
     """
     size = np.sqrt(np.diag(moments)) + SMALLEST
-    pairs = moments.astype(np.float32)
+    rows = matrix[:: -(-len(matrix) // SCALING_ROWS)]
     best, least = np.ones(len(size), np.float32), np.inf
     for power in POWERS:
         scales = size**power
         scales = (scales / np.sqrt(scales.max() * scales.min())).astype(np.float32)
-        error = dequantize(kind, round_to_nearest(kind, matrix * scales)) / scales - matrix
-        total = float(np.einsum("nk,nk", error @ pairs, error))
+        error = dequantize(kind, round_to_nearest(kind, rows * scales)) / scales - rows
+        total = float(np.vdot(error @ moments, error))
         if total < least:
             best, least = scales, total
     return best
@@ -96,29 +124,44 @@ def round_with_feedback(kind: Format, matrix: Floats, factor: Feedback) -> Quant
         ValueError: a value is not finite.
     """
     found = round_to_nearest(kind, matrix)
-    columns = matrix.shape[1]
-    groups = factor.order // kind.group
-    scales = found.scales.astype(np.float32).T[groups]  # [K, N], as all below, in the factor's order
+    codes = np.empty_like(found.codes)
+    for begin in range(0, len(matrix), ROWS_AT_ONCE):
+        rows = slice(begin, begin + ROWS_AT_ONCE)
+        codes[rows, factor.order] = _codes(kind, matrix[rows], _part(found, rows), factor).T
+    return Quantized(codes, found.scales, found.zeros, found.minima)
+
+
+def _part(whole: Quantized, rows: slice) -> Quantized:
+    zeros = None if whole.zeros is None else whole.zeros[rows]
+    return Quantized(
+        whole.codes[rows], whole.scales[rows], zeros, None if whole.minima is None else whole.minima[rows]
+    )
+
+
+def _codes(kind: Format, matrix: Floats, found: Quantized, factor: Feedback) -> NDArray[Any]:
+    """Codes ``[K, N]`` in the factor's order, with the scales, zero points and minima that were found."""
+    groups, upper = factor.order // kind.group, factor.upper
+    scales = np.ascontiguousarray(found.scales.T, np.float32)  # [G, N], as the others
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
-    centres = np.full_like(found.scales, 0 if kind.minima else CENTRES[kind.codes], np.float32)
-    zeros = (centres if found.zeros is None else found.zeros.astype(np.float32)).T[groups]
+    zeros = np.full_like(scales, 0 if kind.minima else CENTRES[kind.codes])
+    if found.zeros is not None:
+        zeros[:] = found.zeros.T
     lowest, highest = -zeros, SPANS[kind.codes] - zeros
     values = matrix.T[factor.order].astype(np.float32)
     if found.minima is not None:
         values -= found.minima.astype(np.float32).T[groups]
-    steps = np.empty_like(values)
-    for begin in range(0, columns, BLOCK):
-        end = min(begin + BLOCK, columns)
-        errors = np.empty((end - begin, len(matrix)), np.float32)
-        for column in range(begin, end):
-            rounded = np.rint(values[column] * inverse[column])
-            steps[column] = np.clip(rounded, lowest[column], highest[column])
-            error = (values[column] - steps[column] * scales[column]) / factor.upper[column, column]
-            values[column + 1 : end] -= factor.upper[column, column + 1 : end, None] * error
-            errors[column - begin] = error
-        values[end:] -= factor.upper[begin:end, end:].T @ errors
-    codes = np.empty_like(found.codes)
-    if kind.codes == "int4":
-        steps += zeros
-    codes[:, factor.order] = steps.T.astype(codes.dtype)
-    return Quantized(codes, found.scales, found.zeros, found.minima)
+    codes = np.empty(values.shape, found.codes.dtype)
+    for begin in range(0, len(values), BLOCK):
+        end = min(begin + BLOCK, len(values))
+        earlier = np.ascontiguousarray(upper[begin:end, begin:end].T)
+        errors = np.empty((end - begin, values.shape[1]), np.float32)
+        for number, group in enumerate(groups[begin:end]):
+            value = values[begin + number] - earlier[number, :number] @ errors[:number]
+            steps = np.rint(value * inverse[group])
+            np.clip(steps, lowest[group], highest[group], out=steps)
+            codes[begin + number] = steps + zeros[group] if kind.codes == "int4" else steps
+            steps *= scales[group]
+            np.subtract(value, steps, out=errors[number])
+            errors[number] /= earlier[number, number]
+        values[end:] -= upper[begin:end, end:].T @ errors
+    return codes

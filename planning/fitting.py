@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import CODE_BYTES
 from moec.errors import BudgetError
+from moec.planning.fit_losses import least_loss
 from moec.planning.knapsack import Option, choose
 from moec.planning.planner import model_bytes, place
 from moec.planning.prediction import token_milliseconds
@@ -24,33 +26,12 @@ if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.schedule import Budgets
     from moec.planning.analysis import Analysis
+    from moec.planning.fit_units import FitUnit
 
 ROUNDS = 8
-"""Times that a byte's price in milliseconds is estimated anew."""
+"""Most times that prices are estimated anew."""
 BISECTIONS = 12
 """Linear budgets that are tried each time."""
-
-
-@dataclass(frozen=True)
-class FormatOption:
-    """A unit in one format."""
-
-    format: str
-    loss: float
-    size_bytes: int
-    """Of all of it, as it lies in memory."""
-    read_bytes: int = 0
-    """Of dense weights those that one token reads."""
-    layer: LayerFootprint | None = None
-    """Of experts."""
-
-
-@dataclass(frozen=True)
-class FitUnit:
-    """Weights that have one format; the first option is what the model has now."""
-
-    name: str
-    options: tuple[FormatOption, ...]
 
 
 @dataclass(frozen=True)
@@ -107,8 +88,12 @@ def fit_bytes(
     fixed = resident_bytes(facts, budgets, on_device=on_device) - sum(
         unit.options[0].size_bytes for unit in units
     )
-    options = [[Option(each.loss, each.size_bytes) for each in unit.options] for unit in units]
-    chosen = choose(options, limit_bytes - fixed)
+
+    def find(priced: Sequence[FitUnit]) -> tuple[int, ...] | None:
+        options = [[Option(each.loss, each.size_bytes) for each in unit.options] for unit in priced]
+        return choose(options, limit_bytes - fixed)
+
+    chosen = least_loss(units, find)
     if chosen is None:
         smallest = sum(min(option.size_bytes for option in unit.options) for unit in units)
         least = fixed + smallest
@@ -150,16 +135,14 @@ def fit_time(
     """
     on_device = machine.gpu_name is not None and budgets.device_memory_bytes > 0
 
-    def exact(chosen: Sequence[int]) -> float:
+    @cache
+    def exact(chosen: tuple[int, ...]) -> float:
         found = with_options(facts, units, chosen)
         try:
             placed = place(found, analysis.profile, budgets, machine)
         except BudgetError:
             return math.inf
         return token_milliseconds(machine, found, analysis, placed.placement)
-
-    def loss(chosen: Sequence[int]) -> float:
-        return sum(unit.options[number].loss for unit, number in zip(units, chosen, strict=True))
 
     smallest = tuple(
         min(range(len(unit.options)), key=lambda n: (unit.options[n].size_bytes, unit.options[n].loss, n))
@@ -168,12 +151,18 @@ def fit_time(
     least = exact(smallest)
     if least > milliseconds:
         raise _too_slow(milliseconds, least, machine, facts, with_options(facts, units, smallest), budgets)
-    chosen = smallest
-    for _ in range(ROUNDS):
-        found = _next_choice(units, chosen, exact, loss, milliseconds)
-        if found == chosen:
-            break
-        chosen = found
+
+    def find(priced: Sequence[FitUnit]) -> tuple[int, ...]:
+        chosen = smallest
+        for _ in range(ROUNDS):
+            found = _next_choice(priced, chosen, exact, milliseconds)
+            if found == chosen:
+                break
+            chosen = found
+        return chosen
+
+    chosen = least_loss(units, find)
+    assert chosen is not None
     result = with_options(facts, units, chosen)
     return Fit(chosen, result, resident_bytes(result, budgets, on_device=on_device), exact(chosen))
 
@@ -182,10 +171,13 @@ def _next_choice(
     units: Sequence[FitUnit],
     current: tuple[int, ...],
     exact: Callable[[Sequence[int]], float],
-    loss: Callable[[Sequence[int]], float],
     milliseconds: float,
 ) -> tuple[int, ...]:
     """The least loss found by prices at ``current``, of choices whose exact time meets the target, as its own does."""
+
+    def loss(chosen: Sequence[int]) -> float:
+        return sum(unit.options[number].loss for unit, number in zip(units, chosen, strict=True))
+
     now = exact(current)
     prices = [_price(units, current, number, exact, now) for number in range(len(units))]
     options = [
@@ -211,7 +203,7 @@ def _price(
     units: Sequence[FitUnit],
     current: tuple[int, ...],
     number: int,
-    exact: Callable[[Sequence[int]], float],
+    exact: Callable[[tuple[int, ...]], float],
     now: float,
 ) -> float:
     """Milliseconds for each byte of a unit, by the option next to its own in size that can be had at all."""

@@ -100,7 +100,7 @@ def plan_analysed(
             if on_device
             else PrefillPlan(tuple(layer.layer for layer in facts.layers), 0, 0, 0, 0.0)
         ),
-        prefetch=prefetch_plan(machine, facts, analysis, placement),
+        prefetch=prefetch_plan(machine, model, facts, analysis, placement),
         prediction=prediction,
     )
 

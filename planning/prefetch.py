@@ -1,7 +1,8 @@
 """Prefetch: whether guessing the next layer's experts gains anything, by the cost model, on traces.
 
 Experts that are guessed right and have no slot are fetched before they are asked for, while what brings them (the link,
-without a GPU the disk) would idle. What does not fit into that time delays the layer's own misses.
+without a GPU the disk) would idle. What does not fit into that time delays the layer's own misses. A CPU brings whole
+experts; a GPU brings pieces, so that a part of an expert can be what fits.
 
 Dimension names: N tokens, K chosen experts, E experts.
 """
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moec.artifacts.ahead import guessed_layers
 from moec.artifacts.schedule import PrefetchFigures, PrefetchPlan
+from moec.artifacts.slots import MOST_AHEAD, PIECE_BYTES
 from moec.planning.choice import LEAST_TOKENS
-from moec.planning.cost import BYTES_PER_MS, dense_milliseconds, miss_cost
+from moec.planning.cost import BYTES_PER_MS, dense_milliseconds, idle_bytes, idle_milliseconds, miss_cost
 from moec.planning.guesses import SOURCES, halves
 from moec.planning.replay import stack_places, use_shares
 
@@ -26,15 +29,19 @@ if TYPE_CHECKING:
 
     from moec.artifacts.footprint import Footprint, LayerFootprint
     from moec.artifacts.machine import MachineRecord
+    from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import PrefetchSource
     from moec.artifacts.traces import Traces
     from moec.planning.analysis import Analysis
     from moec.planning.policies import Integers
     from moec.planning.prediction import Placement
 
-FOLLOWED: dict[bool, tuple[PrefetchSource, ...]] = {True: (), False: ("router", "transitions")}
-"""Sources that the runtime can follow with a GPU, and without: a GPU's experts are fetched by its own kernels, after
-its router; the figures say what guessing would bring there."""
+FOLLOWED: tuple[PrefetchSource, ...] = ("router", "transitions")
+"""Sources that the runtime can follow; of others the figures say what they would bring."""
+
+GUESS_US = 11.0
+"""What a guess costs a layer on a GPU, measured on an H200 (decision 27): waiting for the branch, the check, and copies
+that run beside attention."""
 
 NO_PREFETCH = PrefetchPlan("none", 0, ())
 
@@ -63,40 +70,81 @@ class _LayerResult:
 
 
 def prefetch_plan(
-    machine: MachineRecord, facts: Footprint, analysis: Analysis, placement: Placement
+    machine: MachineRecord, model: ModelRecord, facts: Footprint, analysis: Analysis, placement: Placement
 ) -> PrefetchPlan:
     """The candidate and the bound that gain the most, or none."""
     traces = analysis.traces
-    if traces is None or traces.tokens < LEAST_TOKENS or len(facts.layers) < 2:
+    if traces is None or not can_guess(traces):
         return NO_PREFETCH
-    if traces.encoder is not None:  # layers that follow one another do not see the same tokens
-        return NO_PREFETCH
+    on_device = placement.on_device
+    able = guessed_layers(model) if on_device else range(len(facts.layers))
     absent = absences(analysis, placement)
-    found: list[tuple[PrefetchFigures, int]] = []
+    found: list[tuple[PrefetchFigures, float]] = []
     for source in SOURCES:
         guesses = layer_guesses(source, traces, analysis.tokens, absent)
+        guesses = [guess for guess in guesses if guess.layer in able]
         if guesses:
-            found.append(_best_bound(source, guesses, machine, facts, on_device=placement.on_device))
-    followed = [each for each in found if each[0].source in FOLLOWED[placement.on_device]]
+            found.append(_best_bound(source, guesses, machine, facts, on_device=on_device))
+    followed = [each for each in found if each[0].source in FOLLOWED]
     figures, bound = max(followed, key=lambda each: each[0].gain_milliseconds, default=(None, 0))
     candidates = tuple(each for each, _ in found)
     if figures is None or figures.gain_milliseconds <= 0:
         return PrefetchPlan("none", 0, candidates)
-    stride = max(layer.stride_bytes for layer in facts.layers)
-    return PrefetchPlan(figures.source, bound * stride, candidates)
+    size = round(bound * max(layer.stride_bytes for layer in facts.layers))
+    if on_device:
+        size = -(-size // PIECE_BYTES) * PIECE_BYTES
+    return PrefetchPlan(figures.source, size, candidates)
+
+
+def can_guess(traces: Traces) -> bool:
+    """Whether enough was traced; behind an encoder, layers that follow one another do not see the same tokens."""
+    return traces.tokens >= LEAST_TOKENS and len(traces.layers) > 1 and traces.encoder is None
+
+
+@dataclass(frozen=True)
+class MissingRecall:
+    """How well a guess knows the experts that have no slot."""
+
+    misses: float
+    """Of a token in a guessed layer."""
+    guessed: float
+    """Share of the misses that were guessed."""
+    first_right: float
+    """Share of the likeliest guesses without a slot that were chosen: what a GPU brings first."""
+
+
+def missing_recall(guesses: Sequence[LayerGuess]) -> MissingRecall:
+    """Over all tokens of all guessed layers; shares of nothing are 0."""
+    counts = np.zeros(5)
+    for guess in guesses:
+        wanted, missing, right = _outcome(guess)
+        first = missing & (np.cumsum(missing, axis=1) == 1)
+        misses = (wanted & guess.absent).sum()
+        counts += len(wanted), misses, (missing & right).sum(), first.sum(), (first & right).sum()
+    tokens, misses, known, firsts, hits = counts.tolist()
+    return MissingRecall(misses / max(1, tokens), known / max(1, misses), hits / max(1, firsts))
+
+
+def stack_positions(analysis: Analysis, *, on_device: bool) -> list[Integers]:
+    """Of each MoE layer, each expert's place on the policy's stack before each of the analysed tokens, ``[N, E]``.
+
+    With so many slots as its place or fewer it has none.
+    """
+    traces, tier = analysis.traces, analysis.device if on_device else analysis.host
+    assert traces is not None
+    found = []
+    for layer in traces.layers:
+        shares = use_shares(layer.chosen[None].astype(np.int64), layer.experts)
+        order = np.argsort(-shares, axis=1, kind="stable")
+        chosen = layer.chosen[None, analysis.tokens].astype(np.int64)
+        found.append(stack_places(tier.policy, chosen, order, shares)[0])
+    return found
 
 
 def absences(analysis: Analysis, placement: Placement) -> list[npt.NDArray[np.bool_]]:
     """Of each MoE layer, which experts have no slot before each of the analysed tokens, ``[N, E]``."""
-    traces, tier = analysis.traces, analysis.device if placement.on_device else analysis.host
-    assert traces is not None
-    found = []
-    for layer, slots in zip(traces.layers, placement.slots, strict=True):
-        shares = use_shares(layer.chosen[None].astype(np.int64), layer.experts)
-        order = np.argsort(-shares, axis=1, kind="stable")
-        chosen = layer.chosen[None, analysis.tokens].astype(np.int64)
-        found.append(stack_places(tier.policy, chosen, order, shares)[0] >= slots)
-    return found
+    positions = stack_positions(analysis, on_device=placement.on_device)
+    return [places >= slots for places, slots in zip(positions, placement.slots, strict=True)]
 
 
 def layer_guesses(
@@ -120,12 +168,12 @@ def _best_bound(
     facts: Footprint,
     *,
     on_device: bool,
-) -> tuple[PrefetchFigures, int]:
-    """The number of experts a layer that gains the most, and its figures; at least one expert."""
+) -> tuple[PrefetchFigures, float]:
+    """The number of experts a layer that gains the most, and its figures; more than none."""
     right = [(each.guessed[:, :, None] == each.chosen[:, None, :]).any(axis=1) for each in guesses]
     recall, exact = (float(np.mean([how(hit) for hit in right])) for how in (np.mean, _all_right))
-    best: tuple[PrefetchFigures, int] | None = None
-    for bound in range(1, max(each.guessed.shape[1] for each in guesses) + 1):
+    best: tuple[PrefetchFigures, float] | None = None
+    for bound in _bounds(guesses, machine, facts, on_device=on_device):
         results = [_evaluate(each, bound, machine, facts, on_device=on_device) for each in guesses]
         sizes = [facts.layers[each.layer].expert_bytes for each in guesses]
         figures = PrefetchFigures(
@@ -146,22 +194,41 @@ def _all_right(hit: npt.NDArray[np.bool_]) -> float:
     return float(hit.all(axis=1).mean())
 
 
-def _evaluate(
-    guess: LayerGuess, bound: int, machine: MachineRecord, facts: Footprint, *, on_device: bool
-) -> _LayerResult:
+def _bounds(
+    guesses: Sequence[LayerGuess], machine: MachineRecord, facts: Footprint, *, on_device: bool
+) -> list[float]:
+    """Experts a layer to try: whole numbers, and on a GPU as much of one as crosses the link while it idles."""
+    most = max(each.guessed.shape[1] for each in guesses)
+    if not on_device:
+        return [float(count) for count in range(1, most + 1)]
+    stride = max(layer.stride_bytes for layer in facts.layers)
+    idle = idle_bytes(machine, facts) // PIECE_BYTES * PIECE_BYTES / stride
+    whole = [float(count) for count in range(1, min(most, MOST_AHEAD) + 1)]
+    return sorted({*whole, min(max(idle, PIECE_BYTES / stride), whole[-1])})
+
+
+def _outcome(
+    guess: LayerGuess,
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which experts were chosen ``[N, E]``; which guesses had no slot, and which were chosen, ``[N, K]`` each."""
     rows = np.arange(len(guess.chosen))[:, None]
     wanted = np.zeros(guess.absent.shape, np.bool_)
     wanted[rows, guess.chosen] = True
-    missing = guess.absent[rows, guess.guessed]
-    fetched = missing & (np.cumsum(missing, axis=1) <= bound)
-    useful = (fetched & wanted[rows, guess.guessed]).sum(axis=1)
+    return wanted, guess.absent[rows, guess.guessed], wanted[rows, guess.guessed]
+
+
+def _evaluate(
+    guess: LayerGuess, bound: float, machine: MachineRecord, facts: Footprint, *, on_device: bool
+) -> _LayerResult:
+    wanted, missing, right = _outcome(guess)
+    # Experts are brought one after the other; of the last one as much as is left.
+    share = np.where(missing, np.clip(bound - (np.cumsum(missing, axis=1) - 1), 0.0, 1.0), 0.0)
+    fetched, useful = share.sum(axis=1), (share * right).sum(axis=1)
     misses = (wanted & guess.absent).sum(axis=1)
     costs, bring, idle = _times(machine, facts, facts.layers[guess.layer], on_device=on_device)
-    late = np.maximum(0.0, fetched.sum(axis=1) * bring - idle)
-    gain = costs[misses] - costs[misses - useful] - late
-    return _LayerResult(
-        float(fetched.sum(axis=1).mean()), float((fetched.sum(axis=1) - useful).mean()), float(gain.mean())
-    )
+    late = np.maximum(0.0, fetched * bring - idle) + (GUESS_US / 1000 if on_device else 0.0)
+    gain = costs[misses] - np.interp(misses - useful, np.arange(len(costs)), costs) - late
+    return _LayerResult(float(fetched.mean()), float((fetched - useful).mean()), float(gain.mean()))
 
 
 def _times(
@@ -169,11 +236,12 @@ def _times(
 ) -> tuple[npt.NDArray[np.float64], float, float]:
     """Of one layer: milliseconds with 0..K misses, those to bring one expert, and those in which nothing is brought."""
     size = layer.expert_bytes / BYTES_PER_MS
-    dense = dense_milliseconds(machine, facts, on_device=on_device) / max(1, len(facts.layers))
     if on_device:
         bring = size / (machine.link_gb_s * machine.link_efficiency)
-        return np.array(miss_cost(machine, layer).milliseconds, np.float64), bring, dense
+        costs = np.array(miss_cost(machine, layer).milliseconds, np.float64)
+        return costs, bring, idle_milliseconds(machine, facts)
     # The system reads the file while the CPU computes the layer before.
+    dense = dense_milliseconds(machine, facts, on_device=False) / max(1, len(facts.layers))
     computing = layer.top_k * size / (machine.host_bandwidth_gb_s * machine.host_efficiency)
     bring = size / machine.disk_gb_s
     return np.arange(layer.top_k + 1, dtype=np.float64) * bring, bring, dense + computing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,9 @@ from moec.artifacts.hosting import device_slots
 from moec.planning import cost
 from moec.planning.analysis import analyse
 from moec.planning.choice import CANDIDATES, compare
+from moec.planning.guesses import SOURCES
 from moec.planning.prediction import CURVE_SHARES, Placement, hit_rate, miss_costs, token_costs
+from moec.planning.prefetch import can_guess, layer_guesses, missing_recall, stack_positions
 from moec.planning.sides import layer_traces, replayed_groups, sides_of
 from moec.planning.synthetic import overlap
 
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
     from moec.artifacts.footprint import Footprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
-    from moec.artifacts.schedule import Policy
+    from moec.artifacts.schedule import Policy, PrefetchSource
     from moec.artifacts.traces import Traces
+    from moec.planning.analysis import Analysis
     from moec.planning.replay import Group, Replay
 
 
@@ -49,6 +52,19 @@ class MachineCurve:
 
 
 @dataclass(frozen=True)
+class GuessCurve:
+    """One way to guess the next layer's experts, over budgets."""
+
+    source: PrefetchSource
+    recall: float
+    """Share of all chosen experts that were guessed."""
+    missing: tuple[float, ...]
+    """The same of those that had no slot, under the best policy with a GPU; 0 where none was missing."""
+    first_right: tuple[float, ...]
+    """Share of the likeliest guesses without a slot that were chosen."""
+
+
+@dataclass(frozen=True)
 class Simulation:
     """What replaying the traces came to; every list has an entry for each of ``shares``."""
 
@@ -66,6 +82,8 @@ class Simulation:
     """Hit rates of each layer's most used experts, chosen with all tokens known. Where tokens choose independently of
     those before them no policy that does not know the future gets more."""
     machines: tuple[MachineCurve, ...]
+    guesses: tuple[GuessCurve, ...]
+    """None where too little was traced."""
 
 
 def simulate(
@@ -80,7 +98,8 @@ def simulate(
         BundleError: the traces are of another model.
     """
     facts = footprint(model)
-    profile = analyse(traces, model).profile
+    analysis = analyse(traces, model)
+    profile = analysis.profile
     sides = sides_of(traces, model)
     groups = replayed_groups(sides)
     comparison = compare(groups, CANDIDATES)
@@ -120,7 +139,34 @@ def simulate(
         optimal=tuple(hit_rate(facts, comparison.optimal["better"], held) for held in slots),
         fixed=tuple(_fixed_rate(groups, held) for held in slots),
         machines=tuple(curves),
+        guesses=_guesses(analysis, slots) if can_guess(traces) else (),
     )
+
+
+def _guesses(analysis: Analysis, slots: Sequence[tuple[int, ...]]) -> tuple[GuessCurve, ...]:
+    positions = stack_positions(analysis, on_device=True)
+    curves: list[GuessCurve] = []
+    for source in SOURCES:
+        assert analysis.traces is not None
+        none = [np.ones(places.shape, np.bool_) for places in positions]
+        guesses = layer_guesses(source, analysis.traces, analysis.tokens, none)
+        if not guesses:
+            continue
+        found = [
+            missing_recall(
+                [replace(guess, absent=positions[guess.layer] >= held[guess.layer]) for guess in guesses]
+            )
+            for held in slots
+        ]
+        curves.append(
+            GuessCurve(
+                source,
+                missing_recall(guesses).guessed,
+                tuple(each.guessed for each in found),
+                tuple(each.first_right for each in found),
+            )
+        )
+    return tuple(curves)
 
 
 def _fixed_rate(groups: Sequence[Group], slots: Sequence[int]) -> float:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from moec.artifacts.reader import open_bundle
 from moec.errors import RequestError
+from moec.runtime.engine.continuation import Continuation, room
 from moec.runtime.engine.run import assemble, run
 from moec.runtime.engine.sequence import Request
+from moec.runtime.recording import Recording
 from moec.runtime.requests.checks import (
-    check_count,
     end_tokens,
     sampling_from,
     to_prompts,
@@ -22,12 +22,13 @@ from moec.runtime.requests.sides import no_decoder_tokens, sides
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.routing.early_router import early_routers
 from moec.runtime.routing.recorder import SequenceRecorder
-from moec.runtime.routing.ring import DEFAULT_CAPACITY, RoutingRing, read_earlier, write_traces
-from moec.runtime.routing.sided import SidedRecorder, layers_of_sides, recorder_for
+from moec.runtime.routing.ring import DEFAULT_CAPACITY
+from moec.runtime.routing.sided import recorder_for
 from moec.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from moec.runtime.memory.device_budget import DevicePlan
     from moec.runtime.requests.checks import Listed
     from moec.runtime.requests.sides import TokenIds
-    from moec.runtime.routing.sided import StepRecorder
     from moec.runtime.stats import Stats
     from moec.runtime.streamers import Streamer
 
@@ -80,14 +80,13 @@ class Model:
         self._stats = engine.stats
         self._engine: Engine | None = engine
         self._executor = executor
-        self._recorder: StepRecorder | None = None
-        self._recording: tuple[StepRecorder, Path] | None = None
+        self._recording = None if executor is None else Recording(record, engine, executor)
 
     @property
     def engine(self) -> Engine:
         """The engine under `generate`, to drive by hand: ``add`` requests, ``step`` until not ``busy``."""
         if self._engine is None:
-            raise RequestError("The model is closed.", "close() was called.", "Load it again.")
+            raise _closed()
         return self._engine
 
     @property
@@ -182,31 +181,11 @@ class Model:
         ends = end_tokens(defaults, eos_token_id)
         first = defaults.forced_bos_token_id if forced_bos_token_id is None else forced_bos_token_id
         last = defaults.forced_eos_token_id if forced_eos_token_id is None else forced_eos_token_id
-        check_count("min_new_tokens", min_new_tokens, least=0)
-        if max_new_tokens is not None:
-            check_count("max_new_tokens", max_new_tokens, least=1)
-        if seed is not None:
-            check_count("seed", seed, least=0)
-        for forced in (first, last):
-            if forced is not None:
-                Vocabulary.of(self.record).check((forced,))
+        asked = Continuation(sampling, ends, max_new_tokens, min_new_tokens, first, last, seed)
+        asked.check(Vocabulary.of(self.record))
         if streamer is not None and len(prompts) != 1:
             raise RequestError("A streamer takes one prompt.", f"There are {len(prompts)}.", "Leave it out.")
-        requests = [
-            Request(
-                prompt,
-                self._new_tokens(prompt, source, max_new_tokens),
-                min_new_tokens,
-                frozenset(ends),
-                sampling,
-                None if seed is None else seed + row,
-                source,
-                first,
-                last,
-            )
-            for row, (source, prompt) in enumerate(zip(sources, prompts, strict=True))
-        ]
-        results = run(self.engine, requests, streamer)
+        results = run(self.engine, asked.requests(self.engine, prompts, sources), streamer)
         pad = next(
             (token for token in (pad_token_id, defaults.pad_token_id, *ends[:1]) if token is not None), 0
         )
@@ -243,8 +222,9 @@ class Model:
                 "Logits of other shapes do not stack.",
                 "Call it for each row.",
             )
+        vocabulary = Vocabulary.of(self.record)
         for prompt in prompts:
-            Vocabulary.of(self.record).check(prompt)
+            vocabulary.check(prompt)
         scored = zip(prompts, sources, strict=True)
         return np.stack([self.engine.score(prompt, source) for prompt, source in scored])
 
@@ -266,15 +246,13 @@ class Model:
             self.record,
             lambda layers, _: SequenceRecorder(tuple(layer.experts for layer in layers), routers),
         )
-        before = self._recorder
-        self._observe(recorder)
         sampling = sampling_from(self.record.generation, True, None, None, None, None)
         ends = frozenset(self.record.generation.eos_token_id)
         sources, begun = sides(self.record, [tuple(prompt) for prompt in prompts], None)
         requests = [
             Request(
                 prompt,
-                min(max_new_tokens + 1, self._new_tokens(prompt, source, None)),
+                min(max_new_tokens + 1, room(self.engine, prompt, source)),
                 0,
                 ends,
                 sampling,
@@ -283,10 +261,8 @@ class Model:
             )
             for source, prompt in zip(sources, begun, strict=True)
         ]
-        try:
+        with self._routing.instead(recorder):
             run(self.engine, requests)
-        finally:
-            self._observe(before)
         return recorder.traces()
 
     def record_routing(self, path: str | Path, capacity: int = DEFAULT_CAPACITY) -> None:
@@ -304,24 +280,7 @@ class Model:
             BundleError: the file is no file of traces, or of another model.
             OutputError: its folder does not exist.
         """
-        check_count("trace_capacity", capacity, least=1)
-        target = Path(path)
-        of_encoder, layers = layers_of_sides(self.record)
-        ring = recorder_for(
-            self.record,
-            lambda layers, earlier: RoutingRing(layers, capacity, earlier),
-            read_earlier(target, layers, of_encoder),
-        )
-        self._observe(ring)
-        self._recording = ring, target
-
-    def _observe(self, recorder: StepRecorder | None) -> None:
-        """Tell ``recorder`` of all that is run from now on."""
-        assert self._executor is not None, "a fake executor has no routing"
-        self._executor.recorder, self._recorder = recorder, recorder
-        self.engine.observer = None if recorder is None else recorder.end_step
-        sources = recorder.end_sources if isinstance(recorder, SidedRecorder) else None
-        self.engine.source_observer = sources
+        self._routing.begin(path, capacity)
 
     def save_routing(self) -> None:
         """Write what `record_routing` has kept to its file; closing does it too.
@@ -330,8 +289,7 @@ class Model:
             OutputError: it cannot be written.
         """
         if self._recording is not None:
-            ring, path = self._recording
-            write_traces(ring.traces(), path)
+            self._recording.save()
 
     def close(self) -> None:
         """Let go of all memory, and write the routing that was recorded. The model cannot be used any more."""
@@ -342,7 +300,13 @@ class Model:
             self._engine = None
             if self._executor is not None:
                 self._executor.close()
-            self._executor = None
+            self._executor = self._recording = None
+
+    @property
+    def _routing(self) -> Recording:
+        if self._recording is None:
+            raise _closed()
+        return self._recording
 
     def __enter__(self) -> Self:
         return self
@@ -352,6 +316,6 @@ class Model:
     ) -> None:
         self.close()
 
-    def _new_tokens(self, prompt: tuple[int, ...], source: tuple[int, ...], wanted: int | None) -> int:
-        most = self.engine.capacity_tokens(len(source)) - len(prompt)
-        return max(1, most) if wanted is None else wanted
+
+def _closed() -> RequestError:
+    return RequestError("The model is closed.", "close() was called.", "Load it again.")

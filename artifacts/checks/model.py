@@ -12,10 +12,7 @@ from moec.artifacts.chain import (
 )
 from moec.artifacts.checks.names import twice
 from moec.artifacts.checks.steps import step_problems
-from moec.artifacts.model import (
-    AppendStep,
-    AttentionStep,
-)
+from moec.artifacts.steps import AppendStep, AttentionStep
 from moec.formats import FORMATS
 
 if TYPE_CHECKING:

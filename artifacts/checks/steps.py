@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.model import (
+from moec.artifacts.model import TensorSpec
+from moec.artifacts.states import state_inputs, state_output, state_weights
+from moec.artifacts.steps import (
     AppendStep,
     AttentionStep,
     CapacityStep,
     SegmentStep,
     SelectionStep,
     StateStep,
-    TensorSpec,
 )
-from moec.artifacts.states import state_inputs, state_output, state_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moec.artifacts.model import AttentionSpec, ModelRecord, Step
+    from moec.artifacts.model import AttentionSpec, ModelRecord
+    from moec.artifacts.steps import Step
 
 
 def step_problems(model: ModelRecord, step: Step) -> Iterator[str]:

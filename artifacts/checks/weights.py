@@ -9,19 +9,14 @@ from moec.artifacts.chain import (
     state_step_weights,
 )
 from moec.artifacts.experts import layout
-from moec.artifacts.model import (
-    AttentionStep,
-    SegmentStep,
-    StateStep,
-    TensorSpec,
-)
 from moec.artifacts.paths import experts_name
+from moec.artifacts.steps import AttentionStep, SegmentStep, StateStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from moec.artifacts.ids import TensorName
-    from moec.artifacts.model import ModelRecord
+    from moec.artifacts.model import ModelRecord, TensorSpec
     from moec.artifacts.safetensors import TensorPlace
 
 

@@ -12,16 +12,16 @@ from moec.artifacts.paths import program_name
 from moec.artifacts.program import ProgramRecord
 from moec.artifacts.reader import read_manifest
 from moec.artifacts.records import read_record
-from moec.runtime.chain.tensors import tensor_at
 from moec.runtime.devices.cpu import CpuDevice
-from moec.runtime.loading.libraries import choose_cpu_target, host_cpu_features, load_runtime
+from moec.runtime.machine.libraries import choose_cpu_target, host_cpu_features, load_runtime
+from moec.runtime.tensors import tensor_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from moec.artifacts.manifest import TargetRecord
-    from moec.runtime.devices.protocol import Functions
+    from moec.runtime.device import Functions
 
 DLPACK_DEVICES = {"cpu": 1, "cuda": 2}
 

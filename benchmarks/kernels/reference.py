@@ -3,51 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks.kernels.packed import dequantize_rows
 from moec.artifacts.experts import layout
+from moec.compiler.activation import activate
 from moec.formats import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from moec.artifacts.activation import Expression
     from moec.artifacts.model import AttentionSpec, ExpertBody
-
-OPERATORS: dict[str, Callable[..., Any]] = {
-    "neg": torch.neg,
-    "exp": torch.exp,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "silu": torch.nn.functional.silu,
-    "relu": torch.relu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-    "erf": torch.erf,
-    "sqrt": torch.sqrt,
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "div": torch.div,
-    "min": torch.minimum,
-    "max": torch.maximum,
-    "pow": torch.pow,
-}
-"""As in ``compiler/kernels/reference.py``."""
-
-
-def activate(expression: Expression, variables: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Evaluate an activation expression."""
-    if isinstance(expression, str):
-        return variables[expression]
-    if isinstance(expression, (int, float)):
-        return torch.as_tensor(float(expression), dtype=torch.float64, device=variables["up"].device)
-    operator, *operands = expression
-    result: torch.Tensor = OPERATORS[str(operator)](*(activate(operand, variables) for operand in operands))
-    return result
 
 
 def expert_parts(body: ExpertBody, data: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moec.artifacts.model import SegmentStep
 from moec.artifacts.program import resolve
+from moec.artifacts.steps import SegmentStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,7 +11,8 @@ import torch
 from benchmarks.kernels.cases import EXACT, Case, Judgement
 from benchmarks.torch_clock import side_stream
 from moec.artifacts.cache import PAGE_TOKENS, SELECTION_PREFIX
-from moec.artifacts.model import DTYPE_BYTES, SelectionStep
+from moec.artifacts.model import DTYPE_BYTES
+from moec.artifacts.steps import SelectionStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -64,7 +64,7 @@ def expand_latents(
     Args:
         spec: an attention with ``heads``.
         latents: ``[all, 1, Dk]``.
-        expand: ``[Hq, nope, rank]``, see `moec.artifacts.model.LatentWeights`.
+        expand: ``[Hq, nope, rank]``, see `moec.artifacts.steps.LatentWeights`.
         project: ``[Hq, Dv, rank]``.
 
     Returns:

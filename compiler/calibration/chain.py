@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moec.artifacts.chain import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
-from moec.artifacts.model import (
+from moec.artifacts.steps import (
     AttentionStep,
     CapacityStep,
     ExpertsStep,
@@ -24,16 +24,20 @@ from moec.artifacts.model import (
 )
 from moec.compiler.calibration.attention import attend, expand_latents, select_positions
 from moec.compiler.calibration.experts import run_experts, run_experts_back
+from moec.compiler.calibration.probes import NONE, back, plus
 from moec.compiler.calibration.products import SegmentRun
+from moec.compiler.calibration.routing import gap_seeds, swap_cost
 from moec.compiler.calibration.states import advance_all
 from moec.compiler.kernels.reference import keep_within_capacity
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from moec.artifacts.ids import TensorName, ValueId
-    from moec.artifacts.model import ModelRecord, Step
-    from moec.compiler.calibration.products import Observer
+    from moec.artifacts.model import ModelRecord
+    from moec.artifacts.steps import Step
+    from moec.compiler.calibration.probes import Gradients
+    from moec.compiler.calibration.products import Noted, Observer
     from moec.compiler.calibration.values import ValueFiles
     from moec.compiler.calibration.weights import CheckpointWeights
     from moec.compiler.partition import PartitionedModel
@@ -77,6 +81,12 @@ class CalibrationRun:
         self._selections = {spec.name: spec for spec in self._model.selections}
         self._states = {spec.name: spec for spec in self._model.states}
         self._bodies = {body.name: body for body in self._model.bodies}
+        self._routers = {
+            step.index: self._model.experts[step.layer]
+            for step in self._model.steps
+            if isinstance(step, ExpertsStep)
+        }
+        self._swap_costs: dict[ValueId, float] = {}
         starts = [0]
         for ids in sequences:
             starts.append(starts[-1] + len(ids))
@@ -115,25 +125,28 @@ class CalibrationRun:
         return tuple(self._values[step.index] for step in sorted(steps, key=lambda step: step.layer))
 
     def backward(self, observe: Observer) -> None:
-        """Show ``observe`` every product with the gradient of a drawn continuation's log-likelihood.
+        """Show ``observe`` every product with the gradients of a drawn continuation's log-likelihood, and of routing.
 
         After each token one is drawn from what the model itself says comes next. The mean of the gradients' outer
-        products over such draws is the Fisher information, the second derivative of the divergence from the model.
+        products over such draws is the Fisher information, the second derivative of the divergence from the model. That
+        a router chooses another expert is not in it: `moec.compiler.calibration.routing` has what goes back for that.
         """
         gradients = self._last_steps(observe)
         for step in reversed(self._model.steps[: self._model.last_step]):
-            outputs = {name: gradients.pop(name, None) for name in step_values(step)[1]}
-            if all(gradient is None for gradient in outputs.values()):
-                continue
-            for name, found in self._back(step, outputs, observe).items():
-                gradients[name] = gradients[name] + found if name in gradients else found
+            outputs = {name: gradients.pop(name, NONE) for name in step_values(step)[1]}
+            if isinstance(step, ExpertsStep):
+                inputs = self._experts_back(step, outputs, observe)
+            else:
+                inputs = self._step_back(step, outputs, observe)
+            for name, found in inputs.items():
+                gradients[name] = plus(gradients.get(name, NONE), found)
 
-    def _last_steps(self, observe: Observer) -> dict[ValueId, torch.Tensor]:
+    def _last_steps(self, observe: Observer) -> dict[ValueId, Gradients]:
         """Logits, draws, and the way back to what the last steps read, a chunk of rows after the other."""
         steps = [step for step in self._model.steps[self._model.last_step :] if isinstance(step, SegmentStep)]
         loaded = {name: self._weights.dense(name) for step in steps for name in step.weights}
         names = [name for step in steps for name in step.inputs if name in self._values]
-        gradients = {
+        whole = {
             name: torch.zeros(self._values[name].shape)
             for name in names
             if self._values[name].is_floating_point()
@@ -143,62 +156,56 @@ class CalibrationRun:
         for begin in range(0, self.tokens, rows):
             chosen = slice(begin, min(begin + rows, self.tokens))
             values = {name: self._rows(name, self._values[name], chosen).clone() for name in names}
-            for value in values.values():
-                value.requires_grad_(value.is_floating_point())
+            leaves = {name: values[name].requires_grad_() for name in whole}
             with torch.enable_grad():
-                runs = []
+                noted: list[Noted] = []
                 for step in steps:
                     run = SegmentRun(self._parts.functions[step.function], step)
                     values.update(zip(step.outputs, run.outputs(step, values, loaded), strict=True))
-                    runs.append(run)
+                    noted += run.noted
                 likelihood = torch.log_softmax(values[CHAIN_OUTPUT][0], -1)
                 drawn = torch.multinomial(likelihood.detach().exp(), 1, generator=draw)
-                torch.autograd.backward(likelihood.gather(1, drawn).sum())
-            for run in runs:
-                for noted in run.noted:
-                    observe(noted.product())
-            for name, gradient in gradients.items():
-                found = values[name].grad
-                if found is not None:
-                    self._rows(name, gradient, chosen).copy_(found)
-        return gradients
+                asked = likelihood.gather(1, drawn).sum()
+            found = _observed([(asked, (torch.ones(()), None))], list(leaves.values()), noted, observe)
+            for name, gradients in zip(leaves, found, strict=True):
+                if gradients[0] is not None:
+                    self._rows(name, whole[name], chosen).copy_(gradients[0])
+        return {name: (gradient, None) for name, gradient in whole.items()}
 
     def _rows(self, name: ValueId, value: torch.Tensor, rows: slice) -> torch.Tensor:
         axis = self._model.values[name].shape.index("T")
         return value.narrow(axis, rows.start, rows.stop - rows.start)
 
-    def _back(
-        self, step: Step, outputs: dict[ValueId, torch.Tensor | None], observe: Observer
-    ) -> dict[ValueId, torch.Tensor]:
-        """Gradients of what a step reads, from those of what it makes."""
-        inputs = {name: self._values[name] for name in step_values(step)[0]}
-        if isinstance(step, ExpertsStep):
-            gradient = outputs[step.output]
-            assert gradient is not None
-            hidden, index, weight = (inputs[name] for name in (step.hidden, step.index, step.weight))
-            body = self._bodies[self._model.experts[step.layer].body]
-            of_x, of_weight = run_experts_back(
-                self._weights, step.layer, body, hidden, index, weight, gradient, observe
-            )
-            return {step.hidden: of_x, step.weight: of_weight}
-        leaves = {
-            name: value.detach().clone().requires_grad_(value.is_floating_point())
-            for name, value in inputs.items()
-        }
-        noted: list[SegmentRun] = []
+    def _experts_back(
+        self, step: ExpertsStep, outputs: Mapping[ValueId, Gradients], observe: Observer
+    ) -> dict[ValueId, Gradients]:
+        """Gradients of what a step of experts reads, from those of what it makes."""
+        hidden, index, weight = (self._values[name] for name in (step.hidden, step.index, step.weight))
+        body = self._bodies[self._model.experts[step.layer].body]
+        of_x, of_weight = run_experts_back(
+            self._weights, step.layer, body, hidden, index, weight, outputs[step.output], observe
+        )
+        if of_weight[0] is not None:
+            self._swap_costs[step.index] = swap_cost(weight, of_weight[0])
+        return {step.hidden: of_x, step.weight: of_weight}
+
+    def _step_back(
+        self, step: Step, outputs: Mapping[ValueId, Gradients], observe: Observer
+    ) -> dict[ValueId, Gradients]:
+        """The same of any other step."""
+        values = {name: self._values[name].detach().clone() for name in step_values(step)[0]}
+        leaves = {name: value.requires_grad_() for name, value in values.items() if value.is_floating_point()}
+        runs: list[SegmentRun] = []
         with torch.enable_grad():
-            made = self._outputs(step, leaves, None, noted)
-            pairs = [
-                (value, gradient)
-                for name, value in made.items()
-                if (gradient := outputs[name]) is not None and value.requires_grad
-            ]
-            if pairs:
-                torch.autograd.backward([value for value, _ in pairs], [gradient for _, gradient in pairs])
-        for run in noted:
-            for each in run.noted:
-                observe(each.product())
-        return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+            made = [(value, outputs[name]) for name, value in self._outputs(step, values, None, runs).items()]
+        for run in runs:
+            for name in outputs:
+                if run.gaps is not None and name in self._swap_costs:
+                    seeds = gap_seeds(run.gaps, self._swap_costs[name], SEED + len(self._swap_costs))
+                    made.append((run.gaps, (None, seeds)))
+        noted = [each for run in runs for each in run.noted]
+        found = _observed(made, list(leaves.values()), noted, observe)
+        return dict(zip(leaves, found, strict=True))
 
     def _outputs(
         self,
@@ -209,7 +216,8 @@ class CalibrationRun:
     ) -> dict[ValueId, torch.Tensor]:
         """What a step makes; runs of segments are put into ``noted``."""
         if isinstance(step, SegmentStep):
-            run = SegmentRun(self._parts.functions[step.function], step)
+            router = next((self._routers[name] for name in step.outputs if name in self._routers), None)
+            run = SegmentRun(self._parts.functions[step.function], step, router)
             outputs = run.outputs(step, values, self._loaded(step.weights))
             if noted is not None:
                 noted.append(run)
@@ -270,3 +278,18 @@ class CalibrationRun:
         ones = torch.ones(values[step.weight].shape, dtype=torch.float64).numpy()
         kept = keep_within_capacity(self._model.experts[step.layer], values[step.index].numpy(), ones, calls)
         return torch.from_numpy(kept).float()
+
+
+def _observed(
+    made: Sequence[tuple[torch.Tensor, Gradients]],
+    wanted: Sequence[torch.Tensor],
+    noted: Sequence[Noted],
+    observe: Observer,
+) -> list[Gradients]:
+    """Gradients of ``wanted``, after ``observe`` has seen the products with theirs."""
+    reached = [each for each in noted if each.result.requires_grad]
+    found = back(made, [*wanted, *(each.result for each in reached)])
+    for each, gradients in zip(reached, found[len(wanted) :], strict=True):
+        if gradients[0] is not None:
+            observe(each.product(gradients))
+    return found[: len(wanted)]

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moec.compiler.calibration.activation import apply_expression
+from moec.compiler.activation import activate
+from moec.compiler.calibration.probes import back
 from moec.compiler.calibration.products import ExpertMatrix, Product
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.ids import LayerId
     from moec.artifacts.model import ExpertBody
+    from moec.compiler.calibration.probes import Gradients
     from moec.compiler.calibration.products import Observer
     from moec.compiler.calibration.weights import CheckpointWeights
 
@@ -46,27 +48,38 @@ def run_experts_back(
     x: torch.Tensor,
     index: torch.Tensor,
     weight: torch.Tensor,
-    gradient: torch.Tensor,
+    gradients: Gradients,
     observe: Observer,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of ``x`` and ``weight`` from the one of ``out``; ``observe`` sees every product with its own."""
-    of_x, of_weight = torch.zeros_like(x), torch.zeros_like(weight)
+) -> tuple[Gradients, Gradients]:
+    """Gradients of ``x`` and ``weight`` from those of ``out``; ``observe`` sees every product with its own."""
+    of_x, of_weight = _zeros(x, gradients), _zeros(weight, gradients)
     for expert, tokens, choices in _chosen(index):
         parts = weights.expert(layer, expert)
         with torch.enable_grad():
             rows = x[tokens].requires_grad_()
             factor = weight[tokens, choices].requires_grad_()
             products = products_of(body, parts, rows)
-            for _, result in products.values():
-                result.retain_grad()
-            torch.autograd.backward(products["down"][1] * factor[:, None], gradient[tokens])
-        assert rows.grad is not None
-        assert factor.grad is not None
-        of_x.index_add_(0, tokens, rows.grad)
-        of_weight[tokens, choices] += factor.grad
-        for name, (entered, result) in products.items():
-            observe(Product(ExpertMatrix(layer, expert, name), parts[name], entered.detach(), result.grad))
+            results = [result for _, result in products.values()]
+            out = products["down"][1] * factor[:, None]
+        own = tuple(None if each is None else each[tokens] for each in gradients)
+        of_rows, of_factor, *of_results = back([(out, (own[0], own[1]))], [rows, factor, *results])
+        for probe in (0, 1):
+            _add(of_x[probe], (tokens,), of_rows[probe])
+            _add(of_weight[probe], (tokens, choices), of_factor[probe])
+        for (name, (entered, _)), found in zip(products.items(), of_results, strict=True):
+            observe(Product(ExpertMatrix(layer, expert, name), parts[name], entered.detach(), *found))
     return of_x, of_weight
+
+
+def _zeros(like: torch.Tensor, gradients: Gradients) -> Gradients:
+    likelihood, routing = (None if each is None else torch.zeros_like(like) for each in gradients)
+    return likelihood, routing
+
+
+def _add(whole: torch.Tensor | None, places: tuple[torch.Tensor, ...], found: torch.Tensor | None) -> None:
+    """A token chooses an expert once: no place comes twice."""
+    if whole is not None and found is not None:
+        whole[places] += found
 
 
 def _chosen(index: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
@@ -80,11 +93,20 @@ def products_of(
     body: ExpertBody, parts: Mapping[str, torch.Tensor], x: torch.Tensor
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Of each matrix what enters it, and its result with the bias."""
-    names = ("gate", "up") if body.gated else ("up",)
-    found = {name: (x, _linear(parts, name, x)) for name in names}
-    gate = found["gate"][1] if body.gated else None
-    inner = apply_expression(body.activation, gate, found["up"][1])
+    found = {name: (x, result) for name, result in _outer_results(body, parts, x).items()}
+    inner = activate(body.activation, {name: result for name, (_, result) in found.items()})
     return {**found, "down": (inner, _linear(parts, "down", inner))}
+
+
+def inner_of(body: ExpertBody, parts: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """What enters down."""
+    return activate(body.activation, _outer_results(body, parts, x))
+
+
+def _outer_results(
+    body: ExpertBody, parts: Mapping[str, torch.Tensor], x: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    return {name: _linear(parts, name, x) for name in (("gate", "up") if body.gated else ("up",))}
 
 
 def _linear(parts: Mapping[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:

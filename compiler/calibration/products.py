@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import fx
 
+from moec.compiler.calibration.probes import NONE
+from moec.compiler.calibration.routing import gaps
 from moec.compiler.partition.storage import EMBEDDING
 from moec.compiler.tracing.markers import LINEAR
 
@@ -15,8 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from moec.artifacts.ids import LayerId, TensorName
-    from moec.artifacts.model import SegmentStep
+    from moec.artifacts.model import ExpertsLayer
+    from moec.artifacts.steps import SegmentStep
+    from moec.compiler.calibration.probes import Gradients
     from moec.compiler.partition.records import SegmentGraph
+
+
+TOP_K = "aten.topk.default"
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,10 @@ class Product:
     x: torch.Tensor
     """``[n, K]`` float32, or int64 ``[n]`` where the weight is a table (then a result has K entries)."""
     gradient: torch.Tensor | None
-    """``[n, N]``, of a table ``[n, K]``: of what was asked for with respect to the result; None where only what flows
-    is looked at."""
+    """``[n, N]``, of a table ``[n, K]``: of the likelihood with respect to the result; None where only what flows is
+    looked at."""
+    routing: torch.Tensor | None = None
+    """The same of routers' gaps (see `moec.compiler.calibration.routing`); None where no router comes after it."""
 
 
 class Observer(Protocol):
@@ -59,31 +68,30 @@ class Noted:
     x: torch.Tensor
     result: torch.Tensor
 
-    def product(self) -> Product:
-        """With the gradient, where a backward pass has come by."""
+    def product(self, gradients: Gradients = NONE) -> Product:
+        """With the gradients of its result."""
         x = self.x.detach()
         rows = x.reshape(-1) if x.dtype == torch.int64 else x.reshape(-1, x.shape[-1])
-        found = self.result.grad
-        return Product(
-            self.name,
-            self.weight,
-            rows,
-            None if found is None else found.reshape(-1, found.shape[-1]),
+        likelihood, routing = (
+            None if found is None else found.reshape(-1, found.shape[-1]) for found in gradients
         )
+        return Product(self.name, self.weight, rows, likelihood, routing)
 
 
 class SegmentRun(fx.Interpreter):
     """Runs a segment's graph in float32 and keeps its products with whole matrices, and its lookups, in ``noted``.
 
-    With gradients enabled these results keep theirs.
+    ``gaps`` are those of a router with so many experts and choices, where the segment has one.
     """
 
-    def __init__(self, segment: SegmentGraph, step: SegmentStep) -> None:
+    def __init__(self, segment: SegmentGraph, step: SegmentStep, router: ExpertsLayer | None = None) -> None:
         super().__init__(segment.graph_module)
         placeholders = [node for node in segment.graph_module.graph.nodes if node.op == "placeholder"]
         weights = placeholders[len(step.inputs) :]
         self._names: dict[fx.Node, TensorName] = dict(zip(weights, step.weights, strict=True))
+        self._router = router
         self.noted: list[Noted] = []
+        self.gaps: torch.Tensor | None = None
 
     def outputs(
         self,
@@ -106,6 +114,10 @@ class SegmentRun(fx.Interpreter):
         if target == EMBEDDING and n.args[0] in self._names:
             arguments, _ = self.fetch_args_kwargs_from_env(n)
             return self._embedding(n, *arguments)
+        if target == TOP_K and self._router is not None:
+            (scores, count, *_), _ = self.fetch_args_kwargs_from_env(n)
+            if (scores.shape[-1], count) == (self._router.experts, self._router.top_k):
+                self.gaps = gaps(scores, count)
         return super().run_node(n)
 
     def _linear(
@@ -124,6 +136,4 @@ class SegmentRun(fx.Interpreter):
 
     def _note(self, node: Any, weight: torch.Tensor, x: torch.Tensor, result: torch.Tensor) -> None:
         if node in self._names and weight.ndim == 2:
-            if result.requires_grad:
-                result.retain_grad()
             self.noted.append(Noted(self._names[node], weight, x, result))

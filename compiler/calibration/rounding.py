@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from moec.artifacts.model import ExpertsStep
+from moec.artifacts.steps import ExpertsStep
 from moec.compiler.calibration.chain import CalibrationRun, why_not
-from moec.compiler.calibration.experts import products_of
+from moec.compiler.calibration.experts import inner_of
 from moec.compiler.calibration.tokens import calibration_tokens
 from moec.compiler.calibration.values import ValueFiles
 from moec.compiler.calibration.weights import CheckpointWeights
@@ -65,7 +65,7 @@ class LayerFeedback:
     """What enters the layer's experts, ``[T, H]``."""
     index: torch.Tensor
     """``[T, K]``."""
-    moments: NDArray[np.float64]
+    moments: NDArray[np.float32]
     """Of ``x``, ``[H, H]``: what an expert's own are drawn towards."""
 
     def rows(
@@ -73,20 +73,27 @@ class LayerFeedback:
     ) -> Mapping[str, torch.Tensor]:
         """Packed rows of gate, up and down."""
         x = self.x[torch.where(self.index == expert)[0]].float()
-        inner = products_of(self.body, parts, x)["down"][0]
-        of_x, of_inner = shrunk(moments_of(x), len(x), self.moments), shrunk(moments_of(inner), len(inner))
-        up, down = parts["up"], parts["down"]
-        if len(inner) >= SCALING_TOKENS and is_linear_in_up(self.body):
-            scales = column_scales(kind, down.numpy(), of_inner)
-            of_inner /= np.outer(scales, scales)
-            factors = torch.from_numpy(scales)
-            up, down = up / factors[:, None], down * factors
-        outer = _factor(of_x)
-        found = {"gate": _rounded(kind, parts["gate"], outer)} if self.body.gated else {}
-        return found | {
-            "up": _rounded(kind, up, outer),
-            "down": _rounded(kind, down, _factor(of_inner)),
-        }
+        found, factors = self._down(kind, parts, inner_of(self.body, parts, x))
+        outer = _factor(shrunk(moments_of(x), len(x), self.moments))
+        found["up"] = _rounded(
+            kind, parts["up"] if factors is None else parts["up"] / factors[:, None], outer
+        )
+        if self.body.gated:
+            found["gate"] = _rounded(kind, parts["gate"], outer)
+        return found
+
+    def _down(
+        self, kind: Format, parts: Mapping[str, torch.Tensor], inner: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """Its packed rows, and what its columns were multiplied with, ``[I]``, where they were."""
+        moments, down = shrunk(moments_of(inner), len(inner)), parts["down"]
+        if len(inner) < SCALING_TOKENS or not is_linear_in_up(self.body):
+            return {"down": _rounded(kind, down, _factor(moments))}, None
+        scales = column_scales(kind, down.numpy(), moments)
+        moments /= scales
+        moments /= scales[:, None]
+        factors = torch.from_numpy(scales)
+        return {"down": _rounded(kind, down * factors, _factor(moments))}, factors
 
 
 def is_linear_in_up(body: ExpertBody) -> bool:
@@ -122,9 +129,9 @@ class FeedbackRounding:
 
     @property
     def thread_bytes(self) -> int:
-        """Five square matrices in float64, for the widest input, and an expert twice."""
+        """Five square matrices in float32, for the widest input, and an expert twice."""
         return max(
-            40 * max(body.hidden, body.intermediate) ** 2 + 24 * body.hidden * body.intermediate
+            20 * max(body.hidden, body.intermediate) ** 2 + 24 * body.hidden * body.intermediate
             for body in self._bodies.values()
         )
 
@@ -138,17 +145,12 @@ class FeedbackRounding:
 def check_calibrated(
     method: str, model: ModelRecord, calibration: Calibration, *, modules_only: bool
 ) -> None:
-    """Refuse a method that rounds by calibration tokens where there will be none, or nothing that it rounds.
+    """Refuse a method that rounds by calibration tokens where there will be none; the model's formats do not matter.
 
     Raises:
-        CompileError: there are no prompts, or no weights, or the model cannot be run here, or no experts get whole
-            numbers.
+        CompileError: there are no prompts, or no weights, or the model cannot be run here.
     """
     what = f"The method {method} cannot be used."
-    kinds = [format_of(body.format) for body in model.bodies]
-    if not any(kind is not None and takes_feedback(kind) for kind in kinds):
-        why = "It rounds routed experts to whole numbers (int4, int8), and here none get such a format."
-        raise CompileError(what, why, "Choose another format for experts, or use the method nearest.")
     reason = why_not(model)
     if modules_only:
         why = "It rounds weights by what enters them, and --modules-only stops before there are weights."
@@ -159,6 +161,12 @@ def check_calibrated(
     if reason is not None:
         why = f"It runs the model on calibration prompts before it is packed, which this one is not fit for: {reason}."
         raise CompileError(what, why, "Use the method nearest.")
+
+
+def rounds_any(model: ModelRecord) -> bool:
+    """Whether such a method has any experts to round: some that get whole numbers."""
+    kinds = [format_of(body.format) for body in model.bodies]
+    return any(kind is not None and takes_feedback(kind) for kind in kinds)
 
 
 @contextmanager
@@ -188,16 +196,17 @@ def feedback_rounding(
         yield FeedbackRounding(parts.model, values, sequences)
 
 
-def moments_of(x: torch.Tensor) -> NDArray[np.float64]:
+def moments_of(x: torch.Tensor) -> NDArray[np.float32]:
     """The mean of ``x.T @ x`` over rows ``[n, K]``."""
-    moments = np.zeros((x.shape[1], x.shape[1]))
+    moments = np.zeros((x.shape[1], x.shape[1]), np.float32)
     for begin in range(0, len(x), TOKENS_AT_ONCE):
-        rows = x[begin : begin + TOKENS_AT_ONCE].float()
-        moments += (rows.T @ rows).numpy()
-    return moments / max(len(x), 1)
+        rows = x[begin : begin + TOKENS_AT_ONCE].float().numpy()
+        moments += rows.T @ rows
+    moments /= max(len(x), 1)
+    return moments
 
 
-def _factor(moments: NDArray[np.float64]) -> Feedback | None:
+def _factor(moments: NDArray[np.float32]) -> Feedback | None:
     """None where nothing ever entered."""
     return feedback(moments) if moments.any() else None
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import torch
 
 from moec.compiler.packing.dense import PlacedTensor
 from moec.compiler.packing.dense_reader import DenseReader
-from moec.compiler.packing.experts import ExpertReader
+from moec.compiler.packing.experts import ExpertReader, whole_parts
 from moec.compiler.packing.plan import plan_pack
 from moec.compiler.packing.reading import FileSource, TensorReader
 from moec.compiler.tracing.build import build_config, build_model
@@ -51,11 +50,5 @@ class CheckpointWeights:
 
     def expert(self, layer: LayerId, expert: int) -> dict[str, torch.Tensor]:
         """The parts of an expert in float32, by their names in `moec.artifacts.experts.layout`."""
-        reader = self._experts[layer]
-        rows: dict[str, list[torch.Tensor]] = defaultdict(list)
-        for piece in reader.pieces(expert):
-            rows[piece.part.name].append(piece.values.float().clone())
-        return {
-            name: torch.cat(parts).reshape(reader.file.layout.part(name).shape)
-            for name, parts in rows.items()
-        }
+        pieces = self._experts[layer].pieces(expert)
+        return {name: piece.values.float() for name, piece in whole_parts(pieces).items()}

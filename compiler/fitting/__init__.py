@@ -1,5 +1,5 @@
 """Stage ``fit``: which formats meet a target at the least loss, from what is measured on the calibration set."""
 
-from moec.compiler.fitting.fit import FitRequest, fit
+from moec.compiler.fitting.fit import fit
 
-__all__ = ["FitRequest", "fit"]
+__all__ = ["fit"]

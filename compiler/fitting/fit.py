@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,34 +21,21 @@ from moec.compiler.fitting.sensitivity import measure_divergence, weigh_errors
 from moec.compiler.fitting.units import fit_units, with_losses
 from moec.compiler.quantization.policies import METHOD
 from moec.planning.analysis import analyse
+from moec.planning.fit_losses import predicted_losses
 from moec.planning.fitting import fit_bytes, fit_time
 from moec.planning.machines import CONTEXT_TOKENS, STEP_TOKENS, budgets_for
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.fitting.sensitivity import Sensitivity
     from moec.compiler.fitting.units import Unit
     from moec.compiler.partition import PartitionedModel
-    from moec.compiler.request import Calibration, Log
-    from moec.planning.fitting import Fit, FitUnit
-
-
-@dataclass(frozen=True)
-class FitRequest:
-    """What ``--fit`` asks for: a size, or a time on a machine."""
-
-    text: str
-    """As the person gave it."""
-    limit_bytes: int | None = None
-    """Everything resident in so many bytes."""
-    milliseconds: float | None = None
-    """A decoded token, by the cost model."""
-    machine: MachineRecord | None = None
-    """Where there is a time."""
+    from moec.compiler.request import Calibration, FitRequest, Log
+    from moec.planning.fit_units import FitUnit
+    from moec.planning.fitting import Fit
 
 
 def fit(
@@ -79,7 +65,7 @@ def fit(
     check_calibration(calibration)
     units = fit_units(parts, kept)
     found = measure(parts, checkpoint, units, calibration, log)
-    options = [with_losses(parts, unit, found.losses[unit.name]) for unit in units]
+    options = [with_losses(parts, unit, found.losses[unit.name], found.swaps[unit.name]) for unit in units]
     chosen = choose_options(parts.model, options, request, found, on_device="cuda" in kinds)
     return _policy(request, units, options, chosen), _record(request, units, options, chosen, found)
 
@@ -144,16 +130,17 @@ def _record(
     found: Sensitivity,
 ) -> FitRecord:
     picked = [unit.options[number] for unit, number in zip(options, chosen.chosen, strict=True)]
+    losses = predicted_losses(options, chosen.chosen)
     return FitRecord(
         target=request.text,
         machine=None if request.machine is None else request.machine.name,
         measured=found.measured,
         tokens=found.tokens,
-        loss=sum(option.loss for option in picked),
+        loss=sum(losses),
         resident_bytes=chosen.resident_bytes,
         milliseconds_per_token=chosen.milliseconds,
         units=tuple(
-            FittedUnit(unit.name, unit.role, unit.parameters, option.format, option.size_bytes, option.loss)
-            for unit, option in zip(units, picked, strict=True)
+            FittedUnit(unit.name, unit.role, unit.parameters, option.format, option.size_bytes, loss)
+            for unit, option, loss in zip(units, picked, losses, strict=True)
         ),
     )

@@ -26,23 +26,26 @@ def rounding_errors(weight: torch.Tensor, kind: str, method: str) -> Iterator[tu
         yield slice(begin, begin + len(rows)), torch.from_numpy(rounded) - rows
 
 
-def divergence(product: Product, kind: str, method: str) -> float:
-    """Predicted Kullback-Leibler divergence, summed over the tokens, if this weight alone is rounded to a format.
+def product_losses(product: Product, kind: str, method: str) -> tuple[float, float]:
+    """What rounding this weight alone does, summed over the tokens.
 
-    Half the sum of squares of gradient times error, over tokens and entries of the result: the second-order term of the
-    divergence (its first is zero) by the Fisher information, whose expectation over roundings has no products of
-    different entries.
+    First the predicted Kullback-Leibler divergence with the same experts chosen: half the sum of squares of gradient
+    times error, over tokens and entries of the result, which is the second-order term of the divergence (its first is
+    zero) by the Fisher information; its expectation over roundings has no products of different entries. Second the sum
+    of squares with the gradient of routing, see `moec.compiler.calibration.routing`.
     """
-    assert product.gradient is not None
-    total = 0.0
+    smooth = swaps = 0.0
     for rows, error in rounding_errors(product.weight, kind, method):
         if product.x.dtype == torch.int64:
-            inside = (product.x >= rows.start) & (product.x < rows.stop)
-            change, gradient = error[product.x[inside] - rows.start], product.gradient[inside]
+            places = torch.where((product.x >= rows.start) & (product.x < rows.stop))[0]
+            change, columns = error[product.x[places] - rows.start], slice(None)
         else:
-            change, gradient = product.x @ error.T, product.gradient[:, rows]
-        total += 0.5 * float((gradient * change).square().sum())
-    return total
+            places, change, columns = torch.arange(len(product.x)), product.x @ error.T, rows
+        if product.gradient is not None:
+            smooth += 0.5 * float((product.gradient[places, columns] * change).square().sum())
+        if product.routing is not None:
+            swaps += float((product.routing[places, columns] * change).square().sum())
+    return smooth, swaps
 
 
 def relative_error(weight: torch.Tensor, kind: str, method: str) -> float:

@@ -12,7 +12,7 @@ from moec.artifacts.quantization import PLAIN
 from moec.artifacts.traces import Traces, layer_trace
 from moec.compiler.calibration.chain import CalibrationRun
 from moec.compiler.calibration.products import ExpertMatrix
-from moec.compiler.fitting.rounding import divergence, relative_error
+from moec.compiler.fitting.rounding import product_losses, relative_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,8 @@ class Sensitivity:
     measured: Measured
     losses: Losses
     """By the unit's name, by format."""
+    swaps: Losses
+    """Squared noise of routers' gaps, each as a share of where it would cost a nat; likewise."""
     tokens: int
     traces: Traces | None
     """Of the routing of the calibration tokens."""
@@ -50,7 +52,7 @@ def measure_divergence(
     method: str,
     threads: Executor,
 ) -> Sensitivity:
-    """The predicted divergence for each token, by one pass forward and one back; see `rounding.divergence`.
+    """The predicted divergence for each token, by one pass forward and one back; see `rounding.product_losses`.
 
     Args:
         parts: the model, which `moec.compiler.calibration.chain.why_not` takes.
@@ -65,6 +67,7 @@ def measure_divergence(
     by_tensor = {name: unit for unit in units for name in unit.tensors}
     by_layer = {unit.layer: unit for unit in units if unit.layer is not None}
     losses: Losses = {unit.name: dict.fromkeys(unit.formats, 0.0) for unit in units}
+    swaps: Losses = {unit.name: dict.fromkeys(unit.formats, 0.0) for unit in units}
 
     def observe(product: Product) -> None:
         name = product.name
@@ -72,9 +75,10 @@ def measure_divergence(
         if unit is None or product.gradient is None:
             return
         kinds = _rounded(unit)
-        found = threads.map(lambda kind: divergence(product, kind, method), kinds)
-        for kind, loss in zip(kinds, found, strict=True):
-            losses[unit.name][kind] += loss / run.tokens
+        found = threads.map(lambda kind: product_losses(product, kind, method), kinds)
+        for kind, (smooth, swapped) in zip(kinds, found, strict=True):
+            losses[unit.name][kind] += smooth / run.tokens
+            swaps[unit.name][kind] += swapped / run.tokens
 
     run.forward()
     run.backward(observe)
@@ -85,7 +89,7 @@ def measure_divergence(
         starts,
         np.ones(run.tokens, np.bool_),
     )
-    return Sensitivity("divergence", losses, run.tokens, traces)
+    return Sensitivity("divergence", losses, swaps, run.tokens, traces)
 
 
 def weigh_errors(
@@ -110,7 +114,8 @@ def weigh_errors(
             found = threads.map(lambda kind, matrix=matrix: relative_error(matrix, kind, method), kinds)
             for kind, loss in zip(kinds, found, strict=True):
                 losses[unit.name][kind] += share * loss
-    return Sensitivity("weights", losses, 0, None)
+    none = {unit.name: dict.fromkeys(unit.formats, 0.0) for unit in units}
+    return Sensitivity("weights", losses, none, 0, None)
 
 
 def _rounded(unit: Unit) -> list[str]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import dense_bytes, layer_footprint, tensor_bytes
-from moec.artifacts.model import SegmentStep
 from moec.artifacts.quantization import PLAIN
+from moec.artifacts.steps import SegmentStep
 from moec.compiler.packing.dense_reader import parameters_of
 from moec.compiler.quantization.dense import LEAST
 from moec.compiler.quantization.roles import weight_roles
-from moec.planning.fitting import FitUnit, FormatOption
+from moec.planning.fit_units import FitUnit, FormatOption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from moec.artifacts.quantization import Role
     from moec.compiler.partition import PartitionedModel
 
-MENU = (PLAIN, "int8-g128", "int4-g32-z", "int4-g32", "int4-g128")
-"""Formats to choose from. Few, since a segment is a function of its own for each; of those with as many bits the others
-lose more (docs/quantization.md)."""
+MENU = (PLAIN, "int8-g32", "int8-g128", "int4-g32-m", "int4-g32", "int4-g128")
+"""Formats to choose from. Few, since a segment is a function of its own for each; the others would gain nothing more
+(docs/decisions/0029-routers-decisions-have-a-gradient-of-their-own.md)."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,14 @@ def fit_units(parts: PartitionedModel, kept: Mapping[str, str]) -> tuple[Unit, .
     return tuple(units)
 
 
-def with_losses(parts: PartitionedModel, unit: Unit, losses: Mapping[str, float]) -> FitUnit:
-    """A unit as planning takes it; ``losses`` are by format."""
-    return FitUnit(unit.name, tuple(option_of(parts, unit, kind, losses[kind]) for kind in unit.formats))
+def with_losses(
+    parts: PartitionedModel, unit: Unit, losses: Mapping[str, float], swaps: Mapping[str, float]
+) -> FitUnit:
+    """A unit as planning takes it; ``losses`` and ``swaps`` are by format (see `FormatOption`)."""
+    options = (
+        replace(option_of(parts, unit, kind, losses[kind]), swaps=swaps[kind]) for kind in unit.formats
+    )
+    return FitUnit(unit.name, tuple(options))
 
 
 def option_of(parts: PartitionedModel, unit: Unit, kind: str, loss: float) -> FormatOption:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, symbol
+from moec.compiler.kernels.emit import Argument, Buffer, Expr, arguments, symbol
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.attention_arguments import Appended, Extents
-from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, symbol
+from moec.compiler.kernels.emit import Argument, Buffer, Expr, arguments, symbol
 
 if TYPE_CHECKING:
     from moec.artifacts.model import SelectionSpec

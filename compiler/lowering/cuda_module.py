@@ -16,8 +16,8 @@ import tvm_ffi
 from tvm import tirx
 from tvm.tirx.build import split_host_device_mods
 
-from moec.compiler.kernels.cpu.emit import HAND_WRITTEN
 from moec.compiler.kernels.cuda.primitives import HEADER
+from moec.compiler.kernels.emit import HAND_WRITTEN
 from moec.compiler.lowering.cuda_kernels import finish_kernels, lower_kernels
 from moec.compiler.lowering.fatbin import FatbinEntry, write_fatbin
 from moec.compiler.lowering.link import link

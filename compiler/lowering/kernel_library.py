@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from moec.artifacts import ahead
 from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.mailbox import SERVE, collect_name, post_name
-from moec.artifacts.model import ExpertsStep, SegmentStep, SelectionStep
 from moec.artifacts.program import APPEND, HOPPER, Beside, Workspace, cached_beside_name, capacity_name
 from moec.artifacts.sampling import SAMPLE
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 from moec.artifacts.states import STATE_PREFIX
+from moec.artifacts.steps import ExpertsStep, SegmentStep, SelectionStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from moec.artifacts.model import ExpertBody, ExpertsLayer, ModelRecord
     from moec.artifacts.program import SegmentProgram
-    from moec.compiler.lowering.passes.dispatch_linear import LinearShape
-    from moec.compiler.lowering.passes.fuse_rows import Product
+    from moec.compiler.kernels.linear_shape import LinearShape
+    from moec.compiler.kernels.rows.product import Product
     from moec.compiler.lowering.targets import Target
 
 
@@ -106,11 +107,14 @@ class CudaKernels:
 
     def model(self, model: ModelRecord) -> Iterator[tuple[str, tvm.tirx.PrimFunc]]:
         """The kernels that the chain calls by name, under those names."""
+        from moec.compiler.kernels.cuda.ahead.bring import bring
+        from moec.compiler.kernels.cuda.ahead.guess import check, guess
+        from moec.compiler.kernels.cuda.ahead.scores import score_early, score_votes
         from moec.compiler.kernels.cuda.attention import append_kernel, attention, has_hopper
         from moec.compiler.kernels.cuda.capacity import capacity
         from moec.compiler.kernels.cuda.experts import experts, experts_cached, fits_hopper
-        from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN
         from moec.compiler.kernels.cuda.experts_few import runs_few
+        from moec.compiler.kernels.cuda.experts_step import MOST_CHOSEN
         from moec.compiler.kernels.cuda.mailbox import collect, post
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
         from moec.compiler.kernels.cuda.selection import selection
@@ -142,6 +146,11 @@ class CudaKernels:
         if model.bodies:
             yield ASSIGN, assign()
             yield FETCH, fetch()
+            yield ahead.SCORE_EARLY, score_early()
+            yield ahead.SCORE_VOTES, score_votes()
+            yield ahead.GUESS, guess()
+            yield ahead.CHECK, check()
+            yield ahead.BRING, bring()
         if model.vocab_size <= MAX_VOCAB:
             yield SAMPLE, sample(model.vocab_size)
 
@@ -163,24 +172,29 @@ class CudaKernels:
     def beside(
         self, model: ModelRecord, segments: Iterable[SegmentProgram], products: Mapping[str, Product]
     ) -> Iterator[tuple[Beside, dict[str, tvm.tirx.PrimFunc]]]:
-        """Experts that run together with the segment in front of them, a shared expert of two products.
+        """Experts that run together with the segment in front of them, a shared expert.
 
         Each has two functions: one for experts that are there, one for experts that may still be on their way.
         """
-        from moec.compiler.kernels.cuda.experts_beside import MOST_TOKENS, experts_beside, fits_beside
+        from moec.compiler.kernels.cuda.experts_beside import (
+            MOST_PRODUCTS,
+            MOST_TOKENS,
+            experts_beside,
+            fits_beside,
+        )
 
         bodies, programs = {body.name: body for body in model.bodies}, {each.name: each for each in segments}
         for body, segment in side_segments(model):
             found = [products.get(call.function) for call in programs[segment].calls]
-            pair = tuple(each for each in found if each is not None)
+            made = tuple(each for each in found if each is not None)
             top_k = _most_chosen(model, bodies[body])[0]
-            if len(found) == len(pair) == 2 and fits_beside(bodies[body], top_k, pair):
+            if len(found) == len(made) <= MOST_PRODUCTS and fits_beside(bodies[body], top_k, made):
                 name = f"experts_{body}_{segment}"
                 record = Beside(name, body, segment, MOST_TOKENS)
                 yield (
                     record,
                     {
-                        own: experts_beside(own, bodies[body], pair, cached=cached)
+                        own: experts_beside(own, bodies[body], made, cached=cached)
                         for own, cached in ((name, False), (cached_beside_name(record), True))
                     },
                 )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.program import SegmentProgram
-    from moec.compiler.lowering.passes.fuse_rows import Product
+    from moec.compiler.kernels.rows.product import Product
     from moec.compiler.lowering.targets import Target
 
 MODULE_NAME = "model.so"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from moec.compiler.lowering.passes.fuse_rows import Product
+    from moec.compiler.kernels.rows.product import Product
     from moec.compiler.lowering.targets import Target
 
 

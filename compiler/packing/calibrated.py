@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
-from moec.compiler.packing.experts import Piece
+from moec.compiler.packing.experts import whole_parts
 from moec.compiler.packing.quantizing import not_stored
 from moec.formats.feedback import takes_feedback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import torch
+
     from moec.artifacts.ids import LayerId
-    from moec.compiler.packing.experts import ExpertReader, ExpertsFile
+    from moec.compiler.packing.experts import ExpertReader, ExpertsFile, Piece
     from moec.formats import Format
 
 
@@ -65,17 +64,12 @@ def rounded_pieces(reader: ExpertReader, rounding: LayerRounding, expert: int) -
     """
     quantizer = reader.file.quantizer
     assert quantizer is not None
-    read: dict[str, list[torch.Tensor]] = defaultdict(list)
-    parameters: dict[str, str] = {}
-    for piece in reader.pieces(expert):
-        parameters[piece.part.name] = piece.parameter
-        read[piece.part.name].append(piece.values.clone())
-    parts = {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in read.items()}
-    parts = {name: part.reshape(-1) if name.endswith("bias") else part for name, part in parts.items()}
+    parts = whole_parts(reader.pieces(expert))
+    values = {name: piece.values.float() for name, piece in parts.items()}
     try:
-        rows = rounding.rows(expert, quantizer.kind, {name: part.float() for name, part in parts.items()})
+        rows = rounding.rows(expert, quantizer.kind, values)
     except ValueError as error:
         raise not_stored(f"{reader.file.source.down}[{expert}]", quantizer.kind, error) from error
     for part in reader.file.layout.parts:
-        values = rows.get(part.name, parts[part.name])
-        yield Piece(parameters[part.name], part, values, None)
+        piece = parts[part.name]
+        yield piece._replace(values=rows.get(part.name, piece.values), quantizer=None)

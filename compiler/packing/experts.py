@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +12,7 @@ from moec.artifacts.experts import ExpertLayout, ExpertPart, layout
 from moec.compiler.packing.binding import Binding, Converted, Stacked, convert_expert, expert_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedModel
 
@@ -142,6 +143,20 @@ class ExpertReader:
             loaded = [self.reader.whole(stored, as_) for stored in tensors]
             whole = loaded[0] if len(loaded) == 1 else torch.cat(loaded)
         yield from _split(parameter, parts, whole.mT if turned else whole, quantizer, mixed=mixed)
+
+
+def whole_parts(pieces: Iterable[Piece]) -> dict[str, Piece]:
+    """The parts of one expert by their names, each in one piece with memory of its own; biases are vectors."""
+    read: dict[str, list[torch.Tensor]] = defaultdict(list)
+    last: dict[str, Piece] = {}
+    for piece in pieces:
+        last[piece.part.name] = piece
+        read[piece.part.name].append(piece.values.clone())
+    parts = {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in read.items()}
+    return {
+        name: last[name]._replace(values=values.reshape(-1) if name.endswith("bias") else values)
+        for name, values in parts.items()
+    }
 
 
 def _split(

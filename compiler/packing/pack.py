@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from moec.compiler.checkpoint import fetch_weights
 from moec.compiler.packing.dense import DENSE_FILE
@@ -155,8 +156,13 @@ def forget_journal(folder: Path) -> None:
 
 def _run(work: Work, workers: int) -> list[tuple[PackedFile, dict[str, int]]]:
     """Write all files; the first error stops every thread at its next piece."""
-    # The threads are the parallelism: torch's own, a team for each of them, would only be in the way.
-    with ThreadPoolExecutor(workers, "moec-pack", torch.set_num_threads, (1,)) as pool:
+    # The threads are the parallelism: a team of torch or numpy for each of them would only be in the way, unless there
+    # are few of them for want of memory.
+    team = max(1, len(os.sched_getaffinity(0)) // workers) if work.calibrated else 1
+    with (
+        threadpool_limits(team, "blas"),
+        ThreadPoolExecutor(workers, "moec-pack", torch.set_num_threads, (team,)) as pool,
+    ):
         futures = [pool.submit(_write_file, work, layer) for layer in (None, *work.plan.experts)]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)

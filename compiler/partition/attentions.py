@@ -1,4 +1,4 @@
-"""What the attention markers of a graph say: their records, and the caches that they use."""
+"""What the markers of attention and selection say: their records, and the caches that they use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import cached_form
 from moec.artifacts.ids import LayerId
-from moec.artifacts.model import AttentionSpec, DType, LatentHeads
+from moec.artifacts.model import AttentionSpec, DType, LatentHeads, SelectionSpec
 from moec.compiler.partition.nodes import DTYPE_NAMES, marker_arguments
 
 if TYPE_CHECKING:
@@ -40,6 +40,13 @@ def attention_spec(node: fx.Node, dtype: DType) -> AttentionSpec:
         cross=bool(given["cross"]),
         bias_reach=0 if bias is None else int(bias.meta["val"].shape[1]) // 2,
     )
+
+
+def selection_spec(node: fx.Node, dtype: DType) -> SelectionSpec:
+    """The selection of a marker, without a name; ``dtype`` is that of cached keys."""
+    given = marker_arguments(node)
+    heads, dim = (int(size) for size in given["query"].meta["val"].shape[2:])
+    return SelectionSpec("", heads, dim, float(given["scaling"]), int(given["top_k"]), dtype)
 
 
 def _latent_heads(expand: fx.Node | None, project: fx.Node | None) -> LatentHeads | None:

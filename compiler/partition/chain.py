@@ -6,25 +6,20 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.ids import LayerId, TensorName, ValueId
-from moec.artifacts.model import (
+from moec.artifacts.model import AttentionSpec, DType, ExpertBody, ExpertsLayer, SelectionSpec, TensorSpec
+from moec.artifacts.steps import (
     AppendStep,
-    AttentionSpec,
     AttentionStep,
     CapacityStep,
-    DType,
-    ExpertBody,
-    ExpertsLayer,
     ExpertsStep,
     LatentWeights,
     SegmentStep,
-    SelectionSpec,
     SelectionStep,
     StateStep,
     Step,
-    TensorSpec,
 )
-from moec.artifacts.packing import DenseTensor, ExpertSource
-from moec.compiler.partition.attentions import attention_spec
+from moec.compiler.partition.attentions import attention_spec, selection_spec
+from moec.compiler.partition.experts import expert_body, expert_source
 from moec.compiler.partition.nodes import marker_arguments, tensor_spec
 from moec.compiler.partition.segments import Functions, build_segment
 from moec.compiler.partition.stages import Group, Staging, stage_users
@@ -36,6 +31,7 @@ from moec.errors import CompileError
 if TYPE_CHECKING:
     from torch import fx
 
+    from moec.artifacts.packing import DenseTensor, ExpertSource
     from moec.artifacts.states import StateSpec
     from moec.compiler.tracing.experts import ExpertsFacts
 
@@ -207,8 +203,7 @@ class Chain:
 
     def _selection(self, node: fx.Node) -> None:
         given = marker_arguments(node)
-        heads, dim = (int(size) for size in given["query"].meta["val"].shape[2:])
-        unnamed = SelectionSpec("", heads, dim, float(given["scaling"]), int(given["top_k"]), self.dtype)
+        unnamed = selection_spec(node, self.dtype)
         named = replace(unnamed, name=f"selection_{len(self.selections)}")
         spec = self.selections.setdefault(unnamed, named)
         self._steps.append(
@@ -266,16 +261,7 @@ class Chain:
         )
 
     def _body(self, facts: ExpertsFacts) -> ExpertBody:
-        unnamed = ExpertBody(
-            name="",
-            hidden=facts.hidden,
-            intermediate=facts.intermediate,
-            gated=facts.gated,
-            up_bias=facts.bias,
-            down_bias=facts.bias,
-            activation=facts.activation,
-            dtype=facts.dtype,
-        )
+        unnamed = expert_body(facts)
         return self.bodies.setdefault(unnamed, replace(unnamed, name=f"body_{len(self.bodies)}"))
 
     def _is_weight(self, node: fx.Node) -> bool:
@@ -298,17 +284,3 @@ class Chain:
         self._ids[node] = value
         self.values[value] = tensor_spec(node, self._symbol)
         return value
-
-
-def expert_source(layer: LayerId, facts: ExpertsFacts) -> ExpertSource:
-    """Parameter names, as transformers' experts interface fixes them."""
-    up = "gate_up_proj" if facts.gated else "up_proj"
-    return ExpertSource(
-        layer=layer,
-        up=f"{facts.module}.{up}",
-        down=f"{facts.module}.down_proj",
-        up_bias=f"{facts.module}.{up}_bias" if facts.bias else None,
-        down_bias=f"{facts.module}.down_proj_bias" if facts.bias else None,
-        transposed=facts.transposed,
-        interleaved=facts.interleaved,
-    )

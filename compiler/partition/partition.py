@@ -23,7 +23,7 @@ from moec.compiler.tracing.markers import ATTENTION
 if TYPE_CHECKING:
     import torch
 
-    from moec.artifacts.model import Step
+    from moec.artifacts.steps import Step
     from moec.compiler.partition.chain import LaidOut
     from moec.compiler.trace import TracedModel
 

@@ -2,7 +2,8 @@
 
 A stage is the work between two marker steps. ``stage(n) = max over inputs i of stage(i) + [i is a marker]``.
 Work that no marker of its own stage needs is put off to where it is used, unless it holds a weight product:
-then it becomes a side group, which may run while experts are fetched (shared experts are found like this).
+then it becomes a side group, which may run while experts are fetched (shared experts are found like this). Products
+of it whose input a product of the main group reads too are made with that one: one launch of a GPU does both.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import fx
+
+VIEW = "aten.view.default"
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ def assign_stages(graph: fx.Graph, passive: set[fx.Node]) -> Staging:
     work = [node for node in nodes if not is_marker(node)]
     last = max(stage.values())
     needed = _needed(work, stage, markers)
-    sides = _sides(work, stage, markers, needed)
-    _put_off(work, stage, needed | sides, last)
+    sides, together = _sides(work, stage, markers, needed)
+    _put_off(work, stage, needed | sides | together, last)
     groups: list[Group] = []
     for k in range(last + 1):
         main = tuple(node for node in work if stage[node] == k and node not in sides)
@@ -137,10 +140,15 @@ def _sides(
     stage: dict[fx.Node, int],
     markers: dict[int, tuple[fx.Node, ...]],
     needed: set[fx.Node],
-) -> set[fx.Node]:
-    """Connected nodes that no marker of their stage needs, where one of them is a weight product."""
+) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Connected nodes that no marker of their stage needs, where one of them is a weight product.
+
+    Returns:
+        What stays at the side, and what goes with the products of the main group.
+    """
     left = {node for node in work if node not in needed and markers[stage[node]]}
     sides: set[fx.Node] = set()
+    together: set[fx.Node] = set()
     while left:
         stack, component = [left.pop()], set()
         while stack:
@@ -150,9 +158,38 @@ def _sides(
             fresh = [item for item in around if item in left and stage[item] == stage[node]]
             left.difference_update(fresh)
             stack += fresh
-        if any(str(node.target) == LINEAR for node in component):
+        own = _made_together(component, needed)
+        if _multiplies(component - own):
+            sides |= component - own
+            together |= own
+        elif _multiplies(component):
             sides |= component
-    return sides
+    return sides, together
+
+
+def _multiplies(nodes: set[fx.Node]) -> bool:
+    return any(str(node.target) == LINEAR for node in nodes)
+
+
+def _made_together(component: set[fx.Node], needed: set[fx.Node]) -> set[fx.Node]:
+    """Products of a side group that read what a needed product reads, with the views that they read it through."""
+    read = {_viewed(node)[0] for node in needed if str(node.target) == LINEAR}
+    found: set[fx.Node] = set()
+    for node in component:
+        if str(node.target) == LINEAR:
+            source, views = _viewed(node)
+            if source in read and source not in component:
+                found |= {node, *(view for view in views if view in component)}
+    return found
+
+
+def _viewed(product: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+    """What a product's input looks at, and the views in between."""
+    source, views = product.all_input_nodes[0], []
+    while str(source.target) == VIEW:
+        views.append(source)
+        source = source.all_input_nodes[0]
+    return source, views
 
 
 def _put_off(work: list[fx.Node], stage: dict[fx.Node, int], fixed: set[fx.Node], last: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moec.artifacts.model import SegmentStep
+from moec.artifacts.steps import SegmentStep
 from moec.compiler.packing.dense_reader import CONSTANT, parameters_of
 from moec.compiler.quantization.graphs import quantize_graph
 from moec.compiler.quantization.roles import weight_roles
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from moec.artifacts.ids import TensorName
-    from moec.artifacts.model import FunctionSpec, Step, TensorSpec
+    from moec.artifacts.model import FunctionSpec, TensorSpec
     from moec.artifacts.packing import DenseTensor, PackingRecord
     from moec.artifacts.quantization import Quantization
+    from moec.artifacts.steps import Step
     from moec.compiler.partition import PartitionedModel
     from moec.compiler.partition.records import SegmentGraph
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from moec.artifacts.chain import CHAIN_OUTPUT, attention_weights
-from moec.artifacts.model import AttentionStep, ExpertsStep, SegmentStep, StateStep
+from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep, StateStep
 from moec.compiler.partition.storage import EMBEDDING
 from moec.compiler.tracing.markers import LINEAR
 

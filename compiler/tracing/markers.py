@@ -107,7 +107,7 @@ def attention(
         sinks: ``[Hq]`` or ``None``.
         selection: of the marker ``selection``, or ``None`` where a token sees all that its mask lets it see.
         bias: ``[Hq, 2 * bias_reach + 1]`` or ``None``, see ``AttentionSpec``.
-        absorb: ``[Hq, rank, nope]``, the first of three matrices (see `moec.artifacts.model.LatentWeights`), or none.
+        absorb: ``[Hq, rank, nope]``, the first of three matrices (see `moec.artifacts.steps.LatentWeights`), or none.
         expand: ``[Hq, nope, rank]``.
         project: ``[Hq, Dr, rank]``.
         module: path of the attention module.
@@ -175,7 +175,7 @@ def capacity(index: torch.Tensor, weight: torch.Tensor, tokens: int, share: floa
         share: of a call's tokens that an expert takes, rounded up.
 
     Returns:
-        ``weight``, or 0 for choices that are dropped; see `moec.artifacts.model.CapacityStep`.
+        ``weight``, or 0 for choices that are dropped; see `moec.artifacts.steps.CapacityStep`.
     """
     raise NotImplementedError("moec::capacity is a marker: it is replaced by a kernel")
 

@@ -1,1 +1,1 @@
-"""The paged key-value cache: which page belongs to whom (pure), and the memory behind it."""
+"""The memory behind the key-value cache and the states of sequences; whose page is whose is the engine's to say."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.states import state_bytes, state_shape
-from moec.runtime.cache.pages import table_rows
-from moec.runtime.devices.protocol import View
+from moec.runtime.device import View
+from moec.runtime.engine.pages import table_rows
 
 if TYPE_CHECKING:
     from moec.artifacts.states import StateSpec
-    from moec.runtime.devices.protocol import Device
+    from moec.runtime.device import Device
 
 
 class StateStorage:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.model import DTYPE_BYTES
-from moec.runtime.devices.protocol import View
+from moec.runtime.device import View
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moec.artifacts.model import AttentionSpec, SelectionSpec
-    from moec.runtime.devices.protocol import Device
+    from moec.runtime.device import Device
 
 
 class CacheStorage:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.runtime.devices.protocol import ALIGNMENT_BYTES
+from moec.runtime.device import ALIGNMENT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence

@@ -1,15 +1,12 @@
-"""From the records and a loaded target to the calls of a step: every name is looked up here, once.
-
-For each token count the same calls come with tensors of other shapes at the same addresses.
-"""
+"""From the records and a loaded target to what the calls of steps are made of: every name is looked up here, once."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from moec.artifacts.chain import CHAIN_INPUTS
-from moec.artifacts.model import AttentionStep, SegmentStep
 from moec.artifacts.program import resolve
+from moec.artifacts.steps import AttentionStep, SegmentStep
 from moec.runtime.chain.arena import plan_arena
 from moec.runtime.chain.layout import (
     LocalKey,
@@ -19,24 +16,22 @@ from moec.runtime.chain.layout import (
     chain_layout,
     crossing_values,
     kernel_name,
-    steps_of,
     value_spec,
 )
-from moec.runtime.chain.part_binding import PartBinding
-from moec.runtime.devices.protocol import View
+from moec.runtime.device import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.ids import TensorName, ValueId
     from moec.artifacts.model import AttentionSpec
     from moec.artifacts.program import Beside, ProgramRecord, SegmentProgram
-    from moec.artifacts.reader import Bundle
     from moec.runtime.cache.states import StateStorage
     from moec.runtime.cache.storage import CacheStorage
     from moec.runtime.chain.layout import Part
     from moec.runtime.chain.mirrors import BatchMirrors
-    from moec.runtime.devices.protocol import Call, Device, Functions, Memory
+    from moec.runtime.device import Device, Functions, Memory
     from moec.runtime.experts.calls import ExpertCalls
     from moec.runtime.routing.recorder import RoutingRecorder
 
@@ -45,7 +40,7 @@ AttentionKind: TypeAlias = Literal["causal", "whole", "cross"]
 
 
 class Binder:
-    """Makes the calls of a step.
+    """Functions, and where each tensor lies, whatever the step; ``part_binding.py`` makes calls of them.
 
     Args:
         device: what runs them.
@@ -99,32 +94,8 @@ class Binder:
         """What all values and locals take."""
         return self._arena.size_bytes
 
-    def calls(
-        self,
-        part: Part,
-        count: int,
-        mirrors: BatchMirrors,
-        *,
-        gathered: bool = False,
-        recorder: RoutingRecorder | None = None,
-        places: Mapping[ValueId, int] | None = None,
-    ) -> list[Call]:
-        """The calls of one part of a step, in order.
-
-        Args:
-            part: ``main``, ``last`` for the steps from ``last_step`` on, or ``encoder``.
-            count: tokens, or in the last part rows.
-            mirrors: the step's batch.
-            gathered: whether values that cross into the last part have been copied there, row by row.
-            recorder: gets every layer's routing from the host, which has a part in the calls then.
-            places: addresses of values that are to lie elsewhere than in the arena.
-        """
-        steps = self.model.all_steps
-        binding = PartBinding(self, part, count, mirrors, gathered, recorder, self._rooted(places or {}))
-        return [call for number in steps_of(self.model, part) for call in binding.step(number, steps[number])]
-
-    def _rooted(self, places: Mapping[ValueId, int]) -> dict[ValueId, int]:
-        """The same for the values whose memory they lie in."""
+    def rooted(self, places: Mapping[ValueId, int]) -> dict[ValueId, int]:
+        """``places`` of values as places of the values whose memory they lie in."""
         own: tuple[Part, ...] = ("main", "last")
         return {
             self._roots[key].name: places[key.name]
@@ -142,7 +113,7 @@ class Binder:
         gathered: bool = False,
         places: Mapping[ValueId, int] | None = None,
     ) -> View:
-        """Where a value of the chain lies; arguments as for `calls`."""
+        """Where a value of the chain lies; arguments as for `moec.runtime.chain.calls.part_calls`."""
         key = self._roots[ValueKey(part, name)]
         if part == "last" and key.name in self.crossing and not gathered:
             key = self._roots[ValueKey("main", key.name)]

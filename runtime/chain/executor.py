@@ -12,9 +12,10 @@ import numpy as np
 from moec.artifacts.chain import CHAIN_OUTPUT
 from moec.artifacts.footprint import LOGIT_ROWS
 from moec.artifacts.model import DTYPE_BYTES
+from moec.runtime.chain.calls import part_calls
 from moec.runtime.chain.layout import value_spec
 from moec.runtime.chain.mirrors import BatchMirrors
-from moec.runtime.devices.protocol import closed_error
+from moec.runtime.device import closed_error
 from moec.runtime.engine.batch import choose_on_host
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from moec.runtime.chain.binding import Binder
     from moec.runtime.chain.layout import Part
-    from moec.runtime.devices.protocol import Call, Device, TokenSampler
+    from moec.runtime.device import Call, Device, TokenSampler
     from moec.runtime.engine.batch import StepBatch
     from moec.runtime.engine.sequence import Sequence
     from moec.runtime.experts.calls import ExpertCalls
@@ -192,8 +193,8 @@ class ChainExecutor:
     def _whole(self, count: int, mirrors: BatchMirrors, *, sampled: bool = False) -> Callable[[], None]:
         """A step whose every row's logits are wanted, as decoding has: both parts as one list of calls."""
         key = _Key("whole", False, sampled, count)
-        return self._bound.get(key) or self._prepare(
-            key, self._calls("main", key, mirrors) + self._last_calls(key, mirrors)
+        return self._bound_calls(
+            key, lambda: self._calls("main", key, mirrors) + self._last_calls(key, mirrors)
         )
 
     def _part(
@@ -206,17 +207,16 @@ class ChainExecutor:
         sampled: bool = False,
     ) -> Callable[[], None]:
         key = _Key(part, gathered, sampled, count)
-        run = self._bound.get(key)
-        if run is not None:
-            self._bound.move_to_end(key)
-            return run
-        calls = self._last_calls(key, mirrors) if part == "last" else self._calls(part, key, mirrors)
-        return self._prepare(key, calls)
+        last = part == "last"
+        return self._bound_calls(
+            key, lambda: self._last_calls(key, mirrors) if last else self._calls(part, key, mirrors)
+        )
 
     def _calls(self, part: Part, key: _Key, mirrors: BatchMirrors) -> list[Call]:
         """The calls of a part, with its routing kept where it is wanted: by the device, or read by the host."""
         logged = self._recorder is not None and self._log is not None and key.part == "whole" and key.sampled
-        return self._binder.calls(
+        return part_calls(
+            self._binder,
             part,
             key.tokens,
             mirrors,
@@ -234,10 +234,15 @@ class ChainExecutor:
             calls.append(self._sampler.call(logits, mirrors.tokens))
         return calls
 
-    def _prepare(self, key: _Key, calls: list[Call]) -> Callable[[], None]:
-        if len(self._bound) >= COUNTS_KEPT:
-            self._bound.popitem(last=False)
-        run = self._bound[key] = self._device.prepare(calls, self._stats, often=key.part == "whole")
+    def _bound_calls(self, key: _Key, make: Callable[[], list[Call]]) -> Callable[[], None]:
+        """The prepared calls for ``key``; of those kept the longest unused go first."""
+        run = self._bound.get(key)
+        if run is None:
+            calls = make()
+            if len(self._bound) >= COUNTS_KEPT:
+                self._bound.popitem(last=False)
+            run = self._bound[key] = self._device.prepare(calls, self._stats, often=key.part == "whole")
+        self._bound.move_to_end(key)
         return run
 
     def _logits_of(self, mirrors: BatchMirrors, rows: list[int]) -> NDArray[np.float32]:

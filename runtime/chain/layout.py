@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.chain import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
-from moec.artifacts.model import (
+from moec.artifacts.model import TensorSpec
+from moec.artifacts.program import APPEND, capacity_name, size_bytes
+from moec.artifacts.states import STATE_PREFIX
+from moec.artifacts.steps import (
     AppendStep,
     AttentionStep,
     CapacityStep,
@@ -20,16 +23,14 @@ from moec.artifacts.model import (
     SegmentStep,
     SelectionStep,
     StateStep,
-    TensorSpec,
 )
-from moec.artifacts.program import APPEND, capacity_name, size_bytes
-from moec.artifacts.states import STATE_PREFIX
 from moec.runtime.chain.arena import Lifetime
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import ValueId
-    from moec.artifacts.model import ModelRecord, Step
+    from moec.artifacts.model import ModelRecord
     from moec.artifacts.program import Beside, Call, LocalSpec, ProgramRecord, SegmentProgram
+    from moec.artifacts.steps import Step
 
 Part: TypeAlias = Literal["encoder", "main", "last"]
 

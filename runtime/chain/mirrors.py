@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.artifacts.chain import CHAIN_INPUTS
-from moec.runtime.devices.protocol import View
+from moec.runtime.device import View
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import ValueId
-    from moec.runtime.devices.protocol import Device
+    from moec.runtime.device import Device
     from moec.runtime.engine.batch import StepBatch
 
 

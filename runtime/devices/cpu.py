@@ -8,9 +8,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from moec.errors import BudgetError
-from moec.runtime.chain.tensors import array_at, tensor_at
-from moec.runtime.devices.protocol import PackedCall
-from moec.runtime.loading.libraries import LibraryFunctions
+from moec.runtime.device import PackedCall
+from moec.runtime.machine.libraries import load_libraries
+from moec.runtime.tensors import array_at, tensor_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.runtime.devices.protocol import Call, View
+    from moec.runtime.device import Call, View
+    from moec.runtime.machine.libraries import LibraryFunctions
     from moec.runtime.stats import Stats
 
 
@@ -45,13 +46,13 @@ class _Held:
 
 
 class CpuDevice:
-    """See `moec.runtime.devices.protocol.Device`."""
+    """See `moec.runtime.device.Device`."""
 
     kind = "cpu"
 
     def load(self, folder: Path, files: Sequence[str]) -> LibraryFunctions:
         """Load the shared libraries among ``files``."""
-        return LibraryFunctions([folder / name for name in files if name.endswith(".so")])
+        return load_libraries(folder, files)
 
     def allocate(self, size_bytes: int) -> _Mapped:
         """An anonymous mapping."""

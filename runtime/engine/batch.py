@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from moec.runtime.chain.tensors import aligned_zeros
+from moec.runtime.tensors import aligned_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
-    from moec.runtime.cache.pages import PageTable
+    from moec.runtime.engine.pages import PageTable
     from moec.runtime.engine.sequence import Sequence
 
 

@@ -10,23 +10,19 @@ import numpy as np
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.footprint import LOGIT_ROWS
-from moec.runtime.cache.pages import pages_for
+from moec.runtime.engine.admission import check_fits, check_tokens
 from moec.runtime.engine.batch import Executor, Piece, StepBatch
+from moec.runtime.engine.pages import pages_for
 from moec.runtime.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
 from moec.runtime.engine.sequence import Request, Sequence
-from moec.runtime.requests.checks import (
-    cache_too_small,
-    step_too_small,
-    too_long,
-    wrong_source,
-)
+from moec.runtime.requests.checks import cache_too_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from moec.runtime.cache.pages import Lease
+    from moec.runtime.engine.pages import Lease
     from moec.runtime.requests.vocabulary import Vocabulary
     from moec.runtime.stats import Stats
 
@@ -89,9 +85,8 @@ class Engine:
         Raises:
             RequestError: a token id is none of the model's, the prompt is empty, or the request can never fit.
         """
-        self._vocabulary.check(request.prompt)
-        self._check_source(request.source)
-        self._check_fits(len(request.prompt), request.max_new_tokens, len(request.source))
+        check_tokens(self.limits, self._vocabulary, request.prompt, request.source)
+        check_fits(self.limits, len(request.prompt), request.max_new_tokens, len(request.source))
         sequence = Sequence(self._next_id, request)
         self._next_id += 1
         self.scheduler.add(sequence)
@@ -203,9 +198,8 @@ class Engine:
         Raises:
             RequestError: a token id is none of the model's, or running sequences hold too much of the cache.
         """
-        self._vocabulary.check(tokens)
-        self._check_source(source)
-        self._check_fits(len(tokens), 0, len(source))
+        check_tokens(self.limits, self._vocabulary, tokens, source)
+        check_fits(self.limits, len(tokens), 0, len(source))
         scheduler = self.scheduler
         needed = pages_for(len(tokens)) + pages_for(len(source))
         pages = scheduler.pages.allocate(needed)
@@ -245,27 +239,6 @@ class Engine:
     def _observe(self, plan: StepPlan) -> None:
         if self.observer is not None:
             self.observer(plan)
-
-    def _check_source(self, source: tuple[int, ...]) -> None:
-        if bool(source) != self.limits.sources:
-            raise wrong_source(needed=self.limits.sources)
-        if not source:
-            return
-        self._vocabulary.check(source)
-        if len(source) > self.limits.max_context:
-            raise too_long(len(source), 0, self.limits.max_context)
-        if len(source) > self.limits.max_step_tokens:
-            raise step_too_small("source", len(source), self.limits.max_step_tokens)
-
-    def _check_fits(self, prompt: int, new: int, source: int) -> None:
-        if prompt + new > self.limits.max_context:
-            raise too_long(prompt, new, self.limits.max_context)
-        most = self.limits.max_step_tokens - (self.limits.max_batch if new else 0)
-        if self.limits.whole_prompts and prompt > most:
-            raise step_too_small("decoder's prompt", prompt, most)
-        needed = pages_for(source) + pages_for(prompt + new - 1)
-        if needed > self.limits.cache_pages:
-            raise cache_too_small(needed, self.limits.cache_pages)
 
     def _fill(self, plan: StepPlan) -> list[Sequence]:
         """Lay the step's tokens out; the sequences that get a new token from it, in order."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.model import CapacityStep
-from moec.runtime.cache.pages import Lease, PageAllocator, PageTable, pages_for, table_rows
+from moec.artifacts.steps import CapacityStep
+from moec.runtime.engine.pages import Lease, PageAllocator, PageTable, pages_for, table_rows
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from moec.runtime.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
-    from moec.runtime.cache.pages import Lease
+    from moec.runtime.engine.pages import Lease
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 

@@ -7,8 +7,8 @@ import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moec.artifacts.model import DTYPE_BYTES
-from moec.runtime.chain.tensors import ALIGNMENT_BYTES, aligned_empty, array_at, tensor_at
-from moec.runtime.devices.protocol import HostCall, View
+from moec.runtime.device import HostCall, View
+from moec.runtime.tensors import ALIGNMENT_BYTES, aligned_empty, array_at, tensor_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.artifacts.program import Beside
-    from moec.runtime.devices.protocol import Call
+    from moec.runtime.device import Call
     from moec.runtime.experts.prefetch import Prefetcher
     from moec.runtime.experts.tables import ExpertStore
     from moec.runtime.stats import Stats

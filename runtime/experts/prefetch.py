@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.schedule import PrefetchPlan, PrefetchSource, RoutingProfile
     from moec.runtime.routing.early_router import Routers
     from moec.runtime.stats import Stats
@@ -106,16 +106,21 @@ def make_prefetcher(
         source = max(recalls, key=lambda name: recalls[name], default="transitions")
     guess = GUESSES[source](bundle) if source in GUESSES else None
     if guess is None:
-        raise RequestError(
-            "prefetch=True has nothing to guess by.",
-            "The bundle was compiled without calibration, so it does not know which experts follow which.",
-            "Leave prefetch out, or compile the model again with calibration.",
-        )
+        raise nothing_to_guess_by()
     return Prefetcher(guess, len(layers), limit or max(layer.top_k for layer in layers), stats)
 
 
-def by_transitions(profile: RoutingProfile, top_k: Sequence[int]) -> Guess | None:
-    """Guesses by the profile's table of which experts follow which; ``None`` where it is empty."""
+def nothing_to_guess_by() -> RequestError:
+    """For prefetching that is wanted of a bundle that knows no guess."""
+    return RequestError(
+        "prefetch=True has nothing to guess by.",
+        "The bundle was compiled without calibration, so it does not know which experts follow which.",
+        "Leave prefetch out, or compile the model again with calibration.",
+    )
+
+
+def transition_votes(profile: RoutingProfile) -> list[NDArray[np.float32]]:
+    """By MoE layer but the last, float32 ``[E, E of the next]``: the votes of each expert for those that follow it."""
     votes = [
         np.zeros((len(layer.order), len(after.order)), np.float32)
         for layer, after in zip(profile.layers, profile.layers[1:], strict=False)
@@ -123,6 +128,12 @@ def by_transitions(profile: RoutingProfile, top_k: Sequence[int]) -> Guess | Non
     for table, layer in zip(votes, profile.layers, strict=False):
         for expert, following in enumerate(layer.transitions):
             table[expert, list(following)] = 1 / np.arange(1, len(following) + 1)
+    return votes
+
+
+def by_transitions(profile: RoutingProfile, top_k: Sequence[int]) -> Guess | None:
+    """Guesses by the profile's table of which experts follow which; ``None`` where it is empty."""
+    votes = transition_votes(profile)
     if not any(table.any() for table in votes):
         return None
 

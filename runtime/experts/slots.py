@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from moec.artifacts.hosting import device_slots, host_order, take_prefix
 from moec.artifacts.slots import MOST_ENTRIES, MOST_SHARED, state_words
 from moec.errors import BudgetError
-from moec.runtime.devices.protocol import ALIGNMENT_BYTES
+from moec.runtime.device import ALIGNMENT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

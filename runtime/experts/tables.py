@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.runtime.chain.tensors import aligned_empty, tensor_of
 from moec.runtime.experts.residency import Residency, split_rows
+from moec.runtime.tensors import aligned_empty, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

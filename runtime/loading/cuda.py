@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import cache_layers
 from moec.artifacts.footprint import LOGIT_ROWS, selection_layers, state_layers
-from moec.artifacts.reader import find_bundle, read_bundle, stamp
+from moec.artifacts.reader import find_bundle, read_bundle, stamp, weight_names
 from moec.artifacts.sampling import SAMPLE
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
@@ -24,7 +24,8 @@ from moec.runtime.devices.cuda.starting import start_device
 from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
 from moec.runtime.engine import Engine
 from moec.runtime.engine.scheduler import limits_of
-from moec.runtime.loading.libraries import host_cpu_features, load_runtime
+from moec.runtime.loading.read_ahead import ReadAhead
+from moec.runtime.machine.libraries import host_cpu_features, load_runtime
 from moec.runtime.machine.threads import helper_threads
 from moec.runtime.memory.cuda_planning import MemoryPlanner, device_limit
 from moec.runtime.model import Model
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
-    from moec.artifacts.reader import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.module import CudaFunctions
     from moec.runtime.experts.calls import ExpertCalls
@@ -70,9 +71,13 @@ class _Parts:
 
 
 def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], None] | None) -> Model:
-    """See `moec.runtime.load`. The GPU is started while records are parsed, and code is bound while weights arrive."""
+    """See `moec.runtime.load`.
+
+    The GPU is started while records are parsed and the disk reads ahead, and code is bound while weights arrive.
+    """
     found = find_bundle(path, options.verify)
-    with start_device(options.ordinal) as starting:
+    ahead = ReadAhead(found.path, weight_names(found.manifest))
+    with start_device(options.ordinal) as starting, ahead:
         bundle = read_bundle(found, progress, weights_later=True)
         threads = load_runtime(None if options.cpu_threads is None else max(1, options.cpu_threads))
         device = starting.device()
@@ -88,6 +93,7 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
         plan = resident or planner.offloaded(shared=side is not None and side.serve is not None)
         device.open(plan.limit_bytes, plan.needs.staging_bytes, plan.needs.code_bytes)
         hashed = found.unhashed
+        ahead.stop()
         weights = ResidentWeights(device, bundle, hashed, progress, with_experts=plan.slots is None)
         try:
             parts = _assemble(_Loading(device, bundle, target, options, plan, weights, hashed, progress))
@@ -118,6 +124,7 @@ def _assemble(loading: _Loading) -> _Parts:
             functions,
             loading.target.name,
             plan.slots,
+            plan.ahead,
             loading.weights,
             loading.hashed,
             loading.progress,

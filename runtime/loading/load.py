@@ -22,7 +22,7 @@ from moec.runtime.experts.calls import HostExperts
 from moec.runtime.experts.prefetch import make_prefetcher
 from moec.runtime.experts.residency import plan_layers
 from moec.runtime.experts.tables import ExpertStore
-from moec.runtime.loading.libraries import (
+from moec.runtime.machine.libraries import (
     choose_cpu_target,
     host_cpu_features,
     load_runtime,
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
-    from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import Schedule
     from moec.artifacts.verify import Level
     from moec.runtime.engine import Limits
@@ -90,8 +90,8 @@ def load(
             contexts, but at most a quarter of ``host_memory`` (of the free memory where there is no limit); on a
             GPU at most what its weights leave.
         prefetch: bring the experts that the next layer will likely choose while this one computes. ``None``: where the
-            schedule found a gain in it; True, False: on, off. Only on the CPU, and only where not all experts fit;
-            `Stats.prefetch` says how good the guesses were.
+            schedule found a gain in it; True, False: on, off. Only where not all experts fit; on a GPU pieces of them,
+            while the link is free, in steps of at most 8 tokens. `Stats.prefetch` says how good the guesses were.
         trace_path: file to keep the routing of whatever is run in, for ``moec plan --traces``; written when the model
             is closed. See `Model.record_routing`, also for what that costs on a GPU.
         trace_capacity: tokens that it keeps; the oldest go first.
@@ -116,19 +116,13 @@ def load(
         check_count("cpu_threads", cpu_threads, least=0 if device.startswith("cuda") else 1)
     if cache_tokens is not None:
         check_count("cache_tokens", cache_tokens, least=1)
-    if device.startswith("cuda") and prefetch:
-        raise DeviceError(
-            "prefetch=True is for the device cpu.",
-            "A GPU fetches what its router chose and computes what is there meanwhile; it guesses nothing.",
-            "Leave prefetch out.",
-        )
     if device.startswith("cuda"):
         from moec.runtime.loading.cuda import load_cuda
         from moec.runtime.memory.cuda_planning import CudaOptions
 
         sizes = max_batch, max_step_tokens, cache_tokens
         options = CudaOptions(
-            parse_ordinal(device), device_memory, host_memory, cpu_threads, *sizes, verify=verify
+            parse_ordinal(device), device_memory, host_memory, cpu_threads, *sizes, prefetch, verify
         )
         return _recording(load_cuda(path, options, progress), trace_path, trace_capacity)
     budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")

@@ -1,1 +1,1 @@
-"""What this machine has and how fast it is."""
+"""This machine: its memory, its threads, and the modules that its CPU can run."""

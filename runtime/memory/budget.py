@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.errors import BudgetError, RequestError
-from moec.runtime.cache.pages import pages_for
+from moec.runtime.engine.pages import pages_for
 
 if TYPE_CHECKING:
     from moec.artifacts.footprint import Footprint

@@ -21,8 +21,8 @@ from moec.runtime.memory.device_budget import (
 from moec.runtime.memory.step_tokens import plan_largest_step, plan_offloaded_step
 
 if TYPE_CHECKING:
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
-    from moec.artifacts.reader import Bundle
     from moec.artifacts.verify import Level
 
 HEADROOM_BYTES = 256 << 20
@@ -44,6 +44,8 @@ class CudaOptions:
     max_step_tokens: int | None
     """``None``: as many as memory allows, within reason."""
     cache_tokens: int | None
+    prefetch: bool | None
+    """Bring experts before their router has spoken; ``None``: as the schedule says."""
     verify: Level
 
 
@@ -118,6 +120,7 @@ class MemoryPlanner:
             limit_bytes=self.limit_bytes,
             host_bytes=_host_room(self.options.host_memory, pinned),
             share_bytes=device_bytes(model) if shared else 0,
+            prefetch=self.options.prefetch,
             cache_tokens=self.options.cache_tokens,
             max_batch=self.options.max_batch,
         )

@@ -12,18 +12,19 @@ from moec.artifacts.paths import DENSE_NAME, experts_name
 from moec.artifacts.sampling import OPTION_WORDS
 from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
 from moec.errors import BudgetError
-from moec.runtime.cache.pages import pages_for, table_rows
 from moec.runtime.chain.arena import plan_arena
 from moec.runtime.chain.layout import chain_layout
+from moec.runtime.device import ALIGNMENT_BYTES
 from moec.runtime.devices.cuda.routing_log import routing_bytes
 from moec.runtime.devices.cuda.sampling import sampler_bytes
-from moec.runtime.devices.protocol import ALIGNMENT_BYTES
 from moec.runtime.engine.batch import told_names
+from moec.runtime.engine.pages import pages_for, table_rows
+from moec.runtime.experts.ahead import AheadPlan, plan_ahead
 from moec.runtime.experts.slots import plan_slots, state_bytes
 
 if TYPE_CHECKING:
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
-    from moec.artifacts.reader import Bundle
 from moec.runtime.experts.slots import SlotPlan
 
 
@@ -75,6 +76,8 @@ class DevicePlan:
     limit_bytes: int
     slots: SlotPlan | None = None
     """Where the experts are; ``None``: all on the GPU."""
+    ahead: AheadPlan | None = None
+    """What is brought before a router has spoken; ``None``: nothing."""
 
     @property
     def cache_bytes(self) -> int:
@@ -170,6 +173,7 @@ def plan_offload(
     limit_bytes: int,
     host_bytes: int,
     share_bytes: int = 0,
+    prefetch: bool | None = None,
     cache_tokens: int | None,
     max_batch: int,
 ) -> DevicePlan:
@@ -181,12 +185,14 @@ def plan_offload(
         limit_bytes: the budget.
         host_bytes: room for experts in host memory.
         share_bytes: of the GPU's memory that the CPU's share takes.
+        prefetch: whether experts are brought ahead; ``None``: where the schedule says so and the budget has room.
         cache_tokens: tokens of key-value cache, all sequences together; ``None``: ``max_batch`` full contexts, but no
             more than a quarter of the limit.
         max_batch: sequences at once.
 
     Raises:
         BudgetError: the limit does not even hold what is no expert, or host memory not the experts of one step.
+        RequestError: experts are to be brought ahead, and there is nothing to guess by.
     """
     layers, schedules = footprint(bundle.model).layers, bundle.schedule.schedules
     base = dataclasses.replace(resident, expert_bytes=0, table_bytes=state_bytes(layers) + share_bytes)
@@ -194,14 +200,25 @@ def plan_offload(
         full = max_batch * pages_for(sequence_tokens(bundle.model))
         quarter = limit_bytes // 4 // max(1, base.cache_page_bytes)
         cache_tokens = PAGE_TOKENS * max(1, min(full, quarter))
-    plan = plan_device_memory(
-        base,
-        max_context=sequence_tokens(bundle.model),
-        limit_bytes=limit_bytes,
-        cache_tokens=cache_tokens,
-        max_batch=max_batch,
-    )
     schedule = best_schedule(schedules, limit_bytes, host_bytes)
+    ahead = plan_ahead(bundle, schedule, prefetch)
+
+    def planned(base: DeviceNeeds) -> DevicePlan:
+        return plan_device_memory(
+            base,
+            max_context=sequence_tokens(bundle.model),
+            limit_bytes=limit_bytes,
+            cache_tokens=cache_tokens,
+            max_batch=max_batch,
+        )
+
+    plan = planned(base)
+    if ahead is not None:
+        if prefetch is None and ahead.size_bytes > limit_bytes - plan.total_bytes:
+            ahead = None
+        else:
+            base = dataclasses.replace(base, table_bytes=base.table_bytes + ahead.size_bytes)
+            plan = planned(base)
     slots = plan_slots(
         layers,
         bundle.schedule.profile,
@@ -212,7 +229,7 @@ def plan_offload(
         max_batch=max_batch,
     )
     needs = dataclasses.replace(base, expert_bytes=slots.slot_bytes + slots.stage_bytes)
-    return DevicePlan(needs, plan.cache_pages, limit_bytes, slots)
+    return DevicePlan(needs, plan.cache_pages, limit_bytes, slots, ahead)
 
 
 def _too_small(plan: DevicePlan) -> BudgetError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.errors import BudgetError
-from moec.runtime.cache.pages import pages_for
+from moec.runtime.engine.pages import pages_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.footprint import dense_weights
-from moec.artifacts.model import ExpertsStep, SegmentStep
+from moec.artifacts.steps import ExpertsStep, SegmentStep
 from moec.formats import dequantize_rows, format_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.ids import TensorName
     from moec.artifacts.model import ModelRecord, TensorSpec
-    from moec.artifacts.reader import Bundle
 
     Routers = tuple[NDArray[np.float32] | None, ...]
     """Of each MoE layer its router's weight, float32 ``[E, H]``; ``None`` where none could be told."""

@@ -8,16 +8,16 @@ import numpy as np
 
 from moec.artifacts.mailbox import mailbox_layout
 from moec.artifacts.sharing import TeamSpeed
-from moec.runtime.chain.tensors import aligned_empty, aligned_zeros
-from moec.runtime.loading.libraries import host_cpu_features, load_runtime
+from moec.runtime.machine.libraries import host_cpu_features, load_runtime
 from moec.runtime.machine.limits import available_memory
 from moec.runtime.sharing.loading import cpu_side
 from moec.runtime.sharing.mailbox import Mailbox
 from moec.runtime.sharing.rehearsal import Rehearsal
 from moec.runtime.sharing.team import Team, shared_layers
+from moec.runtime.tensors import aligned_empty, aligned_zeros
 
 if TYPE_CHECKING:
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
 
 MAILBOX_ALIGNMENT = 256
 MOST_BYTES = 1 << 30

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.mailbox import SERVE
 from moec.errors import BundleError, DeviceError
-from moec.runtime.devices.cpu import CpuDevice
-from moec.runtime.loading.libraries import choose_cpu_target
+from moec.runtime.machine.libraries import choose_cpu_target, load_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def cpu_side(bundle: Bundle, features: frozenset[str], threads: int) -> CpuSide:
         return CpuSide(None, "cpu_threads is 0: missing experts go over the link alone.")
     try:
         target = choose_cpu_target(bundle.manifest.targets, features)
-        serve = CpuDevice().load(bundle.path, target.files).get(SERVE)
+        serve = load_libraries(bundle.path, target.files).get(SERVE)
     except (DeviceError, BundleError) as error:
         return CpuSide(None, f"Missing experts go over the link alone. {error.what} {error.do}")
     return CpuSide(

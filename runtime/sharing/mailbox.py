@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moec.artifacts import mailbox
-from moec.runtime.chain.tensors import array_at, tensor_at
-from moec.runtime.devices.protocol import View
+from moec.runtime.device import View
+from moec.runtime.tensors import array_at, tensor_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,7 +11,7 @@ import numpy as np
 from moec.artifacts import mailbox
 from moec.artifacts.sharing import never_falling
 from moec.errors import DeviceError
-from moec.runtime.chain.tensors import array_at
+from moec.runtime.tensors import array_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,7 @@ import numpy as np
 
 from moec.artifacts import mailbox
 from moec.errors import DeviceError
-from moec.runtime.chain.tensors import aligned_empty, aligned_zeros, tensor_of
+from moec.runtime.tensors import aligned_empty, aligned_zeros, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

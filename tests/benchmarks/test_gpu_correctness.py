@@ -43,6 +43,8 @@ GOOD: dict[str, Any] = {
         ({"of resident": 0.99}, "of resident"),
         ({"error at 99 %": float("nan")}, "logits"),
         ({"same bits": False}, "bits"),
+        ({"same bits": False, "by the CPU": 3}, "ok"),
+        ({"by the CPU": 0}, "nothing was computed by the CPU"),
         ({"perplexity": 10.1}, "perplexity"),
         ({"perplexity": float("nan")}, "perplexity"),
         ({"perplexity": 10.1, "model": "mixtral"}, "ok"),

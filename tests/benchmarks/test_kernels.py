@@ -21,7 +21,7 @@ from benchmarks.kernels.state_cases import make_state_step, state_cases
 from moec.artifacts.experts import layout
 from moec.artifacts.model import AttentionSpec, ExpertBody
 from moec.compiler.kernels import reference as numpy_reference
-from moec.compiler.kernels.state_reference import advance
+from moec.compiler.kernels.reference import advance
 from tests.support.compiling import compile_checkpoint
 from tests.support.states import SPECS as STATE_SPECS
 from tests.support.tiny_models import save

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +20,50 @@ def test_every_thread_reads_its_share_of_the_files(tmp_path: Path, monkeypatch: 
     result = CliRunner().invoke(load_run.main, ["read", str(bundle), "--threads", "3", "--cold"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.output)["gb_s"] > 0
+
+
+def test_reading_past_the_cache_reads_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_run, "PIECE_BYTES", 8192)
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(20_000))
+    counted: list[int] = []
+    read = os.preadv
+
+    def counting(*arguments: Any) -> int:
+        counted.append(read(*arguments))
+        return counted[-1]
+
+    monkeypatch.setattr(os, "preadv", counting)
+    assert load_run.read_rate([file], 2, 1 << 30, direct=True) > 0
+    assert sum(counted) == 20_000
+    counted.clear()
+    load_run.read_rate([file], 2, 8192, direct=False)
+    assert counted == [8192], "no more than it may"
+
+
+def test_a_cold_floor_knows_two_ways_of_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make_bundle(tmp_path / "tiny.moec")
+    calls: list[list[str]] = []
+
+    def measure(what: str, _: Path, options: list[str], cache: str | None = None) -> dict[str, float]:
+        calls.append([what, *options])
+        if what == "read":
+            return {"gb_s": 3.0 if "--direct" in options else 1.0}
+        return RATES.get(what) or {"load": 1.0, "first_token": 2.0}
+
+    monkeypatch.setattr(load, "measure", measure)
+    monkeypatch.setattr(load, "SETTLING_SECONDS", 0)
+    monkeypatch.setattr("benchmarks.common.RESULTS", tmp_path)
+    monkeypatch.setattr(load, "gpu_record", lambda device: type("Gpu", (), {"link_gb_s": 5.0}))
+    options = [str(bundle), "--cold", "--verify", "sizes", "--repeats", "1", "--read-gib", "2"]
+    result = CliRunner().invoke(load.main, options)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "load-cuda-tiny-cold.json").read_text())
+    assert record["floor_ms"] == pytest.approx(record["weight_bytes"] / 3e9 * 1e3)
+    assert [call for call in calls if call[0] == "load"] == [
+        ["load", "--device", "cuda:0", "--cold", "--verify", "sizes"]
+    ]
+    assert all("2" in call and "--cold" in call for call in calls if call[0] == "read")
 
 
 def test_the_floor_is_the_slower_of_disk_and_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,12 @@ from benchmarks.random_bundle import write_bundle, write_weights
 from benchmarks.random_checkpoint import published_tensors, write_checkpoint
 from benchmarks.random_values import SMALL_POOL_VALUES, RandomPool, RandomPools
 from moec import runtime
+from moec.artifacts.bundle import Modules
 from moec.artifacts.checks import dense_problems, experts_problems
 from moec.artifacts.experts import layout
 from moec.artifacts.ids import LayerId, TensorName
 from moec.artifacts.paths import DENSE_NAME, experts_name
-from moec.artifacts.reader import Modules, open_bundle
+from moec.artifacts.reader import open_bundle
 from moec.artifacts.safetensors import read_table
 from moec.compiler.modules import save_modules
 from moec.compiler.quantization import policy_named, quantize

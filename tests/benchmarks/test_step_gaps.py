@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from benchmarks.step_gaps import Event, busy_and_idle
+from benchmarks.profiled import Event
+from benchmarks.step_gaps import busy_and_idle
 
 
 def step(start: float) -> list[Event]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from moec.artifacts.experts import layout
-from moec.artifacts.model import ExpertsStep
 from moec.artifacts.quantization import Quantization
+from moec.artifacts.steps import ExpertsStep
 from moec.cli import compile as command_line
 from moec.cli.formats import read_method
 from moec.compiler.calibration import rounding as rounding_module
@@ -22,24 +22,29 @@ from moec.compiler.calibration.rounding import (
     check_calibrated,
     feedback_rounding,
     is_linear_in_up,
+    moments_of,
+    rounds_any,
 )
 from moec.compiler.calibration.values import ValueFiles
 from moec.compiler.calibration.weights import CheckpointWeights
 from moec.compiler.checkpoint import open_checkpoint
+from moec.compiler.choose_formats import choose_formats
 from moec.compiler.packing import pack
 from moec.compiler.profiling.calibration import Prompt
 from moec.compiler.quantization import policy_named, quantize
-from moec.compiler.request import Calibration
+from moec.compiler.request import Calibration, CompileRequest, FitRequest
 from moec.errors import BundleError, CheckpointError, CompileError
 from moec.formats import FORMATS, METHODS, dequantize, dequantize_rows
 from moec.formats.nearest import round_to_nearest
 from tests.support.graphs import parts
+from tests.support.notes import Notes
 from tests.support.tiny_models import build, save
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.partition import PartitionedModel
@@ -48,19 +53,6 @@ if TYPE_CHECKING:
 TOKENS = torch.randint(2, 120, (6, 100), generator=torch.Generator().manual_seed(0)).tolist()
 CALIBRATION = Calibration(prompts=tuple(Prompt(None, tuple(ids)) for ids in TOKENS))
 FEEDBACK = replace(policy_named("int4"), method="feedback")
-
-
-class Quiet:
-    """A log that is told nothing."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def stage(self, _name: str) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def prepared(
@@ -133,7 +125,7 @@ def test_experts_are_nearer_than_rounded_to_nearest(
     monkeypatch.setattr(rounding_module, "SCALING_TOKENS", 1 if scaled else 1 << 20)
     policy = replace(policy_named(name), method="feedback")
     checkpoint, plain, chosen = prepared(tmp_path, policy)
-    log = Quiet()
+    log = Notes()
     with feedback_rounding(plain, checkpoint, CALIBRATION, log) as rounding:
         files = packed(checkpoint, chosen, tmp_path / "out", rounding)
     assert "600 calibration tokens, which is few" in log.notes[0]
@@ -148,7 +140,7 @@ def test_experts_are_nearer_than_rounded_to_nearest(
 def test_every_part_is_where_it_belongs(tmp_path: Path) -> None:
     """Gate and up alternate in this checkpoint, matrices are input-major, and there are biases."""
     checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK, "gpt_oss")
-    with feedback_rounding(plain, checkpoint, CALIBRATION, Quiet()) as rounding:
+    with feedback_rounding(plain, checkpoint, CALIBRATION, Notes()) as rounding:
         files = packed(checkpoint, chosen, tmp_path / "out", rounding)
     weights, body = build("gpt_oss").state_dict(), chosen.model.bodies[0]
     for layer in chosen.model.experts:
@@ -178,7 +170,7 @@ def test_every_part_is_where_it_belongs(tmp_path: Path) -> None:
 def test_all_else_is_rounded_to_nearest_and_packing_resumes(tmp_path: Path) -> None:
     checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK)
     nearest = packed(checkpoint, quantize(plain, policy_named("int4")), tmp_path / "nearest", None)
-    with feedback_rounding(plain, checkpoint, CALIBRATION, Quiet()) as rounding:
+    with feedback_rounding(plain, checkpoint, CALIBRATION, Notes()) as rounding:
         files = packed(checkpoint, chosen, tmp_path / "out", rounding)
         journal = (tmp_path / "out" / "pack-journal.jsonl").read_text()
         assert packed(checkpoint, chosen, tmp_path / "out", rounding) == files
@@ -186,7 +178,7 @@ def test_all_else_is_rounded_to_nearest_and_packing_resumes(tmp_path: Path) -> N
     assert files["dense.safetensors"] == nearest["dense.safetensors"]
     assert files["experts-00000.bin"] != nearest["experts-00000.bin"]
     other = Calibration(prompts=CALIBRATION.prompts[:2] if CALIBRATION.prompts else None)
-    with feedback_rounding(plain, checkpoint, other, Quiet()) as rounding:
+    with feedback_rounding(plain, checkpoint, other, Notes()) as rounding:
         changed = packed(checkpoint, chosen, tmp_path / "out", rounding)
     assert changed["experts-00000.bin"] != files["experts-00000.bin"]
 
@@ -195,7 +187,7 @@ def test_experts_that_nothing_entered_are_rounded_to_nearest(tmp_path: Path) -> 
     checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK)
     few = Calibration(prompts=(Prompt(None, (5, 6)),))
     nearest = packed(checkpoint, quantize(plain, policy_named("int4")), tmp_path / "nearest", None)
-    with feedback_rounding(plain, checkpoint, few, Quiet()) as rounding:
+    with feedback_rounding(plain, checkpoint, few, Notes()) as rounding:
         files = packed(checkpoint, chosen, tmp_path / "out", rounding)
     part = layout(chosen.model.bodies[0]).part("down")
     downs = [
@@ -209,7 +201,7 @@ def test_experts_that_nothing_entered_are_rounded_to_nearest(tmp_path: Path) -> 
 
 def test_values_that_are_not_finite_name_their_tensor(tmp_path: Path) -> None:
     checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK)
-    with feedback_rounding(plain, checkpoint, CALIBRATION, Quiet()) as rounding:
+    with feedback_rounding(plain, checkpoint, CALIBRATION, Notes()) as rounding:
         weights = checkpoint.path / "model.safetensors"
         entry = next(entry for name, entry in checkpoint.index.items() if "experts.3.w2" in name)
         with weights.open("r+b") as file:
@@ -234,6 +226,25 @@ def test_only_what_enters_experts_is_kept(tmp_path: Path) -> None:
         assert torch.equal(values[step.index].sort().values, index.sort().values)
 
 
+def test_threads_and_their_teams_are_as_many_as_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, plain, chosen = prepared(tmp_path, FEEDBACK)
+    teams: set[int] = set()
+
+    def noted(*arguments: Any) -> NDArray[np.float32]:
+        teams.update(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return moments_of(*arguments)
+
+    monkeypatch.setattr(rounding_module, "moments_of", noted)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
+    before = threadpool_info()
+    with feedback_rounding(plain, checkpoint, CALIBRATION, Notes()) as rounding, threadpool_limits(8, "blas"):
+        packed(checkpoint, chosen, tmp_path / "out", rounding)
+    assert teams == {3}
+    assert threadpool_info() == before
+
+
 def test_packing_by_itself_cannot(tmp_path: Path) -> None:
     checkpoint, _, chosen = prepared(tmp_path, FEEDBACK)
     with pytest.raises(BundleError, match="the method feedback"):
@@ -249,11 +260,33 @@ def test_what_it_needs() -> None:
     with pytest.raises(CompileError, match="--calibration none"):
         check_calibrated("feedback", model, Calibration(enabled=False), modules_only=False)
     for plain in (parts("mixtral").model, quantize(parts("mixtral"), policy_named("mxfp4")).model):
-        with pytest.raises(CompileError, match="none get such a format"):
-            check_calibrated("feedback", plain, CALIBRATION, modules_only=False)
+        assert not rounds_any(plain)
+    assert rounds_any(model)
     encoder = replace(model, encoder=model.steps)
     with pytest.raises(CompileError, match="it has an encoder"):
         check_calibrated("feedback", encoder, CALIBRATION, modules_only=False)
+
+
+def test_formats_that_leave_nothing_to_round(tmp_path: Path) -> None:
+    """Named ones are refused; fitted ones, which a person cannot foresee, are rounded to nearest, and that is said."""
+    checkpoint = open_checkpoint(save("mixtral", tmp_path / "checkpoint"))
+    made, log = parts("mixtral"), Notes()
+    made = replace(made, packing=replace(made.packing, config_sha256=checkpoint.config_sha256))
+    request = CompileRequest(str(checkpoint.path), tmp_path / "out", ("cpu",), CALIBRATION, method="feedback")
+    named = replace(request, quantization=policy_named("mxfp4"))
+    with pytest.raises(CompileError, match="none get such a format"):
+        choose_formats(made, checkpoint, named, ("cpu",), log)
+    whole = replace(request, fit=FitRequest("1GiB", limit_bytes=1 << 30))
+    found = choose_formats(made, checkpoint, whole, ("cpu",), log)
+    assert found.packing.quantization is None
+    assert "has nothing to do" in log.notes[-1]
+    everything = found.packing.fit.resident_bytes if found.packing.fit else 0
+    tight = replace(request, fit=FitRequest("x", limit_bytes=everything * 4 // 5))
+    found = choose_formats(made, checkpoint, tight, ("cpu",), log)
+    assert found.packing.quantization is not None
+    assert found.packing.quantization.method == "feedback"
+    with pytest.raises(CompileError, match="--modules-only"):
+        choose_formats(made, checkpoint, replace(tight, modules_only=True), ("cpu",), log)
 
 
 def test_the_command_line_knows_the_methods() -> None:

@@ -12,12 +12,12 @@ import tvm
 
 from moec.artifacts.program import HOPPER
 from moec.compiler.kernels.cuda.product import product
+from moec.compiler.kernels.linear_shape import LinearShape
+from moec.compiler.kernels.rows.product import Product
 from moec.compiler.lowering.cuda_module import KERNEL, _each_kernel, split_kernels
 from moec.compiler.lowering.fatbin import FatbinEntry, architectures, read_fatbin, write_fatbin
 from moec.compiler.lowering.lower import LoweredModule, import_segments, lower, packed_functions
 from moec.compiler.lowering.nvrtc import compile_cubin, cuda_root
-from moec.compiler.lowering.passes.dispatch_linear import LinearShape
-from moec.compiler.lowering.passes.fuse_rows import Product
 from moec.compiler.lowering.pipeline import pipeline, run_passes
 from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.targets import CUDA_ARCHITECTURES, parse_target

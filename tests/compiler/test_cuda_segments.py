@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,34 @@ import pytest
 import tvm_ffi
 from numpy.typing import NDArray
 
+from moec.artifacts.program import HOPPER, SegmentProgram
 from moec.compiler.lowering.lower import export_cpu
 from moec.compiler.lowering.targets import parse_target
-from moec.runtime.chain.tensors import aligned_empty, tensor_at
+from moec.compiler.quantization import policy_named, quantize
+from moec.formats import FORMATS, pack_rows
+from moec.formats.nearest import round_to_nearest
+from moec.runtime.tensors import aligned_empty, tensor_at
 from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
 from tests.support.graphs import parts
 from tests.support.lowered import STORAGE, lower_segments, run_segment, sized
 from tests.support.tiny_models import TINY
 
+ROUNDED = 1e-2
+"""The same where activations are rounded to bfloat16."""
 TOLERANCE = 5e-5
 """Relative to the largest element: products of few tokens have 16 bits of mantissa, and enter other products."""
 
 
 def _random(spec: Any, tokens: int, vocabulary: int, random: np.random.Generator) -> NDArray[Any]:
     shape = sized(spec.shape, tokens)
+    if spec.format is not None:
+        kind = FORMATS[spec.format]
+        values = (random.standard_normal(shape) * 0.3).astype(np.float32)
+        packed = pack_rows(kind, round_to_nearest(kind, values))
+        array = aligned_empty(packed.shape, np.uint8)
+        array[...] = packed
+        return array
     array = aligned_empty(shape, STORAGE[spec.dtype])
     if spec.dtype == "int64":
         array[...] = random.integers(0, vocabulary, shape)
@@ -37,12 +51,24 @@ def _random(spec: Any, tokens: int, vocabulary: int, random: np.random.Generator
 
 @pytest.mark.parametrize("name", most_slow(sorted(TINY), ("deepseek_v2_lite",)))
 def test_every_segment_computes_what_the_cpu_computes(name: str, tmp_path: Path) -> None:
-    model = parts(name, "bfloat16")
+    compare(parts(name, "bfloat16"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deepseek_v2_lite", "deepseek_v3", "qwen2_moe"])
+def test_products_of_two_types_share_a_launch(name: str, tmp_path: Path) -> None:
+    """A router of 16 bits, and the first product of a quantized shared expert."""
+    model = quantize(parts(name, "bfloat16"), policy_named("int4"))
+    compare(model, tmp_path)
+
+
+def compare(model: Any, folder: Path) -> None:
+    """Every segment, by the CPU's kernels and the GPU's."""
     cpu, gpu = (
         lower_segments(model.functions, model.model, "cpu"),
         lower_segments(model.functions, model.model, "cuda-sm_80"),
     )
-    library = tvm_ffi.load_module(str(tmp_path / export_cpu(cpu.functions, parse_target("cpu"), tmp_path)[0]))
+    library = tvm_ffi.load_module(str(folder / export_cpu(cpu.functions, parse_target("cpu"), folder)[0]))
     emulated = Emulated(*(function for _, function in gpu.functions.functions_items()))
 
     def on_cpu(function: str, operands: list[Any]) -> None:
@@ -64,3 +90,51 @@ def test_every_segment_computes_what_the_cpu_computes(name: str, tmp_path: Path)
                 scale = np.abs(expected).max()
                 error = np.abs(expected - actual.reshape(expected.shape)).max()
                 assert error <= TOLERANCE * scale, f"{spec.name}, {tokens} tokens"
+
+
+def _passed_on(segment: SegmentProgram) -> bool:
+    """Whether one kernel's rounded results are another one's input."""
+    users = Counter(
+        operand.number
+        for call in segment.calls
+        for operand in call.operands
+        if (operand.source, operand.dtype) == ("local", "bfloat16")
+    )
+    return any(count > 1 for count in users.values())
+
+
+@pytest.mark.parametrize("hopper", [False, True], ids=["any GPU", "Hopper"])
+def test_many_tokens_compute_what_the_cpu_computes(hopper: bool, tmp_path: Path) -> None:
+    """Gated products write what the next one multiplies. (Routers may choose other experts.)"""
+    tokens, model = 20, parts("deepseek_v2_lite", "bfloat16")
+    cpu, gpu = (
+        lower_segments(model.functions, model.model, "cpu"),
+        lower_segments(model.functions, model.model, "cuda-sm_90"),
+    )
+    specs = [
+        spec for spec in model.model.functions if all(output.dtype == "float32" for output in spec.outputs)
+    ]
+    assert any(_passed_on(gpu.segments[spec.name]) for spec in specs)
+    library = tvm_ffi.load_module(str(tmp_path / export_cpu(cpu.functions, parse_target("cpu"), tmp_path)[0]))
+    by_name = {str(variable.name_hint): each for variable, each in gpu.functions.functions_items()}
+    called = {call.function for spec in specs for call in gpu.segments[spec.name].calls}
+    names = {name: name + HOPPER if hopper and name + HOPPER in by_name else name for name in called}
+    emulated = Emulated(*(by_name[name] for name in names.values()))
+
+    def on_cpu(function: str, operands: list[Any]) -> None:
+        library[function](*(tensor_at(array.ctypes.data, dtype, array.shape) for array, dtype in operands))
+
+    for spec in specs:
+        random = np.random.default_rng(tokens)
+        inputs = [_random(item, tokens, model.model.vocab_size, random) for item in spec.inputs]
+        weights = [_random(item, tokens, model.model.vocab_size, random) for item in spec.weights]
+        both = [
+            run_segment(lowered.segments[spec.name], call, inputs, weights, spec.outputs, tokens)
+            for lowered, call in (
+                (cpu, on_cpu),
+                (gpu, lambda function, operands: emulated(names[function], *operands)),
+            )
+        ]
+        for expected, actual in zip(*both, strict=True):
+            error = np.abs(expected - actual.reshape(expected.shape)).max()
+            assert error <= ROUNDED * np.abs(expected).max(), spec.name

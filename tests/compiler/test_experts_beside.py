@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from moec.artifacts import slots as words
 from moec.artifacts.experts import layout
-from moec.artifacts.model import SegmentStep
 from moec.artifacts.program import cached_beside_name
 from moec.artifacts.schedule import DEFAULT_POLICY
+from moec.artifacts.steps import SegmentStep
 from moec.compiler.kernels.cuda.experts import experts, workspace_bytes
 from moec.compiler.kernels.cuda.experts_beside import MOST_TOKENS
 from moec.compiler.kernels.cuda.slots.assign import assign
@@ -22,14 +22,16 @@ from moec.compiler.lowering.lower import import_segments, packed_functions
 from moec.compiler.lowering.pipeline import pipeline, run_passes
 from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.targets import parse_target
-from moec.runtime.chain.tensors import aligned_empty
 from moec.runtime.devices.cuda.offload.states import Places, fill_state
 from moec.runtime.experts.slots import LayerSlots
+from moec.runtime.tensors import aligned_empty
 from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
 from tests.support.graphs import parts
 from tests.support.tiny_models import TINY
 
+TOLERANCE = 3e-6
+"""Of a shared expert's result, relative to the largest: beside others its sums may be cut in other ways."""
 TYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": np.uint16, "int64": np.int64}
 
 
@@ -110,16 +112,21 @@ def test_one_function_for_both_makes_what_two_make(name: str) -> None:
         pytest.skip("this model has no segment beside its experts")
     setting = Setting(name)
     if not setting.made:
-        assert len(setting.segment.calls) > 2, "a shared expert of two products has such a function"
+        alone = [call.function.startswith("linear") for call in setting.segment.calls]
+        assert not all(alone), "a shared expert of nothing but products has such a function"
         return
     assert (setting.record.body, setting.record.segment) == (setting.body.name, setting.segment.name)
     assert any(isinstance(step, SegmentStep) and step.side for step in setting.model.steps)
     for tokens in (1, MOST_TOKENS):
         apart, *others = (results(setting, tokens, how) for how in ("apart", "together", "arriving"))
         for together in others:
+            assert np.array_equal(apart[0], together[0])
             for expected, actual in zip(apart, together, strict=True):
-                assert np.abs(expected).max() > 0
-                assert np.array_equal(expected, actual)
+                scale = np.abs(expected).max()
+                assert scale > 0
+                assert np.abs(expected - actual).max() <= TOLERANCE * scale
+        for arriving, together in zip(*others, strict=True):
+            assert np.array_equal(arriving, together)
 
 
 def results(setting: Setting, tokens: int, how: str) -> list[NDArray[Any]]:

@@ -16,13 +16,13 @@ from moec.artifacts.quantization import PLAIN, FormatRule, Quantization
 from moec.compiler.calibration.products import Product
 from moec.compiler.calibration.weights import CheckpointWeights
 from moec.compiler.checkpoint import open_checkpoint
-from moec.compiler.fitting import FitRequest, fit
-from moec.compiler.fitting.rounding import divergence, relative_error
+from moec.compiler.fitting import fit
+from moec.compiler.fitting.rounding import product_losses, relative_error
 from moec.compiler.fitting.sensitivity import weigh_errors
 from moec.compiler.fitting.units import MENU, fit_units, with_losses
 from moec.compiler.profiling.calibration import Prompt
 from moec.compiler.quantization import quantize
-from moec.compiler.request import Calibration
+from moec.compiler.request import Calibration, FitRequest
 from moec.errors import BudgetError, CheckpointError, CompileError
 from moec.formats import FORMATS, METHODS, dequantize
 from moec.planning.fitting import with_options
@@ -69,7 +69,8 @@ def test_sizes_of_units_are_those_of_the_quantized_model(name: str) -> None:
     made = parts(name)
     units = fit_units(made, {})
     assert {unit.role for unit in units} >= {"experts", "linear", "head"}
-    options = [with_losses(made, unit, dict.fromkeys(unit.formats, 0.0)) for unit in units]
+    zeros = [dict.fromkeys(unit.formats, 0.0) for unit in units]
+    options = [with_losses(made, unit, zero, zero) for unit, zero in zip(units, zeros, strict=True)]
     for first in range(len(MENU)):
         chosen = [(first + 2 * number) % len(MENU) for number in range(len(units))]
         rules = tuple(
@@ -102,22 +103,22 @@ def test_what_the_checkpoint_has_costs_nothing() -> None:
     assert all(unit.kept is None for unit in fit_units(made, {down: "mxfp4"}) if unit.layer != 0)
 
 
-def test_divergences_are_those_of_rounded_weights() -> None:
+def test_losses_of_products_are_those_of_rounded_weights() -> None:
     """Against the whole matrix at once; of a table, against its rows."""
     random = torch.Generator().manual_seed(0)
     weight, x = torch.randn(70, 64, generator=random), torch.randn(9, 64, generator=random)
-    gradient = torch.randn(9, 70, generator=random)
+    gradient, routing = torch.randn(2, 9, 70, generator=random)
     kind = FORMATS["int4-g32"]
     change = torch.from_numpy(dequantize(kind, METHODS["nearest"](kind, weight.numpy()))) - weight
-    expected = 0.5 * (gradient * (x @ change.T)).square().sum()
-    assert divergence(Product(TensorName("w"), weight, x, gradient), kind.name, "nearest") == pytest.approx(
-        float(expected), rel=1e-5
-    )
+    name = TensorName("w")
+    found = product_losses(Product(name, weight, x, gradient, routing), kind.name, "nearest")
+    result = x @ change.T
+    assert found[0] == pytest.approx(float(0.5 * (gradient * result).square().sum()), rel=1e-5)
+    assert found[1] == pytest.approx(float((routing * result).square().sum()), rel=1e-5)
     ids, gradient = torch.tensor([3, 69, 3, 0]), torch.randn(4, 64, generator=random)
-    expected = 0.5 * (gradient * change[ids]).square().sum()
-    assert divergence(Product(TensorName("w"), weight, ids, gradient), kind.name, "nearest") == pytest.approx(
-        float(expected), rel=1e-5
-    )
+    found = product_losses(Product(name, weight, ids, gradient), kind.name, "nearest")
+    assert found[0] == pytest.approx(float(0.5 * (gradient * change[ids]).square().sum()), rel=1e-5)
+    assert found[1] == 0.0
     share = float(change.square().sum() / weight.square().sum())
     assert relative_error(weight, kind.name, "nearest") == pytest.approx(share, rel=1e-5)
 

@@ -13,7 +13,7 @@ from moec.compiler.lowering.lower import packed_functions
 from moec.compiler.lowering.pipeline import pipeline, run_passes
 from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.targets import parse_target
-from moec.runtime.chain.tensors import aligned_empty
+from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated
 from tests.support.lowered import run_segment
 

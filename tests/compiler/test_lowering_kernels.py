@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from tvm import tirx
 
+from moec.artifacts import ahead
 from moec.artifacts.mailbox import SERVE, collect_name, post_name
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 from moec.compiler.kernels.cuda.product import declare
+from moec.compiler.kernels.linear_shape import LinearShape
 from moec.compiler.lowering.kernel_library import CpuKernels, CudaKernels
-from moec.compiler.lowering.passes.dispatch_linear import LinearShape
 from tests.support.graphs import parts
 
 LANES = 8
@@ -59,6 +60,12 @@ def _check_cache_kernels(model: ModelRecord, kernels: dict[str, list[tuple[str, 
     """Those of experts off the GPU take the state besides; only a GPU has them."""
     assert kernels.pop(ASSIGN) == [("int64", ["?", "?"]), ("int64", ["?"]), *[("int64", ["?", "?"])] * 2]
     assert kernels.pop(FETCH) == [("int64", ["?"])]
+    words, table = ("int64", ["?"]), ("float32", ["?", "?"])
+    assert kernels.pop(ahead.CHECK) == [("int64", ["?", "?"]), words]
+    assert kernels.pop(ahead.SCORE_EARLY) == [table, ("bfloat16", ["?", "?"]), table]
+    assert kernels.pop(ahead.SCORE_VOTES) == [("int64", ["?", "?"]), table, table]
+    assert kernels.pop(ahead.GUESS) == [table, words, words]
+    assert kernels.pop(ahead.BRING) == [words]
     for body in model.bodies:
         cached = kernels.pop(f"{CACHED}{body.name}")
         assert cached.pop(4) == ("int64", ["?"])

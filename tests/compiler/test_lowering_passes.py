@@ -10,8 +10,9 @@ from tvm.script import from_source, ir
 from tvm.script import relax as script_relax
 from tvm.script import tirx as script_tirx
 
+from moec.compiler.kernels.linear_shape import LinearShape
 from moec.compiler.lowering.kernel_library import CpuKernels
-from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear, LinearShape
+from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear
 from moec.compiler.lowering.passes.dispatch_topk import DispatchTopk
 from moec.compiler.lowering.passes.schedule_cpu import ScheduleCpu
 from moec.compiler.lowering.pipeline import cpu_passes

@@ -8,15 +8,9 @@ import pytest
 import torch
 
 from moec.artifacts.codec import from_json, to_json
-from moec.artifacts.model import (
-    AttentionStep,
-    ExpertsStep,
-    LatentHeads,
-    ModelRecord,
-    SegmentStep,
-    StateStep,
-)
+from moec.artifacts.model import LatentHeads, ModelRecord
 from moec.artifacts.packing import PackingRecord
+from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep, StateStep
 from moec.compiler.tracing.text_half import from_tokens
 from tests.support.canaries import most_slow
 from tests.support.chain import Sequence, TorchChain
@@ -205,6 +199,7 @@ def test_shared_experts_are_side_segments() -> None:
             before = model.steps[number - 1]
             assert isinstance(before, SegmentStep)
             assert before.side
+            assert len(before.weights) == 1, "its first product is made with the router's"
     assert sum(isinstance(step, SegmentStep) and step.side for step in model.steps) == 2
 
 

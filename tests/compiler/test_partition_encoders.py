@@ -11,14 +11,8 @@ import pytest
 from moec.artifacts.cache import cache_layers
 from moec.artifacts.checks import model_problems
 from moec.artifacts.footprint import footprint
-from moec.artifacts.model import (
-    AppendStep,
-    AttentionStep,
-    CapacityStep,
-    ExpertsStep,
-    ModelRecord,
-    SegmentStep,
-)
+from moec.artifacts.model import ModelRecord
+from moec.artifacts.steps import AppendStep, AttentionStep, CapacityStep, ExpertsStep, SegmentStep
 from moec.compiler.generation import generation_defaults
 from moec.compiler.partition import PartitionedModel, partition
 from moec.compiler.trace import trace

@@ -144,6 +144,25 @@ def test_work_that_a_marker_does_not_wait_for_goes_to_the_side() -> None:
     assert [group.stage for group in staging.groups] == [0, 0, 1]
 
 
+def test_a_product_of_the_side_that_reads_what_a_needed_one_reads_goes_with_it() -> None:
+    """As a shared expert's first product and the router do; what follows stays at the side."""
+
+    def layer(r: torch.Tensor, v: torch.Tensor, w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        normed = x.sigmoid()
+        flat = normed.view(-1, H)
+        index = markers.linear(flat, r).topk(2)[1]
+        routed = markers.experts(flat, index, flat[:, :2], "experts")
+        result: torch.Tensor = routed + markers.linear(markers.linear(normed, v).exp(), w)[0]
+        return result
+
+    graph, _, weights = record(layer, (H, H), (H, H), (H, H))
+    canonicalise(graph, weights.__contains__)
+    dense, loose = fold(graph, weights.__contains__, lambda node: node.name, wide)
+    main, side, _ = assign_stages(graph, loose | set(dense)).groups
+    assert [str(node.target) for node in side.nodes][:2] == ["aten.exp.default", markers.LINEAR]
+    assert [str(node.target) for node in main.nodes].count(markers.LINEAR) == 2
+
+
 def test_segments_are_equal_whatever_their_place() -> None:
     graph, symbol, weights = record(
         lambda v, w, x: markers.linear(markers.linear(x, v).exp(), w).exp(), (H, H), (H, H)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +18,7 @@ from moec.compiler.quantization import POLICIES, Kept, policy_named, quantize, r
 from moec.errors import CheckpointError, CompileError
 from moec.formats import FORMATS
 from tests.support.graphs import parts
+from tests.support.notes import Notes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,19 +120,6 @@ def test_formats_without_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     check_formats(dense, "cpu")
     with pytest.raises(CompileError, match="int8-g128 on cuda"):
         check_formats(dense, "cuda")
-
-
-class Notes:
-    """A log that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def stage(self, _name: str) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def chosen(

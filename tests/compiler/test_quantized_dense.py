@@ -10,8 +10,8 @@ import torch
 
 from moec.artifacts.checks import model_problems
 from moec.artifacts.footprint import dense_weights, footprint
-from moec.artifacts.model import SegmentStep
 from moec.artifacts.quantization import FormatRule, Quantization
+from moec.artifacts.steps import SegmentStep
 from moec.compiler.packing.dense import plan_dense
 from moec.compiler.partition import PartitionedModel, partition
 from moec.compiler.quantization import policy_named, quantize

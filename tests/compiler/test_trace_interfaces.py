@@ -10,7 +10,7 @@ from transformers import masking_utils
 from transformers.activations import ACT2FN
 
 from moec.artifacts.activation import check_expression
-from moec.compiler.calibration.activation import apply_expression
+from moec.compiler.activation import activate
 from moec.compiler.tracing import markers
 from moec.compiler.tracing.activation import read_activation
 from moec.compiler.tracing.attention import check_arguments
@@ -87,7 +87,7 @@ def test_activation_equals_the_models_own(name: str) -> None:
     up = torch.randn(5, 2 * facts.intermediate, generator=torch.Generator().manual_seed(0)) * 6
     gate, value = (up[:, ::2], up[:, 1::2]) if facts.interleaved else up.chunk(2, -1)
     expected = module._apply_gate(up) if facts.gated else module.act_fn(value)
-    ours = apply_expression(facts.activation, gate if facts.gated else None, value)
+    ours = activate(facts.activation, {"gate": gate, "up": value} if facts.gated else {"up": value})
     torch.testing.assert_close(ours, expected.detach(), rtol=1e-6, atol=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_activations_without_a_gate(name: str) -> None:
     expression = read_activation(function, False, False, "SomeExperts")
     check_expression(expression)
     up = torch.linspace(-4, 4, 33)[None]
-    torch.testing.assert_close(apply_expression(expression, None, up), function(up), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(activate(expression, {"up": up}), function(up), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from moec.compiler.lowering import cuda_module
 from moec.runtime.devices.cuda.device import CudaDevice
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
-from moec.runtime.loading.libraries import load_runtime
+from moec.runtime.machine.libraries import load_runtime
 from tests.support.compiling import compile_checkpoint
 from tests.support.cuda_stub import Stub, write_image
 from tests.support.tiny_models import save

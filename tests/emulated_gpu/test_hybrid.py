@@ -17,6 +17,7 @@ from moec.artifacts.reader import open_bundle
 from moec.artifacts.slots import MOST_SHARED
 from moec.runtime.devices.cuda.offload import helping
 from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
+from moec.runtime.experts.ahead import plan_ahead
 from tests.emulated_gpu.test_model import CACHE, PROMPTS, compiled, planned, rows
 from tests.emulated_gpu.test_offload import LONG, budget, host_budget
 from tests.support.cuda_stub import Stub
@@ -123,3 +124,19 @@ def test_experts_beyond_host_memory_are_shared_too(
         assert slots.file_places > 0
         assert rows(model, [PROMPTS[0]], max_new_tokens=3) == expected["tokens"][0]
         assert model.stats.cpu_misses > 0
+
+
+@pytest.mark.slow
+def test_the_cpu_helps_beside_what_is_brought_ahead(
+    load: Load, expected: dict[str, Any], bundle: Path
+) -> None:
+    ahead = plan_ahead(open_bundle(bundle, verify="sizes"), None, True)
+    assert ahead is not None
+    memory = budget(expected, 0.3, bundle) + device_bytes(record(bundle)) + ahead.size_bytes
+    for _ in range(3):
+        with load(0.3, "half", prefetch=True, device_memory=memory) as model:
+            for _ in range(3):
+                assert tokens(model) == expected["tokens"]
+            stats = model.stats
+            assert 0 < stats.cpu_misses < stats.misses, "what is there whole was left to the CPU"
+            assert stats.prefetch.wasted_bytes < stats.prefetch.fetched_bytes

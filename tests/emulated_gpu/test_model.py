@@ -280,7 +280,7 @@ def test_a_gpu_that_is_not_there_is_named(load: Load) -> None:
 
 
 def test_doctor_and_plan_know_the_gpu(stub: Stub, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moec.runtime.machine.measure import gpu_record, gpu_records, this_machine
+    from moec.runtime.devices.measure import gpu_record, gpu_records, this_machine
 
     (gpu,) = gpu_records()
     assert (gpu.name, gpu.architecture, gpu.driver) == ("Stub GPU", "sm_90", "CUDA 13.0")

@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from moec import runtime
+from moec.artifacts.bundle import Bundle
 from moec.artifacts.footprint import footprint
-from moec.artifacts.reader import Bundle, open_bundle
+from moec.artifacts.reader import open_bundle
 from moec.errors import BudgetError, BundleError, DeviceError
+from moec.runtime.device import PackedCall, View
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.graphs import CallList
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
-from moec.runtime.devices.protocol import PackedCall, View
 from moec.runtime.experts.slots import SlotPlan, state_bytes
 from moec.runtime.memory.device_budget import DevicePlan
 from tests.emulated_gpu.test_model import CACHE, PROMPTS, compiled, planned, rows

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from moec import runtime
 from moec.__main__ import run
@@ -14,15 +16,16 @@ from moec.artifacts.footprint import footprint
 from moec.artifacts.packing import PackingRecord
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.records import read_record
+from moec.compiler.profiling.calibration import DEFAULT_PROMPTS, read_prompts
 from moec.formats import FORMATS, METHODS, dequantize
 from tests.support.agreement import check_agreement, expected_of, reference
+from tests.support.dequantized import take_experts
 from tests.support.tiny_models import save
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from moec.artifacts.fit import FittedUnit
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"
 PROMPTS = (
     '{"token_ids": [5, 17, 2, 40, 33, 9, 71]}\n{"token_ids": [8, 3, 60, 11, 12, 13, 90, 45, 7, 7, 31]}\n'
 )
@@ -68,6 +71,50 @@ def test_a_fitted_bundle_runs_in_the_size_it_was_fitted_to(
     round_units(judge, chosen.units)
     with runtime.load(path, max_step_tokens=48) as model:
         check_agreement(model, expected_of(judge))
+
+
+@pytest.mark.slow
+def test_the_trained_example_is_fitted_and_rounded_with_feedback(tmp_path: Path) -> None:
+    """It is the model of the weights that were packed, which is nearer to the unrounded one than nearest codes are."""
+    path = tmp_path / "model.moec"
+    arguments = ["compile", str(EXAMPLE), "-o", str(path), "--dtype", "f32", "--fit", "20MiB"]
+    assert run([*arguments, "--method", "feedback"]) == 0
+    bundle = open_bundle(path, verify="sizes")
+    chosen = bundle.manifest.fit
+    assert chosen is not None
+    assert chosen.resident_bytes <= 20 << 20
+    policy = read_record(PackingRecord, "packing", path / "packing.json").quantization
+    assert policy is not None
+    assert policy.method == "feedback"
+    judge, nearest, plain = (reference(EXAMPLE) for _ in range(3))
+    round_units(nearest, chosen.units)
+    round_units(judge, chosen.units)
+    take_experts(judge, path)
+    differing = [
+        name
+        for name, value in judge.state_dict().items()
+        if not torch.equal(value, nearest.state_dict()[name])
+    ]
+    assert {name.split(".")[2] for name in differing} == {str(layer) for layer in range(1, 7)}
+    with runtime.load(path, max_step_tokens=48) as model:
+        check_agreement(model, expected_of(judge))
+    tokenizer = Tokenizer.from_file(str(EXAMPLE / "tokenizer.json"))
+    texts = [tokenizer.encode(prompt.text or "").ids for prompt in read_prompts(DEFAULT_PROMPTS)]
+    found = [mean_divergence(plain, other, texts) for other in (judge, nearest)]
+    assert found[0] < found[1]
+
+
+def mean_divergence(plain: Any, other: Any, texts: list[list[int]]) -> float:
+    """Of ``other`` from ``plain``, nats a token."""
+    sums, tokens = 0.0, 0
+    with torch.inference_mode():
+        for ids in texts:
+            ours, theirs = (
+                torch.log_softmax(model(torch.tensor([ids])).logits[0], -1) for model in (plain, other)
+            )
+            sums += float((ours.exp() * (ours - theirs)).sum())
+            tokens += len(ids)
+    return sums / tokens
 
 
 def round_units(model: torch.nn.Module, units: tuple[FittedUnit, ...]) -> None:

@@ -89,7 +89,7 @@ def test_results_of_products_are_nearer(kind: Format) -> None:
 @kinds
 def test_columns_that_have_nothing_in_common_are_rounded_to_nearest(kind: Format) -> None:
     values = matrix()
-    diagonal = np.diag(np.random.default_rng(2).uniform(0.1, 5, COLUMNS))
+    diagonal = np.diag(np.random.default_rng(2).uniform(0.1, 5, COLUMNS).astype(np.float32))
     found, nearest = round_with_feedback(kind, values, feedback(diagonal)), round_to_nearest(kind, values)
     np.testing.assert_array_equal(found.codes, nearest.codes)
 
@@ -110,7 +110,9 @@ def test_scaled_columns_make_products_nearer(kind: Format) -> None:
 
 @kinds
 def test_columns_that_count_alike_are_left_alone(kind: Format) -> None:
-    np.testing.assert_allclose(column_scales(kind, matrix(), 3 * np.eye(COLUMNS)), 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        column_scales(kind, matrix(), 3 * np.eye(COLUMNS, dtype=np.float32)), 1, rtol=1e-6
+    )
 
 
 def test_moments_are_believed_as_far_as_there_are_samples() -> None:

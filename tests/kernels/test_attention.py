@@ -12,8 +12,8 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.model import AttentionSpec, LatentHeads
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.attention import attention
-from moec.compiler.kernels.cpu.emit import ALIGNMENT_BYTES
 from moec.compiler.kernels.cpu.latents import workspace
+from moec.compiler.kernels.emit import ALIGNMENT_BYTES
 
 Array = NDArray[np.float64]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

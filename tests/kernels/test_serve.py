@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.serve import serve
-from moec.runtime.chain.tensors import aligned_empty
 from moec.runtime.sharing import team as teams
 from moec.runtime.sharing.team import SharedLayer, Team
+from moec.runtime.tensors import aligned_empty
 from tests.kernels.test_experts import CLAMPED, SWIGLU, Parts, _pool
 from tests.support.mailboxes import HostBox
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,9 @@ from moec.artifacts.footprint import CODE_BYTES, footprint
 from moec.artifacts.schedule import Budgets
 from moec.errors import BudgetError
 from moec.planning.analysis import analyse
-from moec.planning.fitting import FitUnit, FormatOption, fit_bytes, fit_time, resident_bytes, with_options
+from moec.planning.fit_losses import SWAP_LOSS, predicted_losses
+from moec.planning.fit_units import FitUnit, FormatOption
+from moec.planning.fitting import fit_bytes, fit_time, resident_bytes, with_options
 from moec.planning.planner import place, plan_analysed
 from moec.planning.prediction import token_milliseconds
 from tests.support.tiny_bundle import CPU, GPU, tiny_model, tiny_traces
@@ -89,6 +92,38 @@ def test_a_size_is_met_at_the_least_loss(on_device: bool) -> None:
     with pytest.raises(BudgetError, match=f"the least is {min(sizes.values())}") as caught:
         fit_bytes(FACTS, UNITS, BUDGETS, min(sizes.values()) - 1, on_device=on_device)
     assert "64 tokens" in caught.value.why
+
+
+def test_noise_of_routers_is_no_sum() -> None:
+    """Its square is: against all choices, at every size; and shares add up to the whole."""
+    noisy = tuple(
+        FitUnit(
+            unit.name,
+            tuple(
+                replace(option, loss=option.loss / 10, swaps=number * (1.0 + 3 * place))
+                for number, option in enumerate(unit.options)
+            ),
+        )
+        for place, unit in enumerate(UNITS)
+    )
+
+    def predicted(chosen: Sequence[int]) -> float:
+        picked = [unit.options[number] for unit, number in zip(noisy, chosen, strict=True)]
+        noise = sum(option.swaps for option in picked)
+        return sum(option.loss for option in picked) + SWAP_LOSS * math.sqrt(noise)
+
+    sizes = {
+        chosen: resident_bytes(with_options(FACTS, noisy, chosen), BUDGETS, on_device=False)
+        for chosen in every_choice()
+    }
+    best = 0
+    for limit in set(sizes.values()):
+        chosen = fit_bytes(FACTS, noisy, BUDGETS, limit, on_device=False).chosen
+        assert sum(predicted_losses(noisy, chosen)) == pytest.approx(predicted(chosen))
+        least = min(predicted(each) for each, size in sizes.items() if size <= limit)
+        assert predicted(chosen) <= 1.06 * least
+        best += predicted(chosen) == pytest.approx(least)
+    assert best > 0.9 * len(set(sizes.values()))
 
 
 def test_what_fits_is_planned_as_resident() -> None:

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,23 +15,19 @@ from moec.artifacts.checks import schedule_problems
 from moec.artifacts.codec import from_json, to_json
 from moec.artifacts.experts import layout
 from moec.artifacts.footprint import footprint
-from moec.artifacts.hosting import Hosted, host_experts, take_prefix
-from moec.artifacts.ids import TensorName
-from moec.artifacts.model import ModelRecord, SegmentStep
+from moec.artifacts.model import ModelRecord
 from moec.artifacts.records import read_machine
 from moec.artifacts.schedule import Budgets, ScheduleRecord, best_schedule
-from moec.artifacts.traces import Traces, layer_trace
-from moec.errors import BudgetError, BundleError
-from moec.planning.allocate import hull_rates
+from moec.artifacts.traces import Traces
+from moec.errors import BudgetError
 from moec.planning.analysis import analyse
 from moec.planning.cost import miss_cost
 from moec.planning.planner import plan, plan_analysed, plan_many
 from moec.planning.report import memory_report
-from tests.support.tiny_bundle import CPU, GPU, HEADS, H, V, tiny_model, tiny_traces
+from tests.support.tiny_bundle import CPU, GPU, streaming_bytes, tiny_model, tiny_traces
 
 if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
-    from moec.artifacts.schedule import Schedule
 
 MACHINES = [
     read_machine(path) for path in sorted((Path(__file__).parents[2] / "examples/machines").glob("*.json"))
@@ -61,11 +55,6 @@ extra_bytes = st.one_of(st.integers(0, 1 << 21), st.integers(0, 1 << 17))
 
 def traces_for(model: ModelRecord, seed: int) -> Traces | None:
     return tiny_traces(model, tokens=24, seed=seed) if seed else None
-
-
-def streaming_bytes(model: ModelRecord, resident: Schedule) -> int:
-    """What a GPU with all experts would have to hold besides, were they to stream as well."""
-    return resident.device.total + 2 * footprint(model).working_set_bytes
 
 
 def floor_bytes(model: ModelRecord) -> int:
@@ -220,70 +209,6 @@ def test_without_a_gpu_the_most_used_experts_lie_in_host_memory() -> None:
     assert plan(traces, model, Budgets(0, 1 << 20, 64, 8), GPU).device.total == 0
 
 
-def test_facts_of_the_tiny_model() -> None:
-    facts = footprint(tiny_model())
-    assert facts.dense_bytes == 4 * (V * H + 2 * H * H)
-    assert facts.dense_bytes_per_token == facts.dense_bytes, (
-        "the embedding is tied: the last product reads it"
-    )
-    assert facts.cache_bytes(33) == 2 * facts.cache_page_bytes
-    assert facts.cache_page_bytes == 2 * 32 * HEADS * (8 + 8) * 4
-    state, heads, routed = 4 * H, 4 * HEADS * 8, 2 * (8 + 4)
-    # In a layer's segment: the state, q, k, v and the routing, all of them once more, and a product of its matrix;
-    # or, later, the attention's result beside q, k and v; or two experts' gate and up beside the routing.
-    segment, attention = 2 * (state + 3 * heads + routed) + 4 * H, state + 4 * heads + routed
-    experts = 2 * state + routed + 4 * 2 * 2 * 8
-    assert facts.activation_bytes_per_token == max(segment, attention, experts)
-    assert facts.logits_bytes_per_row == 2 * state + 4 * V + 4 * V
-    assert (
-        facts.activation_bytes(200)
-        == facts.activation_bytes(200, sequences=128)
-        == 200 * facts.activation_bytes_per_token + 128 * facts.logits_bytes_per_row
-    )
-    assert facts.activation_bytes(200, sequences=129) == facts.activation_bytes(200) + 2 * 129 * 4 * V
-
-
-def test_an_embedding_of_its_own_costs_one_row() -> None:
-    model = tiny_model()
-    last = model.steps[-1]
-    assert isinstance(last, SegmentStep)
-    untied = dataclasses.replace(last, weights=(TensorName("head"),))
-    facts = footprint(dataclasses.replace(model, steps=(*model.steps[:-1], untied)))
-    assert facts.dense_bytes == 4 * (2 * V * H + 2 * H * H)
-    assert facts.dense_bytes_per_token == 4 * (V * H + 2 * H * H + H)
-
-
-def test_profile_of_known_traces() -> None:
-    model = tiny_model(((4, 1, 8), (3, 1, 8)))
-    traces = Traces(
-        (layer_trace(4, [[2], [2], [1], [2]]), layer_trace(3, [[0], [1], [2], [1]])),
-        np.array([0], np.int64),
-        np.zeros(4, np.bool_),
-    )
-    profile = analyse(traces, model).profile
-    assert (profile.provenance, profile.tokens, profile.sequences) == ("traced", 4, 1)
-    assert profile.layers[0].order == (2, 1, 0, 3)
-    assert profile.layers[0].use_share == (0.75, 0.25, 0.0, 0.0)
-    assert profile.layers[0].transitions == ((), (2,), (1, 0), ())
-    assert profile.layers[1].transitions == ()
-
-
-def test_nothing_traced_is_uniform() -> None:
-    model = tiny_model()
-    analysis = analyse(None, model)
-    assert analysis.profile.provenance == "uniform"
-    assert analysis.profile.layers[0].use_share == (0.25,) * 8
-    everything = streaming_bytes(model, plan(None, model, Budgets(1 << 20, 1 << 20, 64, 8), GPU))
-    half = everything - 7 * footprint(model).layers[0].stride_bytes
-    schedule = plan(None, model, Budgets(half, 1 << 20, 64, 8), GPU)
-    assert 0.3 < schedule.prediction.hit_rate < 0.7
-
-
-def test_traces_of_another_model_are_refused() -> None:
-    with pytest.raises(BundleError, match="another model"):
-        analyse(tiny_traces(tiny_model()), tiny_model(((8, 2, 8),)))
-
-
 def test_the_cpu_takes_its_share_of_many_misses() -> None:
     facts = footprint(tiny_model(((8, 8, 200),))).layers[0]
     fast_host = dataclasses.replace(GPU, link_gb_s=10.0, host_bandwidth_gb_s=40.0, handshake_us=0.0)
@@ -308,42 +233,6 @@ def test_predicted_bytes_add_up() -> None:
     parts = prediction.hit_bytes_per_token + prediction.link_bytes_per_token + prediction.cpu_bytes_per_token
     assert parts == pytest.approx(chosen)
     assert prediction.hit_bytes_per_token == pytest.approx(prediction.hit_rate * chosen)
-
-
-def test_slots_go_where_they_save_most() -> None:
-    model = tiny_model(((8, 1, 8), (8, 1, 8)))
-    steady = layer_trace(8, np.zeros((40, 1), np.int64))
-    changing = layer_trace(8, (np.arange(40) % 8)[:, None])
-    traces = Traces((changing, steady), np.array([0], np.int64), np.zeros(40, np.bool_))
-    empty = plan(traces, model, Budgets(1 << 20, 1 << 20, 64, 8), GPU)
-    stride = layout(model.bodies[0]).stride_bytes
-    one = plan(traces, model, Budgets(streaming_bytes(model, empty) - 15 * stride, 1 << 20, 64, 8), GPU)
-    assert [layer.slots for layer in one.layers] == [0, 1]
-
-
-def test_the_hull_looks_over_flat_stretches() -> None:
-    assert hull_rates(np.array([10.0, 10.0, 10.0, 4.0, 4.0])).tolist() == [2.0, 2.0, 2.0, 0.0]
-    assert hull_rates(np.array([10.0, 5.0, 4.0])).tolist() == [5.0, 1.0]
-    assert hull_rates(np.array([1.0])).tolist() == []
-
-
-def test_host_memory_keeps_room_for_a_tokens_experts() -> None:
-    layers = footprint(tiny_model(((4, 2, 8), (4, 2, 8)))).layers
-    shares, stride = [[1.0, 0.6, 0.3, 0.1], [0.8, 0.7, 0.3, 0.2]], layers[0].stride_bytes
-    # 5 strides hold (2, 3) or (3, 2): each token finds a place for its two in either layer.
-    assert host_experts(layers, shares, 5 * stride) == Hosted((3, 2), 0)
-    # 3 strides would hold (1, 2): the first layer's second expert would find none, so two strides stay free.
-    assert host_experts(layers, shares, 3 * stride) == Hosted((1, 0), 2 * stride)
-    assert host_experts(layers, shares, 2 * stride + 1) == Hosted((0, 0), 2 * stride)
-    assert host_experts((), (), 0) == Hosted((), 0)
-
-
-def test_prefixes_nest() -> None:
-    layers = footprint(tiny_model(((4, 1, 8), (4, 1, 200)))).layers
-    order = [1, 0, 0, 1, 0, 0, 1, 1]
-    counts = [take_prefix(order, layers, budget) for budget in range(0, 200_000, 1000)]
-    for less, more in itertools.pairwise(counts):
-        assert all(a <= b for a, b in zip(less, more, strict=True))
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from moec.artifacts.schedule import Budgets
+from moec.artifacts.slots import PIECE_BYTES
 from moec.artifacts.traces import Traces, layer_trace
 from moec.planning.analysis import analyse
 from moec.planning.guesses import SOURCES, Split, by_requests, by_router, by_transitions, halves
 from moec.planning.planner import plan, plan_analysed
-from moec.planning.prefetch import LayerGuess, _evaluate
+from moec.planning.prefetch import GUESS_US, LayerGuess, _evaluate, missing_recall
 from moec.planning.replay import stack_distances, stack_places
 from tests.support.tiny_bundle import CPU, GPU, tiny_model, tiny_traces
 
@@ -79,7 +80,7 @@ def test_no_half_learns_from_itself() -> None:
         assert len(split.tokens) + len(split.known) == 101
 
 
-def evaluate(bound: int, machine: Any, guessed: list[list[int]], absent: list[int]) -> Any:
+def evaluate(bound: float, machine: Any, guessed: list[list[int]], absent: list[int]) -> Any:
     chosen = np.array([[0, 1]])
     missing = np.zeros((1, 8), np.bool_)
     missing[0, absent] = True
@@ -95,15 +96,40 @@ def test_gain_is_what_is_not_waited_for_less_what_is_late() -> None:
     size = footprint(MODEL).layers[0].expert_bytes / 1e6
     fast = dataclasses.replace(GPU, layer_us=1e3, handshake_us=1e6)
     slow = dataclasses.replace(fast, gpu_bandwidth_gb_s=1e6, layer_us=0.0)
+    guessing = GUESS_US / 1000
     right = evaluate(2, fast, [[0, 1]], [0, 1])
     assert (right.fetched, right.wasted) == (2, 0)
-    assert right.gain == pytest.approx(2 * size / 16)
-    assert evaluate(1, fast, [[0, 1]], [0, 1]).gain == pytest.approx(size / 16)
+    assert right.gain + guessing == pytest.approx(2 * size / 16)
+    assert evaluate(1, fast, [[0, 1]], [0, 1]).gain + guessing == pytest.approx(size / 16)
     wrong = evaluate(2, fast, [[6, 7]], [0, 1, 6, 7])
-    assert (wrong.fetched, wrong.wasted, wrong.gain) == (2, 2, 0)
-    assert evaluate(2, slow, [[6, 7]], [0, 1, 6, 7]).gain == pytest.approx(-2 * size / 16, rel=0.01)
-    assert evaluate(2, slow, [[0, 1]], [0, 1]).gain == pytest.approx(0, abs=size / 100), "nothing idles"
+    assert (wrong.fetched, wrong.wasted, wrong.gain) == (2, 2, -guessing)
+    wrong, nothing_idles = (
+        evaluate(2, slow, guess, [0, 1, 6, 7]).gain + guessing for guess in ([[6, 7]], [[0, 1]])
+    )
+    assert wrong == pytest.approx(-2 * size / 16, rel=0.01)
+    assert nothing_idles == pytest.approx(0, abs=size / 100)
     assert evaluate(2, fast, [[0, 1]], []).fetched == 0, "what has a slot is not fetched"
+
+
+def test_a_part_of_an_expert_gains_its_part() -> None:
+    from moec.artifacts.footprint import footprint
+
+    size = footprint(MODEL).layers[0].expert_bytes / 1e6
+    fast = dataclasses.replace(GPU, layer_us=1e3, handshake_us=1e6)
+    half = evaluate(1.5, fast, [[7, 1]], [0, 1, 7])
+    assert (half.fetched, half.wasted) == (1.5, 1.0), "the likelier one whole, and half of the other"
+    assert half.gain + GUESS_US / 1000 == pytest.approx(0.5 * size / 16)
+
+
+def test_recall_among_the_missing_leaves_out_what_has_a_slot() -> None:
+    absent = np.zeros((2, 8), np.bool_)
+    absent[:, [1, 2, 6]] = True
+    guess = LayerGuess(1, np.array([[0, 1], [1, 2]]), np.array([[0, 6], [1, 0]]), absent)
+    found = missing_recall([guess])
+    assert (found.misses, found.guessed, found.first_right) == (1.5, 1 / 3, 0.5)
+    assert missing_recall([dataclasses.replace(guess, absent=~absent)]).guessed == 1.0
+    nothing = missing_recall([dataclasses.replace(guess, absent=np.zeros_like(absent))])
+    assert (nothing.misses, nothing.guessed, nothing.first_right) == (0, 0, 0)
 
 
 def test_a_schedule_follows_the_best_guess_where_it_can() -> None:
@@ -118,9 +144,18 @@ def test_a_schedule_follows_the_best_guess_where_it_can() -> None:
     assert figures["router"].recall == figures["router"].exact_match == 1.0
     assert figures["router"].wasted_bytes_per_token == 0
     assert figures["requests"].recall < 0.6
-    gpu = plan(traces, MODEL, Budgets(1 << 18, 1 << 22, 64, 8), GPU)
-    assert gpu.prefetch.source == "none", "a GPU follows none, whatever the figures say"
-    assert gpu.prefetch.candidates
+
+
+def test_a_gpu_brings_pieces_where_they_gain_more_than_guessing_costs() -> None:
+    traces = following(200, early=True)
+    budgets = Budgets(1 << 18, 1 << 22, 64, 8)
+    slow_link = dataclasses.replace(GPU, link_gb_s=0.1, layer_us=1e3, handshake_us=1e6)
+    gains, free = plan(traces, MODEL, budgets, slow_link).prefetch, plan(traces, MODEL, budgets, GPU).prefetch
+    assert gains.source == "router"
+    assert gains.bytes_per_layer % PIECE_BYTES == 0
+    assert gains.bytes_per_layer > 0
+    assert free.source == "none"
+    assert free.candidates
 
 
 def test_too_little_traced_is_no_plan() -> None:

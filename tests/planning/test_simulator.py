@@ -32,6 +32,16 @@ def test_curves_rise_to_everything_and_stay_below_the_optimum() -> None:
         assert machine.milliseconds[8] > machine.optimal_milliseconds[8]
 
 
+def test_guesses_are_told_over_budgets() -> None:
+    model = tiny_model()
+    result = simulate(tiny_traces(model, tokens=400), model, ())
+    assert {each.source for each in result.guesses} == {"transitions", "requests"}
+    for guess in result.guesses:
+        assert guess.missing[0] == pytest.approx(guess.recall), "without slots everything is missing"
+        assert guess.missing[-1] == guess.first_right[-1] == 0
+        assert 0 < guess.first_right[0] <= 1
+
+
 def test_of_independent_tokens_the_best_fixed_set_bounds_every_policy() -> None:
     """Nothing but popularity can be known of them, so Belady's optimum is out of reach for any policy."""
     model = tiny_model(((32, 4, 8), (32, 4, 8)))

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moec.runtime.chain.arena import ArenaPlan, Lifetime, plan_arena
-from moec.runtime.devices.protocol import ALIGNMENT_BYTES
+from moec.runtime.device import ALIGNMENT_BYTES
 
 LIVES = st.lists(
     st.tuples(st.integers(0, 5000), st.integers(0, 12), st.integers(0, 12)).map(

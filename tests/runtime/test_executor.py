@@ -16,7 +16,7 @@ from moec.runtime.engine import Engine, Limits, Request
 from moec.runtime.engine.batch import Piece, StepBatch
 from moec.runtime.experts.calls import HostExperts
 from moec.runtime.experts.tables import ExpertStore
-from moec.runtime.loading.libraries import load_runtime
+from moec.runtime.machine.libraries import load_runtime
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.routing.recorder import SequenceRecorder
 from moec.runtime.stats import Stats
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
 
 PAGE = 4096
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from moec.runtime.experts.tables import ExpertStore
-from moec.runtime.loading.libraries import load_runtime
+from moec.runtime.machine.libraries import load_runtime
 from moec.runtime.stats import Stats
 from tests.support.expert_plans import LFRU, LRU, uniform_plans
 

@@ -10,8 +10,8 @@ import pytest
 from moec.artifacts.manifest import TargetRecord
 from moec.errors import BundleError, DeviceError, RequestError
 from moec.runtime import load
-from moec.runtime.chain.tensors import aligned_empty, tensor_at, tensor_of
-from moec.runtime.loading.libraries import choose_cpu_target, host_cpu_features, load_runtime
+from moec.runtime.machine.libraries import choose_cpu_target, host_cpu_features, load_runtime
+from moec.runtime.tensors import aligned_empty, tensor_at, tensor_of
 
 
 def in_new_process(code: str) -> str:
@@ -37,7 +37,7 @@ print(sum(name.split('.')[0] not in sys.stdlib_module_names for name in sys.modu
 def test_loading_tvms_runtime_imports_neither_tvm_nor_torch() -> None:
     code = f"""
 import sys
-from moec.runtime.loading.libraries import load_runtime
+from moec.runtime.machine.libraries import load_runtime
 load_runtime(1)
 print([name for name in {HEAVY} if name in sys.modules])
 import torch

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from moec.artifacts.ahead import MOST_TOKENS, ahead_words, guessed_layers
+from moec.artifacts.footprint import footprint
 from moec.artifacts.ids import LayerId
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import LayerProfile, PrefetchFigures, PrefetchPlan, RoutingProfile
-from moec.errors import DeviceError, RequestError
-from moec.runtime import load
+from moec.artifacts.slots import MOST_AHEAD, PIECE_BYTES, expert_pieces
+from moec.errors import RequestError
+from moec.runtime.experts.ahead import plan_ahead
 from moec.runtime.experts.prefetch import Prefetcher, by_router, by_transitions, make_prefetcher
 from moec.runtime.routing.early_router import early_routers, likeliest, router_names
 from moec.runtime.routing.recorder import SequenceRecorder
@@ -97,9 +101,38 @@ def test_what_turns_it_on(tmp_path: Any) -> None:
         make_prefetcher(bundle, router, True, stats)
 
 
-def test_a_gpu_guesses_nothing() -> None:
-    with pytest.raises(DeviceError, match="for the device cpu"):
-        load("nowhere", device="cuda:0", prefetch=True)
+def test_what_turns_it_on_on_a_gpu(tmp_path: Any) -> None:
+    bundle = open_bundle(make_bundle(tmp_path / "tiny.moec"))
+    schedule, facts = bundle.schedule.schedules[0], footprint(bundle.model)
+    on = PrefetchPlan("transitions", 2 * PIECE_BYTES, ())
+    planned = dataclasses.replace(schedule, prefetch=on)
+    off = dataclasses.replace(schedule, prefetch=PrefetchPlan("none", 0, ()))
+    assert plan_ahead(bundle, planned, False) is None
+    assert plan_ahead(bundle, off, None) is plan_ahead(bundle, None, None) is None
+    found = plan_ahead(bundle, planned, None)
+    assert found is not None
+    assert (found.source, found.pieces, found.asked) == ("transitions", 2, False)
+    assert [(each.layer, each.before) for each in found.layers] == list(guessed_layers(bundle.model).items())
+    unknown = plan_ahead(bundle, None, True)
+    assert unknown is not None
+    whole = [expert_pieces(layer.stride_bytes, layer.second_bytes) for layer in facts.layers]
+    assert unknown.pieces == MOST_AHEAD * max(whole), "no more than whole experts"
+    assert unknown.asked
+
+
+def test_memory_for_guesses_is_planned_to_the_byte(tmp_path: Any) -> None:
+    bundle = open_bundle(make_bundle(tmp_path / "tiny.moec"))
+    found = plan_ahead(bundle, None, True)
+    assert found is not None
+    (layer,) = found.layers
+    before, own = (bundle.model.experts[each].experts for each in (layer.before, layer.layer))
+    sizes = 8 * ahead_words(own), 4 * MOST_TOKENS * own, 4 * before * own
+    assert layer.weight is not None
+    places = layer.words, layer.scores, layer.weight, found.block_bytes
+    for size, place, end in zip(sizes, places, places[1:], strict=False):
+        assert place % 256 == 0
+        assert size <= end - place < size + 256
+    assert found.size_bytes == found.block_bytes + found.pieces * PIECE_BYTES
 
 
 def test_routers_of_a_model_made_by_hand(tmp_path: Any) -> None:

@@ -18,9 +18,9 @@ import pytest
 from moec.artifacts import mailbox
 from moec.artifacts.model import ExpertBody
 from moec.errors import DeviceError
-from moec.runtime.chain.tensors import aligned_zeros
 from moec.runtime.sharing import team as teams
 from moec.runtime.sharing.team import SharedLayer, Team
+from moec.runtime.tensors import aligned_zeros
 from tests.support.mailboxes import HostBox
 
 HIDDEN, INTERMEDIATE = 16, 8

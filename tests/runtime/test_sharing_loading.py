@@ -15,7 +15,7 @@ from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels.cpu.experts import experts
 from moec.compiler.kernels.cpu.serve import serve
 from moec.compiler.lowering.link import link
-from moec.runtime.loading.libraries import load_runtime
+from moec.runtime.machine.libraries import load_runtime
 from moec.runtime.sharing.loading import CpuSide, cpu_side
 
 BODY = ExpertBody("b", 16, 8, False, False, False, "up", "float32")

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moec.errors import RequestError
-from moec.runtime.cache.pages import PageTable
 from moec.runtime.engine import Engine, Limits, Request, Sequence
 from moec.runtime.engine.batch import Piece, StepBatch
+from moec.runtime.engine.pages import PageTable
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.stats import Stats
 from tests.runtime.test_engine import VOCAB, assert_clean, finish

@@ -11,8 +11,9 @@ import pytest
 from moec.artifacts.checks import model_problems
 from moec.artifacts.footprint import footprint
 from moec.artifacts.ids import LayerId, TensorName, ValueId
-from moec.artifacts.model import ModelRecord, StateStep, TensorSpec
+from moec.artifacts.model import ModelRecord, TensorSpec
 from moec.artifacts.states import ConvolutionSpec, RecurrenceSpec, state_bytes
+from moec.artifacts.steps import StateStep
 from moec.errors import BudgetError
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.devices.cpu import CpuDevice

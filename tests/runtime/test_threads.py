@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SETUP = """
 import ctypes, os, threading
 from moec.errors import RequestError
-from moec.runtime.loading.libraries import load_runtime
+from moec.runtime.machine.libraries import load_runtime
 
 def threads_at_work():
     "System ids of the threads that TVM's pool hands a piece of work to, which is what a parallel kernel does."

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from moec.artifacts.model import (
-    AttentionSpec,
+from moec.artifacts.model import AttentionSpec
+from moec.artifacts.states import state_shape
+from moec.artifacts.steps import (
     AttentionStep,
     ExpertsStep,
     LatentWeights,
@@ -17,11 +18,9 @@ from moec.artifacts.model import (
     SelectionStep,
     StateStep,
 )
-from moec.artifacts.states import state_shape
-from moec.compiler.calibration.activation import apply_expression
+from moec.compiler.activation import activate
 from moec.compiler.calibration.attention import attend, expand_latents
-from moec.compiler.kernels.reference import select
-from moec.compiler.kernels.state_reference import advance
+from moec.compiler.kernels.reference import advance, select
 from moec.compiler.packing.recipes import evaluate
 
 if TYPE_CHECKING:
@@ -204,13 +203,12 @@ class TorchChain:
             hidden = x @ up.T
             if source.up_bias is not None:
                 hidden = hidden + self._parameter(source.up_bias)[expert]
-            gate = None
-            if body.gated and source.interleaved:
-                gate, hidden = hidden[:, ::2], hidden[:, 1::2]
-            elif body.gated:
-                gate, hidden = hidden.chunk(2, -1)
-            assert hidden.shape[1] == body.intermediate
-            output = apply_expression(body.activation, gate, hidden) @ down.T
+            variables = {"up": hidden}
+            if body.gated:
+                gate, own = (hidden[:, ::2], hidden[:, 1::2]) if source.interleaved else hidden.chunk(2, -1)
+                variables = {"gate": gate, "up": own}
+            assert variables["up"].shape[1] == body.intermediate
+            output = activate(body.activation, variables) @ down.T
             if source.down_bias is not None:
                 output = output + self._parameter(source.down_bias)[expert]
             token, choice = torch.where(index == expert)

@@ -9,8 +9,8 @@ import tvm
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, store, symbol, when
 from moec.compiler.kernels.cuda.primitives import launch, launch_next, wait_previous
+from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, store, symbol, when
 from moec.compiler.lowering.cuda_module import FATBIN_NAME, HOST_NAME, KERNELS_NAME, split_kernels
 from moec.compiler.lowering.link import link
 from moec.compiler.lowering.targets import parse_target

@@ -14,7 +14,7 @@ from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cuda.experts import experts, workspace_bytes
 from moec.formats import FORMATS, dequantize, pack_rows
-from moec.runtime.chain.tensors import aligned_empty, aligned_zeros
+from moec.runtime.tensors import aligned_empty, aligned_zeros
 from tests.support.cuda_emulator import Emulated
 from tests.support.formats import random_quantized
 

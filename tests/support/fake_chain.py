@@ -11,19 +11,17 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.ids import LayerId, TensorName, ValueId
 from moec.artifacts.model import (
     AttentionSpec,
-    AttentionStep,
     ExpertBody,
     ExpertsLayer,
-    ExpertsStep,
     FunctionSpec,
     GenerationDefaults,
     ModelRecord,
-    SegmentStep,
     TensorSpec,
 )
 from moec.artifacts.program import Call, LocalSpec, Operand, ProgramRecord, SegmentProgram, Workspace
 from moec.artifacts.safetensors import TensorPlace
-from moec.runtime.chain.tensors import aligned_empty
+from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep
+from moec.runtime.tensors import aligned_empty
 
 if TYPE_CHECKING:
     from collections.abc import Callable

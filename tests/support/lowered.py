@@ -12,7 +12,7 @@ from moec.compiler.lowering.lower import import_segments, packed_functions
 from moec.compiler.lowering.pipeline import pipeline, run_passes
 from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.targets import parse_target
-from moec.runtime.chain.tensors import aligned_empty
+from moec.runtime.tensors import aligned_empty
 
 if TYPE_CHECKING:
     from moec.artifacts.program import SegmentProgram

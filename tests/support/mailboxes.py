@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from moec.artifacts import mailbox
 from moec.artifacts.mailbox import MailboxPlace, mailbox_layout
-from moec.runtime.chain.tensors import aligned_zeros, array_at
-from moec.runtime.devices.protocol import View
+from moec.runtime.device import View
 from moec.runtime.sharing.mailbox import Mailbox
+from moec.runtime.tensors import aligned_zeros, array_at
 
 PATIENCE_SECONDS = 20.0
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moec.compiler.kernels.cuda.product import product
-from moec.compiler.lowering.passes.dispatch_linear import LinearShape, rounded_type
-from moec.compiler.lowering.passes.fuse_rows import Product
-from moec.runtime.chain.tensors import aligned_empty
+from moec.compiler.kernels.linear_shape import LinearShape, rounded_type
+from moec.compiler.kernels.rows.product import Product
+from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated
 
 NAN_BITS = 0x7FFF

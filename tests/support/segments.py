@@ -18,7 +18,7 @@ from moec.artifacts.paths import PROGRAM_NAME
 from moec.artifacts.program import Operand, ProgramRecord, SegmentProgram, Shape, resolve, size_bytes
 from moec.artifacts.records import read_record
 from moec.compiler.lowering.lower import MODULE_NAME
-from moec.runtime.chain.tensors import tensor_at
+from moec.runtime.tensors import tensor_at
 from tests.support.graphs import GENERATION
 
 if TYPE_CHECKING:

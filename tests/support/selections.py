@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moec.runtime.chain.tensors import aligned_empty
+from moec.runtime.tensors import aligned_empty
 
 WORD = 32
 

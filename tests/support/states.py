@@ -16,8 +16,8 @@ from moec.artifacts.states import (
     state_shape,
     state_weights,
 )
-from moec.compiler.kernels.state_reference import advance
-from moec.runtime.chain.tensors import aligned_zeros
+from moec.compiler.kernels.reference import advance
+from moec.runtime.tensors import aligned_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.artifacts.experts import layout
+from moec.artifacts.footprint import footprint
 from moec.artifacts.ids import LayerId, TensorName, ValueId
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.manifest import FORMAT_VERSION, Manifest, TargetRecord, TokenizerRecord
 from moec.artifacts.model import (
     AttentionSpec,
-    AttentionStep,
     ExpertBody,
     ExpertsLayer,
-    ExpertsStep,
     FunctionSpec,
     GenerationDefaults,
     ModelRecord,
-    SegmentStep,
     TensorSpec,
 )
 from moec.artifacts.packing import DenseTensor, ExpertSource, PackingRecord, RecipeStep
@@ -28,6 +26,7 @@ from moec.artifacts.paths import DENSE_NAME, experts_name, program_name
 from moec.artifacts.program import Call, LocalSpec, Operand, ProgramRecord, SegmentProgram
 from moec.artifacts.records import write_record
 from moec.artifacts.schedule import Budgets
+from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep
 from moec.artifacts.traces import TRACES_NAME, Traces, layer_trace, save_traces
 from moec.artifacts.writer import BundleWriter
 from moec.planning.planner import plan_many
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from moec.artifacts.program import Source
+    from moec.artifacts.schedule import Schedule
 
 H, V, HEADS, D = 16, 24, 2, 8
 
@@ -265,3 +265,8 @@ def make_bundle(output: Path, model: ModelRecord | None = None) -> Path:
         fill_bundle(writer.folder, model)
         writer.commit(tiny_manifest())
     return output
+
+
+def streaming_bytes(model: ModelRecord, resident: Schedule) -> int:
+    """What a GPU with all experts would have to hold besides, were they to stream as well."""
+    return resident.device.total + 2 * footprint(model).working_set_bytes

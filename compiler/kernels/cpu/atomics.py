@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Expr, i64, keep
+from moec.compiler.kernels.emit import Expr, i64, keep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moec.compiler.kernels.cpu.emit import Buffer
+    from moec.compiler.kernels.emit import Buffer
 
 _FUNCTIONS = """
 declare i64 @syscall(i64, ...)

@@ -14,8 +14,12 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.attention_arguments import Appended, Extents, attention_arguments
+from moec.compiler.kernels.cpu.attention_rows import QueryRows, Run, TokenPlaces, integer
 from moec.compiler.kernels.cpu.cache_append import append, page_of
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.flash import Block, Flash, Page, new_block
+from moec.compiler.kernels.cpu.latents import LatentCall
+from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.emit import (
     Buffer,
     Expr,
     arguments,
@@ -28,22 +32,14 @@ from moec.compiler.kernels.cpu.emit import (
     mod,
     registers,
     scratch,
-    splat,
     store,
 )
-from moec.compiler.kernels.cpu.flash import LOWEST, Block, Flash, Page, new_block
-from moec.compiler.kernels.cpu.latents import LatentCall
-from moec.compiler.kernels.cpu.machine import Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tvm import tirx
 
     from moec.artifacts.model import AttentionSpec
 
-TASK_HEADS = 8
-"""Query heads of one task, at most."""
 TASK_ROWS = 32
 """Query rows (tokens times heads) of one task, about."""
 DECODE_TOKENS = 32
@@ -58,7 +54,7 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
     ``token_sequence [T]`` int32, ``token_position [T]`` int32, ``token_last [T]`` int32 (where neither causal nor
     cross), ``selection [T, S]`` int32 (where the spec is selected; see ``SelectionStep``), ``sinks [Hq]`` (where the
     spec has them), ``bias [Hq, 2 * bias_reach + 1]`` (where it has one), the matrices
-    of `moec.artifacts.model.LatentWeights` and ``workspace`` uint8 (where it has heads), ``out [1, T, Hq, Dr]``. Dq and
+    of `moec.artifacts.steps.LatentWeights` and ``workspace`` uint8 (where it has heads), ``out [1, T, Hq, Dr]``. Dq and
     Dr are the spec's query_dim and result_dim. Tokens of one sequence are adjacent, in increasing position. P is
     ``PAGE_TOKENS``; T, B, M and the number of pages are symbolic; the caches are of the spec's dtype, matrices of the
     heads', all else is float32. See ``AttentionSpec`` for which positions a token sees.
@@ -80,10 +76,10 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
 
         def attend(queries: Buffer, results: Buffer) -> None:
             pages = _Pages(k_cache, v_cache, table, width)
-            tokens_seen = _Tokens(sequence, position, position if last is None else last)
+            each = TokenPlaces(sequence, position, position if last is None else last)
             chosen = None if selected is None else (selected, extents.words)
-            call = _Call(queries, pages, tokens_seen, chosen, sinks, bias, results, tokens)
-            _Attention(spec, machine, call).emit()
+            rows = QueryRows(spec, machine, queries, each, chosen, sinks, bias, results)
+            _Attention(spec, machine, _Call(rows, pages, each, tokens)).emit()
 
         if spec.heads is None:
             attend(q, out)
@@ -105,36 +101,11 @@ class _Pages:
 
 
 @dataclass(frozen=True)
-class _Tokens:
-    """Of each token, its row of the page table, its position, and the last position that it sees."""
-
-    sequence: Buffer
-    position: Buffer
-    last: Buffer
-
-
-@dataclass(frozen=True)
 class _Call:
-    q: Buffer
+    rows: QueryRows
     pages: _Pages
-    each: _Tokens
-    selection: tuple[Buffer, Expr] | None
-    """And its words a token."""
-    sinks: Buffer | None
-    bias: Buffer | None
-    out: Buffer
+    each: TokenPlaces
     tokens: Expr
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Adjacent tokens of one sequence, and the heads of a task."""
-
-    sequence: Expr
-    first_token: Expr
-    tokens: Expr
-    kv_head: Expr
-    first_head: Expr
 
 
 class _Attention:
@@ -144,8 +115,8 @@ class _Attention:
         self.spec, self.machine, self.call = spec, machine, call
         self.flash = Flash(spec, machine)
         self.group = spec.query_heads // spec.kv_heads
-        self.parts = -(-self.group // TASK_HEADS)
-        self.heads = -(-self.group // self.parts)
+        self.heads = call.rows.heads
+        self.parts = -(-self.group // self.heads)
         self.block_tokens = max(1, TASK_ROWS // self.heads)
 
     def emit(self) -> None:
@@ -169,74 +140,50 @@ class _Attention:
     def _runs(self, first: Expr, end: Expr, kv_head: Expr, first_head: Expr) -> None:
         """Cut the tokens ``first .. end-1`` where the sequence changes."""
         block = new_block(self.block_tokens * self.heads, self.spec)
-        count = 2 if self.call.selection is None else 3
+        count = 2 if self.call.rows.selection is None else 3
         limits = tuple(scratch(self.block_tokens * self.heads, "int64") for _ in range(count))
         cursor = registers(2, "int64")
         store(cursor, 0, first)
         with T.While(load(cursor, 0) < end):
             start = keep(load(cursor, 0))
-            sequence = keep(self._int(self.call.each.sequence, start))
+            sequence = keep(integer(self.call.each.sequence, start))
             store(cursor, 1, start + i64(1))
             with T.While(self._continues(load(cursor, 1), end, sequence)):
                 store(cursor, 1, load(cursor, 1) + i64(1))
-            run = _Run(sequence, start, keep(load(cursor, 1) - start), kv_head, first_head)
+            run = Run(sequence, start, keep(load(cursor, 1) - start), kv_head, first_head)
             self._run(run, block, limits)
             store(cursor, 0, load(cursor, 1))
 
     def _continues(self, token: Expr, end: Expr, sequence: Expr) -> Expr:
         inside = T.min(token, end - i64(1))
-        return T.And(token < end, self._int(self.call.each.sequence, inside).equal(sequence))
+        return T.And(token < end, integer(self.call.each.sequence, inside).equal(sequence))
 
-    def _int(self, buffer: Buffer, place: Expr) -> Expr:
-        return T.cast(load(buffer, place), "int64")
-
-    def _run(self, run: _Run, block: Block, limits: tuple[Buffer, ...]) -> None:
+    def _run(self, run: Run, block: Block, limits: tuple[Buffer, ...]) -> None:
+        each = self.call.rows
         rows = keep(run.tokens * i64(self.heads))
         with loop(rows) as row:
-            self._begin(run, row, block)
+            each.begin(run, row, block)
         last = self.call.each.last
-        lowest = self._first_visible(keep(self._int(last, run.first_token)))
-        highest = keep(self._int(last, run.first_token + run.tokens - i64(1)))
+        lowest = self._first_visible(keep(integer(last, run.first_token)))
+        highest = keep(integer(last, run.first_token + run.tokens - i64(1)))
         first_page = keep(div(lowest, PAGE_TOKENS))
         with loop(div(highest, PAGE_TOKENS) - first_page + i64(1)) as number:
             page = keep(first_page + number)
             start = keep(page * i64(PAGE_TOKENS))
             with loop(rows) as row:
-                place = keep(self._int(last, run.first_token + div(row, self.heads)))
+                place = keep(integer(last, run.first_token + div(row, self.heads)))
                 store(limits[0], row, self._first_visible(place) - start)
                 store(limits[1], row, place - start)
-                if self.call.selection is not None:
-                    store(limits[2], row, self._selected(run, row, page))
+                if each.selection is not None:
+                    store(limits[2], row, each.selected(run, row, page))
             valid = keep(T.min(i64(PAGE_TOKENS), highest - start + i64(1)))
             here = self._page(run, page, valid)
             self.flash.score(block, rows, here)
-            if self.call.bias is not None:
-                self._add_bias(run, rows, block, start, self.call.bias)
+            each.add_bias(run, rows, block, start)
             first, last, *bits = limits
             self.flash.weigh(block, rows, here, first, last, bits[0] if bits else None)
         with loop(rows) as row:
-            self._finish(run, row, block)
-
-    def _selected(self, run: _Run, row: Expr, page: Expr) -> Expr:
-        """The bits of a page for a row."""
-        assert self.call.selection is not None
-        buffer, words = self.call.selection
-        token = run.first_token + div(row, self.heads)
-        return self._int(buffer, token * words + page)
-
-    def _add_bias(self, run: _Run, rows: Expr, block: Block, start: Expr, bias: Buffer) -> None:
-        """Add to the scores of a page, which begins at position ``start``, what its distances have."""
-        reach = i64(self.spec.bias_reach)
-        with loop(rows) as row:
-            head, _ = self._row(run, row)
-            position = self._int(self.call.each.position, run.first_token + div(row, self.heads))
-            table = keep(head * i64(2 * self.spec.bias_reach + 1) + reach)
-            before = keep(start - position)
-            scores = keep(row * i64(PAGE_TOKENS))
-            with loop(PAGE_TOKENS) as number:
-                distance = T.max(-reach, T.min(before + number, reach))
-                added = load(bias, table + distance)
-                store(block.scores, scores + number, load(block.scores, scores + number) + added)
+            each.finish(run, row, block)
 
     def _first_visible(self, position: Expr) -> Expr:
         first = i64(0)
@@ -246,7 +193,7 @@ class _Attention:
             first = T.max(first, div(position, self.spec.chunk) * i64(self.spec.chunk))
         return keep(first)
 
-    def _page(self, run: _Run, number: Expr, valid: Expr) -> Page:
+    def _page(self, run: Run, number: Expr, valid: Expr) -> Page:
         spec, pages = self.spec, self.call.pages
         page = page_of(pages.table, pages.width, run.sequence, number)
         slot = keep((page * i64(spec.kv_heads) + run.kv_head) * i64(PAGE_TOKENS))
@@ -255,50 +202,3 @@ class _Attention:
             return Page(pages.keys, keys, pages.keys, keys, spec.key_dim, valid)
         values = keep(slot * i64(spec.value_dim))
         return Page(pages.keys, keys, pages.values, values, spec.value_dim, valid)
-
-    def _row(self, run: _Run, row: Expr) -> tuple[Expr, Expr]:
-        """The head of a row, and its number among all rows of ``q`` and ``out``."""
-        head = keep(run.first_head + mod(row, self.heads))
-        token = run.first_token + div(row, self.heads)
-        return head, keep(token * i64(self.spec.query_heads) + head)
-
-    def _begin(self, run: _Run, row: Expr, block: Block) -> None:
-        """Scale the query; an attention sink is a score with no value."""
-        spec = self.spec
-        head, place = self._row(run, row)
-
-        def copy(offset: Expr, lanes: int) -> None:
-            query = load(self.call.q, place * i64(spec.key_dim) + offset, lanes)
-            store(block.query, row * i64(spec.key_dim) + offset, query * splat(spec.scaling, lanes), lanes)
-
-        def clear(offset: Expr, lanes: int) -> None:
-            store(block.sums, row * i64(spec.value_dim) + offset, splat(0.0, lanes), lanes)
-
-        self._each(spec.key_dim, copy)
-        self._each(spec.value_dim, clear)
-        if self.call.sinks is None:
-            store(block.largest, row, T.float32(LOWEST))
-            store(block.total, row, T.float32(0.0))
-        else:
-            store(block.largest, row, load(self.call.sinks, head))
-            store(block.total, row, T.float32(1.0))
-
-    def _finish(self, run: _Run, row: Expr, block: Block) -> None:
-        spec = self.spec
-        _, place = self._row(run, row)
-        scale = keep(T.float32(1.0) / load(block.total, row))
-
-        def write(offset: Expr, lanes: int) -> None:
-            value = load(block.sums, row * i64(spec.value_dim) + offset, lanes) * splat(scale, lanes)
-            target = place * i64(spec.value_dim) + offset
-            store(self.call.out, target, value, lanes)
-
-        self._each(spec.value_dim, write)
-
-    def _each(self, size: int, emit: Callable[[Expr, int], None]) -> None:
-        """Whole vectors of a row, then what is left."""
-        lanes = self.machine.lanes
-        with loop(size // lanes) as step:
-            emit(step * i64(lanes), lanes)
-        with loop(size % lanes) as step:
-            emit(step + i64(size - size % lanes), 1)

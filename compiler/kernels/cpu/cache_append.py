@@ -8,7 +8,9 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.attention_arguments import declare_append
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.cpu.numeric import narrow_store, saturate_f16
+from moec.compiler.kernels.emit import (
     Buffer,
     Expr,
     build,
@@ -19,8 +21,6 @@ from moec.compiler.kernels.cpu.emit import (
     loop,
     mod,
 )
-from moec.compiler.kernels.cpu.machine import Machine
-from moec.compiler.kernels.cpu.numeric import narrow_store, saturate_f16
 
 if TYPE_CHECKING:
     from tvm import tirx

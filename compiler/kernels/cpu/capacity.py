@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.emit import (
     Argument,
     arguments,
     build,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.artifacts.model import ExpertsLayer
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 
 def capacity(name: str, layer: ExpertsLayer) -> tirx.PrimFunc:

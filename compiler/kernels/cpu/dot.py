@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.numeric import widen
+from moec.compiler.kernels.emit import (
     Buffer,
     Expr,
     fill,
@@ -29,7 +30,6 @@ from moec.compiler.kernels.cpu.emit import (
     registers,
     store,
 )
-from moec.compiler.kernels.cpu.numeric import widen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 from moec.artifacts.experts import layout
 from moec.compiler.kernels import activation
 from moec.compiler.kernels.cpu.dot import Columns
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.grouping import is_expert
+from moec.compiler.kernels.cpu.math import VectorMath
+from moec.compiler.kernels.cpu.numeric import widen
+from moec.compiler.kernels.cpu.packed import RowPlace
+from moec.compiler.kernels.cpu.weights import memory_at, weights
+from moec.compiler.kernels.emit import (
     Buffer,
     Expr,
     at_address,
@@ -24,11 +29,6 @@ from moec.compiler.kernels.cpu.emit import (
     store,
     when,
 )
-from moec.compiler.kernels.cpu.grouping import is_expert
-from moec.compiler.kernels.cpu.math import VectorMath
-from moec.compiler.kernels.cpu.numeric import widen
-from moec.compiler.kernels.cpu.packed import RowPlace
-from moec.compiler.kernels.cpu.weights import memory_at, weights
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody

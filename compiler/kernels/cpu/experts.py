@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.expert_parts import Cover, ExpertParts, ExpertTensors, Group, Source, writer
+from moec.compiler.kernels.cpu.grouping import Groups, group_by_expert
+from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.cpu.tiling import tiles
+from moec.compiler.kernels.cpu.weights import stream_rows
+from moec.compiler.kernels.emit import (
     Argument,
     Buffer,
     Expr,
@@ -27,11 +32,6 @@ from moec.compiler.kernels.cpu.emit import (
     store,
     symbol,
 )
-from moec.compiler.kernels.cpu.expert_parts import Cover, ExpertParts, ExpertTensors, Group, Source, writer
-from moec.compiler.kernels.cpu.grouping import Groups, group_by_expert
-from moec.compiler.kernels.cpu.machine import Machine
-from moec.compiler.kernels.cpu.tiling import tiles
-from moec.compiler.kernels.cpu.weights import stream_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,10 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cpu.dot import Columns, Rows, add_lanes, dot, max_lanes
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.math import VectorMath
+from moec.compiler.kernels.cpu.numeric import widen
+from moec.compiler.kernels.cpu.tiling import tiles
+from moec.compiler.kernels.emit import (
     Buffer,
     Expr,
     div,
@@ -24,9 +27,6 @@ from moec.compiler.kernels.cpu.emit import (
     splat,
     store,
 )
-from moec.compiler.kernels.cpu.math import VectorMath
-from moec.compiler.kernels.cpu.numeric import widen
-from moec.compiler.kernels.cpu.tiling import tiles
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

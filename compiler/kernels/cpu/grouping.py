@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, keep, load, loop, scratch, store, when
+from moec.compiler.kernels.emit import Buffer, Expr, i64, keep, load, loop, scratch, store, when
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.linear import Lines, Matrix, emit_linear
+from moec.compiler.kernels.emit import (
     ALIGNMENT_BYTES,
     Buffer,
     Expr,
@@ -24,7 +25,6 @@ from moec.compiler.kernels.cpu.emit import (
     mod,
     store,
 )
-from moec.compiler.kernels.cpu.linear import Lines, Matrix, emit_linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable

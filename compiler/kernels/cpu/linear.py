@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.dot import Columns
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.cpu.packed import RowPlace
+from moec.compiler.kernels.cpu.tiling import tiles
+from moec.compiler.kernels.cpu.weights import matrix_argument, memory_of, row_bytes, stream_rows, weights
+from moec.compiler.kernels.emit import (
     Argument,
     Buffer,
     Expr,
@@ -29,10 +33,6 @@ from moec.compiler.kernels.cpu.emit import (
     store,
     symbol,
 )
-from moec.compiler.kernels.cpu.machine import Machine
-from moec.compiler.kernels.cpu.packed import RowPlace
-from moec.compiler.kernels.cpu.tiling import tiles
-from moec.compiler.kernels.cpu.weights import matrix_argument, memory_of, row_bytes, stream_rows, weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Expr, keep, settle, splat
+from moec.compiler.kernels.emit import Expr, keep, settle, splat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, keep, load, store
+from moec.compiler.kernels.emit import Buffer, Expr, keep, load, store
 
 F16_LARGEST = 65504.0
 

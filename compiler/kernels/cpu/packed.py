@@ -16,7 +16,8 @@ from moec.compiler.kernels.cpu.dot import (
     add_lanes,
     add_vectors,
 )
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.packed_codes import CODES, SCALES, as_float
+from moec.compiler.kernels.emit import (
     Buffer,
     Expr,
     fill,
@@ -30,7 +31,6 @@ from moec.compiler.kernels.cpu.emit import (
     splat,
     store,
 )
-from moec.compiler.kernels.cpu.packed_codes import CODES, SCALES, as_float
 from moec.formats.record import SCALE_BYTES
 from moec.formats.rows import BLOCK, row_layout
 

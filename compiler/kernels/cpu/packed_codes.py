@@ -9,8 +9,8 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, keep, load, splat
 from moec.compiler.kernels.cpu.numeric import widen
+from moec.compiler.kernels.emit import Buffer, Expr, i64, keep, load, splat
 from moec.formats.minifloat import MINIFLOATS
 from moec.formats.rows import BLOCK, SYMMETRIC_ZERO
 

@@ -9,7 +9,9 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS, SELECTION_PREFIX
 from moec.compiler.kernels.cpu.cache_append import append, page_of
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.flash import page_scores
+from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.emit import (
     Buffer,
     Expr,
     build,
@@ -26,8 +28,6 @@ from moec.compiler.kernels.cpu.emit import (
     store,
     when,
 )
-from moec.compiler.kernels.cpu.flash import page_scores
-from moec.compiler.kernels.cpu.machine import Machine
 from moec.compiler.kernels.selection_arguments import IndexKeys, SelectionOperands, declare
 
 if TYPE_CHECKING:

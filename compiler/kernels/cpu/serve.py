@@ -26,7 +26,10 @@ from moec.compiler.kernels.cpu.atomics import (
     store_release,
     take,
 )
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.expert_parts import ExpertTensors
+from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.cpu.serve_pieces import Pieces
+from moec.compiler.kernels.emit import (
     Argument,
     Buffer,
     Expr,
@@ -44,9 +47,6 @@ from moec.compiler.kernels.cpu.emit import (
     symbol,
     when,
 )
-from moec.compiler.kernels.cpu.expert_parts import ExpertTensors
-from moec.compiler.kernels.cpu.machine import Machine
-from moec.compiler.kernels.cpu.serve_pieces import Pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

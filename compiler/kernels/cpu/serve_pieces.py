@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.expert_parts import Cover, ExpertParts, ExpertTensors, Group, Source, writer
+from moec.compiler.kernels.cpu.grouping import group_by_expert
+from moec.compiler.kernels.cpu.tiling import stream, stream_halves
+from moec.compiler.kernels.emit import (
     Buffer,
     Expr,
     ceildiv,
@@ -21,9 +24,6 @@ from moec.compiler.kernels.cpu.emit import (
     store,
     when,
 )
-from moec.compiler.kernels.cpu.expert_parts import Cover, ExpertParts, ExpertTensors, Group, Source, writer
-from moec.compiler.kernels.cpu.grouping import group_by_expert
-from moec.compiler.kernels.cpu.tiling import stream, stream_halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable

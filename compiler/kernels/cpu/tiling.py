@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Expr, ceildiv, div, either, i64, keep, loop
+from moec.compiler.kernels.emit import Expr, ceildiv, div, either, i64, keep, loop
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.machine import Machine

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.cpu.numeric import narrow_store, widen
+from moec.compiler.kernels.emit import (
     Argument,
     Buffer,
     Expr,
@@ -23,8 +25,6 @@ from moec.compiler.kernels.cpu.emit import (
     symbol,
     when,
 )
-from moec.compiler.kernels.cpu.machine import Machine
-from moec.compiler.kernels.cpu.numeric import narrow_store, widen
 
 if TYPE_CHECKING:
     from tvm import tirx

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.dot import PREFETCH_LINES, Columns, Rows, dot
-from moec.compiler.kernels.cpu.emit import STORAGE, Argument, Buffer, Expr, at_address, i64, keep, scratch
 from moec.compiler.kernels.cpu.packed import Packed, PackedBytes, RowPlace
 from moec.compiler.kernels.cpu.packed_codes import SCALE_STORAGE
+from moec.compiler.kernels.emit import STORAGE, Argument, Buffer, Expr, at_address, i64, keep, scratch
 from moec.formats import format_of
 from moec.formats import row_bytes as packed_bytes
 

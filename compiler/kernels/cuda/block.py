@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import load, store, when
 from moec.compiler.kernels.cuda.primitives import LANES, shared, sync, value
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.emit import load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 
 @dataclass(frozen=True)

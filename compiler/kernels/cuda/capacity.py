@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.capacity import declare, tokens_taken
-from moec.compiler.kernels.cpu.emit import build, ceildiv, i64, load, loop, store, when
 from moec.compiler.kernels.cuda.primitives import i32, launch, launch_next, registers, wait_previous
+from moec.compiler.kernels.emit import build, ceildiv, i64, load, loop, store, when
 
 if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.artifacts.model import ExpertsLayer
     from moec.compiler.kernels.cpu.capacity import CapacityOperands
-    from moec.compiler.kernels.cpu.emit import Expr
+    from moec.compiler.kernels.emit import Expr
 
 THREADS = 128
 

@@ -8,14 +8,16 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.program import HOPPER
 from moec.artifacts.slots import CACHED
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, either, i64, symbol
-from moec.compiler.kernels.cuda.experts_down_few import MOST_CHOSEN, emit_down_few
-from moec.compiler.kernels.cuda.experts_few import ExpertCall, emit_gate_up_few, middle_elements, runs_few
+from moec.compiler.kernels.cuda.experts_call import ExpertCall
+from moec.compiler.kernels.cuda.experts_down_few import emit_down_few
+from moec.compiler.kernels.cuda.experts_few import emit_gate_up_few, middle_elements, runs_few
 from moec.compiler.kernels.cuda.experts_layout import workspace_bytes as many_bytes
 from moec.compiler.kernels.cuda.experts_many import HOPPER_TILES, TILES, emit_experts_many
 from moec.compiler.kernels.cuda.experts_plain import emit_experts_plain, plain_bytes
+from moec.compiler.kernels.cuda.experts_step import MOST_CHOSEN
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.tiles import CHUNK
+from moec.compiler.kernels.emit import Argument, arguments, build, either, i64, symbol
 
 if TYPE_CHECKING:
     from tvm import tirx

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import ceildiv, div, i64, load, mod, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.emit import ceildiv, div, i64, load, mod, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 BLOCK_THREADS = 256
 LANE_COLUMNS = 4

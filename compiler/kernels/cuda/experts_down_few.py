@@ -18,15 +18,16 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
-from moec.compiler.kernels.cpu.emit import i64, load, store, when
 from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
+from moec.compiler.kernels.cuda.experts_step import ENTRIES, StepExperts, each_of, read_step
 from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
 from moec.compiler.kernels.cuda.few_stream import WORDS, Stream, multiply
 from moec.compiler.kernels.cuda.few_sums import FewSums
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.packed.meetings import Meetings, MeetingSums
 from moec.compiler.kernels.cuda.packed.middle import PackedMiddle
-from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
+from moec.compiler.kernels.cuda.packed.operands import PackedStream
+from moec.compiler.kernels.cuda.packed.stream import multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.primitives import (
     blocks_at_once,
@@ -42,17 +43,12 @@ from moec.compiler.kernels.cuda.primitives import (
 )
 from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
 from moec.compiler.kernels.cuda.threads import read
+from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
-    from moec.compiler.kernels.cuda.experts_few import ExpertCall
-
-MOST_CHOSEN = 16
-"""Experts that a token may choose here: what is known of every choice lies in shared memory."""
-ENTRIES = FEW_TOKENS * MOST_CHOSEN
+    from moec.compiler.kernels.cuda.experts_call import ExpertCall
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 
 def emit_down_few(
@@ -68,7 +64,7 @@ def emit_down_few(
     with launch((tiles,), tiling.threads) as ((tile,), thread):
         blocks_at_once(tiling.blocks)
         arrivals = None if state is None else Arrivals.of(state)
-        step = _read_step(call_, thread, tiling.threads, arrivals)
+        step = read_step(call_, thread, tiling.threads, arrivals)
         parts = shared(ENTRIES * TILE_ROWS * tiling.row_warps)
         down = _Down(body, call_, middle, tiling, tile, step, parts, arrivals)
         down.clear(thread)
@@ -91,98 +87,6 @@ def down_tiling(body: ExpertBody, *, several: bool) -> Tiling:
 
 
 @dataclass(frozen=True)
-class _Step:
-    """The choices of a step, in shared memory; numbers are int32."""
-
-    tokens: Expr
-    chosen: Expr
-    chosen_expert: Buffer
-    """``[T * K]``: the expert of each choice, -1 for none."""
-    weight: Buffer
-    """``[T * K]``, float32."""
-    experts: Expr
-    """How many distinct ones there are."""
-    expert: Buffer
-    """``[experts]``, by first choice, or as they arrive."""
-    address: Buffer
-    """``[experts]``, int64."""
-    pick: Buffer
-    """``[experts, 8]``: a token's first choice of an expert, -1 for none."""
-
-
-def _read_step(call_: ExpertCall, thread: Expr, threads: int, arrivals: Arrivals | None) -> _Step:
-    """Every block finds the distinct experts of the step, and who chose them."""
-    chosen, tokens = T.bind(T.cast(call_.chosen, "int32")), T.bind(T.cast(call_.tokens, "int32"))
-    count = T.bind(tokens * chosen)
-    chosen_expert, weight = shared(ENTRIES, "int32"), shared(ENTRIES)
-    for entry in _each(thread, threads, count):
-        number = T.bind(load(call_.index, T.cast(entry, "int64")))
-        known = tirx.all(number >= i64(0), number < call_.count)
-        store(chosen_expert, entry, T.Select(known, T.cast(number, "int32"), i32(-1)))
-        store(weight, entry, load(call_.weight, T.cast(entry, "int64")))
-    sync()
-    experts, expert, address = _distinct(call_.table, thread, threads, count, chosen_expert, arrivals)
-    pick = shared((ENTRIES + 1) * FEW_TOKENS, "int32")
-    for number in _each(thread, threads, experts * i32(FEW_TOKENS)):
-        own, token = T.bind(load(expert, quotient(number, FEW_TOKENS))), T.bind(remainder(number, FEW_TOKENS))
-        store(pick, number, i32(-1))
-        with when(token < tokens), T.serial(i32(0), chosen) as back:
-            entry = T.bind(token * chosen + (chosen - i32(1) - back))
-            with when(load(chosen_expert, entry) == own):
-                store(pick, number, entry)
-    sync()
-    return _Step(tokens, chosen, chosen_expert, weight, experts, expert, address, pick)
-
-
-def _distinct(
-    table: Buffer,
-    thread: Expr,
-    threads: int,
-    count: Expr,
-    chosen_expert: Buffer,
-    arrivals: Arrivals | None,
-) -> tuple[Expr, Buffer, Buffer]:
-    """How many distinct experts there are, which, and where."""
-    first, found = shared(ENTRIES, "int32"), shared(1, "int32")
-    position = None if arrivals is None else shared(ENTRIES, "int32")
-    expert, address = shared(ENTRIES, "int32"), shared(ENTRIES, "int64")
-    for entry in _each(thread, threads, count):
-        own = T.bind(load(chosen_expert, entry))
-        store(first, entry, T.cast(own >= i32(0), "int32"))
-        if arrivals is not None:
-            store(position, entry, arrivals.position(entry))
-        with T.serial(i32(0), entry) as other, when(load(chosen_expert, other) == own):
-            store(first, entry, i32(0))
-    sync()
-    for entry in _each(thread, threads, count):
-        rank = registers(1, "int32")
-        store(rank, i32(0), i32(0))
-        if position is None:
-            with T.serial(i32(0), entry) as other:
-                store(rank, i32(0), load(rank, i32(0)) + load(first, other))
-        else:
-            with T.serial(i32(0), count) as other, when(load(position, other) < load(position, entry)):
-                store(rank, i32(0), load(rank, i32(0)) + load(first, other))
-        with when(load(first, entry) == i32(1)):
-            own, place = T.bind(load(chosen_expert, entry)), T.bind(load(rank, i32(0)))
-            store(expert, place, own)
-            store(address, place, load(table, T.cast(own, "int64")))
-        last = entry if position is None else load(position, entry)
-        with when(last == count - i32(1)):
-            store(found, i32(0), load(rank, i32(0)) + load(first, entry))
-    sync()
-    return T.bind(load(found, i32(0))), expert, address
-
-
-def _each(thread: Expr, threads: int, count: Expr) -> Iterator[Expr]:
-    """A loop over this thread's share of ``count`` numbers; its body is emitted once."""
-    with T.serial(i32(0), T.bind(quotient(count + i32(threads - 1), threads))) as turn:
-        number = T.bind(turn * i32(threads) + thread)
-        with when(number < count):
-            yield number
-
-
-@dataclass(frozen=True)
 class _Down:
     """What a block of the second launch does for its tile of rows."""
 
@@ -191,7 +95,7 @@ class _Down:
     middle: Buffer
     tiling: Tiling
     tile: Expr
-    step: _Step
+    step: StepExperts
     parts: Buffer
     """``[T * K, rows]``: what each choice contributes."""
     arrivals: Arrivals | None
@@ -202,7 +106,7 @@ class _Down:
 
     def clear(self, thread: Expr) -> None:
         """Nothing contributes, until it does."""
-        for number in _each(
+        for number in each_of(
             thread, self.tiling.threads, self.step.tokens * self.step.chosen * i32(self.rows)
         ):
             store(self.parts, number, T.float32(0))
@@ -239,7 +143,7 @@ class _Down:
         """Which tokens each expert meets, without gaps."""
         step = self.step
         count, entry = shared(ENTRIES, "int32"), shared(ENTRIES * FEW_TOKENS, "int32")
-        for number in _each(thread, self.tiling.threads, step.experts * i32(FEW_TOKENS)):
+        for number in each_of(thread, self.tiling.threads, step.experts * i32(FEW_TOKENS)):
             own, first = T.bind(remainder(number, FEW_TOKENS)), T.bind(number - remainder(number, FEW_TOKENS))
             before = registers(1, "int32")
             store(before, 0, i32(0))
@@ -273,7 +177,7 @@ class _Down:
     def store(self, thread: Expr) -> None:
         """Add up what a token's choices contribute."""
         body, step = self.body, self.step
-        for number in _each(thread, self.tiling.threads, step.tokens * i32(self.rows)):
+        for number in each_of(thread, self.tiling.threads, step.tokens * i32(self.rows)):
             local, token = T.bind(remainder(number, self.rows)), T.bind(quotient(number, self.rows))
             row = T.bind(self.tile * i32(self.rows) + local)
             with when(row < i32(body.hidden)):

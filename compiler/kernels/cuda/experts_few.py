@@ -12,16 +12,22 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
-from moec.compiler.kernels.cpu.emit import at_address, ceildiv, either, i64, load, store, when
 from moec.compiler.kernels.cuda.activation import evaluate
-from moec.compiler.kernels.cuda.few_lanes import Lane, remainder
+from moec.compiler.kernels.cuda.experts_choice import Choice, find_tokens
+from moec.compiler.kernels.cuda.experts_share import TileShare
+from moec.compiler.kernels.cuda.few_lanes import Lane
+from moec.compiler.kernels.cuda.few_product import FewMemory, FewProduct, memory_for
 from moec.compiler.kernels.cuda.few_stream import Stream, multiply
 from moec.compiler.kernels.cuda.few_sums import FewSums
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS, Tiling, choose_tiling
+from moec.compiler.kernels.cuda.few_tiling import (
+    FEW_TOKENS,
+    TILE_ROWS,
+    Tiling,
+    choose_tiling,
+)
 from moec.compiler.kernels.cuda.few_tokens import (
     AT_ONCE_OF_EXPERTS,
     VECTOR,
@@ -30,11 +36,11 @@ from moec.compiler.kernels.cuda.few_tokens import (
     read_floats,
     split_activation,
 )
-from moec.compiler.kernels.cuda.linear_few import FewMemory, FewProduct, memory_for
 from moec.compiler.kernels.cuda.packed.codes import TYPE
+from moec.compiler.kernels.cuda.packed.operands import PackedStream
 from moec.compiler.kernels.cuda.packed.order import OperandOrder
 from moec.compiler.kernels.cuda.packed.rows import PackedRow
-from moec.compiler.kernels.cuda.packed.stream import PackedStream, multiply_packed
+from moec.compiler.kernels.cuda.packed.stream import multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 from moec.compiler.kernels.cuda.primitives import (
@@ -44,52 +50,25 @@ from moec.compiler.kernels.cuda.primitives import (
     i32,
     launch,
     launch_next,
-    registers,
-    shared,
     sync,
-    value,
     wait_previous,
 )
 from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
 from moec.compiler.kernels.cuda.threads import read
+from moec.compiler.kernels.emit import at_address, either, i64, load, store, when
 from moec.formats import FORMATS, format_of
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.cuda.experts_call import ExpertCall
     from moec.compiler.kernels.cuda.few_tokens import Reader
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 EXPERTS_AT_ONCE = 6
 """Of a launch, most often."""
 ADDRESSES_A_LINE = 16
 FIRST_AHEAD = 2
 """Rounds of quantized weights that a block of the first launch has in flight."""
-BLOCKS_AT_ONCE = 264
-"""Two on each multiprocessor of the largest GPUs: smaller ones take them in turns."""
-MOST_TILES = 8
-"""Of a block: with more, those that are done early leave a multiprocessor half empty for too long."""
-
-
-@dataclass(frozen=True)
-class ExpertCall:
-    """The arguments of ``experts_<body>``, flat, and its symbolic extents (int64)."""
-
-    x: Buffer
-    """float32 ``[T, H]``."""
-    index: Buffer
-    """int64 ``[T, K]``; what is not in 0 .. E-1 contributes nothing."""
-    weight: Buffer
-    """float32 ``[T, K]``."""
-    table: Buffer
-    """int64 ``[E]``: where each expert's bytes are."""
-    workspace: Buffer
-    """uint8, as ``experts.workspace_bytes`` says."""
-    out: Buffer
-    """float32 ``[T, H]``."""
-    tokens: Expr
-    chosen: Expr
-    count: Expr
-    """T, K and E."""
 
 
 def runs_few(body: ExpertBody) -> bool:
@@ -177,43 +156,6 @@ def emit_gate_up_few(
 
 
 @dataclass(frozen=True)
-class TileShare:
-    """The tiles of rows that a block of the first launch takes, one after the other: their number depends on T * K."""
-
-    tiles: int
-    """Of an expert."""
-    most: int | Expr
-    """Of a block; int64 where it is not known."""
-
-    @classmethod
-    def of(cls, body: ExpertBody, call_: ExpertCall, tiling: Tiling) -> TileShare:
-        """So many that all blocks are there at once, or ``MOST_TILES``.
-
-        Quantized weights are few bytes: what a block does before its first product would take longer than these.
-        """
-        tiles = -(-body.intermediate // (TILE_ROWS * tiling.row_warps))
-        if body.format is None:
-            return cls(tiles, 1)
-        wanted = ceildiv(i64(tiles) * call_.tokens * call_.chosen, BLOCKS_AT_ONCE)
-        return cls(tiles, T.max(i64(1), T.min(wanted, i64(min(tiles, MOST_TILES)))))
-
-    @property
-    def blocks(self) -> Expr:
-        """For each choice, int64."""
-        return i64(self.tiles) if self.most == 1 else T.truncdiv(i64(self.tiles - 1) + self.most, self.most)
-
-    def first(self, block: Expr) -> Expr:
-        """The first tile of a block, int32."""
-        return block if self.most == 1 else T.bind(block * i32(self.most))
-
-    def count(self, block: Expr) -> int | Expr:
-        """How many tiles a block takes."""
-        if self.most == 1:
-            return 1
-        return T.bind(T.min(i32(self.most), i32(self.tiles) - self.first(block)))
-
-
-@dataclass(frozen=True)
 class _FirstLaunch:
     """What the blocks of the experts do."""
 
@@ -233,51 +175,12 @@ class _FirstLaunch:
             wait_previous()
         launch_next()
         entry = T.bind(number) if arrivals is None else arrivals.entry(number)
-        choice = _find_tokens(call_, thread, entry)
+        choice = find_tokens(call_, thread, entry)
         with when(choice.first):
             if arrivals is not None:
                 arrivals.wait(choice.expert, 0, thread)
             tiles = self.share.first(block), self.share.count(block)
             _GateUp(self.body, call_, self.middle, self.tiling, *tiles, choice, memory).emit(thread)
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """One expert and the tokens that chose it."""
-
-    first: Expr
-    """Whether this block's choice is the first one of its expert."""
-    expert: Expr
-    """int64."""
-    count: Expr
-    """Of tokens that chose it; int32."""
-    entries: Buffer
-    """int32 ``[8]``: their choices' numbers among the T * K, in shared memory."""
-
-
-def _find_tokens(call_: ExpertCall, thread: Expr, entry: Expr) -> _Choice:
-    """Every warp finds the tokens that chose the expert of ``entry``: lane t looks at token t."""
-    lane = T.bind(remainder(thread, LANES))
-    chosen = T.bind(T.cast(call_.chosen, "int32"))
-    expert = T.bind(load(call_.index, T.cast(entry, "int64")))
-    own = registers(1, "int32")
-    store(own, i32(0), i32(-1))
-    with when(lane < T.cast(call_.tokens, "int32")), T.serial(i32(0), chosen) as step:
-        place = T.bind(lane * chosen + (chosen - i32(1) - step))
-        with when(load(call_.index, T.cast(place, "int64")) == expert):
-            store(own, i32(0), place)
-    own_entry = T.bind(load(own, i32(0)))
-    mask = value("uint32", "ballot", own_entry >= i32(0))
-    below = T.bind(T.bitwise_and(mask, (T.uint32(1) << T.cast(lane, "uint32")) - T.uint32(1)))
-    entries = shared(FEW_TOKENS, "int32")
-    with when(tirx.all(thread < i32(LANES), own_entry >= i32(0))):
-        store(entries, value("int32", "count_bits", below), own_entry)
-    lowest = value("int32", "count_bits", T.bitwise_and(mask - T.uint32(1), T.bitwise_not(mask)))
-    first = value("int32", "shuffle_int", own_entry, lowest)
-    known = tirx.all(expert >= i64(0), expert < call_.count)
-    return _Choice(
-        T.bind(tirx.all(known, first == entry)), expert, value("int32", "count_bits", mask), entries
-    )
 
 
 @dataclass(frozen=True)
@@ -292,7 +195,7 @@ class _GateUp:
     """Of its tiles, int32."""
     tiles: int | Expr
     """How many it has."""
-    choice: _Choice
+    choice: Choice
     memory: FewMemory | None
 
     def emit(self, thread: Expr) -> None:

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
-from moec.compiler.kernels.cpu.emit import either, i64
 from moec.compiler.kernels.cuda.experts_combine import emit_combine
 from moec.compiler.kernels.cuda.experts_layout import carve, rounding_of, slice_columns
 from moec.compiler.kernels.cuda.experts_products import Experts, emit_down, emit_gate_up
 from moec.compiler.kernels.cuda.grouping import Grouping, emit_grouping
-from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupTile
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rounding import emit_round
 from moec.compiler.kernels.cuda.tiles import Tile
+from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
+from moec.compiler.kernels.emit import either, i64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cpu.emit import Expr
-    from moec.compiler.kernels.cuda.experts_few import ExpertCall
+    from moec.compiler.kernels.cuda.experts_call import ExpertCall
+    from moec.compiler.kernels.emit import Expr
 
 Tiles = tuple[tuple[int, "Tile | WarpgroupTile"], ...]
 """Tiles, each up to so many pairs an expert on average: few rows stream the weights, many use them again."""

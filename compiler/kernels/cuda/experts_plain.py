@@ -8,14 +8,15 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, div, i64, load, loop, mod, store, when
 from moec.compiler.kernels.cuda.activation import evaluate
-from moec.compiler.kernels.cuda.experts_few import ExpertCall, names_of_first, part_at
+from moec.compiler.kernels.cuda.experts_few import names_of_first, part_at
 from moec.compiler.kernels.cuda.packed.element import read_element
 from moec.compiler.kernels.cuda.threads import read, registers, threads
+from moec.compiler.kernels.emit import Buffer, Expr, div, i64, load, loop, mod, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
+    from moec.compiler.kernels.cuda.experts_call import ExpertCall
 
 
 def plain_bytes(body: ExpertBody, top_k: int) -> tuple[int, int]:

@@ -9,27 +9,30 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import at_address, i64, load, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.activation import QUICK, evaluate
 from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
 from moec.compiler.kernels.cuda.experts_layout import rounding_of
-from moec.compiler.kernels.cuda.gemm import begin, padded, store_pair
+from moec.compiler.kernels.cuda.gemm import padded, store_pair
 from moec.compiler.kernels.cuda.grouping import SLOT_WORDS, slots
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
 from moec.compiler.kernels.cuda.packed.tiles import PackedRows
 from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.side_by_side import kind_of, row_of
 from moec.compiler.kernels.cuda.threads import read
-from moec.compiler.kernels.cuda.tiles import CHUNK, MMA_COLUMNS, Rows, Tile, clamp
+from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, clamp
+from moec.compiler.kernels.cuda.work import Piece, Work
+from moec.compiler.kernels.cuda.work_launch import BlockTile, emit_work
+from moec.compiler.kernels.emit import at_address, i64, load, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from moec.artifacts.experts import ExpertLayout
     from moec.artifacts.model import ExpertBody
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.experts_layout import Parts
-    from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupTile
+    from moec.compiler.kernels.cuda.tiles import ResultRow
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 ELEMENT_BYTES = 2
 
@@ -50,10 +53,9 @@ class Experts:
 
 
 @dataclass(frozen=True)
-class _Block:
-    """One block's work, int32: its thread and tile of columns, and the expert's places that it takes."""
+class _Tile:
+    """A piece of work, int32: the expert's places and the tile of columns."""
 
-    thread: Expr
     column: Expr
     address: Expr
     """Of the expert, int64."""
@@ -62,22 +64,30 @@ class _Block:
     """Places from ``first`` to the end of the expert's."""
 
 
-@contextmanager
-def _launch(experts: Experts, tile: Tile | WarpgroupTile, across: int) -> Iterator[_Block]:
-    """One block for each entry of the tile list and tile of columns; those of unused entries do nothing.
+def _emit(experts: Experts, tile: BlockTile, across: int, piece: Callable[[_Tile], Iterator[Piece]]) -> None:
+    """Emit a launch with a piece for each used entry of the tile list and tile of columns.
 
-    Neighbouring blocks share a tile of pairs; entries that follow share an expert.
+    Neighbouring pieces share a tile of pairs; entries that follow share an expert.
     """
-    entries = slots(experts.pairs, experts.count, i64(tile.rows))
     tiles = experts.parts.tiles
-    with cuda.launch((entries * i64(across),), tile.threads) as ((block,), thread):
-        cuda.wait_previous()
-        entry = T.bind(i64(block // i32(across)) * i64(SLOT_WORDS))
+
+    @contextmanager
+    def find(number: Expr) -> Iterator[Piece]:
+        entry = T.bind(i64(number // i32(across)) * i64(SLOT_WORDS))
         expert = T.bind(load(tiles, entry))
         with when(expert >= i32(0)):
             first, end = T.bind(load(tiles, entry + i64(1))), T.bind(load(tiles, entry + i64(2)))
             address = T.bind(load(experts.table, i64(expert)))
-            yield _Block(thread, T.bind(block % i32(across)), address, first, T.bind(end - first))
+            yield from piece(_Tile(T.bind(number % i32(across)), address, first, T.bind(end - first)))
+
+    entries = slots(experts.pairs, experts.count, i64(tile.rows))
+    work = Work(
+        entries * i64(across),
+        find,
+        rounding_of(experts.body).dtype,
+        finds_early=False,
+    )
+    emit_work(tile, work, packed=experts.body.format is not None)
 
 
 def _rows(
@@ -104,7 +114,7 @@ def _bias(experts: Experts, name: str, address: Expr) -> Callable[[Expr], Expr]:
     return lambda row: read(buffer, experts.body.dtype, i64(row))
 
 
-def emit_gate_up(experts: Experts, tile: Tile | WarpgroupTile) -> None:
+def emit_gate_up(experts: Experts, tile: BlockTile) -> None:
     """Emit ``middle[place] = activation(gate x, up x)`` of the token of each place.
 
     Rows of gate and up alternate in the tile by eights, so that a thread has both of a column.
@@ -112,35 +122,31 @@ def emit_gate_up(experts: Experts, tile: Tile | WarpgroupTile) -> None:
     body, parts = experts.body, experts.parts
     names = ("gate", "up") if body.gated else ("up",)
     columns = tile.columns // len(names)
-    with _launch(experts, tile, -(-padded(body.intermediate) // columns)) as block:
+
+    def piece(block: _Tile) -> Iterator[Piece]:
         base = T.bind(block.column * i32(columns))
-        work = begin(tile, rounding_of(body).dtype, block.thread)
 
         def token(row: Expr) -> Expr:
             pair = load(parts.order, i64(block.first + clamp(row, block.left)))
             return tirx.truncdiv(pair, i32(experts.chosen)) * i32(padded(body.hidden) // CHUNK)
 
+        def keep(sums: Buffer, results: list[ResultRow]) -> None:
+            biases = {name: _bias(experts, name, block.address) for name in names}
+            for result in results:
+                with when(result.row < block.left):
+                    start = T.bind(i64(block.first + result.row) * i64(padded(body.intermediate)))
+                    for number in range(0, len(result.columns), len(names)):
+                        group = result.columns[number : number + len(names)]
+                        row = T.bind(base + row_of(group[0][0], len(names)))
+                        places = dict(zip(names, (place for _, place in group), strict=True))
+                        inside = row < i32(padded(body.intermediate))
+                        with when(inside) if padded(body.intermediate) % columns else nullcontext():
+                            _activate(experts, sums, places, biases, row, start)
+
         a = Rows(parts.rounded, i64(0), token, CHUNK, padded(body.hidden), block.left)
-        sums = work.multiply(a, _gate_up_rows(experts, names, base, block.address))
-        cuda.launch_next()
-        biases = {name: _bias(experts, name, block.address) for name in names}
-        for result in work.results():
-            with when(result.row < block.left):
-                start = T.bind(i64(block.first + result.row) * i64(padded(body.intermediate)))
-                for number in range(0, len(result.columns), len(names)):
-                    group = result.columns[number : number + len(names)]
-                    row = T.bind(base + _column(group[0][0], len(names)))
-                    places = dict(zip(names, (place for _, place in group), strict=True))
-                    inside = row < i32(padded(body.intermediate))
-                    with when(inside) if padded(body.intermediate) % columns else nullcontext():
-                        _activate(experts, sums, places, biases, row, start)
+        yield Piece(a, _gate_up_rows(experts, names, base, block.address), keep)
 
-
-def _column(column: Expr, kinds: int) -> Expr:
-    """Which row of the matrix, counted from the tile's first, a column of the tile is."""
-    if kinds == 1:
-        return column
-    return column // i32(2 * MMA_COLUMNS) * i32(MMA_COLUMNS) + column % i32(MMA_COLUMNS)
+    _emit(experts, tile, -(-padded(body.intermediate) // columns), piece)
 
 
 def _gate_up_rows(experts: Experts, names: tuple[str, ...], base: Expr, address: Expr) -> Rows | PackedRows:
@@ -149,10 +155,10 @@ def _gate_up_rows(experts: Experts, names: tuple[str, ...], base: Expr, address:
     row_bytes = part.size_bytes // body.intermediate
 
     def place(row: Expr, units: int) -> Expr:
-        start = T.min(base + _column(row, len(names)), i32(body.intermediate - 1)) * i32(units)
+        start = T.min(base + row_of(row, len(names)), i32(body.intermediate - 1)) * i32(units)
         if len(names) == 1:
             return start
-        return start + row // i32(MMA_COLUMNS) % i32(2) * i32(between * units // row_bytes)
+        return start + kind_of(row, len(names)) * i32(between * units // row_bytes)
 
     return _rows(experts, names[0], address, place)
 
@@ -182,33 +188,36 @@ def _activate(
     cuda.call("store_4", cuda.element(experts.parts.middle, start + i64(row)), word)
 
 
-def emit_down(experts: Experts, tile: Tile | WarpgroupTile, first_column: Expr, width: int) -> None:
+def emit_down(experts: Experts, tile: BlockTile, first_column: Expr, width: int) -> None:
     """Emit ``results[pair, n] = weight[pair] * (down middle + bias)[first_column + n]`` for a slice of columns."""
     body, parts = experts.body, experts.parts
     depth = padded(body.intermediate)
-    with _launch(experts, tile, width // tile.columns) as block:
+
+    def piece(block: _Tile) -> Iterator[Piece]:
         base = T.bind(first_column + block.column * i32(tile.columns))
-        with when(base < i32(body.hidden)):
-            work = begin(tile, rounding_of(body).dtype, block.thread)
 
-            def place(row: Expr) -> Expr:
-                return clamp(row, block.left) * i32(depth // CHUNK)
+        def place(row: Expr) -> Expr:
+            return clamp(row, block.left) * i32(depth // CHUNK)
 
-            def weight_row(row: Expr, units: int) -> Expr:
-                return T.min(base + row, i32(body.hidden - 1)) * i32(units)
+        def weight_row(row: Expr, units: int) -> Expr:
+            return T.min(base + row, i32(body.hidden - 1)) * i32(units)
 
-            start = T.bind(i64(block.first) * i64(depth))
-            a = Rows(parts.middle, start, place, CHUNK, depth, block.left)
-            sums = work.multiply(a, _rows(experts, "down", block.address, weight_row))
-            cuda.launch_next()
+        def keep(sums: Buffer, results: list[ResultRow]) -> None:
             bias = _bias(experts, "down", block.address)
-            for result in work.results():
+            for result in results:
                 with when(result.row < block.left):
                     pair = T.bind(i64(load(parts.order, i64(block.first + result.row))))
                     factor = T.bind(load(experts.weight, pair))
                     start = T.bind(pair * i64(width) + i64(block.column * i32(tile.columns)))
-                    for column, number in result.columns:
+                    for column, place in result.columns:
                         values = tuple(
-                            factor * (load(sums, number + k) + bias(base + column + i32(k))) for k in range(2)
+                            factor * (load(sums, place + k) + bias(base + column + i32(k))) for k in range(2)
                         )
                         store_pair(parts.results, start + i64(column), values)
+
+        with when(base < i32(body.hidden)):
+            start = T.bind(i64(block.first) * i64(depth))
+            a = Rows(parts.middle, start, place, CHUNK, depth, block.left)
+            yield Piece(a, _rows(experts, "down", block.address, weight_row), keep)
+
+    _emit(experts, tile, width // tile.columns, piece)

@@ -11,8 +11,8 @@ from moec.compiler.kernels.cuda.few_tiling import LANES
 from moec.compiler.kernels.cuda.primitives import i32
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Expr
     from moec.compiler.kernels.cuda.few_tiling import Tiling
+    from moec.compiler.kernels.emit import Expr
 
 LANES_A_ROW = 4
 """That load a row's columns together."""

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Protocol
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import load, store, when
 from moec.compiler.kernels.cuda.few_tiling import STEP_COLUMNS, Tiling
 from moec.compiler.kernels.cuda.primitives import call, element, i32, mma, registers, value
+from moec.compiler.kernels.emit import load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.few_lanes import Lane
     from moec.compiler.kernels.cuda.few_sums import FewSums
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 WORDS = 4
 """Registers of 32 bits in one load."""

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import load, store, when
 from moec.compiler.kernels.cuda.few_lanes import quotient, remainder
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS
 from moec.compiler.kernels.cuda.primitives import i32, shared, sync
+from moec.compiler.kernels.emit import load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.few_lanes import Lane
     from moec.compiler.kernels.cuda.few_tiling import Tiling
+    from moec.compiler.kernels.emit import Buffer, Expr
 
     Finish: TypeAlias = Callable[[Expr, Expr, Expr, list[Expr]], None]
     """``(tile, row, token, sums)``: a row among the ``16 * row_warps`` of a tile, and one float32 sum a stream."""

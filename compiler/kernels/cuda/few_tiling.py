@@ -12,6 +12,8 @@ STEP_COLUMNS = 32
 """What a warp multiplies with one load of 16 bytes a lane and row: two tensor-core products deep."""
 
 LANES = 32
+BLOCKS_AT_ONCE = 264
+"""Two on each multiprocessor of the largest GPUs: smaller ones take them in turns."""
 MOST_BLOCKS_WAITING = 1024
 """Above so many blocks, each takes several tiles: it then loads the next tile while it adds up one."""
 
@@ -59,19 +61,41 @@ class Tiling:
         return -(-columns // self.round_columns)
 
 
-def choose_tiling(rows: int, columns: int, *, batch: int = 1, streams: int = 1) -> Tiling:
+def choose_tiling(
+    rows: int, columns: int, *, batch: int = 1, streams: int = 1, warps: int | None = None
+) -> Tiling:
     """The tiling for weights ``[batch, rows, columns]``, where ``rows`` are those of all weights of a launch.
 
     Eight warps or so with 4 or 8 steps in flight each, so that one to three blocks fill a multiprocessor; as little
-    waste in the last round as can be.
+    waste in the last round as can be. With ``warps`` a block has so many of them.
+
+    Raises:
+        ValueError: so many warps have no share in so few columns.
     """
     steps = -(-columns // STEP_COLUMNS)
-    column_warps, unroll = min(_splits(steps, streams), key=lambda split: _cost(steps, streams, *split))
-    row_warps = max(1, min(4, 4 // column_warps))
+    splits = [split for split in _splits(steps, streams) if warps in (None, _row_warps(split[0]) * split[0])]
+    if not splits:
+        raise ValueError(f"{warps} warps for {columns} columns")
+    column_warps, unroll = min(splits, key=lambda split: _cost(steps, streams, *split))
+    row_warps = _row_warps(column_warps)
     tiles = -(-rows // (TILE_ROWS * row_warps * streams)) * batch
-    several = max(1, min(4, tiles // MOST_BLOCKS_WAITING)) if batch == 1 else 1
     blocks = 2 if row_warps * column_warps <= 8 else 1
+    several = tiles_of_block(tiles, blocks) if batch == 1 else 1
     return Tiling(row_warps, column_warps, unroll, several, streams, blocks)
+
+
+def tiles_of_block(tiles: int, blocks: int) -> int:
+    """How many of so many tiles a block takes, where a multiprocessor holds so many blocks.
+
+    What is a little more than all blocks at once would come in two waves, the second of which begins with nothing.
+    """
+    if blocks > 1 and BLOCKS_AT_ONCE < tiles <= 2 * BLOCKS_AT_ONCE:
+        return 2
+    return max(1, min(4, tiles // MOST_BLOCKS_WAITING))
+
+
+def _row_warps(column_warps: int) -> int:
+    return max(1, min(4, 4 // column_warps))
 
 
 def _splits(steps: int, streams: int) -> list[tuple[int, int]]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, TypeAlias
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import either, load, when
 from moec.compiler.kernels.cuda.few_lanes import Lane, quotient
 from moec.compiler.kernels.cuda.few_stream import SPLITS, WORDS
 from moec.compiler.kernels.cuda.few_sums import partial_size
@@ -27,11 +26,12 @@ from moec.compiler.kernels.cuda.primitives import (
     value,
     wait_previous,
 )
+from moec.compiler.kernels.emit import either, load, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
     Reader: TypeAlias = Callable[[Expr, Expr, int], list[Expr]]
     Prologue: TypeAlias = Callable[["Block"], Reader]
@@ -252,9 +252,9 @@ class SharedTokens:
                 self._write(*item)
 
 
-def pair_count(tiling: Tiling, columns: int) -> int:
-    """uint16 of shared memory that the activations of eight tokens take."""
-    return 2 * (_elements(tiling, tiling.rounds(columns), FEW_TOKENS) + FEW_TOKENS * PAD)
+def pair_count(tiling: Tiling, columns: int, most: int = FEW_TOKENS) -> int:
+    """uint16 of shared memory that the activations of so many tokens take."""
+    return 2 * (_elements(tiling, tiling.rounds(columns), most) + most * PAD)
 
 
 def dynamic_pairs(count: int) -> Buffer:

@@ -6,7 +6,8 @@ activations and other layouts of the result fuse into the product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -14,17 +15,19 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import at_address, i64, load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
-from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupProduct, WarpgroupTile
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES, PackedRow
 from moec.compiler.kernels.cuda.packed.tiles import PackedRows
 from moec.compiler.kernels.cuda.primitives import i32
-from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Tile, TileProduct, clamp
+from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, clamp
+from moec.compiler.kernels.cuda.work import Piece, Work
+from moec.compiler.kernels.cuda.work_launch import BlockTile, emit_work
+from moec.compiler.kernels.emit import at_address, i64, load, store, when
 from moec.formats import format_of
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.cuda.tiles import ResultRow
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 SWATH_ROWS = 1024
 """Rows whose tiles take their turns at the same weights, so that the second-level cache serves them."""
@@ -83,7 +86,6 @@ class Result:
 
 
 Epilogue = Callable[[Result], None]
-BlockTile = Tile | WarpgroupTile
 
 
 def padded(depth: int) -> int:
@@ -113,30 +115,42 @@ def emit_parts(a: Operand, parts: Sequence[Part], tile: BlockTile) -> None:
         tile: of a block.
     """
     product = parts[0].product
-    down = T.bind(tirx.truncdiv(product.tokens + i64(tile.rows - 1), i64(tile.rows)))
     across = sum(-(-part.product.rows // tile.columns) for part in parts)
-    with cuda.launch((down * i64(across), product.batch), tile.threads) as ((block, batch), thread):
-        row_tile, column_tile = _order(block, i32(down), across, SWATH_ROWS // tile.rows)
+    down = tiles_down(product, tile)
+
+    @contextmanager
+    def piece(number: Expr) -> Iterator[Piece]:
+        each = i32(down) * i32(across)
+        batch, inside = (number // each, number % each) if product.batch > 1 else (i32(0), number)
+        batch, (row_tile, column_tile) = T.bind(batch), order(T.bind(inside), down, across, tile)
         first_row = T.bind(row_tile * i32(tile.rows))
         rows_left = T.bind(i32(product.tokens) - first_row)
         chosen = _choose(parts, column_tile, tile.columns)
-        work = begin(tile, product.dtype, thread)
-        left = _rows(a, padded(product.depth), batch, first_row, rows_left)
+        left = rows_of(a, padded(product.depth), batch, first_row, rows_left)
         weight, first_column = chosen.weight, chosen.first_column
         right = _weight_rows(product, weight, batch, first_column, chosen.rows - first_column)
-        sums = work.multiply(left, right, cuda.wait_previous, product.terms)
-        cuda.launch_next()
 
-        def put(part: Part) -> None:
-            for result in work.results():
-                with when(result.row < rows_left):
-                    row = T.bind(i64(first_row + result.row))
-                    for column, place in result.columns:
-                        values = load(sums, place), load(sums, place + 1)
-                        whole = Result(i64(batch), row, i64(first_column + column), values)
-                        _store(part.product, tile, whole, part.epilogue)
+        def keep(sums: Buffer, results: list[ResultRow]) -> None:
+            def put(part: Part) -> None:
+                for result in results:
+                    with when(result.row < rows_left):
+                        row = T.bind(i64(first_row + result.row))
+                        for column, place in result.columns:
+                            values = load(sums, place), load(sums, place + 1)
+                            whole = Result(i64(batch), row, i64(first_column + column), values)
+                            _store(part.product, tile, whole, part.epilogue)
 
-        chosen.each(put)
+            chosen.each(put)
+
+        yield Piece(left, right, keep, product.terms)
+
+    work = Work(down * i64(across * product.batch), piece, product.dtype, finds_early=True)
+    emit_work(tile, work, packed=product.packed is not None)
+
+
+def tiles_down(product: Product, tile: BlockTile) -> Expr:
+    """Tiles of rows, int64."""
+    return T.bind(tirx.truncdiv(product.tokens + i64(tile.rows - 1), i64(tile.rows)))
 
 
 @dataclass(frozen=True)
@@ -157,14 +171,14 @@ def _choose(parts: Sequence[Part], column_tile: Expr, columns: int) -> _Chosen:
         return _Chosen(parts[0].weight, rows, T.bind(column_tile * i32(columns)), lambda put: put(parts[0]))
     ends = list(accumulate(-(-part.product.rows // columns) for part in parts))
     number, before, rows = i32(len(parts) - 1), i32(ends[-2]), i32(parts[-1].product.rows)
-    address = _address(parts[-1].weight)
+    address = address_of(parts[-1].weight)
     batch = i64(parts[-1].weight.batch)
     for part in reversed(range(len(parts) - 1)):
         inside = column_tile < i32(ends[part])
         number = T.Select(inside, i32(part), number)
         before = T.Select(inside, i32(ends[part - 1] if part else 0), before)
         rows = T.Select(inside, i32(parts[part].product.rows), rows)
-        address = T.Select(inside, _address(parts[part].weight), address)
+        address = T.Select(inside, address_of(parts[part].weight), address)
         batch = T.Select(inside, i64(parts[part].weight.batch), batch)
     number, first = T.bind(number), T.bind((column_tile - before) * i32(columns))
     product = parts[0].product
@@ -180,27 +194,22 @@ def _choose(parts: Sequence[Part], column_tile: Expr, columns: int) -> _Chosen:
     return _Chosen(weight, T.bind(rows), first, each)
 
 
-def _address(operand: Operand) -> Expr:
+def address_of(operand: Operand) -> Expr:
+    """Of its first element, int64."""
     return cuda.value("int64", "address", cuda.element(operand.buffer, i64(operand.start)))
 
 
-def begin(tile: BlockTile, dtype: str, thread: Expr) -> TileProduct | WarpgroupProduct:
-    """A block's product with a tile of either kind."""
-    if isinstance(tile, Tile):
-        return TileProduct(tile, dtype, thread)
-    return WarpgroupProduct(tile, dtype, thread)
-
-
-def _order(block: Expr, down: Expr, across: int, height: int) -> tuple[Expr, Expr]:
-    """Numbers of a block's tile: ``height`` tiles down, then the next column of tiles; then the next swath."""
-    swath = T.bind(tirx.truncdiv(block, i32(height * across)))
-    inside = T.bind(tirx.truncmod(block, i32(height * across)))
-    own = T.bind(T.min(down - swath * i32(height), i32(height)))
+def order(number: Expr, down: Expr, across: int, tile: BlockTile) -> tuple[Expr, Expr]:
+    """Numbers of a piece's tile: so many tiles down, then the next column of tiles; then the next swath."""
+    height = SWATH_ROWS // tile.rows
+    swath = T.bind(tirx.truncdiv(number, i32(height * across)))
+    inside = T.bind(tirx.truncmod(number, i32(height * across)))
+    own = T.bind(T.min(i32(down) - swath * i32(height), i32(height)))
     row = T.bind(swath * i32(height) + tirx.truncmod(inside, own))
     return row, T.bind(tirx.truncdiv(inside, own))
 
 
-def _rows(operand: Operand, depth: int, batch: Expr, first: Expr, left: Expr) -> Rows:
+def rows_of(operand: Operand, depth: int, batch: Expr, first: Expr, left: Expr) -> Rows:
     """The rows of a tile that begins at ``first``, with ``left`` rows from there to the end of the matrix."""
     start = i64(operand.start) + i64(batch) * i64(operand.batch) + i64(first) * i64(operand.row)
     unit = CHUNK if depth % CHUNK == 0 else 1
@@ -214,10 +223,10 @@ def _weight_rows(
     """The rows of a weight's tile."""
     packed = product.packed
     if packed is None:
-        return _rows(weight, product.depth, batch, first, left)
+        return rows_of(weight, product.depth, batch, first, left)
     start = i64(batch) * i64(weight.batch) + i64(first) * i64(packed.layout.row_bytes)
     units = packed.layout.row_bytes // LOAD_BYTES
-    return PackedRows(T.bind(_address(weight) + start), lambda row: clamp(row, left) * i32(units), packed)
+    return PackedRows(T.bind(address_of(weight) + start), lambda row: clamp(row, left) * i32(units), packed)
 
 
 def _store(product: Product, tile: BlockTile, result: Result, epilogue: Epilogue) -> None:

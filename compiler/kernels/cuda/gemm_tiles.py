@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import either, i64
 from moec.compiler.kernels.cuda.gemm import emit_parts
-from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupTile
 from moec.compiler.kernels.cuda.panels import PANEL
 from moec.compiler.kernels.cuda.tiles import CHUNK, Tile
+from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
+from moec.compiler.kernels.emit import either, i64
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from moec.compiler.kernels.cpu.emit import Expr
-    from moec.compiler.kernels.cuda.gemm import BlockTile, Operand, Part
+    from moec.compiler.kernels.cuda.gemm import Operand, Part
+    from moec.compiler.kernels.cuda.work_launch import BlockTile
+    from moec.compiler.kernels.emit import Expr
 
 LARGE = Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)
 """Two blocks on a multiprocessor of an A100 or H100, one on smaller ones."""
@@ -33,7 +34,7 @@ FILLED_BLOCKS = 128
 
 @dataclass(frozen=True)
 class Timed:
-    """A tile, and what it takes on an H100: measured for those of `hopper_tiles`, estimated for the others."""
+    """A tile, and what it takes: measured on an H200 for those that copy aside, estimated for the others."""
 
     tile: BlockTile
     step_ns: int
@@ -45,10 +46,10 @@ class Timed:
 
 
 HOPPER = (
-    Timed(WarpgroupTile(rows=128, columns=256, groups=2, stages=4), 720, 4500),
-    Timed(WarpgroupTile(rows=256, columns=128, groups=2, stages=4), 720, 4500),
-    Timed(WarpgroupTile(rows=128, columns=192, groups=2, stages=5), 570, 3800),
-    Timed(WarpgroupTile(rows=128, columns=128, groups=2, stages=6), 420, 3000),
+    Timed(WarpgroupTile(rows=128, columns=256, groups=2, stages=4, copiers=True), 820, 4800),
+    Timed(WarpgroupTile(rows=256, columns=128, groups=2, stages=4, copiers=True), 730, 6500),
+    Timed(WarpgroupTile(rows=128, columns=192, groups=2, stages=5, copiers=True), 640, 2000),
+    Timed(WarpgroupTile(rows=128, columns=128, groups=2, stages=6, copiers=True), 460, 1900),
     Timed(SMALL, 900, 3000, blocks=3),
 )
 """For Hopper GPUs."""
@@ -60,18 +61,23 @@ MULTIPROCESSORS = 132
 
 def emit_product(a: Operand, parts: Sequence[Part], *, hopper: bool = False) -> None:
     """Emit the products with a tile that suits T; arguments as of `emit_parts`."""
+    with_tile(parts, lambda tile: emit_parts(a, parts, tile), hopper=hopper)
+
+
+def with_tile(parts: Sequence[Part], emit: Callable[[BlockTile], None], *, hopper: bool) -> None:
+    """Emit products in each of the tiles that may suit T, and the choice."""
     product = parts[0].product
     tokens, rows = product.tokens, [part.product.rows for part in parts]
     if sum(rows) <= NARROW.columns and product.batch == 1:
-        emit_parts(a, parts, NARROW)
+        emit(NARROW)
         return
     if not hopper or product.depth % CHUNK:
         across = sum(-(-count // LARGE.columns) for count in rows) * product.batch
         few_rows = LARGE.rows * max(1, FILLED_BLOCKS // across) - LARGE.rows // 2
         either(
             tokens <= i64(few_rows),
-            lambda: emit_parts(a, parts, SMALL),
-            lambda: emit_parts(a, parts, LARGE),
+            lambda: emit(SMALL),
+            lambda: emit(LARGE),
         )
         return
     steps = product.terms * -(-product.depth // PANEL)
@@ -81,11 +87,11 @@ def emit_product(a: Operand, parts: Sequence[Part], *, hopper: bool = False) -> 
 
     def choose(number: int) -> None:
         if number == len(tiles) - 1:
-            emit_parts(a, parts, tiles[number].tile)
+            emit(tiles[number].tile)
             return
         either(
             costs[number] == best,
-            lambda: emit_parts(a, parts, tiles[number].tile),
+            lambda: emit(tiles[number].tile),
             lambda: choose(number + 1),
         )
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import i64, load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.primitives import LANES, i32
+from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 WARPS = 16
 TURN = 4

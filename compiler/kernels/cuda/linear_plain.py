@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, div, i64, load, loop, mod, store
 from moec.compiler.kernels.cuda.threads import read, registers, threads
+from moec.compiler.kernels.emit import Buffer, Expr, div, i64, load, loop, mod, store
 
 if TYPE_CHECKING:
-    from moec.compiler.lowering.passes.dispatch_linear import LinearShape
+    from moec.compiler.kernels.linear_shape import LinearShape
 
 
 def emit_plain(

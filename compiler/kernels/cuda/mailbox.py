@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import mailbox
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cuda.primitives import (
+    call,
+    element,
+    launch,
+    launch_next,
+    registers,
+    shared,
+    sync,
+    unroll,
+    value,
+    wait_previous,
+)
+from moec.compiler.kernels.emit import (
     Argument,
     Buffer,
     Expr,
@@ -24,18 +36,6 @@ from moec.compiler.kernels.cpu.emit import (
     store,
     symbol,
     when,
-)
-from moec.compiler.kernels.cuda.primitives import (
-    call,
-    element,
-    launch,
-    launch_next,
-    registers,
-    shared,
-    sync,
-    unroll,
-    value,
-    wait_previous,
 )
 
 if TYPE_CHECKING:

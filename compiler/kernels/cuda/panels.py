@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import load
 from moec.compiler.kernels.cuda.primitives import SHORT, call, element, i32, value
+from moec.compiler.kernels.emit import load
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 PANEL = 64
 """Columns of a panel."""

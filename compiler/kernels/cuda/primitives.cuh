@@ -234,6 +234,27 @@ MOEC_DEVICE void moec_after(float x) {
 }
 // What this thread has written to shared memory can be read by what runs behind its back, after a barrier.
 MOEC_DEVICE void moec_fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Barriers in shared memory of eight bytes that are passed phase by phase: a phase ends when as many have arrived as it
+// was begun with. A thread can leave its arrival to the copies that it has started.
+MOEC_DEVICE void moec_phase_begin(void *phase, int count) {
+  unsigned place = (unsigned)__cvta_generic_to_shared(phase);
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(place), "r"(count) : "memory");
+}
+MOEC_DEVICE void moec_phase_arrive(void *phase) {
+  unsigned place = (unsigned)__cvta_generic_to_shared(phase);
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(place) : "memory");
+}
+MOEC_DEVICE void moec_phase_copied(void *phase) {
+  unsigned place = (unsigned)__cvta_generic_to_shared(phase);
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(place) : "memory");
+}
+MOEC_DEVICE void moec_phase_wait(void *phase, int parity) {  // until the phase of that parity is over
+  unsigned place = (unsigned)__cvta_generic_to_shared(phase), over;
+  do {
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                 : "=r"(over) : "r"(place), "r"(parity) : "memory");
+  } while (!over);
+}
 #define MOEC_HOLD(count)                                                                                               \
   MOEC_DEVICE void moec_hold_##count(float *d) {                                                                       \
     _Pragma("unroll") for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");                         \

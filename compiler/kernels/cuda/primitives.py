@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 HEADER = Path(__file__).with_name("primitives.cuh")
 """Goes before the generated source."""

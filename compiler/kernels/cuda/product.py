@@ -4,7 +4,9 @@ At most eight tokens take the way of ``linear_few``: one launch, every block com
 tokens take tensor cores: the input is rounded to the weights' type once, then one launch for each weight.
 
 Where others want the input too, or it takes a sum over the row (a norm), every block computes all of it for a step of
-one token, and the first block keeps it for the others; for more tokens a launch of its own does that before.
+one token, and the first block keeps it for the others; for more tokens a launch of its own does that before. A region
+behind a product, such as a router's choice, is computed by the last of the blocks that it waits for, for one token, and
+by a launch of its own for more.
 """
 
 from __future__ import annotations
@@ -15,23 +17,26 @@ from typing import TYPE_CHECKING, Any
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, build, either, i64, symbol
 from moec.compiler.kernels.cuda import primitives as gpu
+from moec.compiler.kernels.cuda.activated import emit_activated
+from moec.compiler.kernels.cuda.few_group import FewGroup
+from moec.compiler.kernels.cuda.few_product import FewProduct, LastBlock
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
-from moec.compiler.kernels.cuda.few_tokens import read_floats
 from moec.compiler.kernels.cuda.gemm import Operand, Part, padded, store_float32
 from moec.compiler.kernels.cuda.gemm import Product as Sizes
 from moec.compiler.kernels.cuda.gemm_tiles import emit_product
-from moec.compiler.kernels.cuda.linear_few import FewGroup, FewProduct, emit_linear_few, read_rows, store_rows
+from moec.compiler.kernels.cuda.kept_region import KeptRegion
+from moec.compiler.kernels.cuda.linear_few import emit_linear_few, emit_linears_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.linear_plain import emit_plain
-from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.primitives import LANES, i32
+from moec.compiler.kernels.cuda.product_parameters import kept_keys, parameters, read_keys
 from moec.compiler.kernels.cuda.rounding import Rounding, emit_round
 from moec.compiler.kernels.cuda.row_block import AT_ONCE, Place, RowBlock
 from moec.compiler.kernels.cuda.row_values import split_place
 from moec.compiler.kernels.cuda.rows import emit_rows
 from moec.compiler.kernels.cuda.threads import write
 from moec.compiler.kernels.cuda.tiles import CHUNK
-from moec.compiler.lowering.passes.dispatch_linear import rounded_type
+from moec.compiler.kernels.emit import Argument, Buffer, Expr, arguments, build, either, i64, symbol
 from moec.formats import format_of
 
 if TYPE_CHECKING:
@@ -40,8 +45,9 @@ if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.compiler.kernels.cuda.few_tokens import Block, Prologue, Reader
-    from moec.compiler.lowering.passes.dispatch_linear import LinearShape
-    from moec.compiler.lowering.passes.fuse_rows import Product
+    from moec.compiler.kernels.linear_shape import LinearShape
+    from moec.compiler.kernels.rows.product import Behind, Product
+    from moec.compiler.kernels.rows.region import Region
 
 ROUND_THREADS = 256
 ON_HOPPER = "moec.on_hopper"
@@ -69,8 +75,10 @@ def product(item: Product, *, hopper: bool = False) -> tirx.PrimFunc:
     """The kernel ``(inputs..., (weight, [bias])..., [rounded], kept..., outputs...)``; T is symbolic.
 
     ``inputs`` are those of the region that makes the input, or the input itself, float32 ``[.., T, K]``; ``rounded``,
-    16-bit ``[.., T, rounded_columns]``, is scratch, and is not there where weights are float32; ``kept`` are the
-    region's outputs where the product keeps them. With ``hopper`` it is the kernel for Hopper GPUs.
+    16-bit ``[.., T, rounded_columns]``, is scratch or given, and is not there where weights are float32; behind it may
+    follow the next product's, written instead of some results where tokens are many (`Activation`); ``kept`` are the
+    region's outputs where the product keeps them. With ``hopper`` it is the kernel for Hopper GPUs. Where a region is
+    behind the product, what else it reads follows ``inputs``, and what it makes ``kept``.
     """
 
     def body() -> None:
@@ -89,42 +97,15 @@ def product_and_hopper(item: Product) -> tirx.PrimFunc:
     return product(item).with_attr(ON_HOPPER, product(item, hopper=True))
 
 
-def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
-    """The kernel's parameters in order; ``None`` stands for one that it does not have."""
-    first = item.shapes[0]
-    lead = () if first.batch is None else (first.batch,)
-
-    def row(name: str, key: object) -> Argument:
-        if item.region is None:
-            return Argument("x", (*lead, tokens, first.columns), "float32")
-        tensor = item.region.tensors[key]
-        shape = tuple(tokens if extent is None else extent for extent in tensor.shape)
-        return Argument(name, shape, tensor.dtype)
-
-    declared: list[Argument | None] = [row(f"a{number}", key) for number, key in enumerate(_read(item))]
-    for shape in item.shapes:
-        declared.append(Argument("weight", *shape.weight))
-        declared.append(Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None)
-    rounded = Argument("rounded", (*lead, tokens, item.rounded_columns), rounded_type(first.dtype))
-    declared.append(rounded if first.dtype != "float32" else None)
-    declared += [row(f"kept{number}", key) for number, key in enumerate(_kept(item))]
-    declared += [Argument("out", (*lead, tokens, shape.rows), "float32") for shape in item.shapes]
-    return declared
-
-
 def few_group(item: Product) -> FewGroup:
     """What the kernel multiplies where there are few tokens."""
     first = item.shapes[0]
     return FewGroup(tuple(shape.rows for shape in item.shapes), first.columns, first.dtype, first.batch or 1)
 
 
-def _read(item: Product) -> tuple[Any, ...]:
-    """What the kernel computes its input from, or the input."""
-    return item.region.inputs if item.region else (item.source,)
-
-
-def _kept(item: Product) -> tuple[Any, ...]:
-    return item.region.outputs if item.region and item.keeps else ()
+def _cut(items: Sequence[Any], count: int) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The first so many, and the others."""
+    return items[:count], items[count:]
 
 
 @dataclass(frozen=True)
@@ -150,14 +131,24 @@ class ProductKernel:
         first, count = item.shapes[0], len(item.shapes)
         self.columns, self.dtype, self.batch = first.columns, first.dtype, first.batch or 1
         self.rounding = Rounding.of(first.dtype, first.dtype)
-        read, kept = _read(item), _kept(item)
-        rest = buffers[len(read) :]
-        self.rounded = rest[2 * count]
-        self.rows = dict(zip((*read, *kept), (*buffers[: len(read)], *rest[2 * count + 1 :]), strict=False))
+        read, kept = read_keys(item), kept_keys(item)
+        others = 0 if item.beside is None else len(item.beside.shapes)
+        weights, rest = _cut(buffers[len(read) :], 2 * (count + others))
+        rounded, rest = _cut(rest, 1 if item.beside is None else 2)
+        activated, rest = _cut(rest, 1 if item.activation else 0)
+        held, outs = _cut(rest, len(kept))
+        self.rounded, self.activated = rounded[0], activated
+        self.rows = dict(zip((*read, *kept), (*buffers[: len(read)], *held), strict=True))
+        own = outs[others:]
         self.weights = [
-            _Weight(shape, rest[2 * number], rest[2 * number + 1], out)
-            for number, (shape, out) in enumerate(zip(item.shapes, buffers[-count:], strict=True))
+            _Weight(shape, weights[2 * number], weights[2 * number + 1], out)
+            for number, (shape, out) in enumerate(zip(item.shapes, own, strict=True))
         ]
+        self.beside: ProductKernel | None = None
+        if item.beside is not None:
+            source = self.rows[item.source]
+            theirs = [source, *weights[2 * count :], rounded[1], *outs[:others]]
+            self.beside = ProductKernel(item.beside, tokens, theirs, hopper=hopper)
 
     def emit(self) -> None:
         """Every way, and the choice between them on the host."""
@@ -166,19 +157,73 @@ class ProductKernel:
             either(self.tokens <= i64(FEW_TOKENS), lambda: emit_linear_few(self.few()), self._many)
             return
 
+        behind = self.item.behind
+
         def several() -> None:
             emit_rows(region, self.rows, self.tokens)
-            either(self.tokens <= i64(FEW_TOKENS), lambda: emit_linear_few(self.few()), self._many)
+            either(
+                self.tokens <= i64(FEW_TOKENS), lambda: self._emit_few(self._few_parts()), self._many_parts
+            )
+            if behind is not None:
+                emit_rows(behind.region, self._rows_behind(behind), self.tokens)
 
-        alone = replace(self.few(), prologue=self._kept, most=1, prologue_bytes=region.shared_bytes)
-        either(self.tokens == i64(1), lambda: emit_linear_few(alone), several)
+        either(self.tokens == i64(1), lambda: self._emit_alone(region), several)
+
+    def _few_parts(self) -> list[FewProduct]:
+        """The product of at most eight tokens and the one beside it, in blocks of as many warps where that can be."""
+        if self.beside is None:
+            return [self.few()]
+        beside = self.beside.few()
+        try:
+            return [self.few(beside.tiling.threads // LANES), beside]
+        except ValueError:
+            return [self.few(), beside]
+
+    def _emit_few(self, parts: list[FewProduct], kept: KeptRegion | None = None) -> None:
+        if len({part.tiling.threads for part in parts}) == 1:
+            emit_linears_few(parts, kept.reserve if kept is not None else None)
+            return
+        for part in parts:
+            emit_linear_few(part)
+
+    def _many_parts(self) -> None:
+        self._many()
+        if self.beside is not None:
+            self.beside._many()
+
+    def _emit_alone(self, region: Region) -> None:
+        """The products of the only token, with the regions before and behind them."""
+        behind, kept = self.item.behind, KeptRegion(region, self.rows, self.tokens, self.item.source)
+        first, *others = (
+            replace(
+                part, prologue=kept.prologue(writes=number == 0), most=1, prologue_bytes=region.shared_bytes
+            )
+            for number, part in enumerate(self._few_parts())
+        )
+        if behind is None:
+            self._emit_few([first, *others], kept)
+            return
+
+        def emit(thread: Expr, threads: int) -> None:
+            rows = self._rows_behind(behind)
+            RowBlock(behind.region, rows, self.tokens, Place(i32(0)), thread, threads).emit()
+
+        last = LastBlock(len(behind.results), emit)
+        bytes_ = region.shared_bytes + behind.region.shared_bytes
+        self._emit_few([replace(first, last=last, prologue_bytes=bytes_), *others], kept)
+
+    def _rows_behind(self, behind: Behind) -> dict[Any, Buffer]:
+        """The tensors of the region behind the product."""
+        return self.rows | {
+            key: weight.out for key, weight in zip(behind.results, self.weights, strict=False)
+        }
 
     def _line(self, token: Expr, batch: Expr) -> Expr:
         """Row of an input or a result: matrices of a batch one after the other."""
         return T.cast(batch, "int64") * self.tokens + T.cast(token, "int64")
 
-    def few(self) -> FewProduct:
-        """The product of at most eight tokens, whose input each block computes or reads."""
+    def few(self, warps: int | None = None) -> FewProduct:
+        """The product of at most eight tokens, whose input each block computes or reads; see `FewGroup.tiling`."""
         group = few_group(self.item)
         rows = group.rows
         epilogue = store_rows(
@@ -190,7 +235,7 @@ class ProductKernel:
             ),
         )
         matrices = [weight.matrix for weight in self.weights]
-        return FewProduct(group, matrices, self.tokens, self._prologue(), epilogue, group.tiling())
+        return FewProduct(group, matrices, self.tokens, self._prologue(), epilogue, group.tiling(warps))
 
     @property
     def _in_memory(self) -> bool:
@@ -202,19 +247,6 @@ class ProductKernel:
             return self._computed
         x = self.rows[self.item.source]
         return read_rows(x, lambda token, batch: self._line(token, batch) * i64(self.columns))
-
-    def _kept(self, block: Block) -> Reader:
-        """The prologue that computes the whole region for the only token."""
-        region = self.item.region
-        assert region is not None
-        first = block.number == i32(0)
-        place = Place(i32(0))
-        row = RowBlock(region, self.rows, self.tokens, place, block.thread, block.threads, writes=first)
-        row.preload()
-        block.wait()
-        row.emit()
-        gpu.sync()
-        return lambda _, column, count: read_floats(row.shared[self.item.source], column, count)
 
     def _computed(self, block: Block) -> Reader:
         """The prologue that computes every activation where it is read."""
@@ -239,18 +271,42 @@ class ProductKernel:
                 x = self.rows[self.item.source]
                 emit_plain(weight.shape, self.tokens, x, weight.matrix, weight.bias, weight.out)
             return
-        if self._in_memory:
-            x = self.rows[self.item.source]
-            rows = i64(self.batch) * self.tokens
-            emit_round(x, self.rounded, rows, self.columns, self.rounding, self.item.terms)
-        else:
+        if not self.item.given:
+            self._round()
+        self._multiply()
+
+    def _round(self) -> None:
+        if not self._in_memory:
             self._round_computed()
+            return
+        x = self.rows[self.item.source]
+        rows = i64(self.batch) * self.tokens
+        emit_round(x, self.rounded, rows, self.columns, self.rounding, self.item.terms)
+
+    def _multiply(self) -> None:
+        """The products of the rounded input."""
         width = self.item.rounded_columns
         rounded = Operand(self.rounded, width, self.tokens * i64(width))
+        joint = self._emit_joint(rounded)
         for terms in (1, 2):
-            parts = [self._part(weight, terms) for weight in self.weights if weight.shape.terms == terms]
+            parts = [
+                self._part(weight, terms)
+                for place, weight in enumerate(self.weights)
+                if weight.shape.terms == terms and place not in joint
+            ]
             if parts:
                 emit_product(rounded, parts, hopper=self.hopper)
+
+    def _emit_joint(self, rounded: Operand) -> tuple[int, ...]:
+        """Products whose activation is stored instead of their results; which ones these are."""
+        activation = self.item.activation
+        if activation is None:
+            return ()
+        joint = [self.weights[place] for place in activation.places]
+        parts = [self._part(weight, weight.shape.terms) for weight in joint]
+        biases = [weight.bias for weight in joint]
+        emit_activated(rounded, parts, biases, self.activated[0], activation, hopper=self.hopper)
+        return activation.places
 
     def _part(self, weight: _Weight, terms: int) -> Part:
         rows = weight.shape.rows

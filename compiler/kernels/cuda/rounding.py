@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import ceildiv, div, i64, load, mod, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.gemm import padded
 from moec.compiler.kernels.cuda.packed.codes import SPLIT, TYPE
 from moec.compiler.kernels.cuda.tiles import CHUNK
+from moec.compiler.kernels.emit import ceildiv, div, i64, load, mod, store, when
 from moec.formats import format_of
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 BLOCK_THREADS = 256
 

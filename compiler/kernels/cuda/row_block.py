@@ -13,22 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, loop, store, when
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.primitives import LANES, i32
+from moec.compiler.kernels.cuda.row_topk import RowTopK, emit_topk
 from moec.compiler.kernels.cuda.row_values import flat_place, rebuild, split_place
 from moec.compiler.kernels.cuda.threads import read, write
-from moec.compiler.lowering.rows.region import FLOATS
-from moec.compiler.lowering.rows.stages import Key, Stage, Tensor, TopK, View
+from moec.compiler.kernels.emit import Buffer, Expr, i64, load, loop, store, when
+from moec.compiler.kernels.rows.region import FLOATS
+from moec.compiler.kernels.rows.stages import Key, Stage, Tensor, TopK, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from moec.compiler.lowering.rows.region import Region
+    from moec.compiler.kernels.rows.region import Region
 
 STARTS = {"sum": 0.0, "max": -3.4028234663852886e38, "min": 3.4028234663852886e38}
-NOWHERE = 1 << 30
-"""An index larger than any."""
 AT_ONCE = 4
 """Elements that a thread of a kernel for many rows computes before it writes the first: their reads are under way
 together."""
@@ -56,6 +55,7 @@ class RowBlock:
         threads: of the block, a multiple of 32.
         writes: whether this block writes to global memory; ``None``: it does.
         at_once: elements that a thread computes before it writes the first of them.
+        memory: shared memory that the kernel has for tensors already.
     """
 
     def __init__(
@@ -68,8 +68,9 @@ class RowBlock:
         threads: int,
         writes: Expr | None = None,
         at_once: int = 1,
+        memory: Mapping[Key, Buffer] | None = None,
     ) -> None:
-        self.writes, self.at_once = writes, at_once
+        self.writes, self.at_once, self.memory = writes, at_once, memory or {}
         self.region, self.arguments, self.tokens, self.token = region, arguments, tokens, place.token
         self.place = place
         self.thread, self.threads = thread, threads
@@ -83,7 +84,8 @@ class RowBlock:
         for key in self.region.preloaded:
             tensor = self.region.tensors[key]
             count = math.prod(tensor.row)
-            self.shared[key] = held = gpu.shared(count)
+            held = self.memory[key] if key in self.memory else gpu.shared(count)
+            self.shared[key] = held
 
             def value(place: Expr, key: Key = key, tensor: Tensor = tensor) -> Expr:
                 return self._read(key, tensor, split_place(tensor, place, self.token))
@@ -169,7 +171,9 @@ class RowBlock:
     def _share(self, key: Key) -> None:
         """Room in shared memory for what others of this block read, unless they read it from global memory."""
         tensor = self.region.tensors[key]
-        if key in self.region.shared:
+        if key in self.memory:
+            self.shared[key] = self.memory[key]
+        elif key in self.region.shared:
             kind = "float32" if tensor.dtype in FLOATS else "int32"
             self.shared[key] = gpu.shared(math.prod(tensor.row) or 1, kind)
 
@@ -279,57 +283,23 @@ class RowBlock:
         return total
 
     def _topk(self, stage: TopK) -> None:
-        """One warp a row: every lane keeps its entries in registers, K rounds find the largest that is left."""
         for key in stage.keys:
             self._share(key)
-        *outer, entries = stage.source_tensor.row
-        rows, warps, each = math.prod(outer), self.threads // LANES, -(-entries // LANES)
-        lane, warp = T.bind(mod32(self.thread, LANES)), T.bind(T.truncdiv(self.thread, i32(LANES)))
-        with loop(-(-rows // warps)) as step:
-            row = T.bind(i32(step) * i32(warps) + warp)
-            with when(row < i32(rows)):
-                values, taken = gpu.registers(each), gpu.registers(1, "uint32")
-                store(taken, 0, T.uint32(0))
-                for j in range(each):
-                    entry = T.bind(lane + i32(j * LANES))
-                    store(values, j, T.float32(STARTS["max"]))
-                    with when(entry < i32(entries)):
-                        place = row * i32(entries) + entry
-                        indices = split_place(stage.source_tensor, place, self.token)
-                        store(values, j, self.element(stage.source, indices))
-                    with when(entry >= i32(entries)):
-                        store(taken, 0, load(taken, 0) | T.uint32(1 << j))
-                with loop(stage.count) as round_:
-                    self._best(stage, values, taken, lane, row * i32(stage.count) + i32(round_), each)
+        emit_topk(self._row_topk(stage), self.thread, self.threads)
         for key in stage.keys:
             self._settle(key)
 
-    def _best(self, stage: TopK, values: Buffer, taken: Buffer, lane: Expr, place: Expr, each: int) -> None:
-        best, entry = gpu.registers(1), gpu.registers(1, "int32")
-        store(best, 0, T.float32(STARTS["max"]))
-        store(entry, 0, i32(NOWHERE))
-        for j in range(each):
-            free = (load(taken, 0) & T.uint32(1 << j)) == T.uint32(0)
-            larger = (load(values, j) > load(best, 0)) | (load(entry, 0) == i32(NOWHERE))
-            with when(free & larger):
-                store(best, 0, load(values, j))
-                store(entry, 0, lane + i32(j * LANES))
-        step = LANES // 2
-        while step:
-            other = gpu.value("float32", "shuffle_xor", load(best, 0), i32(step))
-            other_lane = gpu.value("int32", "shuffle_int", load(entry, 0), lane ^ i32(step))
-            known = (other == load(best, 0)) & (other_lane < load(entry, 0))
-            better = (other > load(best, 0)) | known | (load(entry, 0) == i32(NOWHERE))
-            with when(better & (other_lane != i32(NOWHERE))):
-                store(best, 0, other)
-                store(entry, 0, other_lane)
-            step //= 2
-        for j in range(each):
-            with when(load(entry, 0) == lane + i32(j * LANES)):
-                store(taken, 0, load(taken, 0) | T.uint32(1 << j))
-        with when(lane == i32(0)):
-            self._keep(stage.keys[0], place, load(best, 0))
-            self._keep(stage.keys[1], place, load(entry, 0))
+    def _row_topk(self, stage: TopK) -> RowTopK:
+        *outer, entries = stage.source_tensor.row
+
+        def read_entry(place: Expr) -> Expr:
+            return self.element(stage.source, split_place(stage.source_tensor, place, self.token))
+
+        def keep(place: Expr, value: Expr, entry: Expr) -> None:
+            self._keep(stage.keys[0], place, value)
+            self._keep(stage.keys[1], place, entry)
+
+        return RowTopK(math.prod(outer), entries, stage.count, read_entry, keep)
 
 
 def mod32(value: Expr, divisor: int) -> Expr:

@@ -15,8 +15,8 @@ from moec.compiler.kernels.cuda.primitives import i32
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from moec.compiler.kernels.cpu.emit import Expr
-    from moec.compiler.lowering.rows.stages import Tensor
+    from moec.compiler.kernels.emit import Expr
+    from moec.compiler.kernels.rows.stages import Tensor
 
 LARGEST = (1 << 31) - 1
 

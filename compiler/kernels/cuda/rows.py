@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, build, either, symbol
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.row_block import AT_ONCE, Place, RowBlock
-from moec.compiler.lowering.rows.region import is_flat, sections
-from moec.compiler.lowering.rows.stages import Key, Stage
+from moec.compiler.kernels.emit import Argument, Buffer, Expr, arguments, build, either, symbol
+from moec.compiler.kernels.rows.region import is_flat, sections
+from moec.compiler.kernels.rows.stages import Key, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tvm import tirx
 
-    from moec.compiler.lowering.rows.region import Region
+    from moec.compiler.kernels.rows.region import Region
 
 PIECE = 4
 """Elements of a row that a thread computes one after the other where others could."""

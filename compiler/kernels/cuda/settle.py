@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import load, store
 from moec.compiler.kernels.cuda.primitives import registers
+from moec.compiler.kernels.emit import load, store
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Expr
+    from moec.compiler.kernels.emit import Expr
 
 
 def settle(number: Expr) -> Expr:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, i64, load, store, when
+from moec.compiler.kernels.emit import Buffer, Expr, ceildiv, i64, load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cuda.block import Block, warp_best
+from moec.compiler.kernels.cuda.primitives import LANES, launch, launch_next, registers, unroll, wait_previous
+from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.cuda.threads import read, write
+from moec.compiler.kernels.emit import (
     Argument,
     Buffer,
     Expr,
@@ -21,10 +25,6 @@ from moec.compiler.kernels.cpu.emit import (
     symbol,
     when,
 )
-from moec.compiler.kernels.cuda.block import Block, warp_best
-from moec.compiler.kernels.cuda.primitives import LANES, launch, launch_next, registers, unroll, wait_previous
-from moec.compiler.kernels.cuda.settle import settle
-from moec.compiler.kernels.cuda.threads import read, write
 
 if TYPE_CHECKING:
     from tvm import tirx

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.compiler.packing.encodings.errors import misfit, missing, unreadable
-from moec.compiler.packing.encodings.gptq import CODES, SCALE_TYPES, SCALES, ZEROS
+from moec.compiler.packing.encodings.gptq import CODES, SCALES, ZEROS
 from moec.compiler.packing.encodings.integers import (
+    SCALE_TYPES,
+    IntegerEncoding,
     IntegerRows,
-    integer_format,
-    integer_obstacle,
     unpack_words,
 )
 from moec.compiler.packing.encodings.record import Encoded
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from moec.compiler.checkpoint.record import TensorEntry
     from moec.compiler.packing.encodings.record import Parts
-    from moec.formats import Format
 
 BITS = 4
 OUTPUTS = 8
@@ -39,7 +38,7 @@ PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
 
 
 @dataclass(frozen=True)
-class Awq:
+class Awq(IntegerEncoding):
     """A weight in this layout. Its matrix is stored input-major, and so read whole."""
 
     codes: TensorEntry
@@ -47,6 +46,8 @@ class Awq:
     scales: TensorEntry
     group: int
     """Inputs that share a scale."""
+    bits = BITS
+    has_zeros = True
     row_step = OUTPUTS
 
     @property
@@ -55,36 +56,20 @@ class Awq:
         return (self.codes, self.zeros, self.scales)
 
     @property
-    def format(self) -> str | None:
-        """Integers with zero points."""
-        if self.scales.dtype == "F32":
-            return None
-        return integer_format(BITS, self.group, self.codes.shape[0], zero_points=True)
+    def columns(self) -> int:
+        """K."""
+        return self.codes.shape[0]
 
     @property
-    def obstacle(self) -> str:
-        """Why there is no format."""
-        if self.format is not None:
-            return ""
-        wide = self.scales.dtype == "F32"
-        return "scales of 32 bits" if wide else integer_obstacle(BITS, self.group, zero_points=True)
+    def shared(self) -> int:
+        """The group's."""
+        return self.group
 
-    def item(self, number: int) -> Awq:
-        """There are no batches in this layout."""
-        raise NotImplementedError
-
-    def values(self, begin: int, end: int, parts: Parts) -> torch.Tensor:
-        """Float32 ``[n, K]``."""
-        return self._rows(begin, end, parts).values()
-
-    def packed(self, kind: Format, begin: int, end: int, parts: Parts) -> torch.Tensor:
-        """Rows of the same codes, scales and zero points."""
-        return self._rows(begin, end, parts).packed(kind)
-
-    def _rows(self, begin: int, end: int, parts: Parts) -> IntegerRows:
+    def rows(self, begin: int, end: int, parts: Parts) -> IntegerRows:
+        """Of whole matrices."""
         codes, zeros = (_outputs(parts.whole(entry), begin, end) for entry in (self.codes, self.zeros))
         scales = parts.whole(self.scales)[:, begin:end].mT.float().numpy()
-        groups = np.arange(self.codes.shape[0]) // self.group
+        groups = np.arange(self.columns) // self.group
         return IntegerRows(BITS, codes, scales, zeros, groups)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from moec.compiler.packing.encodings.compressed_integers import CompressedIntegers
 from moec.compiler.packing.encodings.errors import misfit, missing, unreadable
 from moec.compiler.packing.encodings.fp8 import fp8_in_blocks
-from moec.compiler.packing.encodings.integers import BITS, WORD
+from moec.compiler.packing.encodings.integers import BITS, SCALE_TYPES, WORD
 from moec.compiler.packing.encodings.mxfp4 import BLOCK as MX_BLOCK
 from moec.compiler.packing.encodings.mxfp4 import mxfp4
 from moec.compiler.packing.encodings.record import Encoded
@@ -32,7 +32,6 @@ WEIGHT, PACKED = ".weight", ".weight_packed"
 SCALE, ZERO = ".weight_scale", ".weight_zero_point"
 BESIDE = (".weight_shape", ".input_scale", ".input_zero_point", ".input_global_scale", ".output_scale")
 """Parts that say nothing about the weight's values that its other parts do not."""
-SCALE_TYPES = ("F16", "BF16", "F32")
 
 
 def find_compressed(index: Mapping[str, TensorEntry], quantization: Mapping[str, Any]) -> dict[str, Encoded]:

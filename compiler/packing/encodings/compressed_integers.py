@@ -10,9 +10,8 @@ import torch
 
 from moec.compiler.packing.encodings.integers import (
     WORD,
+    IntegerEncoding,
     IntegerRows,
-    integer_format,
-    integer_obstacle,
     middle,
     unpack_words,
 )
@@ -22,11 +21,10 @@ if TYPE_CHECKING:
 
     from moec.compiler.checkpoint.record import TensorEntry
     from moec.compiler.packing.encodings.record import Parts
-    from moec.formats import Format
 
 
 @dataclass(frozen=True)
-class CompressedIntegers:
+class CompressedIntegers(IntegerEncoding):
     """``(code - zero point) * scale`` of signed codes; words have the middle code added, so that they have no signs."""
 
     codes: TensorEntry
@@ -52,34 +50,17 @@ class CompressedIntegers:
         return wide * WORD // self.bits if self.codes.dtype == "I32" else wide
 
     @property
-    def format(self) -> str | None:
-        """Integers, with zero points where it has such."""
-        if self.scales.dtype == "F32":
-            return None
-        return integer_format(self.bits, self.block[1], self.columns, zero_points=self.zeros is not None)
+    def shared(self) -> int:
+        """The block's."""
+        return self.block[1]
 
     @property
-    def obstacle(self) -> str:
-        """Why there is no format."""
-        if self.format is not None:
-            return ""
-        if self.scales.dtype == "F32":
-            return "scales of 32 bits"
-        return integer_obstacle(self.bits, self.block[1], zero_points=self.zeros is not None)
+    def has_zeros(self) -> bool:
+        """Whether the checkpoint has them."""
+        return self.zeros is not None
 
-    def item(self, number: int) -> CompressedIntegers:
-        """There are no batches in this layout."""
-        raise NotImplementedError
-
-    def values(self, begin: int, end: int, parts: Parts) -> torch.Tensor:
-        """Float32 ``[n, K]``."""
-        return self._rows(begin, end, parts).values()
-
-    def packed(self, kind: Format, begin: int, end: int, parts: Parts) -> torch.Tensor:
-        """Rows of the same codes, scales and zero points."""
-        return self._rows(begin, end, parts).packed(kind)
-
-    def _rows(self, begin: int, end: int, parts: Parts) -> IntegerRows:
+    def rows(self, begin: int, end: int, parts: Parts) -> IntegerRows:
+        """Codes by rows, zero points in words whole."""
         raw = parts.rows(self.codes, begin, end)
         codes = unpack_words(raw, self.bits) if raw.dtype == torch.int32 else self._unsigned(raw)
         scales = self._of_rows(self.scales, begin, end, parts).float().numpy()

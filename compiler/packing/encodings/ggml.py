@@ -60,7 +60,7 @@ class GgmlBlocks:
 
     def values(self, begin: int, end: int, parts: Parts) -> torch.Tensor:
         """Float32 ``[n, K]``, as the gguf package has it."""
-        return torch.from_numpy(dequantize_blocks(self.kind, self._read(begin, end, parts).numpy()))
+        return torch.from_numpy(dequantize_blocks(self.kind, parts.rows(self.bytes, begin, end).numpy()))
 
     def packed(self, kind: Format, begin: int, end: int, parts: Parts) -> torch.Tensor:
         """Rows of codes.
@@ -68,7 +68,7 @@ class GgmlBlocks:
         Raises:
             CheckpointError: a scale is beyond what float16 has.
         """
-        codes = block_codes(self.kind, self._read(begin, end, parts).numpy())
+        codes = block_codes(self.kind, parts.rows(self.bytes, begin, end).numpy())
         if codes.minima is not None and not (np.isfinite(codes.scales) & np.isfinite(codes.minima)).all():
             raise CheckpointError(
                 f"A tensor of {self.bytes.file} has scales that are no numbers of 16 bits.",
@@ -76,9 +76,6 @@ class GgmlBlocks:
                 "Pack with --quantization none or int8, or use another file.",
             )
         return torch.from_numpy(pack_rows(kind, codes))
-
-    def _read(self, begin: int, end: int, parts: Parts) -> torch.Tensor:
-        return parts.rows(self.bytes, begin, end)
 
 
 def ggml_weights(index: Mapping[str, TensorEntry], _: Mapping[str, Any]) -> dict[str, Encoded]:

@@ -15,10 +15,10 @@ import numpy as np
 from moec.compiler.packing.encodings.errors import contradicts, misfit, missing, unreadable
 from moec.compiler.packing.encodings.integers import (
     BITS,
+    SCALE_TYPES,
     WORD,
+    IntegerEncoding,
     IntegerRows,
-    integer_format,
-    integer_obstacle,
     middle,
     unpack_words,
 )
@@ -35,13 +35,12 @@ if TYPE_CHECKING:
     from moec.formats import Format
 
 CODES, ZEROS, SCALES, GROUPS = ".qweight", ".qzeros", ".scales", ".g_idx"
-SCALE_TYPES = ("F16", "BF16", "F32")
 STORED_LESS = {"gptq": 1, "gptq_v2": 0}
 """Checkpoint format -> what zero points are stored less."""
 
 
 @dataclass(frozen=True)
-class Gptq:
+class Gptq(IntegerEncoding):
     """A weight in this layout. Its matrix is stored input-major, and so read whole."""
 
     name: str
@@ -72,30 +71,19 @@ class Gptq:
         return self.codes.shape[0] * WORD // self.bits
 
     @property
-    def format(self) -> str | None:
-        """Integers, with zero points where they differ; None where groups are not of neighbours."""
-        if self.reordered or self.scales.dtype == "F32":
-            return None
-        return integer_format(self.bits, self.group, self.columns, zero_points=not self.symmetric)
+    def shared(self) -> int:
+        """The group's."""
+        return self.group
 
     @property
-    def obstacle(self) -> str:
-        """Why there is no format."""
-        if self.format is not None:
-            return ""
-        if self.reordered:
-            return "groups of columns that do not lie together (desc_act)"
-        if self.scales.dtype == "F32":
-            return "scales of 32 bits"
-        return integer_obstacle(self.bits, self.group, zero_points=not self.symmetric)
+    def has_zeros(self) -> bool:
+        """Where they are not all the code in the middle."""
+        return not self.symmetric
 
-    def item(self, number: int) -> Gptq:
-        """There are no batches in this layout."""
-        raise NotImplementedError
-
-    def values(self, begin: int, end: int, parts: Parts) -> torch.Tensor:
-        """Float32 ``[n, K]``."""
-        return self._rows(begin, end, parts).values()
+    @property
+    def unlike(self) -> str:
+        """Groups that are not of neighbours, too."""
+        return "groups of columns that do not lie together (desc_act)" if self.reordered else super().unlike
 
     def packed(self, kind: Format, begin: int, end: int, parts: Parts) -> torch.Tensor:
         """Rows of the same codes and scales.
@@ -103,7 +91,7 @@ class Gptq:
         Raises:
             CheckpointError: the config says something else of zero points or groups than the tensors.
         """
-        rows = self._rows(begin, end, parts)
+        rows = self.rows(begin, end, parts)
         assert rows.zeros is not None
         if self.symmetric and (rows.zeros != middle(self.bits)).any():
             raise contradicts(self.name, "Its zero points differ.", "sym", "false")
@@ -111,7 +99,8 @@ class Gptq:
             raise contradicts(self.name, "Its groups are not of neighbouring inputs.", "desc_act", "true")
         return rows.packed(kind)
 
-    def _rows(self, begin: int, end: int, parts: Parts) -> IntegerRows:
+    def rows(self, begin: int, end: int, parts: Parts) -> IntegerRows:
+        """Of whole matrices."""
         codes = unpack_words(parts.whole(self.codes)[:, begin:end].mT, self.bits)
         zeros = unpack_words(parts.whole(self.zeros), self.bits)[:, begin:end].T
         zeros = (zeros + np.uint8(self.stored_less)) & np.uint8((1 << self.bits) - 1)

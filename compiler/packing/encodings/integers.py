@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -13,12 +14,15 @@ from moec.formats import FORMATS, Quantized, pack_rows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moec.compiler.checkpoint.record import TensorEntry
+    from moec.compiler.packing.encodings.record import Parts
     from moec.formats import Format
 
 BITS = (4, 8)
 """Of codes."""
 WORD = 32
 """Bits of the words that codes are packed in, the first in the lowest bits."""
+SCALE_TYPES = ("F16", "BF16", "F32")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,33 +62,79 @@ class IntegerRows:
         return torch.from_numpy(pack_rows(kind, Quantized(codes, scales, zeros)))
 
 
+class IntegerEncoding(ABC):
+    """What the layouts of whole numbers have in common, as an `Encoding`: a matrix ``[N, K]`` of `IntegerRows`."""
+
+    scales: TensorEntry
+    bits: int
+
+    @property
+    @abstractmethod
+    def columns(self) -> int:
+        """K."""
+
+    @property
+    @abstractmethod
+    def shared(self) -> int:
+        """Columns that share a scale."""
+
+    @property
+    @abstractmethod
+    def has_zeros(self) -> bool:
+        """Whether zero points are other than the code in the middle."""
+
+    @property
+    def unlike(self) -> str:
+        """What of this weight no format says; empty where there is nothing."""
+        return "scales of 32 bits" if self.scales.dtype == "F32" else ""
+
+    @abstractmethod
+    def rows(self, begin: int, end: int, parts: Parts) -> IntegerRows:
+        """Rows ``begin .. end``."""
+
+    @property
+    def format(self) -> str | None:
+        """Integers, with zero points where it has such; a scale for more columns than theirs is repeated."""
+        kinds = [
+            kind
+            for kind in FORMATS.values()
+            if kind.codes == f"int{self.bits}"
+            and kind.scale == "float16"
+            and kind.zero_points == self.has_zeros
+            and not kind.minima
+            and (self.shared % kind.group == 0 or self.shared >= self.columns)
+        ]
+        return max(kinds, key=lambda kind: kind.group).name if kinds and not self.unlike else None
+
+    @property
+    def obstacle(self) -> str:
+        """Why there is no format."""
+        if self.format is not None:
+            return ""
+        if self.unlike:
+            return self.unlike
+        return (
+            "8 bits with zero points"
+            if self.bits == 8 and self.has_zeros
+            else f"groups of {self.shared} columns"
+        )
+
+    def item(self, number: int) -> Self:
+        """Never asked for: these layouts have a weight for each expert, no batches."""
+        raise NotImplementedError
+
+    def values(self, begin: int, end: int, parts: Parts) -> torch.Tensor:
+        """Float32 ``[n, K]``."""
+        return self.rows(begin, end, parts).values()
+
+    def packed(self, kind: Format, begin: int, end: int, parts: Parts) -> torch.Tensor:
+        """Rows of the same codes, scales and zero points."""
+        return self.rows(begin, end, parts).packed(kind)
+
+
 def middle(bits: int) -> int:
     """The code that stands for zero where there are no zero points."""
     return int(1 << (bits - 1))
-
-
-def integer_format(bits: int, group: int, columns: int, *, zero_points: bool) -> str | None:
-    """The format of codes with a scale for ``group`` neighbouring columns; None where there is none.
-
-    A scale for more columns than the format's groups have is repeated.
-    """
-    kinds = [
-        kind
-        for kind in FORMATS.values()
-        if kind.codes == f"int{bits}"
-        and kind.scale == "float16"
-        and kind.zero_points == zero_points
-        and not kind.minima
-        and (group % kind.group == 0 or group >= columns)
-    ]
-    return max(kinds, key=lambda kind: kind.group).name if kinds else None
-
-
-def integer_obstacle(bits: int, group: int, *, zero_points: bool) -> str:
-    """Why `integer_format` found none."""
-    if bits == 8 and zero_points:
-        return "8 bits with zero points"
-    return f"groups of {group} columns"
 
 
 def unpack_words(words: torch.Tensor, bits: int) -> NDArray[np.uint8]:

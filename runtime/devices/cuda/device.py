@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import weakref
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moec.errors import DeviceError
-from moec.runtime.chain.tensors import tensor_at
 from moec.runtime.devices.cuda.graphs import CallList
 from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
 from moec.runtime.devices.cuda.module import load_functions
@@ -17,18 +17,19 @@ from moec.runtime.devices.cuda.resources import Resources
 from moec.runtime.devices.cuda.results import Results
 from moec.runtime.devices.cuda.staging import Staging, as_bytes
 from moec.runtime.devices.cuda.unfinished import Unfinished
+from moec.runtime.tensors import tensor_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from moec.runtime.device import Call, View
+    from moec.runtime.devices.cuda.attended import Attended, Share
     from moec.runtime.devices.cuda.driver import Driver, Handle
     from moec.runtime.devices.cuda.module import CudaFunctions
-    from moec.runtime.devices.cuda.sharing import Attended, CpuShare
     from moec.runtime.devices.cuda.staging import StagedMirror
-    from moec.runtime.devices.protocol import Call, View
     from moec.runtime.stats import Stats
 
 CUDA_DEVICE = 2
@@ -49,7 +50,7 @@ def tvm_stream(ordinal: int, stream: Handle) -> None:
 
 
 class CudaDevice:
-    """See `moec.runtime.devices.protocol.Device`.
+    """See `moec.runtime.device.Device`.
 
     Args:
         driver: the CUDA driver.
@@ -74,8 +75,10 @@ class CudaDevice:
         self._finalizer = weakref.finalize(self, Resources.close, self.resources)
         self._set_stream = set_stream
         self._stream = self.resources.stream()
-        self.share: CpuShare | None = None
+        self.share: Share | None = None
         """The CPU's part in steps, where it has any."""
+        self.complete: Callable[[Sequence[Call]], Sequence[Call]] | None = None
+        """Adds to a list of calls what it has to end with, where some run in another stream."""
         self.unfinished = Unfinished()
         """What is to be put right where a step ended in its middle."""
 
@@ -110,6 +113,9 @@ class CudaDevice:
         if getattr(_thread, "device", None) is self._reference:
             _thread.device = None
         self._finalizer()
+        # They know this device, and would keep it until Python looks for cycles.
+        self.complete = None
+        self.unfinished.forget()
 
     def enter(self) -> None:
         """Make this GPU and its stream the calling thread's, for the driver and for TVM."""
@@ -117,6 +123,15 @@ class CudaDevice:
             self.resources.enter()
             self._set_stream(self.ordinal, self._stream)
             _thread.device = self._reference
+
+    @contextmanager
+    def launching_in(self, stream: Handle) -> Iterator[None]:
+        """Launches of this thread go to another stream meanwhile."""
+        self._set_stream(self.ordinal, stream)
+        try:
+            yield
+        finally:
+            self._set_stream(self.ordinal, self._stream)
 
     def load(self, folder: Path, files: Sequence[str]) -> CudaFunctions:
         """Load a target's module; its code enters the GPU as kernels are first launched."""
@@ -195,8 +210,9 @@ class CudaDevice:
 
     def prepare(self, calls: Sequence[Call], stats: Stats, *, often: bool = False) -> CallList | Attended:
         """Make calls ready to be launched again and again; what runs often is a graph from the second time on."""
+        whole = calls if self.complete is None else self.complete(calls)
         run = CallList(
-            self.resources, self._stream, self.staging, calls, stats, self.enter, self.unfinished, often
+            self.resources, self._stream, self.staging, whole, stats, self.enter, self.unfinished, often
         )
         return run if self.share is None else self.share.attend(calls, run)
 

@@ -7,16 +7,16 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from moec.errors import DeviceError
-from moec.runtime.devices.protocol import HostCall, PackedCall
+from moec.runtime.device import HostCall, PackedCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from moec.runtime.device import Call
     from moec.runtime.devices.cuda.driver import Handle
     from moec.runtime.devices.cuda.resources import Resources
     from moec.runtime.devices.cuda.staging import Staging
     from moec.runtime.devices.cuda.unfinished import Unfinished
-    from moec.runtime.devices.protocol import Call
     from moec.runtime.stats import Stats
 
 
@@ -31,7 +31,7 @@ class CallList:
         resources: of the GPU.
         stream: where calls are launched; TVM's current stream of this thread too.
         staging: what is copied first.
-        calls: see `moec.runtime.devices.protocol.Device.prepare`.
+        calls: see `moec.runtime.device.Device.prepare`.
         stats: gets the time that launching takes; of a graph all goes to the first call's stage.
         enter: makes the GPU the calling thread's.
         unfinished: of all lists of the GPU.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.errors import BudgetError
-from moec.runtime.chain.tensors import array_at
-from moec.runtime.devices.protocol import ALIGNMENT_BYTES
+from moec.runtime.device import ALIGNMENT_BYTES
+from moec.runtime.tensors import array_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DeviceMemory:
-    """Contiguous memory on the GPU (see `moec.runtime.devices.protocol.Memory`).
+    """Contiguous memory on the GPU (see `moec.runtime.device.Memory`).
 
     Raises:
         BudgetError: there is not so much.

@@ -40,7 +40,7 @@ def load_functions(folder: Path, files: tuple[str, ...], capability: tuple[int, 
 
 
 class CudaFunctions:
-    """The functions of one CUDA target (see `moec.runtime.devices.protocol.Functions`).
+    """The functions of one CUDA target (see `moec.runtime.device.Functions`).
 
     The GPU's module is imported into the host's, which is where host functions look their kernels up.
 

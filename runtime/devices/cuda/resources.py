@@ -7,8 +7,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from moec.errors import BudgetError, DeviceError
+from moec.runtime.device import closed_error
 from moec.runtime.devices.cuda.driver import OutOfDeviceMemoryError
-from moec.runtime.devices.protocol import closed_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from moec.runtime.device import View
     from moec.runtime.devices.cuda.driver import Handle
     from moec.runtime.devices.cuda.resources import Resources
-    from moec.runtime.devices.protocol import View
 
 
 class Results:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from moec.artifacts.model import DTYPE_BYTES, ExpertsStep
+from moec.artifacts.model import DTYPE_BYTES
 from moec.artifacts.program import resolve
+from moec.artifacts.steps import ExpertsStep
 from moec.runtime.chain.layout import value_spec
-from moec.runtime.devices.protocol import ALIGNMENT_BYTES, View
+from moec.runtime.device import ALIGNMENT_BYTES, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts import sampling as words
-from moec.runtime.chain.tensors import aligned_zeros
-from moec.runtime.devices.protocol import ALIGNMENT_BYTES, PackedCall, View
+from moec.runtime.device import ALIGNMENT_BYTES, PackedCall, View
+from moec.runtime.tensors import aligned_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,9 @@ import numpy as np
 
 from moec.artifacts import mailbox
 from moec.artifacts.mailbox import SENT_WORDS, collect_name, mailbox_layout, post_name
+from moec.runtime.device import ALIGNMENT_BYTES, PackedCall, View
+from moec.runtime.devices.cuda.attended import Attended
 from moec.runtime.devices.cuda.memory import PinnedMemory
-from moec.runtime.devices.protocol import ALIGNMENT_BYTES, PackedCall, View
 from moec.runtime.sharing.mailbox import Mailbox
 from moec.runtime.sharing.team import Team, shared_layers
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
     from moec.artifacts.mailbox import MailboxLayout, MailboxPlace
     from moec.artifacts.model import ModelRecord
+    from moec.runtime.device import Call, Functions
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.graphs import CallList
-    from moec.runtime.devices.protocol import Call, Functions
 
 LINE_WORDS = 8
 """int64 words between layers' ordinals: a tensor begins at a multiple of 64 bytes."""
@@ -139,22 +140,6 @@ class CpuShare:
         if name not in self._found:
             self._found[name] = self._functions.get(name)
         return PackedCall("experts", self._found[name], tuple(map(self._device.tensor, views)))
-
-
-class Attended:
-    """A list of calls that may make requests."""
-
-    def __init__(self, share: CpuShare, calls: CallList) -> None:
-        self._share, self._calls = share, calls
-
-    @property
-    def captured(self) -> bool:
-        """Whether it runs as a graph by now."""
-        return self._calls.captured
-
-    def __call__(self) -> None:
-        """Put the calls into the stream."""
-        self._share.run(self._calls)
 
 
 def device_bytes(model: ModelRecord) -> int:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec.runtime.device import ALIGNMENT_BYTES
 from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
-from moec.runtime.devices.protocol import ALIGNMENT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,7 @@ SMALL_BYTES = 64 << 10
 
 
 class StagedMirror:
-    """A host array and its copy on the GPU (see `moec.runtime.devices.protocol.Mirror`)."""
+    """A host array and its copy on the GPU (see `moec.runtime.device.Mirror`)."""
 
     __slots__ = ("_array", "_offset", "_staging", "_target", "address")
 

@@ -23,6 +23,10 @@ class Unfinished:
         """Have ``repair`` called before the next list of calls where one was cut short."""
         self._repairs.append(repair)
 
+    def forget(self) -> None:
+        """Nothing will run any more."""
+        self._repairs.clear()
+
     @contextmanager
     def launching(self) -> Iterator[None]:
         """The launches of one list: unless all come to pass, the list was cut short."""

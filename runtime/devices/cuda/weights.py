@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.artifacts.paths import DENSE_NAME, experts_name
+from moec.runtime.device import PackedCall, View
 from moec.runtime.devices.cuda.memory import DeviceMemory
 from moec.runtime.devices.cuda.upload import Upload, WeightFile
-from moec.runtime.devices.protocol import PackedCall, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.ids import TensorName
     from moec.artifacts.program import Beside
-    from moec.artifacts.reader import Bundle
+    from moec.runtime.device import Call
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.protocol import Call
     from moec.runtime.stats import Stats
 
 

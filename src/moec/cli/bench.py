@@ -11,11 +11,8 @@ import click
 
 from moec.cli.options import (
     bundle_argument,
-    device_memory_option,
-    device_option,
-    host_memory_option,
     json_option,
-    threads_option,
+    processor_options,
 )
 from moec.cli.output import human_bytes, print_json
 
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
     from moec.runtime import Engine, Model
 
 
-@click.command("bench")
+@click.command("bench", short_help="Time prompts and decoding.")
 @bundle_argument
 @click.option(
     "--prompt-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Of each sequence."
@@ -34,10 +31,7 @@ if TYPE_CHECKING:
     "--new-tokens", type=click.IntRange(min=2), default=64, show_default=True, help="Of each sequence."
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences at once.")
-@threads_option
-@host_memory_option
-@device_option
-@device_memory_option
+@processor_options
 @json_option
 def command(
     bundle: Path,
@@ -90,8 +84,8 @@ def measure(
 ) -> dict[str, Any]:
     """Time one batch from its first step to its last; facts as JSON values."""
     from moec.artifacts.footprint import footprint
-    from moec.artifacts.model import ExpertsStep
-    from moec.runtime.machine.measure import gpu_record, read_bandwidth
+    from moec.artifacts.steps import ExpertsStep
+    from moec.runtime.devices.measure import gpu_record, read_bandwidth
 
     facts = footprint(model.record)
     decoding = {step.layer for step in model.record.steps if isinstance(step, ExpertsStep)}

@@ -11,15 +11,11 @@ from moec.cli.generate import choose_sampling
 from moec.cli.loading import load_model
 from moec.cli.options import (
     bundle_argument,
-    device_memory_option,
-    device_option,
-    host_memory_option,
     json_option,
     max_new_tokens_option,
-    prefetch_option,
+    processor_options,
+    routing_options,
     sampling_options,
-    threads_option,
-    trace_path_option,
 )
 from moec.cli.output import print_json_line
 from moec.errors import RequestError
@@ -33,17 +29,13 @@ if TYPE_CHECKING:
 FAREWELLS = ("/exit", "/quit")
 
 
-@click.command("chat")
+@click.command("chat", short_help="Talk to a model, line by line.")
 @bundle_argument
 @click.option("--system", help="A system message to begin with.")
 @max_new_tokens_option
 @sampling_options
-@threads_option
-@host_memory_option
-@device_option
-@device_memory_option
-@prefetch_option
-@trace_path_option
+@processor_options
+@routing_options
 @json_option
 def command(
     bundle: Path,

@@ -30,7 +30,7 @@ calibration_option = click.option(
 )
 
 
-@click.command("compile")
+@click.command("compile", short_help="Make a bundle of a checkpoint, a GGUF file or a hub id.")
 @click.argument("model")
 @output_option
 @click.option(

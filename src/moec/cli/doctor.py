@@ -21,7 +21,7 @@ RUNTIME_PACKAGES = ("tvm_ffi", "numpy", "tokenizers", "jinja2", "jsonschema")
 LINKERS = ("cc", "gcc", "clang", "ld", "ld.lld")
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Say what this machine has, and how fast it is.")
 @json_option
 def command(as_json: bool) -> None:
     """Say what this machine has: cores, memory and its measured speed, driver, and which commands would work.
@@ -67,9 +67,9 @@ def examine() -> dict[str, Any]:
     """All facts as JSON values; takes a second or two, since speeds are measured."""
     from moec.artifacts.codec import to_json
     from moec.compiler.lowering.targets import CPU_LEVELS, required_flags
-    from moec.runtime.loading.libraries import host_cpu_features
+    from moec.runtime.devices.measure import cpu_model, gpu_records, this_machine
+    from moec.runtime.machine.libraries import host_cpu_features
     from moec.runtime.machine.limits import available_memory
-    from moec.runtime.machine.measure import cpu_model, gpu_records, this_machine
 
     features = host_cpu_features()
     driver, gpus, problem = cuda_driver(), [], ""

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from moec.artifacts.quantization import Quantization
-    from moec.compiler.fitting import FitRequest
+    from moec.compiler.request import FitRequest
 
 UNROUNDED = (None, "none", "keep")
 """What of ``--quantization`` rounds nothing."""
@@ -52,7 +52,7 @@ def read_fit(target: str | None, machine: Path | None, quantization: str | None)
         RequestError: it is neither a size nor a time.
     """
     from moec.artifacts.records import read_machine
-    from moec.compiler.fitting import FitRequest
+    from moec.compiler.request import FitRequest
     from moec.errors import CompileError
     from moec.runtime.memory.budget import parse_memory
 

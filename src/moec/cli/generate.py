@@ -11,15 +11,11 @@ import click
 from moec.cli.loading import load_model
 from moec.cli.options import (
     bundle_argument,
-    device_memory_option,
-    device_option,
-    host_memory_option,
     json_option,
     max_new_tokens_option,
-    prefetch_option,
+    processor_options,
+    routing_options,
     sampling_options,
-    threads_option,
-    trace_path_option,
 )
 from moec.cli.output import human_bytes, print_json
 from moec.errors import RequestError
@@ -30,18 +26,14 @@ if TYPE_CHECKING:
     from moec.runtime import Model
 
 
-@click.command("generate")
+@click.command("generate", short_help="Continue a prompt.")
 @bundle_argument
 @click.argument("prompt", required=False)
 @click.option("--token-ids", metavar="1,2,3", help="The prompt as token ids instead of text.")
 @max_new_tokens_option
 @sampling_options
-@threads_option
-@host_memory_option
-@device_option
-@device_memory_option
-@prefetch_option
-@trace_path_option
+@processor_options
+@routing_options
 @click.option(
     "--forced-bos-token-id",
     type=click.IntRange(min=0),

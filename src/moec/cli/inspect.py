@@ -12,11 +12,11 @@ from moec.cli.options import bundle_argument, json_option
 from moec.cli.output import human_bytes, print_json, print_table
 
 if TYPE_CHECKING:
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.model import ModelRecord
-    from moec.artifacts.reader import Bundle
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="Show what a bundle holds.")
 @bundle_argument
 @click.option(
     "--html",

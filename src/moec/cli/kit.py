@@ -60,7 +60,7 @@ exec "$env/bin/python" -m moec "$@"
 """
 
 
-@click.command("kit")
+@click.command("kit", short_help="Make a folder that runs a bundle without a network.")
 @bundle_argument
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to make.")
 @click.option(

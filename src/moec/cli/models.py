@@ -8,7 +8,7 @@ from moec.cli.options import json_option
 from moec.cli.output import print_json, print_table
 
 
-@click.command("models")
+@click.command("models", short_help="List the model types, and which of them compile.")
 @click.option("--state", type=click.Choice(["supported", "untested", "unsupported"]), help="Only these.")
 @json_option
 def command(state: str | None, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.traces import Traces
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
@@ -59,7 +59,7 @@ trace_path_option = click.option(
 prefetch_option = click.option(
     "--prefetch/--no-prefetch",
     default=None,
-    help="Bring likely experts before they are chosen (CPU only).  [default: as the schedule says]",
+    help="Bring likely experts before they are chosen.  [default: as the schedule says]",
 )
 
 seed_option = click.option("--seed", type=int, default=None, help="Makes sampling repeatable.")
@@ -71,6 +71,20 @@ max_new_tokens_option = click.option(
     show_default=True,
     help="Most tokens to generate.",
 )
+
+
+def processor_options(command: click.decorators.FC) -> click.decorators.FC:
+    """``--cpu-threads``, ``--host-memory``, ``--device``, ``--device-memory``: what a bundle may run on."""
+    for option in (device_memory_option, device_option, host_memory_option, threads_option):
+        command = option(command)
+    return command
+
+
+def routing_options(command: click.decorators.FC) -> click.decorators.FC:
+    """``--prefetch``, ``--trace-path``: what is done with the routing of what runs."""
+    for option in (trace_path_option, prefetch_option):
+        command = option(command)
+    return command
 
 
 def sampling_options(command: click.decorators.FC) -> click.decorators.FC:

@@ -17,7 +17,7 @@ from moec.cli.options import json_option
 from moec.cli.summary import print_summary
 
 
-@click.command("pack")
+@click.command("pack", short_help="Add the weights to what `compile --modules-only` made.")
 @click.argument("model")
 @click.argument("modules", type=click.Path(path_type=Path))
 @output_option

@@ -12,13 +12,13 @@ from moec.cli.output import human_bytes, policy_name, print_json
 from moec.errors import DeviceError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.machine import MachineRecord
-    from moec.artifacts.reader import Bundle
-    from moec.artifacts.schedule import Schedule
+    from moec.artifacts.schedule import PrefetchPlan, Schedule
     from moec.planning.analysis import Analysis
 
 
-@click.command("plan")
+@click.command("plan", short_help="Plan where experts go, from routing traces and budgets.")
 @bundle_argument
 @click.option(
     "--machine", type=click.Path(path_type=Path), help="A machine description.  [default: measure this one]"
@@ -98,7 +98,7 @@ def _learn(opened: Bundle, analysis: Analysis, schedule: Schedule) -> None:
 
 def _describe(machine: Path | None, bundle: Bundle) -> MachineRecord:
     from moec.artifacts.records import read_machine
-    from moec.runtime.machine.measure import gpu_records, this_machine
+    from moec.runtime.devices.measure import gpu_records, this_machine
     from moec.runtime.machine.threads import helper_threads
     from moec.runtime.sharing.alone import team_speed
 
@@ -145,7 +145,19 @@ def _print(schedule: Schedule) -> None:
         click.echo(
             f"             {prefill.milliseconds_per_step:.1f} ms for a step of {schedule.budgets.step_tokens} tokens"
         )
+    _print_prefetch(schedule.prefetch)
     click.echo(
         f"predicted    hit rate {prediction.hit_rate:.2f} (optimum {prediction.optimal_hit_rate:.2f}), "
         f"{prediction.milliseconds_per_token:.2f} ms/token ({prediction.resident_milliseconds:.2f} with all resident)"
     )
+
+
+def _print_prefetch(prefetch: PrefetchPlan) -> None:
+    for figures in prefetch.candidates:
+        is_on = figures.source == prefetch.source
+        state = f"on, {human_bytes(prefetch.bytes_per_layer)} a layer" if is_on else "off"
+        wasted, fetched = int(figures.wasted_bytes_per_token), int(figures.fetched_bytes_per_token)
+        click.echo(
+            f"prefetch     by {figures.source} ({state}): {-figures.gain_milliseconds:+.2f} ms/token, "
+            f"recall {figures.recall:.2f}, {human_bytes(wasted)} of {human_bytes(fetched)} wasted"
+        )

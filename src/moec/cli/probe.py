@@ -23,7 +23,7 @@ class RuntimeProbe:
 
     def can_run(self, targets: tuple[TargetRecord, ...]) -> bool:
         """Whether this machine's CPU runs one of ``targets``."""
-        from moec.runtime.loading.libraries import choose_cpu_target, host_cpu_features
+        from moec.runtime.machine.libraries import choose_cpu_target, host_cpu_features
 
         try:
             choose_cpu_target(targets, host_cpu_features())

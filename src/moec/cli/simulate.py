@@ -11,8 +11,8 @@ from moec.cli.options import bundle_argument, json_option, traces_option
 from moec.cli.output import human_bytes, policy_name, print_json, print_table
 
 if TYPE_CHECKING:
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.machine import MachineRecord
-    from moec.artifacts.reader import Bundle
     from moec.artifacts.traces import Traces
     from moec.planning.simulator import Simulation
 
@@ -21,7 +21,7 @@ SHOWN_SHARES = (0.1, 0.25, 0.5, 0.75)
 DRAWN_POLICIES = 3
 
 
-@click.command("simulate")
+@click.command("simulate", short_help="Compare cache policies, budgets and machines on traces.")
 @bundle_argument
 @traces_option
 @click.option(
@@ -127,12 +127,30 @@ def _print(result: Simulation, source: str) -> None:
         for name, rates in (("best fixed set", result.fixed), ("optimum", result.optimal))
     ]
     print_table(("policy", *header), [*rows, *bounds])
+    _print_guesses(result, header)
     click.echo("\npredicted ms/token under the best policy")
     sizes = [human_bytes(result.expert_bytes[c]) for c in columns]
     print_table(
         ("machine", *(f"{share} ({size})" for share, size in zip(header, sizes, strict=True))),
         [(each.machine, *(f"{each.milliseconds[c]:.2f}" for c in columns)) for each in result.machines],
     )
+
+
+def _print_guesses(result: Simulation, header: list[str]) -> None:
+    if not result.guesses:
+        return
+    columns = _columns(result)
+    click.echo("\nguesses of the next layer's experts: recall of all, and of those without a slot")
+    click.echo("(in brackets: how often the likeliest without a slot is chosen)")
+    rows = [
+        (
+            each.source,
+            f"{each.recall:.2f}",
+            *(f"{each.missing[c]:.2f} ({each.first_right[c]:.2f})" for c in columns),
+        )
+        for each in result.guesses
+    ]
+    print_table(("guess", "all", *header), rows)
 
 
 def render(result: Simulation, model: str, source: str) -> str:

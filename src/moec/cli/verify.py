@@ -29,7 +29,7 @@ COMPARING = ("tokens", "text", "reference_dtype", "record", "cpu_threads")
 """Parameters that only a comparison uses."""
 
 
-@click.command("verify")
+@click.command("verify", short_help="Check a bundle's bytes, and its logits against transformers'.")
 @bundle_argument
 @click.option("--reference", metavar="MODEL", help="The checkpoint: compare logits with transformers' on it.")
 @click.option(

@@ -15,7 +15,7 @@ from moec.artifacts.model import AttentionSpec
 from moec.artifacts.program import HOPPER
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cuda.attention import attention, has_hopper, workspace
-from moec.runtime.chain.tensors import aligned_empty
+from moec.runtime.tensors import aligned_empty
 from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
 from tests.support.selections import drawn, words_of

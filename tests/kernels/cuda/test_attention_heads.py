@@ -164,6 +164,7 @@ def test_few_tokens(name: str) -> None:
     held = Cache(SPECS[name])
     held.fill(0, 150)
     check(held, [(1, 1)], EXACT)
+    check(held, [(0, 1)], EXACT)
     check(held, [(0, 2), (1, 3), (2, 3)], EXACT)
 
 

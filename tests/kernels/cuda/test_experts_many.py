@@ -20,11 +20,11 @@ from moec.artifacts.activation import ARITY, Expression
 from moec.artifacts.experts import layout
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, symbol
-from moec.compiler.kernels.cuda.experts_few import ExpertCall
+from moec.compiler.kernels.cuda.experts_call import ExpertCall
 from moec.compiler.kernels.cuda.experts_layout import slice_columns, workspace_bytes
 from moec.compiler.kernels.cuda.experts_many import HOPPER_TILES, TILES, Tiles, emit_experts_many
-from moec.runtime.chain.tensors import aligned_empty
+from moec.compiler.kernels.emit import Argument, arguments, build, symbol
+from moec.runtime.tensors import aligned_empty
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
 from tests.support.cuda_emulator import Emulated
 

@@ -13,9 +13,8 @@ import torch
 from tvm.script.ir_builder import tirx
 
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, symbol
+from moec.compiler.kernels.cuda import pipeline
 from moec.compiler.kernels.cuda.gemm import (
-    BlockTile,
     Operand,
     Part,
     Product,
@@ -28,6 +27,8 @@ from moec.compiler.kernels.cuda.gemm import (
 from moec.compiler.kernels.cuda.gemm_tiles import HOPPER, LARGE, SMALL
 from moec.compiler.kernels.cuda.hopper_tiles import SQUARE
 from moec.compiler.kernels.cuda.tiles import Tile
+from moec.compiler.kernels.cuda.work_launch import BlockTile
+from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, symbol
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
 from tests.support.cuda_emulator import Emulated
 from tests.support.products import Linear
@@ -90,6 +91,19 @@ def test_a_product_is_that_of_its_operands(tile: str, dtype: str, rows: int, dep
         kernel("product", aligned(a), aligned(w), out)
         expected = reference.linear(a[:, :depth].double().numpy(), w.double().numpy(), None)
         assert relative_error(plain(out), expected) < TOLERANCE, tokens
+
+
+@pytest.mark.parametrize("tile", ["Hopper 128x128", "Hopper 256x128"])
+def test_blocks_that_stay_take_piece_after_piece(tile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "MULTIPROCESSORS", 2)
+    rows, tokens, depth = 520, 300, 136
+    kernel = Emulated(product(TILES[tile], "bfloat16", rows, depth))
+    generator = torch.Generator().manual_seed(3)
+    a, w = (torch.randn(n, depth, generator=generator).bfloat16() for n in (tokens, rows))
+    out = aligned(torch.full((tokens, rows), float("nan")))
+    kernel("product", aligned(a), aligned(w), out)
+    expected = reference.linear(a.double().numpy(), w.double().numpy(), None)
+    assert relative_error(plain(out), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("hopper", [False, True], ids=["any GPU", "Hopper"])

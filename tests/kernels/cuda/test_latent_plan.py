@@ -7,7 +7,6 @@ from functools import cache
 import numpy as np
 import pytest
 
-from moec.compiler.kernels.cpu.emit import build, i64
 from moec.compiler.kernels.cuda.attention import latent_room
 from moec.compiler.kernels.cuda.attention.latent_plan import ALIGNED, LEAST_TOKENS, emit_plan
 from moec.compiler.kernels.cuda.attention.latent_room import (
@@ -20,6 +19,7 @@ from moec.compiler.kernels.cuda.attention.latent_room import (
 )
 from moec.compiler.kernels.cuda.attention.operands import declare
 from moec.compiler.kernels.cuda.primitives import launch
+from moec.compiler.kernels.emit import build, i64
 from tests.kernels.cuda.test_attention import aligned
 from tests.kernels.cuda.test_attention_heads import spec_of
 from tests.support.cuda_emulator import Emulated

@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, store, symbol
+from moec.compiler.kernels.cuda.few_group import FewGroup
+from moec.compiler.kernels.cuda.few_product import FewProduct
 from moec.compiler.kernels.cuda.few_tiling import STEP_COLUMNS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import Block
-from moec.compiler.kernels.cuda.linear_few import FewGroup, FewProduct, emit_linear_few, read_rows, store_rows
+from moec.compiler.kernels.cuda.linear_few import emit_linear_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.primitives import i32, shared, sync
-from moec.runtime.chain.tensors import aligned_empty
+from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, store, symbol
+from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated
 from tests.support.products import Linear
 
@@ -277,3 +279,7 @@ def test_tilings_waste_little(columns: int, streams: int) -> None:
     assert steps <= done <= 1.05 * steps + 1
     assert tiling.threads <= 512
     assert tiling.unroll * streams <= 8
+
+
+def test_blocks_that_would_come_in_two_waves_take_two_tiles() -> None:
+    assert [choose_tiling(rows, 2048).tiles for rows in (4224, 4240, 8448, 8464)] == [1, 2, 2, 1]

@@ -16,8 +16,8 @@ from moec.artifacts import mailbox
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels.cpu.serve import serve
 from moec.compiler.kernels.cuda.mailbox import collect, post
-from moec.runtime.chain.tensors import aligned_empty, aligned_zeros
 from moec.runtime.sharing.team import Team
+from moec.runtime.tensors import aligned_empty, aligned_zeros
 from tests.kernels.test_experts import SWIGLU
 from tests.kernels.test_serve import Layers
 from tests.support.cuda_emulator import Emulated

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.formats import FORMATS, dequantize, pack_rows
-from moec.runtime.chain.tensors import aligned_empty
+from moec.runtime.tensors import aligned_empty
 from tests.support.formats import random_quantized
 from tests.support.products import Linear
 

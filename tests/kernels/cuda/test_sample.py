@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from moec.artifacts import sampling as words
 from moec.compiler.kernels.cuda.sample import sample
-from moec.runtime.chain.tensors import aligned_empty
 from moec.runtime.randoms import uniform
 from moec.runtime.sampling import Sampler, Sampling, candidates, draw
+from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated
 
 Array = NDArray[Any]

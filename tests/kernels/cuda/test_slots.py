@@ -17,9 +17,9 @@ from moec.artifacts.schedule import DEFAULT_POLICY, Policy
 from moec.compiler.kernels.cuda.slots.assign import assign
 from moec.compiler.kernels.cuda.slots.fetch import fetch
 from moec.planning import policies
-from moec.runtime.chain.tensors import aligned_empty, aligned_zeros
 from moec.runtime.devices.cuda.offload.states import Places, fill_state
 from moec.runtime.experts.slots import LayerSlots
+from moec.runtime.tensors import aligned_empty, aligned_zeros
 from tests.support.cuda_emulator import Emulated
 
 STRIDE, SECOND = 3 * words.PIECE_BYTES + 4096, words.PIECE_BYTES + 512

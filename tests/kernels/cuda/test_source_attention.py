@@ -14,7 +14,7 @@ from moec.artifacts.program import HOPPER
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cuda.attention import append_kernel, attention, has_hopper, workspace
 from moec.compiler.kernels.cuda.capacity import capacity
-from moec.runtime.chain.tensors import aligned_empty
+from moec.runtime.tensors import aligned_empty
 from tests.support.capacities import CAPACITIES, drawn_choices
 from tests.support.cuda_emulator import Emulated
 from tests.support.source_attention import SPECS, SourceCase

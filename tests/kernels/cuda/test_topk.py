@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from moec.compiler.kernels.cuda.topk import topk
-from moec.runtime.chain.tensors import aligned_empty
+from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated
 
 BITS = {"bfloat16": torch.int16, "float16": torch.float16, "float32": torch.float32}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from moec.errors import BudgetError, DeviceError
+from moec.runtime.device import HostCall, PackedCall, View
 from moec.runtime.devices.cuda.device import CudaDevice, check_ordinal
 from moec.runtime.devices.cuda.staging import SMALL_BYTES, joined
 from moec.runtime.devices.names import parse_ordinal
-from moec.runtime.devices.protocol import HostCall, PackedCall, View
 from moec.runtime.stats import Stats
 from tests.support.fake_driver import FakeDriver
 

@@ -17,7 +17,7 @@ from tvm import tirx
 
 from moec.compiler.lowering.cuda_module import split_kernels
 from moec.compiler.lowering.targets import parse_target
-from moec.runtime.chain.tensors import tensor_at
+from moec.runtime.tensors import tensor_at
 
 HEADER = Path(__file__).with_name("emulator.h")
 CUDA_DEVICE = 2

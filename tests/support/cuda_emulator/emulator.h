@@ -52,7 +52,8 @@ alignas(1024) static unsigned char emulated_dynamic[232448];  // shared memory t
 
 namespace emulator {
 constexpr int kStack = 256 << 10, kLanes = 32;
-enum State { kReady, kBarrier, kWarp, kDone };
+enum State { kReady, kBarrier, kWarp, kPhase, kDone };
+struct Phase { uint16_t count, left; uint32_t number; };  // of a barrier in shared memory
 struct Copy { void *to; const void *from; bool valid; };
 struct Fiber {
   ucontext_t start;
@@ -60,6 +61,8 @@ struct Fiber {
   bool begun = false;
   State state = kReady;
   int number = 0, turn = 0;
+  Phase *phase = nullptr;
+  int parity = 0;
   std::vector<Copy> pending;
   std::vector<std::vector<Copy>> groups;
 };
@@ -108,6 +111,12 @@ static bool release(size_t first, size_t count, State state) {
     if (fibers[i].state == state) fibers[i].state = kReady;
   return true;
 }
+static bool pass_phases() {
+  bool passed = false;
+  for (Fiber &fiber : fibers)
+    if (fiber.state == kPhase && (int)(fiber.phase->number & 1) != fiber.parity) fiber.state = kReady, passed = true;
+  return passed;
+}
 static void prepare(int threads) {
   fibers.assign(threads, Fiber());
   exchanges.resize((threads + kLanes - 1) / kLanes);
@@ -137,6 +146,7 @@ static void run_block(int threads) {
       advanced |= release(warp * kLanes, lanes, kWarp);
     }
     advanced |= release(0, threads, kBarrier);
+    advanced |= pass_phases();
     if (!advanced) fail("threads wait for each other at different places");
   }
 }
@@ -352,6 +362,24 @@ static inline void moec_wgmma_fence() {}
 static inline void moec_wgmma_commit() {}
 static inline void moec_wgmma_wait(int) {}
 static inline void moec_fence_async() {}
+static inline void moec_phase_begin(void *phase, int count) {
+  *(emulator::Phase *)phase = {(uint16_t)count, (uint16_t)count, 0};
+}
+static inline void moec_phase_arrive(void *phase) {
+  emulator::Phase &own = *(emulator::Phase *)phase;
+  if (--own.left == 0) own.left = own.count, ++own.number;
+}
+static inline void moec_phase_copied(void *phase) {
+  emulator::finish(emulator::current->pending);
+  emulator::current->pending.clear();
+  moec_phase_arrive(phase);
+}
+static inline void moec_phase_wait(void *phase, int parity) {
+  emulator::Phase *own = (emulator::Phase *)phase;
+  if ((int)(own->number & 1) != parity) return;
+  emulator::current->phase = own, emulator::current->parity = parity;
+  emulator::yield(emulator::kPhase);
+}
 static inline void moec_after(float x) {
   if (x < 0) emulator::fail("a number that must not be negative is");
 }

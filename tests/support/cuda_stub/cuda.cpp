@@ -97,8 +97,9 @@ EXPORT cuEventDestroy(CUevent event) {
 }
 EXPORT cuEventRecord(CUevent event, CUstream stream) {
   GUARD;
-  if (((Stream *)stream)->capture) return complain("an event recorded inside a capture");
-  ((Event *)event)->stream = stream, ((Event *)event)->ticket = ((Stream *)stream)->last;
+  auto *own = (Event *)event;
+  own->stream = stream, own->capture = ((Stream *)stream)->capture, own->captured = own->capture;
+  own->ticket = own->capture ? own->capture->last[stream] : ((Stream *)stream)->last;
   return CUDA_SUCCESS;
 }
 EXPORT cuEventSynchronize(CUevent event) {
@@ -115,8 +116,15 @@ EXPORT cuEventQuery(CUevent event) {
 }
 EXPORT cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
   GUARD;
-  if (((Stream *)stream)->capture) return complain("a wait for an event inside a capture");
   Event seen = *(Event *)event;
+  auto *waiting = (Stream *)stream;
+  if (waiting->capture != seen.capture && waiting->capture) return complain("a capture waits for what is outside of it");
+  if (seen.captured) {  // the stream becomes a part of the capture
+    if (!captures.count(seen.capture)) return complain("a wait for a mark of a capture that is over");
+    waiting->capture = seen.capture;
+    size_t &joined = seen.capture->joined[seen.stream];
+    return joined = std::max(joined, (size_t)seen.ticket), CUDA_SUCCESS;
+  }
   if (!seen.stream) return CUDA_SUCCESS;
   return put(stream, [=] { return streams.count((Stream *)seen.stream) ? run_until((Stream *)seen.stream, seen.ticket) : CUDA_SUCCESS; });
 }
@@ -141,12 +149,19 @@ EXPORT cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t size, CUstrea
 }
 EXPORT cuStreamBeginCapture(CUstream stream, CUstreamCaptureMode) {
   GUARD;
-  return ((Stream *)stream)->capture = new Graph, CUDA_SUCCESS;
+  captures.insert(((Stream *)stream)->capture = new Graph);
+  return CUDA_SUCCESS;
 }
 EXPORT cuStreamEndCapture(CUstream stream, CUgraph *graph) {
   GUARD;
-  *graph = (CUgraph)((Stream *)stream)->capture;
-  return ((Stream *)stream)->capture = nullptr, CUDA_SUCCESS;
+  Graph *own = ((Stream *)stream)->capture;
+  *graph = (CUgraph)own;
+  captures.erase(own);
+  for (Stream *other : streams)
+    if (other->capture == own) other->capture = nullptr;
+  for (auto &[other, last] : own->last)
+    if (other != stream && own->joined[other] < last) return complain("a branch of a capture that was not joined");
+  return CUDA_SUCCESS;
 }
 EXPORT cuGraphInstantiate(CUgraphExec *made, CUgraph graph, unsigned long long) {
   GUARD;

@@ -5,6 +5,7 @@
 #pragma once
 #include <cuda.h>
 #include <dlfcn.h>
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -19,8 +20,10 @@
 
 namespace stub {
 using Work = std::function<CUresult()>;
-struct Graph { std::vector<Work> works; };
-struct Event { uint64_t ticket = 0; void *stream = nullptr; };
+// Works are in the order in which they were put; of each stream the number after its last, and how much of it the
+// stream that is captured has waited for.
+struct Graph { std::vector<Work> works; std::map<void *, size_t> last, joined; };
+struct Event { uint64_t ticket = 0; void *stream = nullptr; Graph *capture = nullptr; bool captured = false; };
 struct Stream {
   std::deque<std::pair<uint64_t, Work>> queue;
   Graph *capture = nullptr;
@@ -32,6 +35,7 @@ struct Module { void *library; };
 inline std::recursive_mutex lock;
 inline std::map<uintptr_t, size_t> device, pinned;
 inline std::set<Stream *> streams;
+inline std::set<Graph *> captures;
 inline size_t used = 0, registered = 0;
 inline uint64_t ticket = 0;
 inline CUresult failed = CUDA_SUCCESS;
@@ -65,7 +69,10 @@ inline CUresult put(CUstream handle, Work work) {
   auto *stream = reinterpret_cast<Stream *>(handle);
   if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
   if (!streams.count(stream)) return complain("not a stream");
-  if (stream->capture) stream->capture->works.push_back(std::move(work));
+  if (stream->capture) {
+    stream->capture->works.push_back(std::move(work));
+    stream->capture->last[stream] = stream->capture->works.size();
+  }
   else stream->queue.emplace_back(stream->last = ++ticket, std::move(work));
   return CUDA_SUCCESS;
 }

@@ -1,4 +1,4 @@
-"""Tiny random models of every type that this issue supports, in the checkpoint layout of the real ones.
+"""Tiny random models of every supported type, in the checkpoint layout of the real ones.
 
 Shapes are odd on purpose: expert counts that are no power of two, a vocabulary that is no multiple of
 anything, eight query heads to one key head, top-1 routing, windows shorter than the prompts of the tests.
@@ -15,8 +15,10 @@ from moec.compiler.tracing.text_half import transformers_class
 from tests.support.tiny_models.decoders import DECODERS
 from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS, sharpen
 from tests.support.tiny_models.foreign import FOREIGN, REMADE, drop_identity_experts
+from tests.support.tiny_models.latents import LATENT_MODELS
 from tests.support.tiny_models.own import OWN, save_own
 from tests.support.tiny_models.recurrent import RECURRENT
+from tests.support.tiny_models.selecting_halves import SELECTING_HALVES
 from tests.support.tiny_models.shared_experts import SHARED_EXPERTS
 from tests.support.tiny_models.sparse_attention import SELECTING, SPARSE_ATTENTION
 from tests.support.tiny_models.text_halves import TEXT_HALVES
@@ -27,12 +29,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TINY: dict[str, Callable[[], PretrainedConfig]] = {
+    **LATENT_MODELS,
     **DECODERS,
     **FOREIGN,
     **RECURRENT,
     **SHARED_EXPERTS,
     **SPARSE_ATTENTION,
     **TEXT_HALVES,
+    **SELECTING_HALVES,
     **WINDOWS,
 }
 """Name of a tiny model -> its config. The name is the model type, except ``deepseek_v2_lite``; a file a family."""

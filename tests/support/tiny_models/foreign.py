@@ -9,7 +9,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PretrainedConfig
 
-from tests.support.tiny_models.shared_experts import LATENTS, SMALL
+from tests.support.tiny_models.latents import LATENTS
+from tests.support.tiny_models.shared_experts import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

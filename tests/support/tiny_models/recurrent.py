@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from transformers import PretrainedConfig
 
-from tests.support.tiny_models.decoders import LATENTS
+from tests.support.tiny_models.latents import LATENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from transformers import PretrainedConfig
 
+from tests.support.tiny_models.latents import LATENTS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -164,9 +166,6 @@ def _flex_olmo() -> PretrainedConfig:
         norm_topk_prob=True,
         pad_token_id=2,
     )
-
-
-LATENTS = {"kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12}
 
 
 def _axk1() -> PretrainedConfig:

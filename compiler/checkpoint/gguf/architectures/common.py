@@ -67,6 +67,22 @@ def decoder_config(metadata: Metadata) -> dict[str, Any]:
     }
 
 
+def routed_experts(metadata: Metadata) -> int:
+    """How many there are.
+
+    Raises:
+        UnsupportedModelError: none, as in files of the architecture's dense models.
+    """
+    count = metadata.integer("expert_count", 0)
+    if count == 0:
+        raise UnsupportedModelError(
+            f"{metadata.path} has no routed experts.",
+            f"Its architecture is {metadata.architecture} without experts.",
+            "moec compiles Mixture-of-Experts models only.",
+        )
+    return count
+
+
 def key_value_heads(metadata: Metadata) -> int:
     """Heads of keys and values; as many as queries have where the file does not say."""
     return metadata.integer("attention.head_count_kv", metadata.integer("attention.head_count"))

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.checkpoint.gguf.architectures.common import LAYER, TRUNK, decoder_config, experts, rotary
+from moec.compiler.checkpoint.gguf.architectures.common import (
+    LAYER,
+    TRUNK,
+    decoder_config,
+    experts,
+    rotary,
+    routed_experts,
+)
 from moec.compiler.checkpoint.gguf.architectures.record import GgufArchitecture, place
 from moec.errors import UnsupportedModelError
 
@@ -21,10 +28,7 @@ GROUPED = (160, 256)
 
 
 def _config(metadata: Metadata, tensors: Tensors) -> dict[str, Any]:
-    if metadata.integer("expert_count", 0) == 0:
-        raise UnsupportedModelError(
-            f"{metadata.path} has no routed experts.", "", "moec compiles Mixture-of-Experts models only."
-        )
+    routed = routed_experts(metadata)
     biased = any(name.endswith("exp_probs_b.bias") for name in tensors)
     scores = metadata.integer("expert_gating_func", SIGMOID if biased else SOFTMAX)
     heads, groups = metadata.integer("attention.head_count"), metadata.integer("expert_group_count", 1)
@@ -39,7 +43,7 @@ def _config(metadata: Metadata, tensors: Tensors) -> dict[str, Any]:
         "intermediate_size": metadata.integer("feed_forward_length"),
         "moe_intermediate_size": metadata.integer("expert_feed_forward_length"),
         "first_k_dense_replace": metadata.integer("leading_dense_block_count", 0),
-        "n_routed_experts": metadata.integer("expert_count"),
+        "n_routed_experts": routed,
         "n_shared_experts": metadata.integer("expert_shared_count"),
         "routed_scaling_factor": metadata.number("expert_weights_scale", 1.0),
         "norm_topk_prob": metadata.flag("expert_weights_norm", False),

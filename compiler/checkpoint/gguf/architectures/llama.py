@@ -13,9 +13,9 @@ from moec.compiler.checkpoint.gguf.architectures.common import (
     head_size,
     key_value_heads,
     rotary,
+    routed_experts,
 )
 from moec.compiler.checkpoint.gguf.architectures.record import GgufArchitecture, place
-from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from moec.compiler.checkpoint.gguf.architectures.record import Tensors
@@ -23,12 +23,7 @@ if TYPE_CHECKING:
 
 
 def _config(metadata: Metadata, _: Tensors) -> dict[str, Any]:
-    if metadata.integer("expert_count", 0) == 0:
-        raise UnsupportedModelError(
-            f"{metadata.path} has no routed experts.",
-            "Its architecture is llama without experts.",
-            "moec compiles Mixture-of-Experts models only.",
-        )
+    routed = routed_experts(metadata)
     return {
         "model_type": "mixtral",
         "architectures": ["MixtralForCausalLM"],
@@ -36,7 +31,7 @@ def _config(metadata: Metadata, _: Tensors) -> dict[str, Any]:
         "num_key_value_heads": key_value_heads(metadata),
         "head_dim": head_size(metadata),
         "intermediate_size": metadata.integer("feed_forward_length"),
-        "num_local_experts": metadata.integer("expert_count"),
+        "num_local_experts": routed,
         "sliding_window": None,
         "rope_parameters": rotary(metadata),
     }

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.compiler.kernels.cpu.emit import i64, splat, store, when
+from moec.compiler.kernels.emit import i64, splat, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cpu.machine import Machine
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 
 @dataclass(frozen=True)

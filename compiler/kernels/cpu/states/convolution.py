@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import i64, keep, load, loop, store
 from moec.compiler.kernels.cpu.states.columns import begin, divide
+from moec.compiler.kernels.emit import i64, keep, load, loop, store
 
 if TYPE_CHECKING:
     from moec.artifacts.states import ConvolutionSpec

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.states import state_inputs, state_output, state_shape, state_weights
-from moec.compiler.kernels.cpu.emit import Argument, Buffer, Expr, arguments, symbol
+from moec.compiler.kernels.emit import Argument, Buffer, Expr, arguments, symbol
 
 if TYPE_CHECKING:
     from moec.artifacts.states import Shape, StateSpec

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cpu.math import VectorMath
+from moec.compiler.kernels.cpu.states.columns import Columns, begin, divide
+from moec.compiler.kernels.emit import (
     Buffer,
     Expr,
     div,
@@ -20,8 +22,6 @@ from moec.compiler.kernels.cpu.emit import (
     splat,
     store,
 )
-from moec.compiler.kernels.cpu.math import VectorMath
-from moec.compiler.kernels.cpu.states.columns import Columns, begin, divide
 
 if TYPE_CHECKING:
     from moec.artifacts.states import RecurrenceSpec

@@ -9,12 +9,12 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts.program import APPEND
 from moec.compiler.kernels.attention_arguments import declare_append
 from moec.compiler.kernels.cpu.cache_append import Cached as Keys
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, build, ceildiv, div, either, i64, load, mod, when
 from moec.compiler.kernels.cpu.numeric import saturate_f16
 from moec.compiler.kernels.cuda.attention.convert import floats, stored
 from moec.compiler.kernels.cuda.attention.operands import cache_row
 from moec.compiler.kernels.cuda.primitives import call, element, i32, launch, launch_next, wait_previous
 from moec.compiler.kernels.cuda.threads import write
+from moec.compiler.kernels.emit import Buffer, Expr, build, ceildiv, div, either, i64, load, mod, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable

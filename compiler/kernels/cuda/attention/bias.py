@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, load
 from moec.compiler.kernels.cuda.attention.operands import LOG2E
 from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.emit import Buffer, Expr, load
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

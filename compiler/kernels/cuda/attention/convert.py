@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, load
 from moec.compiler.kernels.cpu.numeric import F16_LARGEST, saturate_f16
 from moec.compiler.kernels.cuda.primitives import call, element, pack, registers, unpack
+from moec.compiler.kernels.emit import Buffer, Expr, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

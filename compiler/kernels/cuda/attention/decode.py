@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.append import append_token
 from moec.compiler.kernels.cuda.attention.bias import bias_of, bias_row
 from moec.compiler.kernels.cuda.attention.decode_merge import Output, finish, shared_bytes
@@ -38,6 +37,7 @@ from moec.compiler.kernels.cuda.primitives import (
     sync,
     wait_previous,
 )
+from moec.compiler.kernels.emit import Buffer, Expr, i64, load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.convert import floats
 from moec.compiler.kernels.cuda.attention.decode_plan import THREADS, WARPS, Plan
 from moec.compiler.kernels.cuda.attention.operands import LOG2E, LOWEST, Operands
@@ -21,6 +20,7 @@ from moec.compiler.kernels.cuda.primitives import (
     value,
     warp_sum,
 )
+from moec.compiler.kernels.emit import Buffer, Expr, either, i64, load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

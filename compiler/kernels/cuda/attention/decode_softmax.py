@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, load, store, when
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats, split
 from moec.compiler.kernels.cuda.attention.decode_plan import WARPS, Plan
 from moec.compiler.kernels.cuda.attention.operands import HIDDEN, LOWEST, exponent, query_scale
@@ -20,6 +19,7 @@ from moec.compiler.kernels.cuda.primitives import (
     value,
     warp_max,
 )
+from moec.compiler.kernels.emit import Buffer, Expr, load, store, when
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.attention.decode_tile import Held

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Expr, load
 from moec.compiler.kernels.cuda.primitives import call, element, i32, registers
+from moec.compiler.kernels.emit import Expr, load
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.attention.tiles import Tile

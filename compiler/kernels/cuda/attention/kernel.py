@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.artifacts.program import HOPPER
-from moec.compiler.kernels.cpu.emit import build, either, i64
 from moec.compiler.kernels.cuda.attention.append import append
 from moec.compiler.kernels.cuda.attention.decode import decode
 from moec.compiler.kernels.cuda.attention.decode_plan import WIDEST, plan
@@ -28,6 +27,7 @@ from moec.compiler.kernels.cuda.attention.through_latents import attend_heads, o
 from moec.compiler.kernels.cuda.attention.warpgroups import fits
 from moec.compiler.kernels.cuda.attention.ways import Way
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
+from moec.compiler.kernels.emit import build, either, i64
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -45,7 +45,7 @@ def attention(spec: AttentionSpec, *, hopper: bool = False) -> tirx.PrimFunc:
     ``page_table [B, M]``, ``token_sequence [T]``, ``token_position [T]``, int32; ``token_last [T]`` int32 (where
     neither causal nor cross); ``selection [T, S]`` int32 (where selected); ``sinks [Hq]`` float32 (where the spec has
     them); ``bias [Hq, 2 * bias_reach + 1]`` float32 (where it has one); where it has heads, their matrices (see
-    `moec.artifacts.model.LatentWeights`); ``workspace``, uint8 (where `workspace` is not 0); ``out [1, T, Hq, Dr]``
+    `moec.artifacts.steps.LatentWeights`); ``workspace``, uint8 (where `workspace` is not 0); ``out [1, T, Hq, Dr]``
     float32. Dq and Dr are the spec's
     query_dim and result_dim, P is ``PAGE_TOKENS``. What is left out where cross, and what tokens are told there, is as
     in `moec.compiler.kernels.cpu.attention.attention`. A sequence's tokens are consecutive in a step, by position.

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, load, store, when
 from moec.compiler.kernels.cuda.attention.convert import split
 from moec.compiler.kernels.cuda.attention.fragments import load_a, load_b, load_b_transposed
 from moec.compiler.kernels.cuda.attention.operands import HIDDEN, LOWEST, exponent
@@ -32,6 +31,7 @@ from moec.compiler.kernels.cuda.primitives import (
     value,
     warp_max,
 )
+from moec.compiler.kernels.emit import Buffer, Expr, load, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

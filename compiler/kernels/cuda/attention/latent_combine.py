@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.convert import floats
 from moec.compiler.kernels.cuda.attention.latent import WIDTH
 from moec.compiler.kernels.cuda.attention.latent_decode import MOST_PARTS, LatentPlan, results
@@ -25,6 +24,7 @@ from moec.compiler.kernels.cuda.primitives import (
     warp_max,
     warp_sum,
 )
+from moec.compiler.kernels.emit import Buffer, Expr, i64, load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.append import append_token
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats, floats_2, split, stored
 from moec.compiler.kernels.cuda.attention.latent import WIDTH, Block, Shape, attend, begin, row_number
@@ -32,6 +31,7 @@ from moec.compiler.kernels.cuda.primitives import (
     wait_previous,
     warp_sum,
 )
+from moec.compiler.kernels.emit import Buffer, Expr, either, i64, load, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import either, i64, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.attention.latent_expand import (
     TILE,
@@ -31,11 +30,12 @@ from moec.compiler.kernels.cuda.panels import (
 )
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.tiles import ResultRow
+from moec.compiler.kernels.emit import either, i64, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.attention.latent_room import Expanded, Room
     from moec.compiler.kernels.cuda.attention.operands import Operands
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 ROWS = 128
 THREADS = 2 * WARPGROUP

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Expr, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.latent_plan import (
     LEAST_TOKENS,
     RUN_TILE,
@@ -46,6 +45,7 @@ from moec.compiler.kernels.cuda.primitives import (
     wait_previous,
     warp_sum,
 )
+from moec.compiler.kernels.emit import Expr, either, i64, load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, when
 from moec.compiler.kernels.cuda.attention.latent_heads import bounds_of as run_bounds
 from moec.compiler.kernels.cuda.attention.latent_heads import (
     query_tiles,
@@ -29,6 +28,7 @@ from moec.compiler.kernels.cuda.primitives import (
     launch_next,
     wait_previous,
 )
+from moec.compiler.kernels.emit import Buffer, Expr, either, i64, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

@@ -15,7 +15,6 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Expr, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.latent_room import MOST_RUNS, ROWS, RUN_WORDS
 from moec.compiler.kernels.cuda.attention.marks import LEFT
 from moec.compiler.kernels.cuda.attention.operands import Operands, first_seen
@@ -29,6 +28,7 @@ from moec.compiler.kernels.cuda.primitives import (
     wait_previous,
 )
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.emit import Expr, i64, load, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

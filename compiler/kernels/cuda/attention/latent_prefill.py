@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Expr, ceildiv, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats_2
 from moec.compiler.kernels.cuda.attention.latent import WIDTH, Block, Shape, attend, begin, row_number
 from moec.compiler.kernels.cuda.attention.marks import any_left
@@ -25,6 +24,7 @@ from moec.compiler.kernels.cuda.primitives import (
     wait_previous,
     warp_sum,
 )
+from moec.compiler.kernels.emit import Expr, ceildiv, i64, load, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import ALIGNMENT_BYTES, STORAGE, i64
+from moec.compiler.kernels.emit import ALIGNMENT_BYTES, STORAGE, i64
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec, LatentHeads
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 ALIGNMENT = 256
 """Parts begin at multiples of so many bytes."""

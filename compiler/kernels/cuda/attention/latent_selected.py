@@ -13,7 +13,6 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
 from moec.compiler.kernels.cuda import block as blocks
 from moec.compiler.kernels.cuda.attention.append import append
 from moec.compiler.kernels.cuda.attention.latent import WIDTH, Block, Shape, attend, begin
@@ -39,6 +38,7 @@ from moec.compiler.kernels.cuda.primitives import (
     value,
     wait_previous,
 )
+from moec.compiler.kernels.emit import Buffer, Expr, i64, load, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

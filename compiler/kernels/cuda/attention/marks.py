@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Expr, load, store, when
 from moec.compiler.kernels.cuda.primitives import LANES, i32, registers, value
+from moec.compiler.kernels.emit import Expr, load, store, when
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.attention.operands import Done

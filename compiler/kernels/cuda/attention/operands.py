@@ -11,7 +11,8 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.attention_arguments import Appended, Extents, attention_arguments
-from moec.compiler.kernels.cpu.emit import (
+from moec.compiler.kernels.cuda.primitives import call, element, i32, pack, registers
+from moec.compiler.kernels.emit import (
     Buffer,
     Expr,
     arguments,
@@ -21,7 +22,6 @@ from moec.compiler.kernels.cpu.emit import (
     mod,
     store,
 )
-from moec.compiler.kernels.cuda.primitives import call, element, i32, pack, registers
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
@@ -38,7 +38,7 @@ LOG2E = math.log2(math.e)
 
 @dataclass(frozen=True)
 class Projections:
-    """The matrices of the heads that latents stand for, see `moec.artifacts.model.LatentWeights`."""
+    """The matrices of the heads that latents stand for, see `moec.artifacts.steps.LatentWeights`."""
 
     absorb: Buffer
     expand: Buffer

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Expr, ceildiv, div, i64, load, loop, mod, store, when
 from moec.compiler.kernels.cuda.attention.bias import bias_of, bias_row
 from moec.compiler.kernels.cuda.attention.operands import (
     LOG2E,
@@ -21,6 +20,7 @@ from moec.compiler.kernels.cuda.attention.operands import (
 )
 from moec.compiler.kernels.cuda.primitives import i32, launch, launch_next, registers, value, wait_previous
 from moec.compiler.kernels.cuda.threads import read
+from moec.compiler.kernels.emit import Expr, ceildiv, div, i64, load, loop, mod, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, ceildiv, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.marks import any_left
 from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, begin, write
 from moec.compiler.kernels.cuda.attention.rows import (
@@ -31,6 +30,7 @@ from moec.compiler.kernels.cuda.primitives import (
     registers,
     wait_previous,
 )
+from moec.compiler.kernels.emit import Buffer, Expr, ceildiv, either, i64, load, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

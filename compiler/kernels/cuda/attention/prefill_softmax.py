@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.bias import bias_of, bias_row
 from moec.compiler.kernels.cuda.attention.fragments import load_a, load_b, load_b_transposed
 from moec.compiler.kernels.cuda.attention.operands import (
@@ -28,6 +27,7 @@ from moec.compiler.kernels.cuda.primitives import (
     warp_max,
     warp_sum,
 )
+from moec.compiler.kernels.emit import Buffer, Expr, i64, load, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import either, i64
 from moec.compiler.kernels.cuda.attention.append import append
 from moec.compiler.kernels.cuda.attention.latent_absorb import (
     absorb_few,
@@ -38,6 +37,7 @@ from moec.compiler.kernels.cuda.attention.latent_room import Absorbed, Room, car
 from moec.compiler.kernels.cuda.attention.operands import Done, Rounded
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.emit import either, i64
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats
 from moec.compiler.kernels.cuda.attention.operands import Operands, query_scale
 from moec.compiler.kernels.cuda.primitives import call, element, i32, pack, registers
+from moec.compiler.kernels.emit import Buffer, Expr, either, i64, load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, load, store, when
 from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, cap, hide, rescale, weigh_scores
 from moec.compiler.kernels.cuda.panels import (
     ROW_BYTES,
@@ -24,6 +23,7 @@ from moec.compiler.kernels.cuda.panels import (
     multiply_rows,
 )
 from moec.compiler.kernels.cuda.primitives import call, i32, pack, registers, shared_dynamic, sync, value
+from moec.compiler.kernels.emit import Buffer, Expr, either, load, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Expr, load, store, when
 from moec.compiler.kernels.cuda.attention.operands import Operands, first_seen, settled
 from moec.compiler.kernels.cuda.primitives import i32, registers, value
+from moec.compiler.kernels.emit import Expr, load, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec

@@ -17,7 +17,7 @@ from moec.compiler.kernels.cuda.primitives import value
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.compiler.kernels.cpu.emit import Expr
+    from moec.compiler.kernels.emit import Expr
     from moec.formats.record import Codes, Format
 
 TYPE = "float16"

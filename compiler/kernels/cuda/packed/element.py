@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import i64, load
 from moec.compiler.kernels.cuda.packed.codes import Zero, widening
 from moec.compiler.kernels.cuda.packed.rows import PackedRow
 from moec.compiler.kernels.cuda.primitives import element, i32, value
 from moec.compiler.kernels.cuda.threads import read
+from moec.compiler.kernels.emit import i64, load
 from moec.formats import format_of
 from moec.formats.rows import BLOCK
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
     from moec.formats import Format
 
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import load, store, when
 from moec.compiler.kernels.cuda.few_stream import WORDS
 from moec.compiler.kernels.cuda.packed.codes import Zero, widening
 from moec.compiler.kernels.cuda.primitives import call, element, i32, registers
+from moec.compiler.kernels.emit import load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Expr
     from moec.compiler.kernels.cuda.few_lanes import Lane
-    from moec.compiler.kernels.cuda.packed.stream import PackedStream
+    from moec.compiler.kernels.cuda.packed.operands import PackedStream
+    from moec.compiler.kernels.emit import Expr
 
 
 class LoadedCodes:

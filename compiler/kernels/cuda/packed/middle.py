@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import i64, load, store, when
 from moec.compiler.kernels.cuda.few_lanes import quotient
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES
 from moec.compiler.kernels.cuda.few_tokens import LEAST_DYNAMIC_BYTES
@@ -25,13 +24,14 @@ from moec.compiler.kernels.cuda.primitives import (
     shared_dynamic,
     wait_previous,
 )
+from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.few_lanes import Lane
     from moec.compiler.kernels.cuda.few_tiling import Tiling
     from moec.compiler.kernels.cuda.packed.meetings import Meetings
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 MOST_AHEAD = 8
 """Copies that a warp has under way."""

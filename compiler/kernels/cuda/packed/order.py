@@ -20,7 +20,7 @@ from moec.compiler.kernels.cuda.packed.rows import LANES_A_ROW, LOAD_BYTES
 from moec.compiler.kernels.cuda.primitives import i32
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Expr
+    from moec.compiler.kernels.emit import Expr
     from moec.formats.record import Format
 
 LINE = 64

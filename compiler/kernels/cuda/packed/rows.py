@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import i64
 from moec.compiler.kernels.cuda.primitives import i32, value
+from moec.compiler.kernels.emit import i64
 from moec.formats.record import SCALE_BYTES
 from moec.formats.rows import row_layout
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Expr
+    from moec.compiler.kernels.emit import Expr
     from moec.formats.record import Format
     from moec.formats.rows import RowLayout
 

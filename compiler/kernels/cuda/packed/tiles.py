@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import load, store, when
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.packed.codes import SPLIT, TYPE, Zero, widening
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
 from moec.compiler.kernels.cuda.primitives import i32, value
+from moec.compiler.kernels.emit import load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 WORDS = 4
 LIFT = 1 / SPLIT.scale

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import either, load, store, when
 from moec.compiler.kernels.cuda.few_stream import WORDS
 from moec.compiler.kernels.cuda.packed.codes import SPLIT, TYPE, widening
 from moec.compiler.kernels.cuda.primitives import element, i32, mma, registers, value, warp_sum
+from moec.compiler.kernels.emit import either, load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.packed.loaded import LoadedCodes
+    from moec.compiler.kernels.cuda.packed.operands import PackedActivations, PackedSums
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
-    from moec.compiler.kernels.cuda.packed.stream import PackedActivations, PackedSums
     from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 NARROW = 4
 """Tokens whose activations fit twice into the eight columns of a product."""
@@ -140,7 +140,7 @@ class SharedTurns:
 
         def total(place: int) -> Expr:
             low = value("float32", "shuffle_xor", load(self.totals[0], place), i32(2))
-            return T.bind(load(self.totals[0], place) + low * T.float32(1 / SPLIT.lift))
+            return T.bind(_whole([load(self.totals[0], place), low]))
 
         totals = [total(place) for place in range(WORDS * self.streams)]
         with when(first):
@@ -154,7 +154,7 @@ class SharedTurns:
             tile,
             round_,
             [
-                T.bind(load(high, place) + load(low, place) * T.float32(1 / SPLIT.lift))
+                T.bind(_whole([load(part, place) for part in (high, low)]))
                 for place in range(WORDS * self.streams)
             ],
         )

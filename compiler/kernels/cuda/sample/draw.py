@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.sampling import BINS
-from moec.compiler.kernels.cpu.emit import load, loop, store, when
 from moec.compiler.kernels.cuda.block import warp_scan
 from moec.compiler.kernels.cuda.primitives import LANES, registers, shared, sync, value
 from moec.compiler.kernels.cuda.sample.operands import LOWEST, bin_of, key_of, mass_of, score_of
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.emit import load, loop, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.sample.threshold import Row
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 AHEAD = 8
 BEGIN, LEFT, EQUALS = range(3)

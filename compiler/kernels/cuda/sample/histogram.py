@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.sampling import BINS, CHUNK
-from moec.compiler.kernels.cpu.emit import load, loop, store, when
 from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import (
     call,
@@ -19,9 +18,10 @@ from moec.compiler.kernels.cuda.primitives import (
     wait_previous,
 )
 from moec.compiler.kernels.cuda.sample.operands import LOWEST, Operands, bin_of, mass_of
+from moec.compiler.kernels.emit import load, loop, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 THREADS = 256
 HALF = 20

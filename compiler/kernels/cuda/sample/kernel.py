@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.compiler.kernels.cpu.emit import build
 from moec.compiler.kernels.cuda.sample.histogram import histogram
 from moec.compiler.kernels.cuda.sample.operands import declare
 from moec.compiler.kernels.cuda.sample.pick import pick
 from moec.compiler.kernels.cuda.sample.score import score
+from moec.compiler.kernels.emit import build
 
 if TYPE_CHECKING:
     from tvm import tirx

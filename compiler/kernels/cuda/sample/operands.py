@@ -9,12 +9,12 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import sampling as words
 from moec.artifacts.sampling import BINS, CHUNK, OPTION_WORDS, padded, row_bytes, seen_words
-from moec.compiler.kernels.cpu.emit import ALIGNMENT_BYTES, Argument, arguments, i64, load, symbol
 from moec.compiler.kernels.cuda.primitives import value
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.emit import ALIGNMENT_BYTES, Argument, arguments, i64, load, symbol
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 LOWEST = float("-inf")
 _NATS = 28.0

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import load, loop, store
 from moec.compiler.kernels.cuda.primitives import registers
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.emit import load, loop, store
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Expr
+    from moec.compiler.kernels.emit import Expr
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -8,7 +8,6 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import sampling as words
 from moec.artifacts.sampling import BINS, seen_words
-from moec.compiler.kernels.cpu.emit import i64, load, store, when
 from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import launch, launch_next, registers, shared, sync, wait_previous
 from moec.compiler.kernels.cuda.sample.draw import Cut, draw
@@ -30,9 +29,10 @@ from moec.compiler.kernels.cuda.sample.threshold import (
     sum_bins,
 )
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 THREADS = 1024
 

@@ -8,13 +8,13 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import sampling as words
 from moec.artifacts.sampling import BINS, CHUNK, seen_words
-from moec.compiler.kernels.cpu.emit import i64, load, loop, store, when
 from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import launch, launch_next, registers, unroll, wait_previous
 from moec.compiler.kernels.cuda.sample.operands import LOWEST, Operands
+from moec.compiler.kernels.emit import i64, load, loop, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 THREADS = 256
 EACH = CHUNK // THREADS

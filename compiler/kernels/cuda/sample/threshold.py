@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.sampling import BINS
-from moec.compiler.kernels.cpu.emit import i64, load, loop, store, when
 from moec.compiler.kernels.cuda.primitives import call, element, registers, shared, sync, value
 from moec.compiler.kernels.cuda.sample.operands import (
     LOWEST,
@@ -20,12 +19,13 @@ from moec.compiler.kernels.cuda.sample.operands import (
     score_of,
 )
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.emit import i64, load, loop, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.block import Block
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 DIGIT_BITS = 8
 DIGITS = 1 << DIGIT_BITS

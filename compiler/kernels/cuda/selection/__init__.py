@@ -8,7 +8,6 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS, SELECTION_PREFIX
-from moec.compiler.kernels.cpu.emit import build, either, i64, load, when
 from moec.compiler.kernels.cuda.attention.append import append
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import LANES, i32, launch, launch_next, wait_previous
@@ -17,11 +16,12 @@ from moec.compiler.kernels.cuda.selection.ranks import Ranks
 from moec.compiler.kernels.cuda.selection.scores_plain import PlainScores
 from moec.compiler.kernels.cuda.selection.scores_tiles import TileScores, fits
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.emit import build, either, i64, load, when
 from moec.compiler.kernels.selection_arguments import IndexKeys, declare
 
 if TYPE_CHECKING:
     from moec.artifacts.model import SelectionSpec
-    from moec.compiler.kernels.cpu.emit import Expr
+    from moec.compiler.kernels.emit import Expr
     from moec.compiler.kernels.selection_arguments import SelectionOperands
 
 MOST_ROWS = 264

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, load, store, when
 from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import LANES, element, i32, registers, shared, sync, value
 from moec.compiler.kernels.cuda.selection.ranks import pages_of
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.emit import Buffer, Expr, load, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import SelectionSpec

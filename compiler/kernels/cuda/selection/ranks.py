@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store
 from moec.compiler.kernels.cuda.primitives import call, element, i32, registers
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.emit import Buffer, Expr, i64, load, store
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.selection_arguments import SelectionOperands

@@ -9,12 +9,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Expr, i64, load, loop, store
 from moec.compiler.kernels.cuda.attention.operands import cache_row
 from moec.compiler.kernels.cuda.primitives import LANES, i32, registers
 from moec.compiler.kernels.cuda.selection.ranks import Ranks, pages_of
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.threads import read
+from moec.compiler.kernels.emit import Expr, i64, load, loop, store
 from moec.compiler.kernels.selection_arguments import IndexKeys
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.convert import clamped, split
 from moec.compiler.kernels.cuda.attention.operands import cache_row
 from moec.compiler.kernels.cuda.primitives import (
@@ -30,6 +29,7 @@ from moec.compiler.kernels.cuda.primitives import (
 )
 from moec.compiler.kernels.cuda.selection.ranks import Ranks, pages_of
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.emit import Buffer, Expr, i64, load, store, when
 from moec.compiler.kernels.selection_arguments import IndexKeys
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import slots as words
-from moec.compiler.kernels.cpu.emit import i64, when
 from moec.compiler.kernels.cuda.primitives import call, i32, sync
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.state import State, pieces_of
+from moec.compiler.kernels.emit import i64, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 
 @dataclass(frozen=True)

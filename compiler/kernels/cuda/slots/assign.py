@@ -12,8 +12,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import slots as words
-from moec.compiler.kernels.cpu.emit import Argument, arguments, build, i64, load, store, symbol, when
 from moec.compiler.kernels.cuda.primitives import (
+    call,
+    element,
     i32,
     launch,
     launch_next,
@@ -23,13 +24,15 @@ from moec.compiler.kernels.cuda.primitives import (
     wait_previous,
 )
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.cuda.slots.pieces import Pieces
 from moec.compiler.kernels.cuda.slots.places import Places, find_places
 from moec.compiler.kernels.cuda.slots.state import State
 from moec.compiler.kernels.cuda.slots.step import THREADS, Step
+from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, store, symbol, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.slots.step import Misses
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 
 def assign() -> tirx.PrimFunc:
@@ -52,6 +55,8 @@ def assign() -> tirx.PrimFunc:
             wait_previous()
             step = Step.read(index, State.of(state), thread, tokens, chosen)
             step.count()
+            with when(thread < i32(words.MOST_AHEAD)):
+                step.state.set_at(words.AHEAD_FETCH, thread, i64(-1))
             misses, places = step.number_misses(), Places.none(thread)
             with when(misses.fetched > i32(0)):
                 find_places(step, misses, places)
@@ -85,6 +90,17 @@ def _move_in(step: Step, misses: Misses, places: Places) -> None:
         with when(fetch >= i32(0)):
             state.set_at(words.SOURCE, fetch, source)
             state.set_at(words.TARGET, fetch, load(target, 0))
+            _take_ahead(step, expert, fetch)
+
+
+def _take_ahead(step: Step, expert: Expr, fetch: Expr) -> None:
+    """Have the fetch of an expert take what was brought of it ahead."""
+    state = step.state
+    which, pieces = step.ahead(expert)
+    with when(which >= i32(0)):
+        state.set_at(words.AHEAD_FETCH, which, T.cast(fetch, "int64"))
+        size = T.cast(Pieces.of(state).bytes_before(pieces), "uint64")
+        call("atomic_add_wide", element(state.buffer, words.AHEAD_BYTES), size)
 
 
 def _address(state: State, first: int, number: Expr) -> Expr:

@@ -13,17 +13,17 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import slots as words
-from moec.compiler.kernels.cpu.emit import either, i64, load, store, when
 from moec.compiler.kernels.cuda.primitives import i32, registers, shared, sync
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.policy import key_of
 from moec.compiler.kernels.cuda.slots.step import THREADS
+from moec.compiler.kernels.emit import either, i64, load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
     from moec.compiler.kernels.cuda.slots.step import Misses, Step
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 FREE, FIXED = -1, -2
 """In place of a slot's key: nobody is in it; whoever is in it stays."""

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import slots as words
-from moec.compiler.kernels.cpu.emit import either, i64, load, store, when
 from moec.compiler.kernels.cuda.primitives import registers
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.emit import either, i64, load, store, when
 from moec.planning.policies import EXPERT_BITS, MOST_USES, UNIT
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Expr
     from moec.compiler.kernels.cuda.slots.state import State
+    from moec.compiler.kernels.emit import Expr
 
 MOST_SHIFT = 63
 LFRU_BITS = 12

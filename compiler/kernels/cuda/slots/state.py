@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import slots as words
-from moec.compiler.kernels.cpu.emit import div, i64, load, store
 from moec.compiler.kernels.cuda.primitives import element, value
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.emit import div, i64, load, store
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 
 @dataclass(frozen=True)

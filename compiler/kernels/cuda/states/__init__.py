@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.artifacts.states import STATE_PREFIX, ConvolutionSpec
-from moec.compiler.kernels.cpu.emit import build
 from moec.compiler.kernels.cpu.states.operands import declare
 from moec.compiler.kernels.cuda.states.convolution import convolution
 from moec.compiler.kernels.cuda.states.recurrence import recurrence
+from moec.compiler.kernels.emit import build
 
 if TYPE_CHECKING:
     from tvm import tirx

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.operands import settled
 from moec.compiler.kernels.cuda.primitives import i32, launch, launch_next, registers, wait_previous
 from moec.compiler.kernels.cuda.states.runs import Run, runs_of_few_tokens, runs_of_rows
+from moec.compiler.kernels.emit import Buffer, Expr, either, i64, load, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.states import ConvolutionSpec

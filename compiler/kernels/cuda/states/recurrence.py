@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import Buffer, Expr, either, i64, load, store, when
 from moec.compiler.kernels.cuda.attention.operands import settled
 from moec.compiler.kernels.cuda.primitives import LANES, i32, registers, shared, sync, value, warp_sum
 from moec.compiler.kernels.cuda.states.runs import Run, runs_of_few_tokens, runs_of_rows
 from moec.compiler.kernels.cuda.states.sums import FOUR, WarpSums, four
+from moec.compiler.kernels.emit import Buffer, Expr, either, i64, load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable

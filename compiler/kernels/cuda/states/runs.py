@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import load, store, when
 from moec.compiler.kernels.cuda.attention.operands import settled
 from moec.compiler.kernels.cuda.primitives import (
     i32,
@@ -19,12 +18,13 @@ from moec.compiler.kernels.cuda.primitives import (
     sync,
     wait_previous,
 )
+from moec.compiler.kernels.emit import load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from moec.compiler.kernels.cpu.emit import Expr
     from moec.compiler.kernels.cpu.states.operands import StateOperands
+    from moec.compiler.kernels.emit import Expr
 
 
 @dataclass(frozen=True)

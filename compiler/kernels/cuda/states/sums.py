@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.emit import load, store
 from moec.compiler.kernels.cuda.attention.operands import settled
 from moec.compiler.kernels.cuda.primitives import LANES, call, element, i32, registers, shared, sync
+from moec.compiler.kernels.emit import load, store
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cpu.emit import Buffer, Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 FOUR = 4
 """float32 numbers in 16 bytes."""

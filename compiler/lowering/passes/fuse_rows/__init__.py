@@ -19,6 +19,6 @@ are no rows is left as it is, and counts as a product.
 """
 
 from moec.compiler.lowering.passes.fuse_rows.fuse import FuseRows
-from moec.compiler.lowering.passes.fuse_rows.records import KEPT, Product
+from moec.compiler.lowering.passes.fuse_rows.records import KEPT
 
-__all__ = ["KEPT", "FuseRows", "Product"]
+__all__ = ["KEPT", "FuseRows"]

@@ -10,7 +10,7 @@ from tvm import relax
 from moec.compiler.lowering.passes.fuse_rows.writing import FunctionWriter, Makers
 
 if TYPE_CHECKING:
-    from moec.compiler.lowering.passes.fuse_rows.records import Product
+    from moec.compiler.kernels.rows.product import Product
     from moec.compiler.lowering.passes.fuse_rows.writing import ProductFactory, RowsFactory
 
 

@@ -7,10 +7,9 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
-from moec.compiler.kernels.cpu.emit import HAND_WRITTEN
-from moec.compiler.lowering.passes.dispatch_linear import LinearShape
-from moec.compiler.lowering.passes.fuse_rows.records import VIEWS, Barrier, Reading
-from moec.compiler.lowering.rows.stages import (
+from moec.compiler.kernels.emit import HAND_WRITTEN
+from moec.compiler.kernels.linear_shape import LinearShape
+from moec.compiler.kernels.rows.stages import (
     Item,
     Key,
     NotRowwise,
@@ -21,6 +20,7 @@ from moec.compiler.lowering.rows.stages import (
     parse,
     tensor_of,
 )
+from moec.compiler.lowering.passes.fuse_rows.records import VIEWS, Barrier, Reading
 from moec.errors import CompileError
 
 

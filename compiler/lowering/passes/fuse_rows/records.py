@@ -5,42 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.lowering.rows.stages import View
+from moec.compiler.kernels.rows.stages import View
 
 if TYPE_CHECKING:
-    from moec.compiler.lowering.passes.dispatch_linear import LinearShape
-    from moec.compiler.lowering.rows.region import Region
-    from moec.compiler.lowering.rows.stages import Item, Key, Tensor
+    from moec.compiler.kernels.linear_shape import LinearShape
+    from moec.compiler.kernels.rows.stages import Item, Key, Tensor
 
 VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "flatten"))
-VECTOR = 8
-"""Columns that kernels of products take at a time."""
 MOST_ROWS = 8192
 """Of products whose every block computes the region before it: with more there are too many blocks."""
+MOST_ROWS_BEHIND = 1024
+"""Of products with a region behind them: so many are few blocks, and the last of them computes it."""
+MOST_VALUES_BEHIND = 4096
+"""Of a tensor of such a region: one block computes all of it."""
 KEPT = (*VIEWS, "relax.topk")
 """Operators that this pass takes as they are, before they are loops."""
-
-
-@dataclass(frozen=True)
-class Product:
-    """Products that share their input, and what the input is computed from."""
-
-    shapes: tuple[LinearShape, ...]
-    region: Region | None
-    """What the kernel computes ``source`` from; ``None``: it reads it."""
-    source: Key
-    keeps: bool = False
-    """Whether the region's outputs, the source among them, are results of the kernel."""
-
-    @property
-    def terms(self) -> int:
-        """The most that one of the products takes."""
-        return max(shape.terms for shape in self.shapes)
-
-    @property
-    def rounded_columns(self) -> int:
-        """16-bit numbers of one token's input: all of the first terms, then of the second."""
-        return self.terms * (-(-self.shapes[0].columns // VECTOR) * VECTOR)
 
 
 @dataclass
@@ -63,11 +42,22 @@ class Group:
     barriers: list[Barrier]
     fused: bool = False
     """Whether the input is computed by the kernel itself, from what lies before it."""
+    reader: Group | None = None
+    """The group whose input is computed from this one's results, place by place, and which alone reads them."""
 
     @property
     def source(self) -> Key:
         """The input."""
         return self.barriers[0].operands[0]
+
+    @property
+    def shapes(self) -> tuple[LinearShape, ...]:
+        """Of its products."""
+        return tuple(barrier.shape for barrier in self.barriers if barrier.shape is not None)
+
+    def begin_with(self, results: tuple[Key, ...]) -> None:
+        """Put the products that make ``results`` first."""
+        self.barriers.sort(key=lambda barrier: barrier.results[0] not in results)
 
 
 @dataclass

@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.lowering.passes.fuse_rows.records import MOST_ROWS, VECTOR, Group, Reading
-from moec.compiler.lowering.rows.region import Region, for_every_block, is_costly, must_be_stored, sources
+from moec.compiler.kernels.rows.product import VECTOR, Behind
+from moec.compiler.kernels.rows.region import Region, for_every_block, is_costly, must_be_stored, sources
+from moec.compiler.lowering.passes.fuse_rows.readers import find_readers
+from moec.compiler.lowering.passes.fuse_rows.records import (
+    MOST_ROWS,
+    MOST_ROWS_BEHIND,
+    MOST_VALUES_BEHIND,
+    Group,
+    Reading,
+)
 
 if TYPE_CHECKING:
-    from moec.compiler.lowering.rows.stages import Key
+    from collections.abc import Container
+
+    from moec.compiler.kernels.rows.stages import Key
 
 
 class Regions:
@@ -31,6 +41,7 @@ class Regions:
         groups = list(found.values())
         for group in groups:
             group.fused = self._can_fuse(group)
+        find_readers(self.read, groups)
         return groups
 
     def _can_fuse(self, group: Group) -> bool:
@@ -127,6 +138,39 @@ class Regions:
             if whole is not None:
                 return group, whole
         return None
+
+    def beside(self, group: Group, others: list[Group]) -> Group | None:
+        """Products with weights of another type that can be made with a group which keeps what both read."""
+        source = self.read.root(group.source)
+        for other in others:
+            shape = other.barriers[0].shape
+            assert shape is not None
+            fast = shape.dtype != "float32" and shape.columns % VECTOR == 0 and shape.batch is None
+            rows = sum(
+                barrier.shape.rows for each in (group, other) for barrier in each.barriers if barrier.shape
+            )
+            alike = self.read.root(other.source) == source and not other.fused
+            if other is not group and fast and alike and rows <= MOST_ROWS:
+                return other
+        return None
+
+
+def behind(group: Group, region: Region, memory: Container[Key]) -> Behind | None:
+    """``region`` as what is behind a group's products, where few of their rows are all that it waits for.
+
+    Args:
+        group: products that keep the region before them.
+        region: of the next level.
+        memory: what is in memory before the products' results are.
+    """
+    made = [barrier for barrier in group.barriers if barrier.results[0] in region.inputs]
+    rows = sum(barrier.shape.rows for barrier in made if barrier.shape)
+    results = tuple(barrier.results[0] for barrier in made)
+    waits = [key for key in region.inputs if key not in results and key not in memory]
+    largest = max(math.prod(region.tensors[key].row) for key in region.order)
+    if not made or waits or rows > MOST_ROWS_BEHIND or largest > MOST_VALUES_BEHIND:
+        return None
+    return Behind(region, results)
 
 
 def _once(needed: dict[int, dict[Key, None]]) -> dict[int, dict[Key, None]]:

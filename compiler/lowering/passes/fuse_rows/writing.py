@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
-from moec.compiler.lowering.passes.dispatch_linear import rounded_type
+from moec.compiler.kernels.linear_shape import rounded_type
+from moec.compiler.kernels.rows.product import Activation, Product
+from moec.compiler.kernels.rows.region import Region, build_region, is_flat
+from moec.compiler.kernels.rows.stages import INSIDE, Item, Key
 from moec.compiler.lowering.passes.fuse_rows.reading import read_function
-from moec.compiler.lowering.passes.fuse_rows.records import Barrier, Group, Product
-from moec.compiler.lowering.passes.fuse_rows.regions import Regions
+from moec.compiler.lowering.passes.fuse_rows.regions import Regions, behind
 from moec.compiler.lowering.passes.kernel_block import as_private_block
-from moec.compiler.lowering.rows.region import Region, build_region
-from moec.compiler.lowering.rows.stages import INSIDE, Item, Key
+
+if TYPE_CHECKING:
+    from moec.compiler.kernels.rows.product import Behind
+    from moec.compiler.lowering.passes.fuse_rows.records import Barrier, Group
 
 RowsFactory = Callable[[Region, str], tirx.PrimFunc]
 """``(inputs..., outputs...)`` of a region."""
 ProductFactory = Callable[[Product], tirx.PrimFunc]
-"""``(inputs..., (weight, [bias])..., [rounded], kept..., outputs...)`` of products that share their input."""
+"""``(inputs..., (weight, [bias])..., [rounded], kept..., outputs...)`` of products that share their input; what is
+behind them has its inputs and outputs after theirs."""
 
 
 class Makers(NamedTuple):
@@ -50,6 +55,8 @@ class FunctionWriter:
         self.read = read_function(module, function)
         self.regions = Regions(self.read)
         self.memory: dict[Key, Any] = dict(self.read.inputs)
+        self.groups = self.regions.groups()
+        self.needed = self.regions.needed(self.groups)
 
     def write(self) -> Any:
         """The new function."""
@@ -63,30 +70,49 @@ class FunctionWriter:
         return builder.get()["rewritten"]
 
     def _emit(self, builder: Any) -> None:
-        groups = self.regions.groups()
-        needed = self.regions.needed(groups)
-        for level in sorted({*needed, *(barrier.level for barrier in self.read.barriers)}):
-            barriers = [barrier for barrier in self.read.barriers if barrier.level == level]
-            others = [barrier for barrier in barriers if barrier.shape is None]
-            own = [group for group in groups if group.barriers[0].level == level]
-            region = self._region(list(needed[level])) if needed.get(level) else None
+        done: set[int] = set()
+        for level in sorted({*self.needed, *(barrier.level for barrier in self.read.barriers)}):
+            others = [
+                barrier for barrier in self.read.barriers if barrier.level == level and barrier.shape is None
+            ]
+            own = self._groups_of(level)
+            region = self._region_of(level) if level not in done else None
             first = None if others or region is None else self.regions.keeper(own, region)
+            made: list[Group] = []
             if first is not None:
-                self._emit_product(builder, *first, keeps=True)
+                behind, beside = self._behind(level, *first), self.regions.beside(first[0], own)
+                done |= set() if behind is None else {level + 1}
+                made = [first[0], *([] if beside is None else [beside])]
+                self._emit_product(builder, *first, keeps=True, behind=behind, beside=beside)
             elif region is not None:
                 self._emit_region(builder, region)
             for barrier in others:
                 self._emit_barrier(builder, barrier)
             for group in own:
-                if first is None or group is not first[0]:
+                if group not in made:
                     inside = self._region([group.source]) if group.fused else None
                     self._emit_product(builder, group, inside)
 
-    def _region(self, outputs: list[Key]) -> Region:
+    def _groups_of(self, level: int) -> list[Group]:
+        return [group for group in self.groups if group.barriers[0].level == level]
+
+    def _region_of(self, level: int, known: Iterable[Key] = ()) -> Region | None:
+        """What has to be in memory before the products of a level; ``known`` will be by then."""
+        return self._region(list(self.needed[level]), known) if self.needed.get(level) else None
+
+    def _region(self, outputs: list[Key], known: Iterable[Key] = ()) -> Region:
+        memory = {*self.memory, *known}
         definitions = {
-            key: definition for key, definition in self.read.definitions.items() if key not in self.memory
+            key: definition for key, definition in self.read.definitions.items() if key not in memory
         }
         return build_region(definitions, self.read.tensors, outputs, self.read.weights)
+
+    def _behind(self, level: int, group: Group, region: Region) -> Behind | None:
+        """The region of the next level, where it is for what reads this group alone."""
+        following = self._region_of(level + 1, region.outputs)
+        if following is None or self.regions.keeper(self._groups_of(level + 1), following) is not None:
+            return None
+        return behind(group, following, {*self.memory, *region.outputs})
 
     def _emit_region(self, builder: Any, region: Region) -> None:
         kernel = self._kernel("rows", self.make.rows(region, "rows"))
@@ -94,24 +120,78 @@ class FunctionWriter:
         self._call(builder, kernel, inputs, [(key, self._type(key)) for key in region.outputs])
 
     def _emit_product(
-        self, builder: Any, group: Group, region: Region | None, *, keeps: bool = False
+        self,
+        builder: Any,
+        group: Group,
+        region: Region | None,
+        *,
+        keeps: bool = False,
+        behind: Behind | None = None,
+        beside: Group | None = None,
     ) -> None:
         """One call for all products of a group; the input rounded for tensor cores is a result beside theirs."""
-        shapes = tuple(barrier.shape for barrier in group.barriers if barrier.shape is not None)
+        if behind is not None:
+            group.begin_with(behind.results)
+        groups = [group] if beside is None else [group, beside]
+        shapes = group.shapes
         source = self.read.root(group.source) if keeps else group.source
-        product = Product(shapes, region, source, keeps)
+        other = None if beside is None else Product(beside.shapes, None, source)
+        activation = self._activation(group) if beside is None else None
+        given = self.memory.get(Item(group.source, INSIDE))
+        product = Product(shapes, region, source, keeps, behind, other, activation, given is not None)
         kernel = self._kernel(shapes[0].name, self.make.product(product))
         self.make.products[str(kernel.name_hint)] = product
-        inputs = [self._value(builder, key) for key in (region.inputs if region else (group.source,))]
-        weights = [self._value(builder, key) for barrier in group.barriers for key in barrier.operands[1:]]
-        results = [(key, self._type(key)) for barrier in group.barriers for key in barrier.results]
+        read = region.inputs if region else (group.source,)
+        inputs = [self._value(builder, key) for key in (*read, *product.read_behind)]
+        weights = [
+            self._value(builder, key)
+            for each in groups
+            for barrier in each.barriers
+            for key in barrier.operands[1:]
+        ]
+        results = [
+            (key, self._type(key))
+            for each in reversed(groups)
+            for barrier in each.barriers
+            for key in barrier.results
+        ]
         if keeps and region is not None:
-            results = [*((key, self._type(key)) for key in region.outputs), *results]
-        if shapes[0].dtype != "float32":
-            *lead, _ = self.read.types[group.source].shape
-            rounded = relax.TensorType([*lead, product.rounded_columns], rounded_type(shapes[0].dtype))
-            results.insert(0, (Item(group.barriers[0].variable, INSIDE), rounded))
+            kept = (*region.outputs, *(behind.region.outputs if behind else ()))
+            results = [*((key, self._type(key)) for key in kept), *results]
+        rounded = [
+            self._rounded(each, own)
+            for each, own in ((group, product), (beside, other))
+            if each is not None and own is not None and own.shapes[0].dtype != "float32"
+        ]
+        if activation is not None:
+            results.insert(0, (Item(activation.source, INSIDE), self._activated(group, activation)))
+        if given is not None:
+            weights.append(given)
+        else:
+            results = [*rounded, *results]
         self._call(builder, kernel, [*inputs, *weights], results)
+
+    def _activation(self, group: Group) -> Activation | None:
+        """What only the group's reader makes of its results."""
+        if group.reader is None:
+            return None
+        source = group.reader.source
+        region, reader = self._region([source]), group.reader.shapes[0]
+        made = [barrier.results[0] for barrier in group.barriers]
+        places = tuple(place for place, key in enumerate(made) if key in region.inputs)
+        assert is_flat(region)
+        assert len(places) == len(region.inputs)
+        return Activation(region, source, tuple(made[place] for place in places), places, reader)
+
+    def _activated(self, group: Group, activation: Activation) -> Any:
+        *lead, _ = self.read.types[group.source].shape
+        return relax.TensorType([*lead, activation.rounded_columns], rounded_type(activation.reader.dtype))
+
+    def _rounded(self, group: Group, product: Product) -> tuple[Key, Any]:
+        """A group's input as tensor cores take it, which a kernel makes for itself."""
+        *lead, _ = self.read.types[group.source].shape
+        kind = relax.TensorType([*lead, product.rounded_columns], rounded_type(product.shapes[0].dtype))
+        return Item(group.barriers[0].variable, INSIDE), kind
 
     def _call(self, builder: Any, kernel: Any, inputs: list[Any], results: list[tuple[Key, Any]]) -> None:
         types = [kind for _, kind in results]

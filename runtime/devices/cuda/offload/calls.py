@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moec.artifacts.slots import MOST_CACHED_TOKENS
-from moec.runtime.devices.protocol import HostCall, PackedCall
+from moec.runtime.device import HostCall, PackedCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from moec.artifacts.program import Beside
+    from moec.runtime.device import Call, View
     from moec.runtime.devices.cuda.device import CudaDevice
+    from moec.runtime.devices.cuda.offload.ahead import ExpertsAhead
     from moec.runtime.devices.cuda.offload.files import FileExperts
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.slots import DeviceSlots
     from moec.runtime.devices.cuda.offload.stream import LayerStream
     from moec.runtime.devices.cuda.weights import ResidentWeights
-    from moec.runtime.devices.protocol import Call, View
     from moec.runtime.stats import Stats
 
 STAGE = "experts"
@@ -49,6 +50,7 @@ class OffloadedExperts:
         files: brings experts that are only in the file; ``None`` where all are in host memory.
         tier: the experts in host memory.
         weights: all other weights, kept with the calls: whoever holds addresses in them must hold them too.
+        ahead: guesses the next layer's experts and brings pieces of them; ``None``: nobody does.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class OffloadedExperts:
         files: FileExperts | None,
         tier: HostTier,
         weights: ResidentWeights,
+        ahead: ExpertsAhead | None,
     ) -> None:
         self.tier, self.weights, self.slots, self.files = tier, weights, slots, files
+        self.ahead = ahead
         self.helper: Helper | None = None
         self.beside = True
         """Whether experts of few tokens are computed as they arrive, or when all of a layer are there."""
@@ -105,6 +109,8 @@ class OffloadedExperts:
             stats.evictions += evictions
             stats.bytes_moved += (misses - by_cpu) * layer.stride_bytes
         self._stream.count(stats)
+        if self.ahead is not None:
+            self.ahead.count(stats.prefetch)
 
     def _cached(
         self,
@@ -124,15 +130,24 @@ class OffloadedExperts:
         own_kernel = kernel if self.beside and shape[0] <= MOST_CACHED_TOKENS else None
         extra = workspace if own_kernel is None else (states.state(layer), *workspace)
         experts = map(device.tensor, (hidden, own, weight, states.table(layer), *extra, out))
+        ahead = self.ahead if self.ahead is not None and self.ahead.takes(index) else None
         calls: list[Call] = []
         if self.files is not None:
             files = self.files
             calls.append(HostCall(STAGE, lambda: files.bring(layer, index)))
+        if ahead is not None:
+            calls += ahead.before(layer, index)
         calls.append(PackedCall(STAGE, self._assign, assign))
+        if ahead is not None:
+            calls += ahead.guess(layer, hidden, index)
         if self.helper is not None:
             calls += self.helper.post(layer, hidden, theirs, weight)
         calls.append(PackedCall(STAGE, self._fetch, (state,)))
+        if ahead is not None:
+            calls += ahead.bring(layer)
         calls.append(PackedCall(STAGE, own_kernel or function, tuple(experts)))
         if self.helper is not None:
             calls += self.helper.collect(layer, out)
+        if ahead is not None:
+            calls += ahead.behind(layer)
         return calls

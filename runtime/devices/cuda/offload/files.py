@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
+    from moec.runtime.device import View
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.driver import Handle
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.slots import DeviceSlots
-    from moec.runtime.devices.protocol import View
 
 
 class FileExperts:

@@ -8,15 +8,14 @@ import numpy as np
 
 from moec.artifacts.sharing import MAILBOX_US, ShareSpeeds, cpu_shares
 from moec.artifacts.slots import MOST_SHARED
-from moec.runtime.chain.tensors import aligned_empty
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
-from moec.runtime.devices.cuda.measure import copy_rate
+from moec.runtime.devices.cuda.measure import LINK_EFFICIENCY, copy_rate
 from moec.runtime.devices.cuda.sharing import CpuShare
-from moec.runtime.machine.measure import LINK_EFFICIENCY
 from moec.runtime.sharing.rehearsal import Rehearsal
+from moec.runtime.tensors import aligned_empty
 
 if TYPE_CHECKING:
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.module import CudaFunctions
     from moec.runtime.devices.cuda.offload.calls import OffloadedExperts

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.reader import Bundle
+    from moec.artifacts.bundle import Bundle
     from moec.runtime.devices.cuda.resources import Resources
     from moec.runtime.experts.slots import SlotPlan
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from moec.artifacts import slots as words
 from moec.planning.policies import half_life_shift, initial_state
-from moec.runtime.devices.protocol import View
+from moec.runtime.device import View
 from moec.runtime.experts.slots import padded
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class LayerStates:
         """Begin again with the slots filled in the layers' orders; what was counted stays."""
         image, now = self._first.copy(), self._read()
         for first in self._firsts[:-1]:
-            counted = [first + word for word in COUNTERS]
+            counted = [first + word for word in (*COUNTERS, words.AHEAD_BYTES)]
             image[counted] = now[counted]
         self._device.write(self._memory.address, image)
 
@@ -94,6 +94,17 @@ class LayerStates:
         """int64: what the GPU (0) or the CPU (1) computes of the choices of the layer at work."""
         first = self.table_firsts[-1] + number * words.MOST_ENTRIES
         return View(self._memory.address + 8 * first, "int64", shape)
+
+    def taken_ahead(self) -> int:
+        """Bytes that fetches took from what was brought ahead, once all calls before are finished."""
+        image = self._read()
+        return sum(int(image[first + words.AHEAD_BYTES]) for first in self._firsts[:-1])
+
+    def forget_ahead(self) -> None:
+        """Nothing was brought ahead for any step."""
+        for first in self._firsts[:-1]:
+            address = self._memory.address + 8 * (first + words.AHEAD_CLOCK)
+            self._device.write(address, np.full(1, -1, np.int64))
 
     def home(self, layer: int, expert: int) -> int:
         """The address of the word that says where an expert is in host memory."""
@@ -138,6 +149,7 @@ def fill_state(state: NDArray[np.int64], layer: LayerSlots, policy: Policy, plac
     }
     for word, value in head.items():
         state[word] = value
+    state[words.AHEAD_CLOCK] = -1
     state[words.SHARE : words.SHARE + len(layer.cpu_share)] = layer.cpu_share
     seeds = list(layer.order[: layer.slots])
     slots = np.full(layer.experts, -1, np.int64)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.artifacts.model import ExpertsStep
+from moec.artifacts.steps import ExpertsStep
+from moec.runtime.device import HostCall
 from moec.runtime.devices.cuda.offload.ring import StageRing
-from moec.runtime.devices.protocol import HostCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.artifacts.model import ModelRecord
+    from moec.runtime.device import Call, View
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.offload.files import FileExperts
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.slots import DeviceSlots
-    from moec.runtime.devices.protocol import Call, View
     from moec.runtime.stats import Stats
 
 STATIC_SHARE = 0.9

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.model import ModelRecord
-    from moec.artifacts.reader import Bundle
     from moec.artifacts.schedule import RoutingProfile, Schedule, TierBytes
     from moec.artifacts.traces import Traces
 

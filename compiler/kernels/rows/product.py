@@ -1,0 +1,91 @@
+"""Products of a segment as one kernel computes them, together with the rows that lie before them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moec.compiler.kernels.linear_shape import LinearShape
+    from moec.compiler.kernels.rows.region import Region
+    from moec.compiler.kernels.rows.stages import Key
+
+VECTOR = 8
+"""Columns that kernels of products take at a time."""
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What the first products of a kernel are for: a region that reads their results, as routers choose experts."""
+
+    region: Region
+    results: tuple[Key, ...]
+    """Of the products that it reads, in their order: the kernel's first ones."""
+
+    @property
+    def inputs(self) -> tuple[Key, ...]:
+        """What the region reads beside these."""
+        return tuple(key for key in self.region.inputs if key not in self.results)
+
+
+def rounded_columns(columns: int) -> int:
+    """16-bit numbers of one term of so many columns."""
+    return -(-columns // VECTOR) * VECTOR
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What the only reader of products computes of them, place by place; the reader is a product itself."""
+
+    region: Region
+    source: Key
+    """What the reader multiplies."""
+    results: tuple[Key, ...]
+    """Of the products: what the region reads."""
+    places: tuple[int, ...]
+    """Of these products among those of the kernel."""
+    reader: LinearShape
+    """It has as many columns as each of the products has rows."""
+
+    @property
+    def rounded_columns(self) -> int:
+        """16-bit numbers of one token's input of the reader."""
+        return self.reader.terms * rounded_columns(self.reader.columns)
+
+
+@dataclass(frozen=True)
+class Product:
+    """Products that share their input, and what the input is computed from."""
+
+    shapes: tuple[LinearShape, ...]
+    region: Region | None
+    """What the kernel computes ``source`` from; ``None``: it reads it."""
+    source: Key
+    keeps: bool = False
+    """Whether the region's outputs, the source among them, are results of the kernel."""
+    behind: Behind | None = None
+    """Only where the kernel keeps the region before it."""
+    beside: Product | None = None
+    """Products of the same input with weights of another type, which read what the kernel keeps."""
+    activation: Activation | None = None
+    """What the kernel writes instead of some results where tokens are many, rounded for the product that reads it."""
+    given: bool = False
+    """Whether the rounded input is there where tokens are many: the kernel of an `activation` has written it."""
+
+    @property
+    def terms(self) -> int:
+        """The most that one of the products takes."""
+        return max(shape.terms for shape in self.shapes)
+
+    @property
+    def read_behind(self) -> tuple[Key, ...]:
+        """What the region behind reads that is neither made by the kernel nor read by it anyway."""
+        if self.behind is None or self.region is None:
+            return ()
+        known = {*self.region.inputs, *self.region.outputs}
+        return tuple(key for key in self.behind.inputs if key not in known)
+
+    @property
+    def rounded_columns(self) -> int:
+        """16-bit numbers of one token's input: all of the first terms, then of the second."""
+        return self.terms * rounded_columns(self.shapes[0].columns)

@@ -1,0 +1,60 @@
+"""Whether a request can be run at all, however little else is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moec.runtime.engine.pages import pages_for
+from moec.runtime.requests.checks import cache_too_small, step_too_small, too_long, wrong_source
+
+if TYPE_CHECKING:
+    from moec.runtime.engine.scheduler import Limits
+    from moec.runtime.requests.vocabulary import Vocabulary
+
+
+def check_tokens(
+    limits: Limits, vocabulary: Vocabulary, tokens: tuple[int, ...], source: tuple[int, ...]
+) -> None:
+    """Refuse tokens that are none of the model's, and a source that no step holds or that no encoder reads.
+
+    Args:
+        limits: of the engine.
+        vocabulary: of the model.
+        tokens: of a sequence.
+        source: what an encoder reads for it.
+
+    Raises:
+        RequestError: says which.
+    """
+    vocabulary.check(tokens)
+    if bool(source) != limits.sources:
+        raise wrong_source(needed=limits.sources)
+    if not source:
+        return
+    vocabulary.check(source)
+    if len(source) > limits.max_context:
+        raise too_long(len(source), 0, limits.max_context)
+    if len(source) > limits.max_step_tokens:
+        raise step_too_small("source", len(source), limits.max_step_tokens)
+
+
+def check_fits(limits: Limits, prompt: int, new: int, source: int) -> None:
+    """Refuse a sequence that exceeds context or cache, or a prompt that must be run whole and exceeds a step.
+
+    Args:
+        limits: of the engine.
+        prompt: tokens.
+        new: tokens that may follow them; 0: none are chosen, and the last of the prompt enters the cache too.
+        source: tokens of what an encoder reads.
+
+    Raises:
+        RequestError: says which.
+    """
+    if prompt + new > limits.max_context:
+        raise too_long(prompt, new, limits.max_context)
+    most = limits.max_step_tokens - (limits.max_batch if new else 0)
+    if limits.whole_prompts and prompt > most:
+        raise step_too_small("decoder's prompt", prompt, most)
+    needed = pages_for(source) + pages_for(prompt + new - 1)
+    if needed > limits.cache_pages:
+        raise cache_too_small(needed, limits.cache_pages)
