@@ -23,12 +23,13 @@ for wheel in sys.argv[1:]:
             print(wheel)
 PYTHON
   )
-  mkdir -p "$site.new"
+  new=$(mktemp -d "$site.XXXXXX")
   if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # one word a wheel
-    "$python" -m pip install --quiet --no-index --no-deps --disable-pip-version-check --target "$site.new" $missing
+    "$python" -m pip install --quiet --no-index --no-deps --disable-pip-version-check --target "$new" $missing
   fi
-  mv "$site.new" "$site"
+  # Whoever comes first makes it; others that began beside it take theirs away.
+  mv -T "$new" "$site" 2>/dev/null || rm -rf "$new"
 fi
 if [ -n "${OUT:-}" ]; then
   export BENCHMARK_RESULTS="${BENCHMARK_RESULTS:-$OUT/results}"

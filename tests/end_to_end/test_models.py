@@ -32,9 +32,10 @@ def test_matches_transformers(name: str, make_bundle: BundleMaker) -> None:
 def test_bfloat16_agrees_with_float32(name: str, make_bundle: BundleMaker) -> None:
     checkpoint, bundle = make_bundle(name, "bf16")
     with runtime.load(bundle) as model:
-        vocab = model.record.vocab_size
-        sequences = [ids.tolist() for ids in random_ids(vocab, 4, 128, seed=1)]
-        measured = (model.forward(ids)[0] for ids in sequences)
+        ids = random_ids(model.record.vocab_size, 4, 128, seed=1)
+        ids[np.isin(ids, list(model.record.placeholders.values()))] = 2
+        sequences = ids.tolist()
+        measured = (model.forward(row)[0] for row in sequences)
         expected = reference_logits(checkpoint, sequences, "float32")
         agreement = compare(sequences, expected, measured)
     assert agreement.tokens == 512
