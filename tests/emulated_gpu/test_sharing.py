@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -241,8 +241,17 @@ def test_a_step_that_ends_after_a_request_leaves_a_mailbox_that_goes_on(
         np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell's background job is begun with SIGINT ignored, and then Python does not raise anything."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_the_gpu_waits_ends_cleanly(device: CudaDevice, folder: Path) -> None:
-    """Until one gets through: Python drops what is raised while a finalizer runs, which once made this test endless."""
+    """Until one gets through: Python drops what is raised while a finalizer runs."""
     step = Step(device, folder, 8)
     run = device.prepare(step.calls, Stats(), often=True)
     over = threading.Event()
