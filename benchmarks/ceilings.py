@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.common import print_rows, write_result
+from benchmarks.support.common import print_rows, write_result
 from moec.runtime.devices.measure import read_bandwidth
 from moec.runtime.machine.threads import default_threads
 
@@ -63,7 +63,7 @@ def copy_bandwidth(device: torch.device, size_bytes: int = COPY_BYTES) -> float:
     """GB/s of a copy within device memory, bytes read and written."""
     import torch
 
-    from benchmarks.torch_clock import seconds
+    from benchmarks.support.torch_clock import seconds
 
     source = torch.randint(-(1 << 62), 1 << 62, (size_bytes // 8,), device=device)
     target = torch.empty_like(source)
@@ -87,7 +87,7 @@ def read_row(device: torch.device) -> dict[str, Any]:
     """Reading device memory: the fastest of torch's reductions."""
     import torch
 
-    from benchmarks.torch_clock import seconds
+    from benchmarks.support.torch_clock import seconds
 
     data = torch.randn(COPY_BYTES // 4, device=device)
     pairs = data.view(torch.int64)
@@ -108,7 +108,7 @@ def link_rows(device: torch.device) -> list[dict[str, Any]]:
     """Pinned host memory to the device and back, in one piece and in pieces of an expert."""
     import torch
 
-    from benchmarks.torch_clock import seconds
+    from benchmarks.support.torch_clock import seconds
 
     host = (
         torch.frombuffer(bytearray(os.urandom(1 << 20)), dtype=torch.uint8)
@@ -139,7 +139,7 @@ def matrix_rate(device: torch.device, size: int = MATRIX) -> float:
     """TFLOP/s of torch's bfloat16 product of random square matrices."""
     import torch
 
-    from benchmarks.torch_clock import seconds
+    from benchmarks.support.torch_clock import seconds
 
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(left)

@@ -20,7 +20,7 @@ from typing import Any
 import click
 import transformers
 
-from benchmarks.common import print_rows, write_result
+from benchmarks.support.common import print_rows, write_result
 
 PUBLISHED = Path(__file__).with_name("configs")
 """``config.json`` of models as they were published, by model type."""

@@ -18,8 +18,8 @@ from typing import Any
 import click
 import transformers
 
-from benchmarks.common import RESULTS, print_rows, write_result
 from benchmarks.compile_large import PUBLISHED, compile_modules, write_config
+from benchmarks.support.common import RESULTS, print_rows, write_result
 from moec.compiler.supported import MODELS
 
 RESULT = "compile_models"

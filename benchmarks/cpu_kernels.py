@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.common import write_result
-from benchmarks.cpu_library import (
+from benchmarks.support.common import write_result
+from benchmarks.support.cpu_library import (
     ATTENTIONS,
     FMA_STEPS,
     FORMATS,
@@ -36,7 +36,7 @@ from benchmarks.cpu_library import (
     build_library,
     expert_body,
 )
-from benchmarks.mailbox_team import CHOSEN, MailboxTeam
+from benchmarks.support.mailbox_team import CHOSEN, MailboxTeam
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.experts import layout
 from moec.artifacts.mailbox import SERVE

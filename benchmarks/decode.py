@@ -16,10 +16,10 @@ from typing import Any
 
 import click
 
-from benchmarks.children import fastest, run_child
-from benchmarks.common import print_rows, write_result
-from benchmarks.preparing import bundle_of, copy_rate, transformers_model
-from benchmarks.work import Work, WorkType, decode_bytes
+from benchmarks.support.children import fastest, run_child
+from benchmarks.support.common import print_rows, write_result
+from benchmarks.support.preparing import bundle_of, copy_rate, transformers_model
+from benchmarks.support.work import Work, WorkType, decode_bytes
 from moec.artifacts.reader import open_bundle
 
 WORKS = (Work(1, 512, 64), Work(8, 512, 64))

@@ -19,9 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import known_rows, write_result
 from benchmarks.quantization_accuracy import held_out_windows
-from benchmarks.rounded_checkpoint import RoundedCheckpoint
+from benchmarks.support.common import known_rows, write_result
+from benchmarks.support.rounded_checkpoint import RoundedCheckpoint
 from moec.artifacts.accuracy import Agreement
 from moec.artifacts.footprint import footprint
 from moec.artifacts.quantization import PLAIN

@@ -30,9 +30,9 @@ from unittest.mock import patch
 import click
 import numpy as np
 
-from benchmarks.budgets import limit_of_share
-from benchmarks.common import print_rows, write_result
-from benchmarks.references import Reference, load_reference, perplexity, position_errors
+from benchmarks.support.budgets import limit_of_share
+from benchmarks.support.common import print_rows, write_result
+from benchmarks.support.references import Reference, load_reference, perplexity, position_errors
 from moec import runtime
 from moec.artifacts.slots import MOST_SHARED
 from moec.runtime.devices.cuda.offload import helping

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from benchmarks.common import print_rows, write_result
+from benchmarks.support.common import print_rows, write_result
 from moec.artifacts.reader import read_manifest, weight_names
 from moec.runtime.devices.measure import gpu_record
 
@@ -99,12 +99,12 @@ def ceilings(bundle: Path, device: str, options: list[str], read_gib: int) -> di
 
 
 def measure(what: str, bundle: Path, options: list[str], cache: str | None = None) -> dict[str, float]:
-    """The JSON that ``benchmarks.load_run`` prints.
+    """The JSON that ``benchmarks.support.load_run`` prints.
 
     Raises:
         RuntimeError: it failed; the message is the end of what it said.
     """
-    command = [sys.executable, "-m", "benchmarks.load_run", what, str(bundle), *options]
+    command = [sys.executable, "-m", "benchmarks.support.load_run", what, str(bundle), *options]
     environment = {**os.environ, **({"MOEC_CACHE": cache} if cache else {})}
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:

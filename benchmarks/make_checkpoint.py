@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.random_values import DEVIATION
+from benchmarks.random_weights.values import DEVIATION
 from moec.errors import MoecError
 
 CONFIGS = {path.stem: path for path in sorted(Path(__file__).with_name("configs").glob("*.json"))}
@@ -42,7 +42,7 @@ def main(
     """Write the checkpoint NAME into FOLDER, or with --bundle a bundle of MODULES."""
     start = time.perf_counter()
     if modules is not None and output is not None and name is None:
-        from benchmarks.random_bundle import write_bundle
+        from benchmarks.random_weights.bundle import write_bundle
 
         try:
             size = write_bundle(
@@ -52,7 +52,7 @@ def main(
             raise click.ClickException(str(error)) from error
         target = output
     elif name is not None and folder is not None and modules is None:
-        from benchmarks.random_checkpoint import write_checkpoint
+        from benchmarks.random_weights.checkpoint import write_checkpoint
 
         size, target = write_checkpoint(CONFIGS[name], folder, workers=threads), folder
     else:

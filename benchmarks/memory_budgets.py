@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 import numpy as np
 
-from benchmarks.budgets import base_bytes, resident_plan
-from benchmarks.common import print_rows, write_result
+from benchmarks.support.budgets import base_bytes, resident_plan
+from benchmarks.support.common import print_rows, write_result
 from moec import runtime
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.errors import BudgetError

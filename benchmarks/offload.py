@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from benchmarks.budgets import base_bytes, share_limit
-from benchmarks.common import print_rows, write_result
-from benchmarks.forced_routing import ForcedRouting, drawn_guesses, zipf_choices
-from benchmarks.shared_tier import shared_host_tier
+from benchmarks.support.budgets import base_bytes, share_limit
+from benchmarks.support.common import print_rows, write_result
+from benchmarks.support.forced_routing import ForcedRouting, drawn_guesses, zipf_choices
+from benchmarks.support.shared_tier import shared_host_tier
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle

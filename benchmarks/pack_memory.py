@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import print_rows, write_result
+from benchmarks.support.common import print_rows, write_result
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord

@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from benchmarks.children import fastest, run_child
-from benchmarks.common import print_rows, write_result
-from benchmarks.preparing import bundle_of, product_rate, transformers_model
-from benchmarks.work import Work, attention_flops, prefill_flops
+from benchmarks.support.children import fastest, run_child
+from benchmarks.support.common import print_rows, write_result
+from benchmarks.support.preparing import bundle_of, product_rate, transformers_model
+from benchmarks.support.work import Work, attention_flops, prefill_flops
 from moec.artifacts.reader import open_bundle
 
 PROMPTS = (512, 2048, 4096)

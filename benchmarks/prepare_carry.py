@@ -20,10 +20,10 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.common import print_rows
 from benchmarks.make_checkpoint import CONFIGS
-from benchmarks.quantized_carry import KEPT, RECIPES, checkpoint_of, reference_of
-from benchmarks.references import NEW_TOKENS, PROMPT_TOKENS, computed_reference, make_reference
+from benchmarks.support.common import print_rows
+from benchmarks.support.quantized_carry import KEPT, RECIPES, checkpoint_of, reference_of
+from benchmarks.support.references import NEW_TOKENS, PROMPT_TOKENS, computed_reference, make_reference
 from moec.__main__ import run
 from tests.support.encoder_decoder_judge import Judge
 from tests.support.references import REFERENCES
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from benchmarks.references import Reference
+    from benchmarks.support.references import Reference
 
 ROOT = Path(__file__).parents[1]
 CARRY = ROOT / ".carry"

@@ -29,9 +29,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.calibrated_experts import ExpertInputs, expert_inputs, round_experts
-from benchmarks.common import known_rows, write_result
-from benchmarks.q4_0 import q4_0, q8_0
+from benchmarks.support.calibrated_experts import ExpertInputs, expert_inputs, round_experts
+from benchmarks.support.common import known_rows, write_result
+from benchmarks.support.q4_0 import q4_0, q8_0
 from moec.artifacts.model import ExpertBody
 from moec.compiler.profiling.calibration import DEFAULT_PROMPTS, read_prompts
 from moec.compiler.reference import compare

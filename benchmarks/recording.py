@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.budgets import base_bytes, share_limit
-from benchmarks.common import print_rows, write_result
 from benchmarks.sampling import step_seconds
+from benchmarks.support.budgets import base_bytes, share_limit
+from benchmarks.support.common import print_rows, write_result
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.runtime import Sampling

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.common import print_rows, write_result
-from benchmarks.random_values import all_cores
+from benchmarks.random_weights.values import all_cores
+from benchmarks.support.common import print_rows, write_result
 from moec.formats import FORMATS, METHODS, dequantize, pack_rows
 
 if TYPE_CHECKING:

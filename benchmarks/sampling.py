@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from benchmarks.common import print_rows, write_result
+from benchmarks.support.common import print_rows, write_result
 from moec import runtime
 from moec.runtime import Request, Sampling
 

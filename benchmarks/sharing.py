@@ -20,10 +20,10 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.common import print_rows, write_result
 from benchmarks.kernels import reference
 from benchmarks.kernels.module import Module, open_module, view
-from benchmarks.torch_clock import seconds
+from benchmarks.support.common import print_rows, write_result
+from benchmarks.support.torch_clock import seconds
 from moec.artifacts import mailbox
 from moec.artifacts.experts import layout
 from moec.artifacts.mailbox import SERVE, collect_name, mailbox_layout, post_name

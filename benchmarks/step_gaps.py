@@ -17,15 +17,15 @@ from unittest.mock import patch
 
 import click
 
-from benchmarks.common import print_rows, write_result
-from benchmarks.profiled import gpu_events, run_and_leave
-from benchmarks.work import Work, WorkType
+from benchmarks.support.common import print_rows, write_result
+from benchmarks.support.profiled import gpu_events, run_and_leave
+from benchmarks.support.work import Work, WorkType
 from moec import runtime
 from moec.cli.bench import run_batch
 from moec.runtime.chain.executor import ChainExecutor
 
 if TYPE_CHECKING:
-    from benchmarks.profiled import Event
+    from benchmarks.support.profiled import Event
     from moec.runtime import Model
 
 LAST_KERNEL = "sample"

@@ -14,7 +14,6 @@ import click
 import torch
 
 from benchmarks.ceilings import copy_bandwidth, matrix_rate
-from benchmarks.common import print_rows, write_result
 from benchmarks.kernels.attention_cases import attention_cases
 from benchmarks.kernels.cases import measure
 from benchmarks.kernels.dense_cases import dense_cases
@@ -22,6 +21,7 @@ from benchmarks.kernels.expert_cases import expert_cases
 from benchmarks.kernels.module import open_module
 from benchmarks.kernels.selection_cases import selection_cases
 from benchmarks.kernels.state_cases import state_cases
+from benchmarks.support.common import print_rows, write_result
 from moec.errors import MoecError
 
 if TYPE_CHECKING:

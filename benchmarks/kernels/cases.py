@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
-from benchmarks.torch_clock import seconds, side_stream
+from benchmarks.support.torch_clock import seconds, side_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.kernels.cases import EXACT, ROUNDED, Case, Judgement, relative_error
 from benchmarks.kernels.segments import BoundCall, SegmentRun, product_calls, step_segments
-from benchmarks.torch_clock import side_stream
+from benchmarks.support.torch_clock import side_stream
 from moec.artifacts.program import resolve
 
 if TYPE_CHECKING:

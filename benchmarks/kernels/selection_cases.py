@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.kernels.cases import EXACT, Case, Judgement
-from benchmarks.torch_clock import side_stream
+from benchmarks.support.torch_clock import side_stream
 from moec.artifacts.cache import PAGE_TOKENS, SELECTION_PREFIX
 from moec.artifacts.model import DTYPE_BYTES
 from moec.artifacts.steps import SelectionStep

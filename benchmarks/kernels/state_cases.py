@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.kernels.cases import EXACT, Case, Judgement, relative_error
-from benchmarks.torch_clock import side_stream
+from benchmarks.support.torch_clock import side_stream
 from moec.artifacts.states import (
     STATE_PREFIX,
     ConvolutionSpec,

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.children import run_child
-from benchmarks.common import print_rows, write_result
 from benchmarks.peers.llama import LlamaCpp
-from benchmarks.work import Work, WorkType
+from benchmarks.support.children import run_child
+from benchmarks.support.common import print_rows, write_result
+from benchmarks.support.work import Work, WorkType
 from moec.artifacts.reader import open_bundle
 from moec.runtime.machine.threads import default_threads
 from moec.runtime.memory.budget import parse_memory

@@ -19,9 +19,9 @@ import click
 import torch
 import transformers
 
-from benchmarks.random_values import RandomPool
-from benchmarks.transformers_run import make_step
-from benchmarks.work import Work, WorkType
+from benchmarks.random_weights.values import RandomPool
+from benchmarks.support.transformers_run import make_step
+from benchmarks.support.work import Work, WorkType
 from moec.runtime.memory.budget import parse_memory
 
 POOL_VALUES = 16_777_213

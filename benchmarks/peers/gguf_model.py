@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from benchmarks.random_values import DEVIATION, RandomPool, all_cores
+from benchmarks.random_weights.values import DEVIATION, RandomPool, all_cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

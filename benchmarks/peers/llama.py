@@ -13,7 +13,7 @@ from benchmarks.peers.gguf_model import file_bytes, tensors, write_gguf
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from benchmarks.work import Work
+    from benchmarks.support.work import Work
 
 OVERHEAD_BYTES = 280 << 20
 """First guess of what the GPU holds besides weights: cache, buffers, cuBLAS. Not too much: a layer more is tried only

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.random_values import DEVIATION, POOL_VALUES, RandomPools, all_cores, bfloat16_bits
-from benchmarks.safetensors_files import NewTensor, header, read_small
+from benchmarks.random_weights.safetensors_files import NewTensor, header, read_small
+from benchmarks.random_weights.values import DEVIATION, POOL_VALUES, RandomPools, all_cores, bfloat16_bits
 from moec.artifacts.experts import layout
 from moec.artifacts.manifest import MANIFEST_NAME, FileRecord, render_manifest
 from moec.artifacts.model import DTYPE_BYTES

@@ -16,8 +16,8 @@ import torch
 import transformers
 from transformers.core_model_loading import revert_weight_conversion
 
-from benchmarks.random_values import POOL_VALUES, RandomPools, all_cores
-from benchmarks.safetensors_files import NewTensor, header
+from benchmarks.random_weights.safetensors_files import NewTensor, header
+from benchmarks.random_weights.values import POOL_VALUES, RandomPools, all_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

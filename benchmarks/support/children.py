@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from benchmarks.work import Work
+    from benchmarks.support.work import Work
 
 
 def run_child(module: str, target: Path, works: Sequence[Work], options: Sequence[str]) -> dict[str, Any]:

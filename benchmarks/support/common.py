@@ -16,7 +16,7 @@ from moec.runtime.devices.measure import cpu_model
 from moec.runtime.machine.limits import total_memory
 from moec.runtime.machine.threads import default_threads
 
-RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).with_name("results"))
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parents[1] / "results")
 """``BENCHMARK_RESULTS`` in the environment says another folder."""
 
 GPU_FIELDS = {

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.budgets import limit_of_share
-from benchmarks.work import Work, WorkType
+from benchmarks.support.budgets import limit_of_share
+from benchmarks.support.work import Work, WorkType
 from moec import runtime
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.cli.bench import run_batch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from benchmarks.references import make_reference
+from benchmarks.support.references import make_reference
 from moec.compiler.reference import transformers_network
 from moec.formats import ALIASES, FORMATS
 from tests.support.dequantized import dequantize_dense, dequantize_experts
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from benchmarks.references import Reference
+    from benchmarks.support.references import Reference
     from tests.support.quantized_checkpoints import Published
 
 RECIPES = {

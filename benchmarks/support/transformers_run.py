@@ -17,7 +17,7 @@ import click
 import torch
 import transformers
 
-from benchmarks.work import Work, WorkType
+from benchmarks.support.work import Work, WorkType
 
 if TYPE_CHECKING:
     from collections.abc import Callable

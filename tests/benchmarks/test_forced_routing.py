@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 
-from benchmarks.forced_routing import ForcedRouting, drawn_guesses, zipf_choices
+from benchmarks.support.forced_routing import ForcedRouting, drawn_guesses, zipf_choices
 from moec.artifacts.footprint import footprint
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
 from moec.runtime.devices.cuda.weights import ResidentExperts

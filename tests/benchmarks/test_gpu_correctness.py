@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_correctness import PASSED, check, common_prefix, verdict
-from benchmarks.references import load_reference, make_reference, perplexity, position_errors
+from benchmarks.support.references import load_reference, make_reference, perplexity, position_errors
 from tests.support.compiling import compile_checkpoint
 from tests.support.tiny_models import save
 

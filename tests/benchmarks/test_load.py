@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import load, load_run
+from benchmarks import load
+from benchmarks.support import load_run
 from tests.support.tiny_bundle import make_bundle
 
 RATES = {"read": {"gb_s": 10.0}, "hash": {"gb_s": 2.0}}
@@ -53,7 +54,7 @@ def test_a_cold_floor_knows_two_ways_of_reading(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(load, "measure", measure)
     monkeypatch.setattr(load, "SETTLING_SECONDS", 0)
-    monkeypatch.setattr("benchmarks.common.RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.support.common.RESULTS", tmp_path)
     monkeypatch.setattr(load, "gpu_record", lambda device: type("Gpu", (), {"link_gb_s": 5.0}))
     options = [str(bundle), "--cold", "--verify", "sizes", "--repeats", "1", "--read-gib", "2"]
     result = CliRunner().invoke(load.main, options)
@@ -79,7 +80,7 @@ def test_the_floor_is_the_slower_of_disk_and_link(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(load, "measure", measure)
     monkeypatch.setattr(load, "SETTLING_SECONDS", 0)
-    monkeypatch.setattr("benchmarks.common.RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.support.common.RESULTS", tmp_path)
     monkeypatch.setattr(load, "gpu_record", lambda device: type("Gpu", (), {"link_gb_s": 5.0}))
     result = CliRunner().invoke(load.main, [str(bundle), "--repeats", "2"])
     assert result.exit_code == 0, result.output

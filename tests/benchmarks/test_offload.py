@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.forced_routing import zipf_choices
+from benchmarks.support.forced_routing import zipf_choices
 from moec.artifacts.footprint import Footprint, LayerFootprint
 from moec.artifacts.ids import LayerId
 

@@ -14,8 +14,8 @@ from benchmarks.memory_budgets import combinations
 from benchmarks.peers.__main__ import BUDGETS, KINDS, cache_words
 from benchmarks.peers.gguf_model import BLOCKS, file_bytes, tensors
 from benchmarks.peers.llama import LlamaCpp
-from benchmarks.random_checkpoint import published_tensors
-from benchmarks.work import Work
+from benchmarks.random_weights.checkpoint import published_tensors
+from benchmarks.support.work import Work
 
 CONFIG = CONFIGS["deepseek-v2-lite"]
 LAYER = 64 * 3 * 2048 * 1408 * 2

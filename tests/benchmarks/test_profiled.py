@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import atexit, click, sys
-from benchmarks.profiled import run_and_leave
+from benchmarks.support.profiled import run_and_leave
 atexit.register(print, "at exit")
 
 @click.command()

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from benchmarks.q4_0 import q4_0, q8_0
+from benchmarks.support.q4_0 import q4_0, q8_0
 
 BLOCK = 32
 

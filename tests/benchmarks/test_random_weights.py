@@ -14,9 +14,9 @@ import torch
 import transformers
 
 from benchmarks.make_checkpoint import CONFIGS
-from benchmarks.random_bundle import write_bundle, write_weights
-from benchmarks.random_checkpoint import published_tensors, write_checkpoint
-from benchmarks.random_values import SMALL_POOL_VALUES, RandomPool, RandomPools
+from benchmarks.random_weights.bundle import write_bundle, write_weights
+from benchmarks.random_weights.checkpoint import published_tensors, write_checkpoint
+from benchmarks.random_weights.values import SMALL_POOL_VALUES, RandomPool, RandomPools
 from moec import runtime
 from moec.artifacts.bundle import Modules
 from moec.artifacts.checks import dense_problems, experts_problems
@@ -109,7 +109,7 @@ def test_quantized_weights_are_as_the_records_say(tmp_path: Path) -> None:
 
 
 def test_bundle_needs_no_torch(tmp_path: Path) -> None:
-    code = "import sys, benchmarks.make_checkpoint, benchmarks.random_bundle; print('torch' in sys.modules)"
+    code = "import sys, benchmarks.make_checkpoint, benchmarks.random_weights.bundle; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=environment()
     )

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from benchmarks.profiled import Event
 from benchmarks.step_gaps import busy_and_idle
+from benchmarks.support.profiled import Event
 
 
 def step(start: float) -> list[Event]:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import gpu_correctness
 from benchmarks.gpu_correctness import WAYS, check
-from benchmarks.references import computed_reference
+from benchmarks.support.references import computed_reference
 from tests.emulated_gpu.test_model import compiled
 from tests.support.cuda_stub import Stub
 from tests.support.references import REFERENCES

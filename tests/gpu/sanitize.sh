@@ -24,7 +24,7 @@ for tool in ${TOOLS:-racecheck memcheck}; do
     for bundle in "$@"; do
       echo "--- $tool $way $bundle"
       # shellcheck disable=SC2086 # options are words
-      LOG=$folder/log PYTHON=$folder/$tool sh "$root/benchmarks/on_device.sh" benchmarks.engine_run "$bundle" --repeats 1 \
+      LOG=$folder/log PYTHON=$folder/$tool sh "$root/benchmarks/on_device.sh" benchmarks.support.engine_run "$bundle" --repeats 1 \
         --device cuda:0 $options --work 1x20+3 --work 2x40+3 > "$folder/said" 2>&1 || { found=1; tail -5 "$folder/said"; }
       cat "$folder/log"
       # Warnings of racecheck change no exit status.

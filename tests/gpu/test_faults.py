@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.budgets import host_limit, limit_of_share, resident_plan
+from benchmarks.support.budgets import host_limit, limit_of_share, resident_plan
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.budgets import host_limit, limit_of_share
+from benchmarks.support.budgets import host_limit, limit_of_share
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
