@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,32 +65,51 @@ def test_products_of_two_types_share_a_launch(name: str, tmp_path: Path) -> None
 
 def compare(model: Any, folder: Path) -> None:
     """Every segment, by the CPU's kernels and the GPU's."""
-    cpu, gpu = (
-        lower_segments(model.functions, model.model, "cpu"),
-        lower_segments(model.functions, model.model, "cuda-sm_80"),
-    )
-    library = tvm_ffi.load_module(str(folder / export_cpu(cpu.functions, parse_target("cpu"), folder)[0]))
-    emulated = Emulated(*(function for _, function in gpu.functions.functions_items()))
-
-    def on_cpu(function: str, operands: list[Any]) -> None:
-        library[function](*(tensor_at(array.ctypes.data, dtype, array.shape) for array, dtype in operands))
-
+    both = Both(model, "cuda-sm_80", folder)
+    emulated = Emulated(*both.kernels.values())
     for tokens in (1, 5):
         for spec in model.model.functions:
-            random = np.random.default_rng(tokens)
-            inputs = [_random(item, tokens, model.model.vocab_size, random) for item in spec.inputs]
-            weights = [_random(item, tokens, model.model.vocab_size, random) for item in spec.weights]
-            both = [
-                run_segment(lowered.segments[spec.name], call, inputs, weights, spec.outputs, tokens)
-                for lowered, call in (
-                    (cpu, on_cpu),
-                    (gpu, lambda function, operands: emulated(function, *operands)),
-                )
-            ]
-            for expected, actual in zip(*both, strict=True):
+            for expected, actual in both.results(spec, tokens, emulated):
                 scale = np.abs(expected).max()
-                error = np.abs(expected - actual.reshape(expected.shape)).max()
+                error = np.abs(expected - actual).max()
                 assert error <= TOLERANCE * scale, f"{spec.name}, {tokens} tokens"
+
+
+class Both:
+    """A model's segments for the CPU, and for a GPU that the emulator stands for."""
+
+    def __init__(self, model: Any, target: str, folder: Path) -> None:
+        self._model = model.model
+        self._cpu = lower_segments(model.functions, model.model, "cpu")
+        self.gpu = lower_segments(model.functions, model.model, target)
+        (path, *_) = export_cpu(self._cpu.functions, parse_target("cpu"), folder)
+        self._library = tvm_ffi.load_module(str(folder / path))
+        self.kernels = {
+            str(variable.name_hint): function for variable, function in self.gpu.functions.functions_items()
+        }
+
+    def results(
+        self, spec: Any, tokens: int, emulated: Callable[..., None]
+    ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Of each output of a segment with random inputs and weights: the CPU's and the GPU's."""
+        random = np.random.default_rng(tokens)
+        inputs, weights = (
+            [_random(item, tokens, self._model.vocab_size, random) for item in items]
+            for items in (spec.inputs, spec.weights)
+        )
+        expected, actual = (
+            run_segment(lowered.segments[spec.name], call, inputs, weights, spec.outputs, tokens)
+            for lowered, call in (
+                (self._cpu, self._on_cpu),
+                (self.gpu, lambda name, given: emulated(name, *given)),
+            )
+        )
+        for one, other in zip(expected, actual, strict=True):
+            yield one, other.reshape(one.shape)
+
+    def _on_cpu(self, function: str, operands: list[Any]) -> None:
+        tensors = (tensor_at(array.ctypes.data, dtype, array.shape) for array, dtype in operands)
+        self._library[function](*tensors)
 
 
 def _passed_on(segment: SegmentProgram) -> bool:
@@ -106,35 +126,17 @@ def _passed_on(segment: SegmentProgram) -> bool:
 @pytest.mark.parametrize("hopper", [False, True], ids=["any GPU", "Hopper"])
 def test_many_tokens_compute_what_the_cpu_computes(hopper: bool, tmp_path: Path) -> None:
     """Gated products write what the next one multiplies. (Routers may choose other experts.)"""
-    tokens, model = 20, parts("deepseek_v2_lite", "bfloat16")
-    cpu, gpu = (
-        lower_segments(model.functions, model.model, "cpu"),
-        lower_segments(model.functions, model.model, "cuda-sm_90"),
-    )
+    model = parts("deepseek_v2_lite", "bfloat16")
+    both = Both(model, "cuda-sm_90", tmp_path)
     specs = [
         spec for spec in model.model.functions if all(output.dtype == "float32" for output in spec.outputs)
     ]
-    assert any(_passed_on(gpu.segments[spec.name]) for spec in specs)
-    library = tvm_ffi.load_module(str(tmp_path / export_cpu(cpu.functions, parse_target("cpu"), tmp_path)[0]))
-    by_name = {str(variable.name_hint): each for variable, each in gpu.functions.functions_items()}
-    called = {call.function for spec in specs for call in gpu.segments[spec.name].calls}
-    names = {name: name + HOPPER if hopper and name + HOPPER in by_name else name for name in called}
-    emulated = Emulated(*(by_name[name] for name in names.values()))
-
-    def on_cpu(function: str, operands: list[Any]) -> None:
-        library[function](*(tensor_at(array.ctypes.data, dtype, array.shape) for array, dtype in operands))
-
+    segments = [both.gpu.segments[spec.name] for spec in specs]
+    assert any(map(_passed_on, segments))
+    called = {call.function for segment in segments for call in segment.calls}
+    names = {name: name + HOPPER if hopper and name + HOPPER in both.kernels else name for name in called}
+    emulated = Emulated(*(both.kernels[name] for name in names.values()))
     for spec in specs:
-        random = np.random.default_rng(tokens)
-        inputs = [_random(item, tokens, model.model.vocab_size, random) for item in spec.inputs]
-        weights = [_random(item, tokens, model.model.vocab_size, random) for item in spec.weights]
-        both = [
-            run_segment(lowered.segments[spec.name], call, inputs, weights, spec.outputs, tokens)
-            for lowered, call in (
-                (cpu, on_cpu),
-                (gpu, lambda function, operands: emulated(names[function], *operands)),
-            )
-        ]
-        for expected, actual in zip(*both, strict=True):
-            error = np.abs(expected - actual.reshape(expected.shape)).max()
+        for expected, actual in both.results(spec, 20, lambda name, *given: emulated(names[name], *given)):
+            error = np.abs(expected - actual).max()
             assert error <= ROUNDED * np.abs(expected).max(), spec.name

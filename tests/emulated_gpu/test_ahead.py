@@ -14,18 +14,10 @@ import torch
 from moec import runtime
 from moec.artifacts.reader import open_bundle
 from moec.errors import BudgetError
-from moec.runtime.devices.cuda.graphs import CallList
 from moec.runtime.experts.ahead import AheadPlan, plan_ahead
-from tests.emulated_gpu.test_model import CACHE, PROMPTS, compiled, planned, rows
-from tests.emulated_gpu.test_offload import (
-    budget,
-    check_slots,
-    cut_before_a_fetch,
-    host_budget,
-    parts,
-    resident,
-)
 from tests.support.cuda_stub import Stub
+from tests.support.emulated_models import CACHE, PROMPTS, compiled, planned, rows
+from tests.support.emulated_offload import budget, cut_step, host_budget, parts, resident
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +108,7 @@ def test_a_step_that_ends_in_its_middle_leaves_nothing_that_is_taken(
     files = open_bundle(bundle, verify="sizes")
     with load(device_memory=budget(expected, 0.3, bundle) + planned_ahead(bundle).size_bytes) as model:
         for fetch in range(2):
-            with monkeypatch.context() as patch:
-                patch.setattr(CallList, "_run_each", cut_before_a_fetch(model, fetch))
-                with pytest.raises(KeyboardInterrupt):
-                    rows(model, [PROMPTS[fetch]])
-            parts(model)._device.unfinished.mend()
-            check_slots(model, files)
+            cut_step(model, PROMPTS[fetch], fetch, files, monkeypatch)
         assert rows(model, [PROMPTS[0]]) == expected["one"]
 
 

@@ -15,8 +15,8 @@ from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.traces import Traces
 from moec.runtime.experts.slots import state_bytes
-from tests.emulated_gpu.test_model import compiled, planned
 from tests.support.cuda_stub import Stub
+from tests.support.emulated_models import compiled, planned
 from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
 
 RANDOM = np.random.default_rng(0)

@@ -18,9 +18,9 @@ from moec.artifacts.slots import MOST_SHARED
 from moec.runtime.devices.cuda.offload import helping
 from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
 from moec.runtime.experts.ahead import plan_ahead
-from tests.emulated_gpu.test_model import CACHE, PROMPTS, compiled, planned, rows
-from tests.emulated_gpu.test_offload import LONG, budget, host_budget
 from tests.support.cuda_stub import Stub
+from tests.support.emulated_models import CACHE, PROMPTS, compiled, planned, rows
+from tests.support.emulated_offload import LONG, budget, host_budget
 
 SHORT = LONG[:5]
 Load = Callable[..., runtime.Model]

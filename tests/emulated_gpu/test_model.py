@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -13,21 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 
 from moec import runtime
-from moec.compiler.lowering import cuda_module
-from moec.compiler.quantization import policy_named
 from moec.errors import BudgetError, BundleError, DeviceError, RequestError
 from moec.runtime.loading import cuda as loading_cuda
-from moec.runtime.memory.device_budget import DevicePlan
-from tests.support.compiling import compile_checkpoint
-from tests.support.cuda_stub import Stub, write_image
-from tests.support.tiny_models import save
+from tests.support.cuda_stub import Stub
+from tests.support.emulated_models import CACHE, PROMPTS, compiled, planned, rows
 
-PROMPTS = ([11, 12, 13, 14, 15, 16, 17], [90, 5, 77], list(range(40, 80)))
-NEW = 12
-CACHE = 512
 Load = Callable[..., runtime.Model]
 
 
@@ -35,39 +26,6 @@ Load = Callable[..., runtime.Model]
 def bundle(stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of float32 weights, so that the emulated GPU computes what the CPU computes."""
     return compiled(tmp_path_factory.mktemp("model"), "f32", torch.float32)
-
-
-def compiled(
-    folder: Path,
-    dtype: str,
-    stored: torch.dtype,
-    name: str = "deepseek_v2_lite",
-    quantization: str | None = None,
-) -> Path:
-    """A tiny model with code for the CPU, and for the emulator where a GPU's would be; made once for all processes."""
-    made = Path(
-        os.environ.get("MOEC_STUB_BUNDLES", folder / "made"), f"{name}-{dtype}-{stored}-{quantization}"
-    )
-    made.mkdir(parents=True, exist_ok=True)
-    with FileLock(made / "lock"):
-        if not (made / "model.moec").exists():
-            _compile(made, dtype, stored, name, quantization)
-    shutil.copytree(made / "checkpoint", folder / "checkpoint", dirs_exist_ok=True)
-    return shutil.copytree(made / "model.moec", folder / "model.moec")
-
-
-def _compile(folder: Path, dtype: str, stored: torch.dtype, name: str, quantization: str | None) -> None:
-    save(name, folder / "checkpoint", dtype=stored)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda_module, "_machine_code", lambda source, target: source)
-        patch.setattr(cuda_module, "write_fatbin", write_image)
-        compile_checkpoint(
-            folder / "checkpoint",
-            folder / "model.moec",
-            dtype=dtype,
-            targets=("cpu", "cuda-sm_90"),
-            quantization=None if quantization is None else policy_named(quantization),
-        )
 
 
 @pytest.fixture
@@ -90,17 +48,6 @@ def load(bundle: Path, stub: Stub) -> Iterator[Load]:
 def on_cpu(bundle: Path) -> Iterator[runtime.Model]:
     with runtime.load(bundle, verify="sizes") as model:
         yield model
-
-
-def rows(model: runtime.Model, prompts: list[list[int]], **options: Any) -> list[list[int]]:
-    options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": [], **options}
-    width = max(map(len, prompts))
-    return [row[width:].tolist() for row in np.atleast_2d(model.generate(prompts, **options))]
-
-
-def planned(model: runtime.Model) -> DevicePlan:
-    assert isinstance(model.memory, DevicePlan)
-    return model.memory
 
 
 @pytest.mark.parametrize(
@@ -224,7 +171,6 @@ def test_a_gpu_that_others_use_has_less(load: Load, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_damaged_weight_is_found_while_it_is_brought_over(load: Load, bundle: Path, tmp_path: Path) -> None:
-    import shutil
 
     copy = shutil.copytree(bundle, tmp_path / "copy")
     path = min((copy / "weights").glob("experts-*"))

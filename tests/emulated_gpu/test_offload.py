@@ -13,23 +13,22 @@ import pytest
 import torch
 
 from moec import runtime
-from moec.artifacts.bundle import Bundle
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
 from moec.errors import BudgetError, BundleError, DeviceError
-from moec.runtime.device import PackedCall, View
-from moec.runtime.devices.cuda.device import BOUNCE_BYTES
-from moec.runtime.devices.cuda.graphs import CallList
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
-from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
-from moec.runtime.experts.slots import SlotPlan, state_bytes
-from moec.runtime.memory.device_budget import DevicePlan
-from tests.emulated_gpu.test_model import CACHE, PROMPTS, compiled, planned, rows
 from tests.support.canaries import most_slow
 from tests.support.cuda_stub import Stub
-
-LONG = [int(token) for token in np.random.default_rng(0).integers(2, 90, 150)]
-"""Chooses more experts than the kernels of the cache take at once: its step is streamed."""
+from tests.support.emulated_models import CACHE, PROMPTS, compiled, planned, rows
+from tests.support.emulated_offload import (
+    LONG,
+    answers,
+    budget,
+    cut_step,
+    host_budget,
+    resident,
+    slots_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,43 +52,6 @@ def load(bundle: Path, stub: Stub) -> Iterator[Callable[..., runtime.Model]]:
 @pytest.fixture(scope="module")
 def expected(bundle: Path, stub: Stub) -> dict[str, Any]:
     return resident(bundle)
-
-
-def resident(bundle: Path) -> dict[str, Any]:
-    with runtime.load(
-        bundle, device="cuda:0", verify="sizes", cache_tokens=CACHE, max_batch=3, max_step_tokens=160
-    ) as model:
-        return {"plan": planned(model), **answers(model)}
-
-
-def answers(model: runtime.Model) -> dict[str, Any]:
-    return {
-        "one": rows(model, [PROMPTS[0]]),
-        "three": rows(model, [list(prompt) for prompt in PROMPTS], max_new_tokens=6),
-        "long": rows(model, [LONG], max_new_tokens=2),
-        "logits": model.forward([LONG[:40]]).tobytes(),
-    }
-
-
-def budget(expected: dict[str, Any], share: float, bundle: Path) -> int:
-    """Device memory that leaves room for a share of the experts."""
-    plan: DevicePlan = expected["plan"]
-    facts = footprint(open_bundle(bundle, verify="sizes").model)
-    base = plan.total_bytes - plan.needs.expert_bytes - plan.needs.table_bytes + state_bytes(facts.layers)
-    return base + int(share * facts.experts_bytes)
-
-
-def host_budget(expected: dict[str, Any], share: float, bundle: Path) -> int:
-    """Host memory that leaves room for a share of the experts."""
-    experts = footprint(open_bundle(bundle, verify="sizes").model).experts_bytes
-    plan: DevicePlan = expected["plan"]
-    return int(share * experts) + BOUNCE_BYTES + plan.needs.staging_bytes
-
-
-def slots_of(model: runtime.Model) -> SlotPlan:
-    slots = planned(model).slots
-    assert slots is not None
-    return slots
 
 
 @pytest.mark.parametrize("share", most_slow([0.0, 0.04, 0.6, 0.85], [0.0, 0.6]))
@@ -277,45 +239,9 @@ def test_a_step_that_ends_in_its_middle_leaves_no_slot_with_an_expert_that_never
     files = open_bundle(bundle, verify="sizes")
     with load(device_memory=budget(expected, 0.6, bundle), max_step_tokens=160) as model:
         for fetch, prompt in enumerate((*PROMPTS[:2], *PROMPTS[:2])):
-            with monkeypatch.context() as patch:
-                patch.setattr(CallList, "_run_each", cut_before_a_fetch(model, fetch))
-                with pytest.raises(KeyboardInterrupt):
-                    rows(model, [list(prompt)])
-            parts(model)._device.unfinished.mend()
-            check_slots(model, files)
+            cut_step(model, list(prompt), fetch, files, monkeypatch)
         assert model.stats.evictions > 0, "nothing was given a slot"
         assert rows(model, [PROMPTS[0]]) == expected["one"]
-
-
-def check_slots(model: runtime.Model, files: Bundle) -> None:
-    """Every expert that has a slot is there."""
-    for number, residents in enumerate(parts(model).slots.states.residents()):
-        first, own = parts(model).slots.slot_addresses[number], slots_of(model).layers[number]
-        for expert in np.flatnonzero(residents >= 0).tolist():
-            view = View(first + int(residents[expert]) * own.stride_bytes, "uint8", (own.stride_bytes,))
-            wanted = files.expert_view(model.record.experts[number].layer, expert)
-            np.testing.assert_array_equal(parts(model)._device.read(view), wanted)
-
-
-def parts(model: runtime.Model) -> OffloadedExperts:
-    found: OffloadedExperts = model.engine._executor._experts  # type: ignore[attr-defined]
-    return found
-
-
-def cut_before_a_fetch(model: runtime.Model, number: int) -> Callable[[CallList], None]:
-    """Assigns the slots of a layer, and is interrupted."""
-    left = [number]
-
-    def run(calls: CallList) -> None:
-        for call in calls._calls:
-            if isinstance(call, PackedCall):
-                if call.function is parts(model)._fetch:
-                    if not left[0]:
-                        raise KeyboardInterrupt
-                    left[0] -= 1
-                call.function(*call.arguments)
-
-    return run
 
 
 def test_a_kernels_error_while_decoding_is_typed_and_everything_is_given_back(

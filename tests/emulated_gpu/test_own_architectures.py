@@ -11,8 +11,8 @@ import torch
 from benchmarks import gpu_correctness
 from benchmarks.gpu_correctness import WAYS, check
 from benchmarks.support.references import computed_reference
-from tests.emulated_gpu.test_model import compiled
 from tests.support.cuda_stub import Stub
+from tests.support.emulated_models import compiled
 from tests.support.references import REFERENCES
 from tests.support.references.model import greedy
 

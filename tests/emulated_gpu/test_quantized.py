@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from moec import runtime
-from tests.emulated_gpu.test_model import CACHE, PROMPTS, compiled
-from tests.emulated_gpu.test_offload import answers, budget, resident
 from tests.support.cuda_stub import Stub
+from tests.support.emulated_models import CACHE, PROMPTS, compiled
+from tests.support.emulated_offload import answers, budget, resident
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,9 @@ from moec import runtime
 from moec.artifacts.traces import load_traces
 from moec.runtime import Request, Sampling
 from moec.runtime.chain.executor import ChainExecutor
-from tests.emulated_gpu.test_model import PROMPTS, compiled
 from tests.support.canaries import most_slow
 from tests.support.cuda_stub import Stub
+from tests.support.emulated_models import PROMPTS, compiled
 
 PAGE = 32
 Found = list[tuple[int, int]]

@@ -1,0 +1,69 @@
+"""Tiny models for the emulated GPU: bundles made once for all processes, what they are asked, what they planned."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+
+from moec import runtime
+from moec.compiler.lowering import cuda_module
+from moec.compiler.quantization import policy_named
+from moec.runtime.memory.device_budget import DevicePlan
+from tests.support.compiling import compile_checkpoint
+from tests.support.cuda_stub import write_image
+from tests.support.tiny_models import save
+
+PROMPTS = ([11, 12, 13, 14, 15, 16, 17], [90, 5, 77], list(range(40, 80)))
+NEW = 12
+CACHE = 512
+
+
+def compiled(
+    folder: Path,
+    dtype: str,
+    stored: torch.dtype,
+    name: str = "deepseek_v2_lite",
+    quantization: str | None = None,
+) -> Path:
+    """A tiny model with code for the CPU, and for the emulator where a GPU's would be; made once for all processes."""
+    made = Path(
+        os.environ.get("MOEC_STUB_BUNDLES", folder / "made"), f"{name}-{dtype}-{stored}-{quantization}"
+    )
+    made.mkdir(parents=True, exist_ok=True)
+    with FileLock(made / "lock"):
+        if not (made / "model.moec").exists():
+            _compile(made, dtype, stored, name, quantization)
+    shutil.copytree(made / "checkpoint", folder / "checkpoint", dirs_exist_ok=True)
+    return shutil.copytree(made / "model.moec", folder / "model.moec")
+
+
+def _compile(folder: Path, dtype: str, stored: torch.dtype, name: str, quantization: str | None) -> None:
+    save(name, folder / "checkpoint", dtype=stored)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_module, "_machine_code", lambda source, target: source)
+        patch.setattr(cuda_module, "write_fatbin", write_image)
+        compile_checkpoint(
+            folder / "checkpoint",
+            folder / "model.moec",
+            dtype=dtype,
+            targets=("cpu", "cuda-sm_90"),
+            quantization=None if quantization is None else policy_named(quantization),
+        )
+
+
+def rows(model: runtime.Model, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+    options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": [], **options}
+    width = max(map(len, prompts))
+    return [row[width:].tolist() for row in np.atleast_2d(model.generate(prompts, **options))]
+
+
+def planned(model: runtime.Model) -> DevicePlan:
+    assert isinstance(model.memory, DevicePlan)
+    return model.memory
