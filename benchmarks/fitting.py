@@ -92,7 +92,7 @@ class Sizes:
         pairs = [
             FitUnit(
                 unit.name,
-                tuple(option_of(self._parts, unit, kind, 0.0) for kind in (PLAIN, formats[unit.name])),
+                tuple(option_of(self._parts, unit, kind) for kind in (PLAIN, formats[unit.name])),
             )
             for unit in self._units
         ]
