@@ -148,9 +148,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Measure, choose, round, compare, print, write."""
     options = parse_options()
-    windows = held_out_windows(options.checkpoint, options.text)
-    if options.windows and options.windows < len(windows):
-        windows = [windows[at * len(windows) // options.windows] for at in range(options.windows)]
+    windows = held_out_windows(options.checkpoint, options.text, options.windows)
     tokens = sum(map(len, windows))
     checkpoint, parts = build_parts(options.checkpoint)
     prompts = None if options.calibration is None else read_prompts(options.calibration)
