@@ -94,7 +94,7 @@ class OffloadedExperts:
         counters = self.slots.states.counters()
         new = counters - self._seen
         self._seen = counters
-        for layer, (hits, misses, by_cpu, evictions) in zip(
+        for layer, (hits, misses, by_cpu, evictions, _) in zip(
             self.slots.plan.layers, new.tolist(), strict=True
         ):
             stats.hits += hits
@@ -104,7 +104,7 @@ class OffloadedExperts:
             stats.bytes_moved += (misses - by_cpu) * layer.stride_bytes
         self._stream.count(stats)
         if self.ahead is not None:
-            self.ahead.count(stats.prefetch)
+            self.ahead.count(stats.prefetch, int(new[:, -1].sum()))
 
     def _cached(self, work: ExpertWork, kernel: Callable[..., Any] | None) -> list[Call]:
         """Calls of ``kernel`` where experts are computed as they arrive, otherwise of the work's own function."""
