@@ -22,17 +22,7 @@ from moec.compiler.kernels.cpu.attention import attention
 from moec.compiler.kernels.cpu.experts import experts
 from moec.compiler.kernels.cpu.linear import linear
 from moec.compiler.kernels.cpu.serve import serve
-from moec.compiler.kernels.emit import (
-    Argument,
-    arguments,
-    build,
-    fill,
-    i64,
-    load,
-    loop,
-    registers,
-    store,
-)
+from moec.compiler.kernels.emit import Argument, arguments, build, fill, i64, load, loop, registers, store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -42,7 +42,7 @@ def product_losses(product: Product, kind: str, method: str) -> tuple[float, flo
             change, columns = error[product.x[places] - rows.start], slice(None)
         else:
             places, change, columns = slice(None), product.x @ error.T, rows
-        # The change comes first: the product lies as it does, which is the order of the sum, however gradients lie.
+        # The change is the first factor: torch sums in its order, whatever the strides of the gradients.
         if product.gradient is not None:
             smooth += 0.5 * float((change * product.gradient[places, columns]).square().sum())
         if product.routing is not None:

@@ -58,7 +58,9 @@ def host_budget(expected: dict[str, Any], share: float, bundle: Path) -> int:
 
 
 def planned_ahead(bundle: Path) -> AheadPlan:
-    plan = plan_ahead(open_bundle(bundle, verify="sizes"), None, True)
+    """What is brought ahead where it is asked for and no schedule says how much."""
+    opened = open_bundle(bundle, verify="sizes")
+    plan = plan_ahead(opened, footprint(opened.model), None, True)
     assert plan is not None
     return plan
 
