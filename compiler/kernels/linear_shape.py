@@ -8,6 +8,8 @@ from typing import Any
 
 from moec.formats import format_of, row_bytes
 
+VECTOR = 8
+"""Columns that kernels of products take at a time."""
 NARROW_ROWS = 512
 """Most experts of a router."""
 ROUNDED_TYPE = "float16"
@@ -18,6 +20,16 @@ PRODUCT = "moec.product"
 def rounded_type(dtype: str) -> str:
     """The type that x is rounded to for tensor cores: the weight's, or float16 for quantized ones."""
     return dtype if format_of(dtype) is None else ROUNDED_TYPE
+
+
+def is_fast(dtype: str, columns: int) -> bool:
+    """Whether tensor cores multiply weights of this type, or format, with rows of so many columns."""
+    return dtype != "float32" and columns % VECTOR == 0
+
+
+def padded(columns: int) -> int:
+    """16-bit numbers of a row of rounded activations: columns up to a multiple of 8; those beyond are zeros."""
+    return -(-columns // VECTOR) * VECTOR
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,11 @@ class LinearShape:
         if kind is not None:
             return (self.rows, row_bytes(kind, self.columns)), "uint8"
         return (*(() if self.batch is None else (self.batch,)), self.rows, self.columns), self.dtype
+
+    @property
+    def on_tensor_cores(self) -> bool:
+        """See `is_fast`."""
+        return is_fast(self.dtype, self.columns)
 
     @classmethod
     def of(cls, function: Any) -> LinearShape | None:

@@ -79,7 +79,7 @@ def attention(spec: AttentionSpec, *, lanes: int, name: str | None = None) -> ti
             each = TokenPlaces(sequence, position, position if last is None else last)
             chosen = None if selected is None else (selected, extents.words)
             rows = QueryRows(spec, machine, queries, each, chosen, sinks, bias, results)
-            _Attention(spec, machine, _Call(rows, pages, each, tokens)).emit()
+            _Attention(spec, machine, _Call(rows, pages, tokens)).emit()
 
         if spec.heads is None:
             attend(q, out)
@@ -104,7 +104,6 @@ class _Pages:
 class _Call:
     rows: QueryRows
     pages: _Pages
-    each: TokenPlaces
     tokens: Expr
 
 
@@ -146,7 +145,7 @@ class _Attention:
         store(cursor, 0, first)
         with T.While(load(cursor, 0) < end):
             start = keep(load(cursor, 0))
-            sequence = keep(integer(self.call.each.sequence, start))
+            sequence = keep(integer(self.call.rows.each.sequence, start))
             store(cursor, 1, start + i64(1))
             with T.While(self._continues(load(cursor, 1), end, sequence)):
                 store(cursor, 1, load(cursor, 1) + i64(1))
@@ -156,14 +155,14 @@ class _Attention:
 
     def _continues(self, token: Expr, end: Expr, sequence: Expr) -> Expr:
         inside = T.min(token, end - i64(1))
-        return T.And(token < end, integer(self.call.each.sequence, inside).equal(sequence))
+        return T.And(token < end, integer(self.call.rows.each.sequence, inside).equal(sequence))
 
     def _run(self, run: Run, block: Block, limits: tuple[Buffer, ...]) -> None:
-        each = self.call.rows
+        rows_of = self.call.rows
         rows = keep(run.tokens * i64(self.heads))
         with loop(rows) as row:
-            each.begin(run, row, block)
-        last = self.call.each.last
+            rows_of.begin(run, row, block)
+        last = self.call.rows.each.last
         lowest = self._first_visible(keep(integer(last, run.first_token)))
         highest = keep(integer(last, run.first_token + run.tokens - i64(1)))
         first_page = keep(div(lowest, PAGE_TOKENS))
@@ -174,16 +173,16 @@ class _Attention:
                 place = keep(integer(last, run.first_token + div(row, self.heads)))
                 store(limits[0], row, self._first_visible(place) - start)
                 store(limits[1], row, place - start)
-                if each.selection is not None:
-                    store(limits[2], row, each.selected(run, row, page))
+                if rows_of.selection is not None:
+                    store(limits[2], row, rows_of.selected(run, row, page))
             valid = keep(T.min(i64(PAGE_TOKENS), highest - start + i64(1)))
             here = self._page(run, page, valid)
             self.flash.score(block, rows, here)
-            each.add_bias(run, rows, block, start)
+            rows_of.add_bias(run, rows, block, start)
             first, last, *bits = limits
             self.flash.weigh(block, rows, here, first, last, bits[0] if bits else None)
         with loop(rows) as row:
-            each.finish(run, row, block)
+            rows_of.finish(run, row, block)
 
     def _first_visible(self, position: Expr) -> Expr:
         first = i64(0)

@@ -19,7 +19,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
 from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
-from moec.compiler.kernels.cuda.experts_step import ENTRIES, StepExperts, each_of, read_step
+from moec.compiler.kernels.cuda.experts_step import ENTRIES, StepExperts, read_step
 from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
 from moec.compiler.kernels.cuda.few_stream import WORDS, Stream, multiply
 from moec.compiler.kernels.cuda.few_sums import FewSums
@@ -42,7 +42,7 @@ from moec.compiler.kernels.cuda.primitives import (
     wait_previous,
 )
 from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
-from moec.compiler.kernels.cuda.threads import read
+from moec.compiler.kernels.cuda.threads import each_of, read
 from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:

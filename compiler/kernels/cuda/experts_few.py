@@ -22,15 +22,9 @@ from moec.compiler.kernels.cuda.few_lanes import Lane
 from moec.compiler.kernels.cuda.few_product import FewMemory, FewProduct, memory_for
 from moec.compiler.kernels.cuda.few_stream import Stream, multiply
 from moec.compiler.kernels.cuda.few_sums import FewSums
-from moec.compiler.kernels.cuda.few_tiling import (
-    FEW_TOKENS,
-    TILE_ROWS,
-    Tiling,
-    choose_tiling,
-)
+from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, TILE_ROWS, Tiling, choose_tiling
 from moec.compiler.kernels.cuda.few_tokens import (
     AT_ONCE_OF_EXPERTS,
-    VECTOR,
     Block,
     SharedTokens,
     read_floats,
@@ -56,6 +50,7 @@ from moec.compiler.kernels.cuda.primitives import (
 from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
 from moec.compiler.kernels.cuda.threads import read
 from moec.compiler.kernels.emit import at_address, either, i64, load, store, when
+from moec.compiler.kernels.linear_shape import VECTOR
 from moec.formats import FORMATS, format_of
 
 if TYPE_CHECKING:
@@ -144,7 +139,7 @@ def emit_gate_up_few(
             work.emit(block, line, thread)
             return
         one_tile = share.most == 1
-        memory = memory_for((tiling, body.hidden, one_tile), (beside.tiling, beside.group.columns, True))
+        memory = memory_for((tiling, body.hidden, one_tile), beside.room)
         before = i32(others)
 
         def other() -> None:

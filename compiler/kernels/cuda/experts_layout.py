@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.gemm import padded
 from moec.compiler.kernels.cuda.grouping import SLOT_WORDS
 from moec.compiler.kernels.cuda.rounding import Rounding
 from moec.compiler.kernels.emit import ALIGNMENT_BYTES, STORAGE, i64
+from moec.compiler.kernels.linear_shape import padded
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,17 +13,18 @@ from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.activation import QUICK, evaluate
 from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
 from moec.compiler.kernels.cuda.experts_layout import rounding_of
-from moec.compiler.kernels.cuda.gemm import padded, store_pair
+from moec.compiler.kernels.cuda.gemm import store_pair
 from moec.compiler.kernels.cuda.grouping import SLOT_WORDS, slots
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
 from moec.compiler.kernels.cuda.packed.tiles import PackedRows
 from moec.compiler.kernels.cuda.primitives import i32
-from moec.compiler.kernels.cuda.side_by_side import kind_of, row_of
+from moec.compiler.kernels.cuda.side_by_side import groups_of, kind_of, row_of
 from moec.compiler.kernels.cuda.threads import read
 from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, clamp
 from moec.compiler.kernels.cuda.work import Piece, Work
 from moec.compiler.kernels.cuda.work_launch import BlockTile, emit_work
 from moec.compiler.kernels.emit import at_address, i64, load, when
+from moec.compiler.kernels.linear_shape import padded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -135,13 +136,9 @@ def emit_gate_up(experts: Experts, tile: BlockTile) -> None:
             for result in results:
                 with when(result.row < block.left):
                     start = T.bind(i64(block.first + result.row) * i64(padded(body.intermediate)))
-                    for number in range(0, len(result.columns), len(names)):
-                        group = result.columns[number : number + len(names)]
-                        row = T.bind(base + row_of(group[0][0], len(names)))
-                        places = dict(zip(names, (place for _, place in group), strict=True))
-                        inside = row < i32(padded(body.intermediate))
-                        with when(inside) if padded(body.intermediate) % columns else nullcontext():
-                            _activate(experts, sums, places, biases, row, start)
+                    for row, sides in groups_of(result, len(names), base, padded(body.intermediate), columns):
+                        places = dict(zip(names, sides, strict=True))
+                        _activate(experts, sums, places, biases, row, start)
 
         a = Rows(parts.rounded, i64(0), token, CHUNK, padded(body.hidden), block.left)
         yield Piece(a, _gate_up_rows(experts, names, base, block.address), keep)

@@ -11,11 +11,10 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cuda.few_lanes import quotient, remainder
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import i32, registers, shared, sync
+from moec.compiler.kernels.cuda.threads import each_of
 from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from moec.compiler.kernels.cuda.experts_call import ExpertCall
     from moec.compiler.kernels.cuda.slots.arrivals import Arrivals
     from moec.compiler.kernels.emit import Buffer, Expr
@@ -107,11 +106,3 @@ def _distinct(
             store(found, i32(0), load(rank, i32(0)) + load(first, entry))
     sync()
     return T.bind(load(found, i32(0))), expert, address
-
-
-def each_of(thread: Expr, threads: int, count: Expr) -> Iterator[Expr]:
-    """A loop over this thread's share of ``count`` numbers; its body is emitted once."""
-    with T.serial(i32(0), T.bind(quotient(count + i32(threads - 1), threads))) as turn:
-        number = T.bind(turn * i32(threads) + thread)
-        with when(number < count):
-            yield number

@@ -9,15 +9,11 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.few_lanes import Lane, quotient, remainder
 from moec.compiler.kernels.cuda.few_tiling import TILE_ROWS, Tiling, choose_tiling
-from moec.compiler.kernels.cuda.few_tokens import (
-    VECTOR,
-)
 from moec.compiler.kernels.cuda.packed.rows import PackedRow
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
-from moec.compiler.kernels.cuda.primitives import (
-    i32,
-)
+from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.emit import either, when
+from moec.compiler.kernels.linear_shape import is_fast
 from moec.formats import format_of
 
 if TYPE_CHECKING:
@@ -41,7 +37,7 @@ class FewGroup:
     @property
     def on_tensor_cores(self) -> bool:
         """Whether the fast way applies."""
-        return self.dtype != "float32" and self.columns % VECTOR == 0
+        return is_fast(self.dtype, self.columns)
 
     @property
     def packed(self) -> PackedRow | None:

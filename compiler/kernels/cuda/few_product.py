@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
@@ -24,21 +24,15 @@ from moec.compiler.kernels.cuda.few_tokens import (
 from moec.compiler.kernels.cuda.packed.operands import PackedStream
 from moec.compiler.kernels.cuda.packed.stream import multiply_packed
 from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
-from moec.compiler.kernels.cuda.primitives import (
-    i32,
-    shared,
-    sync,
-    value,
-)
+from moec.compiler.kernels.cuda.primitives import i32, shared, sync, value
 from moec.compiler.kernels.emit import load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from moec.compiler.kernels.cuda.few_group import Epilogue
     from moec.compiler.kernels.cuda.few_tokens import Prologue
     from moec.compiler.kernels.emit import Buffer, Expr
-
-    Epilogue: TypeAlias = Callable[[int, Expr, Expr, Expr, Expr], None]
 
 
 COUNTER = 0
@@ -77,6 +71,11 @@ class FewProduct:
     last: LastBlock | None = None
 
     @property
+    def room(self) -> tuple[Tiling, int, bool]:
+        """What `memory_for` is told of it."""
+        return self.tiling, self.group.columns, self.tiling.tiles == 1
+
+    @property
     def blocks(self) -> int:
         """How many there are for each matrix of a batch."""
         return -(-tile_ranges(self.group, self.tiling)[1] // self.tiling.tiles)
@@ -102,6 +101,7 @@ class FewProduct:
             ready: see ``Block.ready``.
         """
         group, tiling = self.group, self.tiling
+        assert memory is None or memory.does_for(self.room)
         ranges, tiles = tile_ranges(group, tiling)
         lane = Lane.of(thread, tiling)
         count = T.bind(T.cast(self.tokens, "int32"))
@@ -150,7 +150,12 @@ class FewMemory:
     pairs: Buffer
     """uint16, see ``few_tokens.pair_count``."""
     partial: Buffer
-    """float32, see ``few_stream.partial_size``."""
+    """float32, see ``few_sums.partial_size``."""
+
+    def does_for(self, part: tuple[Tiling, int, bool]) -> bool:
+        """Whether blocks can add up in it; see `memory_for`."""
+        tiling, _, one_tile = part
+        return int(self.partial.shape[0]) >= partial_size(tiling, one_tile=one_tile)
 
 
 def memory_for(*parts: tuple[Tiling, int, bool], else_bytes: int = 0, most: int = FEW_TOKENS) -> FewMemory:

@@ -23,6 +23,7 @@ from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, clamp
 from moec.compiler.kernels.cuda.work import Piece, Work
 from moec.compiler.kernels.cuda.work_launch import BlockTile, emit_work
 from moec.compiler.kernels.emit import at_address, i64, load, store, when
+from moec.compiler.kernels.linear_shape import padded
 from moec.formats import format_of
 
 if TYPE_CHECKING:
@@ -86,11 +87,6 @@ class Result:
 
 
 Epilogue = Callable[[Result], None]
-
-
-def padded(depth: int) -> int:
-    """Elements of a row of rounded activations: K up to a multiple of 8; those beyond K are zeros."""
-    return -(-depth // CHUNK) * CHUNK
 
 
 @dataclass(frozen=True)

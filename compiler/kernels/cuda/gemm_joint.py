@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import reduce
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.gemm import address_of, order, padded, rows_of, tiles_down
+from moec.compiler.kernels.cuda.gemm import address_of, order, rows_of, tiles_down
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
 from moec.compiler.kernels.cuda.packed.tiles import PackedRows
 from moec.compiler.kernels.cuda.primitives import i32
-from moec.compiler.kernels.cuda.side_by_side import kind_of, row_of
+from moec.compiler.kernels.cuda.side_by_side import groups_of, kind_of, row_of
 from moec.compiler.kernels.cuda.tiles import CHUNK, CHUNK_BYTES, Rows
 from moec.compiler.kernels.cuda.work import Piece, Work
 from moec.compiler.kernels.cuda.work_launch import BlockTile, emit_work
 from moec.compiler.kernels.emit import at_address, i64, load, when
+from moec.compiler.kernels.linear_shape import padded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -55,12 +56,8 @@ def emit_joint(a: Operand, parts: Sequence[Part], tile: BlockTile, store: Store)
             for result in results:
                 with when(result.row < rows_left):
                     row = T.bind(first_row + result.row)
-                    for place in range(0, len(result.columns), kinds):
-                        group = result.columns[place : place + kinds]
-                        column = T.bind(first + row_of(group[0][0], kinds))
-                        inside = column < i32(product.rows)
-                        with when(inside) if product.rows % columns else nullcontext():
-                            store(row, column, [[load(sums, own + k) for k in range(2)] for _, own in group])
+                    for column, places in groups_of(result, kinds, first, product.rows, columns):
+                        store(row, column, [[load(sums, place + k) for k in range(2)] for place in places])
 
         yield Piece(left, _weight_rows(parts, first), keep, product.terms)
 

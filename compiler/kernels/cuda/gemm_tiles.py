@@ -11,6 +11,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.gemm import emit_parts
 from moec.compiler.kernels.cuda.panels import PANEL
+from moec.compiler.kernels.cuda.pipeline import MULTIPROCESSORS
 from moec.compiler.kernels.cuda.tiles import CHUNK, Tile
 from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
 from moec.compiler.kernels.emit import either, i64
@@ -55,8 +56,6 @@ HOPPER = (
 """For Hopper GPUs."""
 HOPPER_NARROW = HOPPER[3], Timed(NARROW, 300, 3000, blocks=3)
 """For what is as narrow as a router."""
-MULTIPROCESSORS = 132
-"""Of an H100 or H200."""
 
 
 def emit_product(a: Operand, parts: Sequence[Part], *, hopper: bool = False) -> None:

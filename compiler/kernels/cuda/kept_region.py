@@ -5,7 +5,6 @@ Blocks of different products of a launch have one shared memory for it.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
@@ -13,8 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.few_tokens import read_floats
 from moec.compiler.kernels.cuda.primitives import i32
-from moec.compiler.kernels.cuda.row_block import Place, RowBlock
-from moec.compiler.kernels.rows.region import FLOATS
+from moec.compiler.kernels.cuda.row_block import Place, RowBlock, room_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,9 +41,7 @@ class KeptRegion:
         """Emit the shared memory, where blocks of several products come after it."""
         held = [key for key in self.region.order if key in self.region.shared]
         for key in (*self.region.preloaded, *held):
-            tensor = self.region.tensors[key]
-            kind = "float32" if tensor.dtype in FLOATS else "int32"
-            self.memory[key] = gpu.shared(math.prod(tensor.row) or 1, kind)
+            self.memory[key] = room_of(self.region.tensors[key])
 
     def prologue(self, *, writes: bool) -> Prologue:
         """Computes the region; the first block of a product that ``writes`` keeps it for others."""

@@ -8,35 +8,24 @@ take a slower way, one warp a row.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.few_lanes import quotient, remainder
 from moec.compiler.kernels.cuda.few_product import FewProduct, memory_for
 from moec.compiler.kernels.cuda.few_tiling import LANES
-from moec.compiler.kernels.cuda.few_tokens import (
-    Block,
-    read_floats,
-)
+from moec.compiler.kernels.cuda.few_tokens import Block, read_floats
 from moec.compiler.kernels.cuda.packed.element import read_element
-from moec.compiler.kernels.cuda.primitives import (
-    blocks_at_once,
-    i32,
-    launch,
-    registers,
-    warp_sum,
-)
+from moec.compiler.kernels.cuda.primitives import blocks_at_once, i32, launch, registers, warp_sum
 from moec.compiler.kernels.emit import either, load, store, when
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from moec.compiler.kernels.cuda.few_group import Epilogue
     from moec.compiler.kernels.cuda.few_tokens import Prologue, Reader
     from moec.compiler.kernels.emit import Buffer, Expr
-
-    Epilogue: TypeAlias = Callable[[int, Expr, Expr, Expr, Expr], None]
-
 
 SLOW_WARPS = 8
 """Rows that a block takes at once where tensor cores are of no use."""
@@ -69,10 +58,9 @@ def emit_linears_few(products: list[FewProduct], reserve: Callable[[], None] | N
         blocks_at_once(min(product.tiling.blocks for product in products))
         if reserve is not None:
             reserve()
-        parts = [(each.tiling, each.group.columns, each.tiling.tiles == 1) for each in products]
         most = max(product.most for product in products)
         else_bytes = max(product.prologue_bytes for product in products)
-        memory = memory_for(*parts, else_bytes=else_bytes, most=most)
+        memory = memory_for(*(each.room for each in products), else_bytes=else_bytes, most=most)
         either(
             block < i32(first.blocks),
             lambda: first.emit(block, i32(0), thread, memory),

@@ -133,9 +133,9 @@ class Pipeline:
         sums.clear()
         steps = piece.terms * -(-piece.w.depth // PANEL)
 
-        def leave(turn: Expr) -> None:
+        def leave(number: Expr) -> None:
             with when(self.thread % i32(LANES) == i32(0)):
-                cuda.call("phase_arrive", cuda.element(self.empty, T.bind(turn % stages)))
+                cuda.call("phase_arrive", cuda.element(self.empty, T.bind(number % stages)))
 
         with T.serial(i32(0), i32(steps)) as step:
             current = T.bind(load(state, turn))

@@ -12,7 +12,7 @@ by a launch of its own for more.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tvm.script.ir_builder import tirx as T
@@ -22,14 +22,14 @@ from moec.compiler.kernels.cuda.activated import emit_activated
 from moec.compiler.kernels.cuda.few_group import FewGroup
 from moec.compiler.kernels.cuda.few_product import FewProduct, LastBlock
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
-from moec.compiler.kernels.cuda.gemm import Operand, Part, padded, store_float32
+from moec.compiler.kernels.cuda.gemm import Operand, Part, store_float32
 from moec.compiler.kernels.cuda.gemm import Product as Sizes
 from moec.compiler.kernels.cuda.gemm_tiles import emit_product
 from moec.compiler.kernels.cuda.kept_region import KeptRegion
 from moec.compiler.kernels.cuda.linear_few import emit_linear_few, emit_linears_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.linear_plain import emit_plain
 from moec.compiler.kernels.cuda.primitives import LANES, i32
-from moec.compiler.kernels.cuda.product_parameters import kept_keys, parameters, read_keys
+from moec.compiler.kernels.cuda.product_parameters import Weight, operands_of, parameters
 from moec.compiler.kernels.cuda.rounding import Rounding, emit_round
 from moec.compiler.kernels.cuda.row_block import AT_ONCE, Place, RowBlock
 from moec.compiler.kernels.cuda.row_values import split_place
@@ -37,6 +37,7 @@ from moec.compiler.kernels.cuda.rows import emit_rows
 from moec.compiler.kernels.cuda.threads import write
 from moec.compiler.kernels.cuda.tiles import CHUNK
 from moec.compiler.kernels.emit import Argument, Buffer, Expr, arguments, build, either, i64, symbol
+from moec.compiler.kernels.linear_shape import padded
 from moec.formats import format_of
 
 if TYPE_CHECKING:
@@ -103,19 +104,6 @@ def few_group(item: Product) -> FewGroup:
     return FewGroup(tuple(shape.rows for shape in item.shapes), first.columns, first.dtype, first.batch or 1)
 
 
-def _cut(items: Sequence[Any], count: int) -> tuple[Sequence[Any], Sequence[Any]]:
-    """The first so many, and the others."""
-    return items[:count], items[count:]
-
-
-@dataclass(frozen=True)
-class _Weight:
-    shape: LinearShape
-    matrix: Buffer
-    bias: Buffer | None
-    out: Buffer
-
-
 class ProductKernel:
     """A kernel while it is emitted.
 
@@ -128,27 +116,14 @@ class ProductKernel:
 
     def __init__(self, item: Product, tokens: Expr, buffers: Sequence[Any], *, hopper: bool = False) -> None:
         self.item, self.tokens, self.hopper = item, tokens, hopper
-        first, count = item.shapes[0], len(item.shapes)
+        first, given = item.shapes[0], operands_of(item, buffers)
         self.columns, self.dtype, self.batch = first.columns, first.dtype, first.batch or 1
         self.rounding = Rounding.of(first.dtype, first.dtype)
-        read, kept = read_keys(item), kept_keys(item)
-        others = 0 if item.beside is None else len(item.beside.shapes)
-        weights, rest = _cut(buffers[len(read) :], 2 * (count + others))
-        rounded, rest = _cut(rest, 1 if item.beside is None else 2)
-        activated, rest = _cut(rest, 1 if item.activation else 0)
-        held, outs = _cut(rest, len(kept))
-        self.rounded, self.activated = rounded[0], activated
-        self.rows = dict(zip((*read, *kept), (*buffers[: len(read)], *held), strict=True))
-        own = outs[others:]
-        self.weights = [
-            _Weight(shape, weights[2 * number], weights[2 * number + 1], out)
-            for number, (shape, out) in enumerate(zip(item.shapes, own, strict=True))
-        ]
+        self.rows, self.weights = given.rows, given.weights
+        self.rounded, self.activated = given.rounded, given.activated
         self.beside: ProductKernel | None = None
         if item.beside is not None:
-            source = self.rows[item.source]
-            theirs = [source, *weights[2 * count :], rounded[1], *outs[:others]]
-            self.beside = ProductKernel(item.beside, tokens, theirs, hopper=hopper)
+            self.beside = ProductKernel(item.beside, tokens, given.beside, hopper=hopper)
 
     def emit(self) -> None:
         """Every way, and the choice between them on the host."""
@@ -305,10 +280,10 @@ class ProductKernel:
         joint = [self.weights[place] for place in activation.places]
         parts = [self._part(weight, weight.shape.terms) for weight in joint]
         biases = [weight.bias for weight in joint]
-        emit_activated(rounded, parts, biases, self.activated[0], activation, hopper=self.hopper)
+        emit_activated(rounded, parts, biases, self.activated, activation, hopper=self.hopper)
         return activation.places
 
-    def _part(self, weight: _Weight, terms: int) -> Part:
+    def _part(self, weight: Weight, terms: int) -> Part:
         rows = weight.shape.rows
         packed = self.dtype if format_of(self.dtype) else None
         sizes = Sizes(self.tokens, rows, self.columns, self.rounding.dtype, self.batch, terms, packed)

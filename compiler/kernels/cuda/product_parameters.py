@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.kernels.emit import Argument, Expr
+from moec.compiler.kernels.emit import Argument, Buffer, Expr
 from moec.compiler.kernels.linear_shape import rounded_type
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moec.compiler.kernels.linear_shape import LinearShape
     from moec.compiler.kernels.rows.product import Product
 
 
@@ -24,7 +28,7 @@ def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
         return Argument(name, shape, tensor.dtype)
 
     groups = [item] if item.beside is None else [item, item.beside]
-    declared: list[Argument | None] = [row(f"a{number}", key) for number, key in enumerate(read_keys(item))]
+    declared: list[Argument | None] = [row(f"a{number}", key) for number, key in enumerate(item.reads)]
     for shape in (shape for each in groups for shape in each.shapes):
         declared.append(Argument("weight", *shape.weight))
         declared.append(Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None)
@@ -35,19 +39,54 @@ def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
     if item.activation is not None:
         columns, dtype = item.activation.rounded_columns, rounded_type(item.activation.reader.dtype)
         declared.append(Argument("activated", (tokens, columns), dtype))
-    declared += [row(f"kept{number}", key) for number, key in enumerate(kept_keys(item))]
+    declared += [row(f"kept{number}", key) for number, key in enumerate(item.kept)]
     for shape in (shape for each in reversed(groups) for shape in each.shapes):
         declared.append(Argument("out", (*lead, tokens, shape.rows), "float32"))
     return declared
 
 
-def read_keys(item: Product) -> tuple[Any, ...]:
-    """What the kernel computes its input from, or the input; then what is read behind."""
-    return (*(item.region.inputs if item.region else (item.source,)), *item.read_behind)
+@dataclass(frozen=True)
+class Weight:
+    """One of the weights, and where its results go."""
+
+    shape: LinearShape
+    matrix: Buffer
+    bias: Buffer | None
+    out: Buffer
 
 
-def kept_keys(item: Product) -> tuple[Any, ...]:
-    """What the kernel keeps of the regions before and behind its products."""
-    if item.region is None or not item.keeps:
-        return ()
-    return (*item.region.outputs, *(item.behind.region.outputs if item.behind else ()))
+@dataclass(frozen=True)
+class Operands:
+    """The kernel's buffers by what they are for."""
+
+    rows: dict[Any, Buffer]
+    """What is read and kept, by key."""
+    weights: list[Weight]
+    rounded: Any
+    """``None`` where weights are float32."""
+    activated: Any
+    """``None`` where there is no activation."""
+    beside: list[Any]
+    """The buffers of the product beside it, in its own order."""
+
+
+def operands_of(item: Product, buffers: Sequence[Any]) -> Operands:
+    """``buffers``, one for each of `parameters`."""
+    count, others = len(item.shapes), 0 if item.beside is None else len(item.beside.shapes)
+    read, rest = _cut(buffers, len(item.reads))
+    weights, rest = _cut(rest, 2 * (count + others))
+    rounded, rest = _cut(rest, 1 if item.beside is None else 2)
+    activated, rest = _cut(rest, 1 if item.activation else 0)
+    held, outs = _cut(rest, len(item.kept))
+    rows = dict(zip((*item.reads, *item.kept), (*read, *held), strict=True))
+    own = [
+        Weight(shape, weights[2 * number], weights[2 * number + 1], out)
+        for number, (shape, out) in enumerate(zip(item.shapes, outs[others:], strict=True))
+    ]
+    beside = [rows[item.source], *weights[2 * count :], *rounded[1:], *outs[:others]] if others else []
+    return Operands(rows, own, rounded[0], activated[0] if activated else None, beside)
+
+
+def _cut(items: Sequence[Any], count: int) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The first so many, and the others."""
+    return items[:count], items[count:]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as cuda
-from moec.compiler.kernels.cuda.gemm import padded
 from moec.compiler.kernels.cuda.packed.codes import SPLIT, TYPE
 from moec.compiler.kernels.cuda.tiles import CHUNK
 from moec.compiler.kernels.emit import ceildiv, div, i64, load, mod, store, when
+from moec.compiler.kernels.linear_shape import padded
 from moec.formats import format_of
 
 if TYPE_CHECKING:

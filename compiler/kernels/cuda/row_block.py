@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as gpu
+from moec.compiler.kernels.cuda.few_lanes import remainder
 from moec.compiler.kernels.cuda.primitives import LANES, i32
-from moec.compiler.kernels.cuda.row_topk import RowTopK, emit_topk
+from moec.compiler.kernels.cuda.row_topk import LOWEST, RowTopK, emit_topk
 from moec.compiler.kernels.cuda.row_values import flat_place, rebuild, split_place
 from moec.compiler.kernels.cuda.threads import read, write
 from moec.compiler.kernels.emit import Buffer, Expr, i64, load, loop, store, when
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from moec.compiler.kernels.rows.region import Region
 
-STARTS = {"sum": 0.0, "max": -3.4028234663852886e38, "min": 3.4028234663852886e38}
+STARTS = {"sum": 0.0, "max": LOWEST, "min": 3.4028234663852886e38}
 AT_ONCE = 4
 """Elements that a thread of a kernel for many rows computes before it writes the first: their reads are under way
 together."""
@@ -84,7 +85,7 @@ class RowBlock:
         for key in self.region.preloaded:
             tensor = self.region.tensors[key]
             count = math.prod(tensor.row)
-            held = self.memory[key] if key in self.memory else gpu.shared(count)
+            held = self.memory[key] if key in self.memory else room_of(tensor)
             self.shared[key] = held
 
             def value(place: Expr, key: Key = key, tensor: Tensor = tensor) -> Expr:
@@ -174,8 +175,7 @@ class RowBlock:
         if key in self.memory:
             self.shared[key] = self.memory[key]
         elif key in self.region.shared:
-            kind = "float32" if tensor.dtype in FLOATS else "int32"
-            self.shared[key] = gpu.shared(math.prod(tensor.row) or 1, kind)
+            self.shared[key] = room_of(tensor)
 
     def _settle(self, key: Key) -> None:
         if key not in self.shared:
@@ -233,7 +233,7 @@ class RowBlock:
             for place in range(count):
                 self._reduce_block(stage, i32(place))
         else:
-            lane, warp = T.bind(mod32(self.thread, LANES)), T.bind(T.truncdiv(self.thread, i32(LANES)))
+            lane, warp = T.bind(remainder(self.thread, LANES)), T.bind(T.truncdiv(self.thread, i32(LANES)))
             with loop(-(-count // warps)) as step:
                 place = T.bind(i32(step) * i32(warps) + warp)
                 with when(place < i32(count)):
@@ -247,7 +247,7 @@ class RowBlock:
         warps = self.threads // LANES
         partials = gpu.shared(warps)
         total = self._butterfly(stage, self._partial(stage, place, self.thread, self.threads))
-        with when(mod32(self.thread, LANES) == i32(0)):
+        with when(remainder(self.thread, LANES) == i32(0)):
             store(partials, T.truncdiv(self.thread, i32(LANES)), total)
         gpu.sync()
         with when(self.thread == i32(0)):
@@ -302,9 +302,9 @@ class RowBlock:
         return RowTopK(math.prod(outer), entries, stage.count, read_entry, keep)
 
 
-def mod32(value: Expr, divisor: int) -> Expr:
-    """Remainder of an int32 that is not negative."""
-    return T.truncmod(value, i32(divisor))
+def room_of(tensor: Tensor) -> Buffer:
+    """Shared memory for a row of it."""
+    return gpu.shared(math.prod(tensor.row) or 1, "float32" if tensor.dtype in FLOATS else "int32")
 
 
 def _combine(stage: Stage, a: Expr, b: Expr) -> Expr:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
+from moec.compiler.kernels.cuda.few_lanes import quotient
+from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.emit import Buffer, Expr, ceildiv, i64, load, store, when
 
 if TYPE_CHECKING:
@@ -53,3 +55,11 @@ def write(buffer: Buffer, dtype: str, place: Expr, value: Expr) -> None:
         quiet = (bits >> T.uint32(16)) | T.uint32(0x40)
         is_nan = (bits & T.uint32(0x7FFFFFFF)) > T.uint32(0x7F800000)
         store(buffer, place, T.cast(T.Select(is_nan, quiet, rounded), "uint16"))
+
+
+def each_of(thread: Expr, together: int, count: Expr) -> Iterator[Expr]:
+    """A loop over this thread's share of ``count`` numbers; its body is emitted once."""
+    with T.serial(i32(0), T.bind(quotient(count + i32(together - 1), together))) as turn:
+        number = T.bind(turn * i32(together) + thread)
+        with when(number < count):
+            yield number

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moec.compiler.kernels.linear_shape import padded
+
 if TYPE_CHECKING:
     from moec.compiler.kernels.linear_shape import LinearShape
     from moec.compiler.kernels.rows.region import Region
     from moec.compiler.kernels.rows.stages import Key
-
-VECTOR = 8
-"""Columns that kernels of products take at a time."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,6 @@ class Behind:
     def inputs(self) -> tuple[Key, ...]:
         """What the region reads beside these."""
         return tuple(key for key in self.region.inputs if key not in self.results)
-
-
-def rounded_columns(columns: int) -> int:
-    """16-bit numbers of one term of so many columns."""
-    return -(-columns // VECTOR) * VECTOR
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Activation:
     @property
     def rounded_columns(self) -> int:
         """16-bit numbers of one token's input of the reader."""
-        return self.reader.terms * rounded_columns(self.reader.columns)
+        return self.reader.terms * padded(self.reader.columns)
 
 
 @dataclass(frozen=True)
@@ -78,14 +72,22 @@ class Product:
         return max(shape.terms for shape in self.shapes)
 
     @property
-    def read_behind(self) -> tuple[Key, ...]:
-        """What the region behind reads that is neither made by the kernel nor read by it anyway."""
-        if self.behind is None or self.region is None:
-            return ()
+    def reads(self) -> tuple[Key, ...]:
+        """What the kernel computes its input from, or the input; then what is read behind and not there anyway."""
+        if self.region is None:
+            return (self.source,)
         known = {*self.region.inputs, *self.region.outputs}
-        return tuple(key for key in self.behind.inputs if key not in known)
+        behind = () if self.behind is None else self.behind.inputs
+        return (*self.region.inputs, *(key for key in behind if key not in known))
+
+    @property
+    def kept(self) -> tuple[Key, ...]:
+        """What the kernel keeps of the regions before and behind its products."""
+        if self.region is None or not self.keeps:
+            return ()
+        return (*self.region.outputs, *(self.behind.region.outputs if self.behind else ()))
 
     @property
     def rounded_columns(self) -> int:
         """16-bit numbers of one token's input: all of the first terms, then of the second."""
-        return self.terms * rounded_columns(self.shapes[0].columns)
+        return self.terms * padded(self.shapes[0].columns)

@@ -20,7 +20,6 @@ from moec.compiler.kernels.cuda.gemm import (
     Product,
     Result,
     emit_parts,
-    padded,
     store_float32,
     store_pair,
 )
@@ -29,6 +28,7 @@ from moec.compiler.kernels.cuda.hopper_tiles import SQUARE
 from moec.compiler.kernels.cuda.tiles import Tile
 from moec.compiler.kernels.cuda.work_launch import BlockTile
 from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, symbol
+from moec.compiler.kernels.linear_shape import padded
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
 from tests.support.cuda_emulator import Emulated
 from tests.support.products import Linear

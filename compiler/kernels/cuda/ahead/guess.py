@@ -18,11 +18,10 @@ from moec.compiler.kernels.cuda.primitives import i32, launch, registers, shared
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.pieces import Pieces
 from moec.compiler.kernels.cuda.slots.state import State
+from moec.compiler.kernels.cuda.threads import each_of
 from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, loop, store, symbol, when
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from moec.compiler.kernels.emit import Buffer, Expr
 
 THREADS = 256
@@ -56,14 +55,14 @@ def guess() -> tirx.PrimFunc:
 def _rank(scores: Buffer, best: Buffer, ahead: AheadWords, thread: Expr, tokens: Expr, count: Expr) -> None:
     """Note the guesses for each token, and in ``best`` each expert's first place among all of them."""
     own, top_k = shared(slots.MOST_EXPERTS), settle(T.cast(ahead.at(words.TOP_K), "int32"))
-    for expert in _each(thread, count):
+    for expert in each_of(thread, THREADS, count):
         store(best, expert, i32(NOT_GUESSED))
     with loop(tokens) as token:
         sync()
-        for expert in _each(thread, count):
+        for expert in each_of(thread, THREADS, count):
             store(own, expert, load(scores, token * i64(count) + i64(expert)))
         sync()
-        for expert in _each(thread, count):
+        for expert in each_of(thread, THREADS, count):
             mine, rank = settle(load(own, expert)), registers(1, "int32")
             store(rank, 0, i32(0))
             with T.serial(i32(0), count) as other:
@@ -81,7 +80,7 @@ def _rank(scores: Buffer, best: Buffer, ahead: AheadWords, thread: Expr, tokens:
 
 def _missing(best: Buffer, state: State, ahead: AheadWords, thread: Expr, count: Expr) -> Buffer:
     """The first ``MOST_AHEAD`` guessed experts that are to be brought, int32, -1 for none."""
-    for expert in _each(thread, count):
+    for expert in each_of(thread, THREADS, count):
         absent = tirx.all(state.part("slot", expert) < i64(0), ahead.at(words.HOMES, expert) != i64(0))
         with when(T.Not(absent)):
             store(best, expert, i32(NOT_GUESSED))
@@ -89,7 +88,7 @@ def _missing(best: Buffer, state: State, ahead: AheadWords, thread: Expr, count:
     with when(thread < i32(slots.MOST_AHEAD)):
         store(likeliest, thread, i32(-1))
     sync()
-    for expert in _each(thread, count):
+    for expert in each_of(thread, THREADS, count):
         mine, place = settle(load(best, expert)), registers(1, "int32")
         with when(mine < i32(NOT_GUESSED)):
             store(place, 0, i32(0))
@@ -163,11 +162,3 @@ def _count(right: Buffer, ahead: AheadWords, tokens: Expr, width: Expr) -> None:
     ahead.add(words.RIGHT, load(every, 0))
     ahead.add(words.SEEN, count)
     ahead.add(words.EXACT, load(exact, 0))
-
-
-def _each(thread: Expr, count: Expr) -> Iterator[Expr]:
-    """A loop over this thread's share of ``count`` numbers; its body is emitted once."""
-    with T.serial(i32(0), T.truncdiv(count + i32(THREADS - 1), i32(THREADS))) as turn:
-        number = T.bind(turn * i32(THREADS) + thread)
-        with when(number < count):
-            yield number

@@ -17,11 +17,10 @@ from moec.compiler.kernels.cuda.primitives import i32, registers, shared, sync
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.policy import key_of
 from moec.compiler.kernels.cuda.slots.step import THREADS
+from moec.compiler.kernels.cuda.threads import each_of
 from moec.compiler.kernels.emit import either, i64, load, store, when
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from moec.compiler.kernels.cuda.slots.step import Misses, Step
     from moec.compiler.kernels.emit import Buffer, Expr
 
@@ -87,7 +86,7 @@ def _rank(step: Step, misses: Misses) -> _Ranked:
     """Order the slots; only as many as there are misses matter."""
     state, thread = step.state, step.thread
     key = shared(words.MOST_EXPERTS, "int64")
-    for slot in _each(thread, state.slots):
+    for slot in each_of(thread, THREADS, state.slots):
         owner = settle(T.cast(state.part("owner", slot), "int32"))
         store(key, slot, i64(FREE))
         with when(owner >= i32(0)):
@@ -105,7 +104,7 @@ def _rank(step: Step, misses: Misses) -> _Ranked:
         store(ranked.free_count, 0, i32(0))
         store(ranked.victim_count, 0, i32(0))
     sync()
-    for slot in _each(thread, state.slots):
+    for slot in each_of(thread, THREADS, state.slots):
         _place_slot(slot, key, state.slots, misses, ranked)
     sync()
     return ranked
@@ -171,12 +170,3 @@ def _stage(number: Expr, places: Places, has_room: Expr, staged: Buffer, fetch: 
     assert callable(fetch)
     with when(has_room):
         fetch(number, places.stage, load(staged, 0), staged)
-
-
-def _each(thread: Expr, count: Expr) -> Iterator[Expr]:
-    """A loop over this thread's share of ``count`` numbers; its body is emitted once."""
-    turns = T.truncdiv(count + i32(THREADS - 1), i32(THREADS))
-    with T.serial(i32(0), turns) as turn:
-        number = T.bind(turn * i32(THREADS) + thread)
-        with when(number < count):
-            yield number

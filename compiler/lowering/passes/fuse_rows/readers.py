@@ -6,9 +6,9 @@ where their rows take turns in a tile, so the kernel of the first can write what
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from moec.compiler.kernels.rows.product import VECTOR
 from moec.compiler.kernels.rows.region import loads, sources
 from moec.compiler.kernels.rows.stages import Stage, View
 
@@ -33,10 +33,10 @@ def find_readers(read: Reading, groups: list[Group]) -> None:
             first.reader = reader
 
 
+@dataclass
 class _Path:
-    def __init__(self) -> None:
-        self.between: set[Key] = set()
-        self.results: dict[Key, None] = {}
+    between: set[Key] = field(default_factory=set)
+    results: dict[Key, None] = field(default_factory=dict)
 
 
 def _path(read: Reading, source: Key) -> _Path | None:
@@ -76,23 +76,17 @@ def _fits(first: Group, reader: Group, results: dict[Key, None]) -> bool:
     shape = reader.shapes[0]
     if len(read) != len(results) or len(read) > MOST_PRODUCTS or len(reader.barriers) != 1:
         return False
-    fits = shape.batch is None and shape.dtype != "float32" and shape.columns % VECTOR == 0
+    fits = shape.batch is None and shape.on_tensor_cores
     for own in (barrier.shape for barrier in read):
         assert own is not None
-        fits &= own.rows == shape.columns and own.batch is None
-        fits &= own.dtype != "float32" and own.columns % VECTOR == 0
+        fits &= own.rows == shape.columns and own.batch is None and own.on_tensor_cores
     return fits and reader.barriers[0].level == first.barriers[0].level + 1
 
 
 def _alone(read: Reading, path: _Path, reader: Group) -> bool:
     """Whether nobody else reads the products."""
     results = set(path.results)
-    if any(read.root(key) in results for key in read.results):
-        return False
-    for barrier in read.barriers:
-        if any(read.root(key) in results for key in barrier.operands) and barrier not in reader.barriers:
-            return False
-    return not any(
+    return not read.read_elsewhere(results, reader.barriers) and not any(
         results.intersection(map(read.root, sources(definition)))
         for key, definition in read.definitions.items()
         if key not in path.between

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from moec.compiler.kernels.rows.stages import View
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from moec.compiler.kernels.linear_shape import LinearShape
     from moec.compiler.kernels.rows.stages import Item, Key, Tensor
 
@@ -55,6 +57,11 @@ class Group:
         """Of its products."""
         return tuple(barrier.shape for barrier in self.barriers if barrier.shape is not None)
 
+    @property
+    def rows(self) -> int:
+        """Of all its products."""
+        return sum(shape.rows for shape in self.shapes)
+
     def begin_with(self, results: tuple[Key, ...]) -> None:
         """Put the products that make ``results`` first."""
         self.barriers.sort(key=lambda barrier: barrier.results[0] not in results)
@@ -77,6 +84,11 @@ class Reading:
     barriers: list[Barrier] = field(default_factory=list)
     aliases: dict[Key, Key] = field(default_factory=dict)
     """Views with a shape that is no row: only their memory can be looked at in another shape."""
+
+    def read_elsewhere(self, roots: Container[Key], readers: Container[Barrier]) -> bool:
+        """Whether another than ``readers`` reads one of these tensors, or the caller does."""
+        others = (key for barrier in self.barriers if barrier not in readers for key in barrier.operands)
+        return any(self.root(key) in roots for key in (*others, *self.results))
 
     def root(self, key: Key) -> Key:
         """The tensor whose memory ``key`` looks at."""

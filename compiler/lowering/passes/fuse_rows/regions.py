@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.kernels.rows.product import VECTOR, Behind
+from moec.compiler.kernels.rows.product import Behind
 from moec.compiler.kernels.rows.region import Region, for_every_block, is_costly, must_be_stored, sources
 from moec.compiler.lowering.passes.fuse_rows.readers import find_readers
 from moec.compiler.lowering.passes.fuse_rows.records import (
@@ -48,15 +48,9 @@ class Regions:
         """Whether nobody else wants the group's input, and each of its elements stands for itself."""
         shape, root = group.barriers[0].shape, self.read.root(group.source)
         assert shape is not None
-        others = [
-            key for barrier in self.read.barriers if barrier not in group.barriers for key in barrier.operands
-        ]
-        if shape.dtype == "float32" or shape.columns % VECTOR or root not in self.read.definitions:
+        if not shape.on_tensor_cores or root not in self.read.definitions:
             return False
-        if (
-            any(self.read.root(key) == root for key in (*others, *self.read.results))
-            or group.source not in self.read.tensors
-        ):
+        if self.read.read_elsewhere({root}, group.barriers) or group.source not in self.read.tensors:
             return False
         return self._stands_alone(root, group.barriers[0].level)
 
@@ -128,8 +122,7 @@ class Regions:
         for group in groups:
             shape, source = group.barriers[0].shape, self.read.root(group.source)
             assert shape is not None
-            fast = shape.dtype != "float32" and shape.columns % VECTOR == 0 and shape.batch is None
-            fast &= sum(barrier.shape.rows for barrier in group.barriers if barrier.shape) <= MOST_ROWS
+            fast = shape.on_tensor_cores and shape.batch is None and group.rows <= MOST_ROWS
             if not fast or group.fused or source not in region.outputs:
                 continue
             if math.prod(region.tensors[source].row) != shape.columns:
@@ -145,17 +138,14 @@ class Regions:
         for other in others:
             shape = other.barriers[0].shape
             assert shape is not None
-            fast = shape.dtype != "float32" and shape.columns % VECTOR == 0 and shape.batch is None
-            rows = sum(
-                barrier.shape.rows for each in (group, other) for barrier in each.barriers if barrier.shape
-            )
+            fast = shape.on_tensor_cores and shape.batch is None
             alike = self.read.root(other.source) == source and not other.fused
-            if other is not group and fast and alike and rows <= MOST_ROWS:
+            if other is not group and fast and alike and group.rows + other.rows <= MOST_ROWS:
                 return other
         return None
 
 
-def behind(group: Group, region: Region, memory: Container[Key]) -> Behind | None:
+def behind_of(group: Group, region: Region, memory: Container[Key]) -> Behind | None:
     """``region`` as what is behind a group's products, where few of their rows are all that it waits for.
 
     Args:

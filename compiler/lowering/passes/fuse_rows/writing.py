@@ -14,7 +14,7 @@ from moec.compiler.kernels.rows.product import Activation, Product
 from moec.compiler.kernels.rows.region import Region, build_region, is_flat
 from moec.compiler.kernels.rows.stages import INSIDE, Item, Key
 from moec.compiler.lowering.passes.fuse_rows.reading import read_function
-from moec.compiler.lowering.passes.fuse_rows.regions import Regions, behind
+from moec.compiler.lowering.passes.fuse_rows.regions import Regions, behind_of
 from moec.compiler.lowering.passes.kernel_block import as_private_block
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class FunctionWriter:
             made: list[Group] = []
             if first is not None:
                 behind, beside = self._behind(level, *first), self.regions.beside(first[0], own)
-                done |= set() if behind is None else {level + 1}
+                if behind is not None:
+                    done.add(level + 1)
                 made = [first[0], *([] if beside is None else [beside])]
                 self._emit_product(builder, *first, keeps=True, behind=behind, beside=beside)
             elif region is not None:
@@ -112,7 +113,7 @@ class FunctionWriter:
         following = self._region_of(level + 1, region.outputs)
         if following is None or self.regions.keeper(self._groups_of(level + 1), following) is not None:
             return None
-        return behind(group, following, {*self.memory, *region.outputs})
+        return behind_of(group, following, {*self.memory, *region.outputs})
 
     def _emit_region(self, builder: Any, region: Region) -> None:
         kernel = self._kernel("rows", self.make.rows(region, "rows"))
@@ -141,23 +142,15 @@ class FunctionWriter:
         product = Product(shapes, region, source, keeps, behind, other, activation, given is not None)
         kernel = self._kernel(shapes[0].name, self.make.product(product))
         self.make.products[str(kernel.name_hint)] = product
-        read = region.inputs if region else (group.source,)
-        inputs = [self._value(builder, key) for key in (*read, *product.read_behind)]
+        inputs = [self._value(builder, key) for key in product.reads]
         weights = [
             self._value(builder, key)
             for each in groups
             for barrier in each.barriers
             for key in barrier.operands[1:]
         ]
-        results = [
-            (key, self._type(key))
-            for each in reversed(groups)
-            for barrier in each.barriers
-            for key in barrier.results
-        ]
-        if keeps and region is not None:
-            kept = (*region.outputs, *(behind.region.outputs if behind else ()))
-            results = [*((key, self._type(key)) for key in kept), *results]
+        made = (key for each in reversed(groups) for barrier in each.barriers for key in barrier.results)
+        results = [(key, self._type(key)) for key in (*product.kept, *made)]
         rounded = [
             self._rounded(each, own)
             for each, own in ((group, product), (beside, other))
