@@ -11,10 +11,10 @@ no router guesses anything, so guesses are drawn beside forced routing: each cho
 probability ``--recall`` (0.7: the early router of the trained example), in place of the others come any. "ahead MB" is
 what was brought for a token, "taken" the share of it that fetches took.
 
-The floor of a step is the larger of the resident step and that step's missed bytes over the link's speed, plus the
-speed at which the CPU's threads read memory where they compute a share; "over floor" is the median over steps. The
-ceilings are measured in the same process, those of link and memory anew for each budget, of which the best so far
-counts. Experts in host memory are read once for all budgets.
+The floor of a step is the larger of the resident step and that step's missed bytes over "bring GB/s": the link's speed,
+or, where the CPU's threads compute a share, what the link brings and those threads read at the same time, since both
+draw on one memory; "over floor" is the median over steps. The ceilings are measured in the same process, those of link
+and memory anew for each budget, of which the best so far counts. Experts in host memory are read once for all budgets.
 """
 
 from __future__ import annotations

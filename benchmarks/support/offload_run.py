@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.support.budgets import base_bytes, share_limit
 from benchmarks.support.forced_routing import ForcedRouting, drawn_guesses
+from benchmarks.support.host_ceiling import read_beside_link
 from moec import runtime
 from moec.artifacts.reader import open_bundle
 from moec.runtime.devices.cuda.measure import measure_gpu
@@ -70,6 +71,7 @@ class OffloadRun:
         self._bundle, self._facts, self._routings = bundle, facts, routings
         self._link = self._best_link = link
         self._read = self._best_read = 0.0
+        self._bring = self._best_together = 0.0
         self._stride = facts.layers[0].stride_bytes
         self._warm_steps, self._steps = warm_steps, steps
         self._resident: dict[str, float] = {}
@@ -92,9 +94,12 @@ class OffloadRun:
         """Rows of one budget, with so many bytes a layer brought ahead, for which there is memory besides."""
         self._best_link = max(self._best_link, measure_gpu(NvidiaDriver(), 0).link_gb_s)
         self._link, self._read = self._best_link, 0.0
+        self._bring = self._link
         if threads:
             self._best_read = max(self._best_read, read_bandwidth(threads, HOST_BYTES))
-            self._read = self._best_read
+            beside = read_beside_link(NvidiaDriver(), 0, threads)
+            self._best_together = max(self._best_together, beside.together, self._best_read)
+            self._read, self._bring = self._best_read, self._best_together
         start = time.perf_counter()
         with self._load(limit, threads, bound) as model:
             loaded = time.perf_counter() - start
@@ -136,8 +141,8 @@ class OffloadRun:
         hit_rate, by_cpu = stats.hit_rate, stats.cpu_misses * self._stride / len(steps)
         missed = mean(size for _, size in steps)
         resident = self._resident[routing]
-        speed = (self._link + self._read) * 1e9
-        ratios = [seconds / max(resident, size / speed) for seconds, size in steps]
+        floors = [max(resident, size / self._bring / 1e9) for _, size in steps]
+        ratios = [seconds / floor for (seconds, _), floor in zip(steps, floors, strict=True)]
         return {
             "work": "decode",
             "routing": routing,
@@ -149,6 +154,7 @@ class OffloadRun:
             "ms": mean(seconds for seconds, _ in steps) * 1e3,
             "link ms": missed / self._link / 1e6,
             "read GB/s": self._read,
+            "bring GB/s": self._bring,
             "resident ms": resident * 1e3,
             "over floor": median(ratios),
             "best": min(ratios),
