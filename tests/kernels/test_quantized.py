@@ -25,7 +25,7 @@ Compile = Callable[[Any, int], Callable[..., None]]
 Guard = Callable[[torch.Tensor], torch.Tensor]
 TOLERANCE = 2e-6
 SHORT_TOLERANCE = 3e-4
-"""Of a result, relative to the largest: what activations of 16 bits cost. Of 8 bits they cost a hundred times as much."""
+"""Of a result, relative to the largest: what activations of 16 bits cost. Those of 8 cost a hundred times as much."""
 QUICK = (("int4-g32", 16), ("int4-g32-m", 8), ("int8-g128", 4), ("mxfp4", 8), ("fp8-e4m3", 16))
 """What ``make test`` runs: each kind of codes and each width of vectors."""
 
