@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.dot import CACHE_LINE_BYTES, Columns, add_lanes
-from moec.compiler.kernels.cpu.packed import STEP_COLUMNS, PackedBytes, RowPlace
+from moec.compiler.kernels.cpu.packed import STEP_COLUMNS, PackedBytes, RowPlace, prefetch_groups
 from moec.compiler.kernels.cpu.packed_codes import SCALES, as_float
 from moec.compiler.kernels.cpu.rounding import Rounded, group_vectors
 from moec.compiler.kernels.cpu.short_codes import SHORT_CODES, add_products, usual_zero
@@ -115,8 +115,9 @@ class _ShortDot:
         """The scales of a row's groups, times those of each column's; what zero points or minima add."""
         dots, layout, kind, place = self.dots, self.layout, self.kind, self.places[row]
         lanes, chunks, rounded = dots.chunks.lanes, dots.chunks, dots.rounded
-        size = SCALE_BYTES[kind.scale]
-        scales = keep(place.element(layout.row_bytes, layout.scales_offset, size))
+        if self.ahead:
+            prefetch_groups(dots.memory, layout, place, self.ahead)
+        scales = keep(place.element(layout.row_bytes, layout.scales_offset, SCALE_BYTES[kind.scale]))
         offsets = keep(place.element(layout.row_bytes, layout.zeros_offset, kind.offset_bytes or 1))
 
         def chunk(first: Expr, summed: Expr) -> None:
@@ -135,8 +136,6 @@ class _ShortDot:
 
         with loop(chunks.whole) as number:
             first = keep(number * i64(lanes))
-            if self.ahead:
-                prefetch(dots.memory.scales, scales + first + i64(self.ahead * CACHE_LINE_BYTES // size))
             chunk(first, first)
         if chunks.again:
             chunk(i64(chunks.groups - lanes), i64(chunks.whole * lanes))
