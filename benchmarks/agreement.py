@@ -2,10 +2,10 @@
 
     python -m benchmarks.agreement dsv2.moec --device cuda:0
 
-Tests compare tiny models with transformers; here both ways of one bundle are held against each other, where random weights
-are enough. Steps of few tokens keep activations in two 16-bit parts, those of many round them to bfloat16, and where two
-experts' scores are closer than that, another one is chosen. So errors are those of rounding, more where a choice is
-another: a kernel that is wrong at a real size shows as errors of the size of the logits.
+Tests compare tiny models with transformers; here both ways of one bundle are held against each other, where random
+weights are enough. Steps of few tokens keep activations in two 16-bit parts, those of many round them to bfloat16, and
+where two experts' scores are closer than that, another one is chosen. So errors are those of rounding, more where a
+choice is another: a kernel that is wrong at a real size shows as errors of the size of the logits.
 """
 
 from __future__ import annotations
