@@ -41,8 +41,8 @@ TOP_K = 2
 TOKENS = 3
 """Of the guess that stands; 0: there is none."""
 CHOSEN, RIGHT, SEEN, EXACT, FETCHED = 8, 9, 10, 11, 12
-"""Counters: chosen experts of tokens that had a guess; those that were guessed; such tokens; those of which all were
-guessed; bytes brought."""
+"""Counters, one behind the other: chosen experts of tokens that had a guess; those that were guessed; such tokens;
+those of which all were guessed; bytes brought."""
 GUESSED = 16
 """``[MOST_GUESSED]``: of each token ``TOP_K`` experts, likeliest first."""
 HOMES = GUESSED + MOST_GUESSED

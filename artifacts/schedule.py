@@ -177,6 +177,9 @@ class PrefetchPlan:
     """Those that could be evaluated on the traces."""
 
 
+NO_PREFETCH = PrefetchPlan("none", 0, ())
+
+
 @dataclass(frozen=True)
 class PolicyFigures:
     """What a policy would hit with the schedule's slots, on the traces."""

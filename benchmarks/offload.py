@@ -192,7 +192,7 @@ class _Run:
         extra = 0
         if limit is not None and bound:
             ahead.UNKNOWN_BOUND_BYTES = bound  # a random bundle has no schedule that would say it
-            plan = ahead.plan_ahead(open_bundle(self._bundle, verify="sizes"), None, True)
+            plan = ahead.plan_ahead(open_bundle(self._bundle, verify="sizes"), self._facts, None, True)
             extra = 0 if plan is None else plan.size_bytes
         return runtime.load(
             self._bundle,

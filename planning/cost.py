@@ -105,15 +105,15 @@ def dense_milliseconds(machine: MachineRecord, facts: Footprint, *, on_device: b
     return size / speed + layers * machine.layer_us / 1000
 
 
-def idle_milliseconds(machine: MachineRecord, facts: Footprint) -> float:
-    """Of a MoE layer on a GPU: the time in which the link has nothing to bring, since its router has not spoken."""
-    return dense_milliseconds(machine, facts, on_device=True) / max(1, len(facts.layers))
+def idle_milliseconds(machine: MachineRecord, facts: Footprint, *, on_device: bool) -> float:
+    """Of a MoE layer: the time in which there is nothing to bring, since its router has not spoken."""
+    return dense_milliseconds(machine, facts, on_device=on_device) / max(1, len(facts.layers))
 
 
 def idle_bytes(machine: MachineRecord, facts: Footprint) -> int:
-    """What crosses the link in `idle_milliseconds`."""
+    """What crosses the link in `idle_milliseconds` on a GPU."""
     speed = machine.link_gb_s * machine.link_efficiency
-    return int(idle_milliseconds(machine, facts) * speed * BYTES_PER_MS)
+    return int(idle_milliseconds(machine, facts, on_device=True) * speed * BYTES_PER_MS)
 
 
 def _file_times(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def least_loss(units: Sequence[FitUnit], find: Callable[[Sequence[FitUnit]], Cho
     def loss(chosen: Choice) -> float:
         return sum(predicted_losses(units, chosen))
 
+    @cache
     def at(noise: float) -> Choice | None:
         price = SWAP_LOSS / (2 * math.sqrt(noise)) if noise else 0.0
         return find([_priced(unit, price) for unit in units])

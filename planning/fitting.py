@@ -170,7 +170,7 @@ def fit_time(
 def _next_choice(
     units: Sequence[FitUnit],
     current: tuple[int, ...],
-    exact: Callable[[Sequence[int]], float],
+    exact: Callable[[tuple[int, ...]], float],
     milliseconds: float,
 ) -> tuple[int, ...]:
     """The least loss found by prices at ``current``, of choices whose exact time meets the target, as its own does."""

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.ahead import guessed_layers
-from moec.artifacts.schedule import PrefetchFigures, PrefetchPlan
+from moec.artifacts.schedule import NO_PREFETCH, PrefetchFigures, PrefetchPlan
 from moec.artifacts.slots import MOST_AHEAD, PIECE_BYTES
 from moec.planning.choice import LEAST_TOKENS
-from moec.planning.cost import BYTES_PER_MS, dense_milliseconds, idle_bytes, idle_milliseconds, miss_cost
+from moec.planning.cost import BYTES_PER_MS, idle_bytes, idle_milliseconds, miss_cost
 from moec.planning.guesses import SOURCES, halves
 from moec.planning.replay import stack_places, use_shares
 
@@ -43,8 +43,6 @@ GUESS_US = 11.0
 """What a guess costs a layer on a GPU, measured on an H200 (decision 27): waiting for the branch, the check, and copies
 that run beside attention."""
 
-NO_PREFETCH = PrefetchPlan("none", 0, ())
-
 
 @dataclass(frozen=True, eq=False)
 class LayerGuess:
@@ -57,6 +55,32 @@ class LayerGuess:
     """``[N, K]``, likeliest first."""
     absent: npt.NDArray[np.bool_]
     """``[N, E]``: experts that have no slot when the token comes."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """What came of the guesses for one layer; it does not depend on a bound."""
+
+    missing: npt.NDArray[np.bool_]
+    """``[N, K]``: guesses that had no slot."""
+    right: npt.NDArray[np.bool_]
+    """``[N, K]``: guesses that were chosen."""
+    misses: Integers
+    """``[N]``: chosen experts that had no slot."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Times:
+    """Of one layer, in milliseconds."""
+
+    costs: npt.NDArray[np.float64]
+    """With 0..K misses."""
+    bring: float
+    """To bring one expert."""
+    idle: float
+    """In which nothing is brought."""
+    guess: float
+    """What a guess costs."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +129,6 @@ def can_guess(traces: Traces) -> bool:
 class MissingRecall:
     """How well a guess knows the experts that have no slot."""
 
-    misses: float
-    """Of a token in a guessed layer."""
     guessed: float
     """Share of the misses that were guessed."""
     first_right: float
@@ -115,14 +137,14 @@ class MissingRecall:
 
 def missing_recall(guesses: Sequence[LayerGuess]) -> MissingRecall:
     """Over all tokens of all guessed layers; shares of nothing are 0."""
-    counts = np.zeros(5)
+    counts = np.zeros(4)
     for guess in guesses:
-        wanted, missing, right = _outcome(guess)
+        found = _outcome(guess)
+        missing, right = found.missing, found.right
         first = missing & (np.cumsum(missing, axis=1) == 1)
-        misses = (wanted & guess.absent).sum()
-        counts += len(wanted), misses, (missing & right).sum(), first.sum(), (first & right).sum()
-    tokens, misses, known, firsts, hits = counts.tolist()
-    return MissingRecall(misses / max(1, tokens), known / max(1, misses), hits / max(1, firsts))
+        counts += found.misses.sum(), (missing & right).sum(), first.sum(), (first & right).sum()
+    misses, known, firsts, hits = counts.tolist()
+    return MissingRecall(known / max(1, misses), hits / max(1, firsts))
 
 
 def stack_positions(analysis: Analysis, *, on_device: bool) -> list[Integers]:
@@ -170,12 +192,13 @@ def _best_bound(
     on_device: bool,
 ) -> tuple[PrefetchFigures, float]:
     """The number of experts a layer that gains the most, and its figures; more than none."""
-    right = [(each.guessed[:, :, None] == each.chosen[:, None, :]).any(axis=1) for each in guesses]
-    recall, exact = (float(np.mean([how(hit) for hit in right])) for how in (np.mean, _all_right))
+    outcomes = [_outcome(each) for each in guesses]
+    recall, exact = (float(np.mean([how(each.right) for each in outcomes])) for how in (np.mean, _all_right))
+    times = [_times(machine, facts, facts.layers[each.layer], on_device=on_device) for each in guesses]
+    sizes = [facts.layers[each.layer].expert_bytes for each in guesses]
     best: tuple[PrefetchFigures, float] | None = None
     for bound in _bounds(guesses, machine, facts, on_device=on_device):
-        results = [_evaluate(each, bound, machine, facts, on_device=on_device) for each in guesses]
-        sizes = [facts.layers[each.layer].expert_bytes for each in guesses]
+        results = [_evaluate(*each, bound) for each in zip(outcomes, times, strict=True)]
         figures = PrefetchFigures(
             source=source,
             recall=round(recall, 4),
@@ -207,41 +230,33 @@ def _bounds(
     return sorted({*whole, min(max(idle, PIECE_BYTES / stride), whole[-1])})
 
 
-def _outcome(
-    guess: LayerGuess,
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which experts were chosen ``[N, E]``; which guesses had no slot, and which were chosen, ``[N, K]`` each."""
+def _outcome(guess: LayerGuess) -> _Outcome:
     rows = np.arange(len(guess.chosen))[:, None]
     wanted = np.zeros(guess.absent.shape, np.bool_)
     wanted[rows, guess.chosen] = True
-    return wanted, guess.absent[rows, guess.guessed], wanted[rows, guess.guessed]
+    misses = (wanted & guess.absent).sum(axis=1)
+    return _Outcome(guess.absent[rows, guess.guessed], wanted[rows, guess.guessed], misses)
 
 
-def _evaluate(
-    guess: LayerGuess, bound: float, machine: MachineRecord, facts: Footprint, *, on_device: bool
-) -> _LayerResult:
-    wanted, missing, right = _outcome(guess)
+def _evaluate(outcome: _Outcome, times: _Times, bound: float) -> _LayerResult:
+    missing, right, misses = outcome.missing, outcome.right, outcome.misses
     # Experts are brought one after the other; of the last one as much as is left.
     share = np.where(missing, np.clip(bound - (np.cumsum(missing, axis=1) - 1), 0.0, 1.0), 0.0)
     fetched, useful = share.sum(axis=1), (share * right).sum(axis=1)
-    misses = (wanted & guess.absent).sum(axis=1)
-    costs, bring, idle = _times(machine, facts, facts.layers[guess.layer], on_device=on_device)
-    late = np.maximum(0.0, fetched * bring - idle) + (GUESS_US / 1000 if on_device else 0.0)
+    costs = times.costs
+    late = np.maximum(0.0, fetched * times.bring - times.idle) + times.guess
     gain = costs[misses] - np.interp(misses - useful, np.arange(len(costs)), costs) - late
     return _LayerResult(float(fetched.mean()), float((fetched - useful).mean()), float(gain.mean()))
 
 
-def _times(
-    machine: MachineRecord, facts: Footprint, layer: LayerFootprint, *, on_device: bool
-) -> tuple[npt.NDArray[np.float64], float, float]:
-    """Of one layer: milliseconds with 0..K misses, those to bring one expert, and those in which nothing is brought."""
+def _times(machine: MachineRecord, facts: Footprint, layer: LayerFootprint, *, on_device: bool) -> _Times:
     size = layer.expert_bytes / BYTES_PER_MS
+    idle = idle_milliseconds(machine, facts, on_device=on_device)
     if on_device:
         bring = size / (machine.link_gb_s * machine.link_efficiency)
         costs = np.array(miss_cost(machine, layer).milliseconds, np.float64)
-        return costs, bring, idle_milliseconds(machine, facts)
+        return _Times(costs, bring, idle, GUESS_US / 1000)
     # The system reads the file while the CPU computes the layer before.
-    dense = dense_milliseconds(machine, facts, on_device=False) / max(1, len(facts.layers))
     computing = layer.top_k * size / (machine.host_bandwidth_gb_s * machine.host_efficiency)
     bring = size / machine.disk_gb_s
-    return np.arange(layer.top_k + 1, dtype=np.float64) * bring, bring, dense + computing
+    return _Times(np.arange(layer.top_k + 1, dtype=np.float64) * bring, bring, idle + computing, 0.0)

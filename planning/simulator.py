@@ -144,11 +144,11 @@ def simulate(
 
 
 def _guesses(analysis: Analysis, slots: Sequence[tuple[int, ...]]) -> tuple[GuessCurve, ...]:
+    assert analysis.traces is not None
     positions = stack_positions(analysis, on_device=True)
+    none = [np.ones(places.shape, np.bool_) for places in positions]
     curves: list[GuessCurve] = []
     for source in SOURCES:
-        assert analysis.traces is not None
-        none = [np.ones(places.shape, np.bool_) for places in positions]
         guesses = layer_guesses(source, analysis.traces, analysis.tokens, none)
         if not guesses:
             continue

@@ -24,6 +24,11 @@ ALIGNMENT_BYTES = 256
 """Every allocation and every tensor of the arena begins at a multiple of so many bytes."""
 
 
+def padded_bytes(size: int) -> int:
+    """Up to the next multiple of `ALIGNMENT_BYTES`."""
+    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
 def closed_error() -> DeviceError:
     """For what is asked of a device that gave everything back."""
     return DeviceError("The device is closed.", "The model that used it was closed.", "Load it again.")

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.artifacts.footprint import Footprint
-    from moec.artifacts.program import Beside
     from moec.runtime import Model
     from moec.runtime.device import Call
+    from moec.runtime.experts.calls import ExpertWork
 
 
 class ForcedRouting:
@@ -75,18 +75,11 @@ class ForcedRouting:
                 scores = np.ascontiguousarray(self._guesses[number, each.layer])
                 self._device.write(self._ahead.scores(each.layer, 1).address, scores)
 
-    def _calls(
-        self,
-        layer: int,
-        function: Callable[..., Any],
-        views: tuple[View, ...],
-        workspace: tuple[View, ...],
-        beside: Beside | None = None,
-    ) -> list[Call]:
-        hidden, index, weight, out = views
+    def _calls(self, work: ExpertWork) -> list[Call]:
+        hidden, index, weight, out = work.views
         if index.shape[0] == 1:
-            index = View(self._address + layer * _stride(index.shape[1]), "int64", index.shape)
-        return self._original(layer, function, (hidden, index, weight, out), workspace, beside)
+            index = View(self._address + work.layer * _stride(index.shape[1]), "int64", index.shape)
+        return self._original(work._replace(views=(hidden, index, weight, out)))
 
 
 def _stride(chosen: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.runtime.device import ALIGNMENT_BYTES
+from moec.runtime.device import padded_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -46,7 +46,7 @@ def plan_arena(lifetimes: Sequence[Lifetime]) -> ArenaPlan:
         assert life.key not in offsets, "two things have the same key"
         calls = range(life.first, life.last + 1)
         ranges = set[tuple[int, int]]().union(*(taken.get(call, ()) for call in calls))
-        size = -(-life.size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        size = padded_bytes(life.size_bytes)
         start = offsets[life.key] = _first_gap(sorted(ranges), size)
         total = max(total, start + size)
         for call in calls:

@@ -40,7 +40,7 @@ AttentionKind: TypeAlias = Literal["causal", "whole", "cross"]
 
 
 class Binder:
-    """Functions, and where each tensor lies, whatever the step; ``part_binding.py`` makes calls of them.
+    """Functions, and where each tensor lies, whatever the step; ``calls.py`` makes calls of them.
 
     Args:
         device: what runs them.

@@ -18,6 +18,7 @@ from moec.artifacts.steps import (
 )
 from moec.runtime.chain.layout import LocalKey, kernel_name, steps_of
 from moec.runtime.device import HostCall, PackedCall, View
+from moec.runtime.experts.calls import ExpertWork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -204,7 +205,8 @@ class _PartBinding:
             products = binder.segment(side.function).calls
             views_beside = (self._view(number - 1, side, each) for call in products for each in call.operands)
             extra, name = (*extra, *views_beside), beside.function
-        calls = binder.experts().calls(step.layer, binder.function(name), views, extra, beside)
+        work = ExpertWork(step.layer, binder.function(name), views, extra, beside)
+        calls = binder.experts().calls(work)
         return calls if self._recorder is None else [self._record(step.layer, views, self._recorder), *calls]
 
     def _record(self, layer: int, views: tuple[View, ...], recorder: RoutingRecorder) -> Call:

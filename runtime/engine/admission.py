@@ -12,21 +12,28 @@ if TYPE_CHECKING:
     from moec.runtime.requests.vocabulary import Vocabulary
 
 
-def check_tokens(
-    limits: Limits, vocabulary: Vocabulary, tokens: tuple[int, ...], source: tuple[int, ...]
+def check_request(
+    limits: Limits, vocabulary: Vocabulary, prompt: tuple[int, ...], source: tuple[int, ...], new: int
 ) -> None:
-    """Refuse tokens that are none of the model's, and a source that no step holds or that no encoder reads.
+    """Refuse tokens that are none of the model's, and a sequence that finds no room in context, step or cache.
 
     Args:
         limits: of the engine.
         vocabulary: of the model.
-        tokens: of a sequence.
+        prompt: tokens.
         source: what an encoder reads for it.
+        new: tokens that may follow the prompt; 0: none are chosen, and the last of it enters the cache too.
 
     Raises:
         RequestError: says which.
     """
-    vocabulary.check(tokens)
+    vocabulary.check(prompt)
+    _check_source(limits, vocabulary, source)
+    _check_room(limits, len(prompt), new, len(source))
+
+
+def _check_source(limits: Limits, vocabulary: Vocabulary, source: tuple[int, ...]) -> None:
+    """Refuse a source that no step holds or that no encoder reads."""
     if bool(source) != limits.sources:
         raise wrong_source(needed=limits.sources)
     if not source:
@@ -38,18 +45,8 @@ def check_tokens(
         raise step_too_small("source", len(source), limits.max_step_tokens)
 
 
-def check_fits(limits: Limits, prompt: int, new: int, source: int) -> None:
-    """Refuse a sequence that exceeds context or cache, or a prompt that must be run whole and exceeds a step.
-
-    Args:
-        limits: of the engine.
-        prompt: tokens.
-        new: tokens that may follow them; 0: none are chosen, and the last of the prompt enters the cache too.
-        source: tokens of what an encoder reads.
-
-    Raises:
-        RequestError: says which.
-    """
+def _check_room(limits: Limits, prompt: int, new: int, source: int) -> None:
+    """Refuse what exceeds context or cache, and a prompt that must be run whole and exceeds a step."""
     if prompt + new > limits.max_context:
         raise too_long(prompt, new, limits.max_context)
     most = limits.max_step_tokens - (limits.max_batch if new else 0)

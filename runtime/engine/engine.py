@@ -10,7 +10,7 @@ import numpy as np
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.footprint import LOGIT_ROWS
-from moec.runtime.engine.admission import check_fits, check_tokens
+from moec.runtime.engine.admission import check_request
 from moec.runtime.engine.batch import Executor, Piece, StepBatch
 from moec.runtime.engine.pages import pages_for
 from moec.runtime.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
@@ -85,8 +85,7 @@ class Engine:
         Raises:
             RequestError: a token id is none of the model's, the prompt is empty, or the request can never fit.
         """
-        check_tokens(self.limits, self._vocabulary, request.prompt, request.source)
-        check_fits(self.limits, len(request.prompt), request.max_new_tokens, len(request.source))
+        check_request(self.limits, self._vocabulary, request.prompt, request.source, request.max_new_tokens)
         sequence = Sequence(self._next_id, request)
         self._next_id += 1
         self.scheduler.add(sequence)
@@ -198,8 +197,7 @@ class Engine:
         Raises:
             RequestError: a token id is none of the model's, or running sequences hold too much of the cache.
         """
-        check_tokens(self.limits, self._vocabulary, tokens, source)
-        check_fits(self.limits, len(tokens), 0, len(source))
+        check_request(self.limits, self._vocabulary, tokens, source, 0)
         scheduler = self.scheduler
         needed = pages_for(len(tokens)) + pages_for(len(source))
         pages = scheduler.pages.allocate(needed)

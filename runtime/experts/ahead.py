@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.ahead import MOST_TOKENS, ahead_words, guessed_layers
-from moec.artifacts.footprint import dense_weights, footprint
+from moec.artifacts.footprint import dense_weights
+from moec.artifacts.schedule import NO_PREFETCH
 from moec.artifacts.slots import MOST_AHEAD, PIECE_BYTES, expert_pieces
 from moec.planning.cost import idle_bytes
-from moec.runtime.device import ALIGNMENT_BYTES
+from moec.runtime.device import padded_bytes
 from moec.runtime.experts.prefetch import nothing_to_guess_by
 from moec.runtime.routing.early_router import router_names
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moec.artifacts.bundle import Bundle
+    from moec.artifacts.footprint import Footprint
+    from moec.artifacts.ids import TensorName
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import PrefetchSource, RoutingProfile, Schedule
 
@@ -41,6 +44,8 @@ class LayerAhead:
     weight: int | None
     """Of the router, bfloat16 ``[E, H]``, or of the votes, float32 ``[E before, E]``; ``None``: the router that the
     model has is taken."""
+    router: TensorName | None
+    """That one, where it is taken."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class AheadPlan:
     @property
     def staging_bytes(self) -> int:
         """Of the memory that pieces are brought to."""
-        return aligned(self.pieces * PIECE_BYTES)
+        return self.pieces * PIECE_BYTES
 
     @property
     def size_bytes(self) -> int:
@@ -66,11 +71,14 @@ class AheadPlan:
         return self.block_bytes + self.staging_bytes
 
 
-def plan_ahead(bundle: Bundle, schedule: Schedule | None, wanted: bool | None) -> AheadPlan | None:
+def plan_ahead(
+    bundle: Bundle, facts: Footprint, schedule: Schedule | None, wanted: bool | None
+) -> AheadPlan | None:
     """What a GPU brings ahead, or ``None`` where it brings nothing.
 
     Args:
         bundle: the model.
+        facts: what it takes.
         schedule: that the model runs by.
         wanted: ``None``: as the schedule says; True: on, by the schedule's source or else by the candidate of the best
             recall; False: off.
@@ -78,8 +86,8 @@ def plan_ahead(bundle: Bundle, schedule: Schedule | None, wanted: bool | None) -
     Raises:
         RequestError: it is wanted, and there is nothing to guess by.
     """
-    planned = None if schedule is None else schedule.prefetch
-    if wanted is False or (wanted is None and (planned is None or planned.source == "none")):
+    planned = NO_PREFETCH if schedule is None else schedule.prefetch
+    if wanted is False or (wanted is None and planned.source == "none"):
         return None
     model, profile = bundle.model, bundle.schedule.profile
     pairs = guessed_layers(model)
@@ -87,27 +95,21 @@ def plan_ahead(bundle: Bundle, schedule: Schedule | None, wanted: bool | None) -
         "router": _with_router(model, pairs),
         "transitions": _with_transitions(profile, pairs),
     }
-    figures = () if planned is None else planned.candidates
-    recalls = {each.source: each.recall for each in figures}
-    first = () if planned is None else (planned.source,)
-    ranked = sorted(able, key=lambda source: (source in first, recalls.get(source, 0.0)), reverse=True)
+    recalls = {each.source: each.recall for each in planned.candidates}
+    ranked = sorted(
+        able, key=lambda source: (source == planned.source, recalls.get(source, 0.0)), reverse=True
+    )
     source = next((source for source in ranked if able[source]), None)
     if source is None:
         if wanted and pairs:
             raise nothing_to_guess_by()
         return None
     layers, size = _places(bundle, source, able[source], pairs)
-    return AheadPlan(source, _bound(bundle, schedule) // PIECE_BYTES, layers, size, bool(wanted))
+    return AheadPlan(source, _bound(facts, schedule) // PIECE_BYTES, layers, size, bool(wanted))
 
 
-def aligned(size: int) -> int:
-    """As memory is given out."""
-    return max(ALIGNMENT_BYTES, _padded(size))
-
-
-def _bound(bundle: Bundle, schedule: Schedule | None) -> int:
+def _bound(facts: Footprint, schedule: Schedule | None) -> int:
     """Most bytes for a layer: as planned, or what crosses the link while it is idle; whole experts at most."""
-    facts = footprint(bundle.model)
     size = UNKNOWN_BOUND_BYTES
     if schedule is not None:
         size = schedule.prefetch.bytes_per_layer or idle_bytes(schedule.machine, facts)
@@ -132,17 +134,13 @@ def _places(
     found: list[LayerAhead] = []
     for layer in guessed:
         experts, before, weight = model.experts[layer].experts, pairs[layer], 0
-        name = names[layer]
-        if source == "transitions":
+        router = names[layer] if source == "router" else None
+        if router is None:
             weight = 4 * model.experts[before].experts * experts
-        elif name is not None and (bundle.dense[name].dtype != "bfloat16" or specs[name].format is not None):
-            weight = 2 * experts * model.hidden_size
-        sizes = 8 * ahead_words(experts), 4 * MOST_TOKENS * experts, weight
-        starts = [end, end + _padded(sizes[0]), end + _padded(sizes[0]) + _padded(sizes[1])]
-        found.append(LayerAhead(layer, before, starts[0], starts[1], starts[2] if weight else None))
-        end = starts[2] + _padded(weight)
+        elif bundle.dense[router].dtype != "bfloat16" or specs[router].format is not None:
+            weight, router = 2 * experts * model.hidden_size, None
+        scores = end + padded_bytes(8 * ahead_words(experts))
+        last = scores + padded_bytes(4 * MOST_TOKENS * experts)
+        found.append(LayerAhead(layer, before, end, scores, last if weight else None, router))
+        end = last + padded_bytes(weight)
     return tuple(found), end
-
-
-def _padded(size: int) -> int:
-    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

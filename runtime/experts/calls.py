@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from moec.artifacts.model import DTYPE_BYTES
 from moec.runtime.device import HostCall, View
@@ -22,6 +22,21 @@ if TYPE_CHECKING:
     from moec.runtime.stats import Stats
 
 
+class ExpertWork(NamedTuple):
+    """What the routed experts of one layer are to do in one part of a step."""
+
+    layer: int
+    """Ordinal of the MoE layer."""
+    function: Callable[..., Any]
+    """``function(hidden, index, weight, table, workspace..., out)``."""
+    views: tuple[View, ...]
+    """Hidden ``[T, H]``, index ``[T, K]`` int64, weight ``[T, K]`` and the result ``[T, H]``."""
+    workspace: tuple[View, ...]
+    """One view, or none; then what the function takes for the segment in front of it."""
+    beside: Beside | None = None
+    """Which segment that is, where ``function`` does its work too."""
+
+
 class ExpertCalls(Protocol):
     """Makes the calls of routed experts for a device."""
 
@@ -29,23 +44,8 @@ class ExpertCalls(Protocol):
         """Whether a layer's call may do what is in front of it too."""
         ...
 
-    def calls(
-        self,
-        layer: int,
-        function: Callable[..., Any],
-        views: tuple[View, ...],
-        workspace: tuple[View, ...],
-        beside: Beside | None = None,
-    ) -> list[Call]:
-        """The calls of one layer.
-
-        Args:
-            layer: ordinal of the MoE layer.
-            function: ``function(hidden, index, weight, table, workspace..., out)``.
-            views: hidden ``[T, H]``, index ``[T, K]`` int64, weight ``[T, K]`` and the result ``[T, H]``.
-            workspace: one view, or none; then what the function takes for the segment in front of it.
-            beside: says which segment that is, where ``function`` does its work too.
-        """
+    def calls(self, work: ExpertWork) -> list[Call]:
+        """The calls of one layer."""
         ...
 
     def count(self, stats: Stats) -> None:
@@ -68,19 +68,13 @@ class HostExperts:
         del beside
         return False
 
-    def calls(
-        self,
-        layer: int,
-        function: Callable[..., Any],
-        views: tuple[View, ...],
-        workspace: tuple[View, ...],
-        beside: Beside | None = None,
-    ) -> list[Call]:
+    def calls(self, work: ExpertWork) -> list[Call]:
         """See `ExpertCalls.calls`."""
-        assert beside is None
+        assert work.beside is None
+        layer, function, views = work.layer, work.function, work.views
         if layer not in self._tables:
             self._tables[layer] = self._store.table(layer)
-        table, extra = self._tables[layer], tuple(tensor_at(*view) for view in workspace)
+        table, extra = self._tables[layer], tuple(tensor_at(*view) for view in work.workspace)
         hidden, index, weight, out = (tensor_at(*view) for view in views)
         states, choices = (array_at(*view) for view in views[:2])
         store = self._store

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from moec.artifacts.ahead import MOST_TOKENS
 from moec.errors import RequestError
 from moec.runtime.routing.early_router import early_routers, likeliest
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     Guess: TypeAlias = Callable[[int, NDArray[np.float32], NDArray[np.int64]], NDArray[np.int64] | None]
     """Of a MoE layer, its hidden states ``[T, H]`` and its choices ``[T, K]``: the next layer's likely experts
     ``[T, K']``, likeliest first; ``None``: no idea."""
-
-MOST_TOKENS = 8
-"""Larger steps want most experts anyway."""
 
 
 class Prefetcher:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from moec.artifacts.hosting import device_slots, host_order, take_prefix
 from moec.artifacts.slots import MOST_ENTRIES, MOST_SHARED, state_words
 from moec.errors import BudgetError
-from moec.runtime.device import ALIGNMENT_BYTES
+from moec.runtime.device import padded_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,8 +151,7 @@ def _hosted(
 def state_bytes(layers: Sequence[LayerFootprint]) -> int:
     """Device memory of `moec.runtime.devices.cuda.offload.states.LayerStates`, whatever the slots."""
     words = sum(state_words(layer.experts, layer.experts).size + padded(layer.experts) for layer in layers)
-    size = 8 * (words + 2 * MOST_ENTRIES)
-    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    return padded_bytes(8 * (words + 2 * MOST_ENTRIES))
 
 
 def padded(words: int) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from moec.artifacts.cache import cache_layers, sequence_tokens
 from moec.artifacts.footprint import LOGIT_ROWS, footprint, selection_layers, state_layers
 from moec.artifacts.reader import open_bundle
-from moec.artifacts.schedule import DEFAULT_POLICY, PrefetchPlan, best_schedule
+from moec.artifacts.schedule import DEFAULT_POLICY, NO_PREFETCH, best_schedule
 from moec.errors import DeviceError
 from moec.planning.policies import always_admitting
 from moec.runtime.cache.states import StateStorage
@@ -172,7 +172,7 @@ def _assemble(
     device, stats = CpuDevice(), Stats()
     views = [bundle.experts_view(layer.layer) for layer in bundle.model.experts]
     policy = always_admitting(DEFAULT_POLICY if schedule is None else schedule.policy)
-    plan = PrefetchPlan("none", 0, ()) if schedule is None else schedule.prefetch
+    plan = NO_PREFETCH if schedule is None else schedule.prefetch
     store = ExpertStore(views, layers, stats, policy)
     experts = HostExperts(store, make_prefetcher(bundle, plan, prefetch, stats))
     cache = CacheStorage(

@@ -14,7 +14,7 @@ from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
 from moec.errors import BudgetError
 from moec.runtime.chain.arena import plan_arena
 from moec.runtime.chain.layout import chain_layout
-from moec.runtime.device import ALIGNMENT_BYTES
+from moec.runtime.device import ALIGNMENT_BYTES, padded_bytes
 from moec.runtime.devices.cuda.routing_log import routing_bytes
 from moec.runtime.devices.cuda.sampling import sampler_bytes
 from moec.runtime.engine.batch import told_names
@@ -194,14 +194,14 @@ def plan_offload(
         BudgetError: the limit does not even hold what is no expert, or host memory not the experts of one step.
         RequestError: experts are to be brought ahead, and there is nothing to guess by.
     """
-    layers, schedules = footprint(bundle.model).layers, bundle.schedule.schedules
-    base = dataclasses.replace(resident, expert_bytes=0, table_bytes=state_bytes(layers) + share_bytes)
+    facts, schedules = footprint(bundle.model), bundle.schedule.schedules
+    base = dataclasses.replace(resident, expert_bytes=0, table_bytes=state_bytes(facts.layers) + share_bytes)
     if cache_tokens is None:
         full = max_batch * pages_for(sequence_tokens(bundle.model))
         quarter = limit_bytes // 4 // max(1, base.cache_page_bytes)
         cache_tokens = PAGE_TOKENS * max(1, min(full, quarter))
     schedule = best_schedule(schedules, limit_bytes, host_bytes)
-    ahead = plan_ahead(bundle, schedule, prefetch)
+    ahead = plan_ahead(bundle, facts, schedule, prefetch)
 
     def planned(base: DeviceNeeds) -> DevicePlan:
         return plan_device_memory(
@@ -220,7 +220,7 @@ def plan_offload(
             base = dataclasses.replace(base, table_bytes=base.table_bytes + ahead.size_bytes)
             plan = planned(base)
     slots = plan_slots(
-        layers,
+        facts.layers,
         bundle.schedule.profile,
         DEFAULT_POLICY if schedule is None else schedule.policy,
         None if schedule is None else schedule.prefill.streamed_from_tokens,
@@ -247,4 +247,4 @@ def _too_small(plan: DevicePlan) -> BudgetError:
 
 
 def _aligned(size: int) -> int:
-    return max(ALIGNMENT_BYTES, -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
+    return max(ALIGNMENT_BYTES, padded_bytes(size))

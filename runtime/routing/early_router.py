@@ -17,6 +17,8 @@ from moec.artifacts.steps import ExpertsStep, SegmentStep
 from moec.formats import dequantize_rows, format_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
     from moec.artifacts.bundle import Bundle
@@ -55,11 +57,15 @@ def router_names(model: ModelRecord) -> tuple[TensorName | None, ...]:
     return tuple(names)
 
 
-def early_routers(bundle: Bundle) -> Routers:
-    """The routers' weights of all MoE layers, in float32."""
+def early_routers(bundle: Bundle, wanted: Collection[int] | None = None) -> Routers:
+    """The routers' weights in float32: of the MoE layers ``wanted``, or of all."""
     specs = dense_weights(bundle.model)
-    names = router_names(bundle.model)
-    return tuple(None if name is None else _float32(bundle, name, specs[name]) for name in names)
+    return tuple(
+        None
+        if name is None or (wanted is not None and layer not in wanted)
+        else _float32(bundle, name, specs[name])
+        for layer, name in enumerate(router_names(bundle.model))
+    )
 
 
 def likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:

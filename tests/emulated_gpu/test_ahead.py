@@ -14,10 +14,9 @@ import torch
 from moec import runtime
 from moec.artifacts.reader import open_bundle
 from moec.errors import BudgetError
-from moec.runtime.experts.ahead import AheadPlan, plan_ahead
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_models import CACHE, PROMPTS, compiled, planned, rows
-from tests.support.emulated_offload import budget, cut_step, host_budget, parts, resident
+from tests.support.emulated_offload import budget, cut_step, host_budget, parts, planned_ahead, resident
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +40,6 @@ def load(bundle: Path, stub: Stub) -> Iterator[Callable[..., runtime.Model]]:
     gc.collect()
     alive = stub.counts()._replace(launches=0, copies=0)
     assert tuple(alive) == (0,) * len(alive)
-
-
-def planned_ahead(bundle: Path) -> AheadPlan:
-    plan = plan_ahead(open_bundle(bundle, verify="sizes"), None, True)
-    assert plan is not None
-    return plan
 
 
 def test_bits_slots_and_misses_are_those_without(

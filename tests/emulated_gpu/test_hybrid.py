@@ -17,10 +17,9 @@ from moec.artifacts.reader import open_bundle
 from moec.artifacts.slots import MOST_SHARED
 from moec.runtime.devices.cuda.offload import helping
 from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
-from moec.runtime.experts.ahead import plan_ahead
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_models import CACHE, PROMPTS, compiled, planned, rows
-from tests.support.emulated_offload import LONG, budget, host_budget
+from tests.support.emulated_offload import LONG, budget, host_budget, planned_ahead
 
 SHORT = LONG[:5]
 Load = Callable[..., runtime.Model]
@@ -130,9 +129,8 @@ def test_experts_beyond_host_memory_are_shared_too(
 def test_the_cpu_helps_beside_what_is_brought_ahead(
     load: Load, expected: dict[str, Any], bundle: Path
 ) -> None:
-    ahead = plan_ahead(open_bundle(bundle, verify="sizes"), None, True)
-    assert ahead is not None
-    memory = budget(expected, 0.3, bundle) + device_bytes(record(bundle)) + ahead.size_bytes
+    extra = planned_ahead(bundle).size_bytes
+    memory = budget(expected, 0.3, bundle) + device_bytes(record(bundle)) + extra
     for _ in range(3):
         with load(0.3, "half", prefetch=True, device_memory=memory) as model:
             for _ in range(3):

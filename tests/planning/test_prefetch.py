@@ -12,7 +12,7 @@ from moec.artifacts.traces import Traces, layer_trace
 from moec.planning.analysis import analyse
 from moec.planning.guesses import SOURCES, Split, by_requests, by_router, by_transitions, halves
 from moec.planning.planner import plan, plan_analysed
-from moec.planning.prefetch import GUESS_US, LayerGuess, _evaluate, missing_recall
+from moec.planning.prefetch import GUESS_US, LayerGuess, _evaluate, _outcome, _times, missing_recall
 from moec.planning.replay import stack_distances, stack_places
 from tests.support.tiny_bundle import CPU, GPU, tiny_model, tiny_traces
 
@@ -86,8 +86,9 @@ def evaluate(bound: float, machine: Any, guessed: list[list[int]], absent: list[
     missing[0, absent] = True
     from moec.artifacts.footprint import footprint
 
-    guess = LayerGuess(1, chosen, np.array(guessed), missing)
-    return _evaluate(guess, bound, machine, footprint(MODEL), on_device=True)
+    guess, facts = LayerGuess(1, chosen, np.array(guessed), missing), footprint(MODEL)
+    times = _times(machine, facts, facts.layers[guess.layer], on_device=True)
+    return _evaluate(_outcome(guess), times, bound)
 
 
 def test_gain_is_what_is_not_waited_for_less_what_is_late() -> None:
@@ -126,10 +127,10 @@ def test_recall_among_the_missing_leaves_out_what_has_a_slot() -> None:
     absent[:, [1, 2, 6]] = True
     guess = LayerGuess(1, np.array([[0, 1], [1, 2]]), np.array([[0, 6], [1, 0]]), absent)
     found = missing_recall([guess])
-    assert (found.misses, found.guessed, found.first_right) == (1.5, 1 / 3, 0.5)
+    assert (found.guessed, found.first_right) == (1 / 3, 0.5)
     assert missing_recall([dataclasses.replace(guess, absent=~absent)]).guessed == 1.0
     nothing = missing_recall([dataclasses.replace(guess, absent=np.zeros_like(absent))])
-    assert (nothing.misses, nothing.guessed, nothing.first_right) == (0, 0, 0)
+    assert (nothing.guessed, nothing.first_right) == (0, 0)
 
 
 def test_a_schedule_follows_the_best_guess_where_it_can() -> None:

@@ -10,7 +10,7 @@ from moec.artifacts.ahead import MOST_TOKENS, ahead_words, guessed_layers
 from moec.artifacts.footprint import footprint
 from moec.artifacts.ids import LayerId
 from moec.artifacts.reader import open_bundle
-from moec.artifacts.schedule import LayerProfile, PrefetchFigures, PrefetchPlan, RoutingProfile
+from moec.artifacts.schedule import NO_PREFETCH, LayerProfile, PrefetchFigures, PrefetchPlan, RoutingProfile
 from moec.artifacts.slots import MOST_AHEAD, PIECE_BYTES, expert_pieces
 from moec.errors import RequestError
 from moec.runtime.experts.ahead import plan_ahead
@@ -86,11 +86,13 @@ def test_guesses_are_counted() -> None:
 def test_what_turns_it_on(tmp_path: Any) -> None:
     bundle, stats = open_bundle(make_bundle(tmp_path / "tiny.moec")), Stats()
     stride = bundle.expert_layout(LayerId(0)).stride_bytes
-    off = PrefetchPlan("none", 0, ())
     on = PrefetchPlan("transitions", 2 * stride, (PrefetchFigures("transitions", 0.5, 0.2, 1.0, 1.0, 1.0),))
-    assert make_prefetcher(bundle, off, None, stats) is None
+    assert make_prefetcher(bundle, NO_PREFETCH, None, stats) is None
     assert make_prefetcher(bundle, on, False, stats) is None
-    planned, forced = make_prefetcher(bundle, on, None, stats), make_prefetcher(bundle, off, True, stats)
+    planned, forced = (
+        make_prefetcher(bundle, on, None, stats),
+        make_prefetcher(bundle, NO_PREFETCH, True, stats),
+    )
     assert planned is not None
     assert planned.limit == 2
     assert forced is not None
@@ -106,14 +108,14 @@ def test_what_turns_it_on_on_a_gpu(tmp_path: Any) -> None:
     schedule, facts = bundle.schedule.schedules[0], footprint(bundle.model)
     on = PrefetchPlan("transitions", 2 * PIECE_BYTES, ())
     planned = dataclasses.replace(schedule, prefetch=on)
-    off = dataclasses.replace(schedule, prefetch=PrefetchPlan("none", 0, ()))
-    assert plan_ahead(bundle, planned, False) is None
-    assert plan_ahead(bundle, off, None) is plan_ahead(bundle, None, None) is None
-    found = plan_ahead(bundle, planned, None)
+    off = dataclasses.replace(schedule, prefetch=NO_PREFETCH)
+    assert plan_ahead(bundle, facts, planned, False) is None
+    assert plan_ahead(bundle, facts, off, None) is plan_ahead(bundle, facts, None, None) is None
+    found = plan_ahead(bundle, facts, planned, None)
     assert found is not None
     assert (found.source, found.pieces, found.asked) == ("transitions", 2, False)
     assert [(each.layer, each.before) for each in found.layers] == list(guessed_layers(bundle.model).items())
-    unknown = plan_ahead(bundle, None, True)
+    unknown = plan_ahead(bundle, facts, None, True)
     assert unknown is not None
     whole = [expert_pieces(layer.stride_bytes, layer.second_bytes) for layer in facts.layers]
     assert unknown.pieces == MOST_AHEAD * max(whole), "no more than whole experts"
@@ -122,7 +124,7 @@ def test_what_turns_it_on_on_a_gpu(tmp_path: Any) -> None:
 
 def test_memory_for_guesses_is_planned_to_the_byte(tmp_path: Any) -> None:
     bundle = open_bundle(make_bundle(tmp_path / "tiny.moec"))
-    found = plan_ahead(bundle, None, True)
+    found = plan_ahead(bundle, footprint(bundle.model), None, True)
     assert found is not None
     (layer,) = found.layers
     before, own = (bundle.model.experts[each].experts for each in (layer.before, layer.layer))

@@ -17,6 +17,7 @@ from moec.runtime.device import PackedCall, View
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.graphs import CallList
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
+from moec.runtime.experts.ahead import AheadPlan, plan_ahead
 from moec.runtime.experts.slots import SlotPlan, state_bytes
 from moec.runtime.memory.device_budget import DevicePlan
 from tests.support.emulated_models import CACHE, PROMPTS, planned, rows
@@ -54,6 +55,14 @@ def host_budget(expected: dict[str, Any], share: float, bundle: Path) -> int:
     experts = footprint(open_bundle(bundle, verify="sizes").model).experts_bytes
     plan: DevicePlan = expected["plan"]
     return int(share * experts) + BOUNCE_BYTES + plan.needs.staging_bytes
+
+
+def planned_ahead(bundle: Path) -> AheadPlan:
+    """What is brought ahead where it is asked for and no schedule says how much."""
+    opened = open_bundle(bundle, verify="sizes")
+    plan = plan_ahead(opened, footprint(opened.model), None, True)
+    assert plan is not None
+    return plan
 
 
 def slots_of(model: runtime.Model) -> SlotPlan:

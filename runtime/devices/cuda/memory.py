@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.errors import BudgetError
-from moec.runtime.device import ALIGNMENT_BYTES
+from moec.runtime.device import ALIGNMENT_BYTES, padded_bytes
 from moec.runtime.tensors import array_at
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class DeviceMemory:
 
     def __init__(self, resources: Resources, size_bytes: int) -> None:
         self._resources = resources
-        self.size_bytes = max(ALIGNMENT_BYTES, -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
+        self.size_bytes = max(ALIGNMENT_BYTES, padded_bytes(size_bytes))
         self.address = 0
         self.address = resources.allocate(self.size_bytes)
 

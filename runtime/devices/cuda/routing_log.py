@@ -9,7 +9,7 @@ from moec.artifacts.model import DTYPE_BYTES
 from moec.artifacts.program import resolve
 from moec.artifacts.steps import ExpertsStep
 from moec.runtime.chain.layout import value_spec
-from moec.runtime.device import ALIGNMENT_BYTES, View
+from moec.runtime.device import View, padded_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -82,8 +82,7 @@ def _offsets(model: ModelRecord, count: int) -> dict[ValueId, int]:
 
 def _room(model: ModelRecord, name: ValueId, count: int) -> int:
     spec = value_spec(model, name)
-    size = DTYPE_BYTES[spec.dtype] * math.prod(resolve(spec.shape, count))
-    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    return padded_bytes(DTYPE_BYTES[spec.dtype] * math.prod(resolve(spec.shape, count)))
 
 
 def _names(model: ModelRecord) -> dict[ValueId, None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts import sampling as words
-from moec.runtime.device import ALIGNMENT_BYTES, PackedCall, View
+from moec.runtime.device import PackedCall, View, padded_bytes
 from moec.runtime.tensors import aligned_zeros
 
 if TYPE_CHECKING:
@@ -128,4 +128,4 @@ def option_words(sequence: Sequence, slot: int) -> NDArray[np.int32]:
 def sampler_bytes(vocab_size: int, rows: int) -> int:
     """Device memory of a `DeviceSampler`, without what is staged."""
     sizes = 4 * rows * words.seen_words(vocab_size), rows * words.row_bytes(vocab_size)
-    return sum(-(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for size in sizes)
+    return sum(map(padded_bytes, sizes))

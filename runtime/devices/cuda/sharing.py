@@ -8,7 +8,7 @@ import numpy as np
 
 from moec.artifacts import mailbox
 from moec.artifacts.mailbox import SENT_WORDS, collect_name, mailbox_layout, post_name
-from moec.runtime.device import ALIGNMENT_BYTES, PackedCall, View
+from moec.runtime.device import PackedCall, View, padded_bytes
 from moec.runtime.devices.cuda.attended import Attended
 from moec.runtime.devices.cuda.memory import PinnedMemory
 from moec.runtime.sharing.mailbox import Mailbox
@@ -144,7 +144,7 @@ class CpuShare:
 
 def device_bytes(model: ModelRecord) -> int:
     """Of the GPU's memory that a share takes."""
-    return _whole(8 * SENT_WORDS) + _whole(8 * LINE_WORDS * len(model.experts))
+    return padded_bytes(8 * SENT_WORDS) + padded_bytes(8 * LINE_WORDS * len(model.experts))
 
 
 def host_bytes(model: ModelRecord) -> int:
@@ -155,7 +155,3 @@ def host_bytes(model: ModelRecord) -> int:
 
 def _layout(model: ModelRecord) -> MailboxLayout:
     return mailbox_layout(model.hidden_size, min(layer.top_k for layer in model.experts))
-
-
-def _whole(size: int) -> int:
-    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.runtime.device import ALIGNMENT_BYTES
+from moec.runtime.device import padded_bytes
 from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class StagedMirror:
         self._staging.begin_writing()
         self._target[rows] = self._array[rows]
         if self._array.nbytes <= SMALL_BYTES:
-            self._staging.write(self._offset, -(-self._array.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
+            self._staging.write(self._offset, padded_bytes(self._array.nbytes))
         else:
             begin = self._offset + first * self._array.strides[0]
             self._staging.write(begin, self._array[rows].nbytes)
@@ -75,7 +75,7 @@ class Staging:
     def mirror(self, array: NDArray[Any]) -> StagedMirror:
         """Give an array its place in the block."""
         offset = self._used
-        self._used += -(-array.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        self._used += padded_bytes(array.nbytes)
         assert self._used <= self.bytes.size, "the staging block was planned too small"
         assert array.flags.c_contiguous
         return StagedMirror(self, array, offset)

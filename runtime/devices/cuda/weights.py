@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moec.artifacts.program import Beside
     from moec.runtime.device import Call
     from moec.runtime.devices.cuda.device import CudaDevice
+    from moec.runtime.experts.calls import ExpertWork
     from moec.runtime.stats import Stats
 
 
@@ -94,15 +95,9 @@ class ResidentExperts:
         del beside
         return True
 
-    def calls(
-        self,
-        layer: int,
-        function: Callable[..., Any],
-        views: tuple[View, ...],
-        workspace: tuple[View, ...],
-        beside: Beside | None = None,
-    ) -> list[Call]:
+    def calls(self, work: ExpertWork) -> list[Call]:
         """The call of one layer."""
-        del beside
-        hidden, index, weight, *extra, out = map(self._device.tensor, (*views[:3], *workspace, views[3]))
-        return [PackedCall("experts", function, (hidden, index, weight, self._tables[layer], *extra, out))]
+        hidden, index, weight, out = map(self._device.tensor, work.views)
+        extra = map(self._device.tensor, work.workspace)
+        arguments = (hidden, index, weight, self._tables[work.layer], *extra, out)
+        return [PackedCall("experts", work.function, arguments)]

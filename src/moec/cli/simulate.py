@@ -127,7 +127,7 @@ def _print(result: Simulation, source: str) -> None:
         for name, rates in (("best fixed set", result.fixed), ("optimum", result.optimal))
     ]
     print_table(("policy", *header), [*rows, *bounds])
-    _print_guesses(result, header)
+    _print_guesses(result, columns, header)
     click.echo("\npredicted ms/token under the best policy")
     sizes = [human_bytes(result.expert_bytes[c]) for c in columns]
     print_table(
@@ -136,10 +136,9 @@ def _print(result: Simulation, source: str) -> None:
     )
 
 
-def _print_guesses(result: Simulation, header: list[str]) -> None:
+def _print_guesses(result: Simulation, columns: list[int], header: list[str]) -> None:
     if not result.guesses:
         return
-    columns = _columns(result)
     click.echo("\nguesses of the next layer's experts: recall of all, and of those without a slot")
     click.echo("(in brackets: how often the likeliest without a slot is chosen)")
     rows = [

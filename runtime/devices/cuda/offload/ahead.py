@@ -16,7 +16,7 @@ from moec.artifacts import ahead as words
 from moec.runtime.device import PackedCall, View
 from moec.runtime.devices.cuda.branch import STAGE, Branch
 from moec.runtime.experts.prefetch import transition_votes
-from moec.runtime.routing.early_router import early_routers, router_names
+from moec.runtime.routing.early_router import early_routers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 GUESSED, BROUGHT = 0, 1
 """Marks of the branch."""
 COUNTERS = (words.CHOSEN, words.RIGHT, words.SEEN, words.EXACT, words.FETCHED)
+"""One behind the other."""
 
 
 class ExpertsAhead:
@@ -75,15 +76,13 @@ class ExpertsAhead:
         self._staging = device.allocate(plan.staging_bytes)
         self._block = device.hold(self._image(bundle, tier))
         self._routers = {
-            each.layer: weights.dense[name]
-            for each, name in zip(plan.layers, self._router_names(), strict=True)
-            if each.weight is None and name is not None
+            each.layer: weights.dense[each.router] for each in plan.layers if each.router is not None
         }
         by_router = plan.source == "router"
         self._score = functions.get(words.SCORE_EARLY if by_router else words.SCORE_VOTES)
         self._guess, self._check = functions.get(words.GUESS), functions.get(words.CHECK)
         self._bring = functions.get(words.BRING)
-        self._seen = self._counters()
+        self._seen = np.zeros(len(COUNTERS), np.int64)
         device.unfinished.repair_with(self._restart)
 
     def takes(self, index: View) -> bool:
@@ -136,10 +135,10 @@ class ExpertsAhead:
         place, experts = self._layers[layer].scores, self._model.experts[layer].experts
         return View(self._block.address + place, "float32", (tokens, experts))
 
-    def count(self, stats: PrefetchStats) -> None:
-        """Add what the GPU has counted since the last time."""
+    def count(self, stats: PrefetchStats, taken: int) -> None:
+        """Add what the GPU has counted since the last time, when fetches took ``taken`` bytes of what was brought."""
         counters = self._counters()
-        chosen, right, seen, exact, fetched, taken = (counters - self._seen).tolist()
+        chosen, right, seen, exact, fetched = (counters - self._seen).tolist()
         self._seen = counters
         stats.chosen += chosen
         stats.right += right
@@ -149,12 +148,11 @@ class ExpertsAhead:
         stats.wasted_bytes += fetched - taken
 
     def _counters(self) -> NDArray[np.int64]:
-        """What was counted, and the bytes that fetches took; once all calls before are finished."""
-        total = np.zeros(len(COUNTERS) + 1, np.int64)
+        """What was counted, once all calls before are finished."""
+        total = np.zeros(len(COUNTERS), np.int64)
         for each in self.plan.layers:
-            image = self._device.read(self._words(each))
-            total[:-1] += image[list(COUNTERS)]
-        total[-1] = self._states.taken_ahead()
+            address = self._words(each).address + 8 * COUNTERS[0]
+            total += self._device.read(View(address, "int64", total.shape))
         return total
 
     def _restart(self) -> None:
@@ -170,15 +168,11 @@ class ExpertsAhead:
 
     def _weight(self, each: LayerAhead) -> View:
         experts, before = self._model.experts[each.layer].experts, self._model.experts[each.before].experts
-        own = self._routers.get(each.layer)
-        address = self._block.address + (each.weight or 0) if own is None else own
+        own = each.weight
+        address = self._routers[each.layer] if own is None else self._block.address + own
         if self.plan.source == "router":
             return View(address, "bfloat16", (experts, self._model.hidden_size))
         return View(address, "float32", (before, experts))
-
-    def _router_names(self) -> list[Any]:
-        names = router_names(self._model)
-        return [names[each.layer] for each in self.plan.layers]
 
     def _image(self, bundle: Bundle, tier: HostTier) -> NDArray[np.uint8]:
         """The block as it begins."""
@@ -200,7 +194,7 @@ def _weights(bundle: Bundle, plan: AheadPlan) -> Callable[[LayerAhead], NDArray[
     if plan.source == "transitions":
         votes = transition_votes(bundle.schedule.profile)
         return lambda each: votes[each.before]
-    routers = early_routers(bundle)
+    routers = early_routers(bundle, {each.layer for each in plan.layers if each.weight is not None})
 
     def router(each: LayerAhead) -> NDArray[Any]:
         weight = routers[each.layer]

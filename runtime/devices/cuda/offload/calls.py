@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.offload.slots import DeviceSlots
     from moec.runtime.devices.cuda.offload.stream import LayerStream
     from moec.runtime.devices.cuda.weights import ResidentWeights
+    from moec.runtime.experts.calls import ExpertWork
     from moec.runtime.stats import Stats
 
 STAGE = "experts"
@@ -81,26 +82,19 @@ class OffloadedExperts:
         """Where there is a kernel for it: the segment's first product is done while experts are on their way."""
         return beside in self._beside
 
-    def calls(
-        self,
-        layer: int,
-        function: Callable[..., Any],
-        views: tuple[View, ...],
-        workspace: tuple[View, ...],
-        beside: Beside | None = None,
-    ) -> list[Call]:
+    def calls(self, work: ExpertWork) -> list[Call]:
         """The calls of one layer; the host has a part in them where experts are in the file."""
-        if self._stream.takes(layer, views[1].shape[0]):
-            return [self._stream.call(layer, function, views, workspace)]
-        kernel = self._kernels[layer] if beside is None else self._beside[beside]
-        return self._cached(layer, (function, kernel), views, workspace)
+        if self._stream.takes(work.layer, work.views[1].shape[0]):
+            return [self._stream.call(work)]
+        kernel = self._kernels[work.layer] if work.beside is None else self._beside[work.beside]
+        return self._cached(work, kernel)
 
     def count(self, stats: Stats) -> None:
         """Add what the GPU has counted since the last time."""
         counters = self.slots.states.counters()
         new = counters - self._seen
         self._seen = counters
-        for layer, (hits, misses, by_cpu, evictions) in zip(
+        for layer, (hits, misses, by_cpu, evictions, _) in zip(
             self.slots.plan.layers, new.tolist(), strict=True
         ):
             stats.hits += hits
@@ -110,25 +104,18 @@ class OffloadedExperts:
             stats.bytes_moved += (misses - by_cpu) * layer.stride_bytes
         self._stream.count(stats)
         if self.ahead is not None:
-            self.ahead.count(stats.prefetch)
+            self.ahead.count(stats.prefetch, int(new[:, -1].sum()))
 
-    def _cached(
-        self,
-        layer: int,
-        functions: tuple[Callable[..., Any], Callable[..., Any] | None],
-        views: tuple[View, ...],
-        workspace: tuple[View, ...],
-    ) -> list[Call]:
-        """Calls of ``functions``' second where experts are computed as they arrive, otherwise of its first."""
-        function, kernel = functions
-        hidden, index, weight, out = views
+    def _cached(self, work: ExpertWork, kernel: Callable[..., Any] | None) -> list[Call]:
+        """Calls of ``kernel`` where experts are computed as they arrive, otherwise of the work's own function."""
+        layer, (hidden, index, weight, out) = work.layer, work.views
         device, states = self._device, self.slots.states
         shape = index.shape
         own, theirs = states.choices(0, shape), states.choices(1, shape)
         state = device.tensor(states.state(layer))
         assign = (device.tensor(index), state, device.tensor(own), device.tensor(theirs))
         own_kernel = kernel if self.beside and shape[0] <= MOST_CACHED_TOKENS else None
-        extra = workspace if own_kernel is None else (states.state(layer), *workspace)
+        extra = work.workspace if own_kernel is None else (states.state(layer), *work.workspace)
         experts = map(device.tensor, (hidden, own, weight, states.table(layer), *extra, out))
         ahead = self.ahead if self.ahead is not None and self.ahead.takes(index) else None
         calls: list[Call] = []
@@ -145,7 +132,7 @@ class OffloadedExperts:
         calls.append(PackedCall(STAGE, self._fetch, (state,)))
         if ahead is not None:
             calls += ahead.bring(layer)
-        calls.append(PackedCall(STAGE, own_kernel or function, tuple(experts)))
+        calls.append(PackedCall(STAGE, own_kernel or work.function, tuple(experts)))
         if self.helper is not None:
             calls += self.helper.collect(layer, out)
         if ahead is not None:

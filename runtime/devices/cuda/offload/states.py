@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.experts.slots import LayerSlots, SlotPlan
 
-COUNTERS = (words.HITS, words.MISSES, words.CPU_MISSES, words.EVICTIONS)
+COUNTERS = (words.HITS, words.MISSES, words.CPU_MISSES, words.EVICTIONS, words.AHEAD_BYTES)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class LayerStates:
         """Begin again with the slots filled in the layers' orders; what was counted stays."""
         image, now = self._first.copy(), self._read()
         for first in self._firsts[:-1]:
-            counted = [first + word for word in (*COUNTERS, words.AHEAD_BYTES)]
+            counted = [first + word for word in COUNTERS]
             image[counted] = now[counted]
         self._device.write(self._memory.address, image)
 
@@ -94,11 +94,6 @@ class LayerStates:
         """int64: what the GPU (0) or the CPU (1) computes of the choices of the layer at work."""
         first = self.table_firsts[-1] + number * words.MOST_ENTRIES
         return View(self._memory.address + 8 * first, "int64", shape)
-
-    def taken_ahead(self) -> int:
-        """Bytes that fetches took from what was brought ahead, once all calls before are finished."""
-        image = self._read()
-        return sum(int(image[first + words.AHEAD_BYTES]) for first in self._firsts[:-1])
 
     def forget_ahead(self) -> None:
         """Nothing was brought ahead for any step."""
@@ -120,7 +115,10 @@ class LayerStates:
         ]
 
     def counters(self) -> NDArray[np.int64]:
-        """``[layers, 4]``: hits, misses, those of the CPU, evictions; once all calls before are finished."""
+        """``[layers, 5]``: hits, misses, those of the CPU, evictions, bytes taken from what was brought ahead.
+
+        Once all calls before are finished.
+        """
         image = self._read()
         rows = [[image[first + word] for word in COUNTERS] for first in self._firsts[:-1]]
         return np.array(rows, np.int64).reshape(len(rows), len(COUNTERS))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.offload.files import FileExperts
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.slots import DeviceSlots
+    from moec.runtime.experts.calls import ExpertWork
     from moec.runtime.stats import Stats
 
 STATIC_SHARE = 0.9
@@ -98,18 +99,16 @@ class LayerStream:
         """Whether a step of so many tokens is streamed."""
         return self._slots.plan.is_streamed(layer, tokens)
 
-    def call(
-        self, layer: int, function: Callable[..., Any], views: tuple[View, ...], workspace: tuple[View, ...]
-    ) -> Call:
+    def call(self, work: ExpertWork) -> Call:
         """The call of one layer."""
-        hidden, index, weight, out = views
+        layer, (hidden, index, weight, out) = work.layer, work.views
         table = self._slots.states.stream_table(layer)
-        tensors = map(self._device.tensor, (hidden, index, weight, table, *workspace, out))
+        tensors = map(self._device.tensor, (hidden, index, weight, table, *work.workspace, out))
         tokens = index.shape[0]
         part = next(part for part in self._parts if layer in part)
         layers = [other for other in part if self.takes(other, tokens)]
         asks = any(self._asks(other, tokens) for other in layers)
-        turn = _Turn(layer, layers.index(layer), asks, function, tuple(tensors), index)
+        turn = _Turn(layer, layers.index(layer), asks, work.function, tuple(tensors), index)
         return HostCall("experts", lambda: self._run(turn, layers))
 
     def count(self, stats: Stats) -> None:
