@@ -51,7 +51,10 @@ def latent_combine(
     """
     plan = LatentPlan(spec)
     columns = -(-spec.value_dim // COLUMNS)
-    with launch((columns, spec.query_heads, operands.tokens), LANES * WARPS) as ((piece, head, token), thread):
+    with launch((columns, spec.query_heads, operands.tokens), LANES * WARPS) as (
+        (piece, head, token),
+        thread,
+    ):
         warp, lane = T.bind(thread // i32(LANES)), T.bind(thread % i32(LANES))
         parts = settled(plan.parts(operands.tokens))
         memory = results(plan, operands)
@@ -90,9 +93,7 @@ def _fact(plan: LatentPlan, row: Expr, part: Expr) -> Expr:
     return T.bind(i64(plan.facts) + slot * i64(2))
 
 
-def _facts(
-    plan: LatentPlan, memory: Buffer, row: Expr, active: Expr, lane: Expr
-) -> tuple[Buffer, Buffer]:
+def _facts(plan: LatentPlan, memory: Buffer, row: Expr, active: Expr, lane: Expr) -> tuple[Buffer, Buffer]:
     """The maxima and totals of this lane's parts."""
     count = MOST_PARTS // LANES
     highest, totals = registers(count), registers(count)
