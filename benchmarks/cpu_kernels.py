@@ -33,7 +33,6 @@ from benchmarks.support.cpu_library import (
     READ_FLOATS,
     SUMS,
     TASKS,
-    build_library,
     expert_body,
 )
 from benchmarks.support.mailbox_team import CHOSEN, MailboxTeam
@@ -224,6 +223,13 @@ def _row(case: Case, taken: float, ceiling: float) -> Row:
 CASES = {"linear": linear_cases, "experts": expert_cases, "serve": serve_cases, "attention": attention_cases}
 
 
+def build(lanes: int, path: Path) -> None:
+    """Compile the library, which is all that needs the compiler."""
+    from benchmarks.support.cpu_library_build import build_library
+
+    build_library(lanes, path)
+
+
 def main() -> None:
     """Compile or load, measure, print, write."""
     parser = argparse.ArgumentParser(
@@ -237,14 +243,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of the kernels (default: all CPUs)")
     options = parser.parse_args()
     if options.build:
-        build_library(options.lanes, options.build)
+        build(options.lanes, options.build)
         return
     threads = load_runtime(options.threads)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         path = options.library or Path(folder) / "kernels.so"
         if options.library is None:
-            build_library(options.lanes, path)
+            build(options.lanes, path)
         functions = LibraryFunctions([path])
         cases = [case for kind in options.only or CASES for case in CASES[kind](functions)]
         clock = time.thread_time if threads == 1 else time.perf_counter

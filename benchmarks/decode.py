@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from benchmarks.support.children import fastest, run_child
+from benchmarks.support.children import ENGINE, TRANSFORMERS, fastest, run_child
 from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.preparing import bundle_of, copy_rate, transformers_model
 from benchmarks.support.work import Work, WorkType, decode_bytes
@@ -50,8 +50,8 @@ def main(
     with bundle_of(model, bundle) as folder, transformers_model(model) as reference:
         record = open_bundle(folder, verify="sizes").model
         rate = copy_rate(device)
-        ours = run_child("engine_run", folder, works, [*options, *memory])
-        other = run_child("transformers_run", reference, works, options) if theirs else {"runs": []}
+        ours = run_child(ENGINE, folder, works, [*options, *memory])
+        other = run_child(TRANSFORMERS, reference, works, options) if theirs else {"runs": []}
     rows = [
         row for work in works for row in rows_of(work, decode_bytes(record, work.batch), rate, ours, other)
     ]

@@ -92,7 +92,7 @@ class Sizes:
         pairs = [
             FitUnit(
                 unit.name,
-                tuple(option_of(self._parts, unit, kind, 0.0) for kind in (PLAIN, formats[unit.name])),
+                tuple(option_of(self._parts, unit, kind) for kind in (PLAIN, formats[unit.name])),
             )
             for unit in self._units
         ]
@@ -148,9 +148,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Measure, choose, round, compare, print, write."""
     options = parse_options()
-    windows = held_out_windows(options.checkpoint, options.text)
-    if options.windows and options.windows < len(windows):
-        windows = [windows[at * len(windows) // options.windows] for at in range(options.windows)]
+    windows = held_out_windows(options.checkpoint, options.text, options.windows)
     tokens = sum(map(len, windows))
     checkpoint, parts = build_parts(options.checkpoint)
     prompts = None if options.calibration is None else read_prompts(options.calibration)

@@ -88,9 +88,10 @@ def main(bundle: Path, device: str, repeats: int, cold: bool, levels: tuple[str,
 
 def ceilings(bundle: Path, device: str, options: list[str], read_gib: int) -> dict[str, float]:
     """GB/s: reading by thread count, hashing with all cores, the link."""
-    ways = {f"read, {threads} threads": ["--threads", str(threads)] for threads in READ_THREADS}
-    if "--cold" in options:
-        ways = {f"read, {threads} threads": ["--threads", str(threads)] for threads in COLD_THREADS}
+    cold = "--cold" in options
+    counts = COLD_THREADS if cold else READ_THREADS
+    ways = {f"read, {threads} threads": ["--threads", str(threads)] for threads in counts}
+    if cold:
         ways |= {f"{name}, past the cache": [*way, "--direct"] for name, way in ways.items()}
     most = ["--read-gib", str(read_gib)]
     rates = {name: measure("read", bundle, [*options, *most, *way])["gb_s"] for name, way in ways.items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from benchmarks.support.children import fastest, run_child
+from benchmarks.support.children import ENGINE, TRANSFORMERS, fastest, run_child
 from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.preparing import bundle_of, product_rate, transformers_model
 from benchmarks.support.work import Work, attention_flops, prefill_flops
@@ -53,8 +53,8 @@ def main(
     with bundle_of(model, bundle) as folder, transformers_model(model) as reference:
         record = open_bundle(folder, verify="sizes").model
         rate = product_rate(device)
-        ours = run_child("engine_run", folder, works, [*options, *own])
-        other = run_child("transformers_run", reference, works, options) if theirs else {"runs": []}
+        ours = run_child(ENGINE, folder, works, [*options, *own])
+        other = run_child(TRANSFORMERS, reference, works, options) if theirs else {"runs": []}
     rows = []
     for work in works:
         rows += rows_of(work, prefill_flops(record, work.prompt_tokens), rate, ours, other)

@@ -51,12 +51,14 @@ REAL = ("deepseek-v2-lite", "qwen3-30b-a3b", "mixtral-8x7b", "gpt-oss-20b")
 SEQUENCES, TOKENS = 4, 128
 SOURCE_TOKENS = 70
 LIMIT_BYTES = 50 << 20
+TARGETS = ("cuda-sm_90", "cpu-x86-64-v3")
+"""The CPU's, since it computes a share of the missing experts, and judges segments."""
 
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(NAMES))
-@click.option("--target", "targets", multiple=True, default=("cuda-sm_90",), show_default=True)
-@click.option("--real/--no-real", default=True, help="Real configs' modules, for the same targets and cpu.")
+@click.option("--target", "targets", multiple=True, default=TARGETS, show_default=True)
+@click.option("--real/--no-real", default=True, help="Real configs' modules, for the same targets.")
 @click.option("--force", is_flag=True, help="Make again what is there.")
 def main(names: tuple[str, ...], targets: tuple[str, ...], real: bool, force: bool) -> None:
     """Prepare the tiny models NAMES (all of them by default)."""
@@ -105,7 +107,7 @@ def prepare_modules(name: str, targets: tuple[str, ...], *, force: bool = False)
         checkpoint = Path(folder, name)
         checkpoint.mkdir()
         shutil.copyfile(CONFIGS[name], checkpoint / "config.json")
-        compile_for(checkpoint, output, (*targets, "cpu-x86-64-v3"), ["--modules-only", "--dtype", "bf16"])
+        compile_for(checkpoint, output, targets, ["--modules-only", "--dtype", "bf16"])
     return output
 
 

@@ -149,8 +149,8 @@ class RoundedActivations(TorchFunctionMode):
         return function(*arguments, **(named or {}))
 
 
-def held_out_windows(checkpoint: Path, text: Path | None) -> list[list[int]]:
-    """Token ids of windows that do not overlap."""
+def held_out_windows(checkpoint: Path, text: Path | None, most: int | None) -> list[list[int]]:
+    """Token ids of windows that do not overlap; at most so many, evenly spread."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if text is not None:
         passages = [text.read_text(encoding="utf-8")]
@@ -158,11 +158,14 @@ def held_out_windows(checkpoint: Path, text: Path | None) -> list[list[int]]:
         from examples.train_tiny_deepseek_v2.text import read_text, to_chapters
 
         passages = [BEGIN + chapter.text for chapter in to_chapters(read_text(None)) if chapter.held_out]
-    windows = []
+    windows: list[list[int]] = []
     for passage in passages:
         ids = tokenizer(passage, add_special_tokens=False)["input_ids"]
         windows += [ids[at : at + WINDOW] for at in range(0, len(ids), WINDOW)]
-    return [window for window in windows if len(window) > 1]
+    windows = [window for window in windows if len(window) > 1]
+    if most and most < len(windows):
+        windows = [windows[at * len(windows) // most] for at in range(most)]
+    return windows
 
 
 def calibration_windows(checkpoint: Path, tokens: int | None) -> list[list[int]]:
@@ -200,9 +203,7 @@ def main() -> None:
         "--keep", action="store_true", help="keep rows of the results that are there, if of the same text"
     )
     options = parser.parse_args()
-    windows = held_out_windows(options.checkpoint, options.text)
-    if options.windows and options.windows < len(windows):
-        windows = [windows[at * len(windows) // options.windows] for at in range(options.windows)]
+    windows = held_out_windows(options.checkpoint, options.text, options.windows)
     model = AutoModelForCausalLM.from_pretrained(
         options.checkpoint,
         dtype=torch.float32,

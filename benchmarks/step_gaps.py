@@ -18,15 +18,13 @@ from unittest.mock import patch
 import click
 
 from benchmarks.support.common import print_rows, write_result
-from benchmarks.support.profiled import gpu_events, run_and_leave
-from benchmarks.support.work import Work, WorkType
+from benchmarks.support.profiled import gpu_events, kernels, run_and_leave
+from benchmarks.support.work import Work, WorkType, run_work
 from moec import runtime
-from moec.cli.bench import run_batch
 from moec.runtime.chain.executor import ChainExecutor
 
 if TYPE_CHECKING:
     from benchmarks.support.profiled import Event
-    from moec.runtime import Model
 
 LAST_KERNEL = "sample"
 """In the name of the last kernels of a step."""
@@ -45,12 +43,13 @@ def main(bundle: Path, works: tuple[Work, ...], device: str) -> None:
     ) as model:
         for work, (name, mode) in product(works, modes.items()):
             with patch.object(ChainExecutor, "can_run_ahead", mode):
-                run(model, work)
-                rows.append({"work": str(work), "steps": name, "wall ms": median(run(model, work)) * 1e3})
+                run_work(model, work)
+                _, steps = run_work(model, work)
+                rows.append({"work": str(work), "steps": name, "wall ms": median(steps) * 1e3})
         # Afterwards, because a process that was profiled once launches more slowly.
         for row, (work, mode) in zip(rows, product(works, modes.values()), strict=True):
             with patch.object(ChainExecutor, "can_run_ahead", mode):
-                busy, idle = busy_and_idle(gpu_events(partial(run, model, work)))
+                busy, idle = busy_and_idle(gpu_events(partial(run_work, model, work)))
             row |= {
                 "busy ms": busy / 1e3,
                 "profiled idle us": idle,
@@ -60,23 +59,17 @@ def main(bundle: Path, works: tuple[Work, ...], device: str) -> None:
     print(write_result(f"step-gaps-{bundle.stem}", rows))
 
 
-def run(model: Model, work: Work) -> list[float]:
-    """Seconds of each decoding step."""
-    vocab = model.record.vocab_size
-    return run_batch(model.engine, vocab, work.prompt_tokens, work.new_tokens, work.batch)[1]
-
-
 def busy_and_idle(events: list[Event]) -> tuple[float, float]:
     """Medians over the later half of the steps, microseconds."""
-    kernels = [event for event in events if not event.name.startswith("Mem")]
+    found = kernels(events)
     last = [
         number
-        for number, event in enumerate(kernels[:-1])
-        if LAST_KERNEL in event.name and LAST_KERNEL not in kernels[number + 1].name
+        for number, event in enumerate(found[:-1])
+        if LAST_KERNEL in event.name and LAST_KERNEL not in found[number + 1].name
     ]
     last = last[len(last) // 2 :]
-    busy = [kernels[end].end - kernels[begin + 1].start for begin, end in pairwise(last)]
-    idle = [kernels[number + 1].start - kernels[number].end for number in last]
+    busy = [found[end].end - found[begin + 1].start for begin, end in pairwise(last)]
+    idle = [found[number + 1].start - found[number].end for number in last]
     return median(busy), median(idle)
 
 

@@ -10,6 +10,7 @@ to its own end: over a step these add up to the step. Needs torch on the same ma
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks.support.common import print_rows, write_result
-from benchmarks.support.profiled import gpu_events, run_and_leave
-from benchmarks.support.work import Work, WorkType
+from benchmarks.support.profiled import gpu_events, kernels, run_and_leave
+from benchmarks.support.work import Work, WorkType, run_work
 from moec import runtime
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.cli.bench import run_batch
 
 if TYPE_CHECKING:
     from benchmarks.support.profiled import Event
@@ -55,23 +55,19 @@ def main(
         verify="sizes",
     ) as model:
         for work in works:
-            run_batch(model.engine, model.record.vocab_size, work.prompt_tokens, work.new_tokens, work.batch)
-            kernels = profile(model, work)
-            rows = by_kernel(kernels)
+            run_work(model, work)
+            found = profile(model, work)
+            rows = by_kernel(found)
             total = sum(row["adds us"] for row in rows)
-            print(f"{work}: {len(kernels)} kernels, {total:.0f} us")
+            print(f"{work}: {len(found)} kernels, {total:.0f} us")
             print_rows(rows)
             beside = f"-{device_memory}" if device_memory else ""
-            write_result(f"timeline-{bundle.stem}-{work}{beside}", rows, step_us=total, order=order(kernels))
+            write_result(f"timeline-{bundle.stem}-{work}{beside}", rows, step_us=total, order=order(found))
 
 
 def profile(model: Model, work: Work) -> list[dict[str, Any]]:
     """The kernels of one step, by start: microseconds from the first one's start."""
-
-    def run() -> None:
-        run_batch(model.engine, model.record.vocab_size, work.prompt_tokens, work.new_tokens, work.batch)
-
-    steps = _steps([event for event in gpu_events(run) if not event.name.startswith("Mem")])
+    steps = _steps(kernels(gpu_events(partial(run_work, model, work))))
     chosen = steps[0] if work.new_tokens <= 2 else steps[-2]
     begin = chosen[0].start
     return [
@@ -94,11 +90,11 @@ def _last_of_sampling(event: Event, events: list[Event]) -> bool:
     return following == len(events) or "sample" not in events[following].name
 
 
-def by_kernel(kernels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def by_kernel(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a kernel, the costliest first."""
     groups: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     latest = 0.0
-    for kernel in kernels:
+    for kernel in found:
         adds = max(0.0, kernel["end"] - latest)
         early = max(0.0, latest - kernel["start"])
         groups[kernel["kernel"]].append((adds, kernel["end"] - kernel["start"], early))
@@ -117,9 +113,9 @@ def by_kernel(kernels: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["adds us"])
 
 
-def order(kernels: list[dict[str, Any]]) -> list[str]:
+def order(found: list[dict[str, Any]]) -> list[str]:
     """The step's kernels in order, with when they start and end."""
-    return [f"{kernel['start']:.1f} {kernel['end']:.1f} {kernel['kernel']}" for kernel in kernels]
+    return [f"{kernel['start']:.1f} {kernel['end']:.1f} {kernel['kernel']}" for kernel in found]
 
 
 if __name__ == "__main__":

@@ -9,21 +9,14 @@ import numpy as np
 
 from moec.artifacts.reader import open_bundle
 from moec.errors import RequestError
-from moec.runtime.engine.continuation import Continuation, room
+from moec.runtime.engine.continuation import Continuation
 from moec.runtime.engine.run import assemble, run
-from moec.runtime.engine.sequence import Request
 from moec.runtime.recording import Recording
-from moec.runtime.requests.checks import (
-    end_tokens,
-    sampling_from,
-    to_prompts,
-)
+from moec.runtime.requests.checks import end_tokens, sampling_from, to_prompts
 from moec.runtime.requests.sides import no_decoder_tokens, sides
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.routing.early_router import early_routers
-from moec.runtime.routing.recorder import SequenceRecorder
 from moec.runtime.routing.ring import DEFAULT_CAPACITY
-from moec.runtime.routing.sided import recorder_for
 from moec.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -242,28 +235,7 @@ class Model:
             RequestError: a decoder behind an encoder has nothing to begin with.
         """
         routers = () if self.has_encoder else early_routers(open_bundle(self.path, verify="sizes"))
-        recorder = recorder_for(
-            self.record,
-            lambda layers, _: SequenceRecorder(tuple(layer.experts for layer in layers), routers),
-        )
-        sampling = sampling_from(self.record.generation, True, None, None, None, None)
-        ends = frozenset(self.record.generation.eos_token_id)
-        sources, begun = sides(self.record, [tuple(prompt) for prompt in prompts], None)
-        requests = [
-            Request(
-                prompt,
-                min(max_new_tokens + 1, room(self.engine, prompt, source)),
-                0,
-                ends,
-                sampling,
-                0,
-                source,
-            )
-            for source, prompt in zip(sources, begun, strict=True)
-        ]
-        with self._routing.instead(recorder):
-            run(self.engine, requests)
-        return recorder.traces()
+        return self._routing.trace(prompts, max_new_tokens, routers)
 
     def record_routing(self, path: str | Path, capacity: int = DEFAULT_CAPACITY) -> None:
         """Keep the routing of all that is run from now on, for ``moec plan --traces``; see `save_routing`.

@@ -1,4 +1,4 @@
-"""The routing of what a model runs: kept for a file, or recorded for a while as traces."""
+"""The routing of what a model runs: kept for a file, or as traces of prompts."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moec.runtime.requests.checks import check_count
+from moec.runtime.engine.continuation import room
+from moec.runtime.engine.run import run
+from moec.runtime.engine.sequence import Request
+from moec.runtime.requests.checks import check_count, sampling_from
+from moec.runtime.requests.sides import sides
+from moec.runtime.routing.recorder import SequenceRecorder
 from moec.runtime.routing.ring import RoutingRing, read_earlier, write_traces
 from moec.runtime.routing.sided import SidedRecorder, layers_of_sides, recorder_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from moec.artifacts.model import ModelRecord
+    from moec.artifacts.traces import Traces
     from moec.runtime.chain.executor import ChainExecutor
     from moec.runtime.engine import Engine
+    from moec.runtime.routing.early_router import Routers
     from moec.runtime.routing.sided import StepRecorder
 
 
@@ -24,7 +31,7 @@ class Recording:
 
     Args:
         model: its MoE layers.
-        engine: says which tokens a step was for.
+        engine: runs it, and says which tokens a step was for.
         executor: says what they chose.
     """
 
@@ -60,8 +67,36 @@ class Recording:
         self._tell(None)
         self._kept = None
 
+    def trace(self, prompts: Iterable[Sequence[int]], max_new_tokens: int, routers: Routers) -> Traces:
+        """Run prompts and keep the routing of these alone; arguments and errors as of `Model.trace`.
+
+        ``routers`` say what each layer would choose one layer early; where there are none they are not asked.
+        """
+        recorder = recorder_for(
+            self._model,
+            lambda layers, _: SequenceRecorder(tuple(layer.experts for layer in layers), routers),
+        )
+        defaults = self._model.generation
+        sampling = sampling_from(defaults, True, None, None, None, None)
+        ends = frozenset(defaults.eos_token_id)
+        sources, begun = sides(self._model, [tuple(prompt) for prompt in prompts], None)
+        requests = [
+            Request(
+                prompt,
+                min(max_new_tokens + 1, room(self._engine, prompt, source)),
+                eos_token_ids=ends,
+                sampling=sampling,
+                seed=0,
+                source=source,
+            )
+            for source, prompt in zip(sources, begun, strict=True)
+        ]
+        with self._instead(recorder):
+            run(self._engine, requests)
+        return recorder.traces()
+
     @contextmanager
-    def instead(self, recorder: StepRecorder) -> Iterator[None]:
+    def _instead(self, recorder: StepRecorder) -> Iterator[None]:
         """``recorder`` is told of what is run in the meantime, and the file has nothing of it."""
         self._tell(recorder)
         try:

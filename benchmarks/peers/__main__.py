@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks.peers.llama import LlamaCpp
-from benchmarks.support.children import run_child
+from benchmarks.support.children import ACCELERATE, ENGINE, run_child
 from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.work import Work, WorkType
 from moec.artifacts.reader import open_bundle
@@ -119,7 +119,7 @@ def moec_rows(
     options = ["--device", "cuda:0", "--step-tokens", str(work.prompt_tokens), "--repeats", "2"]
     for budget in budgets:
         for how, more in ways:
-            facts = run_child("engine_run", bundle, [work], [*options, "--device-memory", str(budget), *more])
+            facts = run_child(ENGINE, bundle, [work], [*options, "--device-memory", str(budget), *more])
             run = facts["runs"][0]
             own = facts | {"first_token_seconds": run["prefill_seconds"], "step_seconds": run["step_seconds"]}
             yield row_of(kind, weights, budget, f"{how}, {cache_words(run['stats'])}", own)
@@ -149,7 +149,7 @@ def accelerate_rows(config: Path, budgets: list[int]) -> Iterator[dict[str, Any]
     """Its ``max_memory`` is the budget."""
     work = Work(WORK.batch, WORK.prompt_tokens, FEW)
     for budget in budgets:
-        facts = run_child("peers.accelerate_run", config, [work], ["--budget", str(budget)])
+        facts = run_child(ACCELERATE, config, [work], ["--budget", str(budget)])
         yield row_of("bf16", "bfloat16", budget, "weights moved for each call", facts)
 
 

@@ -15,9 +15,10 @@ from moec.formats import dequantize_rows
 from moec.formats.feedback import shrunk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from moec.artifacts.model import ExpertBody
+    from moec.compiler.packing.calibrated import LayerRounding
     from moec.formats import Format
 
 
@@ -63,14 +64,24 @@ def round_experts(
     """What is left of a layer's experts, ``[E, 2I, H]`` and ``[E, H, I]``."""
     moments = shrunk(moments_of(inputs.x), len(inputs.x))
     layer = LayerFeedback(body, inputs.x, inputs.index, moments)
+    return rounded_by(layer, kind, (_parts(*each) for each in zip(gate_up, down, strict=True)))
+
+
+def _parts(gate_up: torch.Tensor, down: torch.Tensor) -> dict[str, torch.Tensor]:
+    gate, up = (part.contiguous() for part in gate_up.chunk(2))
+    return {"gate": gate, "up": up, "down": down}
+
+
+def rounded_by(
+    rounding: LayerRounding, kind: Format, experts: Iterable[Mapping[str, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of the parts of each expert, with gate and up in one tensor, as transformers has them."""
     both, downs = [], []
-    for expert, (upper, lower) in enumerate(zip(gate_up, down, strict=True)):
-        gate, up = (part.contiguous() for part in upper.chunk(2))
-        parts = {"gate": gate, "up": up, "down": lower}
-        rows = layer.rows(expert, kind, parts)
+    for expert, parts in enumerate(experts):
+        rows = rounding.rows(expert, kind, parts)
         found = {
-            name: torch.from_numpy(dequantize_rows(kind, rows[name].numpy(), part.shape[1]))
-            for name, part in parts.items()
+            name: torch.from_numpy(dequantize_rows(kind, rows[name].numpy(), parts[name].shape[1]))
+            for name in ("gate", "up", "down")
         }
         both.append(torch.cat((found["gate"], found["up"])))
         downs.append(found["down"])

@@ -13,15 +13,19 @@ if TYPE_CHECKING:
 
     from benchmarks.support.work import Work
 
+ENGINE = "benchmarks.support.engine_run"
+TRANSFORMERS = "benchmarks.support.transformers_run"
+ACCELERATE = "benchmarks.peers.accelerate_run"
+
 
 def run_child(module: str, target: Path, works: Sequence[Work], options: Sequence[str]) -> dict[str, Any]:
-    """``python -m benchmarks.<module> TARGET --work ...``: the JSON that it prints last.
+    """``python -m MODULE TARGET --work ...``: the JSON that it prints last.
 
     Raises:
         RuntimeError: it failed; the message is the end of what it said.
     """
     named = [option for work in works for option in ("--work", str(work))]
-    command = [sys.executable, "-m", f"benchmarks.{module}", str(target), *named, *options]
+    command = [sys.executable, "-m", module, str(target), *named, *options]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{module} failed: {done.stderr[-2000:]}")

@@ -1,14 +1,8 @@
-"""The kernels of ``cpu_kernels``: compiled into one library, which a machine without the compiler loads too."""
+"""What the library of ``cpu_kernels`` holds; a machine without the compiler has to know it too."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from moec.artifacts.model import AttentionSpec, ExpertBody
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 PROCESSORS = {16: "x86-64-v4", 8: "x86-64-v3", 4: "x86-64"}
 READ_FLOATS = 1 << 27
@@ -29,98 +23,3 @@ def expert_body(kind: str) -> ExpertBody:
     swiglu = ("mul", ("silu", "gate"), "up")
     quantized = None if kind == "bfloat16" else kind
     return ExpertBody(kind.replace("-", "_"), 2048, 1408, True, False, False, swiglu, "bfloat16", quantized)
-
-
-def build_library(lanes: int, path: Path) -> None:
-    """Compile every kernel for vectors of so many floats."""
-    import tvm
-
-    target = tvm.target.Target({"kind": "llvm", "mcpu": PROCESSORS[lanes]})
-    functions = {str(function.attrs["global_symbol"]): function for function in _functions(lanes)}
-    tvm.compile(tvm.IRModule(functions), target=target).export_library(str(path))
-
-
-def _functions(lanes: int) -> Iterator[Any]:
-    from moec.compiler.kernels.cpu.attention import attention
-    from moec.compiler.kernels.cpu.experts import experts
-    from moec.compiler.kernels.cpu.linear import linear
-    from moec.compiler.kernels.cpu.serve import serve
-
-    yield read_kernel(lanes)
-    yield multiply_kernel(lanes)
-    yield linear(
-        rows=LINEAR_ROWS, columns=LINEAR_COLUMNS, dtype="bfloat16", batch=None, bias=False, lanes=lanes
-    )
-    for kind in FORMATS:
-        yield experts(expert_body(kind), lanes=lanes)
-    yield serve([expert_body(kind) for kind in FORMATS], lanes=lanes, machine="x86_64")
-    for spec in ATTENTIONS:
-        yield attention(spec, lanes=lanes).with_attr("global_symbol", f"attention_{spec.name}")
-
-
-def read_kernel(lanes: int) -> Any:
-    """Sum a large array, each task a contiguous part."""
-    from moec.compiler.kernels.emit import (
-        Argument,
-        arguments,
-        build,
-        fill,
-        i64,
-        load,
-        loop,
-        registers,
-        store,
-    )
-
-    def body() -> None:
-        x, out = arguments(
-            Argument("x", (READ_FLOATS,), "float32"), Argument("out", (TASKS, lanes), "float32")
-        )
-        part, width = READ_FLOATS // TASKS, 8 * lanes
-        with loop(TASKS, parallel=True) as task:
-            sums = registers(width)
-            fill(sums, width, lanes)
-            with loop(part // width) as step:
-                for offset in range(0, width, lanes):
-                    value = load(x, task * i64(part) + step * i64(width) + i64(offset), lanes)
-                    store(sums, offset, load(sums, offset, lanes) + value, lanes)
-            _store_total(sums, 8, out, task, lanes)
-
-    return build("read", body)
-
-
-def multiply_kernel(lanes: int) -> Any:
-    """Independent multiply-adds in registers."""
-    from moec.compiler.kernels.emit import (
-        Argument,
-        arguments,
-        build,
-        fill,
-        i64,
-        load,
-        loop,
-        registers,
-        store,
-    )
-
-    def body() -> None:
-        x, out = arguments(Argument("x", (2 * lanes,), "float32"), Argument("out", (TASKS, lanes), "float32"))
-        with loop(TASKS, parallel=True) as task:
-            sums = registers(SUMS * lanes)
-            fill(sums, SUMS * lanes, lanes)
-            factor, term = load(x, i64(0), lanes), load(x, i64(lanes), lanes)
-            with loop(FMA_STEPS):
-                for offset in range(0, SUMS * lanes, lanes):
-                    store(sums, offset, load(sums, offset, lanes) * factor + term, lanes)
-            _store_total(sums, SUMS, out, task, lanes)
-
-    return build("multiply", body)
-
-
-def _store_total(sums: Any, count: int, out: Any, task: Any, lanes: int) -> None:
-    from moec.compiler.kernels.emit import i64, load, store
-
-    total = load(sums, 0, lanes)
-    for number in range(1, count):
-        total = total + load(sums, number * lanes, lanes)
-    store(out, task * i64(lanes), total, lanes)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks.support.budgets import limit_of_share
-from benchmarks.support.work import Work, WorkType
+from benchmarks.support.work import Work, WorkType, run_work
 from moec import runtime
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.cli.bench import run_batch
@@ -85,7 +85,7 @@ def measure(model: Model, work: Work, repeats: int) -> dict[str, Any]:
     model.stats.reset()
     prefills, steps = [], []
     for _ in range(repeats):
-        prefill, own = run_batch(model.engine, vocab, work.prompt_tokens, work.new_tokens, work.batch)
+        prefill, own = run_work(model, work)
         prefills.append(prefill)
         steps += own
     return {

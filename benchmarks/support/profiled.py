@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 class Event(NamedTuple):
@@ -27,6 +27,11 @@ def gpu_events(run: Callable[[], object]) -> list[Event]:
         torch.cuda.synchronize()
     events: list[Any] = [event for event in found.events() if event.device_type.name == "CUDA"]
     return sorted(Event(event.time_range.start, event.time_range.end, event.name) for event in events)
+
+
+def kernels(events: Iterable[Event]) -> list[Event]:
+    """What of it neither copies nor fills memory."""
+    return [event for event in events if not event.name.startswith("Mem")]
 
 
 def run_and_leave(main: Callable[[], object]) -> None:

@@ -11,7 +11,7 @@ import torch
 from benchmarks.support.references import make_reference
 from moec.compiler.reference import transformers_network
 from moec.formats import ALIASES, FORMATS
-from tests.support.dequantized import dequantize_dense, dequantize_experts
+from tests.support.dequantized import dequantize_dense, dequantize_experts, round_dense
 from tests.support.quantized_checkpoints import fp8_deepseek_v3, mxfp4_gpt_oss
 from tests.support.tiny_models import save
 
@@ -62,12 +62,14 @@ def checkpoint_of(name: str, folder: Path) -> tuple[Path, list[str]]:
 
 def reference_of(name: str, checkpoint: Path, bundle: Path, sequences: NDArray[np.int64]) -> Reference:
     """What transformers computes with the bundle's weights, dequantized, in float32 and rounded to bfloat16."""
-    plain = checkpoint.parent / "plain"
+    source = checkpoint if name in RECIPES else checkpoint.parent / "plain"
+    model_type = json.loads((source / "config.json").read_text())["model_type"]
+    network = transformers_network(source, model_type, torch.float32)
     if name in RECIPES:
         kind = RECIPES[name][1]
-        model_type = json.loads((checkpoint / "config.json").read_text())["model_type"]
-        network = transformers_network(checkpoint, model_type, torch.float32)
         dequantize_experts(network, FORMATS[ALIASES.get(kind, kind)])
         dequantize_dense(network, bundle)
-        network.save_pretrained(plain)
-    return make_reference(plain, sequences, "bfloat16")
+    else:
+        round_dense(network, bundle)
+    network.save_pretrained(checkpoint.parent / "as-packed")
+    return make_reference(checkpoint.parent / "as-packed", sequences, "bfloat16")

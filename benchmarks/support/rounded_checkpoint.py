@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.support.calibrated_experts import rounded_by
 from moec.artifacts.quantization import PLAIN
 from moec.compiler.calibration.weights import CheckpointWeights
 from moec.compiler.quantization.policies import METHOD
 from moec.compiler.reference import compare
-from moec.formats import FORMATS, METHODS, dequantize, dequantize_rows
+from moec.formats import FORMATS, METHODS, dequantize
 from moec.formats.feedback import takes_feedback
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class RoundedCheckpoint:
             checkpoint.path, dtype=torch.float32, experts_implementation="eager"
         ).eval()
         self._own = {name: tensor.detach().clone() for name, tensor in self._model.named_parameters()}
-        self._parts = parts
+        self._layers = parts.model.experts
+        self._sources = {source.layer: source for source in parts.packing.experts}
         self._weights = CheckpointWeights(checkpoint, parts)
         self._calibrated = calibrated
         self._known: dict[tuple[str, str, str], dict[str, torch.Tensor]] = {}
@@ -80,7 +82,7 @@ class RoundedCheckpoint:
     def _by_themselves(self, unit: Unit, kind: str) -> dict[str, torch.Tensor]:
         names = unit.parameters
         if unit.layer is not None:
-            source = next(each for each in self._parts.packing.experts if each.layer == unit.layer)
+            source = self._sources[unit.layer]
             names = (source.up, source.down)
         found = {}
         for name in names:
@@ -93,21 +95,11 @@ class RoundedCheckpoint:
     def _by_what_enters(self, unit: Unit, kind: str) -> dict[str, torch.Tensor]:
         """Experts of a layer, of which transformers has gate and up in one tensor ``[E, 2I, H]``."""
         assert unit.layer is not None
-        source = next(each for each in self._parts.packing.experts if each.layer == unit.layer)
-        rounding = self._calibrated.layer(unit.layer)
-        both, downs = [], []
-        for expert in range(self._parts.model.experts[unit.layer].experts):
-            parts = self._weights.expert(unit.layer, expert)
-            rows = rounding.rows(expert, FORMATS[kind], parts)
-            found = {
-                name: torch.from_numpy(
-                    dequantize_rows(FORMATS[kind], rows[name].numpy(), parts[name].shape[1])
-                )
-                for name in ("gate", "up", "down")
-            }
-            both.append(torch.cat((found["gate"], found["up"])))
-            downs.append(found["down"])
-        return {source.up: torch.stack(both), source.down: torch.stack(downs)}
+        source = self._sources[unit.layer]
+        layer = self._layers[unit.layer]
+        experts = (self._weights.expert(unit.layer, expert) for expert in range(layer.experts))
+        both, downs = rounded_by(self._calibrated.layer(unit.layer), FORMATS[kind], experts)
+        return {source.up: both, source.down: downs}
 
     def _logits(self) -> Iterator[NDArray[np.float32]]:
         with torch.inference_mode():

@@ -11,9 +11,11 @@ import click
 from moec.artifacts.footprint import dense_weights, footprint
 from moec.artifacts.model import DTYPE_BYTES, ModelRecord
 from moec.artifacts.steps import AttentionStep, SegmentStep
+from moec.cli.bench import run_batch
 
 if TYPE_CHECKING:
     from moec.artifacts.footprint import LayerFootprint
+    from moec.runtime import Model
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Work:
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.prompt_tokens}+{self.new_tokens}"
+
+
+def run_work(model: Model, work: Work) -> tuple[float, list[float]]:
+    """Seconds of the prefill, and of each decoding step."""
+    return run_batch(model.engine, model.record.vocab_size, work.prompt_tokens, work.new_tokens, work.batch)
 
 
 class WorkType(click.ParamType):  # type: ignore[type-arg]

@@ -214,9 +214,10 @@ class CalibrationRun:
         observe: Observer | None,
         noted: list[SegmentRun] | None = None,
     ) -> dict[ValueId, torch.Tensor]:
-        """What a step makes; runs of segments are put into ``noted``."""
+        """What a step makes; runs of segments are put into ``noted``, with their routers' gaps."""
         if isinstance(step, SegmentStep):
-            router = next((self._routers[name] for name in step.outputs if name in self._routers), None)
+            routers = (self._routers[name] for name in step.outputs if name in self._routers)
+            router = None if noted is None else next(routers, None)
             run = SegmentRun(self._parts.functions[step.function], step, router)
             outputs = run.outputs(step, values, self._loaded(step.weights))
             if noted is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import torch
 
 from moec.compiler.activation import activate
-from moec.compiler.calibration.probes import back
+from moec.compiler.calibration.probes import back, mapped
 from moec.compiler.calibration.products import ExpertMatrix, Product
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def run_experts_back(
     observe: Observer,
 ) -> tuple[Gradients, Gradients]:
     """Gradients of ``x`` and ``weight`` from those of ``out``; ``observe`` sees every product with its own."""
-    of_x, of_weight = _zeros(x, gradients), _zeros(weight, gradients)
+    of_x = mapped(lambda _: torch.zeros_like(x), gradients)
+    of_weight = mapped(lambda _: torch.zeros_like(weight), gradients)
     for expert, tokens, choices in _chosen(index):
         parts = weights.expert(layer, expert)
         with torch.enable_grad():
@@ -61,19 +63,14 @@ def run_experts_back(
             products = products_of(body, parts, rows)
             results = [result for _, result in products.values()]
             out = products["down"][1] * factor[:, None]
-        own = tuple(None if each is None else each[tokens] for each in gradients)
-        of_rows, of_factor, *of_results = back([(out, (own[0], own[1]))], [rows, factor, *results])
+        own = mapped(itemgetter(tokens), gradients)
+        of_rows, of_factor, *of_results = back([(out, own)], [rows, factor, *results])
         for probe in (0, 1):
             _add(of_x[probe], (tokens,), of_rows[probe])
             _add(of_weight[probe], (tokens, choices), of_factor[probe])
         for (name, (entered, _)), found in zip(products.items(), of_results, strict=True):
             observe(Product(ExpertMatrix(layer, expert, name), parts[name], entered.detach(), *found))
     return of_x, of_weight
-
-
-def _zeros(like: torch.Tensor, gradients: Gradients) -> Gradients:
-    likelihood, routing = (None if each is None else torch.zeros_like(like) for each in gradients)
-    return likelihood, routing
 
 
 def _add(whole: torch.Tensor | None, places: tuple[torch.Tensor, ...], found: torch.Tensor | None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 Gradients: TypeAlias = "tuple[torch.Tensor | None, torch.Tensor | None]"
 """Of the likelihood, and of routing; None: zero."""
@@ -17,6 +17,12 @@ NONE: Gradients = (None, None)
 def plus(one: Gradients, other: Gradients) -> Gradients:
     """The sum of both."""
     return _plus(one[0], other[0]), _plus(one[1], other[1])
+
+
+def mapped(change: Callable[[torch.Tensor], torch.Tensor], gradients: Gradients) -> Gradients:
+    """Each changed; zero stays zero."""
+    likelihood, routing = (None if each is None else change(each) for each in gradients)
+    return likelihood, routing
 
 
 def back(made: Sequence[tuple[torch.Tensor, Gradients]], wanted: Sequence[torch.Tensor]) -> list[Gradients]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import fx
 
-from moec.compiler.calibration.probes import NONE
+from moec.compiler.calibration.probes import NONE, mapped
 from moec.compiler.calibration.routing import gaps
 from moec.compiler.partition.storage import EMBEDDING
 from moec.compiler.tracing.markers import LINEAR
@@ -72,10 +72,8 @@ class Noted:
         """With the gradients of its result."""
         x = self.x.detach()
         rows = x.reshape(-1) if x.dtype == torch.int64 else x.reshape(-1, x.shape[-1])
-        likelihood, routing = (
-            None if found is None else found.reshape(-1, found.shape[-1]) for found in gradients
-        )
-        return Product(self.name, self.weight, rows, likelihood, routing)
+        own = mapped(lambda found: found.reshape(-1, found.shape[-1]), gradients)
+        return Product(self.name, self.weight, rows, *own)
 
 
 class SegmentRun(fx.Interpreter):

@@ -35,16 +35,18 @@ def product_losses(product: Product, kind: str, method: str) -> tuple[float, flo
     of squares with the gradient of routing, see `moec.compiler.calibration.routing`.
     """
     smooth = swaps = 0.0
+    places: torch.Tensor | slice
     for rows, error in rounding_errors(product.weight, kind, method):
         if product.x.dtype == torch.int64:
             places = torch.where((product.x >= rows.start) & (product.x < rows.stop))[0]
             change, columns = error[product.x[places] - rows.start], slice(None)
         else:
-            places, change, columns = torch.arange(len(product.x)), product.x @ error.T, rows
+            places, change, columns = slice(None), product.x @ error.T, rows
+        # The change is the first factor: torch sums in its order, whatever the strides of the gradients.
         if product.gradient is not None:
-            smooth += 0.5 * float((product.gradient[places, columns] * change).square().sum())
+            smooth += 0.5 * float((change * product.gradient[places, columns]).square().sum())
         if product.routing is not None:
-            swaps += float((product.routing[places, columns] * change).square().sum())
+            swaps += float((change * product.routing[places, columns]).square().sum())
     return smooth, swaps
 
 

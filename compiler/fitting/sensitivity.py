@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,8 +65,7 @@ def measure_divergence(
     run = CalibrationRun(parts, weights, sequences, values)
     by_tensor = {name: unit for unit in units for name in unit.tensors}
     by_layer = {unit.layer: unit for unit in units if unit.layer is not None}
-    losses: Losses = {unit.name: dict.fromkeys(unit.formats, 0.0) for unit in units}
-    swaps: Losses = {unit.name: dict.fromkeys(unit.formats, 0.0) for unit in units}
+    losses, swaps = _zeros(units), _zeros(units)
 
     def observe(product: Product) -> None:
         name = product.name
@@ -96,9 +94,8 @@ def weigh_errors(
     model: ModelRecord, weights: CheckpointWeights, units: Sequence[Unit], method: str, threads: Executor
 ) -> Sensitivity:
     """Where the model cannot be run: the squared errors' share of each matrix, of experts that of a mean one."""
-    losses: Losses = defaultdict(dict)
+    losses = _zeros(units)
     for unit in units:
-        losses[unit.name] = dict.fromkeys(unit.formats, 0.0)
         if unit.layer is None:
             matrices = [(weights.dense(name), 1.0) for name in unit.tensors]
         else:
@@ -114,8 +111,11 @@ def weigh_errors(
             found = threads.map(lambda kind, matrix=matrix: relative_error(matrix, kind, method), kinds)
             for kind, loss in zip(kinds, found, strict=True):
                 losses[unit.name][kind] += share * loss
-    none = {unit.name: dict.fromkeys(unit.formats, 0.0) for unit in units}
-    return Sensitivity("weights", losses, none, 0, None)
+    return Sensitivity("weights", losses, _zeros(units), 0, None)
+
+
+def _zeros(units: Sequence[Unit]) -> Losses:
+    return {unit.name: dict.fromkeys(unit.formats, 0.0) for unit in units}
 
 
 def _rounded(unit: Unit) -> list[str]:

@@ -90,19 +90,19 @@ def with_losses(
 ) -> FitUnit:
     """A unit as planning takes it; ``losses`` and ``swaps`` are by format (see `FormatOption`)."""
     options = (
-        replace(option_of(parts, unit, kind, losses[kind]), swaps=swaps[kind]) for kind in unit.formats
+        replace(option_of(parts, unit, kind), loss=losses[kind], swaps=swaps[kind]) for kind in unit.formats
     )
     return FitUnit(unit.name, tuple(options))
 
 
-def option_of(parts: PartitionedModel, unit: Unit, kind: str, loss: float) -> FormatOption:
-    """A unit in a format, whether it is one of those to choose from or not."""
+def option_of(parts: PartitionedModel, unit: Unit, kind: str) -> FormatOption:
+    """A unit in a format, whether it is one of those to choose from or not, as if it lost nothing."""
     chosen = None if kind == PLAIN else kind
     if unit.layer is not None:
         layer = parts.model.experts[unit.layer]
         body = next(body for body in parts.model.bodies if body.name == layer.body)
         facts = layer_footprint(layer, replace(body, format=chosen))
-        return FormatOption(kind, loss, layer.experts * facts.stride_bytes, 0, facts)
+        return FormatOption(kind, 0.0, layer.experts * facts.stride_bytes, 0, facts)
     specs = {
         tensor.name: replace(tensor.spec, format=chosen)
         for tensor in parts.packing.dense
@@ -113,7 +113,7 @@ def option_of(parts: PartitionedModel, unit: Unit, kind: str, loss: float) -> Fo
     rows = parts.model.vocab_size if unit.role == "embedding" else 1
     return FormatOption(
         kind,
-        loss,
+        0.0,
         sum(map(dense_bytes, specs.values())),
         sum(tensor_bytes(spec) // (rows if spec.shape[0] == rows else 1) for spec in read),
     )

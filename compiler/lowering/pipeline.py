@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
-from moec.compiler.kernels.cuda.product import declare, product, product_and_hopper
+from moec.compiler.kernels.cuda.product import product, product_and_hopper
+from moec.compiler.kernels.cuda.product_parameters import declare
 from moec.compiler.kernels.cuda.rows import rows
 from moec.compiler.lowering.kernel_library import CpuKernels
 from moec.compiler.lowering.legalize import LEGALIZATIONS

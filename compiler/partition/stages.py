@@ -147,6 +147,7 @@ def _sides(
         What stays at the side, and what goes with the products of the main group.
     """
     left = {node for node in work if node not in needed and markers[stage[node]]}
+    read = {_viewed(node)[0] for node in needed if str(node.target) == LINEAR}
     sides: set[fx.Node] = set()
     together: set[fx.Node] = set()
     while left:
@@ -158,7 +159,7 @@ def _sides(
             fresh = [item for item in around if item in left and stage[item] == stage[node]]
             left.difference_update(fresh)
             stack += fresh
-        own = _made_together(component, needed)
+        own = _made_together(component, read)
         if _multiplies(component - own):
             sides |= component - own
             together |= own
@@ -171,9 +172,8 @@ def _multiplies(nodes: set[fx.Node]) -> bool:
     return any(str(node.target) == LINEAR for node in nodes)
 
 
-def _made_together(component: set[fx.Node], needed: set[fx.Node]) -> set[fx.Node]:
-    """Products of a side group that read what a needed product reads, with the views that they read it through."""
-    read = {_viewed(node)[0] for node in needed if str(node.target) == LINEAR}
+def _made_together(component: set[fx.Node], read: set[fx.Node]) -> set[fx.Node]:
+    """Products of a side group that read what a needed product has ``read``, with the views they read it through."""
     found: set[fx.Node] = set()
     for node in component:
         if str(node.target) == LINEAR:

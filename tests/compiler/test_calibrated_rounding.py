@@ -13,29 +13,25 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from moec.artifacts.experts import layout
 from moec.artifacts.quantization import Quantization
 from moec.artifacts.steps import ExpertsStep
-from moec.cli import compile as command_line
-from moec.cli.formats import read_method
 from moec.compiler.calibration import rounding as rounding_module
 from moec.compiler.calibration.chain import CalibrationRun
 from moec.compiler.calibration.rounding import (
     FeedbackRounding,
-    check_calibrated,
     feedback_rounding,
     is_linear_in_up,
     moments_of,
-    rounds_any,
 )
 from moec.compiler.calibration.values import ValueFiles
 from moec.compiler.calibration.weights import CheckpointWeights
 from moec.compiler.checkpoint import open_checkpoint
-from moec.compiler.choose_formats import choose_formats
 from moec.compiler.packing import pack
 from moec.compiler.profiling.calibration import Prompt
 from moec.compiler.quantization import policy_named, quantize
-from moec.compiler.request import Calibration, CompileRequest, FitRequest
-from moec.errors import BundleError, CheckpointError, CompileError
-from moec.formats import FORMATS, METHODS, dequantize, dequantize_rows
+from moec.compiler.request import Calibration
+from moec.errors import BundleError, CheckpointError
+from moec.formats import FORMATS, dequantize, dequantize_rows
 from moec.formats.nearest import round_to_nearest
+from tests.support.feedback import CALIBRATION, FEEDBACK, TOKENS
 from tests.support.graphs import parts
 from tests.support.notes import Notes
 from tests.support.tiny_models import build, save
@@ -49,10 +45,6 @@ if TYPE_CHECKING:
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.partition import PartitionedModel
     from moec.formats import Format
-
-TOKENS = torch.randint(2, 120, (6, 100), generator=torch.Generator().manual_seed(0)).tolist()
-CALIBRATION = Calibration(prompts=tuple(Prompt(None, tuple(ids)) for ids in TOKENS))
-FEEDBACK = replace(policy_named("int4"), method="feedback")
 
 
 def prepared(
@@ -250,50 +242,6 @@ def test_packing_by_itself_cannot(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="the method feedback"):
         packed(checkpoint, chosen, tmp_path / "out", None)
     assert not (tmp_path / "out").exists()
-
-
-def test_what_it_needs() -> None:
-    model = quantize(parts("mixtral"), FEEDBACK).model
-    check_calibrated("feedback", model, CALIBRATION, modules_only=False)
-    with pytest.raises(CompileError, match="--modules-only"):
-        check_calibrated("feedback", model, CALIBRATION, modules_only=True)
-    with pytest.raises(CompileError, match="--calibration none"):
-        check_calibrated("feedback", model, Calibration(enabled=False), modules_only=False)
-    for plain in (parts("mixtral").model, quantize(parts("mixtral"), policy_named("mxfp4")).model):
-        assert not rounds_any(plain)
-    assert rounds_any(model)
-    encoder = replace(model, encoder=model.steps)
-    with pytest.raises(CompileError, match="it has an encoder"):
-        check_calibrated("feedback", encoder, CALIBRATION, modules_only=False)
-
-
-def test_formats_that_leave_nothing_to_round(tmp_path: Path) -> None:
-    """Named ones are refused; fitted ones, which a person cannot foresee, are rounded to nearest, and that is said."""
-    checkpoint = open_checkpoint(save("mixtral", tmp_path / "checkpoint"))
-    made, log = parts("mixtral"), Notes()
-    made = replace(made, packing=replace(made.packing, config_sha256=checkpoint.config_sha256))
-    request = CompileRequest(str(checkpoint.path), tmp_path / "out", ("cpu",), CALIBRATION, method="feedback")
-    named = replace(request, quantization=policy_named("mxfp4"))
-    with pytest.raises(CompileError, match="none get such a format"):
-        choose_formats(made, checkpoint, named, ("cpu",), log)
-    whole = replace(request, fit=FitRequest("1GiB", limit_bytes=1 << 30))
-    found = choose_formats(made, checkpoint, whole, ("cpu",), log)
-    assert found.packing.quantization is None
-    assert "has nothing to do" in log.notes[-1]
-    everything = found.packing.fit.resident_bytes if found.packing.fit else 0
-    tight = replace(request, fit=FitRequest("x", limit_bytes=everything * 4 // 5))
-    found = choose_formats(made, checkpoint, tight, ("cpu",), log)
-    assert found.packing.quantization is not None
-    assert found.packing.quantization.method == "feedback"
-    with pytest.raises(CompileError, match="--modules-only"):
-        choose_formats(made, checkpoint, replace(tight, modules_only=True), ("cpu",), log)
-
-
-def test_the_command_line_knows_the_methods() -> None:
-    assert sorted(METHODS) == list(command_line.METHODS)
-    assert read_method("feedback", chosen=True) == "feedback"
-    with pytest.raises(CompileError, match="--method has nothing to say"):
-        read_method("feedback", chosen=False)
 
 
 def test_rows_of_up_are_scaled_where_they_are_factors() -> None:

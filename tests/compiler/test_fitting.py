@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -28,10 +27,10 @@ from moec.formats import FORMATS, METHODS, dequantize
 from moec.planning.fitting import with_options
 from moec.planning.machines import common_machines
 from tests.support.graphs import parts
+from tests.support.notes import Notes
 from tests.support.tiny_models import save
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from moec.artifacts.fit import FitRecord
@@ -39,16 +38,6 @@ if TYPE_CHECKING:
     from moec.compiler.partition import PartitionedModel
 
 PROMPTS = (Prompt(None, (5, 17, 2, 40, 33, 9, 71)), Prompt(None, (8, 3, 60, 11, 12, 13, 90, 45)))
-
-
-class Silent:
-    """A log that nobody reads."""
-
-    def stage(self, _name: str) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def note(self, text: str) -> None:
-        """Nothing."""
 
 
 def prepared(name: str, folder: Path) -> tuple[Checkpoint, PartitionedModel]:
@@ -60,7 +49,7 @@ def prepared(name: str, folder: Path) -> tuple[Checkpoint, PartitionedModel]:
 def fitted(
     checkpoint: Checkpoint, made: PartitionedModel, target: FitRequest, prompts: tuple[Prompt, ...] = PROMPTS
 ) -> tuple[Quantization, FitRecord]:
-    return fit(made, checkpoint, {}, target, Calibration(prompts=prompts), ("cpu",), Silent())
+    return fit(made, checkpoint, {}, target, Calibration(prompts=prompts), ("cpu",), Notes())
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v2_lite"])
@@ -168,7 +157,7 @@ def test_a_time_is_met_on_a_machine(kind: str, tmp_path: Path) -> None:
 
     def chosen(milliseconds: float) -> FitRecord:
         target = FitRequest("t", milliseconds=milliseconds, machine=machine)
-        return fit(made, checkpoint, {}, target, Calibration(prompts=PROMPTS), (kind,), Silent())[1]
+        return fit(made, checkpoint, {}, target, Calibration(prompts=PROMPTS), (kind,), Notes())[1]
 
     whole = chosen(1e9)
     assert {unit.format for unit in whole.units} == {PLAIN}
@@ -192,7 +181,7 @@ def test_without_calibration_there_is_nothing_to_measure_on() -> None:
             FitRequest("8GiB", limit_bytes=8 << 30),
             Calibration(enabled=False),
             ("cpu",),
-            Silent(),
+            Notes(),
         )
 
 

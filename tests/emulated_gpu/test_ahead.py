@@ -15,7 +15,7 @@ from moec import runtime
 from moec.artifacts.reader import open_bundle
 from moec.errors import BudgetError
 from tests.support.cuda_stub import Stub
-from tests.support.emulated_models import CACHE, PROMPTS, compiled, planned, rows
+from tests.support.emulated_models import CACHE, PROMPTS, compiled, nothing_left, planned, rows
 from tests.support.emulated_offload import budget, cut_step, host_budget, parts, planned_ahead, resident
 
 
@@ -37,9 +37,7 @@ def load(bundle: Path, stub: Stub) -> Iterator[Callable[..., runtime.Model]]:
         return runtime.load(bundle, **facts)
 
     yield load_it
-    gc.collect()
-    alive = stub.counts()._replace(launches=0, copies=0)
-    assert tuple(alive) == (0,) * len(alive)
+    nothing_left(stub)
 
 
 def test_bits_slots_and_misses_are_those_without(

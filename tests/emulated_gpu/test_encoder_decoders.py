@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from moec.artifacts.reader import open_bundle
 from moec.artifacts.traces import Traces
 from moec.runtime.experts.slots import state_bytes
 from tests.support.cuda_stub import Stub
-from tests.support.emulated_models import compiled, planned
+from tests.support.emulated_models import compiled, nothing_left, planned
 from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
 
 RANDOM = np.random.default_rng(0)
@@ -70,6 +69,4 @@ def test_resident_and_offloaded(stub: Stub, tmp_path: Path, name: str) -> None:
     assert offloaded["alone"] == found["alone"]
     assert same_choices(offloaded["traces"], found["traces"]) == 1
     assert offloaded["logits"].tobytes() == found["logits"].tobytes()
-    gc.collect()
-    alive = stub.counts()._replace(launches=0, copies=0)
-    assert tuple(alive) == (0,) * len(alive)
+    nothing_left(stub)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from moec import runtime
 from moec.errors import BudgetError, BundleError, DeviceError, RequestError
 from moec.runtime.loading import cuda as loading_cuda
 from tests.support.cuda_stub import Stub
-from tests.support.emulated_models import CACHE, PROMPTS, compiled, planned, rows
+from tests.support.emulated_models import CACHE, PROMPTS, compiled, nothing_left, planned, rows
 
 Load = Callable[..., runtime.Model]
 
@@ -38,10 +37,7 @@ def load(bundle: Path, stub: Stub) -> Iterator[Load]:
         )
 
     yield load_it
-    gc.collect()
-    counts = stub.counts()
-    alive = counts._replace(launches=0, copies=0)
-    assert tuple(alive) == (0,) * len(alive)
+    nothing_left(stub)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from moec.errors import BudgetError, BundleError, DeviceError
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from tests.support.canaries import most_slow
 from tests.support.cuda_stub import Stub
-from tests.support.emulated_models import CACHE, PROMPTS, compiled, planned, rows
+from tests.support.emulated_models import CACHE, PROMPTS, compiled, nothing_left, planned, rows
 from tests.support.emulated_offload import (
     LONG,
     answers,
@@ -44,9 +43,7 @@ def load(bundle: Path, stub: Stub) -> Iterator[Callable[..., runtime.Model]]:
         return runtime.load(bundle, **facts)
 
     yield load_it
-    gc.collect()
-    alive = stub.counts()._replace(launches=0, copies=0)
-    assert tuple(alive) == (0,) * len(alive)
+    nothing_left(stub)
 
 
 @pytest.fixture(scope="module")

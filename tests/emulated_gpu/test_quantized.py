@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from moec import runtime
 from tests.support.cuda_stub import Stub
-from tests.support.emulated_models import CACHE, PROMPTS, compiled
+from tests.support.emulated_models import CACHE, PROMPTS, compiled, nothing_left
 from tests.support.emulated_offload import answers, budget, resident
 
 pytestmark = pytest.mark.slow
@@ -27,9 +26,7 @@ def bundle(stub: Stub, request: pytest.FixtureRequest, tmp_path_factory: pytest.
 @pytest.fixture(autouse=True)
 def nothing_is_left(stub: Stub) -> Iterator[None]:
     yield
-    gc.collect()
-    alive = stub.counts()._replace(launches=0, copies=0)
-    assert tuple(alive) == (0,) * len(alive)
+    nothing_left(stub)
 
 
 def test_logits_are_those_of_the_cpu(bundle: Path, stub: Stub) -> None:

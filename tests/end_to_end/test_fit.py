@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from moec import runtime
@@ -17,6 +20,7 @@ from moec.artifacts.packing import PackingRecord
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.records import read_record
 from moec.compiler.profiling.calibration import DEFAULT_PROMPTS, read_prompts
+from moec.compiler.reference import compare
 from moec.formats import FORMATS, METHODS, dequantize
 from tests.support.agreement import check_agreement, expected_of, reference
 from tests.support.dequantized import take_experts
@@ -100,21 +104,16 @@ def test_the_trained_example_is_fitted_and_rounded_with_feedback(tmp_path: Path)
         check_agreement(model, expected_of(judge))
     tokenizer = Tokenizer.from_file(str(EXAMPLE / "tokenizer.json"))
     texts = [tokenizer.encode(prompt.text or "").ids for prompt in read_prompts(DEFAULT_PROMPTS)]
-    found = [mean_divergence(plain, other, texts) for other in (judge, nearest)]
+    found = [
+        compare(texts, logits_of(plain, texts), logits_of(other, texts)).mean_kl for other in (judge, nearest)
+    ]
     assert found[0] < found[1]
 
 
-def mean_divergence(plain: Any, other: Any, texts: list[list[int]]) -> float:
-    """Of ``other`` from ``plain``, nats a token."""
-    sums, tokens = 0.0, 0
+def logits_of(model: Any, texts: list[list[int]]) -> Iterator[NDArray[np.float32]]:
     with torch.inference_mode():
         for ids in texts:
-            ours, theirs = (
-                torch.log_softmax(model(torch.tensor([ids])).logits[0], -1) for model in (plain, other)
-            )
-            sums += float((ours.exp() * (ours - theirs)).sum())
-            tokens += len(ids)
-    return sums / tokens
+            yield model(torch.tensor([ids])).logits[0].numpy()
 
 
 def round_units(model: torch.nn.Module, units: tuple[FittedUnit, ...]) -> None:

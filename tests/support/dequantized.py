@@ -29,6 +29,16 @@ def dequantize_dense(model: torch.nn.Module, bundle: Path) -> None:
         weights[name].copy_(torch.from_numpy(values))
 
 
+def round_dense(model: torch.nn.Module, bundle: Path) -> None:
+    """Round to bfloat16, in place, every weight outside routed experts that the bundle has in it."""
+    packing = read_record(PackingRecord, "packing", bundle / "packing.json")
+    weights = model.state_dict()
+    for tensor in packing.dense:
+        for name in tensor.sources if tensor.dtype == "bfloat16" and tensor.format is None else ():
+            if name in weights:
+                weights[name].copy_(weights[name].bfloat16())
+
+
 def take_experts(model: torch.nn.Module, bundle: Path) -> None:
     """Put what a bundle's routed experts stand for into a model that has ``gate_up_proj`` and ``down_proj``."""
     record = read_record(ModelRecord, "model", bundle / "model.json")

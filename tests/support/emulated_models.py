@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from moec.compiler.lowering import cuda_module
 from moec.compiler.quantization import policy_named
 from moec.runtime.memory.device_budget import DevicePlan
 from tests.support.compiling import compile_checkpoint
-from tests.support.cuda_stub import write_image
+from tests.support.cuda_stub import Stub, write_image
 from tests.support.tiny_models import save
 
 PROMPTS = ([11, 12, 13, 14, 15, 16, 17], [90, 5, 77], list(range(40, 80)))
@@ -62,6 +63,13 @@ def rows(model: runtime.Model, prompts: list[list[int]], **options: Any) -> list
     options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": [], **options}
     width = max(map(len, prompts))
     return [row[width:].tolist() for row in np.atleast_2d(model.generate(prompts, **options))]
+
+
+def nothing_left(stub: Stub) -> None:
+    """The GPU is empty."""
+    gc.collect()
+    alive = stub.counts()._replace(launches=0, copies=0)
+    assert tuple(alive) == (0,) * len(alive), alive
 
 
 def planned(model: runtime.Model) -> DevicePlan:

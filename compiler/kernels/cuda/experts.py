@@ -12,7 +12,13 @@ from moec.compiler.kernels.cuda.experts_call import ExpertCall
 from moec.compiler.kernels.cuda.experts_down_few import emit_down_few
 from moec.compiler.kernels.cuda.experts_few import emit_gate_up_few, middle_elements, runs_few
 from moec.compiler.kernels.cuda.experts_layout import workspace_bytes as many_bytes
-from moec.compiler.kernels.cuda.experts_many import HOPPER_TILES, TILES, emit_experts_many
+from moec.compiler.kernels.cuda.experts_many import (
+    HOPPER_PACKED_TILES,
+    HOPPER_TILES,
+    TILES,
+    Tiles,
+    emit_experts_many,
+)
 from moec.compiler.kernels.cuda.experts_plain import emit_experts_plain, plain_bytes
 from moec.compiler.kernels.cuda.experts_step import MOST_CHOSEN
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
@@ -53,6 +59,12 @@ def fits_hopper(body: ExpertBody) -> bool:
     return fits_many(body) and (aligned or body.format is not None)
 
 
+def _tiles(body: ExpertBody, *, hopper: bool) -> Tiles:
+    if not hopper:
+        return TILES
+    return HOPPER_PACKED_TILES if body.format else HOPPER_TILES
+
+
 def experts(body: ExpertBody, top_k: int, *, hopper: bool = False) -> tirx.PrimFunc:
     """The kernel ``experts_<body>(x, index, weight, table, workspace, out)``; with ``hopper`` that for Hopper GPUs.
 
@@ -72,7 +84,7 @@ def experts(body: ExpertBody, top_k: int, *, hopper: bool = False) -> tirx.PrimF
         )
         call = ExpertCall(x, index, weight, table, workspace, out, tokens, chosen, count)
         few = tokens <= i64(FEW_TOKENS)
-        tiles = HOPPER_TILES if hopper else TILES
+        tiles = _tiles(body, hopper=hopper)
         if fits_many(body):
             either(few, lambda: _exact(body, call), lambda: emit_experts_many(body, call, top_k, tiles))
         else:

@@ -1,4 +1,4 @@
-"""The last launch of ``experts_many``: the sum of each token's results."""
+"""The last launch of ``experts_many``: the sum of each token's results, times their weights."""
 
 from __future__ import annotations
 
@@ -12,26 +12,20 @@ from moec.compiler.kernels.emit import ceildiv, div, i64, load, mod, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
+    from moec.compiler.kernels.cuda.experts_call import ExpertCall
+    from moec.compiler.kernels.cuda.experts_layout import Parts
     from moec.compiler.kernels.emit import Buffer, Expr
 
 BLOCK_THREADS = 256
 LANE_COLUMNS = 4
 
 
-def emit_combine(
-    body: ExpertBody,
-    index: Buffer,
-    results: Buffer,
-    out: Buffer,
-    sizes: tuple[Expr, Expr, Expr],
-    first_column: Expr,
-    width: int,
-) -> None:
-    """Emit ``out[t, first_column + n] = sum_k results[t*K + k, n]`` over the choices that are experts, in order.
+def emit_combine(body: ExpertBody, call: ExpertCall, parts: Parts, first_column: Expr, width: int) -> None:
+    """Emit ``out[t, first_column + n] = sum_k weight[t, k] * results[places[t*K + k], n]`` for a slice of columns.
 
-    ``sizes`` are T, K and E, int64; ``results`` is ``[T*K, width]``, and only columns of the result are written.
+    The sum is over the choices that are experts, in order; only columns of the result are written.
     """
-    tokens, chosen, count = sizes
+    tokens, chosen = call.tokens, call.chosen
     total = tokens * i64(width // LANE_COLUMNS)
     with cuda.launch((ceildiv(total, BLOCK_THREADS),), BLOCK_THREADS) as ((block,), thread):
         number = T.bind(i64(block) * i64(BLOCK_THREADS) + i64(thread))
@@ -44,15 +38,18 @@ def emit_combine(
                 store(sums, k, T.float32(0))
             with T.serial(i32(0), i32(chosen)) as choice:
                 pair = T.bind(token * chosen + i64(choice))
-                expert = T.bind(load(index, pair))
-                with when(T.And(expert >= i64(0), expert < count)):
+                expert = T.bind(load(call.index, pair))
+                with when(T.And(expert >= i64(0), expert < call.count)):
+                    factor, place = T.bind(load(call.weight, pair)), i64(load(parts.places, pair))
                     words = cuda.registers(LANE_COLUMNS, "uint32")
-                    cuda.call(
-                        "load_16", cuda.element(words, 0), cuda.element(results, pair * i64(width) + column)
-                    )
+                    source = cuda.element(parts.results, T.bind(place * i64(width) + column))
+                    cuda.call("load_16", cuda.element(words, 0), source)
                     for k in range(LANE_COLUMNS):
-                        store(sums, k, load(sums, k) + T.reinterpret("float32", load(words, k)))
-            _store(body.hidden, out, token, T.bind(i64(first_column) + column), sums)
+                        value = cuda.value(
+                            "float32", "times", factor, T.reinterpret("float32", load(words, k))
+                        )
+                        store(sums, k, load(sums, k) + value)
+            _store(body.hidden, call.out, token, T.bind(i64(first_column) + column), sums)
         cuda.launch_next()
 
 

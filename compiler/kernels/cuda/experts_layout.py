@@ -9,9 +9,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.grouping import SLOT_WORDS
+from moec.compiler.kernels.cuda.panels import in_panels
 from moec.compiler.kernels.cuda.rounding import Rounding
 from moec.compiler.kernels.emit import ALIGNMENT_BYTES, STORAGE, i64
-from moec.compiler.kernels.linear_shape import padded
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PART_BYTES = 256
 """Parts of the workspace begin at multiples of this."""
-SLICE_BYTES = 32 << 10
+SLICE_BYTES = 64 << 10
 """Of a token's results before they are combined: more columns than fit are made in turns."""
 SLICE_COLUMNS = 256
 """A slice is a multiple of this, so that it is whole tiles."""
@@ -46,49 +46,69 @@ def workspace_bytes(body: ExpertBody, top_k: int, experts: int) -> tuple[int, in
         top_k: experts of a token.
         experts: the most that a table has.
     """
-    fixed = 5 * PART_BYTES + 4 * SLOT_WORDS * experts
-    row = 2 * padded(body.hidden)
-    pair = 2 * padded(body.intermediate) + 4 * slice_columns(body.hidden, top_k) + 4
+    fixed = 7 * PART_BYTES + 4 * (SLOT_WORDS + 2) * experts
+    width = slice_columns(body.hidden, top_k)
+    pair = 2 * in_panels(body.intermediate) + _operand_or_result_bytes(body, width) + 8
     entries = -(-4 * SLOT_WORDS * top_k // SMALLEST_ROWS)
-    return fixed, row + top_k * pair + entries
+    return fixed, top_k * pair + entries
+
+
+def _operand_or_result_bytes(body: ExpertBody, width: int) -> int:
+    """Of a pair: what the first product reads and what the second one makes are never there together."""
+    return max(2 * in_panels(body.hidden), 4 * width)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The workspace's parts for T tokens, P = T*K pairs."""
+    """The workspace's parts for T tokens, P = T*K pairs, E experts."""
 
+    spans: Buffer
+    """int32 ``[E, 2]``, see `grouping.Grouping`."""
     tiles: Buffer
-    """int32, the tile list."""
+    """uint32, the tile list."""
     order: Buffer
-    """int32 ``[P]``."""
+    """int32 ``[P]``: the token at each place."""
+    places: Buffer
+    """int32 ``[P]``: the place of each pair."""
     rounded: Buffer
     """16-bit ``[T, padded(H)]``."""
+    gathered: Buffer
+    """Or 16-bit ``[P, H]`` in the order's places, in panels."""
     middle: Buffer
-    """16-bit ``[P, padded(I)]``, in the order's places."""
+    """16-bit ``[P, padded(I)]``, in the order's places; or in panels."""
     results: Buffer
-    """float32 ``[P, slice]``, by pair."""
+    """float32 ``[P, slice]``, in the order's places."""
 
 
-def carve(body: ExpertBody, workspace: Buffer, tokens: Expr, pairs: Expr, experts: Expr, width: int) -> Parts:
+def carve(body: ExpertBody, workspace: Buffer, pairs: Expr, experts: Expr, width: int) -> Parts:
     """Emit the parts' addresses (on the host); ``width`` is the slice's."""
+    shared = T.bind(pairs * i64(_operand_or_result_bytes(body, width)))
+    dtype = rounding_of(body).dtype
     sizes = {
-        "tiles": ((tirx.truncdiv(pairs, i64(SMALLEST_ROWS)) + experts) * i64(SLOT_WORDS), "int32"),
+        "spans": (experts * i64(2), "int32"),
+        "tiles": ((tirx.truncdiv(pairs, i64(SMALLEST_ROWS)) + experts) * i64(SLOT_WORDS), "uint32"),
         "order": (pairs, "int32"),
-        "rounded": (tokens * i64(padded(body.hidden)), rounding_of(body).dtype),
-        "middle": (pairs * i64(padded(body.intermediate)), rounding_of(body).dtype),
-        "results": (pairs * i64(width), "float32"),
+        "places": (pairs, "int32"),
+        "middle": (pairs * i64(in_panels(body.intermediate)), dtype),
+        "rounded": (tirx.truncdiv(shared, i64(2)), dtype),
     }
     parts = {}
     place = i64(0)
-    for name, (elements, dtype) in sizes.items():
-        size = T.bind(elements)
-        pointer = T.bind(_address(workspace, place))
-        parts[name] = T.decl_buffer((size,), STORAGE.get(dtype, dtype), data=pointer, align=ALIGNMENT_BYTES)
-        size_bytes = size * i64(4 if dtype in ("int32", "float32") else 2)
+    for name, (elements, kind) in sizes.items():
+        size_bytes = elements * i64(4 if kind in ("int32", "uint32") else 2)
+        parts[name] = _at(workspace, place, elements, kind)
+        last = place
         place = T.bind(
             tirx.truncdiv(place + size_bytes + i64(PART_BYTES - 1), i64(PART_BYTES)) * i64(PART_BYTES)
         )
-    return Parts(**parts)
+    gathered = _at(workspace, last, tirx.truncdiv(shared, i64(2)), dtype)
+    results = _at(workspace, last, tirx.truncdiv(shared, i64(4)), "float32")
+    return Parts(**parts, gathered=gathered, results=results)
+
+
+def _at(workspace: Buffer, place: Expr, elements: Expr, dtype: str) -> Buffer:
+    pointer = T.bind(_address(workspace, place))
+    return T.decl_buffer((T.bind(elements),), STORAGE.get(dtype, dtype), data=pointer, align=ALIGNMENT_BYTES)
 
 
 def _address(workspace: Buffer, place: Expr) -> Expr:

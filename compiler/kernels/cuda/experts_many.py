@@ -1,7 +1,7 @@
 """The chosen experts of more than a few tokens: products on tensor cores, each over the tokens of one expert.
 
-Round x; sort the pairs (token, choice) by expert; ``middle = activation(gate x, up x)`` of every pair, 16-bit; its
-``down`` product times the pair's weight; the sum of a token's pairs in their order. The last two go over the columns of
+Sort the pairs (token, choice) by expert; round x; ``middle = activation(gate x, up x)`` of every pair, 16-bit; its
+``down`` product; the sum of a token's pairs in their order, each times its weight. The last two go over the columns of
 the result slice by slice, since a float32 row for every pair would be most of the memory.
 """
 
@@ -13,8 +13,11 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
 from moec.compiler.kernels.cuda.experts_combine import emit_combine
+from moec.compiler.kernels.cuda.experts_gather import emit_gather
 from moec.compiler.kernels.cuda.experts_layout import carve, rounding_of, slice_columns
-from moec.compiler.kernels.cuda.experts_products import Experts, emit_down, emit_gate_up
+from moec.compiler.kernels.cuda.experts_pieces import Experts, places_of, turned
+from moec.compiler.kernels.cuda.experts_products import emit_down, emit_gate_up
+from moec.compiler.kernels.cuda.experts_turned import emit_down_turned, emit_gate_up_turned
 from moec.compiler.kernels.cuda.grouping import Grouping, emit_grouping
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rounding import emit_round
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cuda.experts_call import ExpertCall
+    from moec.compiler.kernels.cuda.experts_layout import Parts
     from moec.compiler.kernels.emit import Expr
 
 Tiles = tuple[tuple[int, "Tile | WarpgroupTile"], ...]
@@ -36,11 +40,30 @@ TILES: Tiles = (
     (192, Tile(rows=64, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)),
     (0, Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)),
 )
-HOPPER_TILES: Tiles = (
+HOPPER_PACKED_TILES: Tiles = (
     *TILES[:1],
     (0, WarpgroupTile(rows=128, columns=256, groups=2, stages=4)),
 )
-"""For Hopper GPUs: the tile that was quickest from 192 to 1,024 rows; a group of warps without rows does nothing."""
+"""For Hopper GPUs and quantized experts: a group of warps without rows does nothing."""
+HOPPER_TILES: Tiles = (
+    *TILES[:1],
+    (
+        96,
+        WarpgroupTile(rows=256, columns=128, groups=2, stages=4, copiers=True, widths=(64, 96, 128)),
+    ),
+    (
+        0,
+        WarpgroupTile(
+            rows=128,
+            columns=256,
+            groups=2,
+            stages=4,
+            copiers=True,
+            widths=(64, 128, 160, 192, 208, 224, 256),
+        ),
+    ),
+)
+"""For Hopper GPUs: turned, see `experts_turned`."""
 
 
 def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int, tiles: Tiles = TILES) -> None:
@@ -48,24 +71,25 @@ def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int, tiles: Til
     assert body.dtype != "float32" or body.format, "tensor cores take 16-bit numbers"
     width = slice_columns(body.hidden, top_k)
     pairs = T.bind(call.tokens * call.chosen)
-    parts = carve(body, call.workspace, call.tokens, pairs, call.count, width)
-    experts = Experts(body, layout(body), call.table, call.chosen, pairs, call.count, call.weight, parts)
-    emit_round(call.x, parts.rounded, call.tokens, body.hidden, rounding_of(body))
-    rows = i64(tiles[-1][1].rows)
-    for limit, tile in reversed(tiles[:-1]):
-        rows = T.Select(pairs <= call.count * i64(limit), i64(tile.rows), rows)
-    emit_grouping(Grouping(call.index, pairs, call.count, parts.order, parts.tiles), T.bind(rows))
+    parts = carve(body, call.workspace, pairs, call.count, width)
+    experts = Experts(body, layout(body), pairs, call.count, parts)
+    _emit_grouping(call, pairs, parts, tiles)
 
     def by_tile(emit: Callable[[Tile | WarpgroupTile], None]) -> None:
         _by_tile(tiles, pairs, call.count, emit)
 
-    by_tile(lambda tile: emit_gate_up(experts, tile))
+    def operand(tile: Tile | WarpgroupTile) -> None:
+        if turned(tile):
+            emit_gather(body, call, parts)
+        else:
+            emit_round(call.x, parts.rounded, call.tokens, body.hidden, rounding_of(body))
+
+    by_tile(operand)
+    by_tile(lambda tile: _gate_up(experts, tile))
 
     def one_slice(first: Expr) -> None:
-        by_tile(lambda tile: emit_down(experts, tile, first, width))
-        emit_combine(
-            body, call.index, parts.results, call.out, (call.tokens, call.chosen, call.count), first, width
-        )
+        by_tile(lambda tile: _down(experts, tile, first, width))
+        emit_combine(body, call, parts, first, width)
 
     slices = -(-body.hidden // width)
     if slices == 1:
@@ -73,6 +97,41 @@ def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int, tiles: Til
         return
     with T.serial(i32(0), i32(slices)) as number:
         one_slice(T.bind(number * i32(width)))
+
+
+def _emit_grouping(call: ExpertCall, pairs: Expr, parts: Parts, tiles: Tiles) -> None:
+    last = tiles[-1][1]
+    rows, even = i64(places_of(last)), i32(turned(last))
+    for limit, tile in reversed(tiles[:-1]):
+        fits = pairs <= call.count * i64(limit)
+        rows = T.Select(fits, i64(places_of(tile)), rows)
+        even = T.Select(fits, i32(turned(tile)), even)
+    grouping = Grouping(
+        call.index,
+        pairs,
+        call.count,
+        call.chosen,
+        call.table,
+        parts.order,
+        parts.places,
+        parts.spans,
+        parts.tiles,
+    )
+    emit_grouping(grouping, T.bind(rows), T.bind(even))
+
+
+def _gate_up(experts: Experts, tile: Tile | WarpgroupTile) -> None:
+    if isinstance(tile, WarpgroupTile) and turned(tile):
+        emit_gate_up_turned(experts, tile)
+    else:
+        emit_gate_up(experts, tile)
+
+
+def _down(experts: Experts, tile: Tile | WarpgroupTile, first: Expr, width: int) -> None:
+    if isinstance(tile, WarpgroupTile) and turned(tile):
+        emit_down_turned(experts, tile, first, width)
+    else:
+        emit_down(experts, tile, first, width)
 
 
 def _by_tile(tiles: Tiles, pairs: Expr, count: Expr, emit: Callable[[Tile | WarpgroupTile], None]) -> None:

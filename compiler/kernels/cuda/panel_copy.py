@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as cuda
-from moec.compiler.kernels.cuda.panels import PANEL, PANEL_PIECES, ROW_BYTES, Panels
+from moec.compiler.kernels.cuda.panels import PANEL, PANEL_PIECES, ROW_BYTES, PanelRows, Panels
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Terms
 from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.emit import Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,22 @@ class Copiers:
     thread: Expr
     threads: int
     stage_bytes: int
+
+
+class BulkCopy:
+    """The copies of a tile that lies in panels already: one thread starts them, a barrier hears of their arrival."""
+
+    def __init__(self, rows: PanelRows, target: Panels, copiers: Copiers, arrived: Buffer) -> None:
+        self.rows, self.target, self.copiers, self.arrived = rows, target, copiers, arrived
+        self.size = T.bind(rows.left * i32(ROW_BYTES))
+
+    def emit(self, step: Expr, stage: Expr) -> None:
+        """Start the copy of step ``step`` of k into a stage."""
+        start = i32(self.target.start) + stage * i32(self.copiers.stage_bytes)
+        with when(self.copiers.thread == i32(0)):
+            target = cuda.element(self.target.memory, T.bind(start))
+            source = cuda.element(self.rows.buffer, T.bind(self.rows.place(step)))
+            cuda.call("phase_bulk", cuda.element(self.arrived, stage), target, source, self.size)
 
 
 class PanelCopy:

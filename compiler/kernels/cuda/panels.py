@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.primitives import SHORT, call, element, i32, value
-from moec.compiler.kernels.emit import load
+from moec.compiler.kernels.emit import i64, load
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.emit import Buffer, Expr
@@ -28,6 +28,34 @@ STEP = 16
 """What one product sums over."""
 UNIT = 16
 """Bytes that places in a matrix's description are counted in."""
+
+
+def in_panels(columns: int) -> int:
+    """Columns of whole panels."""
+    return -(-columns // PANEL) * PANEL
+
+
+@dataclass(frozen=True)
+class PanelRows:
+    """A tile's rows of a matrix in global memory that is cut into panels too, one after the other.
+
+    A panel of 64 columns is ``[rows, 64]``; pieces of row r are permuted by ``(r - start) % 8``, as those of the tile's
+    row ``r - start`` are, so that a tile's part of a panel is copied as it lies.
+    """
+
+    buffer: Buffer
+    start: Expr
+    """First row, int64."""
+    rows: Expr
+    """Of the matrix, int64."""
+    depth: int
+    """Columns; what the last panel has beyond them are zeros."""
+    left: Expr
+    """Rows of the tile, int32."""
+
+    def place(self, panel: Expr) -> Expr:
+        """Element (int64) at which the tile's part of a panel begins."""
+        return (i64(panel) * self.rows + self.start) * i64(PANEL)
 
 
 @dataclass(frozen=True)

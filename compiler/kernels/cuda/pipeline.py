@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as cuda
-from moec.compiler.kernels.cuda.panel_copy import Copiers, PanelCopy
-from moec.compiler.kernels.cuda.panels import PANEL, WARPGROUP, Panels
+from moec.compiler.kernels.cuda.panel_copy import BulkCopy, Copiers, PanelCopy
+from moec.compiler.kernels.cuda.panels import PANEL, WARPGROUP, PanelRows, Panels
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 from moec.compiler.kernels.cuda.tiles import Rows, Terms
 from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupSums, WarpgroupTile
 from moec.compiler.kernels.emit import either, load, store, when
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moec.compiler.kernels.cuda.work import Piece, Work
     from moec.compiler.kernels.emit import Buffer, Expr
 
@@ -88,13 +90,8 @@ class Pipeline:
         with T.While(load(state, number) < i32(work.total)):
             current = T.bind(load(state, number))
             with work.piece(current) as piece:
-                assert isinstance(piece.w, Rows), "quantized weights need all threads"
                 each = -(-piece.w.depth // PANEL)
-                copiers = Copiers(own, COPIERS, self.tile.stage_bytes)
-                operands = (
-                    PanelCopy(piece.a, self.panels[0], Terms(piece.terms, each, piece.a.depth), copiers),
-                    PanelCopy(piece.w, self.panels[1], Terms(piece.terms, each, 0), copiers),
-                )
+                operands = self._copies(piece, Copiers(own, COPIERS, self.tile.stage_bytes), each)
                 with T.serial(i32(0), i32(piece.terms * each)) as step:
                     stage = T.bind(load(state, turn) % stages)
                     begin(stage, current)
@@ -108,8 +105,20 @@ class Pipeline:
         cuda.call("phase_arrive", cuda.element(self.full, stage))
         cuda.launch_next()
 
+    def _copies(self, piece: Piece, copiers: Copiers, each: int) -> tuple[PanelCopy, PanelCopy | BulkCopy]:
+        """Of both operands, so many steps of each term."""
+        left, right = self.panels
+        copy_a = PanelCopy(piece.a, left, Terms(piece.terms, each, piece.a.depth), copiers)
+        if isinstance(piece.w, PanelRows):
+            assert piece.terms == 1
+            return copy_a, BulkCopy(piece.w, right, copiers, self.full)
+        assert isinstance(piece.w, Rows), "quantized weights need all threads"
+        return copy_a, PanelCopy(piece.w, right, Terms(piece.terms, each, 0), copiers)
+
     def _multiply(self, work: Work) -> None:
-        sums = WarpgroupSums(self.tile, self.dtype, self.thread, self.panels)
+        widths = self.tile.widths or (self.tile.columns,)
+        assert widths[-1] == self.tile.columns
+        sums = [WarpgroupSums(self.tile, self.dtype, self.thread, self.panels, width) for width in widths]
         stages = i32(self.tile.stages)
         state = cuda.registers(2, "int32")
         number, turn = 0, 1
@@ -124,8 +133,21 @@ class Pipeline:
         with T.While(load(state, number) != i32(NOTHING)):
             current = T.bind(load(state, number))
             with work.piece(current) as piece:
-                self._piece(sums, piece, state, turn)
+                self._by_width(sums, piece, lambda own: self._piece(own, piece, state, turn))
             look()
+
+    def _by_width(
+        self, sums: list[WarpgroupSums], piece: Piece, emit: Callable[[WarpgroupSums], None]
+    ) -> None:
+        """Emit for each width of products what is done where it is the least that has all of a piece's columns."""
+        own, *wider = sums
+        if not wider:
+            emit(own)
+            return
+        assert isinstance(piece.w, PanelRows), "only they say how many rows there are"
+        either(
+            piece.w.left <= i32(own.columns), lambda: emit(own), lambda: self._by_width(wider, piece, emit)
+        )
 
     def _piece(self, sums: WarpgroupSums, piece: Piece, state: Buffer, turn: int) -> None:
         stages = i32(self.tile.stages)

@@ -84,6 +84,7 @@ MOEC_DEVICE float moec_reciprocal(float x) {
   return result;
 }
 MOEC_DEVICE float moec_exp(float x) { return expf(x); }  // to 1 ulp
+MOEC_DEVICE float moec_times(float x, float y) { return __fmul_rn(x, y); }  // rounded, whatever it is added to
 
 // Memory. Addresses of 16-byte accesses are multiples of 16.
 MOEC_DEVICE void moec_load_stream(unsigned *to, const void *from) {  // 16 bytes that are read once
@@ -172,6 +173,13 @@ MOEC_DEVICE void moec_load_matrix_transposed(unsigned *to, const void *row) {
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(place));
 }
 
+// Eight rows of eight 16-bit elements, of which lane i has elements 2 (i % 4) and the next of row i / 4, the other way.
+MOEC_DEVICE unsigned moec_transpose(unsigned pair) {
+  unsigned result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
+}
+
 // d[16x8] += a[16x16] b[16x8]; fragments as PTX's mma.m16n8k16 has them.
 MOEC_DEVICE void moec_mma_bf16(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -248,6 +256,15 @@ MOEC_DEVICE void moec_phase_copied(void *phase) {
   unsigned place = (unsigned)__cvta_generic_to_shared(phase);
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(place) : "memory");
 }
+// Copies that many bytes (a multiple of 16) in one go, for a thread that has yet to arrive: the phase does not end before
+// they are there.
+MOEC_DEVICE void moec_phase_bulk(void *phase, void *shared, const void *global, int bytes) {
+  unsigned place = (unsigned)__cvta_generic_to_shared(phase), to = (unsigned)__cvta_generic_to_shared(shared);
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(place), "r"(bytes) : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(global), "r"(bytes), "r"(place)
+               : "memory");
+}
 MOEC_DEVICE void moec_phase_wait(void *phase, int parity) {  // until the phase of that parity is over
   unsigned place = (unsigned)__cvta_generic_to_shared(phase), over;
   do {
@@ -260,8 +277,12 @@ MOEC_DEVICE void moec_phase_wait(void *phase, int parity) {  // until the phase 
     _Pragma("unroll") for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");                         \
   }
 MOEC_HOLD(32)
+MOEC_HOLD(48)
 MOEC_HOLD(64)
+MOEC_HOLD(80)
 MOEC_HOLD(96)
+MOEC_HOLD(104)
+MOEC_HOLD(112)
 MOEC_HOLD(128)
 // A matrix of 16-bit elements in dynamic shared memory, in rows of 128 bytes whose 16-byte pieces are permuted: piece p of
 // row r lies at p ^ (r % 8). It begins at a multiple of 1024 bytes; `outer` bytes on are the next 64 columns. A step of
@@ -273,27 +294,35 @@ MOEC_DEVICE unsigned long long moec_matrix(const void *shared, int outer) {
 }
 // The operands of products of four warps: sums, and their names in the instruction.
 #define MOEC_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define MOEC_SUMS_32(i)                                                                                                \
-  MOEC_SUMS_4(i), MOEC_SUMS_4(i + 4), MOEC_SUMS_4(i + 8), MOEC_SUMS_4(i + 12), MOEC_SUMS_4(i + 16),                    \
-      MOEC_SUMS_4(i + 20), MOEC_SUMS_4(i + 24), MOEC_SUMS_4(i + 28)
-#define MOEC_SUMS_64 MOEC_SUMS_32(0), MOEC_SUMS_32(32)
-#define MOEC_SUMS_96 MOEC_SUMS_64, MOEC_SUMS_32(64)
-#define MOEC_SUMS_128 MOEC_SUMS_96, MOEC_SUMS_32(96)
+#define MOEC_SUMS_8(i) MOEC_SUMS_4(i), MOEC_SUMS_4(i + 4)
+#define MOEC_SUMS_32 MOEC_SUMS_8(0), MOEC_SUMS_8(8), MOEC_SUMS_8(16), MOEC_SUMS_8(24)
+#define MOEC_SUMS_40 MOEC_SUMS_32, MOEC_SUMS_8(32)
+#define MOEC_SUMS_48 MOEC_SUMS_40, MOEC_SUMS_8(40)
+#define MOEC_SUMS_56 MOEC_SUMS_48, MOEC_SUMS_8(48)
+#define MOEC_SUMS_64 MOEC_SUMS_56, MOEC_SUMS_8(56)
+#define MOEC_SUMS_72 MOEC_SUMS_64, MOEC_SUMS_8(64)
+#define MOEC_SUMS_80 MOEC_SUMS_72, MOEC_SUMS_8(72)
+#define MOEC_SUMS_88 MOEC_SUMS_80, MOEC_SUMS_8(80)
+#define MOEC_SUMS_96 MOEC_SUMS_88, MOEC_SUMS_8(88)
+#define MOEC_SUMS_104 MOEC_SUMS_96, MOEC_SUMS_8(96)
+#define MOEC_SUMS_112 MOEC_SUMS_104, MOEC_SUMS_8(104)
+#define MOEC_SUMS_120 MOEC_SUMS_112, MOEC_SUMS_8(112)
+#define MOEC_SUMS_128 MOEC_SUMS_120, MOEC_SUMS_8(120)
 #define MOEC_NAMES_32                                                                                                  \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"                 \
   "%27,%28,%29,%30,%31"
-#define MOEC_NAMES_64                                                                                                  \
-  MOEC_NAMES_32                                                                                                        \
-  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,"              \
-  "%57,%58,%59,%60,%61,%62,%63"
-#define MOEC_NAMES_96                                                                                                  \
-  MOEC_NAMES_64                                                                                                        \
-  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,"              \
-  "%89,%90,%91,%92,%93,%94,%95"
-#define MOEC_NAMES_128                                                                                                 \
-  MOEC_NAMES_96                                                                                                        \
-  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,"                  \
-  "%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define MOEC_NAMES_40 MOEC_NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39"
+#define MOEC_NAMES_48 MOEC_NAMES_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define MOEC_NAMES_56 MOEC_NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55"
+#define MOEC_NAMES_64 MOEC_NAMES_56 ",%56,%57,%58,%59,%60,%61,%62,%63"
+#define MOEC_NAMES_72 MOEC_NAMES_64 ",%64,%65,%66,%67,%68,%69,%70,%71"
+#define MOEC_NAMES_80 MOEC_NAMES_72 ",%72,%73,%74,%75,%76,%77,%78,%79"
+#define MOEC_NAMES_88 MOEC_NAMES_80 ",%80,%81,%82,%83,%84,%85,%86,%87"
+#define MOEC_NAMES_96 MOEC_NAMES_88 ",%88,%89,%90,%91,%92,%93,%94,%95"
+#define MOEC_NAMES_104 MOEC_NAMES_96 ",%96,%97,%98,%99,%100,%101,%102,%103"
+#define MOEC_NAMES_112 MOEC_NAMES_104 ",%104,%105,%106,%107,%108,%109,%110,%111"
+#define MOEC_NAMES_120 MOEC_NAMES_112 ",%112,%113,%114,%115,%116,%117,%118,%119"
+#define MOEC_NAMES_128 MOEC_NAMES_120 ",%120,%121,%122,%123,%124,%125,%126,%127"
 // d[64xN] (+)= a[64x16] b[Nx16]^T; d of a warp's 16 rows.
 #define MOEC_WGMMA(type, columns, names, left, right, add_, ...)                                                       \
   MOEC_DEVICE void moec_wgmma_##type##_n##columns(float *d, unsigned long long a, unsigned long long b, int add) {     \
@@ -304,9 +333,13 @@ MOEC_DEVICE unsigned long long moec_matrix(const void *shared, int outer) {
                  : "l"(a), "l"(b), "r"(add));                                                                          \
   }
 #define MOEC_WGMMA_OF_BOTH_TYPES(...) MOEC_WGMMA(f16, __VA_ARGS__) MOEC_WGMMA(bf16, __VA_ARGS__)
-MOEC_WGMMA(f16, 64, MOEC_NAMES_32, "%32", "%33", "%34", MOEC_SUMS_32(0))
+MOEC_WGMMA_OF_BOTH_TYPES(64, MOEC_NAMES_32, "%32", "%33", "%34", MOEC_SUMS_32)
+MOEC_WGMMA_OF_BOTH_TYPES(96, MOEC_NAMES_48, "%48", "%49", "%50", MOEC_SUMS_48)
 MOEC_WGMMA_OF_BOTH_TYPES(128, MOEC_NAMES_64, "%64", "%65", "%66", MOEC_SUMS_64)
+MOEC_WGMMA_OF_BOTH_TYPES(160, MOEC_NAMES_80, "%80", "%81", "%82", MOEC_SUMS_80)
 MOEC_WGMMA_OF_BOTH_TYPES(192, MOEC_NAMES_96, "%96", "%97", "%98", MOEC_SUMS_96)
+MOEC_WGMMA_OF_BOTH_TYPES(208, MOEC_NAMES_104, "%104", "%105", "%106", MOEC_SUMS_104)
+MOEC_WGMMA_OF_BOTH_TYPES(224, MOEC_NAMES_112, "%112", "%113", "%114", MOEC_SUMS_112)
 MOEC_WGMMA_OF_BOTH_TYPES(256, MOEC_NAMES_128, "%128", "%129", "%130", MOEC_SUMS_128)
 // d += a b[16xN] with a[64x16] in registers as mma has it.
 #define MOEC_WGMMA_ROWS(columns, names, rows, right, ...)                                                              \
@@ -317,7 +350,7 @@ MOEC_WGMMA_OF_BOTH_TYPES(256, MOEC_NAMES_128, "%128", "%129", "%130", MOEC_SUMS_
                  : __VA_ARGS__                                                                                         \
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));                                                        \
   }
-MOEC_WGMMA_ROWS(64, MOEC_NAMES_32, "%32,%33,%34,%35", "%36", MOEC_SUMS_32(0))
+MOEC_WGMMA_ROWS(64, MOEC_NAMES_32, "%32,%33,%34,%35", "%36", MOEC_SUMS_32)
 MOEC_WGMMA_ROWS(128, MOEC_NAMES_64, "%64,%65,%66,%67", "%68", MOEC_SUMS_64)
 #endif
 

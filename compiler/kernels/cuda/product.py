@@ -36,7 +36,7 @@ from moec.compiler.kernels.cuda.row_values import split_place
 from moec.compiler.kernels.cuda.rows import emit_rows
 from moec.compiler.kernels.cuda.threads import write
 from moec.compiler.kernels.cuda.tiles import CHUNK
-from moec.compiler.kernels.emit import Argument, Buffer, Expr, arguments, build, either, i64, symbol
+from moec.compiler.kernels.emit import Buffer, Expr, arguments, build, either, i64, symbol
 from moec.compiler.kernels.linear_shape import padded
 from moec.formats import format_of
 
@@ -46,30 +46,12 @@ if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.compiler.kernels.cuda.few_tokens import Block, Prologue, Reader
-    from moec.compiler.kernels.linear_shape import LinearShape
     from moec.compiler.kernels.rows.product import Behind, Product
     from moec.compiler.kernels.rows.region import Region
 
 ROUND_THREADS = 256
 ON_HOPPER = "moec.on_hopper"
 """Attribute of a kernel: the one that takes its place on Hopper GPUs."""
-
-
-def declare(shape: LinearShape) -> tirx.PrimFunc:
-    """A kernel that does nothing, which stands for a product until it is known what it is fused with."""
-    lead = () if shape.batch is None else (shape.batch,)
-
-    def body() -> None:
-        tokens = symbol("T")
-        arguments(
-            Argument("x", (*lead, tokens, shape.columns), "float32"),
-            Argument("weight", *shape.weight),
-            Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None,
-            Argument("out", (*lead, tokens, shape.rows), "float32"),
-        )
-        T.evaluate(i32(0))
-
-    return build("linear", body)
 
 
 def product(item: Product, *, hopper: bool = False) -> tirx.PrimFunc:

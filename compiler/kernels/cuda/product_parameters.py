@@ -5,14 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.kernels.emit import Argument, Buffer, Expr
+from tvm.script.ir_builder import tirx as T
+
+from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.emit import Argument, Buffer, Expr, arguments, build, symbol
 from moec.compiler.kernels.linear_shape import rounded_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tvm import tirx
+
     from moec.compiler.kernels.linear_shape import LinearShape
     from moec.compiler.kernels.rows.product import Product
+
+
+def declare(shape: LinearShape) -> tirx.PrimFunc:
+    """A kernel that does nothing, which stands for a product until it is known what it is fused with."""
+    lead = () if shape.batch is None else (shape.batch,)
+
+    def body() -> None:
+        tokens = symbol("T")
+        arguments(
+            Argument("x", (*lead, tokens, shape.columns), "float32"),
+            Argument("weight", *shape.weight),
+            Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None,
+            Argument("out", (*lead, tokens, shape.rows), "float32"),
+        )
+        T.evaluate(i32(0))
+
+    return build("linear", body)
 
 
 def parameters(item: Product, tokens: Expr) -> list[Argument | None]:

@@ -66,7 +66,7 @@ def emit_round(
         cuda.wait_previous()
         with when(number < rows * i64(width)):
             row, first = T.bind(div(number, width)), T.bind(mod(number, width) * i64(CHUNK))
-            found = _values(x, row * i64(columns), first, columns)
+            found = values_of_chunk(x, row * i64(columns), first, columns)
             values, dtype = [rounding.scaled(value) for value in found], rounding.dtype
             start = T.bind(row * i64(terms * padded(columns)) + first)
             for term in range(terms):
@@ -81,7 +81,7 @@ def _floats(dtype: str, words: list[Expr]) -> list[Expr]:
     return [value for word in words for value in cuda.unpack(dtype, word)]
 
 
-def _values(x: Buffer, start: Expr, first: Expr, columns: int) -> list[Expr]:
+def values_of_chunk(x: Buffer, start: Expr, first: Expr, columns: int) -> list[Expr]:
     """A chunk of a row as float32."""
     if columns % CHUNK == 0:
         words = cuda.registers(CHUNK, "uint32")

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as gpu
-from moec.compiler.kernels.cuda.few_lanes import remainder
-from moec.compiler.kernels.cuda.primitives import LANES, i32
-from moec.compiler.kernels.cuda.row_topk import LOWEST, RowTopK, emit_topk
+from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.row_reduce import RowReduction, emit_reduction
+from moec.compiler.kernels.cuda.row_topk import RowTopK, emit_topk
 from moec.compiler.kernels.cuda.row_values import flat_place, rebuild, split_place
 from moec.compiler.kernels.cuda.threads import read, write
 from moec.compiler.kernels.emit import Buffer, Expr, i64, load, loop, store, when
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from moec.compiler.kernels.rows.region import Region
 
-STARTS = {"sum": 0.0, "max": LOWEST, "min": 3.4028234663852886e38}
 AT_ONCE = 4
 """Elements that a thread of a kernel for many rows computes before it writes the first: their reads are under way
 together."""
@@ -227,60 +226,30 @@ class RowBlock:
 
     def _reduce(self, stage: Stage) -> None:
         self._share(stage.key)
-        count = math.prod(stage.tensor.row)
-        warps = self.threads // LANES
-        if count < warps:
-            for place in range(count):
-                self._reduce_block(stage, i32(place))
-        else:
-            lane, warp = T.bind(remainder(self.thread, LANES)), T.bind(T.truncdiv(self.thread, i32(LANES)))
-            with loop(-(-count // warps)) as step:
-                place = T.bind(i32(step) * i32(warps) + warp)
-                with when(place < i32(count)):
-                    total = self._partial(stage, place, lane, LANES)
-                    total = self._butterfly(stage, total)
-                    with when(lane == i32(0)):
-                        self._keep(stage.key, place, total)
+        emit_reduction(self._row_reduction(stage), self.thread, self.threads)
         self._settle(stage.key)
 
-    def _reduce_block(self, stage: Stage, place: Expr) -> None:
-        warps = self.threads // LANES
-        partials = gpu.shared(warps)
-        total = self._butterfly(stage, self._partial(stage, place, self.thread, self.threads))
-        with when(remainder(self.thread, LANES) == i32(0)):
-            store(partials, T.truncdiv(self.thread, i32(LANES)), total)
-        gpu.sync()
-        with when(self.thread == i32(0)):
-            result = gpu.registers(1)
-            store(result, 0, load(partials, 0))
-            for warp in range(1, warps):
-                store(result, 0, _combine(stage, load(result, 0), load(partials, warp)))
-            self._keep(stage.key, place, load(result, 0))
-
-    def _partial(self, stage: Stage, place: Expr, first: Expr, stride: int) -> Expr:
-        """What one thread combines: elements ``first``, ``first + stride``, ..."""
+    def _row_reduction(self, stage: Stage) -> RowReduction:
         assert stage.reduction is not None
-        axes = dict(zip(stage.axes, split_place(stage.tensor, place, self.token), strict=True))
-        extents = [extent for _, extent in stage.reduction.axes]
-        total = gpu.registers(1)
-        store(total, 0, T.float32(STARTS[stage.reduction.kind]))
-        count = math.prod(extents)
-        with loop(-(-count // stride)) as step:
-            number = T.bind(i32(step) * i32(stride) + first)
-            with when(number < i32(count)):
-                row = Tensor(tuple(extents), "int32")
-                places = split_place(row, number, self.token)
-                inner = {var: at for (var, _), at in zip(stage.reduction.axes, places, strict=True)}
-                store(total, 0, _combine(stage, load(total, 0), T.bind(self.value(stage, axes | inner))))
-        return T.bind(load(total, 0))
+        inner, extents = zip(*stage.reduction.axes, strict=True)
+        row = Tensor(extents, "int32")
 
-    def _butterfly(self, stage: Stage, total: Expr) -> Expr:
-        step = LANES // 2
-        while step:
-            other = gpu.value("float32", "shuffle_xor", total, i32(step))
-            total = T.bind(_combine(stage, total, other))
-            step //= 2
-        return total
+        def reader(place: Expr) -> Callable[[Expr], Expr]:
+            axes = dict(zip(stage.axes, split_place(stage.tensor, place, self.token), strict=True))
+
+            def read(number: Expr) -> Expr:
+                own = dict(zip(inner, split_place(row, number, self.token), strict=True))
+                return self.value(stage, axes | own)
+
+            return read
+
+        return RowReduction(
+            stage.reduction.kind,
+            math.prod(stage.tensor.row),
+            math.prod(extents),
+            reader,
+            lambda place, value: self._keep(stage.key, place, value),
+        )
 
     def _topk(self, stage: TopK) -> None:
         for key in stage.keys:
@@ -305,9 +274,3 @@ class RowBlock:
 def room_of(tensor: Tensor) -> Buffer:
     """Shared memory for a row of it."""
     return gpu.shared(math.prod(tensor.row) or 1, "float32" if tensor.dtype in FLOATS else "int32")
-
-
-def _combine(stage: Stage, a: Expr, b: Expr) -> Expr:
-    assert stage.reduction is not None
-    kinds: dict[str, Callable[[Expr, Expr], Expr]] = {"sum": lambda a, b: a + b, "max": T.max, "min": T.min}
-    return kinds[stage.reduction.kind](a, b)

@@ -33,6 +33,9 @@ class WarpgroupTile:
     """That a multiprocessor holds at once."""
     copiers: bool = False
     """Whether blocks stay and have four more warps that copy, see `pipeline`."""
+    widths: tuple[int, ...] = ()
+    """Of products, multiples of 16 up to ``columns``: the least that has all of a tile's columns is taken, where there
+    is a choice (and ``copiers``)."""
 
     @property
     def threads(self) -> int:
@@ -51,18 +54,30 @@ class WarpgroupTile:
 
     @property
     def part_sums(self) -> int:
-        """Sums of a thread in one product."""
+        """Sums of a thread in one product of all columns."""
         return self.columns // 2
 
 
 class WarpgroupSums:
-    """A thread's sums of one tile while they are emitted; ``thread`` is its number among those that multiply."""
+    """A thread's sums of one tile while they are emitted; ``thread`` is its number among those that multiply.
 
-    def __init__(self, tile: WarpgroupTile, dtype: str, thread: Expr, panels: tuple[Panels, Panels]) -> None:
+    Of the tile's columns the first ``columns`` are multiplied, or all.
+    """
+
+    def __init__(
+        self,
+        tile: WarpgroupTile,
+        dtype: str,
+        thread: Expr,
+        panels: tuple[Panels, Panels],
+        columns: int | None = None,
+    ) -> None:
         assert tile.rows == tile.groups * tile.parts * GROUP_ROWS
         self.tile, self.dtype, self.thread = tile, dtype, thread
         self.panels = panels
-        self.sums = cuda.registers(tile.parts * tile.part_sums)
+        self.columns = columns or tile.columns
+        self.part_sums = self.columns // 2
+        self.sums = cuda.registers(tile.parts * self.part_sums)
         group = cuda.value("int32", "shuffle_int", T.bind(thread // i32(WARPGROUP)), i32(0))
         self.first_row = T.bind(group * i32(tile.parts * GROUP_ROWS))
         self.left = panels[0].described(T.bind(self.first_row * i32(ROW_BYTES)))
@@ -70,7 +85,7 @@ class WarpgroupSums:
 
     def clear(self) -> None:
         """All sums zero."""
-        for place in range(self.tile.parts * self.tile.part_sums):
+        for place in range(self.tile.parts * self.part_sums):
             store(self.sums, place, T.float32(0))
 
     def works(self, rows: Expr | None) -> list[Expr]:
@@ -102,15 +117,14 @@ class WarpgroupSums:
             start(self.tile.parts)
 
     def _start(self, left: Expr, right: Expr, parts: int) -> None:
-        tile = self.tile
         self._hold()
         cuda.call("wgmma_fence")
-        name = f"wgmma_{cuda.SHORT[self.dtype]}_n{tile.columns}"
+        name = f"wgmma_{cuda.SHORT[self.dtype]}_n{self.columns}"
         for step in range(PANEL // STEP):
             inside = self.panels[0].along_row(step)
             for part in range(parts):
                 rows = add(left, part * GROUP_ROWS * ROW_BYTES // UNIT + inside)
-                sums = cuda.element(self.sums, part * tile.part_sums)
+                sums = cuda.element(self.sums, part * self.part_sums)
                 cuda.call(name, sums, rows, add(right, inside), i32(1))
         cuda.call("wgmma_commit")
         self._hold()
@@ -124,8 +138,8 @@ class WarpgroupSums:
     def _hold(self) -> None:
         """Keep the compiler from moving uses of the sums across this."""
         for part in range(self.tile.parts):
-            sums = cuda.element(self.sums, part * self.tile.part_sums)
-            cuda.call(f"hold_{self.tile.part_sums}", sums)
+            sums = cuda.element(self.sums, part * self.part_sums)
+            cuda.call(f"hold_{self.part_sums}", sums)
 
     def results(self) -> list[ResultRow]:
         """Where a thread's sums belong."""
@@ -137,7 +151,7 @@ class WarpgroupSums:
         rows = []
         for part in range(tile.parts):
             for half in range(2):
-                base = part * tile.part_sums + 2 * half
-                columns = [(column + i32(8 * n), base + 4 * n) for n in range(tile.columns // 8)]
+                base = part * self.part_sums + 2 * half
+                columns = [(column + i32(8 * n), base + 4 * n) for n in range(self.columns // 8)]
                 rows.append(ResultRow(first + i32(part * GROUP_ROWS + half * 8), columns))
         return rows

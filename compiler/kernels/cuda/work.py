@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from moec.compiler.kernels.cuda.packed.tiles import PackedRows
+    from moec.compiler.kernels.cuda.panels import PanelRows
     from moec.compiler.kernels.cuda.tiles import ResultRow, Rows
     from moec.compiler.kernels.emit import Buffer, Expr
 
@@ -20,7 +21,8 @@ class Piece:
 
     a: Rows
     """``terms`` times ``a.depth`` elements, the last of them beyond ``w.depth`` zeros."""
-    w: Rows | PackedRows
+    w: Rows | PackedRows | PanelRows
+    """In panels only where blocks stay (see `pipeline`)."""
     store: Callable[[Buffer, list[ResultRow]], None]
     """Emits what stores a thread's sums."""
     terms: int = 1

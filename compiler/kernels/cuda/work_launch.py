@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from moec.compiler.kernels.cuda import pipeline
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupProduct
+from moec.compiler.kernels.cuda.panels import PanelRows
 from moec.compiler.kernels.cuda.tile_product import TileProduct
 from moec.compiler.kernels.cuda.tiles import Tile
 from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
@@ -34,6 +35,7 @@ def emit_work(tile: BlockTile, work: Work, *, packed: bool) -> None:
         if not work.finds_early:
             cuda.wait_previous()
         with work.piece(block) as piece:
+            assert not isinstance(piece.w, PanelRows), "blocks that do not stay copy rows"
             product = _product(tile, work.dtype, thread)
             before_a = cuda.wait_previous if work.finds_early else lambda: None
             sums = product.multiply(piece.a, piece.w, before_a, piece.terms)

@@ -22,7 +22,14 @@ from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cuda.experts_call import ExpertCall
 from moec.compiler.kernels.cuda.experts_layout import slice_columns, workspace_bytes
-from moec.compiler.kernels.cuda.experts_many import HOPPER_TILES, TILES, Tiles, emit_experts_many
+from moec.compiler.kernels.cuda.experts_many import (
+    HOPPER_PACKED_TILES,
+    HOPPER_TILES,
+    TILES,
+    Tiles,
+    emit_experts_many,
+)
+from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
 from moec.compiler.kernels.emit import Argument, arguments, build, symbol
 from moec.runtime.tensors import aligned_empty
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
@@ -184,7 +191,46 @@ def test_groups_of_warps_without_rows_and_depths_of_odd_length(tokens: int, expe
     x, index, weight = inputs(body, tokens, 1, pool.count)
     index[:] = 0
     index[: tokens // 2 - 5] = 1
+    check(pool, 4, x, index, weight, HOPPER_PACKED_TILES)
+
+
+def chosen_by(*counts: int) -> torch.Tensor:
+    """Of as many tokens each expert, in an order that mixes them."""
+    index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))][:, None].contiguous()
+
+
+@pytest.mark.parametrize(
+    ("number", "counts"),
+    [(1, (70, 0, 1, 129, 64, 96)), (2, (1, 193, 0, 257))],
+    ids=["many rows", "many tokens"],
+)
+def test_turned_tiles_take_any_number_of_tokens(number: int, counts: tuple[int, ...]) -> None:
+    assert number == sum(sum(counts) > len(counts) * limit for limit, _ in HOPPER_TILES[:-1])
+    index = chosen_by(*counts)
+    body = body_of(64, 72, "bfloat16", CLAMPED, bias=True)
+    pool = Pool(body, len(counts))
+    x, _, weight = inputs(body, len(index), 1, pool.count)
     check(pool, 4, x, index, weight, HOPPER_TILES)
+
+
+def test_turned_tiles_of_experts_without_a_gate() -> None:
+    tile = WarpgroupTile(rows=256, columns=128, groups=2, stages=4, copiers=True, widths=(128,))
+    body = body_of(264, 24, "float16", ("relu", "up"), gated=False, bias=True)
+    pool = Pool(body, 2)
+    x, _, weight = inputs(body, 120, 1, pool.count)
+    check(pool, 1, x, chosen_by(50, 70), weight, ((0, tile),))
+
+
+def test_a_token_has_the_same_bits_wherever_its_experts_tokens_are() -> None:
+    body = body_of(64, 72, "bfloat16", CLAMPED, bias=True)
+    pool = Pool(body, 3)
+    x, _, weight = inputs(body, 200, 1, pool.count)
+    among = chosen_by(30, 140, 30)
+    apart = among.clone()
+    apart[20:] = torch.where(among[20:] == 1, 2, among[20:])
+    runs = [run(pool, 4, x, index, weight, HOPPER_TILES) for index in (among, apart)]
+    assert torch.equal(runs[0][:20], runs[1][:20])
 
 
 def test_what_is_no_expert_contributes_nothing() -> None:

@@ -221,6 +221,7 @@ static inline unsigned moec_held(unsigned constant) { return constant; }
 static inline float moec_clamp(float x, float largest) { return x > largest ? largest : x < -largest ? -largest : x; }
 static inline float moec_exp2(float x) { return std::exp2(x); }
 static inline float moec_reciprocal(float x) { return 1 / x; }
+static inline float moec_times(float x, float y) { return x * y; }
 static inline float moec_exp(float x) { return std::exp(x); }
 static inline void emulated_aligned(const void *place) {
   if ((uintptr_t)place % 16) emulator::fail("a 16-byte access at an address that is no multiple of 16");
@@ -243,7 +244,6 @@ template <typename Word> static inline unsigned emulated_fetch(long long address
 }
 static inline unsigned moec_fetch_1_if(long long address, bool valid) { return emulated_fetch<uint8_t>(address, valid); }
 static inline unsigned moec_fetch_2_if(long long address, bool valid) { return emulated_fetch<uint16_t>(address, valid); }
-static inline unsigned moec_fetch_4_if(long long address, bool valid) { return emulated_fetch<uint32_t>(address, valid); }
 static inline void moec_prefetch_l2(const void *) {}
 static inline void moec_store_16(void *to, unsigned a, unsigned b, unsigned c, unsigned d) {
   unsigned words[4] = {a, b, c, d};
@@ -335,6 +335,12 @@ static inline void emulated_load_matrix(unsigned *to, const void *row, bool tran
 }
 static inline void moec_load_matrix(unsigned *to, const void *row) { emulated_load_matrix(to, row, false); }
 static inline void moec_load_matrix_transposed(unsigned *to, const void *row) { emulated_load_matrix(to, row, true); }
+static inline unsigned moec_transpose(unsigned pair) {
+  auto *all = emulator::exchange(&pair, 1);
+  int lane = emulator::current->number & 31, shift = lane / 4 % 2 * 16;
+  unsigned low = all[lane % 4 * 8 + lane / 8][0], high = all[lane % 4 * 8 + 4 + lane / 8][0];
+  return (low >> shift & 0xffffu) | (high >> shift & 0xffffu) << 16;
+}
 static inline void emulated_mma(float *d, const unsigned *words, float (*low)(unsigned), float (*high)(unsigned)) {
   auto *all = emulator::exchange(words, 6);
   int lane = emulator::current->number & 31;
@@ -374,6 +380,11 @@ static inline void moec_phase_copied(void *phase) {
   emulator::current->pending.clear();
   moec_phase_arrive(phase);
 }
+static inline void moec_phase_bulk(void *, void *shared, const void *global, int bytes) {
+  emulated_aligned(shared), emulated_aligned(global);
+  if (bytes % 16) emulator::fail("a copy of a size that is no multiple of 16");
+  std::memcpy(shared, global, bytes);
+}
 static inline void moec_phase_wait(void *phase, int parity) {
   emulator::Phase *own = (emulator::Phase *)phase;
   if ((int)(own->number & 1) != parity) return;
@@ -384,8 +395,12 @@ static inline void moec_after(float x) {
   if (x < 0) emulator::fail("a number that must not be negative is");
 }
 static inline void moec_hold_32(float *) {}
+static inline void moec_hold_48(float *) {}
 static inline void moec_hold_64(float *) {}
+static inline void moec_hold_80(float *) {}
 static inline void moec_hold_96(float *) {}
+static inline void moec_hold_104(float *) {}
+static inline void moec_hold_112(float *) {}
 static inline void moec_hold_128(float *) {}
 static inline uint64_t moec_matrix(const void *shared, int outer) {
   size_t place = (const unsigned char *)shared - emulated_dynamic;
@@ -435,10 +450,19 @@ static inline void emulated_wgmma_rows(float *d, int columns, const unsigned *wo
     emulated_wgmma_shared(d, columns, a, b, add, moec_low_##type);                                                     \
   }
 EMULATED_WGMMA(f16, 64)
+EMULATED_WGMMA(bf16, 64)
+EMULATED_WGMMA(f16, 96)
+EMULATED_WGMMA(bf16, 96)
 EMULATED_WGMMA(f16, 128)
 EMULATED_WGMMA(bf16, 128)
+EMULATED_WGMMA(f16, 160)
+EMULATED_WGMMA(bf16, 160)
 EMULATED_WGMMA(f16, 192)
 EMULATED_WGMMA(bf16, 192)
+EMULATED_WGMMA(f16, 208)
+EMULATED_WGMMA(bf16, 208)
+EMULATED_WGMMA(f16, 224)
+EMULATED_WGMMA(bf16, 224)
 EMULATED_WGMMA(f16, 256)
 EMULATED_WGMMA(bf16, 256)
 #define EMULATED_WGMMA_ROWS(columns)                                                                                   \

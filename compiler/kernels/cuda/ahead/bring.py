@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tvm.script.ir_builder import tirx as T
-
 from moec.artifacts import ahead as words
 from moec.artifacts import slots
-from moec.compiler.kernels.cuda.primitives import launch, registers
+from moec.compiler.kernels.cuda.primitives import launch
 from moec.compiler.kernels.cuda.settle import settle
-from moec.compiler.kernels.cuda.slots.pieces import COPY_THREADS, Pieces, copy_piece
+from moec.compiler.kernels.cuda.slots.pieces import COPY_THREADS, Pieces, copy_piece, share_of, staged
 from moec.compiler.kernels.cuda.slots.state import State
-from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, store, symbol
+from moec.compiler.kernels.emit import Argument, arguments, build, i64, symbol
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -28,18 +26,13 @@ def bring(blocks: int = BLOCKS) -> tirx.PrimFunc:
         size = symbol("W")
         (state_buffer,) = arguments(Argument("state", (size,), "int64"))
         with launch((blocks,), COPY_THREADS) as ((block,), thread):
-            state, place = State.of(state_buffer), registers(1, "int64")
+            state = State.of(state_buffer)
             pieces = Pieces.of(state)
-            store(place, 0, state.head(slots.AHEAD_PLACE))
-            for number in range(slots.MOST_AHEAD):
-                count = settle(state.head(slots.AHEAD_PIECES + number))
-                home, target = settle(state.head(slots.AHEAD_HOME + number)), settle(load(place, 0))
-                turns = settle(T.truncdiv(count - i64(block) + i64(blocks - 1), i64(blocks)))
-                with T.serial(i64(0), turns) as turn:
-                    piece = settle(turn * i64(blocks) + i64(block))
+            for number, place, count in staged(state):
+                home = settle(state.head(slots.AHEAD_HOME + number))
+                for piece in share_of(i64(block), blocks, count):
                     start = settle(pieces.start(piece))
-                    to = target + piece * i64(slots.PIECE_BYTES)
-                    copy_piece(home + start, to, pieces.end(piece) - start, thread)
-                store(place, 0, target + count * i64(slots.PIECE_BYTES))
+                    target = place + piece * i64(slots.PIECE_BYTES)
+                    copy_piece(home + start, target, pieces.end(piece) - start, thread)
 
     return build(words.BRING, body)

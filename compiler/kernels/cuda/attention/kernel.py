@@ -8,7 +8,7 @@ from moec.artifacts.program import HOPPER
 from moec.compiler.kernels.cuda.attention.append import append
 from moec.compiler.kernels.cuda.attention.decode import decode
 from moec.compiler.kernels.cuda.attention.decode_plan import WIDEST, plan
-from moec.compiler.kernels.cuda.attention.latent import WIDEST_KEY, WIDEST_VALUE
+from moec.compiler.kernels.cuda.attention.latent_block import WIDEST_KEY, WIDEST_VALUE
 from moec.compiler.kernels.cuda.attention.latent_combine import latent_combine
 from moec.compiler.kernels.cuda.attention.latent_decode import LatentPlan, latent_decode
 from moec.compiler.kernels.cuda.attention.latent_expand_hopper import fits_expand

@@ -13,7 +13,8 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.append import append_token
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats, floats_2, split, stored
-from moec.compiler.kernels.cuda.attention.latent import WIDTH, Block, Shape, attend, begin, row_number
+from moec.compiler.kernels.cuda.attention.latent import attend
+from moec.compiler.kernels.cuda.attention.latent_block import WIDTH, Block, Shape, begin, row_number
 from moec.compiler.kernels.cuda.attention.operands import Operands, query_scale, settled
 from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total
 from moec.compiler.kernels.cuda.attention.rows import Segment

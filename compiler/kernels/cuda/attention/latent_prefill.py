@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats_2
-from moec.compiler.kernels.cuda.attention.latent import WIDTH, Block, Shape, attend, begin, row_number
+from moec.compiler.kernels.cuda.attention.latent import attend
+from moec.compiler.kernels.cuda.attention.latent_block import WIDTH, Block, Shape, begin, row_number
 from moec.compiler.kernels.cuda.attention.marks import any_left
 from moec.compiler.kernels.cuda.attention.operands import Operands, query_scale, store_results
 from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total

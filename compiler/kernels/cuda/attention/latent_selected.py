@@ -15,7 +15,8 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cuda import block as blocks
 from moec.compiler.kernels.cuda.attention.append import append
-from moec.compiler.kernels.cuda.attention.latent import WIDTH, Block, Shape, attend, begin
+from moec.compiler.kernels.cuda.attention.latent import attend
+from moec.compiler.kernels.cuda.attention.latent_block import WIDTH, Block, Shape, begin
 from moec.compiler.kernels.cuda.attention.latent_combine import latent_combine
 from moec.compiler.kernels.cuda.attention.latent_decode import LatentPlan, Part, load_queries, write
 from moec.compiler.kernels.cuda.attention.latent_prefill import ROW_TILES

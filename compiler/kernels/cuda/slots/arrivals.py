@@ -43,5 +43,5 @@ class Arrivals:
             with when(thread == i32(0)):
                 middle = self.state.head(words.SECOND)
                 size = middle if part == 0 else self.state.head(words.STRIDE) - middle
-                call("wait_count", self.state.arrived(fetch, part), T.cast(pieces_of(size), "int32"))
+                call("wait_count", self.state.arrived(fetch, i64(part)), T.cast(pieces_of(size), "int32"))
             sync()

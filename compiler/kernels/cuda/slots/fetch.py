@@ -22,7 +22,7 @@ from moec.compiler.kernels.cuda.primitives import (
     wait_previous,
 )
 from moec.compiler.kernels.cuda.settle import settle
-from moec.compiler.kernels.cuda.slots.pieces import COPY_THREADS, Pieces, copy_piece
+from moec.compiler.kernels.cuda.slots.pieces import COPY_THREADS, Pieces, copy_piece, share_of, staged
 from moec.compiler.kernels.cuda.slots.state import State
 from moec.compiler.kernels.emit import Argument, arguments, build, either, i64, load, store, symbol, when
 
@@ -70,34 +70,24 @@ def _from_host(state: State, pieces: Pieces, block: Expr, blocks: int, thread: E
         )
     ):
         own = settle(T.truncmod(i64(block) + i64(blocks) - T.truncmod(before, i64(blocks)), i64(blocks)))
-        turns = settle(T.truncdiv(fetches * each - own + i64(blocks - 1), i64(blocks)))
-        with T.serial(i64(0), turns) as turn:
-            number = settle(turn * i64(blocks) + own)
+        for number in share_of(own, blocks, fetches * each):
             which = settle(T.truncdiv(number, each))
             piece = settle(number - which * each + skipped)
             with when(piece >= _ahead(state, which)):
                 start = settle(pieces.start(piece))
                 source = state.at(words.SOURCE, which) + start
-                _bring(state, pieces, which, piece, source, second, thread)
+                _bring(state, which, i64(second), source, start, pieces.end(piece), thread)
 
 
 def _from_ahead(state: State, pieces: Pieces, block: Expr, blocks: int, thread: Expr) -> None:
     """The pieces that were brought ahead, of experts that are fetched."""
-    place = registers(1, "int64")
-    store(place, 0, state.head(words.AHEAD_PLACE))
-    for expert in range(words.MOST_AHEAD):
+    for expert, place, count in staged(state):
         which = settle(state.head(words.AHEAD_FETCH + expert))
-        first, count = settle(load(place, 0)), settle(state.head(words.AHEAD_PIECES + expert))
         with when(which >= i64(0)):
-            turns = settle(T.truncdiv(count - i64(block) + i64(blocks - 1), i64(blocks)))
-            with T.serial(i64(0), turns) as turn:
-                piece = settle(turn * i64(blocks) + i64(block))
-                source = settle(first + piece * i64(words.PIECE_BYTES))
-                second = settle(T.cast(piece >= pieces.first, "int32"))
-                for part in (0, 1):
-                    with when(second == i32(part)):
-                        _bring(state, pieces, which, piece, source, part, thread)
-        store(place, 0, first + count * i64(words.PIECE_BYTES))
+            for piece in share_of(i64(block), blocks, count):
+                start, second = settle(pieces.start(piece)), T.cast(piece >= pieces.first, "int64")
+                source = place + piece * i64(words.PIECE_BYTES)
+                _bring(state, which, second, source, start, pieces.end(piece), thread)
 
 
 def _ahead(state: State, which: Expr) -> Expr:
@@ -111,12 +101,10 @@ def _ahead(state: State, which: Expr) -> Expr:
 
 
 def _bring(
-    state: State, pieces: Pieces, which: Expr, piece: Expr, source: Expr, second: int, thread: Expr
+    state: State, which: Expr, second: Expr, source: Expr, start: Expr, end: Expr, thread: Expr
 ) -> None:
-    """Copy one piece to where its expert goes, and count it."""
-    start = settle(pieces.start(piece))
-    target = state.at(words.TARGET, which) + start
-    copy_piece(source, target, pieces.end(piece) - start, thread)
+    """Copy one piece, ``start`` to ``end`` of its expert, to where that goes, and count it."""
+    copy_piece(source, state.at(words.TARGET, which) + start, end - start, thread)
     sync()
     with when(thread == i32(0)):
         call("signal", state.arrived(which, second))

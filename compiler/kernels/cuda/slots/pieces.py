@@ -15,9 +15,11 @@ from moec.artifacts import slots as words
 from moec.compiler.kernels.cuda.primitives import call, element, i32, registers
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.state import pieces_of
-from moec.compiler.kernels.emit import at_address, i64, load, when
+from moec.compiler.kernels.emit import at_address, i64, load, store, when
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from moec.compiler.kernels.cuda.slots.state import State
     from moec.compiler.kernels.emit import Expr
 
@@ -58,9 +60,24 @@ class Pieces:
 
     def bytes_before(self, number: Expr) -> Expr:
         """Of the first ``number`` pieces."""
-        size = number * i64(words.PIECE_BYTES)
-        behind = self.middle + (number - self.first) * i64(words.PIECE_BYTES)
-        return T.Select(number <= self.first, T.min(size, self.middle), T.min(behind, self.stride))
+        return T.min(self.start(number), self.stride)
+
+
+def share_of(block: Expr, blocks: int, count: Expr) -> Iterator[Expr]:
+    """A loop over a block's share of ``count`` pieces, in turns; int64, the body is emitted once."""
+    turns = settle(T.truncdiv(count - block + i64(blocks - 1), i64(blocks)))
+    with T.serial(i64(0), turns) as turn:
+        yield settle(turn * i64(blocks) + block)
+
+
+def staged(state: State) -> Iterator[tuple[int, Expr, Expr]]:
+    """The guessed experts: the number of each, where its first piece is brought ahead to, how many pieces there are."""
+    place = registers(1, "int64")
+    store(place, 0, state.head(words.AHEAD_PLACE))
+    for number in range(words.MOST_AHEAD):
+        first, count = settle(load(place, 0)), settle(state.head(words.AHEAD_PIECES + number))
+        yield number, first, count
+        store(place, 0, first + count * i64(words.PIECE_BYTES))
 
 
 def copy_piece(source: Expr, target: Expr, size_bytes: Expr, thread: Expr) -> None:

@@ -57,10 +57,10 @@ class State:
         """Write such a word."""
         store(self.buffer, self._place(name, number), value)
 
-    def arrived(self, fetch: Expr, second: int) -> Expr:
-        """The address of the count of pieces of a fetch that have arrived, of its second part or its first."""
+    def arrived(self, fetch: Expr, part: Expr) -> Expr:
+        """Where the pieces of a fetch that have arrived are counted, of its first part (0, int64) or second (1)."""
         place = i64(words.ARRIVED) + T.cast(fetch, "int64")
-        return T.bind(address_of(self.buffer) + place * i64(8) + i64(4 * second))
+        return T.bind(address_of(self.buffer) + place * i64(8) + part * i64(4))
 
     def _place(self, name: str, number: Expr) -> Expr:
         turn = 1 + words.PARTS.index(name)

@@ -14,22 +14,20 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.operands import settled
-from moec.compiler.kernels.cuda.primitives import LANES, i32, registers, shared, sync, value, warp_sum
+from moec.compiler.kernels.cuda.primitives import LANES, i32, registers, sync, value, warp_sum
 from moec.compiler.kernels.cuda.states.runs import Run, runs_of_few_tokens, runs_of_rows
+from moec.compiler.kernels.cuda.states.staging import Staging
 from moec.compiler.kernels.cuda.states.sums import FOUR, WarpSums, four
 from moec.compiler.kernels.emit import Buffer, Expr, either, i64, load, store, when
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from moec.artifacts.states import RecurrenceSpec
     from moec.compiler.kernels.cpu.states.operands import StateOperands
+    from moec.compiler.kernels.cuda.states.staging import Stage
 
 MOST_WARPS = 8
 FEWEST_ROWS = 4
 """Of a warp, where it shares the rows with others."""
-STAGED = 8192
-"""Numbers of keys, queries and decays of rows in shared memory, at most, unless one token has more."""
 MOST_STAGED_TOKENS = 8
 """More take registers and shared memory from other blocks."""
 
@@ -61,31 +59,6 @@ class _Place:
     thread: Expr
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """Shared memory for what some tokens bring, token after token."""
-
-    query: Buffer
-    key: Buffer
-    product: Buffer
-    """``k . q``."""
-    value: Buffer
-    factor: Buffer | None
-    """What the state decays by: a number a token, or one for each row; or steps, for each column."""
-    beta: Buffer | None
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Part of what tokens bring: ``width`` numbers each, and where one of a token's is read."""
-
-    target: Buffer
-    width: int
-    read: Callable[[Expr, Expr], Expr]
-    exponential: bool = False
-    """Stage ``exp`` of it."""
-
-
 class _Recurrence:
     """The parts of the kernel while it is emitted."""
 
@@ -100,11 +73,7 @@ class _Recurrence:
         self.rows = spec.key_dim // self.warps
         self.group = FOUR if self.rows % FOUR == 0 else 1
         """Rows whose key, query and decay are read together."""
-        per_token = spec.key_dim * (3 if spec.decay == "channel" else 2)
-        self.staged = max(1, min(most_staged, STAGED // per_token))
-        self.query, self.key, self.value, *rest = operands.inputs
-        self.beta = rest.pop() if spec.delta else None
-        self.decay = rest[0] if rest else None
+        self.staging = Staging(spec, operands.inputs, most_staged, LANES * self.warps)
 
     def run(self, run: Run, block: Expr, thread: Expr) -> None:
         """All tokens of a run for one block."""
@@ -128,13 +97,14 @@ class _Recurrence:
         for row in range(self.rows):
             held = load(self.operands.state, first + i64(row * self.spec.value_dim))
             store(state, row, T.Select(run.position.equal(i32(0)), T.float32(0), held))
-        stage, sums = self._stage(), WarpSums(self.warps, 2 if self.spec.delta else 1)
-        with T.serial(i32(0), (run.end - run.first + i32(self.staged - 1)) // i32(self.staged)) as turn:
-            begin = settled(run.first + turn * i32(self.staged))
-            count = settled(T.min(i32(self.staged), run.end - begin))
+        stage, sums = self.staging.reserve(), WarpSums(self.warps, 2 if self.spec.delta else 1)
+        together = self.staging.tokens
+        with T.serial(i32(0), (run.end - run.first + i32(together - 1)) // i32(together)) as turn:
+            begin = settled(run.first + turn * i32(together))
+            count = settled(T.min(i32(together), run.end - begin))
             with when(turn > i32(0)):
                 sync()
-            self._bring(place, stage, begin, count)
+            self.staging.bring(stage, place.head, place.first_column, begin, count, thread)
             sync()
             self._products(place, stage, count)
             if self.warps == 1:  # else there is a barrier before they are read
@@ -148,7 +118,7 @@ class _Recurrence:
     def _token(
         self,
         place: _Place,
-        stage: _Stage,
+        stage: Stage,
         sums: WarpSums,
         begin: Expr,
         number: Expr,
@@ -188,7 +158,7 @@ class _Recurrence:
         """Numbers of `group` rows."""
         return [T.bind(load(buffer, own + i32(row)))] if self.group == 1 else four(buffer, own + i32(row))
 
-    def _products(self, place: _Place, stage: _Stage, count: Expr) -> None:
+    def _products(self, place: _Place, stage: Stage, count: Expr) -> None:
         """``k . q`` of what is staged, a token for each warp."""
         size = self.spec.key_dim
         with T.serial(i32(0), (count + i32(self.warps - 1)) // i32(self.warps)) as turn:
@@ -205,7 +175,7 @@ class _Recurrence:
                 with when(place.lane.equal(i32(0))):
                     store(stage.product, token, product)
 
-    def _factor(self, stage: _Stage, common: Expr, column: Expr, row: int, rates: Buffer | None) -> Expr:
+    def _factor(self, stage: Stage, common: Expr, column: Expr, row: int, rates: Buffer | None) -> Expr:
         """What one row of a thread's column decays by, where tokens do not bring it for each row."""
         if self.spec.decay == "rates":
             return value("float32", "exp", load(stage.factor, column) * load(rates, row))
@@ -226,74 +196,6 @@ class _Recurrence:
             at = first + i32(row * spec.value_dim) + place.column
             store(rates, row, load(self.operands.weights[0], at))
         return rates
-
-    def _stage(self) -> _Stage:
-        spec, rows = self.spec, self.staged * self.spec.key_dim
-        sizes = {"head": self.staged, "channel": rows, "rates": self.staged * LANES}
-        return _Stage(
-            shared(rows),
-            shared(rows),
-            shared(self.staged),
-            shared(self.staged * LANES),
-            None if spec.decay == "fixed" else shared(sizes[spec.decay]),
-            shared(self.staged) if spec.delta else None,
-        )
-
-    def _bring(self, place: _Place, stage: _Stage, begin: Expr, count: Expr) -> None:
-        """Stage what ``count`` tokens from ``begin`` on bring."""
-        spec, head, heads = self.spec, place.head, self.spec.value_heads
-        key_head = settled(T.truncdiv(head, i32(heads // spec.key_heads)))
-
-        def rows(source: Buffer, own: Expr, of: int) -> Callable[[Expr, Expr], Expr]:
-            def read(token: Expr, row: Expr) -> Expr:
-                line = i64(begin + token) * i64(of) + i64(own)
-                return load(source, line * i64(spec.key_dim) + i64(row))
-
-            return read
-
-        def columns(source: Buffer) -> Callable[[Expr, Expr], Expr]:
-            def read(token: Expr, lane: Expr) -> Expr:
-                column = T.min(place.first_column + lane, i32(spec.value_dim - 1))
-                line = i64(begin + token) * i64(heads) + i64(head)
-                return load(source, line * i64(spec.value_dim) + i64(column))
-
-            return read
-
-        def alone(source: Buffer) -> Callable[[Expr, Expr], Expr]:
-            return lambda token, _: load(source, (begin + token) * i32(heads) + head)
-
-        pieces = [
-            _Piece(stage.query, spec.key_dim, rows(self.query, key_head, spec.key_heads)),
-            _Piece(stage.key, spec.key_dim, rows(self.key, key_head, spec.key_heads)),
-            _Piece(stage.value, LANES, columns(self.value)),
-        ]
-        if spec.decay == "head":
-            pieces.append(_Piece(stage.factor, 1, alone(self.decay), exponential=True))
-        elif spec.decay == "channel":
-            pieces.append(_Piece(stage.factor, spec.key_dim, rows(self.decay, head, heads), exponential=True))
-        elif spec.decay == "rates":
-            pieces.append(_Piece(stage.factor, LANES, columns(self.decay)))
-        if stage.beta is not None:
-            pieces.append(_Piece(stage.beta, 1, alone(self.beta)))
-        self._copy(place, pieces, count)
-
-    def _copy(self, place: _Place, pieces: list[_Piece], count: Expr) -> None:
-        """``target[token, i] = read(token, i)`` for ``count`` tokens, by all threads: asked for first, then stored."""
-        threads = LANES * self.warps
-        asked: list[tuple[_Piece, Expr, Expr, Buffer]] = []
-        for piece in pieces:
-            for turn in range(-(-self.staged * piece.width // threads)):
-                number = settled(i32(turn * threads) + place.thread)
-                there = T.bind(number < count * i32(piece.width))
-                held = registers(1)
-                with when(there):
-                    token = settled(T.truncdiv(number, i32(piece.width)))
-                    store(held, 0, piece.read(token, settled(T.truncmod(number, i32(piece.width)))))
-                asked.append((piece, number, there, held))
-        for piece, number, there, held in asked:
-            with when(there):
-                found = load(held, 0)
-                store(piece.target, number, value("float32", "exp", found) if piece.exponential else found)
 
     def _state(self, place: _Place) -> Expr:
         """Where the thread's first number of the state lies."""
