@@ -59,6 +59,8 @@ class Columns:
 
     buffer: Buffer
     offsets: Sequence[Expr]
+    numbers: Sequence[Expr] = ()
+    """Of the same vectors where they are ``Rounded``."""
 
 
 def dot(
@@ -133,15 +135,16 @@ def add_vectors(values: list[Expr]) -> Expr:
 
 def add_lanes(vector: Expr, lanes: int) -> Expr:
     """The sum of a vector's lanes, halving it at each step."""
-    return _fold(vector, lanes, lambda low, high: low + high)
+    return fold_lanes(vector, lanes, lambda low, high: low + high)
 
 
 def max_lanes(vector: Expr, lanes: int) -> Expr:
     """The largest of a vector's lanes."""
-    return _fold(vector, lanes, T.max)
+    return fold_lanes(vector, lanes, T.max)
 
 
-def _fold(vector: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+def fold_lanes(vector: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """A vector's lanes combined in pairs, halving it at each step."""
     value = keep(vector)
     while lanes > 2:
         lanes //= 2

@@ -13,6 +13,7 @@ from moec.compiler.kernels.cpu.grouping import is_expert
 from moec.compiler.kernels.cpu.math import VectorMath
 from moec.compiler.kernels.cpu.numeric import widen
 from moec.compiler.kernels.cpu.packed import RowPlace
+from moec.compiler.kernels.cpu.rounding import Rounded, round_vectors
 from moec.compiler.kernels.cpu.weights import memory_at, weights
 from moec.compiler.kernels.emit import (
     Buffer,
@@ -65,6 +66,8 @@ class Source:
 
     buffer: Buffer
     row: Callable[[Expr], Expr]
+    rounded: Rounded | None = None
+    """The same vectors, where products with few of them take those."""
 
 
 Writer = Callable[[Expr, Expr, Expr], None]
@@ -91,6 +94,13 @@ class ExpertParts:
     def __init__(self, body: ExpertBody, machine: Machine) -> None:
         self.body, self.machine = body, machine
         self.layout = layout(body)
+
+    def round_vectors(
+        self, depth: int, vectors: Buffer, count: Expr, *, together: bool = False
+    ) -> Rounded | None:
+        """``count`` vectors of ``depth`` as products with few of them take them, if not as they are."""
+        name = self.body.format or self.body.dtype
+        return round_vectors(name, depth, self.machine, vectors, count, together=together)
 
     def product(
         self,
@@ -120,7 +130,9 @@ class ExpertParts:
 
             def tile(columns: list[Expr]) -> None:
                 wanted = [keep(group.start + column) for column in columns]
-                vectors = Columns(source.buffer, [keep(source.row(place) * i64(depth)) for place in wanted])
+                numbers = [keep(source.row(place)) for place in wanted]
+                starts = [keep(number * i64(depth)) for number in numbers]
+                vectors = Columns(source.buffer, starts, numbers)
                 for (part, number), row_sums in zip(rows, dots(vectors), strict=True):
                     shift = biases[part](first + number)
                     for place, value in zip(wanted, row_sums, strict=True):
@@ -137,6 +149,7 @@ class ExpertParts:
                 stream_rows=cover.stream_rows * len(writers),
                 block_rows=cover.block_rows * len(writers),
                 ahead=cover.ahead,
+                rounded=source.rounded,
             )
             cover.go(group.count, open_rows)
 

@@ -92,6 +92,7 @@ class _Experts:
         """``middle[place, i] = activation(gate, up)``, places in order of the experts."""
         tasks, rows = _even(self.body.intermediate)
         stride = -(-rows // self.machine.lanes) * self.machine.lanes
+        rounded = self.parts.round_vectors(self.body.hidden, self.call.x, self.call.tokens, together=True)
         with loop(i64(tasks) * groups.active, parallel=True) as task:
             first = keep(T.min(div(task, groups.active) * i64(rows), i64(self.body.intermediate - rows)))
             buffers = {
@@ -100,7 +101,7 @@ class _Experts:
             }
 
             def tile(group: Group) -> None:
-                source = Source(self.call.x, lambda place: div(groups.pair(place), self.call.chosen))
+                source = Source(self.call.x, lambda place: div(groups.pair(place), self.call.chosen), rounded)
                 for part, target in buffers.items():
                     write = writer(target, stride, lambda place: place - group.start)
                     self.parts.product({part: write}, group, first, source, self._cover(rows))
@@ -114,12 +115,16 @@ class _Experts:
     def _down(self, groups: Groups, middle: Buffer, pairs: Expr) -> None:
         """``out[t] = sum_k weight[t, k] * down(middle[t, k])``, summed over k in order."""
         tasks, rows = _even(self.body.hidden)
+        rounded = self.parts.round_vectors(self.body.intermediate, middle, groups.pairs, together=True)
         with loop(tasks, parallel=True) as task:
             first = keep(T.min(task * i64(rows), i64(self.body.hidden - rows)))
             results = scratch(pairs * i64(rows))
 
             def tile(group: Group) -> None:
-                source, write = Source(middle, lambda place: place), writer(results, rows, groups.pair)
+                source, write = (
+                    Source(middle, lambda place: place, rounded),
+                    writer(results, rows, groups.pair),
+                )
                 self.parts.product({"down": write}, group, first, source, self._cover(rows))
 
             with loop(groups.active) as number:

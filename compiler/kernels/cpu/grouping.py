@@ -32,6 +32,11 @@ class Groups:
         """How many pairs it has."""
         return load(self.starts, group + i64(1)) - load(self.starts, group)
 
+    @property
+    def pairs(self) -> Expr:
+        """How many pairs there are in the order."""
+        return keep(load(self.starts, self.active))
+
     def pair(self, place: Expr) -> Expr:
         """The pair at a place of the order."""
         return load(self.order, place)

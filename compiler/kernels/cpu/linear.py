@@ -14,7 +14,8 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.dot import Columns
 from moec.compiler.kernels.cpu.machine import Machine
 from moec.compiler.kernels.cpu.packed import RowPlace
-from moec.compiler.kernels.cpu.tiling import tiles
+from moec.compiler.kernels.cpu.rounding import round_vectors
+from moec.compiler.kernels.cpu.tiling import STREAM_COLUMNS, tiles
 from moec.compiler.kernels.cpu.weights import matrix_argument, memory_of, row_bytes, stream_rows, weights
 from moec.compiler.kernels.emit import (
     Argument,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from tvm import tirx
 
+    from moec.compiler.kernels.cpu.rounding import Rounded
     from moec.compiler.kernels.cpu.tiling import Tile
     from moec.compiler.kernels.cpu.weights import Dots
 
@@ -130,6 +132,7 @@ class _Linear:
         chunks = keep(ceildiv(self.tokens, self.chunk))
         streamed = min(stream_rows(self.dtype), self.block)
         parallel = self.batch * self.rows * self.columns > SERIAL_PRODUCTS
+        few, rounded = self._round_few()
         with loop(chunks * i64(self.batch * blocks), parallel=parallel) as task, scope():
             row = keep(T.min(mod(task, blocks) * i64(self.block), i64(self.rows - self.block)))
             chunk = keep(mod(div(task, blocks), chunks))
@@ -143,6 +146,7 @@ class _Linear:
                 self.machine,
                 stream_rows=streamed,
                 block_rows=min(self.machine.rows, self.block),
+                rounded=rounded,
             )
 
             def open_rows(numbers: list[Expr], often: bool) -> Tile:
@@ -154,15 +158,32 @@ class _Linear:
                     [row + number for number in numbers],
                     batch,
                     [keep(token + c) for c in columns],
+                    few,
                 )
 
             tiles(self.block, count, self.machine, open_rows, stream_rows=streamed)
 
+    def _round_few(self) -> tuple[Expr, Rounded | None]:
+        """Round the tokens of the last chunk, if they are few; gives the first, too."""
+        count = keep(mod(self.tokens, self.chunk))
+        first = keep(self.tokens - count)
+        if self.batch > 1:
+            return first, None
+        few = keep(T.Select(count <= i64(STREAM_COLUMNS), count, i64(0)))
+        start = self.x.start(i64(0), first)
+        return first, round_vectors(self.dtype, self.columns, self.machine, self.x.buffer, few, first=start)
+
     def _tile(
-        self, dots: Dots, rows: list[Expr], within: list[Expr], batch: Expr, tokens: list[Expr]
+        self,
+        dots: Dots,
+        rows: list[Expr],
+        within: list[Expr],
+        batch: Expr,
+        tokens: list[Expr],
+        few: Expr,
     ) -> None:
         starts = [keep(self.x.start(batch, token)) for token in tokens]
-        sums = dots(Columns(self.x.buffer, starts))
+        sums = dots(Columns(self.x.buffer, starts, [keep(token - few) for token in tokens]))
         for r, number in enumerate(rows):
             shift = None if self.bias is None else keep(load(self.bias, number))
             for c, token in enumerate(tokens):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-F16C_LANES = 8
+AVX2_LANES = 8
 """From this vector width on (x86-64-v3) the machine converts float16; below it the bits are converted by hand."""
 
 
@@ -28,7 +28,7 @@ class Machine:
     @property
     def native_f16(self) -> bool:
         """Whether the machine converts float16 itself."""
-        return self.lanes >= F16C_LANES
+        return self.lanes >= AVX2_LANES
 
     @property
     def looks_up_sixteen(self) -> bool:
@@ -39,3 +39,8 @@ class Machine:
     def looks_up_eight(self) -> bool:
         """Whether there is one for a table of eight (AVX2's)."""
         return self.lanes == 8
+
+    @property
+    def multiplies_shorts(self) -> bool:
+        """Whether there is an instruction that adds up pairs of products of int16 in vectors of this width."""
+        return self.lanes >= AVX2_LANES

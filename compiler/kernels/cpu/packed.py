@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from moec.compiler.kernels.cpu.machine import Machine
     from moec.formats.record import Format
+    from moec.formats.rows import RowLayout
 
 STEP_COLUMNS = 128
 """Columns of one turn of the loop over a row, at least."""
@@ -64,6 +65,13 @@ class RowPlace:
     def element(self, row_bytes: int, offset: int = 0, size: int = 1) -> Expr:
         """The number of the element of ``size`` bytes at byte ``offset`` of the row."""
         return self.number * i64(row_bytes // size) + i64((self.begin + offset) // size)
+
+
+def prefetch_groups(memory: PackedBytes, layout: RowLayout, place: RowPlace, ahead: int) -> None:
+    """Ask for what a row has after its codes, ``ahead`` cache lines before."""
+    first = keep(place.element(layout.row_bytes, layout.scales_offset))
+    for line in range(0, layout.row_bytes - layout.scales_offset, CACHE_LINE_BYTES):
+        prefetch(memory.codes, first + i64(line + ahead * CACHE_LINE_BYTES))
 
 
 @dataclass(frozen=True)
@@ -101,8 +109,10 @@ class Packed:
         """Read what the groups of rows have; memory is asked for ``ahead`` cache lines before them."""
         groups, lanes = self.layout.groups, self.machine.lanes
         for row, place in enumerate(places):
-            self._widen_scales(row, place, 0, groups // lanes, lanes, ahead)
-            self._widen_scales(row, place, groups // lanes * lanes, groups % lanes, 1, 0)
+            if ahead:
+                prefetch_groups(self.memory, self.layout, place, ahead)
+            self._widen_scales(row, place, 0, groups // lanes, lanes)
+            self._widen_scales(row, place, groups // lanes * lanes, groups % lanes, 1)
         return PackedRows(
             [keep(place.element(self.layout.row_bytes)) for place in places],
             self._scales,
@@ -110,9 +120,7 @@ class Packed:
             self._minima,
         )
 
-    def _widen_scales(
-        self, row: int, place: RowPlace, first: int, vectors: int, lanes: int, ahead: int
-    ) -> None:
+    def _widen_scales(self, row: int, place: RowPlace, first: int, vectors: int, lanes: int) -> None:
         """``vectors`` vectors of a row's scales, zero points and minima, from number ``first`` on."""
         layout, size = self.layout, SCALE_BYTES[self.kind.scale]
         unit = CODES[self.kind.codes].unit
@@ -121,8 +129,6 @@ class Packed:
         with loop(vectors) as step:
             number = keep(step * i64(lanes) + i64(first))
             target = keep(number + i64(row * layout.groups))
-            if ahead:
-                prefetch(self.memory.scales, scales + number + i64(ahead * CACHE_LINE_BYTES // size))
             scale = SCALES[self.kind.scale](self.memory.scales, scales + number, lanes, self.machine)
             store(self._scales, target, scale if unit == 1 else scale * splat(1 / unit, lanes), lanes)
             if self._zeros is not None:

@@ -28,7 +28,7 @@ from moec.compiler.kernels.cpu.atomics import (
 )
 from moec.compiler.kernels.cpu.expert_parts import ExpertTensors
 from moec.compiler.kernels.cpu.machine import Machine
-from moec.compiler.kernels.cpu.serve_pieces import Pieces
+from moec.compiler.kernels.cpu.serve_pieces import DownPieces, GateUpPieces
 from moec.compiler.kernels.emit import (
     Argument,
     Buffer,
@@ -151,23 +151,28 @@ class _Server:
         chunks = keep(load(control, mailbox.CHUNKS))
         limit = keep(request * chunks)
 
-        def gate(pieces: Pieces, number: Expr) -> None:
-            pieces.gate_up(number, chunks)
+        def gate_finished() -> None:
             add(control, mailbox.GATE_FINISHED, 1)
 
-        def down(pieces: Pieces, number: Expr) -> None:
-            pieces.down(number, chunks)
+        def down_finished() -> None:
             finished = add(control, mailbox.DOWN_FINISHED, 1)
             with when(finished + i64(1) == limit):
                 store_release(self.shared.words, mailbox.DONE, request)
 
-        self._phase(mailbox.GATE_TAKEN, limit, chunks, gate)
+        self._phase(mailbox.GATE_TAKEN, limit, chunks, GateUpPieces, gate_finished)
         waiting = load_acquire(control, mailbox.GATE_FINISHED) < limit
         with T.While(T.And(waiting, load_acquire(control, mailbox.STOP) == i64(0))):
             pause()
-        self._phase(mailbox.DOWN_TAKEN, limit, chunks, down)
+        self._phase(mailbox.DOWN_TAKEN, limit, chunks, DownPieces, down_finished)
 
-    def _phase(self, taken: int, limit: Expr, chunks: Expr, work: Callable[[Pieces, Expr], None]) -> None:
+    def _phase(
+        self,
+        taken: int,
+        limit: Expr,
+        chunks: Expr,
+        phase: type[GateUpPieces | DownPieces],
+        finished: Callable[[], None],
+    ) -> None:
         """Take pieces and work on them until none is left.
 
         The request is looked at only with a piece in hand: without one it may be over, and the next be on its way.
@@ -180,9 +185,10 @@ class _Server:
             number = keep(load(self.shared.layers, row + i64(mailbox.BODY)))
             for own, body in enumerate(self.bodies):
                 with when(number == i64(own)), scope():
-                    pieces = Pieces(body, self.machine, self._tensors(row), self.shared.middle)
+                    pieces = phase(body, self.machine, self._tensors(row), self.shared.middle)
                     with T.While(load(piece, 0) >= i64(0)):
-                        work(pieces, keep(load(piece, 0) - (limit - chunks)))
+                        pieces.piece(keep(load(piece, 0) - (limit - chunks)), chunks)
+                        finished()
                         store(piece, 0, take(control, taken, limit))
 
     def _tensors(self, row: Expr) -> ExpertTensors:

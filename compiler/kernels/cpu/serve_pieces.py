@@ -40,8 +40,8 @@ STRIP_PAIRS = 8
 """Pairs of one expert that are run at once."""
 
 
-class Pieces:
-    """Emits the work on pieces of one request.
+class _Pieces:
+    """Emits the work on pieces of a phase of one request.
 
     Args:
         body: of the layer's experts.
@@ -56,8 +56,24 @@ class Pieces:
         self.pairs = keep(call.tokens * call.chosen)
         self.groups = group_by_expert(call.index, self.pairs, call.experts)
 
-    def gate_up(self, number: Expr, chunks: Expr) -> None:
-        """Piece ``number`` of ``chunks`` of all experts' intermediate rows, one expert after the other."""
+    def _tiles(self, expert: Expr, emit: Callable[[Group], None]) -> None:
+        groups = self.groups
+        address = keep(load(self.call.table, groups.expert(expert)))
+        start, size = keep(groups.start(expert)), keep(groups.size(expert))
+        with loop(ceildiv(size, STRIP_PAIRS)) as tile:
+            done = keep(tile * i64(STRIP_PAIRS))
+            emit(Group(address, keep(start + done), keep(T.min(i64(STRIP_PAIRS), size - done))))
+
+
+class GateUpPieces(_Pieces):
+    """Of all experts' intermediate rows, one expert after the other."""
+
+    def __init__(self, body: ExpertBody, machine: Machine, call: ExpertTensors, middle: Buffer) -> None:
+        super().__init__(body, machine, call, middle)
+        self.rounded = self.parts.round_vectors(body.hidden, call.x, call.tokens)
+
+    def piece(self, number: Expr, chunks: Expr) -> None:
+        """Emit piece ``number`` of ``chunks``."""
         rows = i64(self.body.intermediate)
         begin, end = _range(number, chunks, self.groups.active * rows)
         with loop(self.groups.active) as expert:
@@ -79,7 +95,7 @@ class Pieces:
         }
 
         def tile(group: Group) -> None:
-            source = Source(self.call.x, lambda place: div(groups.pair(place), chosen))
+            source = Source(self.call.x, lambda place: div(groups.pair(place), chosen), self.rounded)
             writers = {
                 part: writer(target, STRIP_ROWS, lambda place: place - group.start)
                 for part, target in buffers.items()
@@ -92,8 +108,16 @@ class Pieces:
 
         self._tiles(expert, tile)
 
-    def down(self, number: Expr, chunks: Expr) -> None:
-        """Piece ``number`` of ``chunks`` of the result's rows: a token's choices, weighted and added up."""
+
+class DownPieces(_Pieces):
+    """Of the result's rows: a token's choices, weighted and added up."""
+
+    def __init__(self, body: ExpertBody, machine: Machine, call: ExpertTensors, middle: Buffer) -> None:
+        super().__init__(body, machine, call, middle)
+        self.rounded = self.parts.round_vectors(body.intermediate, middle, self.groups.pairs)
+
+    def piece(self, number: Expr, chunks: Expr) -> None:
+        """Emit piece ``number`` of ``chunks``."""
         begin, end = _range(number, chunks, i64(self.body.hidden))
         with scope():
             results = scratch(self.pairs * i64(STRIP_ROWS))
@@ -106,7 +130,7 @@ class Pieces:
                 )
 
                 def tile(group: Group) -> None:
-                    source = Source(self.middle, lambda place: place)
+                    source = Source(self.middle, lambda place: place, self.rounded)
                     writers = {"down": writer(results, STRIP_ROWS, self.groups.pair)}
                     self.parts.product(writers, group, first, source, cover)
 
@@ -116,14 +140,6 @@ class Pieces:
                     self.parts.combine(self.call, token, results, STRIP_ROWS, first, rows)
 
             _strips(begin, end, strip)
-
-    def _tiles(self, expert: Expr, emit: Callable[[Group], None]) -> None:
-        groups = self.groups
-        address = keep(load(self.call.table, groups.expert(expert)))
-        start, size = keep(groups.start(expert)), keep(groups.size(expert))
-        with loop(ceildiv(size, STRIP_PAIRS)) as tile:
-            done = keep(tile * i64(STRIP_PAIRS))
-            emit(Group(address, keep(start + done), keep(T.min(i64(STRIP_PAIRS), size - done))))
 
 
 def _range(number: Expr, chunks: Expr, total: Expr) -> tuple[Expr, Expr]:

@@ -11,12 +11,14 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.dot import PREFETCH_LINES, Columns, Rows, dot
 from moec.compiler.kernels.cpu.packed import Packed, PackedBytes, RowPlace
 from moec.compiler.kernels.cpu.packed_codes import SCALE_STORAGE
+from moec.compiler.kernels.cpu.short_dot import ShortDots
 from moec.compiler.kernels.emit import STORAGE, Argument, Buffer, Expr, at_address, i64, keep, scratch
 from moec.formats import format_of
 from moec.formats import row_bytes as packed_bytes
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.machine import Machine
+    from moec.compiler.kernels.cpu.rounding import Rounded
 
 ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "uint8": 1}
 
@@ -58,16 +60,22 @@ class PlainWeights:
 
 
 class QuantizedWeights:
-    """Rows of a format: read as they are for few columns, as float32 copies in the workspace for many."""
+    """Rows of a format: read as they are for few columns, as float32 copies in the workspace for many.
 
-    def __init__(self, packed: Packed, ahead: int | None, block_rows: int) -> None:
-        self.packed = packed
+    Few columns are multiplied as they were rounded, where they were.
+    """
+
+    def __init__(self, packed: Packed, ahead: int | None, block_rows: int, shorts: ShortDots | None) -> None:
+        self.packed, self.shorts = packed, shorts
         self.ahead = PREFETCH_LINES if ahead is None else ahead
         self.stride = packed.layout.padded
         self._copies = scratch(block_rows * self.stride) if block_rows else None
 
     def open(self, places: Sequence[RowPlace], often: bool) -> Dots:
         """See ``Weights``."""
+        shorts = self.shorts
+        if shorts is not None and not often:
+            return lambda columns: shorts.dot(places, columns, ahead=self.ahead)
         rows = self.packed.open(places, ahead=0 if often else self.ahead)
         if not often:
             return lambda columns: self.packed.dot(rows, columns, ahead=self.ahead)
@@ -86,6 +94,7 @@ def weights(
     stream_rows: int,
     block_rows: int,
     ahead: int | None = None,
+    rounded: Rounded | None = None,
 ) -> Weights:
     """Matrices in one piece of memory.
 
@@ -98,13 +107,15 @@ def weights(
         block_rows: that are open at a time for many columns.
         ahead: cache lines before a row that memory is asked for it, where it is read once; the kernels' own choice
             if None.
+        rounded: the vectors, for few columns, where they were rounded for this format.
     """
     kind = format_of(name)
     if kind is None:
         return PlainWeights(view(name), name, depth, machine, ahead)
     memory = PackedBytes(view("uint8"), view(SCALE_STORAGE[kind.scale]))
-    packed = Packed(kind, depth, memory, machine, max(stream_rows, block_rows))
-    return QuantizedWeights(packed, ahead, block_rows)
+    shorts = None if rounded is None else ShortDots(kind, depth, memory, machine, rounded, stream_rows)
+    packed = Packed(kind, depth, memory, machine, max(block_rows, 0 if shorts else stream_rows))
+    return QuantizedWeights(packed, ahead, block_rows, shorts)
 
 
 def stream_rows(name: str) -> int:
