@@ -70,7 +70,7 @@ def expected_of(judge: Any, new_tokens: int = NEW_TOKENS) -> Expected:
 
 
 def check_agreement(model: runtime.Model, expected: Expected, *, single: float = RELATIVE) -> None:
-    """T larger than a step where ``model`` has steps of less (and than every window), then T = 1 (within ``single``)."""
+    """T larger than a step where ``model`` has steps of less (and than every window), then T = 1 within ``single``."""
     new_tokens = expected.tokens.shape[1] - expected.prompt.shape[1]
     found = model.generate(expected.prompt, max_new_tokens=new_tokens, do_sample=False, eos_token_id=[])
     np.testing.assert_array_equal(found, expected.tokens)
