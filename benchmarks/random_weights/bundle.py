@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.random_weights.derived import DerivedTensors
 from benchmarks.random_weights.safetensors_files import NewTensor, header, read_small
 from benchmarks.random_weights.values import DEVIATION, POOL_VALUES, RandomPools, all_cores, bfloat16_bits
 from moec.artifacts.experts import layout
@@ -194,7 +195,7 @@ def _dense_pieces(
     new = [NewTensor(tensor.name, spec.dtype, tuple(map(int, spec.shape))) for tensor, spec in named]
     beginning, gaps = header(new, TENSOR_ALIGNMENT)
     yield beginning
-    place = 0
+    place, derived = 0, DerivedTensors()
     for tensor, gap in zip(tensors, gaps, strict=True):
         yield bytes(gap)
         count = math.prod(tensor.shape)
@@ -204,6 +205,9 @@ def _dense_pieces(
             place += count
         elif known is not None:
             yield known
+        elif (values := derived.values(tensor, pools.pool(tensor.dtype), place)) is not None:
+            yield values.tobytes()
+            place += count
         else:
             yield from pools.pool(tensor.dtype).pieces(place, count)
             place += count

@@ -77,6 +77,10 @@ class RandomPool:
         with ThreadPoolExecutor(workers or all_cores()) as pool:
             list(pool.map(make, starts, seeds))
 
+    def at(self, start: int, count: int) -> NDArray[Any]:
+        """A copy of ``count`` values from place ``start`` on, around the pool's end."""
+        return self.values.take(np.arange(start, start + count), mode="wrap")
+
     def pieces(self, start: int, count: int) -> Iterator[memoryview]:
         """``count`` values from place ``start`` on, around the pool's end, as bytes in pieces; nothing is copied."""
         most = PIECE_BYTES // self.values.itemsize

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -32,6 +32,9 @@ from tests.support.canaries import most_slow
 from tests.support.compiling import compile_checkpoint
 from tests.support.graphs import parts
 from tests.support.tiny_models import TINY, save
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[2]
 MODELS = ["deepseek_v2_lite", "deepseek_v3", "gpt_oss", "qwen3_moe", "mixtral"]
@@ -106,6 +109,28 @@ def test_quantized_weights_are_as_the_records_say(tmp_path: Path) -> None:
     kind = FORMATS["int4-g32"]
     values = dequantize_rows(kind, expert.reshape(part.shape), found.model.bodies[0].intermediate)
     assert 0.08 < values.std() < 0.12
+
+
+def test_forms_of_a_parameter_are_of_one(tmp_path: Path) -> None:
+    found = parts("deepseek_v2_lite", "bfloat16")
+    modules, output = tmp_path / "m", tmp_path / "out"
+    for folder in (modules, output / "weights"):
+        folder.mkdir(parents=True)
+    save_modules(found, modules)
+    manifest: Any = None
+    write_weights(
+        Modules(modules, manifest, found.model, found.packing, {}), output, RandomPools(SMALL_POOL_VALUES), 2
+    )
+    table, data = read_table(output / DENSE_NAME), (output / DENSE_NAME).read_bytes()
+    keys = "model.layers.{}.self_attn.kv_b_proj.weight#{}"
+
+    def form(layer: int, number: int) -> NDArray[np.uint16]:
+        place = table[TensorName(keys.format(layer, number))]
+        return np.frombuffer(data[place.offset_bytes :][: place.size_bytes], np.uint16).reshape(place.shape)
+
+    assert np.array_equal(form(0, 1), form(0, 2).swapaxes(1, 2))
+    assert not np.array_equal(form(0, 1), form(1, 1))
+    assert len(np.unique(np.concatenate([form(0, 2), form(0, 3)], 1))) > form(0, 2).size // 2
 
 
 def test_bundle_needs_no_torch(tmp_path: Path) -> None:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.tiles import ResultRow
     from moec.compiler.kernels.emit import Buffer, Expr
 
-SQUARE = WarpgroupTile(rows=128, columns=128, groups=2, stages=3, blocks=2)
-
 
 class WarpgroupProduct:
     """One block's product while it is emitted; ``thread`` is its thread number (int32)."""
@@ -34,7 +32,7 @@ class WarpgroupProduct:
     def __init__(self, tile: WarpgroupTile, dtype: str, thread: Expr) -> None:
         assert tile.stages > 2, "one is multiplied, one may still be read, one is filled"
         self.tile, self.thread = tile, thread
-        cuda.blocks_at_once(tile.blocks)
+        cuda.blocks_at_once(1)
         memory = cuda.shared_dynamic(tile.stages * tile.stage_bytes, align=1024)
         self.left = Panels(memory, 0, tile.rows, PANEL)
         self.right = Panels(memory, self.left.end, tile.columns, PANEL)

@@ -29,8 +29,6 @@ class WarpgroupTile:
     groups: int
     """Of four warps that multiply."""
     stages: int
-    blocks: int = 1
-    """That a multiprocessor holds at once."""
     copiers: bool = False
     """Whether blocks stay and have four more warps that copy, see `pipeline`."""
     widths: tuple[int, ...] = ()

@@ -24,8 +24,8 @@ from moec.compiler.kernels.cuda.gemm import (
     store_pair,
 )
 from moec.compiler.kernels.cuda.gemm_tiles import HOPPER, LARGE, SMALL
-from moec.compiler.kernels.cuda.hopper_tiles import SQUARE
 from moec.compiler.kernels.cuda.tiles import Tile
+from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
 from moec.compiler.kernels.cuda.work_launch import BlockTile
 from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, symbol
 from moec.compiler.kernels.linear_shape import padded
@@ -42,7 +42,7 @@ TILES: dict[str, BlockTile] = {
     "large": LARGE,
     "wide": Tile(128, 256, 32, 2, 4, 4),
     "low": Tile(16, 64, 64, 1, 4, 4),
-    "Hopper square": SQUARE,
+    "Hopper square": WarpgroupTile(rows=128, columns=128, groups=2, stages=3),
     **{f"Hopper {timed.tile.rows}x{timed.tile.columns}": timed.tile for timed in HOPPER},
 }
 
