@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.rows.region import Region
     from moec.compiler.kernels.rows.stages import Key
 
+READ_AT_ONCE = 8
+"""Elements that a thread reads before it writes the first: the block that keeps rows would else wait for memory each
+time, and all others for that block."""
+
 
 class KeptRegion:
     """Makes prologues of products.
@@ -57,6 +61,7 @@ class KeptRegion:
                 block.thread,
                 block.threads,
                 writes=first,
+                at_once=READ_AT_ONCE,
                 memory=self.memory,
             )
             row.preload()

@@ -13,6 +13,7 @@ from moec.compiler.kernels.cuda.attention.operands import LOWEST, Operands, sett
 from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total
 from moec.compiler.kernels.cuda.attention.where import locate
 from moec.compiler.kernels.cuda.primitives import (
+    LANES,
     i32,
     launch,
     launch_next,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 WARPS = 4
 COLUMNS = 128
 """Of a block: four for each lane; the warps share the parts."""
+AT_ONCE = 6
+"""Parts that a warp reads before it adds the first: what it waits for is memory."""
 
 
 def latent_combine(
@@ -48,8 +51,11 @@ def latent_combine(
     """
     plan = LatentPlan(spec)
     columns = -(-spec.value_dim // COLUMNS)
-    with launch((columns, spec.query_heads, operands.tokens), 32 * WARPS) as ((piece, head, token), thread):
-        warp, lane = T.bind(thread // i32(32)), T.bind(thread % i32(32))
+    with launch((columns, spec.query_heads, operands.tokens), LANES * WARPS) as (
+        (piece, head, token),
+        thread,
+    ):
+        warp, lane = T.bind(thread // i32(LANES)), T.bind(thread % i32(LANES))
         parts = settled(plan.parts(operands.tokens))
         memory = results(plan, operands)
         launch_next()
@@ -61,9 +67,12 @@ def latent_combine(
             active = active_of(token)
         with when(active > i32(1)):
             row = T.bind(T.cast(token * parts * i32(spec.query_heads) + head, "int64"))
-            highest, total = _totals(plan, memory, row, active, lane)
             column = T.bind(piece * i32(COLUMNS) + lane * i32(4))
-            sums = _sums(plan, memory, row, active, warp, column, highest)
+            add = _sums(plan, memory, row, active, warp, column)
+            facts = _facts(plan, memory, row, active, lane)
+            sync()  # all is on its way before anyone waits for the first: the compiler keeps to that
+            highest, total = _totals(*facts)
+            sums = add(highest)
             held = shared(WARPS * COLUMNS)
             for number in range(4):
                 store(held, T.bind(thread * i32(4) + i32(number)), load(sums, number))
@@ -84,18 +93,24 @@ def _fact(plan: LatentPlan, row: Expr, part: Expr) -> Expr:
     return T.bind(i64(plan.facts) + slot * i64(2))
 
 
-def _totals(plan: LatentPlan, memory: Buffer, row: Expr, active: Expr, lane: Expr) -> tuple[Expr, Expr]:
-    """The maximum over all parts, and the total."""
-    count = MOST_PARTS // 32
+def _facts(plan: LatentPlan, memory: Buffer, row: Expr, active: Expr, lane: Expr) -> tuple[Buffer, Buffer]:
+    """The maxima and totals of this lane's parts."""
+    count = MOST_PARTS // LANES
     highest, totals = registers(count), registers(count)
     for number in range(count):
         store(highest, number, T.float32(LOWEST))
         store(totals, number, T.float32(0))
-        part = T.bind(lane + i32(32 * number))
+        part = T.bind(lane + i32(LANES * number))
         with when(part < active):
             fact = _fact(plan, row, part)
             store(highest, number, load(memory, fact))
             store(totals, number, load(memory, fact + i64(1)))
+    return highest, totals
+
+
+def _totals(highest: Buffer, totals: Buffer) -> tuple[Expr, Expr]:
+    """The maximum over all parts, and the total."""
+    count = MOST_PARTS // LANES
     largest = T.bind(load(highest, 0))
     for number in range(1, count):
         largest = T.bind(T.max(largest, load(highest, number)))
@@ -108,19 +123,41 @@ def _totals(plan: LatentPlan, memory: Buffer, row: Expr, active: Expr, lane: Exp
 
 
 def _sums(
-    plan: LatentPlan, memory: Buffer, row: Expr, active: Expr, warp: Expr, column: Expr, highest: Expr
-) -> Buffer:
-    """Sums of four columns over the warp's parts."""
+    plan: LatentPlan, memory: Buffer, row: Expr, active: Expr, warp: Expr, column: Expr
+) -> Callable[[Expr], Buffer]:
+    """Reads the warp's first parts; what is returned adds up four columns, given the maximum over all parts."""
     spec = plan.spec
-    sums = registers(4)
-    for number in range(4):
-        store(sums, number, T.float32(0))
-    inside = T.bind(T.min(column, i32(spec.value_dim - 4)))
-    with T.serial(i32(0), (active - warp + i32(WARPS - 1)) // i32(WARPS)) as step:
-        part = T.bind(warp + step * i32(WARPS))
-        weight = value("float32", "exp2", load(memory, _fact(plan, row, part)) - highest)
-        slot = row + T.cast(part, "int64") * i64(spec.query_heads)
-        four = floats(memory, T.bind(slot * i64(spec.value_dim) + T.cast(inside, "int64")), 4)
+    inside = T.bind(T.cast(T.min(column, i32(spec.value_dim - 4)), "int64"))
+
+    def read(first: Expr) -> list[tuple[Expr, list[Expr]]]:
+        """A maximum and four columns of so many parts; those beyond the last are read as the last."""
+        found = []
+        for number in range(AT_ONCE):
+            part = T.bind(T.min(first + i32(number * WARPS), active - i32(1)))
+            slot = row + T.cast(part, "int64") * i64(plan.spec.query_heads)
+            own = T.bind(load(memory, _fact(plan, row, part)))
+            found.append((own, floats(memory, T.bind(slot * i64(spec.value_dim) + inside), 4)))
+        return found
+
+    early = read(warp)
+
+    def add(highest: Expr) -> Buffer:
+        sums = registers(4)
         for number in range(4):
-            store(sums, number, load(sums, number) + weight * four[number])
-    return sums
+            store(sums, number, T.float32(0))
+
+        def several(first: Expr, found: list[tuple[Expr, list[Expr]]]) -> None:
+            for number, (own, four) in enumerate(found):
+                with when(first + i32(number * WARPS) < active):
+                    weight = value("float32", "exp2", own - highest)
+                    for place in range(4):
+                        store(sums, place, load(sums, place) + weight * four[place])
+
+        several(warp, early)
+        together = WARPS * AT_ONCE
+        with T.serial(i32(1), (active + i32(together - 1)) // i32(together)) as step:
+            first = T.bind(step * i32(together) + warp)
+            several(first, read(first))
+        return sums
+
+    return add

@@ -115,7 +115,7 @@ class Part:
 
 
 def latent_decode(spec: AttentionSpec, operands: Operands) -> None:
-    """Launch the kernel that attends; it also appends."""
+    """Launch the kernel that attends; it also appends, in a block that has nothing else to do where there is one."""
     plan = LatentPlan(spec)
     shape = plan.shape
     parts = plan.parts(operands.tokens)
@@ -134,28 +134,35 @@ def latent_decode(spec: AttentionSpec, operands: Operands) -> None:
             count = settled(T.min(i32(plan.group) - head_tile * i32(plan.heads), i32(plan.heads)))
             part = Part(number, active, settled(token * parts + number), head, count)
             block = begin(shape, thread)
-            _attend(block, operands, where, part, thread, head_tile)
+            _attend(block, operands, where, part, thread)
             launch_next()
+            with when(T.And(active == parts, T.And(number == i32(0), head_tile == i32(0)))):
+                append_token(spec, operands, where.token, where.head, thread, shape.threads)
             write(plan, block, operands, where.token, part)
+        with when(T.And(number == active, head_tile == i32(0))):
+            wait_previous()
+            append_token(spec, operands, where.token, where.head, thread, shape.threads)
 
 
-def _attend(
-    block: Block, operands: Operands, where: Where, part: Part, thread: Expr, head_tile: Expr
-) -> None:
-    spec, threads = block.shape.spec, block.shape.threads
+def _attend(block: Block, operands: Operands, where: Where, part: Part, thread: Expr) -> None:
     tiles = T.bind(where.cached + i32(1))
     first = settled(tirx.truncdiv(part.number * tiles, part.active))
     end = settled(tirx.truncdiv((part.number + i32(1)) * tiles, part.active))
 
     with when(first < where.cached):
         _copy(block, operands, where, i32(0), first, thread)
+    with when(first == where.cached):
+        _clear_beyond_own(block, block.keys(i32(0)), where, thread)
     call("copy_commit")
     wait_previous()
-    with when(T.And(part.number == i32(0), head_tile == i32(0))):
-        append_token(spec, operands, where.token, where.head, thread, threads)
     load_queries(block, operands, where.token, part)
     with when(first == where.cached):
         _put_own(block, block.keys(i32(0)), operands, where, thread)
+
+    def own(target: Expr) -> None:
+        _clear_beyond_own(block, block.keys(target), where, thread)
+        _put_own(block, block.keys(target), operands, where, thread)
+
     with T.serial(i32(0), end - first) as step:
         tile, following = T.bind(first + step), T.bind(first + step + i32(1))
         call("copy_wait", i32(0))
@@ -165,12 +172,12 @@ def _attend(
             either(
                 following < where.cached,
                 lambda: _copy(block, operands, where, target, following, thread),
-                lambda: _put_own(block, block.keys(target), operands, where, thread),
+                lambda: own(target),
             )
         call("copy_commit")
-        own = tile == where.cached
-        start = T.bind(T.Select(own, where.base, (where.tile + tile) * i32(WIDTH)))
-        last = T.bind(T.Select(own, where.position, where.base - i32(1)))
+        is_own = tile == where.cached
+        start = T.bind(T.Select(is_own, where.base, (where.tile + tile) * i32(WIDTH)))
+        last = T.bind(T.Select(is_own, where.position, where.base - i32(1)))
         attend(block, block.keys(T.bind(step % i32(2))), start, where.first, last)
 
 
@@ -188,47 +195,66 @@ def _copy(block: Block, operands: Operands, where: Where, target: Expr, tile: Ex
     source.copy(block.keys(target), page, where.head, cached, number, thread, block.shape.threads)
 
 
+def _own_rows(where: Where) -> Expr:
+    """The sequence's tokens of this step up to this one, int32."""
+    return T.bind(where.token - where.step_first + i32(1))
+
+
+def _clear_beyond_own(block: Block, target: Tile, where: Where, thread: Expr) -> None:
+    """Zeros in the tile of the step's own tokens behind the last of them."""
+    threads, total = block.shape.threads, target.rows * target.pieces
+    begin = T.bind(_own_rows(where) * i32(target.pieces) + thread)
+    with T.serial(i32(0), (i32(total + threads - 1) - begin) // i32(threads)) as step:
+        number = T.bind(begin + step * i32(threads))
+        row, piece = T.bind(number // i32(target.pieces)), T.bind(number % i32(target.pieces))
+        call("store_16", element(target.memory, T.bind(target.at(row, piece))), *[T.uint32(0)] * 4)
+
+
 def _put_own(block: Block, target: Tile, operands: Operands, where: Where, thread: Expr) -> None:
-    """The sequence's tokens of this step up to this one, rounded as the cache has them, as a tile."""
+    """The sequence's tokens of this step up to this one, rounded as the cache has them, as rows of a tile."""
     spec, threads = block.shape.spec, block.shape.threads
-    total = target.rows * target.pieces
-    with T.serial(i32(0), i32(-(-total // threads))) as step:
+    total = T.bind(_own_rows(where) * i32(target.pieces))
+    with T.serial(i32(0), (total + i32(threads - 1)) // i32(threads)) as step:
         number = T.bind(thread + step * i32(threads))
         row, piece = T.bind(number // i32(target.pieces)), T.bind(number % i32(target.pieces))
-        token = T.bind(where.step_first + row)
         words = registers(4, "uint32")
         for word in range(4):
             store(words, word, T.uint32(0))
-        with when(T.And(token <= where.token, piece < i32(spec.key_dim // PIECE))):
-            source = T.cast(token, "int64") * i64(spec.kv_heads) + T.cast(where.head, "int64")
+        with when(T.And(number < total, piece < i32(spec.key_dim // PIECE))):
+            token = T.cast(where.step_first + row, "int64")
+            source = token * i64(spec.kv_heads) + T.cast(where.head, "int64")
             start = T.bind(source * i64(spec.key_dim) + T.cast(piece * i32(PIECE), "int64"))
             for word, pair in enumerate(stored(spec.dtype, floats(operands.k, start, PIECE))):
                 store(words, word, pair)
-        with when(number < i32(total)):
+        with when(number < total):
             place = element(target.memory, T.bind(target.at(row, piece)))
             call("store_16", place, *(T.bind(load(words, word)) for word in range(4)))
 
 
 def load_queries(block: Block, operands: Operands, token: Expr, part: Part) -> None:
-    """The warp's half of its 8 queries' dimensions, as left operands: rounded above, the rest below."""
+    """The warp's part of its 8 queries' dimensions, as left operands: rounded above, the rest below.
+
+    All are read before the first is turned, from places that are there: what is no query's is left out afterwards.
+    """
     spec, steps = block.shape.spec, block.shape.steps
-    head = T.bind(block.row_tile * i32(8) + block.lane // i32(4))
-    with when(head < part.count):
-        row = T.cast(token, "int64") * i64(spec.query_heads) + T.cast(part.first_head + head, "int64")
-        source = T.bind(row * i64(spec.key_dim))
-        for step in range(steps):
-            for side in range(2):
-                column = T.bind(
-                    (block.share * i32(steps) + i32(step)) * i32(16)
-                    + block.lane % i32(4) * i32(2)
-                    + i32(8 * side)
-                )
-                with when(column < i32(spec.key_dim)):
-                    numbers = floats_2(operands.q, T.bind(source + T.cast(column, "int64")))
-                    scale = T.float32(query_scale(spec))
-                    low, high = (clamped(spec.dtype, T.bind(x * scale)) for x in numbers)
-                    for upper, pair in enumerate(split(spec.dtype, low, high)):
-                        store(block.queries, 4 * step + 2 * side + upper, pair)
+    own = T.bind(block.row_tile * i32(8) + block.lane // i32(4))
+    there = T.bind(own < part.count)
+    head = T.bind(T.min(own, part.count - i32(1)))
+    row = T.cast(token, "int64") * i64(spec.query_heads) + T.cast(part.first_head + head, "int64")
+    source = T.bind(row * i64(spec.key_dim))
+    first = T.bind(block.share * i32(16 * steps) + block.lane % i32(4) * i32(2))
+    exact = block.shape.dimensions == spec.key_dim
+    read = []
+    for number in range(2 * steps):
+        column = T.bind(first + i32(8 * number))
+        inside = column if exact else T.bind(T.min(column, i32(spec.key_dim - 2)))
+        pair = floats_2(operands.q, T.bind(source + T.cast(inside, "int64")))
+        read.append((there if exact else T.bind(T.And(there, column < i32(spec.key_dim))), pair))
+    for number, (valid, pair) in enumerate(read):
+        scale = T.float32(query_scale(spec))
+        low, high = (clamped(spec.dtype, T.bind(x * scale)) for x in pair)
+        for upper, words in enumerate(split(spec.dtype, low, high)):
+            store(block.queries, 2 * number + upper, T.Select(valid, words, T.uint32(0)))
 
 
 def write(plan: LatentPlan, block: Block, operands: Operands, token: Expr, part: Part) -> None:
