@@ -19,7 +19,7 @@ from moec.compiler.pipeline import pack_model
 from moec.compiler.quantization import policy_named
 from moec.compiler.request import Calibration, Surroundings
 from moec.formats import FORMATS
-from tests.support.agreement import check_agreement, expected_of, reference
+from tests.support.agreement import SHORT_RELATIVE, check_agreement, expected_of, reference
 from tests.support.compiling import compile_checkpoint
 from tests.support.compressed_checkpoints import compressed_checkpoint
 from tests.support.dequantized import dequantize_dense, dequantize_experts, take_experts
@@ -59,7 +59,7 @@ def test_a_recipe_makes_the_model_of_dequantized_weights(
     dequantize_dense(judge, tmp_path / "model.moec")
     expected = expected_of(judge)
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
-        check_agreement(model, expected)
+        check_agreement(model, expected, single=SHORT_RELATIVE)
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_experts_that_were_rounded_with_feedback_are_those_that_run(tmp_path: Pa
     assert differing
     expected = expected_of(judge)
     with runtime.load(bundle, max_step_tokens=48) as model:
-        check_agreement(model, expected)
+        check_agreement(model, expected, single=SHORT_RELATIVE)
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_a_quantized_checkpoint_is_kept_and_is_the_model_of_its_values(
     judge = reference(made.plain)
     expected = expected_of(judge)
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
-        check_agreement(model, expected)
+        check_agreement(model, expected, single=SHORT_RELATIVE)
 
 
 PACKED: dict[str, tuple[Callable[[Path], Published], str | None]] = {
@@ -143,7 +143,7 @@ def test_packed_checkpoints_are_the_model_of_their_values(case: str, tmp_path: P
     assert set(manifest.formats) == {"float32", *([] if kind is None else [kind])}
     expected = expected_of(reference(made.plain))
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
-        check_agreement(model, expected)
+        check_agreement(model, expected, single=SHORT_RELATIVE)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.dot import CACHE_LINE_BYTES, Columns, add_lanes
+from moec.compiler.kernels.cpu.dot import CACHE_LINE_BYTES, Columns, add_lanes, add_vectors
 from moec.compiler.kernels.cpu.packed import STEP_COLUMNS, PackedBytes, RowPlace, prefetch_groups
 from moec.compiler.kernels.cpu.packed_codes import SCALES, as_float
 from moec.compiler.kernels.cpu.rounding import Rounded, group_vectors
@@ -203,24 +203,23 @@ class _ShortDot:
 
     def _step(self, column: Expr, sums: Buffer, lanes: int, *, begin: bool) -> None:
         """The products of one step, which begins at ``column``, of all cells."""
+        memory = self.dots.memory
         count = 2 * lanes
-        x = [
-            [
-                keep(load(self.dots.rounded.codes, value + column + i64(part * count), count))
-                for value in self.values
-            ]
-            for part in range(self.codes.per_byte)
+        codes = [
+            [keep(part) for part in self.codes.vectors(memory.codes, keep(row + self._byte(column)), lanes)]
+            for row in self.rows
         ]
-        for r, row in enumerate(self.rows):
-            codes = self.codes.vectors(self.dots.memory.codes, keep(row + self._byte(column)), lanes)
-            parts = [keep(part) for part in codes]
-            for c in range(self.C):
+        for c, value in enumerate(self.values):
+            x = [
+                keep(load(self.dots.rounded.codes, value + column + i64(part * count), count))
+                for part in range(self.codes.per_byte)
+            ]
+            for r, parts in enumerate(codes):
                 place = (r * self.C + c) * lanes
-                total = None if begin else load(sums, place, lanes)
-                for part, vector in zip(parts, x, strict=True):
-                    product = add_products(part, vector[c], lanes)
-                    total = product if total is None else total + product
-                store(sums, place, total, lanes)
+                products = [add_products(part, vector, lanes) for part, vector in zip(parts, x, strict=True)]
+                if not begin:
+                    products.append(load(sums, place, lanes))
+                store(sums, place, add_vectors(products), lanes)
 
     def _add(self, totals: Buffer, sums: Buffer, cell: int, scale: Expr, lanes: int) -> None:
         place = cell * lanes
