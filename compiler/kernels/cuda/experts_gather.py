@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.experts_layout import rounding_of
-from moec.compiler.kernels.cuda.panels import PANEL, PANEL_PIECES, in_panels
+from moec.compiler.kernels.cuda.panels import PANEL, PANEL_PIECES, in_panels, panel_element
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rounding import BLOCK_THREADS, values_of_chunk
 from moec.compiler.kernels.cuda.tiles import CHUNK
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cuda.experts_call import ExpertCall
     from moec.compiler.kernels.cuda.experts_layout import Parts
+    from moec.compiler.kernels.cuda.tile_list import TileList
 
 
-def emit_gather(body: ExpertBody, call: ExpertCall, parts: Parts) -> None:
+def emit_gather(body: ExpertBody, call: ExpertCall, parts: Parts, tiles: TileList) -> None:
     """Emit ``gathered[place]``: the rounded token of each place, see `panels.PanelRows`.
 
-    Zeros follow its columns up to the end of the last panel.
+    Zeros follow its columns up to the end of the last panel. One more block lists the tiles.
     """
     assert body.hidden % CHUNK == 0
     width = in_panels(body.hidden) // CHUNK
     blocks = ceildiv(call.tokens * i64(width), BLOCK_THREADS)
     rounding = rounding_of(body)
-    with cuda.launch((blocks,), BLOCK_THREADS) as ((block,), thread):
+    with cuda.launch((blocks + i64(1),), BLOCK_THREADS) as ((block,), thread):
         number = T.bind(i64(block) * i64(BLOCK_THREADS) + i64(thread))
         cuda.wait_previous()
         with when(number < call.tokens * i64(width)):
@@ -44,16 +45,17 @@ def emit_gather(body: ExpertBody, call: ExpertCall, parts: Parts) -> None:
                 values = [rounding.scaled(value) for value in found]
                 for word in range(CHUNK // 2):
                     store(words, word, cuda.pack(rounding.dtype, *values[2 * word : 2 * word + 2]))
-            panel, inside = T.bind(i64(piece // i32(PANEL_PIECES))), T.bind(piece % i32(PANEL_PIECES))
             with T.serial(i32(0), i32(call.chosen)) as choice:
                 pair = T.bind(token * call.chosen + i64(choice))
                 expert = T.bind(load(call.index, pair))
                 with when(T.And(expert >= i64(0), expert < call.count)):
                     place = T.bind(load(parts.places, pair))
                     turn = (place - load(parts.spans, expert * i64(2))) % i32(PANEL_PIECES)
-                    row = (panel * call.tokens * call.chosen + i64(place)) * i64(PANEL)
-                    target = T.bind(row + i64((inside ^ turn) * i32(CHUNK)))
+                    pairs, column = call.tokens * call.chosen, piece * i32(CHUNK)
+                    target = panel_element(i64(place), column, pairs, turn)
                     cuda.call(
                         "store_16", cuda.element(parts.gathered, target), *(load(words, k) for k in range(4))
                     )
+        with when(i64(block) == blocks):
+            tiles.emit(thread, BLOCK_THREADS)
         cuda.launch_next()

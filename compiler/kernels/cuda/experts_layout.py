@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.grouping import SLOT_WORDS
 from moec.compiler.kernels.cuda.panels import in_panels
 from moec.compiler.kernels.cuda.rounding import Rounding
+from moec.compiler.kernels.cuda.tile_list import SLOT_WORDS
 from moec.compiler.kernels.emit import ALIGNMENT_BYTES, STORAGE, i64
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from moec.artifacts.experts import layout
 from moec.compiler.kernels.cuda.experts_combine import emit_combine
 from moec.compiler.kernels.cuda.experts_gather import emit_gather
 from moec.compiler.kernels.cuda.experts_layout import carve, rounding_of, slice_columns
-from moec.compiler.kernels.cuda.experts_pieces import Experts, places_of, turned
+from moec.compiler.kernels.cuda.experts_pieces import Experts, turned
 from moec.compiler.kernels.cuda.experts_products import emit_down, emit_gate_up
 from moec.compiler.kernels.cuda.experts_turned import emit_down_turned, emit_gate_up_turned
 from moec.compiler.kernels.cuda.grouping import Grouping, emit_grouping
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cuda.experts_call import ExpertCall
-    from moec.compiler.kernels.cuda.experts_layout import Parts
     from moec.compiler.kernels.emit import Expr
 
 Tiles = tuple[tuple[int, "Tile | WarpgroupTile"], ...]
@@ -72,17 +71,20 @@ def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int, tiles: Til
     width = slice_columns(body.hidden, top_k)
     pairs = T.bind(call.tokens * call.chosen)
     parts = carve(body, call.workspace, pairs, call.count, width)
-    experts = Experts(body, layout(body), pairs, call.count, parts)
-    _emit_grouping(call, pairs, parts, tiles)
+    experts = Experts(body, layout(body), pairs, call.count, call.table, parts)
+    order = parts.order, parts.places, parts.spans
+    emit_grouping(Grouping(call.index, pairs, call.count, call.chosen, *order))
 
     def by_tile(emit: Callable[[Tile | WarpgroupTile], None]) -> None:
         _by_tile(tiles, pairs, call.count, emit)
 
     def operand(tile: Tile | WarpgroupTile) -> None:
+        listed = experts.list_of(tile)
         if turned(tile):
-            emit_gather(body, call, parts)
+            emit_gather(body, call, parts, listed)
         else:
-            emit_round(call.x, parts.rounded, call.tokens, body.hidden, rounding_of(body))
+            sizes = call.tokens, body.hidden
+            emit_round(call.x, parts.rounded, *sizes, rounding_of(body), beside=listed.emit)
 
     by_tile(operand)
     by_tile(lambda tile: _gate_up(experts, tile))
@@ -97,27 +99,6 @@ def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int, tiles: Til
         return
     with T.serial(i32(0), i32(slices)) as number:
         one_slice(T.bind(number * i32(width)))
-
-
-def _emit_grouping(call: ExpertCall, pairs: Expr, parts: Parts, tiles: Tiles) -> None:
-    last = tiles[-1][1]
-    rows, even = i64(places_of(last)), i32(turned(last))
-    for limit, tile in reversed(tiles[:-1]):
-        fits = pairs <= call.count * i64(limit)
-        rows = T.Select(fits, i64(places_of(tile)), rows)
-        even = T.Select(fits, i32(turned(tile)), even)
-    grouping = Grouping(
-        call.index,
-        pairs,
-        call.count,
-        call.chosen,
-        call.table,
-        parts.order,
-        parts.places,
-        parts.spans,
-        parts.tiles,
-    )
-    emit_grouping(grouping, T.bind(rows), T.bind(even))
 
 
 def _gate_up(experts: Experts, tile: Tile | WarpgroupTile) -> None:

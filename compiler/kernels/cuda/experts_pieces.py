@@ -11,13 +11,13 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
 from moec.compiler.kernels.cuda.experts_layout import rounding_of
-from moec.compiler.kernels.cuda.grouping import SLOT_WORDS, slots
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
 from moec.compiler.kernels.cuda.packed.tiles import PackedRows
 from moec.compiler.kernels.cuda.panels import PanelRows
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.side_by_side import kind_of, row_of
 from moec.compiler.kernels.cuda.threads import read
+from moec.compiler.kernels.cuda.tile_list import SLOT_WORDS, TileList
 from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, clamp
 from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
 from moec.compiler.kernels.cuda.work import Piece, Work
@@ -45,7 +45,15 @@ class Experts:
     pairs: Expr
     count: Expr
     """P and E, int64."""
+    table: Buffer
     parts: Parts
+
+    def list_of(self, tile: BlockTile) -> TileList:
+        """The list of such tiles."""
+        parts = self.parts
+        return TileList(
+            self.pairs, self.count, places_of(tile), turned(tile), self.table, parts.spans, parts.tiles
+        )
 
 
 @dataclass(frozen=True)
@@ -91,8 +99,9 @@ def emit_pieces(
             first, left = T.bind(T.cast(first, "int32")), T.cast(end - first, "int32")
             yield from piece(ExpertTile(T.bind(number % i32(across)), address, first, T.bind(left)))
 
-    entries = slots(experts.pairs, experts.count, i64(places_of(tile)))
-    work = Work(entries * i64(across), find, rounding_of(experts.body).dtype, finds_early=False)
+    work = Work(
+        experts.list_of(tile).slots * i64(across), find, rounding_of(experts.body).dtype, finds_early=False
+    )
     emit_work(tile, work, packed=experts.body.format is not None)
 
 

@@ -25,7 +25,7 @@ from moec.compiler.kernels.cuda.experts_pieces import (
     part_rows,
 )
 from moec.compiler.kernels.cuda.gemm import store_pair
-from moec.compiler.kernels.cuda.panels import PANEL, in_panels
+from moec.compiler.kernels.cuda.panels import PANEL, in_panels, panel_element
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.side_by_side import row_of
 from moec.compiler.kernels.cuda.tiles import Rows
@@ -86,9 +86,8 @@ def _keep_middle(
     inside = T.bind(own % i32(EIGHT))
     known = T.bind(T.min(own, i32(body.intermediate - 1)))
     added = {name: T.bind(bias(known)) for name, bias in biases.items()}
-    panel, piece = T.bind(i64(own // i32(PANEL))), own % i32(PANEL) // i32(EIGHT)
-    row = T.bind((panel * experts.pairs + i64(block.first + inside)) * i64(PANEL))
-    start = T.bind(row + i64((piece ^ inside) * i32(EIGHT) + columns[0][0]))
+    column = own - inside + columns[0][0]
+    start = panel_element(i64(block.first + inside), column, experts.pairs, inside)
     left = T.bind(block.left - inside)
     for number in range(len(columns)):
         values = []

@@ -18,6 +18,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES, PackedRow
 from moec.compiler.kernels.cuda.packed.tiles import PackedRows
+from moec.compiler.kernels.cuda.panels import PanelRows
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, clamp
 from moec.compiler.kernels.cuda.work import Piece, Work
@@ -43,6 +44,8 @@ class Operand:
     """Elements from one row to the next; a multiple of 8 where rows are 16-byte aligned."""
     batch: int | Expr = 0
     start: int | Expr = 0
+    panel_rows: Expr | None = None
+    """Of a matrix that is cut into panels (see `panels.PanelRows`, of each term its own), int64."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def emit_parts(a: Operand, parts: Sequence[Part], tile: BlockTile) -> None:
         first_row = T.bind(row_tile * i32(tile.rows))
         rows_left = T.bind(i32(product.tokens) - first_row)
         chosen = _choose(parts, column_tile, tile.columns)
-        left = rows_of(a, padded(product.depth), batch, first_row, rows_left)
+        left = left_rows(a, product, tile, batch, (first_row, rows_left))
         weight, first_column = chosen.weight, chosen.first_column
         right = _weight_rows(product, weight, batch, first_column, chosen.rows - first_column)
 
@@ -203,6 +206,18 @@ def order(number: Expr, down: Expr, across: int, tile: BlockTile) -> tuple[Expr,
     own = T.bind(T.min(i32(down) - swath * i32(height), i32(height)))
     row = T.bind(swath * i32(height) + tirx.truncmod(inside, own))
     return row, T.bind(tirx.truncdiv(inside, own))
+
+
+def left_rows(
+    a: Operand, product: Product, tile: BlockTile, batch: Expr, rows: tuple[Expr, Expr]
+) -> Rows | PanelRows:
+    """The rows of ``a`` of a tile: the first, and how many there are from it to the end of the matrix."""
+    first, left = rows
+    if a.panel_rows is None:
+        return rows_of(a, padded(product.depth), batch, first, left)
+    assert product.batch == 1
+    own = T.bind(T.min(left, i32(tile.rows)))
+    return PanelRows(a.buffer, i64(first), a.panel_rows, product.depth, own)
 
 
 def rows_of(operand: Operand, depth: int, batch: Expr, first: Expr, left: Expr) -> Rows:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.gemm import address_of, order, rows_of, tiles_down
+from moec.compiler.kernels.cuda.gemm import address_of, left_rows, order, tiles_down
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
 from moec.compiler.kernels.cuda.packed.tiles import PackedRows
 from moec.compiler.kernels.cuda.primitives import i32
@@ -17,7 +17,6 @@ from moec.compiler.kernels.cuda.tiles import CHUNK, CHUNK_BYTES, Rows
 from moec.compiler.kernels.cuda.work import Piece, Work
 from moec.compiler.kernels.cuda.work_launch import BlockTile, emit_work
 from moec.compiler.kernels.emit import at_address, i64, load, when
-from moec.compiler.kernels.linear_shape import padded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +49,7 @@ def emit_joint(a: Operand, parts: Sequence[Part], tile: BlockTile, store: Store)
         row_tile, column_tile = order(number, down, across, tile)
         first_row, first = T.bind(row_tile * i32(tile.rows)), T.bind(column_tile * i32(columns))
         rows_left = T.bind(i32(product.tokens) - first_row)
-        left = rows_of(a, padded(product.depth), i32(0), first_row, rows_left)
+        left = left_rows(a, product, tile, i32(0), (first_row, rows_left))
 
         def keep(sums: Buffer, results: list[ResultRow]) -> None:
             for result in results:

@@ -22,6 +22,8 @@ PANEL = 64
 """Columns of a panel."""
 ROW_BYTES = 128
 PANEL_PIECES = 8
+PIECE = 8
+"""Elements of 16 bits."""
 WARPGROUP = 128
 """Threads that multiply together; they have 64 rows."""
 STEP = 16
@@ -35,12 +37,26 @@ def in_panels(columns: int) -> int:
     return -(-columns // PANEL) * PANEL
 
 
+def panel_element(row: Expr, column: Expr, rows: Expr, turn: Expr) -> Expr:
+    """Where a column of a row of a matrix in global memory lies that is cut into panels, see `PanelRows`; int64.
+
+    Args:
+        row: int64.
+        column: int32.
+        rows: of the matrix, int64.
+        turn: what the row's pieces are permuted by, int32 below 8.
+    """
+    panel, inside = i64(column // i32(PANEL)), column % i32(PANEL)
+    piece = (inside // i32(PIECE) ^ turn) * i32(PIECE) + inside % i32(PIECE)
+    return T.bind((panel * rows + row) * i64(PANEL) + i64(piece))
+
+
 @dataclass(frozen=True)
 class PanelRows:
     """A tile's rows of a matrix in global memory that is cut into panels too, one after the other.
 
-    A panel of 64 columns is ``[rows, 64]``; pieces of row r are permuted by ``(r - start) % 8``, as those of the tile's
-    row ``r - start`` are, so that a tile's part of a panel is copied as it lies.
+    A panel of 64 columns is ``[rows, 64]``; pieces of the tile's row r are permuted by ``r % 8`` as in shared memory: a
+    tile's part of a panel is copied as it lies.
     """
 
     buffer: Buffer

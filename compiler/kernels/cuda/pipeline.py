@@ -105,15 +105,17 @@ class Pipeline:
         cuda.call("phase_arrive", cuda.element(self.full, stage))
         cuda.launch_next()
 
-    def _copies(self, piece: Piece, copiers: Copiers, each: int) -> tuple[PanelCopy, PanelCopy | BulkCopy]:
+    def _copies(self, piece: Piece, copiers: Copiers, each: int) -> list[PanelCopy | BulkCopy]:
         """Of both operands, so many steps of each term."""
-        left, right = self.panels
-        copy_a = PanelCopy(piece.a, left, Terms(piece.terms, each, piece.a.depth), copiers)
-        if isinstance(piece.w, PanelRows):
-            assert piece.terms == 1
-            return copy_a, BulkCopy(piece.w, right, copiers, self.full)
-        assert isinstance(piece.w, Rows), "quantized weights need all threads"
-        return copy_a, PanelCopy(piece.w, right, Terms(piece.terms, each, 0), copiers)
+        terms = Terms(piece.terms, each, piece.a.depth), Terms(piece.terms, each, 0)
+        copies: list[PanelCopy | BulkCopy] = []
+        for rows, target, own in zip((piece.a, piece.w), self.panels, terms, strict=True):
+            if isinstance(rows, PanelRows):
+                copies.append(BulkCopy(rows, target, copiers, self.full))
+            else:
+                assert isinstance(rows, Rows), "quantized weights need all threads"
+                copies.append(PanelCopy(rows, target, own, copiers))
+        return copies
 
     def _multiply(self, work: Work) -> None:
         widths = self.tile.widths or (self.tile.columns,)
@@ -151,7 +153,7 @@ class Pipeline:
 
     def _piece(self, sums: WarpgroupSums, piece: Piece, state: Buffer, turn: int) -> None:
         stages = i32(self.tile.stages)
-        works = sums.works(piece.a.left)
+        works = sums.works(piece.a.left if isinstance(piece.a, Rows) else None)
         sums.clear()
         steps = piece.terms * -(-piece.w.depth // PANEL)
 

@@ -28,6 +28,7 @@ from moec.compiler.kernels.cuda.gemm_tiles import emit_product
 from moec.compiler.kernels.cuda.kept_region import KeptRegion
 from moec.compiler.kernels.cuda.linear_few import emit_linear_few, emit_linears_few, read_rows, store_rows
 from moec.compiler.kernels.cuda.linear_plain import emit_plain
+from moec.compiler.kernels.cuda.panels import PANEL, PANEL_PIECES, panel_element
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 from moec.compiler.kernels.cuda.product_parameters import Weight, operands_of, parameters
 from moec.compiler.kernels.cuda.rounding import Rounding, emit_round
@@ -238,12 +239,21 @@ class ProductKernel:
             return
         x = self.rows[self.item.source]
         rows = i64(self.batch) * self.tokens
-        emit_round(x, self.rounded, rows, self.columns, self.rounding, self.item.terms)
+        emit_round(
+            x, self.rounded, rows, self.columns, self.rounding, self.item.terms, panels=self._in_panels
+        )
+
+    @property
+    def _in_panels(self) -> bool:
+        """Whether the rounded input lies as products of four warps take it, so that a tile's is copied at once."""
+        plain = self.batch == 1 and not self.item.given and format_of(self.dtype) is None
+        return self.hopper and plain and self.columns % PANEL == 0
 
     def _multiply(self) -> None:
         """The products of the rounded input."""
         width = self.item.rounded_columns
-        rounded = Operand(self.rounded, width, self.tokens * i64(width))
+        rows = self.tokens if self._in_panels else None
+        rounded = Operand(self.rounded, width, self.tokens * i64(width), panel_rows=rows)
         joint = self._emit_joint(rounded)
         for terms in (1, 2):
             parts = [
@@ -293,7 +303,15 @@ class ProductKernel:
                 batch, column = T.truncdiv(place, i32(self.columns)), T.truncmod(place, i32(self.columns))
                 target = self._line(token, batch) * i64(self.item.rounded_columns) + i64(column)
                 for term in range(self.item.terms):
-                    write(self.rounded, self.rounding.dtype, target + i64(term * padded(self.columns)), left)
+                    element = target + i64(term * padded(self.columns))
+                    if self._in_panels:
+                        element = panel_element(
+                            i64(token),
+                            column + i32(term * self.columns),
+                            self.tokens,
+                            token % i32(PANEL_PIECES),
+                        )
+                    write(self.rounded, self.rounding.dtype, element, left)
                     word = gpu.pack(self.rounding.dtype, left, T.float32(0))
                     left = T.bind(left - gpu.unpack(self.rounding.dtype, word)[0])
 

@@ -9,12 +9,16 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.packed.codes import SPLIT, TYPE
+from moec.compiler.kernels.cuda.panels import PANEL_PIECES, panel_element
+from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.tiles import CHUNK
 from moec.compiler.kernels.emit import ceildiv, div, i64, load, mod, store, when
 from moec.compiler.kernels.linear_shape import padded
 from moec.formats import format_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moec.compiler.kernels.emit import Buffer, Expr
 
 BLOCK_THREADS = 256
@@ -45,7 +49,15 @@ class Rounding:
 
 
 def emit_round(
-    x: Buffer, rounded: Buffer, rows: Expr, columns: int, rounding: Rounding, terms: int = 1
+    x: Buffer,
+    rounded: Buffer,
+    rows: Expr,
+    columns: int,
+    rounding: Rounding,
+    terms: int = 1,
+    *,
+    panels: bool = False,
+    beside: Callable[[Expr, int], None] | None = None,
 ) -> None:
     """Emit one launch: ``rounded[r, k] = x[r, k]`` to nearest even, zeros up to ``padded(columns)``.
 
@@ -58,10 +70,13 @@ def emit_round(
         columns: of a row.
         rounding: to what.
         terms: 1 or 2.
+        panels: whether ``rounded`` is cut into panels, those of the second term behind those of the first; ``columns``
+            is a multiple of 64.
+        beside: emits what one more block does, given its thread's number and how many there are.
     """
     width = padded(columns) // CHUNK
     blocks = ceildiv(rows * i64(width), BLOCK_THREADS)
-    with cuda.launch((blocks,), BLOCK_THREADS) as ((block,), thread):
+    with cuda.launch((blocks if beside is None else blocks + i64(1),), BLOCK_THREADS) as ((block,), thread):
         number = T.bind(i64(block) * i64(BLOCK_THREADS) + i64(thread))
         cuda.wait_previous()
         with when(number < rows * i64(width)):
@@ -72,8 +87,14 @@ def emit_round(
             for term in range(terms):
                 words = [cuda.pack(dtype, *values[k : k + 2]) for k in range(0, CHUNK, 2)]
                 place = start + i64(term * padded(columns))
+                if panels:
+                    turn = i32(mod(row, PANEL_PIECES))
+                    place = panel_element(row, i32(first) + i32(term * columns), rows, turn)
                 cuda.call("store_16", cuda.element(rounded, place), *words)
                 values = [value - seen for value, seen in zip(values, _floats(dtype, words), strict=True)]
+        if beside is not None:
+            with when(i64(block) == blocks):
+                beside(thread, BLOCK_THREADS)
         cuda.launch_next()
 
 

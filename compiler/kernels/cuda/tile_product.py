@@ -14,6 +14,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.packed.tiles import PackedCopy, PackedRows, Room
+from moec.compiler.kernels.cuda.panels import PANEL, PANEL_PIECES, PanelRows
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 from moec.compiler.kernels.cuda.tiles import (
     CHUNK,
@@ -24,6 +25,7 @@ from moec.compiler.kernels.cuda.tiles import (
     Rows,
     Terms,
     Tile,
+    clamp,
 )
 from moec.compiler.kernels.emit import i64, load, store, when
 
@@ -49,7 +51,11 @@ class TileProduct:
         self.memory = cuda.shared_dynamic(tile.stages * tile.stage_bytes)
 
     def multiply(
-        self, a: Rows, w: Rows | PackedRows, before_a: Callable[[], None] = lambda: None, terms: int = 1
+        self,
+        a: Rows | PanelRows,
+        w: Rows | PackedRows,
+        before_a: Callable[[], None] = lambda: None,
+        terms: int = 1,
     ) -> Buffer:
         """Emit the product; returns a thread's sums, float32 registers, see ``results``.
 
@@ -138,8 +144,11 @@ class TileProduct:
 class _Copy:
     """A thread's share of the copies of one operand: a column of chunks, every so many rows."""
 
-    def __init__(self, block: TileProduct, rows: Rows, count: int, base_bytes: int, terms: Terms) -> None:
+    def __init__(
+        self, block: TileProduct, rows: Rows | PanelRows, count: int, base_bytes: int, terms: Terms
+    ) -> None:
         tile = block.tile
+        assert isinstance(rows, Rows) or tile.depth == PANEL
         self.terms = terms
         self.block, self.rows = block, rows
         self.stride = tile.threads // tile.chunks
@@ -152,11 +161,22 @@ class _Copy:
         self.active = self.row < i32(count)
         self.place = T.bind(i32(base_bytes) + tile.swizzle(self.row, self.chunk))
         self.offsets = cuda.registers(self.turns, "uint32")
-        ahead = self.chunk * i32(CHUNK // rows.unit)
         for turn in range(self.turns):
             row = self.row + i32(turn * self.stride)
-            offset = rows.offset(T.min(row, i32(count - 1)) if self.guarded else row)
-            store(self.offsets, turn, T.cast(offset + ahead, "uint32"))
+            own = T.min(row, i32(count - 1)) if self.guarded else row
+            store(self.offsets, turn, T.cast(self._offset(own), "uint32"))
+
+    def _offset(self, row: Expr) -> Expr:
+        """Of this thread's chunk of a row, in units."""
+        rows = self.rows
+        if isinstance(rows, Rows):
+            return rows.offset(row) + self.chunk * i32(CHUNK // rows.unit)
+        known = clamp(row, rows.left)
+        return known * i32(PANEL_PIECES) + (self.chunk ^ (known % i32(PANEL_PIECES)))
+
+    @property
+    def _unit(self) -> int:
+        return self.rows.unit if isinstance(self.rows, Rows) else CHUNK
 
     def begin(self, count: int) -> None:
         """Start the copies of the first stages."""
@@ -168,11 +188,14 @@ class _Copy:
         tile = self.block.tile
         own, before = self.terms.place(step)
         first = T.bind(own * i32(tile.depth) + self.chunk * i32(CHUNK))
-        start = T.bind(self.rows.start + i64(before + own * i32(tile.depth)))
+        if isinstance(self.rows, PanelRows):
+            start = T.bind(self.rows.place(step))
+        else:
+            start = T.bind(self.rows.start + i64(before + own * i32(tile.depth)))
         place = T.bind(stage * i32(tile.stage_bytes) + self.place)
         for turn in range(self.turns):
             target = cuda.element(self.block.memory, place + i32(turn * self.stride * tile.row_bytes))
-            source = start + i64(load(self.offsets, turn)) * i64(self.rows.unit)
+            source = start + i64(load(self.offsets, turn)) * i64(self._unit)
             if self.guarded:
                 with when(self.active):
                     self._chunk(target, source, first)
@@ -181,9 +204,9 @@ class _Copy:
 
     def _chunk(self, target: Expr, source: Expr, first: Expr) -> None:
         rows = self.rows
-        if rows.unit != CHUNK:
+        if self._unit != CHUNK:
             self._by_element(target, source, first)
-        elif rows.depth % self.block.tile.depth == 0:
+        elif isinstance(rows, PanelRows) or rows.depth % self.block.tile.depth == 0:
             cuda.call("copy_async_16", target, cuda.element(rows.buffer, source))
         else:
             inside = first < i32(rows.depth)

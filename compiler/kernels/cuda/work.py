@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class Piece:
     """A tile of work."""
 
-    a: Rows
+    a: Rows | PanelRows
     """``terms`` times ``a.depth`` elements, the last of them beyond ``w.depth`` zeros."""
     w: Rows | PackedRows | PanelRows
-    """In panels only where blocks stay (see `pipeline`)."""
+    """In panels only where blocks stay (see `pipeline`), as ``a`` where products are of four warps."""
     store: Callable[[Buffer, list[ResultRow]], None]
     """Emits what stores a thread's sums."""
     terms: int = 1

@@ -9,7 +9,7 @@ from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.hopper_tiles import WarpgroupProduct
 from moec.compiler.kernels.cuda.panels import PanelRows
 from moec.compiler.kernels.cuda.tile_product import TileProduct
-from moec.compiler.kernels.cuda.tiles import Tile
+from moec.compiler.kernels.cuda.tiles import Rows, Tile
 from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
 
 if TYPE_CHECKING:
@@ -38,7 +38,11 @@ def emit_work(tile: BlockTile, work: Work, *, packed: bool) -> None:
             assert not isinstance(piece.w, PanelRows), "blocks that do not stay copy rows"
             product = _product(tile, work.dtype, thread)
             before_a = cuda.wait_previous if work.finds_early else lambda: None
-            sums = product.multiply(piece.a, piece.w, before_a, piece.terms)
+            if isinstance(product, WarpgroupProduct):
+                assert isinstance(piece.a, Rows)
+                sums = product.multiply(piece.a, piece.w, before_a, piece.terms)
+            else:
+                sums = product.multiply(piece.a, piece.w, before_a, piece.terms)
             cuda.launch_next()
             piece.store(sums, product.results())
 

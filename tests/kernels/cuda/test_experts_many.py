@@ -233,6 +233,11 @@ def test_a_token_has_the_same_bits_wherever_its_experts_tokens_are() -> None:
     assert torch.equal(runs[0][:20], runs[1][:20])
 
 
+def test_more_experts_than_a_block_has_threads() -> None:
+    body = body_of(64, 72, "bfloat16", CLAMPED, bias=True)
+    check(Pool(body, 300), 4, *inputs(body, 40, 4, 300))
+
+
 def test_what_is_no_expert_contributes_nothing() -> None:
     body = body_of(64, 72, "bfloat16", CLAMPED, bias=True)
     pool = Pool(body, 3)
