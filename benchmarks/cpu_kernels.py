@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 POOL_BYTES = 1 << 30
 """Of experts: more than caches hold."""
+RANDOM_BYTES = 10_000_019
+"""After which a pool repeats itself, to be made in less than a minute; no multiple of an expert's size."""
 STEP_BYTES = 1 << 29
 """That a measured call reads at least: decode steps one after the other, each with other experts."""
 
@@ -98,7 +100,8 @@ def expert_cases(functions: LibraryFunctions) -> list[Case]:
 def random_pool(kind: str, count: int, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Experts of ordinary numbers, neither huge nor subnormal, as codes, scales or elements; and their addresses."""
     low = 0x74 if kind == "mxfp4" else 0x28
-    memory = torch.randint(low, low + 8, (count * stride + 64,), dtype=torch.uint8)
+    some = torch.randint(low, low + 8, (RANDOM_BYTES,), dtype=torch.uint8)
+    memory = some.repeat(-(-(count * stride + 64) // RANDOM_BYTES))
     begin = memory.data_ptr() + -memory.data_ptr() % 64
     addresses = [begin + expert * stride for expert in range(count)]
     return memory, torch.tensor(addresses, dtype=torch.int64)
