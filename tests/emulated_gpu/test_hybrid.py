@@ -134,3 +134,24 @@ def test_the_cpu_helps_beside_what_is_brought_ahead(
             stats = model.stats
             assert 0 < stats.cpu_misses < stats.misses, "what is there whole was left to the CPU"
             assert stats.prefetch.wasted_bytes < stats.prefetch.fetched_bytes
+
+
+@pytest.mark.slow
+def test_quantized_experts_choose_the_resident_runs_tokens(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU rounds activations to 16 bits beside experts in four, the GPU does not."""
+    bundle = compiled(tmp_path, "bf16", torch.bfloat16, quantization="int4")
+    monkeypatch.setattr(helping, "cpu_shares", lambda *_: SHARES["all"])
+    few = {**OPTIONS, "max_batch": 1, "max_step_tokens": 4}
+    with runtime.load(bundle, **few) as model:
+        expected, plan = model.engine.score(tuple(LONG)).copy(), planned(model)
+    memory = budget({"plan": plan}, 0.0, bundle) + device_bytes(record(bundle))
+    with runtime.load(bundle, **few, cpu_threads=1, device_memory=memory) as model:
+        found = model.engine.score(tuple(LONG)).copy()
+        assert model.stats.misses >= model.stats.cpu_misses > 0.8 * model.stats.misses > len(LONG)
+    np.testing.assert_array_equal(found.argmax(axis=1), expected.argmax(axis=1))
+    errors = np.abs(found - expected).max(axis=1) / np.abs(expected).max(axis=1)
+    assert 0 < np.median(errors) < 3e-4
+    assert errors.max() < 2e-2
+    nothing_left(stub)
