@@ -174,8 +174,8 @@ def test_functions_launch_one_kernel_where_theirs_are_alike() -> None:
         named = {str(function.attrs["global_symbol"]): function for function in functions}
         return len(split_kernels(tvm.IRModule(named), parse_target("cuda-sm_90"))[1].functions)
 
-    few_rounding_and_small = 3
-    assert kernels(*both) == kernels(both[0]) + kernels(both[1]) - few_rounding_and_small
+    few = 1  # the other kernels round to panels, and read these, on Hopper GPUs alone
+    assert kernels(*both) == kernels(both[0]) + kernels(both[1]) - few
     emulated = Emulated(*both)
     generator = torch.Generator().manual_seed(1)
     w = torch.randn(600, 64, generator=generator).bfloat16()

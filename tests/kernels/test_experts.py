@@ -76,7 +76,7 @@ CASES = [
 
 FORMAT_CASES = [
     ("int4-g32", 16),
-    ("int8-g128", 8),
+    pytest.param("int8-g128", 8, marks=pytest.mark.slow),
     pytest.param("int4-g64-z", 8, marks=pytest.mark.slow),
     pytest.param("fp8-e4m3", 16, marks=pytest.mark.slow),
     pytest.param("mxfp4", 4, marks=pytest.mark.slow),

@@ -75,7 +75,13 @@ def random_request(
 
 
 @pytest.mark.parametrize(
-    ("lanes", "bodies"), [(16, [ODD]), (8, [GATED, PLAIN]), (4, [GATED, PLAIN]), (16, [INT4, MXFP4])]
+    ("lanes", "bodies"),
+    [
+        (16, [ODD]),
+        (8, [GATED, PLAIN]),
+        (4, [GATED, PLAIN]),
+        pytest.param(16, [INT4, MXFP4], marks=pytest.mark.slow),
+    ],
 )
 def test_requests_are_answered_as_the_reference_says(
     compiled: Compile, lanes: int, bodies: list[ExpertBody]
