@@ -16,6 +16,7 @@ import click
 import numpy as np
 
 from benchmarks.support.common import print_rows, write_result
+from benchmarks.support.references import position_errors
 from moec import runtime
 
 FEW = 8
@@ -42,7 +43,7 @@ def main(bundle: Path, device: str, tokens: int) -> None:
             text = np.random.default_rng(SEED).integers(2, model.record.vocab_size, tokens)
             found.append(model.engine.score(tuple(text.tolist())).copy())
     few, many = found
-    errors = np.linalg.norm(many - few, axis=1) / np.linalg.norm(few, axis=1)
+    errors = position_errors(many, few)
     row = {
         "tokens": tokens,
         "median error": float(np.median(errors)),

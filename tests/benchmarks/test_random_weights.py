@@ -36,6 +36,9 @@ from tests.support.tiny_models import TINY, save
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moec.artifacts.manifest import FileRecord
+    from moec.compiler.partition import PartitionedModel
+
 ROOT = Path(__file__).parents[2]
 MODELS = ["deepseek_v2_lite", "deepseek_v3", "gpt_oss", "qwen3_moe", "mixtral"]
 
@@ -87,15 +90,20 @@ def test_bundle_verifies_and_generates(name: str, tmp_path: Path) -> None:
     assert len(inodes) == len(bundle.model.bodies)
 
 
-def test_quantized_weights_are_as_the_records_say(tmp_path: Path) -> None:
-    found = quantize(parts("gpt_oss", "bfloat16"), policy_named("int4"))
-    modules, output = tmp_path / "m", tmp_path / "out"
-    for folder in (modules, output / "weights"):
-        folder.mkdir(parents=True)
+def written(found: PartitionedModel, folder: Path) -> tuple[Path, dict[str, FileRecord]]:
+    """Random weights of a model: where they are, and their files."""
+    modules, output = folder / "m", folder / "out"
+    for each in (modules, output / "weights"):
+        each.mkdir(parents=True)
     save_modules(found, modules)
     manifest: Any = None
-    pools = RandomPools(SMALL_POOL_VALUES, 0.1)
-    files = write_weights(Modules(modules, manifest, found.model, found.packing, {}), output, pools, 2)
+    whole = Modules(modules, manifest, found.model, found.packing, {})
+    return output, write_weights(whole, output, RandomPools(SMALL_POOL_VALUES, 0.1), 2)
+
+
+def test_quantized_weights_are_as_the_records_say(tmp_path: Path) -> None:
+    found = quantize(parts("gpt_oss", "bfloat16"), policy_named("int4"))
+    output, files = written(found, tmp_path)
     table = read_table(output / DENSE_NAME)
     assert list(dense_problems(found.model, table)) == []
     assert list(experts_problems(found.model, {path: file.size_bytes for path, file in files.items()})) == []
@@ -112,15 +120,7 @@ def test_quantized_weights_are_as_the_records_say(tmp_path: Path) -> None:
 
 
 def test_forms_of_a_parameter_are_of_one(tmp_path: Path) -> None:
-    found = parts("deepseek_v2_lite", "bfloat16")
-    modules, output = tmp_path / "m", tmp_path / "out"
-    for folder in (modules, output / "weights"):
-        folder.mkdir(parents=True)
-    save_modules(found, modules)
-    manifest: Any = None
-    write_weights(
-        Modules(modules, manifest, found.model, found.packing, {}), output, RandomPools(SMALL_POOL_VALUES), 2
-    )
+    output, _ = written(parts("deepseek_v2_lite", "bfloat16"), tmp_path)
     table, data = read_table(output / DENSE_NAME), (output / DENSE_NAME).read_bytes()
     keys = "model.layers.{}.self_attn.kv_b_proj.weight#{}"
 

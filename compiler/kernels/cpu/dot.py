@@ -143,6 +143,15 @@ def max_lanes(vector: Expr, lanes: int) -> Expr:
     return fold_lanes(vector, lanes, T.max)
 
 
+def filled_up(buffer: Buffer, start: Expr, count: int, size: int, lanes: int) -> list[Expr]:
+    """``size`` elements in vectors: ``count`` of a buffer from ``start`` on, then zeros."""
+    padded = registers(size)
+    fill(padded, size, lanes)
+    with loop(count) as number:
+        store(padded, number, load(buffer, start + number))
+    return [keep(load(padded, place, lanes)) for place in range(0, size, lanes)]
+
+
 def fold_lanes(vector: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
     """A vector's lanes combined in pairs, halving it at each step."""
     value = keep(vector)

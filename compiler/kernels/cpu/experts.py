@@ -121,10 +121,8 @@ class _Experts:
             results = scratch(pairs * i64(rows))
 
             def tile(group: Group) -> None:
-                source, write = (
-                    Source(middle, lambda place: place, rounded),
-                    writer(results, rows, groups.pair),
-                )
+                source = Source(middle, lambda place: place, rounded)
+                write = writer(results, rows, groups.pair)
                 self.parts.product({"down": write}, group, first, source, self._cover(rows))
 
             with loop(groups.active) as number:

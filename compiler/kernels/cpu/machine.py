@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 AVX2_LANES = 8
-"""From this vector width on (x86-64-v3) the machine converts float16; below it the bits are converted by hand."""
+"""From this vector width on (x86-64-v3) the machine converts float16 and multiplies int16; below it neither."""
 
 
 @dataclass(frozen=True)

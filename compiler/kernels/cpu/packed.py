@@ -15,6 +15,7 @@ from moec.compiler.kernels.cpu.dot import (
     Columns,
     add_lanes,
     add_vectors,
+    filled_up,
 )
 from moec.compiler.kernels.cpu.packed_codes import CODES, SCALES, as_float
 from moec.compiler.kernels.emit import (
@@ -246,15 +247,9 @@ class _Dot:
     def _tail(self, first: Expr, block: int, count: int) -> list[list[Expr]]:
         """The last ``count`` elements of every column, filled up with zeros."""
         columns, lanes = self.columns, self.lanes
-        padded = registers(self.C * BLOCK)
-        fill(padded, self.C * BLOCK, lanes)
-        for c, offset in enumerate(columns.offsets):
-            with loop(count) as number:
-                value = load(columns.buffer, offset + first + i64(block * BLOCK) + number)
-                store(padded, number + i64(c * BLOCK), value)
-        return [
-            [keep(load(padded, c * BLOCK + k, lanes)) for c in range(self.C)] for k in range(0, BLOCK, lanes)
-        ]
+        starts = (offset + first + i64(block * BLOCK) for offset in columns.offsets)
+        tails = [filled_up(columns.buffer, start, count, BLOCK, lanes) for start in starts]
+        return [list(vectors) for vectors in zip(*tails, strict=True)]
 
     def _block(self, group: Expr, block: int, x: list[list[Expr]]) -> None:
         lanes = self.lanes

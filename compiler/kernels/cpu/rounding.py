@@ -12,21 +12,19 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.dot import add_lanes, add_vectors, fold_lanes
-from moec.compiler.kernels.cpu.packed_codes import as_float
+from moec.compiler.kernels.cpu.dot import add_lanes, add_vectors, filled_up, fold_lanes
+from moec.compiler.kernels.cpu.packed_codes import HALF_BLOCK, as_float
 from moec.compiler.kernels.cpu.short_codes import Steps, has_offsets, steps_of
 from moec.compiler.kernels.emit import (
     Buffer,
     Expr,
     div,
     either,
-    fill,
     i64,
     keep,
     load,
     loop,
     mod,
-    registers,
     scratch,
     splat,
     store,
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cpu.machine import Machine
     from moec.formats.record import Format
 
-HALF_BLOCK = BLOCK // 2
 BITS = 14
 """The largest magnitude's highest bit is worth 2^14."""
 MOST = 32767.0
@@ -66,11 +63,6 @@ class GroupVectors:
     def again(self) -> int:
         """Numbers that the last vector has a second time."""
         return -self.groups % self.lanes
-
-    def begins(self) -> list[int]:
-        """The number that each vector begins with."""
-        begins = [number * self.lanes for number in range(self.whole)]
-        return [*begins, self.groups - self.lanes] if self.again else begins
 
 
 def group_vectors(kind: Format, depth: int, machine: Machine) -> GroupVectors:
@@ -177,12 +169,8 @@ class _Rounding:
 
     def _rest(self, number: Expr, first: int) -> list[Expr]:
         """The elements from ``first`` on, filled up with zeros."""
-        count, size = self.depth - first, self.layout.padded - first
-        padded = registers(size)
-        fill(padded, size, self.lanes)
-        with loop(count) as k:
-            store(padded, k, load(self.source, self.first + number * i64(self.depth) + i64(first) + k))
-        return [load(padded, k, self.lanes) for k in range(0, size, self.lanes)]
+        start = self.first + number * i64(self.depth) + i64(first)
+        return filled_up(self.source, start, self.depth - first, self.layout.padded - first, self.lanes)
 
     def _group(self, number: Expr, group: Expr, values: list[Expr], paired: int) -> None:
         lanes = self.lanes

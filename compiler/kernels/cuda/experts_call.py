@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tvm import tirx
+
+from moec.compiler.kernels.emit import i64
+
 if TYPE_CHECKING:
     from moec.compiler.kernels.emit import Buffer, Expr
 
@@ -29,3 +33,7 @@ class ExpertCall:
     chosen: Expr
     count: Expr
     """T, K and E."""
+
+    def has(self, expert: Expr) -> Expr:
+        """Whether an index (int64) is that of an expert."""
+        return tirx.all(expert >= i64(0), expert < self.count)

@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cuda.few_lanes import remainder
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES
 from moec.compiler.kernels.cuda.primitives import i32, registers, shared, value
-from moec.compiler.kernels.emit import i64, load, store, when
+from moec.compiler.kernels.emit import load, store, when
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.experts_call import ExpertCall
@@ -51,7 +51,7 @@ def find_tokens(call_: ExpertCall, thread: Expr, entry: Expr) -> Choice:
         store(entries, value("int32", "count_bits", below), own_entry)
     lowest = value("int32", "count_bits", T.bitwise_and(mask - T.uint32(1), T.bitwise_not(mask)))
     first = value("int32", "shuffle_int", own_entry, lowest)
-    known = tirx.all(expert >= i64(0), expert < call_.count)
+    known = call_.has(expert)
     return Choice(
         T.bind(tirx.all(known, first == entry)), expert, value("int32", "count_bits", mask), entries
     )

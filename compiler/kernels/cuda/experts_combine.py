@@ -39,7 +39,7 @@ def emit_combine(body: ExpertBody, call: ExpertCall, parts: Parts, first_column:
             with T.serial(i32(0), i32(chosen)) as choice:
                 pair = T.bind(token * chosen + i64(choice))
                 expert = T.bind(load(call.index, pair))
-                with when(T.And(expert >= i64(0), expert < call.count)):
+                with when(call.has(expert)):
                     factor, place = T.bind(load(call.weight, pair)), i64(load(parts.places, pair))
                     words = cuda.registers(LANE_COLUMNS, "uint32")
                     source = cuda.element(parts.results, T.bind(place * i64(width) + column))

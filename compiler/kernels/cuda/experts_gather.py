@@ -48,7 +48,7 @@ def emit_gather(body: ExpertBody, call: ExpertCall, parts: Parts, tiles: TileLis
             with T.serial(i32(0), i32(call.chosen)) as choice:
                 pair = T.bind(token * call.chosen + i64(choice))
                 expert = T.bind(load(call.index, pair))
-                with when(T.And(expert >= i64(0), expert < call.count)):
+                with when(call.has(expert)):
                     place = T.bind(load(parts.places, pair))
                     turn = (place - load(parts.spans, expert * i64(2))) % i32(PANEL_PIECES)
                     pairs, column = call.tokens * call.chosen, piece * i32(CHUNK)

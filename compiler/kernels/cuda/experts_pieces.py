@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as cuda
-from moec.compiler.kernels.cuda.experts_few import packed_row, part_at
+from moec.compiler.kernels.cuda.experts_few import names_of_first, packed_row, part_at
 from moec.compiler.kernels.cuda.experts_layout import rounding_of
 from moec.compiler.kernels.cuda.packed.rows import LOAD_BYTES
 from moec.compiler.kernels.cuda.packed.tiles import PackedRows
@@ -155,14 +155,9 @@ def bias_of(experts: Experts, name: str, address: Expr) -> Callable[[Expr], Expr
     return lambda row: read(buffer, experts.body.dtype, i64(row))
 
 
-def names_of(body: ExpertBody) -> tuple[str, ...]:
-    """The matrices that meet x."""
-    return ("gate", "up") if body.gated else ("up",)
-
-
 def gate_up_rows(experts: Experts, base: Expr, address: Expr) -> Rows | PackedRows:
     """A tile's rows of the matrices that meet x, which take turns by eights; ``base`` is the first of each."""
-    names = names_of(experts.body)
+    names = names_of_first(experts.body)
     body, part = experts.body, experts.layout.part(names[0])
     between = experts.layout.part("up").offset_bytes - part.offset_bytes
     row_bytes = part.size_bytes // body.intermediate

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
@@ -36,7 +35,7 @@ def _up(body: ExpertBody, call: ExpertCall, middle: Buffer) -> None:
     with threads(call.tokens * call.chosen * i64(size)) as number:
         pair, row = T.bind(div(number, size)), T.bind(mod(number, size))
         expert = T.bind(load(call.index, pair))
-        with when(tirx.all(expert >= i64(0), expert < call.count)):
+        with when(call.has(expert)):
             address = T.bind(load(call.table, expert))
             token = T.bind(div(pair, call.chosen))
             values = {
@@ -54,7 +53,7 @@ def _down(body: ExpertBody, call: ExpertCall, middle: Buffer) -> None:
         with loop(call.chosen) as k:
             pair = T.bind(token * call.chosen + k)
             expert = T.bind(load(call.index, pair))
-            with when(tirx.all(expert >= i64(0), expert < call.count)):
+            with when(call.has(expert)):
                 address = T.bind(load(call.table, expert))
                 start = T.bind(pair * i64(body.intermediate))
                 value = _dot(body, "down", address, row, lambda i: load(middle, start + i))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as cuda
+from moec.compiler.kernels.cuda.experts_few import names_of_first
 from moec.compiler.kernels.cuda.experts_middle import activated, pack_middle
 from moec.compiler.kernels.cuda.experts_pieces import (
     Experts,
@@ -15,7 +16,6 @@ from moec.compiler.kernels.cuda.experts_pieces import (
     emit_pieces,
     gate_up_rows,
     middle_rows,
-    names_of,
     part_rows,
     token_rows,
 )
@@ -39,7 +39,7 @@ def emit_gate_up(experts: Experts, tile: BlockTile) -> None:
 
     Rows of gate and up alternate in the tile by eights, so that a thread has both of a column.
     """
-    body, parts, names = experts.body, experts.parts, names_of(experts.body)
+    body, parts, names = experts.body, experts.parts, names_of_first(experts.body)
     columns = tile.columns // len(names)
 
     def piece(block: ExpertTile) -> Iterator[Piece]:

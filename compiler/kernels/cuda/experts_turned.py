@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as cuda
+from moec.compiler.kernels.cuda.experts_few import names_of_first
 from moec.compiler.kernels.cuda.experts_middle import activated, pack_middle
 from moec.compiler.kernels.cuda.experts_pieces import (
     Experts,
@@ -20,7 +21,6 @@ from moec.compiler.kernels.cuda.experts_pieces import (
     bias_of,
     emit_pieces,
     gate_up_rows,
-    names_of,
     panel_rows,
     part_rows,
 )
@@ -50,7 +50,7 @@ def emit_gate_up_turned(experts: Experts, tile: WarpgroupTile) -> None:
     that are neighbours, and stores two rows that are: warps turn what they have made, eight rows of eight tokens at a
     time.
     """
-    body, parts, names = experts.body, experts.parts, names_of(experts.body)
+    body, parts, names = experts.body, experts.parts, names_of_first(experts.body)
     rows = tile.rows // len(names)
     ragged = in_panels(body.intermediate) % rows != 0
 

@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.gemm import emit_parts
 from moec.compiler.kernels.cuda.panels import PANEL
-from moec.compiler.kernels.cuda.pipeline import MULTIPROCESSORS
+from moec.compiler.kernels.cuda.primitives import MULTIPROCESSORS
 from moec.compiler.kernels.cuda.tiles import CHUNK, Tile
 from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
 from moec.compiler.kernels.emit import either, i64

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.primitives import SHORT, call, element, i32, value
+from moec.compiler.kernels.cuda.tiles import CHUNK
 from moec.compiler.kernels.emit import i64, load
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ PANEL = 64
 """Columns of a panel."""
 ROW_BYTES = 128
 PANEL_PIECES = 8
-PIECE = 8
-"""Elements of 16 bits."""
 WARPGROUP = 128
 """Threads that multiply together; they have 64 rows."""
 STEP = 16
@@ -47,7 +46,7 @@ def panel_element(row: Expr, column: Expr, rows: Expr, turn: Expr) -> Expr:
         turn: what the row's pieces are permuted by, int32 below 8.
     """
     panel, inside = i64(column // i32(PANEL)), column % i32(PANEL)
-    piece = (inside // i32(PIECE) ^ turn) * i32(PIECE) + inside % i32(PIECE)
+    piece = (inside // i32(CHUNK) ^ turn) * i32(CHUNK) + inside % i32(CHUNK)
     return T.bind((panel * rows + row) * i64(PANEL) + i64(piece))
 
 

@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.panel_copy import BulkCopy, Copiers, PanelCopy
 from moec.compiler.kernels.cuda.panels import PANEL, WARPGROUP, PanelRows, Panels
-from moec.compiler.kernels.cuda.primitives import LANES, i32
+from moec.compiler.kernels.cuda.primitives import LANES, MULTIPROCESSORS, i32
 from moec.compiler.kernels.cuda.tiles import Rows, Terms
 from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupSums, WarpgroupTile
 from moec.compiler.kernels.emit import either, load, store, when
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.work import Piece, Work
     from moec.compiler.kernels.emit import Buffer, Expr
 
-MULTIPROCESSORS = 132
-"""Of an H100 or H200: as many blocks."""
 COPIERS = WARPGROUP
 NOTHING = -1
 MOST_SUMS = 128
@@ -51,7 +49,7 @@ class Pipeline:
     def __init__(self, tile: WarpgroupTile, dtype: str, block: Expr, thread: Expr) -> None:
         self.tile, self.dtype, self.block, self.thread = tile, dtype, block, thread
         assert tile.groups == 2, "registers are for two groups that multiply and one that copies"
-        assert tile.parts * tile.part_sums <= MOST_SUMS
+        assert tile.parts * tile.columns // 2 <= MOST_SUMS
         cuda.blocks_at_once(1)
         memory = cuda.shared_dynamic(tile.stages * tile.stage_bytes, align=1024)
         left = Panels(memory, 0, tile.rows, PANEL)

@@ -21,6 +21,8 @@ HEADER = Path(__file__).with_name("primitives.cuh")
 """Goes before the generated source."""
 
 LANES = 32
+MULTIPROCESSORS = 132
+"""Of an H100 or H200: what launches are divided for."""
 COUNTERS = 4096
 """Of blocks that share work, in each module: see ``moec_arrives_last``."""
 

@@ -88,14 +88,18 @@ def emit_round(
                 words = [cuda.pack(dtype, *values[k : k + 2]) for k in range(0, CHUNK, 2)]
                 place = start + i64(term * padded(columns))
                 if panels:
-                    turn = i32(mod(row, PANEL_PIECES))
-                    place = panel_element(row, i32(first) + i32(term * columns), rows, turn)
+                    place = term_in_panels(row, i32(first), term, columns, rows)
                 cuda.call("store_16", cuda.element(rounded, place), *words)
                 values = [value - seen for value, seen in zip(values, _floats(dtype, words), strict=True)]
         if beside is not None:
             with when(i64(block) == blocks):
                 beside(thread, BLOCK_THREADS)
         cuda.launch_next()
+
+
+def term_in_panels(row: Expr, column: Expr, term: int, columns: int, rows: Expr) -> Expr:
+    """Where a column (int32) of a term of a row (int64) lies, the panels of each of its terms behind one another."""
+    return panel_element(row, column + i32(term * columns), rows, i32(mod(row, PANEL_PIECES)))
 
 
 def _floats(dtype: str, words: list[Expr]) -> list[Expr]:

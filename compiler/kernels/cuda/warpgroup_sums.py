@@ -50,11 +50,6 @@ class WarpgroupTile:
         """Shared memory of one stage: the tile of a, then the tile of w."""
         return (self.rows + self.columns) * ROW_BYTES
 
-    @property
-    def part_sums(self) -> int:
-        """Sums of a thread in one product of all columns."""
-        return self.columns // 2
-
 
 class WarpgroupSums:
     """A thread's sums of one tile while they are emitted; ``thread`` is its number among those that multiply.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
-from moec.compiler.kernels.cuda.primitives import COUNTERS
+from moec.compiler.kernels.cuda.primitives import COUNTERS, MULTIPROCESSORS
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
@@ -18,9 +18,6 @@ TILE = 16
 
 WIDEST = 256
 """Largest dimension whose sums fit in registers."""
-
-PROCESSORS = 132
-"""Blocks that a step of one token should have: an H100's multiprocessors."""
 
 MOST_SPLITS = 64
 BLOCK_TILES = 2 * WARPS
@@ -91,5 +88,5 @@ def plan(spec: AttentionSpec) -> Plan:
     rows = 8 if group <= 8 else 16
     tiles = -(-group // rows)
     units = spec.kv_heads * tiles
-    splits = max(1, min(MOST_SPLITS, PROCESSORS // units)) if FEW_TOKENS * units <= COUNTERS else 1
+    splits = max(1, min(MOST_SPLITS, MULTIPROCESSORS // units)) if FEW_TOKENS * units <= COUNTERS else 1
     return Plan(spec, rows, tiles, splits)

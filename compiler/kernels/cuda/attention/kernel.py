@@ -10,9 +10,10 @@ from moec.compiler.kernels.cuda.attention.decode import decode
 from moec.compiler.kernels.cuda.attention.decode_plan import WIDEST, plan
 from moec.compiler.kernels.cuda.attention.latent_block import WIDEST_KEY, WIDEST_VALUE
 from moec.compiler.kernels.cuda.attention.latent_combine import latent_combine
-from moec.compiler.kernels.cuda.attention.latent_decode import LatentPlan, latent_decode
+from moec.compiler.kernels.cuda.attention.latent_decode import latent_decode
 from moec.compiler.kernels.cuda.attention.latent_expand_hopper import fits_expand
 from moec.compiler.kernels.cuda.attention.latent_heads_hopper import fits_heads
+from moec.compiler.kernels.cuda.attention.latent_parts import LatentPlan
 from moec.compiler.kernels.cuda.attention.latent_prefill import latent_prefill
 from moec.compiler.kernels.cuda.attention.latent_selected import (
     decode_selected,

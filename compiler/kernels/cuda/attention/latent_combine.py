@@ -8,7 +8,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.convert import floats
 from moec.compiler.kernels.cuda.attention.latent_block import WIDTH
-from moec.compiler.kernels.cuda.attention.latent_decode import MOST_PARTS, LatentPlan, results
+from moec.compiler.kernels.cuda.attention.latent_parts import MOST_PARTS, LatentPlan, results
 from moec.compiler.kernels.cuda.attention.operands import LOWEST, Operands, settled
 from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total
 from moec.compiler.kernels.cuda.attention.where import locate

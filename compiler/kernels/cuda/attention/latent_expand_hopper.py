@@ -28,7 +28,7 @@ from moec.compiler.kernels.cuda.panels import (
     hold,
     multiply_rows,
 )
-from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.primitives import MULTIPROCESSORS, i32
 from moec.compiler.kernels.cuda.tiles import ResultRow
 from moec.compiler.kernels.emit import either, i64, when
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 ROWS = 128
 THREADS = 2 * WARPGROUP
 STAGES = 4
-PROCESSORS = 132
 PASS_ROWS = THREADS // PANEL_PIECES
 MOST_SHARED_BYTES = 227 << 10
 CHUNK = 8
@@ -57,7 +56,7 @@ def emit_expand_hopper(operands: Operands, expanded: Expanded, number: Expr) -> 
     spec, heads = expanded.room.spec, expanded.room.heads
     halves = halves_of(operands, expanded)
     across = sum(half.tiles for half in halves)
-    groups = max(1, PROCESSORS // across)
+    groups = max(1, MULTIPROCESSORS // across)
     with cuda.launch((across, groups), THREADS) as ((column, group), thread):
         second = T.bind(column >= i32(halves[0].tiles))
         first_column = T.bind(T.Select(second, column - i32(halves[0].tiles), column) * i32(TILE.columns))

@@ -18,7 +18,8 @@ from moec.compiler.kernels.cuda.attention.append import append
 from moec.compiler.kernels.cuda.attention.latent import attend
 from moec.compiler.kernels.cuda.attention.latent_block import WIDTH, Block, Shape, begin
 from moec.compiler.kernels.cuda.attention.latent_combine import latent_combine
-from moec.compiler.kernels.cuda.attention.latent_decode import LatentPlan, Part, load_queries, write
+from moec.compiler.kernels.cuda.attention.latent_decode import load_queries, write
+from moec.compiler.kernels.cuda.attention.latent_parts import LatentPlan, Part
 from moec.compiler.kernels.cuda.attention.latent_prefill import ROW_TILES
 from moec.compiler.kernels.cuda.attention.latent_prefill import load_queries as load_rows
 from moec.compiler.kernels.cuda.attention.latent_prefill import write as write_rows
