@@ -86,11 +86,12 @@ def _rank(step: Step, misses: Misses) -> _Ranked:
     """Order the slots; only as many as there are misses matter."""
     state, thread = step.state, step.thread
     key = shared(words.MOST_EXPERTS, "int64")
+    keeps = settle(T.cast(state.head(words.KEEPS) != i64(0), "int32"))
     for slot in each_of(thread, THREADS, state.slots):
         owner = settle(T.cast(state.part("owner", slot), "int32"))
         store(key, slot, i64(FREE))
         with when(owner >= i32(0)):
-            store(key, slot, key_of(state, owner, step.clock))
+            store(key, slot, T.Select(keeps == i32(1), i64(FIXED), key_of(state, owner, step.clock)))
             with T.serial(i32(0), step.entries) as entry, when(load(step.expert, entry) == owner):
                 store(key, slot, i64(FIXED))
     ranked = _Ranked(
