@@ -16,7 +16,7 @@ from moec.runtime.chain.executor import ChainExecutor
 from moec.runtime.devices.cuda.architecture import choose_cuda_target
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
-from moec.runtime.devices.cuda.offload.helping import let_cpu_help
+from moec.runtime.devices.cuda.offload.employing import employ_cpu
 from moec.runtime.devices.cuda.offload.loading import offloaded_experts
 from moec.runtime.devices.cuda.routing_log import DeviceRoutingLog
 from moec.runtime.devices.cuda.sampling import DeviceSampler
@@ -89,8 +89,10 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
         planner = MemoryPlanner(bundle, target, options, limit)
         resident = planner.resident()
         helpers = 0 if resident is not None else helper_threads(options.cpu_threads)
-        side = cpu_side(bundle, features, helpers) if resident is None else None
-        plan = resident or planner.offloaded(shared=side is not None and side.serve is not None)
+        side = None if resident is not None else cpu_side(bundle, features, helpers, options.copy_thread)
+        plan = resident or planner.offloaded(
+            shared=side is not None and side.serve is not None, fed=side is not None and side.feed is not None
+        )
         device.open(plan.limit_bytes, plan.needs.staging_bytes, plan.needs.code_bytes)
         hashed = found.unhashed
         ahead.stop()
@@ -100,11 +102,13 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
             weights.upload.finish()
         finally:
             weights.upload.abandon()
-        if isinstance(parts.experts, OffloadedExperts) and side is not None and side.serve is not None:
-            let_cpu_help(device, bundle, parts.functions, parts.experts, side, helpers)
+        notes: tuple[str, ...] = ()
+        if isinstance(parts.experts, OffloadedExperts) and side is not None:
+            notes = employ_cpu(
+                device, bundle, parts.functions, parts.experts, side, helpers, options.copy_thread
+            )
         if hashed or not found.checked:
             stamp(found, hashed)
-        notes = () if side is None else (side.note,)
         return Model(
             bundle.path, bundle.model, target.name, plan, parts.engine, parts.executor, threads, notes=notes
         )

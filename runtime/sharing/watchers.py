@@ -125,9 +125,10 @@ class Watchers(ABC):
             control[mailbox.EPOCH] += 1
 
     def close(self) -> None:
-        """Stop the threads; a GPU that still waits for them is let go first."""
-        self._abort()
-        self._finalizer()
+        """Stop the threads; a GPU that still waits for them is let go first. Their memory is not looked at again."""
+        if self._finalizer.alive:
+            self._abort()
+            self._finalizer()
 
 
 def _watch(watch: Callable[[], object], abort: Callable[[], None], state: WatchState) -> None:

@@ -21,6 +21,7 @@ def load_model(
     device_memory: str | None = None,
     host_memory: str | None = None,
     cpu_threads: int | None = None,
+    copy_thread: bool | None = None,
     prefetch: bool | None = None,
     trace_path: Path | None = None,
 ) -> Model:
@@ -40,6 +41,7 @@ def load_model(
             device_memory=device_memory,
             host_memory=host_memory,
             cpu_threads=cpu_threads,
+            copy_thread=copy_thread,
             prefetch=prefetch,
             trace_path=trace_path,
             progress=bar.advance,

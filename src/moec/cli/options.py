@@ -62,6 +62,13 @@ prefetch_option = click.option(
     help="Bring likely experts before they are chosen.  [default: as the schedule says]",
 )
 
+copy_thread_option = click.option(
+    "--copy-thread/--no-copy-thread",
+    default=None,
+    help="Have a CPU thread feed the GPU's copy engine with missing experts.  "
+    "[default: where --cpu-threads have nothing to compute]",
+)
+
 seed_option = click.option("--seed", type=int, default=None, help="Makes sampling repeatable.")
 
 max_new_tokens_option = click.option(
@@ -74,8 +81,14 @@ max_new_tokens_option = click.option(
 
 
 def processor_options(command: click.decorators.FC) -> click.decorators.FC:
-    """``--cpu-threads``, ``--host-memory``, ``--device``, ``--device-memory``: what a bundle may run on."""
-    for option in (device_memory_option, device_option, host_memory_option, threads_option):
+    """``--cpu-threads``, ``--copy-thread``, ``--host-memory``, ``--device``, ``--device-memory``: what a bundle may run on."""
+    for option in (
+        device_memory_option,
+        device_option,
+        host_memory_option,
+        copy_thread_option,
+        threads_option,
+    ):
         command = option(command)
     return command
 

@@ -1,0 +1,98 @@
+"""Missing experts over the copy engine: what the GPU orders in the middle of a captured step, a CPU thread copies."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from moec.artifacts import orders
+from moec.errors import DeviceError
+from moec.runtime.device import PackedCall, View, padded_bytes
+from moec.runtime.devices.cuda.attended import Attendance
+from moec.runtime.devices.cuda.memory import PinnedMemory
+from moec.runtime.sharing.feeder import ADVICE, CopyDriver, Feeder
+from moec.runtime.sharing.order_book import BOOK_BYTES, OrderBook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moec.runtime.device import Functions
+    from moec.runtime.devices.cuda.device import CudaDevice
+    from moec.runtime.stats import Stats
+
+STAGE = "experts"
+PATIENCE_NS = 5 * 10**6
+"""That the GPU waits for the host's thread at most, beside the time of a copy; another may have the thread's core."""
+SLOWEST_BYTES_NS = 1
+"""Of a link, GB/s: a copy that takes longer is one that nobody makes."""
+SETTLE_SECONDS = 10.0
+DEVICE_BYTES = padded_bytes(8 * orders.NOTES_WORDS)
+"""Of the GPU's memory that it takes."""
+HOST_BYTES = BOOK_BYTES
+"""Of pinned host memory."""
+
+
+class CopyFeeder:
+    """Has missing experts brought by the copy engine, in place of the kernel that reads host memory.
+
+    Args:
+        device: the GPU; it is told, so that it wakes the thread before each step that may want it.
+        functions: of the GPU's module; it has ``order_experts``.
+        feed: the CPU module's ``feed_copies``.
+        most_bytes: of an expert.
+
+    Raises:
+        BudgetError: there is no memory for it.
+        DeviceError: the driver has no such functions, or the thread did not start.
+    """
+
+    def __init__(
+        self, device: CudaDevice, functions: Functions, feed: Callable[..., Any], most_bytes: int
+    ) -> None:
+        driver = device.driver
+        entries = [driver.entry(name) for name in ("cuMemcpyHtoDAsync", "cuStreamWriteValue32")]
+        if not all(entries):
+            raise DeviceError("The driver has no cuStreamWriteValue32.", "It is too old.", ADVICE)
+        self._device = device
+        self._stream = device.resources.stream(urgent=True)
+        self._memory = PinnedMemory(device.resources, BOOK_BYTES)
+        self._notes = device.allocate(8 * orders.NOTES_WORDS)
+        device.synchronize()
+        self._book = OrderBook(self._memory.address, PATIENCE_NS + most_bytes // SLOWEST_BYTES_NS)
+        counter = self._notes.address + 8 * orders.COPIED
+        copies = CopyDriver(*entries, driver.number(self._stream), counter)
+        self.feeder = Feeder(feed, self._book, copies, device.resources.enter)
+        device.resources.at_close(self.feeder.close)
+        self._attendance = Attendance(self.feeder, functions)
+        self._order = self._attendance.function(orders.ORDER)
+        device.attendances.append(self._attendance)
+        device.unfinished.repair_with(self._settle, first=True)
+        self._seen = (0, 0)
+
+    def fetch(self, state: View) -> PackedCall:
+        """Bring a layer's missing experts; ``state`` is the layer's, int64 ``[W]``."""
+        views = state, self._view, self._book.book, self._book.copies
+        return PackedCall(STAGE, self._order, tuple(map(self._device.tensor, views)))
+
+    def count(self, stats: Stats) -> None:
+        """Add what the GPU has counted since the last time."""
+        notes = self._device.read(self._view)
+        counted = int(notes[orders.FED_BYTES]), int(notes[orders.LATE])
+        stats.engine_bytes += counted[0] - self._seen[0]
+        stats.late_orders += counted[1] - self._seen[1]
+        self._seen = counted
+
+    def _settle(self) -> None:
+        """Until no copy is under way: whoever fills slots anew must be the last to write there."""
+        ordered = int(self._device.read(self._view)[orders.ORDERED])
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while self.feeder.made < ordered:
+            self.feeder.check()
+            if time.monotonic() > deadline:
+                raise DeviceError("The thread that copies experts hangs.", "The machine is too busy.", ADVICE)
+            time.sleep(1e-4)
+        self._device.driver.synchronize(self._stream)
+
+    @property
+    def _view(self) -> View:
+        return View(self._notes.address, "int64", (orders.NOTES_WORDS,))
