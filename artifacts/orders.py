@@ -9,7 +9,7 @@ them. A layer that misses nothing makes no order. Orders follow each other stric
 
 Nobody has to come: where copies do not arrive in time, ``order_experts`` cancels the order and reads host memory
 itself. What the host's thread has begun by then may still come. It brings what is there already; so until it is over
-(``COPIED`` has reached ``ORDERED``) no other order is made, and the layer's experts keep their slots.
+(``COPIED`` has reached ``ORDERED``) no other order is made, experts keep their slots, and nothing goes to the stage.
 
 Words are int64. Each that one side writes while the other looks at it has a line of its own.
 """

@@ -39,3 +39,8 @@ class OrderBook:
     def close(self) -> None:
         """Let the GPU wait for no copy, now and from now on."""
         self.words[orders.CLOSED] = 1
+
+    @property
+    def cancelled_order(self) -> int:
+        """The last order that the GPU did not wait for, 0 where there is none; right once the step is finished."""
+        return int(self.words[orders.CANCELLED])

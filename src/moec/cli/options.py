@@ -81,7 +81,7 @@ max_new_tokens_option = click.option(
 
 
 def processor_options(command: click.decorators.FC) -> click.decorators.FC:
-    """``--cpu-threads``, ``--copy-thread``, ``--host-memory``, ``--device``, ``--device-memory``: what a bundle may run on."""
+    """What a bundle may run on: ``--device``, its memory and the host's, threads of the CPU."""
     for option in (
         device_memory_option,
         device_option,

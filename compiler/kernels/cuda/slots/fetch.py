@@ -53,14 +53,14 @@ def fetch(blocks: int = BLOCKS, ahead_blocks: int = AHEAD_BLOCKS) -> tirx.PrimFu
             pieces = Pieces.of(state)
             either(
                 block < i32(blocks),
-                lambda: from_host(state, pieces, block, blocks, thread),
+                lambda: _from_host(state, pieces, block, blocks, thread),
                 lambda: from_ahead(state, pieces, block - i32(blocks), ahead_blocks, thread),
             )
 
     return build(words.FETCH, body)
 
 
-def from_host(state: State, pieces: Pieces, block: Expr, blocks: int, thread: Expr) -> None:
+def _from_host(state: State, pieces: Pieces, block: Expr, blocks: int, thread: Expr) -> None:
     """All pieces that were not brought ahead, part by part; both parts go round the blocks as one list."""
     fetches = settle(state.head(words.FETCHES))
     for second, (each, skipped, before) in enumerate(

@@ -34,8 +34,8 @@ from moec.compiler.kernels.cuda.slots.fetch import (
     bring_piece,
     brought_ahead,
     from_ahead,
-    from_host,
 )
+from moec.compiler.kernels.cuda.slots.notes import are_over
 from moec.compiler.kernels.cuda.slots.pieces import COPY_THREADS, Pieces, share_of
 from moec.compiler.kernels.cuda.slots.state import State
 from moec.compiler.kernels.cuda.threads import each_of
@@ -61,8 +61,6 @@ HEAD_PIECES = 32
 """Of the first expert that blocks bring until the copy engine begins: some 10 us of the link."""
 LOOKS = 64
 """At the number of copies between two at the clock and at what the host says."""
-HALF, WHOLE = 1 << 31, 1 << 32
-"""Of the numbers by which copies are counted."""
 
 
 def order(
@@ -89,17 +87,12 @@ def order(
             pieces = Pieces.of(state)
             own = _Order(state, pieces, notes, book, copies, head_pieces, thread)
             reader, ahead = settle(block - i32(1)), settle(block - i32(1 + read_blocks))
-            to_slots = own.all_to_slots()
             either(
                 block == i32(0),
-                lambda: own.partner(to_slots),
+                own.partner,
                 lambda: either(
                     ahead < i32(0),
-                    lambda: either(
-                        to_slots == i32(1),
-                        lambda: own.bring_head(reader, read_blocks),
-                        lambda: from_host(state, pieces, reader, read_blocks, thread),
-                    ),
+                    lambda: own.bring_head(reader, read_blocks),
                     lambda: from_ahead(state, pieces, ahead, ahead_blocks, thread),
                 ),
             )
@@ -119,21 +112,6 @@ class _Order:
     head_pieces: int
     thread: Expr
 
-    def all_to_slots(self) -> Expr:
-        """Whether every fetch is to a slot, int32: other places are somebody else's right after the layer."""
-        state, all_of_them = self.state, shared(1, "int32")
-        first = settle(state.head(words.SLOT_ADDRESS))
-        end = settle(first + T.cast(state.slots, "int64") * self.pieces.stride)
-        with when(self.thread == i32(0)):
-            store(all_of_them, 0, i32(1))
-        sync()
-        for number in each_of(self.thread, COPY_THREADS, T.cast(state.head(words.FETCHES), "int32")):
-            target = settle(state.at(words.TARGET, number))
-            with when(T.Or(target < first, target >= end)):
-                store(all_of_them, 0, i32(0))
-        sync()
-        return settle(load(all_of_them, 0))
-
     def bring_head(self, block: Expr, blocks: int) -> None:
         """The first pieces of the first fetch, but for those that were brought ahead."""
         which = i64(0)
@@ -142,18 +120,15 @@ class _Order:
             for number in share_of(i64(block), blocks, settle(self._begin(which) - first)):
                 self._bring(which, settle(first + number))
 
-    def partner(self, to_slots: Expr) -> None:
+    def partner(self) -> None:
         """By the block that is the host's partner: make the order, say what has arrived, bring what has not."""
         fetches = settle(self.state.head(words.FETCHES))
-        count = settle(T.Select(T.And(fetches > i64(0), to_slots == i32(1)), fetches + i64(1), i64(0)))
+        count = settle(T.Select(fetches > i64(0), fetches + i64(1), i64(0)))
         came, makes = shared(1, "int64"), shared(1, "int32")
         ordered = settle(load(self.notes, orders.ORDERED))
         with when(self.thread == i32(0)):
-            copied = value("int64", "acquire_system", element(self.notes, orders.COPIED))
             store(came, 0, i64(0))
-            store(makes, 0, T.cast(_reached(copied, ordered), "int32"))
-            with when(load(makes, 0) == i32(1)):
-                self.state.set_head(words.KEEPS, i64(0))
+            store(makes, 0, T.cast(are_over(self.notes, ordered), "int32"))
         sync()
         with when(load(makes, 0) == i32(1)):
             for number in each_of(self.thread, COPY_THREADS, T.cast(count, "int32")):
@@ -188,8 +163,7 @@ class _Order:
         with T.While(load(looking, 0) != i32(0)):
             with loop(LOOKS), when(load(looking, 0) != i32(0)):
                 number = settle(load(came, 0))
-                copied = value("int64", "acquire_system", element(self.notes, orders.COPIED))
-                with when(_reached(copied, ordered + number + i64(1))):
+                with when(are_over(self.notes, ordered + number + i64(1))):
                     self._count(number, fetches)
                     store(since, 0, value("int64", "nanoseconds"))
                     store(came, 0, number + i64(1))
@@ -203,7 +177,6 @@ class _Order:
                     store(looking, 0, i32(0))
 
     def _cancel(self) -> None:
-        self.state.set_head(words.KEEPS, i64(1))
         store(self.notes, orders.LATE, load(self.notes, orders.LATE) + i64(1))
         call("release_system", element(self.book, orders.CANCELLED), load(self.notes, orders.SENT))
 
@@ -246,8 +219,3 @@ class _Order:
         start, second = settle(self.pieces.start(piece)), T.cast(piece >= self.pieces.first, "int64")
         source = settle(self.state.at(words.SOURCE, which) + start)
         bring_piece(self.state, which, second, source, start, self.pieces.end(piece), self.thread)
-
-
-def _reached(copied: Expr, wanted: Expr) -> Expr:
-    """Whether ``copied``, which is counted modulo 2^32, has come to ``wanted``."""
-    return T.truncmod(copied - wanted + i64(1 << 62), i64(WHOLE)) < i64(HALF)

@@ -86,12 +86,11 @@ def _rank(step: Step, misses: Misses) -> _Ranked:
     """Order the slots; only as many as there are misses matter."""
     state, thread = step.state, step.thread
     key = shared(words.MOST_EXPERTS, "int64")
-    keeps = settle(T.cast(state.head(words.KEEPS) != i64(0), "int32"))
     for slot in each_of(thread, THREADS, state.slots):
         owner = settle(T.cast(state.part("owner", slot), "int32"))
         store(key, slot, i64(FREE))
         with when(owner >= i32(0)):
-            store(key, slot, T.Select(keeps == i32(1), i64(FIXED), key_of(state, owner, step.clock)))
+            store(key, slot, T.Select(step.late == i32(1), i64(FIXED), key_of(state, owner, step.clock)))
             with T.serial(i32(0), step.entries) as entry, when(load(step.expert, entry) == owner):
                 store(key, slot, i64(FIXED))
     ranked = _Ranked(
@@ -139,7 +138,8 @@ def _give(step: Step, misses: Misses, places: Places, ranked: _Ranked, own_key: 
     """Go through the misses of the GPU in order."""
     better = settle(step.state.head(words.ADMITS_BETTER) != i64(0))
     most = i64(words.MOST_ENTRIES)
-    room = settle(T.cast(T.min(step.state.head(words.STAGE_PLACES), most), "int32"))
+    places_there = T.Select(step.late == i32(1), i64(0), step.state.head(words.STAGE_PLACES))
+    room = settle(T.cast(T.min(places_there, most), "int32"))
     given, left, staged, fetches = (registers(1, "int32") for _ in range(4))
     for counter in (given, left, staged, fetches):
         store(counter, 0, i32(0))

@@ -81,6 +81,13 @@ class OffloadedExperts:
         self._stream = stream
         self._seen = slots.states.counters()
 
+    def be_fed_by(self, feeder: CopyFeeder) -> None:
+        """Have ``feeder`` bring missing experts from now on; no list of calls may have been made before."""
+        self.feeder = feeder
+        self._stream.settle = feeder.settle
+        if self.files is not None:
+            self.files.settle = feeder.settle
+
     def runs_beside(self, beside: Beside) -> bool:
         """Where there is a kernel for it: the segment's first product is done while experts are on their way."""
         return beside in self._beside

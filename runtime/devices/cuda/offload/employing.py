@@ -62,7 +62,8 @@ def employ_cpu(
             notes = [IDLE]
     feeds = copy_thread or (side.serve is not None and not computes)
     if feeds and side.feed is not None and functions.has(ORDER):
-        most = max(layer.stride_bytes for layer in experts.slots.plan.layers)
-        experts.feeder = CopyFeeder(device, functions, side.feed, most)
+        slots = experts.slots
+        most = max(layer.stride_bytes for layer in slots.plan.layers)
+        experts.be_fed_by(CopyFeeder(device, slots.states, functions, side.feed, most))
         notes.append(FED)
     return tuple(notes)

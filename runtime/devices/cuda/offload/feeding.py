@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from moec.runtime.device import Functions
     from moec.runtime.devices.cuda.device import CudaDevice
+    from moec.runtime.devices.cuda.offload.states import LayerStates
     from moec.runtime.stats import Stats
 
 STAGE = "experts"
@@ -37,6 +38,7 @@ class CopyFeeder:
 
     Args:
         device: the GPU; it is told, so that it wakes the thread before each step that may want it.
+        states: of all layers.
         functions: of the GPU's module; it has ``order_experts``.
         feed: the CPU module's ``feed_copies``.
         most_bytes: of an expert.
@@ -47,7 +49,12 @@ class CopyFeeder:
     """
 
     def __init__(
-        self, device: CudaDevice, functions: Functions, feed: Callable[..., Any], most_bytes: int
+        self,
+        device: CudaDevice,
+        states: LayerStates,
+        functions: Functions,
+        feed: Callable[..., Any],
+        most_bytes: int,
     ) -> None:
         driver = device.driver
         entries = [driver.entry(name) for name in ("cuMemcpyHtoDAsync", "cuStreamWriteValue32")]
@@ -66,8 +73,10 @@ class CopyFeeder:
         self._attendance = Attendance(self.feeder, functions)
         self._order = self._attendance.function(orders.ORDER)
         device.attendances.append(self._attendance)
-        device.unfinished.repair_with(self._settle, first=True)
+        device.unfinished.repair_with(self.settle, first=True)
+        states.set_notes(self._notes.address)
         self._seen = (0, 0)
+        self._settled = 0
 
     def fetch(self, state: View) -> PackedCall:
         """Bring a layer's missing experts; ``state`` is the layer's, int64 ``[W]``."""
@@ -82,8 +91,18 @@ class CopyFeeder:
         stats.late_orders += counted[1] - self._seen[1]
         self._seen = counted
 
-    def _settle(self) -> None:
-        """Until no copy is under way: whoever fills slots anew must be the last to write there."""
+    def settle(self) -> None:
+        """Until no copy is under way that the GPU does not wait for, once all calls before are finished.
+
+        For whoever is about to write where copies go to, or come from.
+
+        Raises:
+            DeviceError: the thread hangs.
+        """
+        self._device.synchronize()
+        late = self._book.cancelled_order
+        if late == self._settled:
+            return
         ordered = int(self._device.read(self._view)[orders.ORDERED])
         deadline = time.monotonic() + SETTLE_SECONDS
         while self.feeder.made < ordered:
@@ -92,6 +111,7 @@ class CopyFeeder:
                 raise DeviceError("The thread that copies experts hangs.", "The machine is too busy.", ADVICE)
             time.sleep(1e-4)
         self._device.driver.synchronize(self._stream)
+        self._settled = late
 
     @property
     def _view(self) -> View:
