@@ -73,7 +73,7 @@ class OffloadedExperts:
         self.ahead = ahead
         self.helper: Helper | None = None
         self.feeder: CopyFeeder | None = None
-        """Brings missing experts in place of ``fetch``; ``None``: nobody does."""
+        """Brings missing experts of captured steps in place of ``fetch``; ``None``: nobody does."""
         self.beside = True
         """Whether experts of few tokens are computed as they arrive, or when all of a layer are there."""
         self._device = device
@@ -85,8 +85,6 @@ class OffloadedExperts:
         """Have ``feeder`` bring missing experts from now on; no list of calls may have been made before."""
         self.feeder = feeder
         self._stream.settle = feeder.settle
-        if self.files is not None:
-            self.files.settle = feeder.settle
 
     def runs_beside(self, beside: Beside) -> bool:
         """Where there is a kernel for it: the segment's first product is done while experts are on their way."""
@@ -120,9 +118,8 @@ class OffloadedExperts:
 
     def _bring(self, state: View) -> PackedCall:
         """What brings the missing experts of the layer with this state."""
-        if self.feeder is not None:
-            return self.feeder.fetch(state)
-        return PackedCall(STAGE, self._fetch, (self._device.tensor(state),))
+        fetch = PackedCall(STAGE, self._fetch, (self._device.tensor(state),))
+        return fetch if self.feeder is None else self.feeder.fetch(state, fetch)
 
     def _cached(self, work: ExpertWork, kernel: Callable[..., Any] | None) -> list[Call]:
         """Calls of ``kernel`` where experts are computed as they arrive, otherwise of the work's own function."""

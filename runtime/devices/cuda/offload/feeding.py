@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from moec.artifacts import orders
 from moec.errors import DeviceError
-from moec.runtime.device import PackedCall, View, padded_bytes
+from moec.runtime.device import CapturedCall, View, padded_bytes
 from moec.runtime.devices.cuda.attended import Attendance
 from moec.runtime.devices.cuda.memory import PinnedMemory
 from moec.runtime.sharing.feeder import ADVICE, CopyDriver, Feeder
@@ -16,7 +16,7 @@ from moec.runtime.sharing.order_book import BOOK_BYTES, OrderBook
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.runtime.device import Functions
+    from moec.runtime.device import Functions, PackedCall
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.offload.states import LayerStates
     from moec.runtime.stats import Stats
@@ -57,8 +57,8 @@ class CopyFeeder:
         most_bytes: int,
     ) -> None:
         driver = device.driver
-        entries = [driver.entry(name) for name in ("cuMemcpyHtoDAsync", "cuStreamWriteValue32")]
-        if not all(entries):
+        copy_in, write_value = driver.entry("cuMemcpyHtoDAsync"), driver.entry("cuStreamWriteValue32")
+        if not (copy_in and write_value):
             raise DeviceError("The driver has no cuStreamWriteValue32.", "It is too old.", ADVICE)
         self._device = device
         self._stream = device.resources.stream(urgent=True)
@@ -67,7 +67,7 @@ class CopyFeeder:
         device.synchronize()
         self._book = OrderBook(self._memory.address, PATIENCE_NS + most_bytes // SLOWEST_BYTES_NS)
         counter = self._notes.address + 8 * orders.COPIED
-        copies = CopyDriver(*entries, driver.number(self._stream), counter)
+        copies = CopyDriver(copy_in, write_value, driver.number(self._stream), counter)
         self.feeder = Feeder(feed, self._book, copies, device.resources.enter)
         device.resources.at_close(self.feeder.close)
         self._attendance = Attendance(self.feeder, functions)
@@ -77,11 +77,21 @@ class CopyFeeder:
         states.set_notes(self._notes.address)
         self._seen = (0, 0)
         self._settled = 0
+        # Nothing is missing yet: this loads its code, which a capture forbids.
+        self._order(*self._arguments(states.state(0)))
+        device.synchronize()
 
-    def fetch(self, state: View) -> PackedCall:
-        """Bring a layer's missing experts; ``state`` is the layer's, int64 ``[W]``."""
-        views = state, self._view, self._book.book, self._book.copies
-        return PackedCall(STAGE, self._order, tuple(map(self._device.tensor, views)))
+    def fetch(self, state: View, before: PackedCall) -> CapturedCall:
+        """Bring a layer's missing experts.
+
+        The host's thread is not asked while kernels are launched one by one: the first launch of each loads its code,
+        and the driver then makes no copy before the GPU is idle.
+
+        Args:
+            state: the layer's, int64 ``[W]``.
+            before: what brings them then.
+        """
+        return CapturedCall(STAGE, self._order, self._arguments(state), before)
 
     def count(self, stats: Stats) -> None:
         """Add what the GPU has counted since the last time."""
@@ -112,6 +122,9 @@ class CopyFeeder:
             time.sleep(1e-4)
         self._device.driver.synchronize(self._stream)
         self._settled = late
+
+    def _arguments(self, state: View) -> tuple[Any, ...]:
+        return tuple(map(self._device.tensor, (state, self._view, self._book.book, self._book.copies)))
 
     @property
     def _view(self) -> View:

@@ -12,7 +12,7 @@ from moec.runtime.devices.cuda.memory import PinnedMemory
 from moec.runtime.devices.cuda.offload.host_tier import read_expert
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -43,8 +43,6 @@ class FileExperts:
         self._next = 0
         self.tables: Sequence[NDArray[np.int64]] = ()
         """The CPU's, of each layer ``[E]``: they are told too."""
-        self.settle: Callable[[], None] = _nothing
-        """Waits until no copy is under way that was made for a layer before."""
 
     def bring(self, layer: int, index: View) -> None:
         """Read those of the chosen experts ``[T, K]`` that are nowhere else; waits for the router."""
@@ -54,7 +52,6 @@ class FileExperts:
         outside = known[self._tier.homes[layer][known] == 0]
         if not outside.size:
             return
-        self.settle()
         resident = self._slots.states.residents()[layer]
         for place, expert in enumerate(outside[resident[outside] < 0].tolist()):
             address = self._read(layer, expert, place)
@@ -86,7 +83,3 @@ class FileExperts:
         finally:
             os.close(file)
         return int(target.ctypes.data)
-
-
-def _nothing() -> None:
-    pass
