@@ -112,7 +112,7 @@ def load(
             allocated.
         RequestError: an option is out of range.
     """
-    _check_device(device, device_memory)
+    _check_device(device, device_memory, copy_thread)
     check_count("max_batch", max_batch, least=1)
     if max_step_tokens is not None:
         check_count("max_step_tokens", max_step_tokens, least=max_batch + 1)
@@ -215,7 +215,7 @@ def _schedule(bundle: Bundle, memory: MemoryPlan) -> Schedule | None:
     return best_schedule(schedules, 0, memory.total_bytes) or smallest
 
 
-def _check_device(device: str, device_memory: object) -> None:
+def _check_device(device: str, device_memory: object, copy_thread: bool | None) -> None:
     if device.startswith("cuda"):
         parse_ordinal(device)
         return
@@ -228,4 +228,10 @@ def _check_device(device: str, device_memory: object) -> None:
             "device_memory does not apply to the device cpu.",
             "It limits the memory of a GPU; on the CPU everything is in host memory.",
             "Leave it out, or give host_memory instead.",
+        )
+    if copy_thread:
+        raise DeviceError(
+            "copy_thread does not apply to the device cpu.",
+            "It feeds the copy engine of a GPU.",
+            "Leave it out, or choose a GPU.",
         )
