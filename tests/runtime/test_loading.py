@@ -52,6 +52,7 @@ print(torch.ones(2).sum().item())
         ({"device": "cuda:x"}, DeviceError, "no device 'cuda:x'"),
         ({"device": "abacus"}, DeviceError, "no device 'abacus'"),
         ({"device_memory": "8GiB"}, DeviceError, "device_memory"),
+        ({"copy_thread": True}, DeviceError, "copy_thread"),
         ({"host_memory": "much"}, RequestError, "host_memory='much'"),
         ({"max_batch": 0}, RequestError, "max_batch=0"),
         ({"max_batch": 8, "max_step_tokens": 8}, RequestError, "at least 9"),
