@@ -71,7 +71,8 @@ class Rehearsal:
         box, words = self._box, self._box.words
         for place, values in ((box.layout.index, index), (box.layout.weight, np.ones(top_k, np.float32))):
             array_at(*box.view(place))[:top_k] = values
-        array_at(*box.view(box.layout.x))[:] = 0
+        x = array_at(*box.view(box.layout.x))
+        x[:] = self._random.standard_normal(len(x))  # as a step's: zeros may take another time
         words[mailbox.LAYER], words[mailbox.COUNT] = ordinal, 1
         number = int(words[mailbox.POSTED]) + 1
         start = time.perf_counter()
