@@ -1,9 +1,9 @@
 """Activations rounded to 16 bits, with a scale for each group of the weights' columns.
 
 The scale is the power of two with which a group's largest magnitude takes all bits: rounding moves a value by at most
-2^-15 of that, and numbers that came from bfloat16 not at all, down to 2^-7 of it. It is 2^-100 at least, also of a group
-of zeros: times any float16 it is no subnormal, which Intel's processors multiply a hundred times slower. What is no finite
-number makes its group's scale NaN.
+2^-15 of that, and numbers that came from bfloat16 not at all, down to 2^-7 of it. It is 2^-100 at least, also of a
+group of zeros: times any float16 that is no subnormal number, which Intel's processors are slow with. What is no
+finite number makes its group's scale NaN.
 """
 
 from __future__ import annotations
