@@ -5,6 +5,7 @@ Needs numpy, torch and `moec.formats` alone.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,13 +39,13 @@ def _expert(body: ExpertBody) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     shape, pools = layout(body), RandomPools(SMALL_POOL_VALUES)
     expert = np.zeros(shape.stride_bytes, np.uint8)
     for part in shape.parts:
-        count = part.shape[0]
         if body.format is None:
-            source, count = pools.pool(body.dtype), int(np.prod(part.shape))
+            pieces = pools.pool(body.dtype).pieces(0, math.prod(part.shape))
         else:
-            source = pools.rows(body.format, body.intermediate if part.name == "down" else body.hidden)
+            columns = body.intermediate if part.name == "down" else body.hidden
+            pieces = pools.rows(body.format, columns).pieces(0, part.shape[0])
         place = part.offset_bytes
-        for piece in source.pieces(0, count):
+        for piece in pieces:
             expert[place : place + piece.nbytes] = np.frombuffer(piece, np.uint8)
             place += piece.nbytes
     return expert
