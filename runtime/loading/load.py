@@ -14,6 +14,7 @@ from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.chain.binding import Binder
 from moec.runtime.chain.executor import ChainExecutor
+from moec.runtime.chain.section import ChainSection
 from moec.runtime.devices.cpu import CpuDevice
 from moec.runtime.devices.names import parse_ordinal
 from moec.runtime.engine import Engine
@@ -192,7 +193,8 @@ def _assemble(
         limits.max_step_tokens,
         rows,
     )
-    executor = ChainExecutor(device, binder, experts, stats)
+    section = ChainSection(device, binder, experts, stats)
+    executor = ChainExecutor(section, bundle.model.vocab_size, stats)
     return Engine(executor, limits, Vocabulary.of(bundle.model), stats), executor
 
 
