@@ -27,13 +27,13 @@ PATIENCE_SECONDS = 60.0
 
 
 class Rehearsal:
-    """Makes requests of one token in a mailbox that no GPU uses yet.
+    """Makes requests of one token, of ordinary numbers, in a mailbox that no GPU uses yet.
 
     Args:
         box: the team's.
         team: who answers.
         layers: ``(ordinal, top-k, experts in host memory)`` of each MoE layer that can be asked.
-        seed: of the experts that are taken; each time others, so that no cache has them.
+        seed: of the experts that are taken, each time others, so that no cache has them; and of the numbers.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Rehearsal:
         for place, values in ((box.layout.index, index), (box.layout.weight, np.ones(top_k, np.float32))):
             array_at(*box.view(place))[:top_k] = values
         x = array_at(*box.view(box.layout.x))
-        x[:] = self._random.standard_normal(len(x))  # as a step's: zeros may take another time
+        x[:] = self._random.standard_normal(x.shape)
         words[mailbox.LAYER], words[mailbox.COUNT] = ordinal, 1
         number = int(words[mailbox.POSTED]) + 1
         start = time.perf_counter()
