@@ -12,7 +12,7 @@ from tvm import tirx
 from moec.artifacts.paths import PROGRAM_NAME
 from moec.artifacts.program import HOPPER, ProgramRecord
 from moec.artifacts.records import write_record
-from moec.compiler.kernels.cuda.product import ON_HOPPER
+from moec.compiler.kernels.cuda.dense.product import ON_HOPPER
 from moec.compiler.lowering.cuda_module import export_cuda
 from moec.compiler.lowering.formats import check_formats
 from moec.compiler.lowering.kernel_library import kernels_for

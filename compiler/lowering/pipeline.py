@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
-from moec.compiler.kernels.cuda.product import product, product_and_hopper
-from moec.compiler.kernels.cuda.product_parameters import declare
-from moec.compiler.kernels.cuda.rows import rows
+from moec.compiler.kernels.cuda.dense.parameters import declare
+from moec.compiler.kernels.cuda.dense.product import product, product_and_hopper
+from moec.compiler.kernels.cuda.rows.kernel import rows
 from moec.compiler.lowering.kernel_library import CpuKernels
 from moec.compiler.lowering.legalize import LEGALIZATIONS
 from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear

@@ -20,16 +20,16 @@ from moec.artifacts.activation import ARITY, Expression
 from moec.artifacts.experts import layout
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cuda.experts_call import ExpertCall
-from moec.compiler.kernels.cuda.experts_layout import slice_columns, workspace_bytes
-from moec.compiler.kernels.cuda.experts_many import (
+from moec.compiler.kernels.cuda.experts.call import ExpertCall
+from moec.compiler.kernels.cuda.experts.layout import slice_columns, workspace_bytes
+from moec.compiler.kernels.cuda.experts.many import (
     HOPPER_PACKED_TILES,
     HOPPER_TILES,
     TILES,
     Tiles,
     emit_experts_many,
 )
-from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
+from moec.compiler.kernels.cuda.many.warpgroup_sums import WarpgroupTile
 from moec.compiler.kernels.emit import Argument, arguments, build, symbol
 from moec.runtime.tensors import aligned_empty
 from tests.support.arrays import DTYPES, aligned, plain, relative_error

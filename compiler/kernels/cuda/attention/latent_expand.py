@@ -13,9 +13,9 @@ from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.attention.convert import stored
 from moec.compiler.kernels.cuda.attention.latent_plan import RUN_ROW, counted, find
 from moec.compiler.kernels.cuda.attention.operands import Operands, cache_row
+from moec.compiler.kernels.cuda.many.tile_product import TileProduct
+from moec.compiler.kernels.cuda.many.tiles import CHUNK, ResultRow, Rows, Tile
 from moec.compiler.kernels.cuda.primitives import i32
-from moec.compiler.kernels.cuda.tile_product import TileProduct
-from moec.compiler.kernels.cuda.tiles import CHUNK, ResultRow, Rows, Tile
 from moec.compiler.kernels.emit import Buffer, Expr, either, i64, load, store, when
 
 if TYPE_CHECKING:

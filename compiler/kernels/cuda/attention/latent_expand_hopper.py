@@ -19,7 +19,7 @@ from moec.compiler.kernels.cuda.attention.latent_expand import (
     put_tile,
 )
 from moec.compiler.kernels.cuda.attention.latent_plan import counted
-from moec.compiler.kernels.cuda.panels import (
+from moec.compiler.kernels.cuda.many.panels import (
     PANEL,
     PANEL_PIECES,
     ROW_BYTES,
@@ -28,8 +28,8 @@ from moec.compiler.kernels.cuda.panels import (
     hold,
     multiply_rows,
 )
+from moec.compiler.kernels.cuda.many.tiles import ResultRow
 from moec.compiler.kernels.cuda.primitives import MULTIPROCESSORS, i32
-from moec.compiler.kernels.cuda.tiles import ResultRow
 from moec.compiler.kernels.emit import either, i64, when
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from moec.compiler.kernels.cuda.attention.latent_plan import (
 )
 from moec.compiler.kernels.cuda.attention.latent_room import Absorbed, Room, carve, carve_absorbed
 from moec.compiler.kernels.cuda.attention.operands import Done, Rounded
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
+from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.emit import either, i64
 
