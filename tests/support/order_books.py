@@ -50,8 +50,8 @@ class HostDriver:
 
     def entries(self, counter: int) -> CopyDriver:
         """As a feeder takes them."""
-        addresses = [ctypes.cast(each, ctypes.c_void_p).value or 0 for each in self._functions]
-        return CopyDriver(*addresses, STREAM, counter)
+        copy, write = (ctypes.cast(each, ctypes.c_void_p).value or 0 for each in self._functions)
+        return CopyDriver(copy, write, STREAM, counter)
 
 
 class Orders:

@@ -150,6 +150,9 @@ def report(model: Model, new_tokens: int, seconds: float) -> None:
     )
     shares = ", ".join(f"{name} {spent:.0f} ms" for name, spent in stats.milliseconds.items())
     click.echo(shares, err=True)
+    if stats.engine_bytes:
+        brought, late = human_bytes(stats.engine_bytes), stats.late_orders
+        click.echo(f"copy engine: {brought} of misses, too late for {late} layers of a step", err=True)
     guessed = stats.prefetch
     if guessed.chosen:
         click.echo(
