@@ -22,8 +22,7 @@ HALF, WHOLE = 1 << 31, 1 << 32
 
 def are_over(notes: Buffer, copies: Expr) -> Expr:
     """Whether so many copies are over; what they brought can then be read."""
-    copied = value("int64", "acquire_system", element(notes, orders.COPIED))
-    return T.truncmod(copied - copies + i64(1 << 62), i64(WHOLE)) < i64(HALF)
+    return _has_reached(value("int64", "acquire_system", element(notes, orders.COPIED)), copies)
 
 
 def copies_are_late(state: State) -> Expr:
@@ -32,6 +31,10 @@ def copies_are_late(state: State) -> Expr:
     store(late, 0, i32(0))
     with when(address != i64(0)):
         notes = at_address(address, orders.NOTES_WORDS, "int64")
-        ordered = settle(load(notes, orders.ORDERED))
-        store(late, 0, T.cast(T.Not(are_over(notes, ordered)), "int32"))
+        over = _has_reached(load(notes, orders.COPIED), load(notes, orders.ORDERED))
+        store(late, 0, T.cast(T.Not(over), "int32"))
     return settle(load(late, 0))
+
+
+def _has_reached(copied: Expr, copies: Expr) -> Expr:
+    return T.truncmod(copied - copies + i64(1 << 62), i64(WHOLE)) < i64(HALF)

@@ -144,12 +144,7 @@ class _Order:
                 self._bring(which, settle(first + piece))
 
     def _post(self, count: Expr, ordered: Expr) -> None:
-        sent, size = settle(load(self.notes, orders.SENT) + i64(1)), registers(1, "int64")
-        store(size, 0, load(self.notes, orders.FED_BYTES))
-        with loop(count) as copy:
-            place = copy * i64(orders.COPY_WORDS) + i64(orders.SIZE)
-            store(size, 0, load(size, 0) + load(self.copies, place))
-        store(self.notes, orders.FED_BYTES, load(size, 0))
+        sent = settle(load(self.notes, orders.SENT) + i64(1))
         store(self.book, orders.COUNT, count)
         call("release_system", element(self.book, orders.POSTED), sent)
         store(self.notes, orders.SENT, sent)
@@ -204,6 +199,8 @@ class _Order:
             (orders.SIZE, end - start),
         ):
             store(self.copies, row + i64(word), own)
+        counter = element(self.notes, orders.FED_BYTES)
+        call("atomic_add_wide", counter, T.cast(end - start, "uint64"))
 
     def _count(self, number: Expr, fetches: Expr) -> None:
         """The pieces of a copy that is over have arrived."""

@@ -11,7 +11,6 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts import slots as words
 from moec.compiler.kernels.cuda.primitives import i32, registers, shared, sync
 from moec.compiler.kernels.cuda.settle import settle
-from moec.compiler.kernels.cuda.slots.notes import copies_are_late
 from moec.compiler.kernels.cuda.slots.pieces import Pieces
 from moec.compiler.kernels.cuda.slots.policy import count_uses
 from moec.compiler.kernels.emit import i64, load, store, when
@@ -59,8 +58,6 @@ class Step:
     """Shared ``[entries]``: the first entry of the same expert."""
     guessed: Expr
     """Whether pieces were brought ahead for this step."""
-    late: Expr
-    """int32: 1 where copies are still under way that nobody waits for; they must not meet another expert."""
 
     @classmethod
     def read(cls, index: Buffer, state: State, thread: Expr, tokens: Expr, chosen: Expr) -> Step:
@@ -70,7 +67,7 @@ class Step:
         learns = settle(T.truncmod(clock, i64(words.LEARN_TOKENS)) < T.cast(tokens, "int64"))
         guessed = settle(T.cast(state.head(words.AHEAD_CLOCK) + tokens == clock, "int32")) == i32(1)
         memory = shared(THREADS, "int32"), shared(THREADS, "int32")
-        step = cls(state, thread, entries, clock, learns, *memory, guessed, copies_are_late(state))
+        step = cls(state, thread, entries, clock, learns, *memory, guessed)
         with step.own():
             number = settle(load(index, T.cast(thread, "int64")))
             known = tirx.all(number >= i64(0), number < state.experts)
