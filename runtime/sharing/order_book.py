@@ -30,6 +30,7 @@ class OrderBook:
         self.words: NDArray[Any] = array_at(*self.book)
         """int64, see `moec.artifacts.orders`."""
         self.words[:] = 0
+        array_at(*self.copies)[:] = 0
         self.words[orders.PATIENCE] = patience_ns
 
     def host_tensors(self) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from moec import runtime
 from moec.artifacts import mailbox, orders
 from moec.artifacts.reader import open_bundle
 from moec.errors import DeviceError
+from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.offload import feeding, helping
 from moec.runtime.devices.cuda.offload.feeding import DEVICE_BYTES, CopyFeeder
 from moec.runtime.devices.cuda.sharing import device_bytes
@@ -29,6 +31,7 @@ from tests.support.emulated_offload import (
     planned_ahead,
     resident,
 )
+from tests.support.order_books import WRITE_VALUE
 
 Load = Callable[..., runtime.Model]
 OPTIONS: dict[str, Any] = {
@@ -145,6 +148,31 @@ def test_a_thread_without_a_share_feeds_unless_it_must_not(
         assert (parts(model).feeder is not None) == (fed is None) == bool(copy_threads())
         assert rows(model, [PROMPTS[0]]) == expected["one"]
         assert model.stats.cpu_misses == 0
+
+
+@WRITE_VALUE
+def _cannot(stream: int, place: int, value: int, flags: int) -> int:
+    return 801
+
+
+@pytest.mark.parametrize("fed", [None, True])
+def test_a_system_whose_streams_write_no_values(
+    load: Load, bundle: Path, expected: dict[str, Any], fed: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error where the thread was asked for."""
+    entry, cannot = NvidiaDriver.entry, ctypes.cast(_cannot, ctypes.c_void_p).value
+    monkeypatch.setattr(helping, "cpu_shares", lambda _, most: (0,) * (most + 1))
+    monkeypatch.setattr(
+        NvidiaDriver, "entry", lambda own, name: cannot if "Write" in name else entry(own, name)
+    )
+    more = device_bytes(open_bundle(bundle, verify="sizes").model)
+    if fed:
+        with pytest.raises(DeviceError, match="The driver answered 801"):
+            load(0.9, more=more, cpu_threads=1, copy_thread=fed)
+        return
+    with load(0.9, more=more, cpu_threads=1, copy_thread=fed) as model:
+        assert parts(model).feeder is None
+        assert rows(model, [PROMPTS[0]]) == expected["one"]
 
 
 def test_cpu_threads_0_starts_no_thread(load: Load) -> None:

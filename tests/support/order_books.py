@@ -17,8 +17,9 @@ from moec.runtime.tensors import aligned_zeros
 STREAM = 0x57AE
 PATIENCE_NS = 20 * 10**9
 
-_COPY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-_WRITE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint)
+COPY_IN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+WRITE_VALUE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint)
+"""Their types."""
 
 
 class HostDriver:
@@ -32,7 +33,7 @@ class HostDriver:
         self.sizes: list[int] = []
         self.threads: set[int] = set()
         self._refuses = refuses
-        self._functions = _COPY(self._copy), _WRITE(self._write)
+        self._functions = COPY_IN(self._copy), WRITE_VALUE(self._write)
 
     def _copy(self, target: int, source: int, size: int, stream: int) -> int:
         assert stream == STREAM

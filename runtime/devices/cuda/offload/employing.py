@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moec.artifacts.orders import ORDER
-from moec.errors import BundleError
+from moec.errors import BundleError, DeviceError
 from moec.runtime.devices.cuda.measure import FED_LINK_EFFICIENCY, LINK_EFFICIENCY
 from moec.runtime.devices.cuda.offload.feeding import CopyFeeder
 from moec.runtime.devices.cuda.offload.helping import let_cpu_help
@@ -64,6 +64,11 @@ def employ_cpu(
     if feeds and side.feed is not None and functions.has(ORDER):
         slots = experts.slots
         most = max(layer.stride_bytes for layer in slots.plan.layers)
-        experts.be_fed_by(CopyFeeder(device, slots.states, functions, side.feed, most))
-        notes.append(FED)
+        try:
+            experts.be_fed_by(CopyFeeder(device, slots.states, functions, side.feed, most))
+        except DeviceError:
+            if copy_thread:
+                raise
+        else:
+            notes.append(FED)
     return tuple(notes)

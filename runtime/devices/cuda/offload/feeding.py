@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from moec.artifacts import orders
 from moec.errors import DeviceError
 from moec.runtime.device import CapturedCall, View, padded_bytes
@@ -45,7 +47,7 @@ class CopyFeeder:
 
     Raises:
         BudgetError: there is no memory for it.
-        DeviceError: the driver has no such functions, or the thread did not start.
+        DeviceError: streams cannot write values here, or the thread did not start.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class CopyFeeder:
         copies = CopyDriver(copy_in, write_value, driver.number(self._stream), counter)
         self.feeder = Feeder(feed, self._book, copies, device.resources.enter)
         device.resources.at_close(self.feeder.close)
+        self._try()
         self._attendance = Attendance(self.feeder, functions)
         self._order = self._attendance.function(orders.ORDER)
         device.attendances.append(self._attendance)
@@ -113,15 +116,37 @@ class CopyFeeder:
         late = self._book.cancelled_order
         if late == self._settled:
             return
-        ordered = int(self._device.read(self._view)[orders.ORDERED])
+        self._await(int(self._device.read(self._view)[orders.ORDERED]))
+        self._device.driver.synchronize(self._stream)
+        self._settled = late
+
+    def _try(self) -> None:
+        """Make an order of nothing, in the GPU's place: not every system lets a stream write values.
+
+        Raises:
+            DeviceError: this one does not; the thread has left.
+        """
+        self._book.words[orders.COUNT], self._book.words[orders.POSTED] = 1, 1
+        self.feeder.begin()
+        try:
+            self._await(1)
+            self._device.driver.synchronize(self._stream)
+        except DeviceError:
+            self.feeder.close()
+            raise
+        self.feeder.end()
+        notes = np.zeros(orders.NOTES_WORDS, np.int64)
+        notes[[orders.SENT, orders.ORDERED, orders.COPIED]] = 1
+        self._device.write(self._notes.address, notes)
+
+    def _await(self, made: int) -> None:
+        """Until so many copies are in the stream."""
         deadline = time.monotonic() + SETTLE_SECONDS
-        while self.feeder.made < ordered:
+        while self.feeder.made < made:
             self.feeder.check()
             if time.monotonic() > deadline:
                 raise DeviceError("The thread that copies experts hangs.", "The machine is too busy.", ADVICE)
             time.sleep(1e-4)
-        self._device.driver.synchronize(self._stream)
-        self._settled = late
 
     def _arguments(self, state: View) -> tuple[Any, ...]:
         return tuple(map(self._device.tensor, (state, self._view, self._book.book, self._book.copies)))
