@@ -150,9 +150,7 @@ def test_a_thread_without_a_share_feeds_unless_it_must_not(
         assert model.stats.cpu_misses == 0
 
 
-@WRITE_VALUE
-def _cannot(stream: int, place: int, value: int, flags: int) -> int:
-    return 801
+_cannot = WRITE_VALUE(lambda *_: 801)
 
 
 @pytest.mark.parametrize("fed", [None, True])
