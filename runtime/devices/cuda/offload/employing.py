@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from moec.runtime.sharing.loading import CpuSide
 
 FED = "A CPU thread feeds the GPU's copy engine with missing experts."
+LEAST_BYTES = 4 << 20
+"""Of an expert: two of 4.9 MB a layer came 2 % sooner from a fed copy engine, some of 74 KB took half as long again."""
 IDLE = "The CPU computes no missing expert: over the link they are there sooner."
 
 
@@ -32,7 +34,8 @@ def employ_cpu(
 ) -> tuple[str, ...]:
     """Start the CPU's threads; what the user should know of it.
 
-    Where nobody says it, a thread feeds the copy engine if there are threads and none has anything to compute.
+    Where nobody says it, a thread feeds the copy engine if there are threads, none has anything to compute, and experts
+    are large enough for it to gain.
 
     Args:
         device: the GPU.
@@ -60,10 +63,10 @@ def employ_cpu(
         computes = let_cpu_help(device, bundle, functions, experts, side, threads, efficiency)
         if not computes:
             notes = [IDLE]
-    feeds = copy_thread or (side.serve is not None and not computes)
+    slots = experts.slots
+    most = max(layer.stride_bytes for layer in slots.plan.layers)
+    feeds = copy_thread or (side.serve is not None and not computes and most >= LEAST_BYTES)
     if feeds and side.feed is not None and functions.has(ORDER):
-        slots = experts.slots
-        most = max(layer.stride_bytes for layer in slots.plan.layers)
         try:
             experts.be_fed_by(CopyFeeder(device, slots.states, functions, side.feed, most))
         except DeviceError:
