@@ -20,10 +20,12 @@ class Attendance:
     Args:
         threads: who watches.
         functions: of the GPU's module, among them those that want something.
+        keep: what owns the memory that they watch.
     """
 
-    def __init__(self, threads: Watchers, functions: Functions) -> None:
+    def __init__(self, threads: Watchers, functions: Functions, keep: object) -> None:
         self.threads = threads
+        self._keep = keep
         self._functions = functions
         self._found: dict[str, Callable[..., Any]] = {}
         self._inside = False

@@ -76,7 +76,7 @@ class CudaDevice:
         self._set_stream = set_stream
         self._stream = self.resources.stream()
         self.attendances: list[Attendance] = []
-        """The CPU's threads that have a part in steps."""
+        """The CPU's threads that have a part in steps, kept with what they watch."""
         self.complete: Callable[[Sequence[Call]], Sequence[Call]] | None = None
         """Adds to a list of calls what it has to end with, where some run in another stream."""
         self.unfinished = Unfinished()

@@ -69,7 +69,7 @@ class CpuShare:
         """Microseconds of 0, 1, 2 ... experts on the CPU, as measured when the model was loaded."""
         self.team = Team(serve, self._box, shared_layers(model, tables), threads)
         device.resources.at_close(self.team.close)
-        self._attendance = Attendance(self.team, functions)
+        self._attendance = Attendance(self.team, functions, self)
         device.attendances.append(self._attendance)
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ class CopyFeeder:
         self.feeder = Feeder(feed, self._book, copies, device.resources.enter)
         device.resources.at_close(self.feeder.close)
         self._try()
-        self._attendance = Attendance(self.feeder, functions)
+        self._attendance = Attendance(self.feeder, functions, self)
         self._order = self._attendance.function(orders.ORDER)
         device.attendances.append(self._attendance)
         device.unfinished.repair_with(self.settle, first=True)
