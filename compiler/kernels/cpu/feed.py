@@ -57,8 +57,8 @@ def _fill(number: Expr, book: Buffer, copies: Buffer, control: Buffer, driver: B
             _check(copy_in(bring, target, source, size, stream), book, control, driver)
         with when(load(driver, orders.STATUS) == i64(0)):
             made = keep(load(driver, orders.MADE) + i64(1))
-            store(driver, orders.MADE, made)
             _check(write_value(write, stream, counter, made), book, control, driver)
+            store_release(driver, orders.MADE, made)
 
 
 def _check(status: Expr, book: Buffer, control: Buffer, driver: Buffer) -> None:

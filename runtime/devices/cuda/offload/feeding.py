@@ -130,6 +130,7 @@ class CopyFeeder:
         self.feeder.begin()
         try:
             self._await(1)
+            self.feeder.check()
             self._device.driver.synchronize(self._stream)
         except DeviceError:
             self.feeder.close()
