@@ -98,7 +98,7 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, Any]:
         service.check_name(body.model)
-        return {"prompt": service.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+        return {"prompt": service.decode(body.tokens)}
 
 
 def _add_state(app: FastAPI, service: Service) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moec.errors import RequestError
+from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.serving.errors import ApiError, refused
 from moec.runtime.serving.metrics import Metrics
 
@@ -76,6 +77,19 @@ class Service:
             return self.tokenizer.encode_chat([message.for_template() for message in messages], variables)
         except RequestError as error:
             raise refused(error, param="messages") from error
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of token ids, special ones included.
+
+        Raises:
+            ApiError: one is none of the model's.
+        """
+        try:
+            if tokens:
+                Vocabulary.of(self.model.record).check(tokens)
+        except RequestError as error:
+            raise refused(error, param="tokens") from error
+        return self.tokenizer.decode(tokens, skip_special_tokens=False)
 
     async def stats(self) -> Stats:
         """The model's counters, up to date."""

@@ -92,7 +92,8 @@ def served(model: Model, template: str | None = TEMPLATE, **options: Any) -> Ite
     """A server of ``model`` and its address; stopped in the end."""
     listener = bind("127.0.0.1", 0)
     tokenizer = Tokenizer(model.path / "tokenizer", template)
-    server = Server(model, tokenizer, Options(**{"name": NAME, "grace_seconds": 0.0} | options), listener)
+    chosen: dict[str, Any] = {"name": NAME, "grace_seconds": 0.0} | options
+    server = Server(model, tokenizer, Options(**chosen), listener)
     port = listener.getsockname()[1]
     started = threading.Event()
     raised: list[BaseException] = []

@@ -13,6 +13,7 @@ from tests.support.byte_tokenizer import bytes_tokenizer
 from tests.support.served import PAGES, executor_of, make_model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.served import ScriptedExecutor
@@ -35,7 +36,7 @@ class Bench:
         self.model = make_model(folder, "abc")
         self.events: list[tuple[Job, Event]] = []
         self.driver = Driver(self.model.engine, self._deliver)
-        self.enough = lambda: False
+        self.enough: Callable[[], bool] = lambda: False
 
     @property
     def executor(self) -> ScriptedExecutor:
