@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from operator import index
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 from moec.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 INCOMPLETE = "\ufffd"
@@ -100,13 +101,22 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``, with the tokens that the model wants around it (such as a first one)."""
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        try:
+            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except TypeError as error:
+            raise RequestError("This cannot be encoded.", _not_text(text), "Give one text.") from error
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: Iterable[SupportsIndex], skip_special_tokens: bool = True) -> str:
         """Text of ``ids``."""
-        return str(
-            self._backend.decode([int(token) for token in ids], skip_special_tokens=skip_special_tokens)
-        )
+        try:
+            numbers = [index(token) for token in ids]
+            return str(self._backend.decode(numbers, skip_special_tokens=skip_special_tokens))
+        except (TypeError, OverflowError) as error:
+            raise RequestError(
+                "These are not the token ids of a text.",
+                f"{error}.",
+                "Give integers; of what generate returns, one row.",
+            ) from error
 
     def token_id(self, token: str) -> int:
         """The id of a token by its text, such as a language's code.
@@ -202,6 +212,12 @@ def _environment() -> Any:
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
     return environment
+
+
+def _not_text(value: object) -> str:
+    if isinstance(value, str):
+        return "It has bytes that are no UTF-8."
+    return f"It is of type {type(value).__name__}."
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:

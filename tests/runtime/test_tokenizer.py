@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -108,3 +108,15 @@ def test_missing_and_broken_tokenizers_are_typed_errors(folder: Path, tmp_path: 
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(BundleError, match="cannot be read"):
         Tokenizer(folder)
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", None, ["a", "b"]])
+def test_what_is_no_text_is_not_encoded(folder: Path, text: Any) -> None:
+    with pytest.raises(RequestError, match="cannot be encoded"):
+        Tokenizer(folder).encode(text)
+
+
+@pytest.mark.parametrize("ids", [5, "abc", [-1], [1 << 40], [1.5], [[1, 2]]])
+def test_what_are_no_token_ids_is_not_decoded(folder: Path, ids: Any) -> None:
+    with pytest.raises(RequestError, match="one row"):
+        Tokenizer(folder).decode(ids)

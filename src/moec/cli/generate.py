@@ -134,7 +134,7 @@ def parse_token_ids(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise RequestError(
-            f"--token-ids {text!r} is no list of numbers", str(error), "write 1,2,3"
+            f"--token-ids {text!r} is no list of numbers.", "", "Write them like 1,2,3."
         ) from error
 
 
