@@ -201,3 +201,34 @@ def test_traces_begin_with_their_own_steps(load: Callable[..., runtime.Model]) -
         while model.engine.busy:
             model.engine.step()
         assert len(other.new_tokens) == 30
+
+
+@pytest.mark.slow
+def test_tokens_that_the_host_chooses_in_between_are_known_to_the_gpu(
+    load: Callable[..., runtime.Model],
+) -> None:
+    """One that wants logprobs joins one with a penalty, whose bits of seen tokens the GPU keeps, and leaves it."""
+    penalized = request(0, 16, Sampling(repetition_penalty=3.0))
+    scored = request(1, 4, Sampling(), top_logprobs=2)
+    with load(ahead=True) as model:
+        alone = [token for _, token in run(model, [(0, penalized)])]
+        assert len(set(alone)) > 8
+        scored_alone = [token for _, token in run(model, [(0, scored)])]
+        engine = model.engine
+        first, second = engine.add(penalized), None
+        outputs: list[runtime.TokenOutput] = []
+        while engine.busy:
+            if second is None and len(first.new_tokens) == 4:
+                second = engine.add(scored)
+            outputs += engine.step()
+        assert first.new_tokens == alone
+        assert second is not None
+        assert second.new_tokens == scored_alone
+        logits = torch.from_numpy(model.forward(second.tokens)[0]).double().log_softmax(-1)
+        own = [output.logprobs for output in outputs if output.sequence is second]
+    start = len(scored.prompt) - 1
+    for place, (token, logprobs) in enumerate(zip(scored_alone, own, strict=True), start):
+        assert logprobs is not None
+        assert logprobs.chosen == pytest.approx(float(logits[place][token]), abs=1e-3)
+        assert [key for key, _ in logprobs.top] == logits[place].topk(2).indices.tolist()
+    assert all(output.logprobs is None for output in outputs if output.sequence is first)
