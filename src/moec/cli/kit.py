@@ -69,9 +69,10 @@ exec "$env/bin/python" -m moec "$@"
     metavar="VERSION",
     help="CPython of the machine that it is for, such as 3.12.  [default: this one's]",
 )
+@click.option("--serve", is_flag=True, help="With what `moec serve` needs, 3 MB more.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT where it exists.")
 @json_option
-def command(bundle: Path, output: Path, python: str, force: bool, as_json: bool) -> None:
+def command(bundle: Path, output: Path, python: str, serve: bool, force: bool, as_json: bool) -> None:
     """Make a folder that runs BUNDLE on a Linux machine without any network.
 
     It holds the bundle, wheels of the runtime and of everything that it needs, and scripts that install them there.
@@ -87,7 +88,7 @@ def command(bundle: Path, output: Path, python: str, force: bool, as_json: bool)
     log = StageLog()
     _make_folder(output, force)
     with log.stage("wheels"):
-        _write_wheels(manifest, python, output / "wheels")
+        _write_wheels(manifest, python, output / "wheels", serve=serve)
     with log.stage("bundle"):
         shutil.copytree(bundle, output / "bundle", copy_function=_link)
     cuda = any(target.kind == "cuda" for target in manifest.targets)
@@ -114,12 +115,14 @@ def _make_folder(output: Path, force: bool) -> None:
     (output / "wheels").mkdir(parents=True)
 
 
-def _write_wheels(manifest: Manifest, python: str, folder: Path) -> None:
+def _write_wheels(manifest: Manifest, python: str, folder: Path, *, serve: bool) -> None:
     from moec.cli import wheels
 
     packages = list(wheels.RUNTIME_PACKAGES)
     if any(target.kind == "cuda" for target in manifest.targets):
         packages += wheels.CUDA_PACKAGES
+    if serve:
+        packages += wheels.SERVE_PACKAGES
     wheels.download(packages, python, platform.machine(), folder)
     for path in sorted(folder.glob("*.whl")):
         wheels.trim(path)
