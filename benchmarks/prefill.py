@@ -18,6 +18,7 @@ from benchmarks.support.preparing import bundle_of, product_rate, transformers_m
 from benchmarks.support.work import Work
 from moec.artifacts.reader import open_bundle
 from moec.planning.work import step_work
+from moec.runtime.devices.measure import gpu_record
 
 PROMPTS = (512, 2048, 4096)
 AIM = 2.0
@@ -61,6 +62,8 @@ def main(
         rows += rows_of(work, arithmetic.operations(work.prompt_tokens), rate, ours, other)
     attention = {str(tokens): arithmetic.attention_operations(tokens) / 1e12 for tokens in prompts}
     facts = {"matrix_tflop_s": rate, "attention_tflop": attention, "errors": other.get("errors", {})}
+    if device != "cpu":
+        facts["gpu"] = vars(gpu_record(device))
     path = write_result(
         f"prefill-{device.partition(':')[0]}-{model.stem}", rows, **facts, ours=ours, theirs=other
     )

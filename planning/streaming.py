@@ -28,17 +28,17 @@ STREAM_BUFFERS = 2
 """One is filled while the other is read."""
 STREAM_COPY_US = 18.0
 """What a streamed expert takes of the link beside its bytes."""
-PLAIN_SHARE = 0.6
+PLAIN_SHARE = 0.52
 """Of `MachineRecord.gpu_tflops` that products of many tokens reach."""
-QUANTIZED_SHARE = 0.5
+QUANTIZED_SHARE = 0.45
 """The same with quantized weights, whose tiles are always whole."""
 QUANTIZED_TILE = 128
 """Tokens of such a tile: those of an expert are filled up."""
 ATTENTION_SHARE = 0.3
 """The same of attention."""
-STEP_LAYERS = 2.6
+STEP_LAYERS = 3.0
 """`MachineRecord.layer_us` that a layer of such a step takes beside all that: it has more than twice the launches of a
-decoded token's."""
+decoded token's, and they overlap less."""
 
 
 def prefill_plan(
@@ -104,33 +104,36 @@ class StepTimes:
         return time
 
     def _experts(self, number: int, tokens: int, touched: float) -> float:
-        """A layer's experts in the GPU's memory: read once, or as fast as they are multiplied; and their rows."""
+        """A layer's experts in the GPU's memory, and their rows."""
         layer, work = self.facts.layers[number], self.work.layers[number]
         pairs = tokens * layer.top_k
-        reading = self._moving(touched * layer.expert_bytes)
-        multiplying = self._multiplying(work.products, pairs, max(1.0, touched))
-        return max(reading, multiplying) + self._moving(pairs * work.row_bytes)
+        products = self._products(work.products, pairs, touched, touched * layer.expert_bytes)
+        return products + self._moving(pairs * work.row_bytes)
 
     def _beside(self, tokens: int) -> float:
         """All but routed experts."""
         work, facts = self.work, self.facts
-        reading = self._moving(max(0, facts.dense_bytes_per_token - work.last_bytes))
+        weights = max(0, facts.dense_bytes_per_token - work.last_bytes)
         rows = tokens * work.row_bytes + work.expanded_bytes(tokens)
         layers = max(facts.attention_steps, len(facts.layers))
         return (
-            max(reading, self._multiplying(work.dense, tokens, 1.0))
+            self._products(work.dense, tokens, 1.0, weights)
             + self._moving(work.last_bytes)
             + self._operations(work.attention_operations(tokens), ATTENTION_SHARE)
             + self._moving(rows)
             + layers * STEP_LAYERS * self.machine.layer_us / 1000
         )
 
-    def _multiplying(self, products: Products, rows: float, matrices: float) -> float:
-        """Products of so many rows, divided over so many matrices."""
-        filled = matrices * QUANTIZED_TILE * math.ceil(rows / matrices / QUANTIZED_TILE)
-        return self._operations(rows * products.plain, PLAIN_SHARE) + self._operations(
-            filled * products.quantized, QUANTIZED_SHARE
-        )
+    def _products(self, products: Products, rows: float, matrices: float, size: float) -> float:
+        """Products of so many rows, divided over matrices of ``size`` bytes in all.
+
+        Reading and multiplying go on at once, and hinder each other most where they take equally long: the root of
+        the sum of their squares is between the larger one and the sum.
+        """
+        filled = matrices * QUANTIZED_TILE * math.ceil(rows / max(matrices, 1.0) / QUANTIZED_TILE)
+        multiplying = self._operations(rows * products.plain, PLAIN_SHARE)
+        multiplying += self._operations(filled * products.quantized, QUANTIZED_SHARE)
+        return math.hypot(multiplying, self._moving(size))
 
     def _moving(self, size: float) -> float:
         """To and from the GPU's memory."""

@@ -12,7 +12,14 @@ from moec.artifacts.footprint import footprint
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.model import ModelRecord
 from moec.planning.analysis import analyse
-from moec.planning.streaming import STREAM_COPY_US, StepTimes, prefill_plan
+from moec.planning.streaming import (
+    ATTENTION_SHARE,
+    PLAIN_SHARE,
+    STEP_LAYERS,
+    STREAM_COPY_US,
+    StepTimes,
+    prefill_plan,
+)
 from moec.planning.work import step_work
 from tests.planning.test_work import quantized
 from tests.support.tiny_bundle import GPU, tiny_model
@@ -38,15 +45,24 @@ def test_copies_hide_all_that_takes_less() -> None:
 
 def test_everything_resident_by_hand() -> None:
     tokens = 3000
-    moved = 64 * LAYER.expert_bytes + tokens * (2 * WORK.layers[0].row_bytes + WORK.row_bytes)
-    moved += FACTS.dense_bytes_per_token
+    rows = tokens * (2 * WORK.layers[0].row_bytes + WORK.row_bytes)
+    moved = 64 * LAYER.expert_bytes + FACTS.dense_bytes_per_token + rows
     assert times(ENDLESS).streamed((64,), tokens) == pytest.approx(moved / 256e6, rel=1e-3)
     layers = times(dataclasses.replace(ENDLESS, layer_us=100.0)).streamed((64,), tokens)
-    assert layers == pytest.approx(moved / 256e6 + 2.6 * 0.1, rel=1e-3)
+    assert layers == pytest.approx(moved / 256e6 + STEP_LAYERS * 0.1, rel=1e-3)
     busy = dataclasses.replace(GPU, gpu_tflops=0.01, gpu_bandwidth_gb_s=1e9)
     products = tokens * (WORK.dense.total + 2 * WORK.layers[0].products.total)
-    took = products / 0.6e7 + WORK.attention_operations(tokens) / 0.3e7
+    took = products / (1e7 * PLAIN_SHARE) + WORK.attention_operations(tokens) / (1e7 * ATTENTION_SHARE)
     assert times(busy).streamed((64,), tokens) == pytest.approx(took, rel=1e-3)
+
+
+def test_products_that_read_as_long_as_they_multiply_take_longer_than_either() -> None:
+    tokens = 640
+    reading = 64 * LAYER.expert_bytes / 256e6
+    tflops = 2 * tokens * WORK.layers[0].products.total / reading / 1e9 / PLAIN_SHARE
+    alone = times(dataclasses.replace(ENDLESS, gpu_tflops=1e9)).streamed((64,), tokens)
+    both = times(dataclasses.replace(ENDLESS, gpu_tflops=tflops)).streamed((64,), tokens)
+    assert both - alone == pytest.approx((2**0.5 - 1) * reading, rel=0.05)
 
 
 def test_more_tokens_take_longer_and_more_slots_do_not() -> None:
