@@ -118,5 +118,5 @@ def _lines() -> Iterator[str]:
 
 def _prompt(model: Model, messages: list[dict[str, str]]) -> list[int]:
     if model.tokenizer.has_chat_template:
-        return model.tokenizer.encode(model.tokenizer.apply_chat_template(messages), add_special_tokens=False)
+        return model.tokenizer.encode_chat(messages)
     return model.encode("\n".join(message["content"] for message in messages))

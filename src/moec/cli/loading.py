@@ -29,6 +29,8 @@ def load_model(
     device_memory: str | None = None,
     host_memory: str | None = None,
     cpu_threads: int | None = None,
+    max_batch: int = 8,
+    cache_tokens: int | None = None,
     prefetch: bool | None = None,
     trace_path: Path | None = None,
 ) -> Model:
@@ -48,6 +50,8 @@ def load_model(
             device_memory=device_memory,
             host_memory=host_memory,
             cpu_threads=cpu_threads,
+            max_batch=max_batch,
+            cache_tokens=cache_tokens,
             prefetch=prefetch,
             trace_path=trace_path,
             progress=bar.advance,
