@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from moec.runtime import Model
 
 
+def new_tokens_after(model: Model, ids: list[int], most: int) -> int:
+    """``most``, or as many tokens as context and cache hold after a prompt or behind a source, but at least one."""
+    from moec.runtime.engine.continuation import room
+
+    source, prompt = (ids, ids[:1]) if model.has_encoder else ([], ids)
+    return min(most, room(model.engine, tuple(prompt), tuple(source)))
+
+
 def load_model(
     bundle: Path,
     device: str,
