@@ -53,7 +53,6 @@ def error_body(
     """The JSON that says what is wrong."""
     # Lone surrogates, which JSON can write and UTF-8 cannot.
     message = message.encode(errors="backslashreplace").decode()
-    param = None if param is None else param.encode(errors="backslashreplace").decode()
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 

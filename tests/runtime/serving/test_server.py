@@ -318,7 +318,7 @@ def test_names_paths_methods_and_broken_bodies(client: httpx.Client) -> None:
         (b"[" * 100_000, None),
         (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", None),
         (rb'{"prompt": "x\ud800"}', "prompt"),
-        (rb'{"prompt": "x", "\ud800": 1}', r"\ud800"),
+        (rb'{"prompt": "x", "\ud800": 1}', None),
     ],
     ids=["empty", "cut", "no UTF-8", "deep", "a long number", "half a character", "half a name"],
 )
