@@ -100,7 +100,7 @@ def sampling_from(
     _check_number(
         "temperature",
         temperature,
-        do="For the likeliest tokens: do_sample=False, on the command line --greedy.",
+        do="For the likeliest tokens: do_sample=False, --greedy, or over HTTP temperature 0.",
     )
     _check_number("top_p", top_p, least=0.0, most=1.0)
     check_count("top_k", top_k, least=0)

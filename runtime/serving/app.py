@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException as FrameworkError
 
 from moec.runtime.serving.answers import ChatAnswer, CompletionAnswer
 from moec.runtime.serving.asked import ask
@@ -90,9 +91,7 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
         if body.messages is not None:
             ids = await asyncio.to_thread(service.encode_chat, body.messages, None)
         else:
-            ids = await asyncio.to_thread(
-                service.tokenizer.encode, body.prompt or "", body.add_special_tokens
-            )
+            ids = await asyncio.to_thread(service.encode, body.prompt or "", body.add_special_tokens)
         return {"tokens": ids, "count": len(ids), "max_model_len": service.model.record.max_context}
 
     @app.post("/detokenize")
@@ -123,10 +122,10 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(HTTPException)
+    @app.exception_handler(FrameworkError)
     @app.exception_handler(404)
     @app.exception_handler(405)
-    async def known(_: HttpRequest, error: HTTPException) -> Response:
+    async def known(_: HttpRequest, error: FrameworkError) -> Response:
         return error_response(error)
 
     @app.exception_handler(RequestValidationError)

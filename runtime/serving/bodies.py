@@ -43,7 +43,7 @@ class Generation(_Body):
     stop: str | list[str] | None = None
     temperature: float | None = Field(None, ge=0)
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[str, float] | None = None
@@ -99,7 +99,8 @@ class Message(_Body):
             return value
         texts: list[str] = []
         for part in value:
-            if not isinstance(part, dict) or set(part) != {"type", "text"} or part["type"] != "text":
+            known = isinstance(part, dict) and set(part) == {"type", "text"} and part["type"] == "text"
+            if not known or not isinstance(part["text"], str):
                 raise ValueError('this model reads text alone: parts are {"type": "text", "text": ...}')
             texts.append(part["text"])
         return "".join(texts)

@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from starlette.exceptions import HTTPException as FrameworkError
+
     from moec.errors import MoecError
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -49,11 +51,13 @@ def error_body(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
     """The JSON that says what is wrong."""
+    # Lone surrogates, which JSON can write and UTF-8 cannot.
+    message = message.encode(errors="backslashreplace").decode()
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def error_response(error: HTTPException) -> JSONResponse:
+def error_response(error: FrameworkError) -> JSONResponse:
     """The response for an error of ours, or of the framework (no such path, another method)."""
     body = error.body if isinstance(error, ApiError) else error_body(error.status_code, str(error.detail))
     return JSONResponse(body, error.status_code, error.headers)

@@ -181,7 +181,11 @@ class Server:
         await self._stop_wanted.wait()
         self._admission.stopping = True
         empty, hurry = (asyncio.ensure_future(task) for task in (self._admission.empty(), self._hurry.wait()))
-        await asyncio.wait({empty, hurry}, timeout=self._grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+        _, waiting = await asyncio.wait(
+            {empty, hurry}, timeout=self._grace_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in waiting:
+            task.cancel()
         self._admission.tell(Failure(stopping_error()))
         self._end()
 

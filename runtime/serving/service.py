@@ -53,9 +53,18 @@ class Service:
             "max_model_len": self.model.record.max_context,
         }
 
-    def encode(self, prompt: str | list[int]) -> list[int]:
-        """Token ids of a prompt."""
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    def encode(self, prompt: str | list[int], add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+            ApiError: it is no text.
+        """
+        if not isinstance(prompt, str):
+            return prompt
+        try:
+            return self.tokenizer.encode(prompt, add_special_tokens)
+        except RequestError as error:
+            raise refused(error, param="prompt") from error
 
     def encode_chat(self, messages: Sequence[Message], variables: dict[str, Any] | None) -> list[int]:
         """Token ids of a conversation.

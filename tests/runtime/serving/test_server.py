@@ -30,6 +30,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The same, not served: an engine has one driver."""
+    return make_model(tmp_path_factory.mktemp("twin"), SCRIPT)
+
+
+@pytest.fixture(scope="module")
 def client(model: Model) -> Iterator[httpx.Client]:
     with served(model) as (url, _), httpx.Client(base_url=url, timeout=20) as client:
         yield client
@@ -172,7 +178,7 @@ def test_logprobs_are_the_models_own(client: httpx.Client) -> None:
     ] == content
 
 
-def test_eight_at_once_say_what_each_says_alone(client: httpx.Client, model: Model) -> None:
+def test_eight_at_once_say_what_each_says_alone(client: httpx.Client, twin: Model) -> None:
     prompts = [f"prompt number {n}, of the fake's own words" for n in range(8)]
 
     def ask(prompt: str) -> Any:
@@ -181,15 +187,14 @@ def test_eight_at_once_say_what_each_says_alone(client: httpx.Client, model: Mod
 
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(ask, prompts))
-    wait_until_idle(model)
     for prompt, text in zip(prompts, together, strict=True):
-        ids = model.generate(model.encode(prompt), max_new_tokens=20, do_sample=False, eos_token_id=[])
-        assert text == model.decode(ids[0][len(model.encode(prompt)) :])
+        ids = twin.generate(twin.encode(prompt), max_new_tokens=20, do_sample=False, eos_token_id=[])
+        assert text == twin.decode(ids[0][len(twin.encode(prompt)) :])
 
 
-def test_options_of_sampling_reach_the_sampler(client: httpx.Client, model: Model) -> None:
+def test_options_of_sampling_reach_the_sampler(client: httpx.Client, twin: Model) -> None:
     prompt = "sampled"
-    ids = model.encode(prompt)
+    ids = twin.encode(prompt)
     options: dict[str, Any] = {
         "temperature": 1.5,
         "top_p": 0.9,
@@ -198,9 +203,8 @@ def test_options_of_sampling_reach_the_sampler(client: httpx.Client, model: Mode
         "seed": 5,
     }
     answers = completion(client, prompt=prompt, n=2, max_tokens=12, ignore_eos=True, **options)["choices"]
-    wait_until_idle(model)
-    rows = model.generate([ids, ids], max_new_tokens=12, eos_token_id=[], do_sample=True, **options)
-    assert [answer["text"] for answer in answers] == [model.decode(row[len(ids) :]) for row in rows]
+    rows = twin.generate([ids, ids], max_new_tokens=12, eos_token_id=[], do_sample=True, **options)
+    assert [answer["text"] for answer in answers] == [twin.decode(row[len(ids) :]) for row in rows]
     banned = completion(client, max_tokens=1, logit_bias={str(bytes_tokenizer().encode("G").ids[0]): -100})
     assert banned["choices"][0]["text"] != "G"
     assert completion(client, max_tokens=2, stop_token_ids=bytes_tokenizer().encode("r").ids)["choices"][
@@ -228,6 +232,7 @@ def test_defaults_are_the_checkpoints_and_zero_is_greedy(tmp_path: Path) -> None
     ("body", "param", "code"),
     [
         ({"surprise": 1}, "surprise", "unknown_parameter"),
+        ({"seed": -1}, "seed", "invalid_value"),
         ({"suffix": "x"}, "suffix", "unsupported_parameter"),
         ({"best_of": 2}, "best_of", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
@@ -270,6 +275,7 @@ def test_what_is_not_done_is_refused(
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages.0.content"),
     ],
 )
 def test_what_chats_do_not_have_is_refused(client: httpx.Client, body: dict[str, Any], param: str) -> None:
@@ -299,11 +305,27 @@ def test_names_paths_methods_and_broken_bodies(client: httpx.Client) -> None:
     assert client.get("/v1/models/other").status_code == 404
     assert refusal(client, "/v1/nothing", {}, 404)["type"] == "not_found_error"
     assert client.get("/v1/completions").json()["error"]["message"] == "Method Not Allowed"
-    response = client.post("/v1/completions", content="{", headers={"content-type": "application/json"})
-    assert response.status_code == 400
-    assert "JSON" in response.json()["error"]["message"]
     assert client.post("/v1/completions", content='{"prompt": "x"}').status_code == 400
     assert refusal(client, "/v1/completions", {})["code"] == "missing_required_parameter"
+
+
+@pytest.mark.parametrize(
+    ("content", "param"),
+    [
+        (b"", None),
+        (b"{", None),
+        (b'{"prompt": "\xff"}', None),
+        (b"[" * 100_000, None),
+        (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", None),
+        (rb'{"prompt": "x\ud800"}', "prompt"),
+        (rb'{"prompt": "x", "\ud800": 1}', None),
+    ],
+    ids=["empty", "cut", "no UTF-8", "deep", "a long number", "half a character", "half a name"],
+)
+def test_bodies_that_are_none(client: httpx.Client, content: bytes, param: str | None) -> None:
+    response = client.post("/v1/completions", content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
 
 
 def test_tokens_there_and_back(client: httpx.Client) -> None:
