@@ -467,6 +467,25 @@ def test_without_a_template_there_is_no_chat(tmp_path: Path) -> None:
         assert "no chat template" in refusal(client, "/v1/chat/completions", body)["message"]
 
 
+def test_behind_an_encoder_prompts_are_what_it_reads(tmp_path: Path) -> None:
+    start, language = bytes_tokenizer().encode("^=").ids
+    defaults = GenerationDefaults(None, (END,), None, False, 1.0, 0, 1.0, 1.0, decoder_start_token_id=start)
+    model = make_model(tmp_path, "Bonjour", defaults, encoder=True)
+    with served(model) as (url, _), httpx.Client(base_url=url, timeout=20) as client:
+        answer = completion(client, prompt="hello, you", forced_bos_token_id=language)
+        assert answer["choices"][0]["text"] == "=Bonjour"
+        assert answer["usage"] == {"prompt_tokens": 10, "completion_tokens": 9, "total_tokens": 19}
+        texts = [choice["text"] for choice in completion(client, prompt=["one", "two"], n=2)["choices"]]
+        wait_until_idle(model)
+        rows = model.generate([model.encode("one"), model.encode("two")], max_new_tokens=99)
+        assert texts == [model.decode(row[1:][row[1:] != END]) for row in rows for _ in range(2)]
+        long = {"prompt": "x" * (CONTEXT + 1)}
+        assert refusal(client, "/v1/completions", long)["code"] == "context_length_exceeded"
+        assert refusal(client, "/v1/completions", {"prompt": "x", "echo": True})["param"] == "echo"
+        body = {"messages": [{"role": "user", "content": "hi"}]}
+        assert "does not chat" in refusal(client, "/v1/chat/completions", body)["message"]
+
+
 def test_an_address_that_is_taken_is_a_typed_error() -> None:
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
