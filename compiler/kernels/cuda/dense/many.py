@@ -18,14 +18,15 @@ from moec.compiler.kernels.cuda.many.rounding import Rounding, emit_round, term_
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rows.block import AT_ONCE, Place, RowBlock
 from moec.compiler.kernels.cuda.threads import write
-from moec.compiler.kernels.emit import i64
-from moec.compiler.kernels.linear_shape import padded
+from moec.compiler.kernels.emit import ALIGNMENT_BYTES, STORAGE, i64
+from moec.compiler.kernels.linear_shape import padded, rounded_type
 from moec.formats import format_of
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.dense.input import ProductInput
     from moec.compiler.kernels.cuda.dense.parameters import Operands, Weight
-    from moec.compiler.kernels.emit import Expr
+    from moec.compiler.kernels.emit import Buffer, Expr
+    from moec.compiler.kernels.rows.product import Activation
 
 ROUND_THREADS = 256
 
@@ -45,6 +46,8 @@ class ManyProduct:
         self.columns, self.dtype, self.batch = first.columns, first.dtype, first.batch or 1
         self.rounding = Rounding.of(first.dtype, first.dtype)
         self.weights, self.rounded, self.activated = given.weights, given.rounded, given.activated
+        if self.item.held is not None:
+            self.rounded = self._over(made.rows[self.item.held], self.item.rounded_columns, first.dtype)
 
     def emit(self) -> None:
         """The launches."""
@@ -53,7 +56,7 @@ class ManyProduct:
                 x = self.input.memory
                 emit_plain(weight.shape, self.tokens, x, weight.matrix, weight.bias, weight.out)
             return
-        if not self.item.given:
+        if not self.item.given and self.item.held is None:
             self._round()
         self._multiply()
 
@@ -71,15 +74,27 @@ class ManyProduct:
     def _in_panels(self) -> bool:
         """Whether the rounded input lies as products of four warps take it, so that a tile's is copied at once."""
         plain = self.batch == 1 and not self.item.given and format_of(self.dtype) is None
-        return self.hopper and plain and self.columns % PANEL == 0
+        return self.hopper and plain and self.item.held is None and self.columns % PANEL == 0
+
+    def _activated(self, activation: Activation) -> Buffer:
+        """Where the reader's input is written."""
+        if not activation.beyond:
+            return self.activated
+        out = self.weights[activation.places[0]].out
+        return self._over(out, activation.rounded_columns, activation.reader.dtype)
+
+    def _over(self, buffer: Buffer, columns: int, dtype: str) -> Buffer:
+        """The memory of float32 numbers as ``[T, columns]`` rounded for weights of a type."""
+        kind = STORAGE[rounded_type(dtype)]
+        return T.decl_buffer((self.tokens * i64(columns),), kind, data=buffer.data, align=ALIGNMENT_BYTES)
 
     def _multiply(self) -> None:
-        """The products of the rounded input."""
+        """The products of the rounded input: those of both terms while the second-level cache still has it."""
         width = self.item.rounded_columns
         rows = self.tokens if self._in_panels else None
         rounded = Operand(self.rounded, width, self.tokens * i64(width), panel_rows=rows)
-        joint = self._emit_joint(rounded)
-        for terms in (1, 2):
+        joint = () if self.item.activation is None else self.item.activation.places
+        for terms in (2, 1):
             parts = [
                 self._part(weight, terms)
                 for place, weight in enumerate(self.weights)
@@ -87,17 +102,15 @@ class ManyProduct:
             ]
             if parts:
                 emit_product(rounded, parts, hopper=self.hopper)
+        if self.item.activation is not None:
+            self._emit_joint(rounded, self.item.activation)
 
-    def _emit_joint(self, rounded: Operand) -> tuple[int, ...]:
-        """Products whose activation is stored instead of their results; which ones these are."""
-        activation = self.item.activation
-        if activation is None:
-            return ()
+    def _emit_joint(self, rounded: Operand, activation: Activation) -> None:
+        """Products whose activation is stored instead of their results."""
         joint = [self.weights[place] for place in activation.places]
         parts = [self._part(weight, weight.shape.terms) for weight in joint]
         biases = [weight.bias for weight in joint]
-        emit_activated(rounded, parts, biases, self.activated, activation, hopper=self.hopper)
-        return activation.places
+        emit_activated(rounded, parts, biases, self._activated(activation), activation, hopper=self.hopper)
 
     def _part(self, weight: Weight, terms: int) -> Part:
         rows = weight.shape.rows

@@ -17,7 +17,7 @@ from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rows.reduce import RowReduction, emit_reduction
 from moec.compiler.kernels.cuda.rows.topk import RowTopK, emit_topk
-from moec.compiler.kernels.cuda.rows.values import flat_place, rebuild, split_place
+from moec.compiler.kernels.cuda.rows.values import flat_place, narrowed, rebuild, split_place
 from moec.compiler.kernels.cuda.threads import read, write
 from moec.compiler.kernels.emit import Buffer, Expr, i64, load, loop, store, when
 from moec.compiler.kernels.rows.region import FLOATS
@@ -149,7 +149,7 @@ class RowBlock:
             if extent is None:
                 place = place * self.tokens + i64(self.token)
             elif extent != 1:
-                place = place * i64(extent) + i64(index)
+                place = place * i64(extent) + i64(narrowed(index) if self.at_once > 1 else index)
         return place
 
     def _keep(self, key: Key, row_place: Expr, value: Expr) -> None:

@@ -11,6 +11,7 @@ from tvm.ir.prim import expr as prim
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.settle import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -110,6 +111,19 @@ def _call(node: Any, arguments: list[Expr]) -> Expr:
     if name not in _PLAIN:
         raise TypeError(f"no intrinsic of a stage: {name}")
     return _PLAIN[name](*arguments)
+
+
+def narrowed(index: Expr) -> Expr:
+    """An int32 index, computed here where that is more than a name: TVM would divide in 64 bits what is cast to them.
+
+    What reads memory stays where it is, since it may be read under a condition.
+    """
+    if isinstance(index, (prim.IntImm, tvm.ir.Var)):
+        return index
+    pure = (prim.BinaryOpExpr, prim.Cast, prim.IntImm, tvm.ir.Var)
+    found: list[Any] = []
+    tirx.stmt_functor.post_order_visit(index, found.append)
+    return settle(index) if all(isinstance(node, pure) for node in found) else index
 
 
 def flat_place(tensor: Tensor, indices: Sequence[Expr]) -> Expr:

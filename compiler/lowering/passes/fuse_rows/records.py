@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from moec.compiler.kernels.linear_shape import LinearShape
+    from moec.compiler.kernels.rows.product import Activation
     from moec.compiler.kernels.rows.stages import Item, Key, Tensor
 
 VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "flatten"))
@@ -37,6 +38,16 @@ class Barrier:
     """Of a product."""
 
 
+@dataclass(frozen=True)
+class Beyond:
+    """What the only reader of results, a group of another function, computes of them."""
+
+    activation: Activation
+    """Its tensors are those of the other function; its ``places`` are not known yet."""
+    results: tuple[Key, ...]
+    """In this function, in the order of the activation's."""
+
+
 @dataclass
 class Group:
     """Products of one level that share their input."""
@@ -46,6 +57,10 @@ class Group:
     """Whether the input is computed by the kernel itself, from what lies before it."""
     reader: Group | None = None
     """The group whose input is computed from this one's results, place by place, and which alone reads them."""
+    beyond: Beyond | None = None
+    """Such a reader in another function."""
+    held: Key | None = None
+    """The input that holds what another function's kernel has made of it for this group where tokens are many."""
 
     @property
     def source(self) -> Key:
