@@ -59,6 +59,8 @@ class Product:
     source: Key
     keeps: bool = False
     """Whether the region's outputs, the source among them, are results of the kernel."""
+    alone: bool = False
+    """Whether nobody but the kernel's products reads the source: where tokens are many it is kept rounded only."""
     behind: Behind | None = None
     """Only where the kernel keeps the region before it."""
     beside: Product | None = None

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as gpu
-from moec.compiler.kernels.cuda.dense.activated import emit_activated
+from moec.compiler.kernels.cuda.dense.activated import emit_activated, lies_in_panels
 from moec.compiler.kernels.cuda.dense.plain import emit_plain
 from moec.compiler.kernels.cuda.many.gemm import Operand, Part, store_float32
 from moec.compiler.kernels.cuda.many.gemm import Product as Sizes
 from moec.compiler.kernels.cuda.many.gemm_tiles import emit_product
-from moec.compiler.kernels.cuda.many.panels import PANEL
 from moec.compiler.kernels.cuda.many.rounding import Rounding, emit_round, term_in_panels
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rows.block import AT_ONCE, Place, RowBlock
@@ -49,16 +48,34 @@ class ManyProduct:
         if self.item.held is not None:
             self.rounded = self._over(made.rows[self.item.held], self.item.rounded_columns, first.dtype)
 
-    def emit(self) -> None:
-        """The launches."""
+    @property
+    def rounds_itself(self) -> bool:
+        """Whether there is something to be rounded, which whoever makes the input can do: see `put`."""
+        return self.dtype != "float32" and not self.item.given and self.item.held is None
+
+    def emit(self, *, rounded: bool = False) -> None:
+        """The launches; ``rounded``: the input has been put already."""
         if self.dtype == "float32":
             for weight in self.weights:
                 x = self.input.memory
                 emit_plain(weight.shape, self.tokens, x, weight.matrix, weight.bias, weight.out)
             return
-        if not self.item.given and self.item.held is None:
+        if self.rounds_itself and not rounded:
             self._round()
         self._multiply()
+
+    def put(self, token: Expr, place: Expr, value: Expr) -> None:
+        """Emit what rounds one element of a token's input, at a place of its row (int32), and stores it."""
+        left = T.bind(self.rounding.scaled(value))
+        batch, column = T.truncdiv(place, i32(self.columns)), T.truncmod(place, i32(self.columns))
+        target = self.input.line(token, batch) * i64(self.item.rounded_columns) + i64(column)
+        for term in range(self.item.terms):
+            element = target + i64(term * padded(self.columns))
+            if self._in_panels:
+                element = term_in_panels(i64(token), column, term, self.columns, self.tokens)
+            write(self.rounded, self.rounding.dtype, element, left)
+            word = gpu.pack(self.rounding.dtype, left, T.float32(0))
+            left = T.bind(left - gpu.unpack(self.rounding.dtype, word)[0])
 
     def _round(self) -> None:
         if not self.input.in_memory:
@@ -72,9 +89,7 @@ class ManyProduct:
 
     @property
     def _in_panels(self) -> bool:
-        """Whether the rounded input lies as products of four warps take it, so that a tile's is copied at once."""
-        plain = self.batch == 1 and not self.item.given and format_of(self.dtype) is None
-        return self.hopper and plain and self.item.held is None and self.columns % PANEL == 0
+        return lies_in_panels(self.item.shapes[0], hopper=self.hopper)
 
     def _activated(self, activation: Activation) -> Buffer:
         """Where the reader's input is written."""
@@ -135,18 +150,8 @@ class ManyProduct:
                 region, self.input.rows, self.tokens, place, thread, ROUND_THREADS, at_once=AT_ONCE
             )
 
-            def value(place: Expr) -> Expr:
-                return self.rounding.scaled(self.input.element(row, place, token))
-
-            def keep(place: Expr, left: Expr) -> None:
-                batch, column = T.truncdiv(place, i32(self.columns)), T.truncmod(place, i32(self.columns))
-                target = self.input.line(token, batch) * i64(self.item.rounded_columns) + i64(column)
-                for term in range(self.item.terms):
-                    element = target + i64(term * padded(self.columns))
-                    if self._in_panels:
-                        element = term_in_panels(i64(token), column, term, self.columns, self.tokens)
-                    write(self.rounded, self.rounding.dtype, element, left)
-                    word = gpu.pack(self.rounding.dtype, left, T.float32(0))
-                    left = T.bind(left - gpu.unpack(self.rounding.dtype, word)[0])
-
-            row.each(count, value, keep)
+            row.each(
+                count,
+                lambda place: self.input.element(row, place, token),
+                lambda place, value: self.put(token, place, value),
+            )

@@ -56,6 +56,7 @@ class RowBlock:
         writes: whether this block writes to global memory; ``None``: it does.
         at_once: elements that a thread computes before it writes the first of them.
         memory: shared memory that the kernel has for tensors already.
+        also: what else is done with each element of a tensor (its place in the row, int32, and its value).
     """
 
     def __init__(
@@ -69,8 +70,9 @@ class RowBlock:
         writes: Expr | None = None,
         at_once: int = 1,
         memory: Mapping[Key, Buffer] | None = None,
+        also: Mapping[Key, Callable[[Expr, Expr], None]] | None = None,
     ) -> None:
-        self.writes, self.at_once, self.memory = writes, at_once, memory or {}
+        self.writes, self.at_once, self.memory, self.also = writes, at_once, memory or {}, also or {}
         self.region, self.arguments, self.tokens, self.token = region, arguments, tokens, place.token
         self.place = place
         self.thread, self.threads = thread, threads
@@ -160,6 +162,8 @@ class RowBlock:
         if key in self.arguments:
             with when(self.writes) if self.writes is not None else nullcontext():
                 self._write(key, tensor, row_place, value)
+        if key in self.also:
+            self.also[key](row_place, value)
 
     def _write(self, key: Key, tensor: Tensor, row_place: Expr, value: Expr) -> None:
         place = self._offset(tensor, split_place(tensor, row_place, self.token))

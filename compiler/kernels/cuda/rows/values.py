@@ -120,10 +120,15 @@ def narrowed(index: Expr) -> Expr:
     """
     if isinstance(index, (prim.IntImm, tvm.ir.Var)):
         return index
-    pure = (prim.BinaryOpExpr, prim.Cast, prim.IntImm, tvm.ir.Var)
-    found: list[Any] = []
-    tirx.stmt_functor.post_order_visit(index, found.append)
-    return settle(index) if all(isinstance(node, pure) for node in found) else index
+    return settle(index) if _is_arithmetic(index) else index
+
+
+def _is_arithmetic(value: Expr) -> bool:
+    if isinstance(value, prim.BinaryOpExpr):
+        return _is_arithmetic(value.a) and _is_arithmetic(value.b)
+    if isinstance(value, prim.Cast):
+        return _is_arithmetic(value.value)
+    return isinstance(value, (prim.IntImm, tvm.ir.Var))
 
 
 def flat_place(tensor: Tensor, indices: Sequence[Expr]) -> Expr:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from moec.compiler.kernels.rows.region import sources
 from moec.compiler.kernels.rows.stages import View
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterable
 
     from moec.compiler.kernels.linear_shape import LinearShape
     from moec.compiler.kernels.rows.product import Activation
@@ -104,6 +105,13 @@ class Reading:
         """Whether another than ``readers`` reads one of these tensors, or the caller does."""
         others = (key for barrier in self.barriers if barrier not in readers for key in barrier.operands)
         return any(self.root(key) in roots for key in (*others, *self.results))
+
+    def only_multiplied(self, root: Key, groups: Iterable[Group]) -> bool:
+        """Whether nobody but products of these groups reads a tensor."""
+        own = [barrier for group in groups for barrier in group.barriers]
+        stages = (each for each in self.definitions.values() if not isinstance(each, View))
+        inside = any(self.root(key) == root for each in stages for key in sources(each))
+        return not inside and not self.read_elsewhere({root}, own)
 
     def root(self, key: Key) -> Key:
         """The tensor whose memory ``key`` looks at."""

@@ -145,7 +145,16 @@ class FunctionWriter:
             activation = self._activation(group)
         given = self.memory.get(Item(group.source, INSIDE))
         product = Product(
-            shapes, region, source, keeps, behind, other, activation, given is not None, group.held
+            shapes,
+            region,
+            source,
+            keeps=keeps,
+            alone=keeps and self.read.only_multiplied(source, groups),
+            behind=behind,
+            beside=other,
+            activation=activation,
+            given=given is not None,
+            held=group.held,
         )
         kernel = self._kernel(shapes[0].name, self.make.product(product))
         self.make.products[str(kernel.name_hint)] = product
