@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from moec.artifacts.chain import CHAIN_OUTPUT, step_values
 from moec.artifacts.steps import SegmentStep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from moec.artifacts.ids import ValueId
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.steps import Step
-
-_Passed = tuple[str, int, str, int]
-"""Function and number of an output, function and number of the input that it is."""
 
 
 @dataclass(frozen=True)
@@ -30,31 +27,32 @@ class Link:
     """Number of an output, and of the input that it is."""
 
 
+class _Passed(NamedTuple):
+    first: str
+    output: int
+    reader: str
+    input: int
+
+
 def links_of(model: ModelRecord) -> tuple[Link, ...]:
     """All pairs of functions that are linked wherever one of them is a step.
 
     Values that cross into the last part of a chain are not passed on like this: only some tokens' rows are there.
     """
-    passed: dict[_Passed, int] = defaultdict(int)
-    steps: dict[str, int] = defaultdict(int)
-    for part in (model.steps[: model.last_step], model.steps[model.last_step :], model.encoder):
-        for step in part:
-            if isinstance(step, SegmentStep):
-                steps[step.function] += 1
-        for one in _passed(part, {value for step in model.all_steps for value in _read_outside(step, part)}):
-            passed[one] += 1
+    parts = (model.steps[: model.last_step], model.steps[model.last_step :], model.encoder)
+    steps = Counter(step.function for step in model.all_steps if isinstance(step, SegmentStep))
+    passed: Counter[_Passed] = Counter()
+    for number, part in enumerate(parts):
+        others = [step for other in (*parts[:number], *parts[number + 1 :]) for step in other]
+        passed.update(_passed(part, {value for step in others for value in step_values(step)[0]}))
     pairs: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
-    for (first, output, reader, number), count in passed.items():
-        if count == steps[first] == steps[reader]:
-            pairs[first, reader].append((output, number))
+    for one, count in passed.items():
+        if count == steps[one.first] == steps[one.reader]:
+            pairs[one.first, one.reader].append((one.output, one.input))
     return tuple(Link(first, reader, tuple(sorted(each))) for (first, reader), each in pairs.items())
 
 
-def _read_outside(step: Step, part: tuple[Step, ...]) -> tuple[ValueId, ...]:
-    return () if step in part else step_values(step)[0]
-
-
-def _passed(part: tuple[Step, ...], elsewhere: set[ValueId]) -> Iterator[_Passed]:
+def _passed(part: Sequence[Step], elsewhere: set[ValueId]) -> Iterator[_Passed]:
     """What one segment makes and one other reads, once, and nobody else."""
     readers: dict[ValueId, list[tuple[Step, int]]] = defaultdict(list)
     for step in part:
@@ -66,4 +64,4 @@ def _passed(part: tuple[Step, ...], elsewhere: set[ValueId]) -> Iterator[_Passed
                 continue
             reader, number = readers[value][0]
             if isinstance(step, SegmentStep) and isinstance(reader, SegmentStep):
-                yield step.function, output, reader.function, number
+                yield _Passed(step.function, output, reader.function, number)

@@ -84,13 +84,14 @@ class Pipeline:
         number, turn = 0, 1
         store(state, number, self.block)
         store(state, turn, i32(0))
+        total = T.bind(i32(work.total) if work.known is None else work.known())
 
         def begin(stage: Expr, value: Expr) -> None:
             self._wait(self.empty, load(state, turn), stage, 1)
             with when(own == i32(0)):
                 store(self.numbers, stage, value)
 
-        with T.While(load(state, number) < i32(work.total)):
+        with T.While(load(state, number) < total):
             current = T.bind(load(state, number))
             with work.piece(current) as piece:
                 each = -(-piece.w.depth // PANEL)

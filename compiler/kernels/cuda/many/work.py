@@ -44,5 +44,7 @@ class Work:
     """The 16-bit type of both operands."""
     finds_early: bool
     """Whether no launch ahead of this one writes what pieces are found by, nor ``w``."""
+    known: Callable[[], Expr] | None = None
+    """Emits how many pieces there are of the ``total`` (int32), where only the GPU knows and blocks stay."""
     outbox_bytes: int = 0
     """Shared memory for results, where blocks stay; 0: each thread stores its own."""
