@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import tvm
-from tvm import tirx
+from tvm import sym, tirx
 from tvm.ir.prim import expr as prim
 from tvm.script.ir_builder import tirx as T
 
@@ -120,7 +120,7 @@ def narrowed(index: Expr) -> Expr:
     """
     if isinstance(index, (prim.IntImm, tvm.ir.Var)):
         return index
-    return settle(index) if _is_arithmetic(index) else index
+    return settle(sym.Analyzer().simplify(index)) if _is_arithmetic(index) else index
 
 
 def _is_arithmetic(value: Expr) -> bool:
