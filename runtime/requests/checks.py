@@ -12,7 +12,7 @@ from moec.errors import RequestError
 from moec.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -100,7 +100,7 @@ def sampling_from(
     _check_number(
         "temperature",
         temperature,
-        do="For the likeliest tokens: do_sample=False, on the command line --greedy.",
+        do="For the likeliest tokens: do_sample=False, --greedy, or over HTTP temperature 0.",
     )
     _check_number("top_p", top_p, least=0.0, most=1.0)
     check_count("top_k", top_k, least=0)
@@ -142,6 +142,23 @@ def end_tokens(defaults: GenerationDefaults, given: int | Iterable[int] | None) 
     for token in ids:
         check_count("eos_token_id", token, least=0)
     return tuple(int(token) for token in ids)
+
+
+def stop_strings_of(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Texts that end an answer: one, several or none.
+
+    Raises:
+        RequestError: one is no text, or empty.
+    """
+    stops = (given,) if isinstance(given, str) else tuple(given or ())
+    for stop in stops:
+        if not isinstance(stop, str) or not stop:
+            raise RequestError(
+                f"stop_strings has {stop!r}.",
+                "It must be a text that is not empty, or several.",
+                "Change it.",
+            )
+    return stops
 
 
 def to_prompts(input_ids: object, attention_mask: object = None) -> list[tuple[int, ...]]:

@@ -14,6 +14,8 @@ from moec.cli import moec
 from moec.errors import BudgetError, MissingDependencyError, MoecError, OutputError
 
 INTERRUPTED = 130
+SERVING = {"fastapi", "prometheus_client", "starlette", "uvicorn"}
+"""Packages of the extra ``serve``."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,7 +49,9 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         where = error.filename or "the output"
         return _report(
-            OutputError(f"cannot write {where}", str(error.strerror), "free space, or choose another place")
+            OutputError(
+                f"Cannot write {where}.", f"{error.strerror}.", "Free space, or choose another place."
+            )
         )
 
 
@@ -62,10 +66,11 @@ def _open_streams() -> None:
 
 
 def _missing(module: str) -> MissingDependencyError:
+    package = module.partition(".")[0]
     return MissingDependencyError(
-        f"The Python package {module.partition('.')[0]} is not installed.",
-        "`moec` alone has what the runtime needs; compiling and comparing with transformers need more.",
-        "Run: pip install 'moec[compile]'.",
+        f"The Python package {package} is not installed.",
+        "`moec` alone has what the runtime needs; compiling, comparing with transformers and serving need more.",
+        f"Run: pip install 'moec[{'serve' if package in SERVING else 'compile'}]'.",
     )
 
 

@@ -60,7 +60,7 @@ def load(
     bundle: Path, stub: Stub, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Load]:
     monkeypatch.setattr(feeding, "PATIENCE_NS", 20 * 10**9)
-    monkeypatch.setattr(employing, "LEAST_BYTES", 0)
+    monkeypatch.setattr(employing, "FED_LEAST_BYTES", 0)
 
     def load_it(share: float, *, more: int = 0, **options: Any) -> runtime.Model:
         memory = budget(expected, share, bundle) + DEVICE_BYTES + more

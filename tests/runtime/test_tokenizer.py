@@ -8,31 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers
 
 from moec.errors import BundleError, RequestError
 from moec.runtime.streamers import TextStreamer
 from moec.runtime.tokenizer import TextStream, Tokenizer
+from tests.support.byte_tokenizer import bytes_tokenizer, save
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def bytes_tokenizer() -> Backend:
-    """One token a byte, so that every character beyond ASCII is split."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Backend(models.BPE({symbol: number for number, symbol in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<end>"])
-    return backend
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    bytes_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    return tmp_path
+    return save(tmp_path)
 
 
 @settings(deadline=None)

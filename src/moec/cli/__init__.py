@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "verify": "moec.cli.verify",
     "generate": "moec.cli.generate",
     "chat": "moec.cli.chat",
+    "serve": "moec.cli.serve",
     "bench": "moec.cli.bench",
     "models": "moec.cli.models",
     "doctor": "moec.cli.doctor",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moec.artifacts.sizes import human_bytes
 from moec.cli.options import (
     bundle_argument,
     copy_thread_option,
@@ -15,7 +16,7 @@ from moec.cli.options import (
     learned_traces,
     traces_option,
 )
-from moec.cli.output import human_bytes, policy_name, print_json
+from moec.cli.output import policy_name, print_json
 from moec.errors import BudgetError, DeviceError, MissingDependencyError, RequestError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _describe(machine: Path | None, bundle: Bundle, copy_thread: bool | None) ->
     from moec.artifacts.footprint import footprint
     from moec.artifacts.records import read_machine
     from moec.planning.cost import cpu_has_share
-    from moec.runtime.devices.cuda.measure import FED_LINK_EFFICIENCY
+    from moec.runtime.devices.cuda.measure import FED_LEAST_BYTES, FED_LINK_EFFICIENCY
     from moec.runtime.devices.measure import gpu_records, this_machine
     from moec.runtime.machine.threads import helper_threads
     from moec.runtime.sharing.alone import team_speed
@@ -130,7 +131,9 @@ def _describe(machine: Path | None, bundle: Bundle, copy_thread: bool | None) ->
         return this_machine(bundle.path)
     team = team_speed(bundle, helper_threads())
     described = this_machine(bundle.path, gpu=gpus[0], team=team, fed=bool(copy_thread))
-    if copy_thread is None and team is not None and not cpu_has_share(described, footprint(bundle.model)):
+    facts = footprint(bundle.model)
+    large = max(layer.stride_bytes for layer in facts.layers) >= FED_LEAST_BYTES if facts.layers else False
+    if copy_thread is None and team is not None and large and not cpu_has_share(described, facts):
         return replace(described, link_efficiency=FED_LINK_EFFICIENCY)
     return described
 

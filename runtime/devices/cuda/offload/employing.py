@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.orders import ORDER
 from moec.errors import BundleError, DeviceError
-from moec.runtime.devices.cuda.measure import FED_LINK_EFFICIENCY, LINK_EFFICIENCY
+from moec.runtime.devices.cuda.measure import FED_LEAST_BYTES, FED_LINK_EFFICIENCY, LINK_EFFICIENCY
 from moec.runtime.devices.cuda.offload.feeding import CopyFeeder
 from moec.runtime.devices.cuda.offload.helping import let_cpu_help
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from moec.runtime.sharing.loading import CpuSide
 
 FED = "A CPU thread feeds the GPU's copy engine with missing experts."
-LEAST_BYTES = 4 << 20
-"""Of an expert: two of 4.9 MB a layer came 2 % sooner from a fed copy engine, some of 74 KB took half as long again."""
 IDLE = "The CPU computes no missing expert: over the link they are there sooner."
 
 
@@ -65,7 +63,7 @@ def employ_cpu(
             notes = [IDLE]
     slots = experts.slots
     most = max(layer.stride_bytes for layer in slots.plan.layers)
-    feeds = copy_thread or (side.serve is not None and not computes and most >= LEAST_BYTES)
+    feeds = copy_thread or (side.serve is not None and not computes and most >= FED_LEAST_BYTES)
     if feeds and side.feed is not None and functions.has(ORDER):
         try:
             experts.be_fed_by(CopyFeeder(device, slots.states, functions, side.feed, most))
