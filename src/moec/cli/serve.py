@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -78,6 +79,7 @@ from moec.cli.output import print_json_line
     metavar="ORIGIN",
     help="Web pages that may use the server (CORS), such as https://example.org, or *. May be repeated.",
 )
+@click.option("--log-requests", is_flag=True, help="A line for each response, to stderr.")
 @processor_options
 @routing_options
 @json_option
@@ -94,6 +96,7 @@ def command(
     max_body: int,
     grace: float,
     allow_origin: tuple[str, ...],
+    log_requests: bool,
     cpu_threads: int | None,
     host_memory: str | None,
     device: str,
@@ -118,7 +121,11 @@ def command(
     if api_key == "":
         raise click.UsageError("--api-key is empty")
     path = bundle.resolve()
-    options = Options(served_model_name or path.name, api_key, max_waiting, max_body, grace, allow_origin)
+    options = Options(
+        served_model_name or path.name, api_key, max_waiting, max_body, grace, allow_origin, log_requests
+    )
+    if log_requests:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     listener = bind(host, port)
     template = None if chat_template is None else chat_template.read_text(encoding="utf-8")
     with load_model(
