@@ -90,6 +90,17 @@ def test_truncated_weights(checkpoint: Path, tmp_path: Path, capsys: pytest.Capt
     assert_nothing_left(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_is_cut_off(
+    name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint / name).write_text('{"model"')
+    said = expect(compile_arguments(checkpoint, tmp_path), errors.CheckpointError, capsys)
+    assert name in said
+    assert "trace" not in said, "it is said before long work"
+    assert_nothing_left(tmp_path)
+
+
 def test_wrong_shape(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     edit_config(checkpoint, moe_intermediate_size=config["moe_intermediate_size"] * 2)
@@ -278,7 +289,8 @@ def test_a_disk_that_fills_up_half_way(tmp_path: Path) -> None:
         (["--fit", "8GiB", "--machine", MACHINE], errors.CompileError, "needs no --machine"),
         (["--machine", MACHINE], errors.CompileError, "without --fit"),
         (["--fit", "8GiB", "--quantization", "int4"], errors.CompileError, "cannot be given together"),
-        (["--fit", "soon"], errors.RequestError, "not an amount of memory"),
+        (["--fit", "soon"], errors.RequestError, "neither a size nor a time"),
+        (["--fit", "0.5"], errors.RequestError, "neither a size nor a time"),
         (["--fit", "8GiB"], errors.CompileError, "needs calibration"),
     ],
 )
