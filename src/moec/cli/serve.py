@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -79,6 +80,7 @@ from moec.errors import RequestError
     metavar="ORIGIN",
     help="Web pages that may use the server (CORS), such as https://example.org, or *. May be repeated.",
 )
+@click.option("--log-requests", is_flag=True, help="A line for each response, to stderr.")
 @processor_options
 @routing_options
 @json_option
@@ -95,6 +97,7 @@ def command(
     max_body: int,
     grace: float,
     allow_origin: tuple[str, ...],
+    log_requests: bool,
     cpu_threads: int | None,
     host_memory: str | None,
     device: str,
@@ -119,7 +122,11 @@ def command(
     if api_key == "":
         raise click.UsageError("--api-key is empty")
     path = bundle.resolve()
-    options = Options(served_model_name or path.name, api_key, max_waiting, max_body, grace, allow_origin)
+    options = Options(
+        served_model_name or path.name, api_key, max_waiting, max_body, grace, allow_origin, log_requests
+    )
+    if log_requests:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     template = None if chat_template is None else _read_template(chat_template)
     listener = bind(host, port)
     with load_model(
