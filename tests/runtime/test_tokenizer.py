@@ -100,6 +100,15 @@ def test_a_template_can_refuse_and_cannot_escape(folder: Path) -> None:
         Tokenizer(folder).apply_chat_template([])
 
 
+@pytest.mark.parametrize(
+    "template",
+    ["{{ 'a' + messages[0].content }}", "{{ messages[0].content | int / 0 }}", "{{ 1 | tojson(2, 3, 4) }}"],
+)
+def test_values_that_a_template_was_not_written_for(template: str, folder: Path) -> None:
+    with pytest.raises(RequestError, match="refuses this conversation"):
+        Tokenizer(folder, template).apply_chat_template([{"role": "user", "content": 5}])
+
+
 def test_a_template_that_is_none() -> None:
     check_template("{% for m in messages %}{% break %}{% endfor %}", "fine")
     with pytest.raises(RequestError, match=r"mine\.jinja is no chat template"):
