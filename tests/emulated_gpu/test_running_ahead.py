@@ -172,7 +172,7 @@ def test_routing_is_recorded_in_steps_that_run_ahead(
         with load(ahead=True) as model:
             run(model, [(0, request(1, 3, Sampling()))])
             if not logged:
-                model._executor.section.log = None  # type: ignore[union-attr]
+                model._executor.sections[0].log = None  # type: ignore[union-attr]
             begun = stub.counts().graphs
             model.record_routing(path)
             outputs.append(run(model, arrivals))
