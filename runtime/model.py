@@ -12,12 +12,14 @@ from moec.errors import RequestError
 from moec.runtime.engine.continuation import Continuation
 from moec.runtime.engine.run import assemble, run
 from moec.runtime.recording import Recording
-from moec.runtime.requests.checks import end_tokens, sampling_from, to_prompts
+from moec.runtime.requests.checks import check_count, end_tokens, padded_rows, sampling_from, to_prompts
 from moec.runtime.requests.sides import no_decoder_tokens, sides
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.routing.early_router import early_routers
 from moec.runtime.routing.ring import DEFAULT_CAPACITY
+from moec.runtime.streamers import check_streamer
 from moec.runtime.tokenizer import Tokenizer
+from moec.runtime.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
 class Model:
     """A bundle, loaded. Made by `moec.runtime.load`; close it, or use it as a context manager.
 
-    Not thread safe: one thread calls it at a time.
+    Threads that call it take turns: a call waits until the one before has ended. To run requests of several together,
+    give them to one call, or drive `engine`. A process that is forked from the one that loaded it loads its own.
 
     Attributes:
         path: the bundle's folder.
@@ -75,10 +78,12 @@ class Model:
         self._engine: Engine | None = engine
         self._executor = executor
         self._recording = None if executor is None else Recording(record, engine, executor)
+        self._turns = Turns()
 
     @property
     def engine(self) -> Engine:
         """The engine under `generate`, to drive by hand: ``add`` requests, ``step`` until not ``busy``."""
+        self._turns.check()
         if self._engine is None:
             raise _closed()
         return self._engine
@@ -111,7 +116,7 @@ class Model:
 
     def decode(self, ids: Sequence[int] | NDArray[np.int64], skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
-        return self.tokenizer.decode([int(token) for token in ids], skip_special_tokens)
+        return self.tokenizer.decode(ids, skip_special_tokens)
 
     def generate(
         self,
@@ -177,14 +182,16 @@ class Model:
         last = defaults.forced_eos_token_id if forced_eos_token_id is None else forced_eos_token_id
         asked = Continuation(sampling, ends, max_new_tokens, min_new_tokens, first, last, seed)
         asked.check(Vocabulary.of(self.record))
-        if streamer is not None and len(prompts) != 1:
-            raise RequestError("A streamer takes one prompt.", f"There are {len(prompts)}.", "Leave it out.")
-        results = run(self.engine, asked.requests(self.engine, prompts, sources), streamer)
+        if pad_token_id is not None:
+            check_count("pad_token_id", pad_token_id, least=0)
+        if streamer is not None:
+            check_streamer(streamer, len(prompts))
+        with self._turns.take():
+            results = run(self.engine, asked.requests(self.engine, prompts, sources), streamer)
         pad = next(
             (token for token in (pad_token_id, defaults.pad_token_id, *ends[:1]) if token is not None), 0
         )
-        padded = input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids
-        rows = None if attention_mask is None or self.has_encoder else np.asarray(padded, np.int64)
+        rows = None if attention_mask is None or self.has_encoder else padded_rows(input_ids)
         return assemble(prompts, results, pad, rows)
 
     def forward(
@@ -220,7 +227,8 @@ class Model:
         for prompt in prompts:
             vocabulary.check(prompt)
         scored = zip(prompts, sources, strict=True)
-        return np.stack([self.engine.score(prompt, source) for prompt, source in scored])
+        with self._turns.take():
+            return np.stack([self.engine.score(prompt, source) for prompt, source in scored])
 
     def trace(self, prompts: Iterable[Sequence[int]], max_new_tokens: int = 0) -> Traces:
         """Run prompts and record which experts each token chooses.
@@ -236,7 +244,8 @@ class Model:
             RequestError: a decoder behind an encoder has nothing to begin with.
         """
         routers = () if self.has_encoder else early_routers(open_bundle(self.path, verify="sizes"))
-        return self._routing.trace(prompts, max_new_tokens, routers)
+        with self._turns.take():
+            return self._routing.trace(prompts, max_new_tokens, routers)
 
     def record_routing(self, path: str | Path, capacity: int = DEFAULT_CAPACITY) -> None:
         """Keep the routing of all that is run from now on, for ``moec plan --traces``; see `save_routing`.
@@ -253,7 +262,8 @@ class Model:
             BundleError: the file is no file of traces, or of another model.
             OutputError: its folder does not exist.
         """
-        self._routing.begin(path, capacity)
+        with self._turns.take():
+            self._routing.begin(path, capacity)
 
     def save_routing(self) -> None:
         """Write what `record_routing` has kept to its file; closing does it too.
@@ -261,19 +271,26 @@ class Model:
         Raises:
             OutputError: it cannot be written.
         """
-        if self._recording is not None:
-            self._recording.save()
+        with self._turns.take():
+            if self._recording is not None:
+                self._recording.save()
 
     def close(self) -> None:
-        """Let go of all memory, and write the routing that was recorded. The model cannot be used any more."""
-        try:
-            if self._engine is not None:
-                self.save_routing()
-        finally:
-            self._engine = None
-            if self._executor is not None:
-                self._executor.close()
-            self._executor = self._recording = None
+        """Let go of all memory, and write the routing that was recorded. The model cannot be used any more.
+
+        In a process that is forked from the one that loaded it, memory and file are left to that one.
+        """
+        if not self._turns.here:
+            return
+        with self._turns.take():
+            try:
+                if self._engine is not None:
+                    self.save_routing()
+            finally:
+                self._engine = None
+                if self._executor is not None:
+                    self._executor.close()
+                self._executor = self._recording = None
 
     @property
     def _routing(self) -> Recording:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from moec.errors import RequestError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -19,6 +21,18 @@ class Streamer(Protocol):
 
     def end(self) -> None:
         """There will be no more tokens."""
+
+
+def check_streamer(streamer: object, prompts: int) -> None:
+    """Raise `RequestError` where ``streamer`` is none, or cannot say which of several prompts a token is of."""
+    if not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise RequestError(
+            f"{streamer!r} is no streamer.",
+            "It has no methods put and end.",
+            "Give a moec.runtime.TextStreamer.",
+        )
+    if prompts != 1:
+        raise RequestError("A streamer takes one prompt.", f"There are {prompts}.", "Leave it out.")
 
 
 class TextStreamer:

@@ -31,12 +31,12 @@ def parse_ordinals(device: str | Sequence[str]) -> tuple[int, ...]:
     Raises:
         DeviceError: a name is no device, or one is there twice.
     """
-    named = device.split(",") if isinstance(device, str) else list(device)
-    names = [name.strip() for name in named]
-    if names == ["cpu"]:
+    given: Sequence[object] = device.split(",") if isinstance(device, str) else _listed(device)
+    names = [name.strip() for name in given if isinstance(name, str)]
+    if names == ["cpu"] == [*given]:
         return ()
-    for name in names or [""]:
-        if not name.startswith("cuda"):
+    for name in given or [""]:
+        if not isinstance(name, str) or not name.strip().startswith("cuda"):
             known = "Known devices: cpu, cuda:0, cuda:1, …, and several GPUs such as cuda:0,cuda:1."
             raise DeviceError(f"There is no device {name!r}.", known, 'Use device="cpu".')
     ordinals = tuple(map(parse_ordinal, names))
@@ -50,6 +50,11 @@ def parse_ordinals(device: str | Sequence[str]) -> tuple[int, ...]:
     return ordinals
 
 
+def _listed(device: object) -> Sequence[object]:
+    """The names of a list, or the one thing that is none, which is named in the error."""
+    return device if isinstance(device, Sequence) else [device]
+
+
 def budgets_of(memory: Budget | Sequence[Budget], gpus: int) -> tuple[Budget, ...]:
     """``device_memory`` for each of so many GPUs: one for all of them, or a list, or a text such as ``8GiB,6GiB``.
 
@@ -57,15 +62,15 @@ def budgets_of(memory: Budget | Sequence[Budget], gpus: int) -> tuple[Budget, ..
         RequestError: there are more or fewer.
     """
     if isinstance(memory, str):
-        given: list[Budget] = [each.strip() for each in memory.split(",")]
+        amounts: list[Budget] = [each.strip() for each in memory.split(",")]
     else:
-        given = list(memory) if isinstance(memory, Sequence) else [memory]
-    if len(given) == 1:
-        return tuple(given * gpus)
-    if len(given) != gpus:
+        amounts = list(memory) if isinstance(memory, Sequence) else [memory]
+    if len(amounts) == 1:
+        return tuple(amounts * gpus)
+    if len(amounts) != gpus:
         raise RequestError(
-            f"device_memory has {len(given)} amounts for {'one GPU' if gpus == 1 else f'{gpus} GPUs'}.",
+            f"device_memory has {len(amounts)} amounts for {'one GPU' if gpus == 1 else f'{gpus} GPUs'}.",
             "It is one amount for each GPU, or one for each of them in their order.",
             "Give as many amounts as devices, or one.",
         )
-    return tuple(given)
+    return tuple(amounts)

@@ -9,7 +9,8 @@ from moec.artifacts.footprint import LOGIT_ROWS, footprint, selection_layers, st
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import DEFAULT_POLICY, NO_PREFETCH, best_schedule
 from moec.artifacts.sections import whole_section
-from moec.errors import DeviceError
+from moec.artifacts.verify import LEVELS
+from moec.errors import DeviceError, RequestError
 from moec.planning.policies import always_admitting
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
@@ -33,7 +34,7 @@ from moec.runtime.machine.limits import available_memory, total_memory
 from moec.runtime.memory.budget import MemoryPlan, parse_memory, plan_memory
 from moec.runtime.memory.step_tokens import CPU_STEP_TOKENS
 from moec.runtime.model import Model
-from moec.runtime.requests.checks import check_count
+from moec.runtime.requests.checks import check_count, check_flag
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.routing.ring import DEFAULT_CAPACITY
 from moec.runtime.stats import Stats
@@ -115,6 +116,9 @@ def load(
     """
     ordinals = parse_ordinals(device)
     _check_device_memory(ordinals, device_memory)
+    _check_level(verify)
+    check_flag("prefetch", prefetch)
+    check_count("trace_capacity", trace_capacity, least=1)
     check_count("max_batch", max_batch, least=1)
     if max_step_tokens is not None:
         check_count("max_step_tokens", max_step_tokens, least=max_batch + 1)
@@ -216,4 +220,11 @@ def _check_device_memory(ordinals: tuple[int, ...], device_memory: object) -> No
             "device_memory does not apply to the device cpu.",
             "It limits the memory of a GPU; on the CPU everything is in host memory.",
             "Leave it out, or give host_memory instead.",
+        )
+
+
+def _check_level(verify: str) -> None:
+    if verify not in LEVELS:
+        raise RequestError(
+            f"verify={verify!r} is no level.", f"Levels are {', '.join(LEVELS)}.", "Change verify."
         )

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from moec.cli import moec, wheels
-from moec.errors import NetworkError
+from moec.errors import NetworkError, OutputError
 from tests.support.compiling import compile_checkpoint
 from tests.support.tiny_bundle import make_bundle
 
@@ -124,11 +124,38 @@ def test_without_the_packages_it_says_so(tmp_path: Path, monkeypatch: pytest.Mon
         wheels.download(["numpy"], "3.12", "x86_64", tmp_path)
 
 
-def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:
+def test_an_output_that_is_no_kit_is_kept(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
-    result = CliRunner().invoke(moec, ["kit", str(bundle), "-o", str(tmp_path)])
-    assert result.exception is not None
-    assert "exists" in str(result.exception)
+    (tmp_path / "other").mkdir()
+    for output in (tmp_path, tmp_path / "other", bundle, bundle / "kit"):
+        result = CliRunner().invoke(moec, ["kit", str(bundle), "-o", str(output), "--force"])
+        assert isinstance(result.exception, OutputError)
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "other"}
+    assert "exists" in str(
+        CliRunner().invoke(moec, ["kit", str(bundle), "-o", str(tmp_path / "other")]).exception
+    )
+
+
+def test_a_kit_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["kit", str(make_bundle(tmp_path / "bundle")), "-o", str(tmp_path / "kit")]
+    monkeypatch.setattr("moec.cli.kit._write_wheels", lambda *_: None)
+    assert CliRunner().invoke(moec, arguments).exit_code == 0
+    (tmp_path / "kit" / "old").write_text("of the kit before")
+    assert CliRunner().invoke(moec, [*arguments, "--force"]).exit_code == 0
+    assert not (tmp_path / "kit" / "old").exists()
+
+    def fail(*_: object) -> None:
+        raise NetworkError("there is no network")
+
+    monkeypatch.setattr("moec.cli.kit._write_wheels", fail)
+    assert isinstance(CliRunner().invoke(moec, [*arguments, "--force"]).exception, NetworkError)
+    assert (tmp_path / "kit" / "run.sh").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "kit"}
+
+
+@pytest.mark.parametrize("version", ["abc", "2.7", "3.9", "3.12.1"])
+def test_versions_that_no_kit_is_for(version: str) -> None:
+    assert CliRunner().invoke(moec, ["kit", "x.moec", "-o", "kit", "--python", version]).exit_code == 2
 
 
 @pytest.mark.slow

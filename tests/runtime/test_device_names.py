@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from moec.errors import DeviceError, RequestError
@@ -31,9 +33,11 @@ def test_devices_are_one_or_several_gpus(device: str | list[str], ordinals: tupl
         ("cuda:0,", "no device ''"),
         ([], "no device ''"),
         ("cuda:x", "no device 'cuda:x'"),
+        (None, "no device None"),
+        (["cuda:0", 1], "no device 1"),
     ],
 )
-def test_others_are_named(device: str | list[str], what: str) -> None:
+def test_others_are_named(device: Any, what: str) -> None:
     with pytest.raises(DeviceError, match=what):
         parse_ordinals(device)
 

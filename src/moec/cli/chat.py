@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from moec.cli.generate import choose_sampling
-from moec.cli.loading import load_model
+from moec.cli.loading import load_model, new_tokens_after
 from moec.cli.options import (
+    NEW_TOKENS,
     bundle_argument,
     json_option,
     max_new_tokens_option,
@@ -40,7 +41,7 @@ FAREWELLS = ("/exit", "/quit")
 def command(
     bundle: Path,
     system: str | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     temperature: float | None,
     top_p: float | None,
     top_k: int | None,
@@ -87,7 +88,7 @@ def command(
             ids = _prompt(model, messages)
             output = model.generate(
                 ids,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=new_tokens_after(model, ids, max_new_tokens or NEW_TOKENS),
                 do_sample=do_sample,
                 temperature=temperature,
                 top_p=top_p,
@@ -117,5 +118,5 @@ def _lines() -> Iterator[str]:
 
 def _prompt(model: Model, messages: list[dict[str, str]]) -> list[int]:
     if model.tokenizer.has_chat_template:
-        return model.tokenizer.encode(model.tokenizer.apply_chat_template(messages), add_special_tokens=False)
+        return model.tokenizer.encode_chat(messages)
     return model.encode("\n".join(message["content"] for message in messages))

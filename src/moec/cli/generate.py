@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moec.cli.loading import load_model
+from moec.cli.loading import load_model, new_tokens_after
 from moec.cli.options import (
+    NEW_TOKENS,
     bundle_argument,
     json_option,
     max_new_tokens_option,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     "--forced-bos-token-id",
     type=click.IntRange(min=0),
     metavar="N",
-    help="What a decoder begins with, such as the token of a language.",
+    help="What a decoder behind an encoder begins with, such as the token of a language.",
 )
 @click.option("--stats", is_flag=True, help="Say afterwards how fast it was and where the time went.")
 @json_option
@@ -46,7 +47,7 @@ def command(
     bundle: Path,
     prompt: str | None,
     token_ids: str | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     temperature: float | None,
     top_p: float | None,
     top_k: int | None,
@@ -87,12 +88,18 @@ def command(
         prefetch=prefetch,
         trace_path=trace_path,
     ) as model:
+        if forced_bos_token_id is not None and not model.has_encoder:
+            raise RequestError(
+                "--forced-bos-token-id has nothing to say here.",
+                "It is what a decoder behind an encoder begins with, and this model has no encoder.",
+                "Leave it out.",
+            )
         ids = parse_token_ids(token_ids) if token_ids is not None else model.encode(text or "")
         streamer = None if as_json or token_ids is not None else runtime.TextStreamer(model.tokenizer)
         start = time.perf_counter()
         output = model.generate(
             ids,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens or new_tokens_after(model, ids, NEW_TOKENS),
             do_sample=choose_sampling(greedy, temperature, top_p, top_k),
             temperature=temperature,
             top_p=top_p,
@@ -134,7 +141,7 @@ def parse_token_ids(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise RequestError(
-            f"--token-ids {text!r} is no list of numbers", str(error), "write 1,2,3"
+            f"--token-ids {text!r} is no list of numbers.", "", "Write them like 1,2,3."
         ) from error
 
 

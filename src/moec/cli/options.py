@@ -69,12 +69,13 @@ prefetch_option = click.option(
 
 seed_option = click.option("--seed", type=int, default=None, help="Makes sampling repeatable.")
 
+NEW_TOKENS = 128
+
 max_new_tokens_option = click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    help="Most tokens to generate.",
+    metavar="N",
+    help=f"Most tokens to generate.  [default: {NEW_TOKENS}, or what the context holds]",
 )
 
 
