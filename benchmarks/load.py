@@ -24,7 +24,6 @@ import click
 from benchmarks.support.common import print_rows, write_result
 from moec.artifacts.reader import read_manifest, weight_names
 from moec.runtime.devices.measure import gpu_record
-from moec.runtime.devices.names import parse_ordinal
 
 AIM = 1.3
 """Most time to the first token over the floor."""
@@ -97,7 +96,7 @@ def ceilings(bundle: Path, device: str, options: list[str], read_gib: int) -> di
     most = ["--read-gib", str(read_gib)]
     rates = {name: measure("read", bundle, [*options, *most, *way])["gb_s"] for name, way in ways.items()}
     rates["sha256, all cores"] = measure("hash", bundle, options)["gb_s"]
-    return rates | {"link": gpu_record(parse_ordinal(device)).link_gb_s}
+    return rates | {"link": gpu_record(device).link_gb_s}
 
 
 def measure(what: str, bundle: Path, options: list[str], cache: str | None = None) -> dict[str, float]:

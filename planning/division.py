@@ -105,11 +105,10 @@ def divided_chain(
             and spec.shape[:1] == (model.vocab_size,)
         }
         routed = layers[step.layer] if isinstance(step, ExpertsStep) else None
+        table = table_bytes[step.layer] if isinstance(step, ExpertsStep) else 0
         units.append(
             Unit(
-                sum(map(dense_bytes, own.values()))
-                + _state_bytes(model, step, max_batch)
-                + (0 if routed is None else table_bytes[step.layer]),
+                sum(map(dense_bytes, own.values())) + _state_bytes(model, step, max_batch) + table,
                 _page_bytes(model, step, seen),
                 0 if routed is None else routed.experts * routed.stride_bytes,
                 sum(tensor_bytes(spec) for name, spec in own.items() if name not in gathered),

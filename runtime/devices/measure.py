@@ -15,6 +15,7 @@ import numpy as np
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.sharing import MAILBOX_US, TEAM_US
 from moec.runtime.devices.cuda.measure import GPU_EFFICIENCY, LAYER_US, LINK_EFFICIENCY, measure_gpu
+from moec.runtime.devices.names import parse_ordinal
 from moec.runtime.machine.limits import available_memory, total_memory
 from moec.runtime.machine.threads import default_threads
 
@@ -95,12 +96,12 @@ def gpu_records() -> list[GpuRecord]:
     return [measure_gpu(driver, ordinal) for ordinal in range(driver.device_count())]
 
 
-def gpu_record(ordinal: int) -> GpuRecord:
-    """Measure one GPU; raises as `gpu_records` does, or where there is none of this number."""
+def gpu_record(device: str) -> GpuRecord:
+    """Measure one GPU, such as ``cuda:0``; raises as `gpu_records` does, or where there is no such GPU."""
     from moec.runtime.devices.cuda.device import check_ordinal
     from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 
-    driver = NvidiaDriver()
+    driver, ordinal = NvidiaDriver(), parse_ordinal(device)
     check_ordinal(driver, ordinal)
     return measure_gpu(driver, ordinal)
 

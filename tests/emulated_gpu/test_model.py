@@ -236,7 +236,7 @@ def test_doctor_and_plan_know_the_gpu(stub: Stub, bundle: Path, monkeypatch: pyt
 
     (gpu,) = gpu_records()
     assert (gpu.name, gpu.architecture, gpu.driver) == ("Stub GPU", "sm_90", "CUDA 13.0")
-    assert gpu_record(0).memory_bytes == gpu.memory_bytes
+    assert gpu_record("cuda:0").memory_bytes == gpu.memory_bytes
     assert this_machine(bundle, gpu=gpu).gpu_name == "Stub GPU"
     assert stub.counts().device_blocks == 0
 

@@ -92,7 +92,7 @@ def measure(
     decoding = {step.layer for step in model.record.steps if isinstance(step, ExpertsStep)}
     experts = (layer.top_k * layer.expert_bytes for layer in facts.layers if layer.layer in decoding)
     active = facts.dense_bytes_per_token + sum(experts)
-    gpus = [gpu_record(ordinal).bandwidth_gb_s for ordinal in parse_ordinals(device)]
+    gpus = [gpu_record(f"cuda:{ordinal}").bandwidth_gb_s for ordinal in parse_ordinals(device)]
     bandwidth = max(gpus) if gpus else read_bandwidth(model.cpu_threads)
     run_batch(model.engine, model.record.vocab_size, min(prompt_tokens, 8), 2, 1)
     model.stats.reset()
