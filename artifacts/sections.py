@@ -47,6 +47,8 @@ class Section:
     """Values of this section or earlier ones that later ones read."""
     experts_before: int = 0
     """MoE layers of earlier sections."""
+    layers: range = range(0)
+    """Of the whole model's layers, those with a cache or a state, the ones that begin here."""
 
     @property
     def whole(self) -> bool:
@@ -56,7 +58,8 @@ class Section:
 
 def whole_section(bundle: Bundle) -> Section:
     """All of a chain, as it is."""
-    return Section(bundle, 0, len(bundle.model.steps))
+    end = len(bundle.model.steps)
+    return Section(bundle, 0, end, layers=layers_between(bundle.model, 0, end))
 
 
 def sections_of(bundle: Bundle, cuts: Sequence[int]) -> tuple[Section, ...]:
@@ -97,6 +100,18 @@ def crossing(model: ModelRecord, place: int) -> tuple[ValueId, ...]:
     return tuple(name for name in made if name in read and name not in CHAIN_INPUTS)
 
 
+def layers_between(model: ModelRecord, first: int, end: int) -> range:
+    """The numbers of the layers, those with a cache or a state, that begin in the steps ``first .. end - 1``."""
+    begun: list[int] = []
+    seen: set[tuple[str, int]] = set()
+    for number, step in enumerate(model.steps):
+        kept = _memory_of(step)
+        if isinstance(step, (AttentionStep, StateStep)) and kept is not None and kept not in seen:
+            seen.add(kept)
+            begun.append(number)
+    return range(sum(number < first for number in begun), sum(number < end for number in begun))
+
+
 def _memory_of(step: Step) -> tuple[str, int] | None:
     """What a step keeps from one step of the engine to the next."""
     if isinstance(step, (AttentionStep, AppendStep)):
@@ -128,7 +143,9 @@ def _section(bundle: Bundle, first: int, end: int) -> Section:
     )
     arriving = crossing(model, first) if first else ()
     leaving = crossing(model, end) if end < len(model.steps) else ()
-    return Section(part, first, end, arriving, leaving, layers[0] if layers else 0)
+    return Section(
+        part, first, end, arriving, leaving, layers[0] if layers else 0, layers_between(model, first, end)
+    )
 
 
 def _renumbered(steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -16,7 +16,7 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.chain import CHAIN_INPUTS
 from moec.artifacts.footprint import cache_token_bytes, dense_bytes, dense_weights, footprint, tensor_bytes
 from moec.artifacts.model import DTYPE_BYTES
-from moec.artifacts.sections import cut_places
+from moec.artifacts.sections import cut_places, layers_between
 from moec.artifacts.states import state_bytes
 from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep, SelectionStep, StateStep
 from moec.planning.cost import BYTES_PER_MS
@@ -159,14 +159,46 @@ def divide(
     return None if cost == math.inf else tuple(chain.places[end - 1] for end in chosen[:-1])
 
 
+@dataclass(frozen=True)
+class GpuPart:
+    """What one GPU of a division has."""
+
+    layers: range
+    """Of those with a cache or a state."""
+    fixed_bytes: int
+    """Dense weights, cache, states and tables."""
+    expert_bytes: int
+    """All experts of its layers."""
+    kept_bytes: int
+    """Those for which it has slots."""
+
+
+def parts_of(
+    model: ModelRecord, chain: DividedChain, gpus: Sequence[GpuRoom], pages: int, cuts: Sequence[int]
+) -> tuple[GpuPart, ...]:
+    """What each GPU has by the ``cuts`` of `divide`."""
+    ends = [0, *(chain.places.index(cut) + 1 for cut in cuts), len(chain.units)]
+    steps = [0, *cuts, len(model.steps)]
+    found = []
+    for gpu, units, bounds in zip(gpus, pairwise(ends), pairwise(steps), strict=True):
+        own = sum(chain.units[slice(*units)], Unit())
+        fixed = own.fixed_bytes + pages * own.page_bytes
+        kept = _kept_bytes(chain, gpu.room_bytes - fixed, own.expert_bytes)
+        found.append(GpuPart(layers_between(model, *bounds), fixed, own.expert_bytes, kept))
+    return tuple(found)
+
+
+def _kept_bytes(chain: DividedChain, free: int, expert_bytes: int) -> int:
+    """Of slots in so many free bytes: all experts, or what the stage leaves."""
+    return expert_bytes if free >= expert_bytes else max(0, free - chain.stage_bytes)
+
+
 def _cost(chain: DividedChain, gpu: GpuRoom, own: Unit, scale: float, resident: bool) -> float:
     """Milliseconds of a token on one GPU, and a little for how full it is; infinite where it does not fit."""
     free = gpu.room_bytes - own.fixed_bytes
     if free < (own.expert_bytes if resident else 0):
         return math.inf
-    kept = own.expert_bytes
-    if free < kept:
-        kept = max(0, free - chain.stage_bytes)
+    kept = _kept_bytes(chain, free, own.expert_bytes)
     share = 1.0 if kept == own.expert_bytes else hit_share(chain.hits, kept / own.expert_bytes)
     near = (own.read_bytes + own.active_bytes) / gpu.bandwidth_gb_s
     far = own.active_bytes * (1 - share) / gpu.link_gb_s

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from moec.artifacts.steps import AttentionStep, StateStep
 from moec.runtime.chain.executor import TOKEN_BYTES, Links
 from moec.runtime.devices.cuda.link import link_between, reaches
 from moec.runtime.memory.divided import carried_bytes
@@ -47,11 +46,10 @@ def describe_division(
     devices: Sequence[CudaDevice], sections: Sequence[Section], plans: Sequence[DevicePlan]
 ) -> tuple[str, ...]:
     """For the user: who has which layers, and how they are connected."""
-    parts, before = [], 0
-    for device, section in zip(devices, sections, strict=True):
-        last = before + _layers(section) - 1
-        parts.append(f"cuda:{device.ordinal} runs layers {before} to {last}")
-        before = last + 1
+    parts = [
+        f"cuda:{device.ordinal} runs layers {layers.start} to {layers.stop - 1}"
+        for device, layers in zip(devices, (section.layers for section in sections), strict=True)
+    ]
     straight = all(reaches(*pair) for pair in pairwise(devices))
     way = (
         "straight from one to the next"
@@ -62,10 +60,3 @@ def describe_division(
     if any(plan.slots is not None for plan in plans):
         notes.append("The CPU computes no experts beside several GPUs: each fetches those that it misses.")
     return tuple(notes)
-
-
-def _layers(section: Section) -> int:
-    """Layers with a cache or a state."""
-    steps = section.bundle.model.steps
-    kinds = AttentionStep, StateStep
-    return len({(type(step), step.layer) for step in steps if isinstance(step, kinds)})
