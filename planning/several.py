@@ -53,7 +53,7 @@ def planned_division(
     if cuts is None:
         raise BudgetError(
             f"The model cannot be divided among {len(sizes)} GPUs with {' and '.join(map(str, sizes))} bytes.",
-            f"Each needs {needed} bytes for a step, code and graphs beside its layers' weights and cache, and the chain "
+            f"Each needs {needed} bytes for a step, code and graphs beside its layers' weights and cache; the chain "
             f"can be cut in {len(chain.places)} places.",
             "Raise --device-memory, or give fewer GPUs.",
         )

@@ -20,7 +20,7 @@ from moec.runtime.memory.divided import DividedPlan
 from tests.support.canaries import most_slow
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_models import CACHE, PROMPTS, compiled, nothing_left, rows
-from tests.support.emulated_offload import answers, host_budget, resident
+from tests.support.emulated_offload import LONG, answers, host_budget, resident
 
 SPARE = 16 << 10
 """The division is chosen by what both GPUs need about, and held against what each needs."""
@@ -208,3 +208,17 @@ def test_a_smaller_gpu_gets_fewer_layers(
         assert first.slots is None is second.slots
         assert first.expert_bytes < second.expert_bytes
         assert rows(model, [PROMPTS[0]]) == expected["one"]
+
+
+def test_gpus_of_other_kinds_run_what_the_bundle_has_for_them(
+    load: Callable[..., runtime.Model], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one is newer than the bundle: other kernels, whose sums may differ in their last bits."""
+    monkeypatch.setenv("MOEC_STUB_SECOND_CAPABILITY", "100")
+    with load() as model:
+        logits = np.frombuffer(expected["logits"], np.float32)
+        found = model.forward([LONG[:40]]).ravel()
+        assert np.abs(found - logits).max() < 2e-2 * np.abs(logits).max()
+    monkeypatch.setenv("MOEC_STUB_SECOND_CAPABILITY", "80")
+    with pytest.raises(DeviceError, match=r"no code for this GPU, Stub GPU 1 \(sm_80\)"):
+        load()

@@ -14,8 +14,9 @@ EXPORT cuDeviceGetName(char *name, int size, CUdevice device) {
   return CUDA_SUCCESS;
 }
 EXPORT cuDeviceTotalMem(size_t *bytes, CUdevice) { return *bytes = setting("MOEC_STUB_MEMORY", 1 << 30), CUDA_SUCCESS; }
-EXPORT cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice) {
+EXPORT cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
   long capability = setting("MOEC_STUB_CAPABILITY", 90);
+  if (device) capability = setting("MOEC_STUB_SECOND_CAPABILITY", capability);
   *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? (int)capability / 10
            : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? (int)capability % 10
                                                                        : 1;
