@@ -12,11 +12,19 @@ from moec.errors import RequestError
 from moec.runtime.engine.continuation import Continuation
 from moec.runtime.engine.run import assemble, run
 from moec.runtime.recording import Recording
-from moec.runtime.requests.checks import check_count, end_tokens, padded_rows, sampling_from, to_prompts
+from moec.runtime.requests.checks import (
+    check_count,
+    end_tokens,
+    padded_rows,
+    sampling_from,
+    stop_strings_of,
+    to_prompts,
+)
 from moec.runtime.requests.sides import no_decoder_tokens, sides
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.routing.early_router import early_routers
 from moec.runtime.routing.ring import DEFAULT_CAPACITY
+from moec.runtime.stops import StopWatch
 from moec.runtime.streamers import check_streamer
 from moec.runtime.tokenizer import Tokenizer
 from moec.runtime.turns import Turns
@@ -132,6 +140,7 @@ class Model:
         top_k: int | None = None,
         repetition_penalty: float | None = None,
         eos_token_id: int | Iterable[int] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
         pad_token_id: int | None = None,
         forced_bos_token_id: int | None = None,
         forced_eos_token_id: int | None = None,
@@ -160,6 +169,7 @@ class Model:
             top_k: 0 is off.
             repetition_penalty: above 0; 1 is off.
             eos_token_id: one end token or several; an empty list: none.
+            stop_strings: one text or several; a row ends with the token that completes one of them.
             pad_token_id: fills rows that are shorter; ``None``: the model's, or its first end token, or 0.
             forced_bos_token_id: the first token after a prompt of one token, such as the language to translate to.
             forced_eos_token_id: the last token where ``max_new_tokens`` is reached.
@@ -173,6 +183,7 @@ class Model:
 
         Raises:
             RequestError: an option or token is out of range, or a request is longer than context or cache.
+            BundleError: there are stop strings and no tokenizer.
         """
         defaults = self.record.generation
         sources, prompts = sides(self.record, to_prompts(input_ids, attention_mask), decoder_input_ids)
@@ -186,8 +197,10 @@ class Model:
             check_count("pad_token_id", pad_token_id, least=0)
         if streamer is not None:
             check_streamer(streamer, len(prompts))
+        stops = stop_strings_of(stop_strings)
+        watches = [StopWatch(self.tokenizer.stream(), stops) for _ in prompts] if stops else []
         with self._turns.take():
-            results = run(self.engine, asked.requests(self.engine, prompts, sources), streamer)
+            results = run(self.engine, asked.requests(self.engine, prompts, sources), streamer, watches)
         pad = next(
             (token for token in (pad_token_id, defaults.pad_token_id, *ends[:1]) if token is not None), 0
         )

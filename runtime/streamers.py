@@ -6,8 +6,11 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from moec.errors import RequestError
+from moec.runtime.stops import StopStrings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from moec.runtime.tokenizer import Tokenizer
@@ -42,10 +45,18 @@ class TextStreamer:
         tokenizer: of the bundle.
         skip_prompt: leave the prompt out.
         file: where to print; standard output by default.
+        stop_strings: texts before which printing ends.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_prompt: bool = True, file: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_prompt: bool = True,
+        file: TextIO | None = None,
+        stop_strings: Sequence[str] = (),
+    ) -> None:
         self._decoder = tokenizer.stream()
+        self._stops = StopStrings(stop_strings)
         self._skip = skip_prompt
         self._file = file
 
@@ -53,11 +64,12 @@ class TextStreamer:
         """Print what the new token ids make certain."""
         skip, self._skip = self._skip, False
         if not skip:
-            self._print("".join(self._decoder.push(token) for token in value.ravel().tolist()))
+            text = "".join(self._decoder.push(token) for token in value.ravel().tolist())
+            self._print(self._stops.push(text))
 
     def end(self) -> None:
         """Print what was held back, and a line end."""
-        self._print(self._decoder.finish() + "\n")
+        self._print(self._stops.push(self._decoder.finish()) + self._stops.finish() + "\n")
 
     def _print(self, text: str) -> None:
         file = self._file if self._file is not None else sys.stdout

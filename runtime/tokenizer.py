@@ -193,6 +193,18 @@ class Tokenizer:
             ) from error
 
 
+def check_template(template: str, source: str) -> None:
+    """Raise `RequestError` where a chat template is none; ``source`` is where it comes from."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        _environment().parse(template)
+    except TemplateSyntaxError as error:
+        raise RequestError(
+            f"{source} is no chat template.", f"Line {error.lineno}: {error.message}.", "Correct it."
+        ) from error
+
+
 def _environment() -> Any:
     """The same sandbox and helpers that transformers gives to chat templates."""
     from jinja2 import TemplateError

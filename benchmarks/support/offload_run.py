@@ -208,7 +208,7 @@ class OffloadRun:
         tokens: list[int] = []
         for _ in range(3):
             model.stats.reset()
-            sequence = model.engine.add(Request(tuple(prompt), 2, 0, frozenset(), Sampling(), 0))
+            sequence = model.engine.add(Request(tuple(prompt), 1, 0, frozenset(), Sampling(), 0))
             start = time.perf_counter()
             model.engine.step()
             times.append(time.perf_counter() - start)

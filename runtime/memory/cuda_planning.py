@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import sequence_tokens
+from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.errors import BudgetError
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
@@ -163,8 +164,8 @@ def device_limit(device_memory: int | float | str | None, free: int, total: int)
     limit = parse_memory(device_memory, total, "device_memory")
     if limit > free:
         raise BudgetError(
-            f"device_memory is {limit} bytes, and {limit - free} of them are not free.",
-            f"The GPU has {total} bytes, of which {free} are free; others may use the same GPU.",
+            f"device_memory is {human_bytes(limit)}, and {human_bytes(limit - free)} of them are not free.",
+            f"The GPU has {human_bytes(total)}, of which {exact_bytes(free)} are free; others may use the same GPU.",
             "Lower device_memory, or end other programs on the GPU.",
         )
     return limit

@@ -12,6 +12,7 @@ from moec.artifacts.footprint import GRAPH_BYTES, LOGIT_ROWS, TABLE_ENTRY_BYTES,
 from moec.artifacts.paths import experts_name
 from moec.artifacts.sampling import OPTION_WORDS
 from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
+from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.errors import BudgetError
 from moec.runtime.chain.arena import plan_arena
 from moec.runtime.chain.layout import chain_layout
@@ -247,12 +248,12 @@ def _too_small(plan: DevicePlan) -> BudgetError:
     needs = plan.needs
     small = needs.table_bytes + needs.staging_bytes + needs.sampler_bytes
     return BudgetError(
-        f"device_memory is {plan.total_bytes - plan.limit_bytes} bytes too small: "
-        f"{plan.limit_bytes} of at least {plan.total_bytes}.",
-        f"Dense weights take {needs.dense_bytes} bytes, routed experts {needs.expert_bytes}, the key-value cache "
-        f"{plan.cache_bytes} for {plan.cache_pages * PAGE_TOKENS} tokens, states of sequences "
-        f"{needs.state_bytes}, a step {needs.arena_bytes}, "
-        f"tables, staging and sampling {small}, code and graphs {needs.code_bytes}.",
+        f"device_memory is {exact_bytes(plan.total_bytes - plan.limit_bytes)} too small: "
+        f"it must be {exact_bytes(plan.total_bytes)} at least.",
+        f"Dense weights take {human_bytes(needs.dense_bytes)}, routed experts {human_bytes(needs.expert_bytes)}, the "
+        f"key-value cache {human_bytes(plan.cache_bytes)} for {plan.cache_pages * PAGE_TOKENS} tokens, states of "
+        f"sequences {human_bytes(needs.state_bytes)}, a step {human_bytes(needs.arena_bytes)}, "
+        f"tables, staging and sampling {human_bytes(small)}, code and graphs {human_bytes(needs.code_bytes)}.",
         "Raise device_memory, or lower cache_tokens, max_step_tokens or max_batch.",
     )
 

@@ -12,7 +12,7 @@ from moec.errors import RequestError
 from moec.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -144,17 +144,37 @@ def end_tokens(defaults: GenerationDefaults, given: int | Iterable[int] | None) 
     return tuple(int(token) for token in ids)
 
 
-def to_prompts(input_ids: object, attention_mask: object = None) -> list[tuple[int, ...]]:
+def stop_strings_of(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Texts that end an answer: one, several or none.
+
+    Raises:
+        RequestError: one is no text, or empty.
+    """
+    stops = (given,) if isinstance(given, str) else tuple(given or ())
+    for stop in stops:
+        if not isinstance(stop, str) or not stop:
+            raise RequestError(
+                f"stop_strings has {stop!r}.",
+                "It must be a text that is not empty, or several.",
+                "Change it.",
+            )
+    return stops
+
+
+def to_prompts(
+    input_ids: object, attention_mask: object = None, name: str = "input_ids"
+) -> list[tuple[int, ...]]:
     """Prompts without padding.
 
     Args:
         input_ids: token ids of one prompt, or of several as a list of lists or an array ``[B, T]``.
         attention_mask: as ``input_ids``; 0 at padding, which must lie on one side.
+        name: of the argument, for messages.
 
     Raises:
         RequestError: these are not integers of the right shape, or the mask has a hole.
     """
-    rows = _rows(input_ids, "input_ids")
+    rows = _rows(input_ids, name)
     if attention_mask is None:
         return [tuple(row) for row in rows]
     masks = _masks(attention_mask)

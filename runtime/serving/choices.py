@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moec.runtime.serving.stops import StopStrings
+from moec.runtime.stops import StopStrings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,6 +20,7 @@ from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.stats import Stats
 from tests.support import fake_chain
 from tests.support.fake_executor import FakeExecutor
+from tests.support.served import make_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,3 +80,21 @@ def test_a_conversation_goes_on_as_long_as_the_context_holds(
     assert [len(answer["token_ids"]) for answer in answers] == [20, 20, 15]
     assert code == RequestError.exit_code
     assert f"context of {CONTEXT}" in said.err
+
+
+def test_text_ends_before_a_stop_string(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in ("generate", "chat"):
+        monkeypatch.setattr(
+            f"moec.cli.{command}.load_model", lambda *_, **__: make_model(tmp_path, "hello world")
+        )
+    options = ["--greedy", "--stop", "never", "--stop", " wor"]
+    assert run(["generate", "x", "say=", *options]) == 0
+    assert capsys.readouterr().out == "hello\n"
+    assert run(["generate", "x", "say=", *options, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["text"], len(answer["token_ids"])) == ("hello", len("hello wor"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("say=\n"))
+    assert run(["chat", "x", *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["content"] == "hello"

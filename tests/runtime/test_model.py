@@ -214,6 +214,8 @@ def test_forward_gives_logits_of_every_row_and_position() -> None:
         ({"eos_token_id": 1.5}, "eos_token_id=1.5"),
         ({"pad_token_id": "x"}, "pad_token_id='x'"),
         ({"streamer": 5}, "no streamer"),
+        ({"stop_strings": [""]}, "stop_strings has ''"),
+        ({"stop_strings": [5]}, "stop_strings has 5"),
         ({"seed": -1}, "seed=-1"),
         ({"max_new_tokens": 300}, "context of 256"),
     ],

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
+from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.errors import BudgetError, DeviceError
 from moec.runtime.device import closed_error
 from moec.runtime.devices.cuda.driver import OutOfDeviceMemoryError
@@ -227,8 +228,9 @@ class Resources:
         taken = self.used_bytes + self.reserved_bytes
         if taken + size_bytes > self.limit_bytes:
             raise BudgetError(
-                f"device_memory is {taken + size_bytes - self.limit_bytes} bytes too small.",
-                f"{taken} of {self.limit_bytes} bytes are in use, and {size_bytes} more are needed.",
+                f"device_memory is {exact_bytes(taken + size_bytes - self.limit_bytes)} too small.",
+                f"{human_bytes(taken)} of {human_bytes(self.limit_bytes)} are in use, and "
+                f"{human_bytes(size_bytes)} more are needed.",
                 LOWER,
             )
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.artifacts.sizes import human_bytes
 from moec.cli.options import (
     bundle_argument,
     json_option,
     processor_options,
 )
-from moec.cli.output import human_bytes, print_json
+from moec.cli.output import print_json
 
 if TYPE_CHECKING:
     from pathlib import Path

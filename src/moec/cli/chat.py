@@ -17,6 +17,7 @@ from moec.cli.options import (
     processor_options,
     routing_options,
     sampling_options,
+    stop_option,
 )
 from moec.cli.output import print_json_line
 from moec.errors import RequestError
@@ -34,6 +35,7 @@ FAREWELLS = ("/exit", "/quit")
 @bundle_argument
 @click.option("--system", help="A system message to begin with.")
 @max_new_tokens_option
+@stop_option
 @sampling_options
 @processor_options
 @routing_options
@@ -42,6 +44,7 @@ def command(
     bundle: Path,
     system: str | None,
     max_new_tokens: int | None,
+    stops: tuple[str, ...],
     temperature: float | None,
     top_p: float | None,
     top_k: int | None,
@@ -65,6 +68,7 @@ def command(
       moec chat tiny.moec --max-new-tokens 40
     """
     from moec import runtime
+    from moec.runtime.stops import text_before
 
     do_sample = choose_sampling(greedy, temperature, top_p, top_k)
     with load_model(
@@ -89,16 +93,18 @@ def command(
             output = model.generate(
                 ids,
                 max_new_tokens=new_tokens_after(model, ids, max_new_tokens or NEW_TOKENS),
+                stop_strings=stops,
                 do_sample=do_sample,
                 temperature=temperature,
                 top_p=top_p,
                 top_k=top_k,
                 repetition_penalty=repetition_penalty,
                 seed=seed,
-                streamer=None if as_json else runtime.TextStreamer(model.tokenizer),
+                streamer=None if as_json else runtime.TextStreamer(model.tokenizer, stop_strings=stops),
             )
             new_ids = [int(token) for token in output[0][len(ids) :]]
-            messages.append({"role": "assistant", "content": model.decode(new_ids)})
+            answer = text_before(model.decode(new_ids), stops)
+            messages.append({"role": "assistant", "content": answer})
             if as_json:
                 print_json_line(messages[-1] | {"token_ids": new_ids, "prompt_tokens": len(ids)})
 

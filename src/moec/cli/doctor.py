@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
+from moec.artifacts.sizes import human_bytes
 from moec.cli.options import json_option
-from moec.cli.output import human_bytes, print_json
+from moec.cli.output import print_json
 from moec.errors import MoecError
 
 COMPILE_PACKAGES = ("torch", "transformers", "safetensors", "huggingface_hub", "tvm")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.artifacts.sizes import human_bytes
 from moec.cli.loading import load_model, new_tokens_after
 from moec.cli.options import (
     NEW_TOKENS,
@@ -17,8 +18,9 @@ from moec.cli.options import (
     processor_options,
     routing_options,
     sampling_options,
+    stop_option,
 )
-from moec.cli.output import human_bytes, print_json
+from moec.cli.output import print_json
 from moec.errors import RequestError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 @click.argument("prompt", required=False)
 @click.option("--token-ids", metavar="1,2,3", help="The prompt as token ids instead of text.")
 @max_new_tokens_option
+@stop_option
 @sampling_options
 @processor_options
 @routing_options
@@ -48,6 +51,7 @@ def command(
     prompt: str | None,
     token_ids: str | None,
     max_new_tokens: int | None,
+    stops: tuple[str, ...],
     temperature: float | None,
     top_p: float | None,
     top_k: int | None,
@@ -95,11 +99,16 @@ def command(
                 "Leave it out.",
             )
         ids = parse_token_ids(token_ids) if token_ids is not None else model.encode(text or "")
-        streamer = None if as_json or token_ids is not None else runtime.TextStreamer(model.tokenizer)
+        streamer = (
+            None
+            if as_json or token_ids is not None
+            else runtime.TextStreamer(model.tokenizer, stop_strings=stops)
+        )
         start = time.perf_counter()
         output = model.generate(
             ids,
             max_new_tokens=max_new_tokens or new_tokens_after(model, ids, NEW_TOKENS),
+            stop_strings=stops,
             do_sample=choose_sampling(greedy, temperature, top_p, top_k),
             temperature=temperature,
             top_p=top_p,
@@ -113,7 +122,7 @@ def command(
         begun = 1 if model.has_encoder else len(ids)
         new_ids = [int(token) for token in output[0][begun:]]
         if as_json:
-            print_json(_result(model, ids, new_ids, seconds))
+            print_json(_result(model, ids, new_ids, stops, seconds))
         elif token_ids is not None:
             click.echo(",".join(map(str, new_ids)))
         if stats and not as_json:
@@ -164,10 +173,14 @@ def report(model: Model, new_tokens: int, seconds: float) -> None:
         )
 
 
-def _result(model: Model, prompt_ids: list[int], new_ids: list[int], seconds: float) -> dict[str, Any]:
+def _result(
+    model: Model, prompt_ids: list[int], new_ids: list[int], stops: tuple[str, ...], seconds: float
+) -> dict[str, Any]:
+    from moec.runtime.stops import text_before
+
     return {
         "token_ids": new_ids,
-        "text": model.decode(new_ids) if model.has_tokenizer else None,
+        "text": text_before(model.decode(new_ids), stops) if model.has_tokenizer else None,
         "prompt_tokens": len(prompt_ids),
         "seconds": round(seconds, 4),
         "stats": model.stats.to_dict(),

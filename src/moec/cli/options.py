@@ -79,6 +79,15 @@ max_new_tokens_option = click.option(
 )
 
 
+stop_option = click.option(
+    "--stop",
+    "stops",
+    multiple=True,
+    metavar="TEXT",
+    help="End before this text; may be given several times.",
+)
+
+
 def processor_options(command: click.decorators.FC) -> click.decorators.FC:
     """``--cpu-threads``, ``--host-memory``, ``--device``, ``--device-memory``: what a bundle may run on."""
     for option in (device_memory_option, device_option, host_memory_option, threads_option):

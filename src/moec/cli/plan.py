@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moec.artifacts.sizes import human_bytes
 from moec.cli.options import bundle_argument, json_option, learned_traces, traces_option
-from moec.cli.output import human_bytes, policy_name, print_json
+from moec.cli.output import policy_name, print_json
 from moec.errors import BudgetError, DeviceError, MissingDependencyError
 
 if TYPE_CHECKING:

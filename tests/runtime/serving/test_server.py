@@ -411,6 +411,21 @@ def test_a_device_that_fails_ends_the_server(tmp_path: Path) -> None:
     assert [type(error) for error in server.raised] == [DeviceError]  # type: ignore[attr-defined]
 
 
+def test_a_second_signal_ends_what_the_first_waits_for(tmp_path: Path) -> None:
+    model = make_model(tmp_path, SCRIPT)
+    gate = executor_of(model).gate
+    with served(model, grace_seconds=20.0) as (url, server), ThreadPoolExecutor(1) as pool:
+        gate.clear()
+        running = pool.submit(httpx.post, f"{url}/v1/completions", json={"prompt": "x="}, timeout=20)
+        while not model.engine.busy:
+            time.sleep(0.01)
+        server.stop()
+        server.stop()
+        assert running.result().status_code == 503
+        gate.set()
+    server.stop()
+
+
 @pytest.mark.parametrize("grace", [0.0, 20.0])
 def test_stopping_waits_for_what_runs_as_long_as_it_may(tmp_path: Path, grace: float) -> None:
     model = make_model(tmp_path, SCRIPT)
@@ -465,6 +480,25 @@ def test_without_a_template_there_is_no_chat(tmp_path: Path) -> None:
     with served(make_model(tmp_path), template=None) as (url, _), httpx.Client(base_url=url) as client:
         body = {"messages": [{"role": "user", "content": "hi"}]}
         assert "no chat template" in refusal(client, "/v1/chat/completions", body)["message"]
+
+
+def test_behind_an_encoder_prompts_are_what_it_reads(tmp_path: Path) -> None:
+    start, language = bytes_tokenizer().encode("^=").ids
+    defaults = GenerationDefaults(None, (END,), None, False, 1.0, 0, 1.0, 1.0, decoder_start_token_id=start)
+    model = make_model(tmp_path, "Bonjour", defaults, encoder=True)
+    with served(model) as (url, _), httpx.Client(base_url=url, timeout=20) as client:
+        answer = completion(client, prompt="hello, you", forced_bos_token_id=language)
+        assert answer["choices"][0]["text"] == "=Bonjour"
+        assert answer["usage"] == {"prompt_tokens": 10, "completion_tokens": 9, "total_tokens": 19}
+        texts = [choice["text"] for choice in completion(client, prompt=["one", "two"], n=2)["choices"]]
+        own = make_model(tmp_path, "Bonjour", defaults, encoder=True)
+        rows = own.generate([own.encode("one"), own.encode("two")], max_new_tokens=99)
+        assert texts == [own.decode(row[1:][row[1:] != END]) for row in rows for _ in range(2)]
+        long = {"prompt": "x" * (CONTEXT + 1)}
+        assert refusal(client, "/v1/completions", long)["code"] == "context_length_exceeded"
+        assert refusal(client, "/v1/completions", {"prompt": "x", "echo": True})["param"] == "echo"
+        body = {"messages": [{"role": "user", "content": "hi"}]}
+        assert "does not chat" in refusal(client, "/v1/chat/completions", body)["message"]
 
 
 def test_an_address_that_is_taken_is_a_typed_error() -> None:

@@ -9,19 +9,28 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.many.gemm_joint import emit_joint
 from moec.compiler.kernels.cuda.many.gemm_tiles import with_tile
-from moec.compiler.kernels.cuda.many.rounding import Rounding
+from moec.compiler.kernels.cuda.many.panels import PANEL
+from moec.compiler.kernels.cuda.many.rounding import Rounding, term_in_panels
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rows.block import Place, RowBlock
 from moec.compiler.kernels.cuda.rows.values import split_place
 from moec.compiler.kernels.emit import i64, load
+from moec.formats import format_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moec.compiler.kernels.cuda.many.gemm import Operand, Part
     from moec.compiler.kernels.emit import Buffer, Expr
+    from moec.compiler.kernels.linear_shape import LinearShape
     from moec.compiler.kernels.rows.product import Activation
     from moec.compiler.kernels.rows.stages import Key, Tensor
+
+
+def lies_in_panels(shape: LinearShape, *, hopper: bool) -> bool:
+    """Whether a product's rounded input lies as products of four warps take it, so that a tile's is copied at once."""
+    plain = shape.batch is None and format_of(shape.dtype) is None
+    return hopper and plain and shape.columns % PANEL == 0
 
 
 class _Sums(RowBlock):
@@ -51,13 +60,14 @@ def emit_activated(
         a: as for `gemm.emit_parts`.
         parts: the products; their epilogues are not used.
         biases: float32 ``[N]`` of each product, where it has one.
-        out: 16-bit ``[T, activation.rounded_columns]``.
+        out: 16-bit ``[T, activation.rounded_columns]``, in panels where the reader's input lies so.
         activation: of the products' results.
         hopper: whether for Hopper GPUs.
     """
     reader, tokens = activation.reader, parts[0].product.tokens
     rounding = Rounding.of(reader.dtype, reader.dtype)
     tensor = activation.region.tensors[activation.source]
+    panels = lies_in_panels(reader, hopper=hopper)
 
     def activated(row: Expr, column: Expr, sums: list[Expr]) -> Expr:
         whole = [
@@ -75,7 +85,10 @@ def emit_activated(
         start = i64(row) * i64(activation.rounded_columns) + i64(column)
         for term in range(reader.terms):
             word = gpu.pack(rounding.dtype, *values)
-            place = T.bind(start + i64(term * reader.columns))
+            if panels:
+                place = term_in_panels(i64(row), column, term, reader.columns, tokens)
+            else:
+                place = T.bind(start + i64(term * reader.columns))
             gpu.call("store_4", gpu.element(out, place), word)
             seen = gpu.unpack(rounding.dtype, word)
             values = [T.bind(value - own) for value, own in zip(values, seen, strict=True)]

@@ -57,8 +57,8 @@ def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
     for each in groups:
         kind = each.shapes[0].dtype
         rounded = Argument("rounded", (*lead, tokens, each.rounded_columns), rounded_type(kind))
-        declared.append(rounded if kind != "float32" else None)
-    if item.activation is not None:
+        declared.append(rounded if kind != "float32" and each.held is None else None)
+    if item.activation is not None and not item.activation.beyond:
         columns, dtype = item.activation.rounded_columns, rounded_type(item.activation.reader.dtype)
         declared.append(Argument("activated", (tokens, columns), dtype))
     declared += [row(f"kept{number}", key) for number, key in enumerate(item.kept)]
@@ -85,9 +85,9 @@ class Operands:
     """What is read and kept, by key."""
     weights: list[Weight]
     rounded: Any
-    """``None`` where weights are float32."""
+    """``None`` where weights are float32, or the input is held."""
     activated: Any
-    """``None`` where there is no activation."""
+    """``None`` where there is no activation, or its reader is another segment's."""
     beside: list[Any]
     """The buffers of the product beside it, in its own order."""
 
@@ -98,7 +98,8 @@ def operands_of(item: Product, buffers: Sequence[Any]) -> Operands:
     read, rest = _cut(buffers, len(item.reads))
     weights, rest = _cut(rest, 2 * (count + others))
     rounded, rest = _cut(rest, 1 if item.beside is None else 2)
-    activated, rest = _cut(rest, 1 if item.activation else 0)
+    own_memory = item.activation is not None and not item.activation.beyond
+    activated, rest = _cut(rest, 1 if own_memory else 0)
     held, outs = _cut(rest, len(item.kept))
     rows = dict(zip((*item.reads, *item.kept), (*read, *held), strict=True))
     own = [

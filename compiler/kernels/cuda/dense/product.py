@@ -106,11 +106,12 @@ class ProductKernel:
 
         behind = self.item.behind
 
-        def several() -> None:
+        def few() -> None:
             emit_rows(region, self.rows, self.tokens)
-            either(
-                self.tokens <= i64(FEW_TOKENS), lambda: self._emit_few(self._few_parts()), self._many_parts
-            )
+            self._emit_few(self._few_parts())
+
+        def several() -> None:
+            either(self.tokens <= i64(FEW_TOKENS), few, lambda: self._many_parts(region))
             if behind is not None:
                 emit_rows(behind.region, self._rows_behind(behind), self.tokens)
 
@@ -133,10 +134,21 @@ class ProductKernel:
         for part in parts:
             emit_linear_few(part)
 
-    def _many_parts(self) -> None:
-        self.many.emit()
-        if self.beside is not None:
-            self.beside.many.emit()
+    def _many_parts(self, region: Region) -> None:
+        """The region, which rounds what it makes of the input for all products that want it so, then these."""
+        parts = [self.many, *([] if self.beside is None else [self.beside.many])]
+        rounding = [part for part in parts if part.rounds_itself]
+        rows = dict(self.rows)
+        if self.item.alone and len(rounding) == len(parts):
+            del rows[self.item.source]
+
+        def put(token: Expr, place: Expr, value: Expr) -> None:
+            for part in rounding:
+                part.put(token, place, value)
+
+        emit_rows(region, rows, self.tokens, {self.item.source: put})
+        for part in parts:
+            part.emit(rounded=True)
 
     def _emit_alone(self, region: Region) -> None:
         """The products of the only token, with the regions before and behind them."""

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from moec.compiler.kernels.emit import Buffer, Expr
 
-WARPS = 16
+WARPS = 32
 THREADS = WARPS * LANES
-TURN = 4
+TURN = 6
 """Loads of a lane that are under way together."""
 
 

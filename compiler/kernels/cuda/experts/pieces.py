@@ -80,7 +80,11 @@ def places_of(tile: BlockTile) -> int:
 
 
 def emit_pieces(
-    experts: Experts, tile: BlockTile, across: int, piece: Callable[[ExpertTile], Iterator[Piece]]
+    experts: Experts,
+    tile: BlockTile,
+    across: int,
+    piece: Callable[[ExpertTile], Iterator[Piece]],
+    outbox_bytes: int = 0,
 ) -> None:
     """Emit a launch with a piece for each used entry of the tile list and tile of the experts' rows.
 
@@ -100,7 +104,11 @@ def emit_pieces(
             yield from piece(ExpertTile(T.bind(number % i32(across)), address, first, T.bind(left)))
 
     work = Work(
-        experts.list_of(tile).slots * i64(across), find, rounding_of(experts.body).dtype, finds_early=False
+        experts.list_of(tile).slots * i64(across),
+        find,
+        rounding_of(experts.body).dtype,
+        finds_early=False,
+        outbox_bytes=outbox_bytes,
     )
     emit_work(tile, work, packed=experts.body.format is not None)
 

@@ -16,6 +16,7 @@ from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.experts.few import names_of_first
 from moec.compiler.kernels.cuda.experts.middle import activated, pack_middle
 from moec.compiler.kernels.cuda.experts.pieces import (
+    ELEMENT_BYTES,
     Experts,
     ExpertTile,
     bias_of,
@@ -25,9 +26,10 @@ from moec.compiler.kernels.cuda.experts.pieces import (
     part_rows,
 )
 from moec.compiler.kernels.cuda.many.gemm import store_pair
-from moec.compiler.kernels.cuda.many.panels import PANEL, in_panels, panel_element
+from moec.compiler.kernels.cuda.many.outbox import MOST_SHARED_BYTES, Parcel
+from moec.compiler.kernels.cuda.many.panels import PANEL, ROW_BYTES, in_panels, panel_element
 from moec.compiler.kernels.cuda.many.side_by_side import row_of
-from moec.compiler.kernels.cuda.many.tiles import Rows
+from moec.compiler.kernels.cuda.many.tiles import CHUNK, CHUNK_BYTES, Rows
 from moec.compiler.kernels.cuda.many.work import Piece
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.emit import i64, load, when
@@ -35,9 +37,15 @@ from moec.compiler.kernels.emit import i64, load, when
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from moec.compiler.kernels.cuda.many.outbox import Outbox
     from moec.compiler.kernels.cuda.many.tiles import ResultRow
     from moec.compiler.kernels.cuda.many.warpgroup_sums import WarpgroupTile
     from moec.compiler.kernels.emit import Buffer, Expr
+
+    _Put = Callable[[int, Expr], None]
+    """Puts two neighbouring columns (a word) of the token that is so many further on."""
+    _Places = Callable[[Expr, Expr], _Put]
+    """For the first column (int32) and token of a thread within the tile."""
 
 EIGHT = 8
 """Rows and columns of what one instruction turns."""
@@ -48,47 +56,72 @@ def emit_gate_up_turned(experts: Experts, tile: WarpgroupTile) -> None:
 
     Rows of gate and up alternate in the tile by eights, so that a thread has both of a token. It has them of two tokens
     that are neighbours, and stores two rows that are: warps turn what they have made, eight rows of eight tokens at a
-    time.
+    time. A tile's results are whole panels of its tokens: where shared memory has room they go out in one go each.
     """
     body, parts, names = experts.body, experts.parts, names_of_first(experts.body)
-    rows = tile.rows // len(names)
-    ragged = in_panels(body.intermediate) % rows != 0
+    rows, columns = tile.rows // len(names), in_panels(body.intermediate)
+    ragged = columns % rows != 0
+    panel_bytes = tile.columns * ROW_BYTES
+    outbox_bytes = rows // PANEL * panel_bytes
+    if tile.stages * tile.stage_bytes + outbox_bytes > MOST_SHARED_BYTES:
+        outbox_bytes = 0
 
     def piece(block: ExpertTile) -> Iterator[Piece]:
         base = T.bind(block.column * i32(rows))
 
-        def keep(sums: Buffer, results: list[ResultRow]) -> None:
+        def make(places: _Places, sums: Buffer, results: list[ResultRow]) -> None:
             biases = {name: bias_of(experts, name, block.address) for name in names}
             for first in range(0, len(results), len(names)):
                 sides = dict(zip(names, results[first : first + len(names)], strict=True))
-                own = T.bind(base + row_of(results[first].row, len(names)))
-                with when(own < i32(in_panels(body.intermediate))) if ragged else nullcontext():
-                    _keep_middle(experts, block, own, sums, sides, biases)
+                own = T.bind(row_of(results[first].row, len(names)))
+                with when(base + own < i32(columns)) if ragged else nullcontext():
+                    _make_middle(experts, places, (base, own), sums, sides, biases)
+
+        def keep(sums: Buffer, results: list[ResultRow]) -> None:
+            make(
+                lambda column, token: _in_memory(experts, block, T.bind(base + column), token), sums, results
+            )
+
+        def send(outbox: Outbox, sums: Buffer, results: list[ResultRow]) -> None:
+            outbox.open()
+            make(lambda column, token: _in_outbox(outbox, panel_bytes, column, token), sums, results)
+            size_bytes = T.bind(block.left * i32(ROW_BYTES))
+            parcels = []
+            for panel in range(rows // PANEL):
+                first = T.bind(base + i32(panel * PANEL))
+                target = panel_element(i64(block.first), first, experts.pairs, i32(0))
+                exists = first < i32(columns) if ragged else None
+                parcels.append(
+                    Parcel(panel * panel_bytes, cuda.element(parts.middle, target), size_bytes, exists)
+                )
+            outbox.send(parcels)
 
         w = gate_up_rows(experts, base, block.address)
         assert isinstance(w, Rows), "quantized rows are unpacked across a tile"
-        yield Piece(w, panel_rows(experts, block, parts.gathered, body.hidden), keep)
+        tokens = panel_rows(experts, block, parts.gathered, body.hidden)
+        yield Piece(w, tokens, keep, send=send if outbox_bytes else None)
 
-    emit_pieces(experts, tile, -(-body.intermediate // rows), piece)
+    emit_pieces(experts, tile, -(-body.intermediate // rows), piece, outbox_bytes)
 
 
-def _keep_middle(
+def _make_middle(
     experts: Experts,
-    block: ExpertTile,
-    own: Expr,
+    places: _Places,
+    row: tuple[Expr, Expr],
     sums: Buffer,
     sides: dict[str, ResultRow],
     biases: dict[str, Callable[[Expr], Expr]],
 ) -> None:
-    """Store a warp's eight rows of the middle, of which this thread has row ``own`` (int32) before they are turned."""
-    body = experts.body
+    """Make a warp's eight rows of the middle, of which this thread has one (int32) before they are turned.
+
+    The row is told as the tile's first one, and the number from that on.
+    """
+    body, (base, inside_tile) = experts.body, row
     columns = next(iter(sides.values())).columns
-    inside = T.bind(own % i32(EIGHT))
+    own, token = T.bind(base + inside_tile), T.bind(inside_tile % i32(EIGHT))
     known = T.bind(T.min(own, i32(body.intermediate - 1)))
     added = {name: T.bind(bias(known)) for name, bias in biases.items()}
-    column = own - inside + columns[0][0]
-    start = panel_element(i64(block.first + inside), column, experts.pairs, inside)
-    left = T.bind(block.left - inside)
+    put = places(T.bind(inside_tile - token + columns[0][0]), token)
     for number in range(len(columns)):
         values = []
         for k in range(2):
@@ -96,10 +129,32 @@ def _keep_middle(
                 name: load(sums, side.columns[number][1] + k) + added[name] for name, side in sides.items()
             }
             values.append(activated(body, own, variables))
-        word = cuda.value("uint32", "transpose", pack_middle(body, values))
-        with when(i32(EIGHT * number) < left):
-            place = start + i64(EIGHT * number * PANEL)
+        put(EIGHT * number, cuda.value("uint32", "transpose", pack_middle(body, values)))
+
+
+def _in_memory(experts: Experts, block: ExpertTile, column: Expr, token: Expr) -> _Put:
+    """Each thread stores its own to global memory."""
+    start = panel_element(i64(block.first + token), column, experts.pairs, token)
+    left = T.bind(block.left - token)
+
+    def put(further: int, word: Expr) -> None:
+        with when(i32(further) < left):
+            place = start + i64(further * PANEL)
             cuda.call("store_4", cuda.element(experts.parts.middle, place), word)
+
+    return put
+
+
+def _in_outbox(outbox: Outbox, panel_bytes: int, column: Expr, token: Expr) -> _Put:
+    """The same as panels lie in the outbox."""
+    panel, inside = column // i32(PANEL), column % i32(PANEL)
+    piece = (inside // i32(CHUNK) ^ token) * i32(CHUNK_BYTES) + inside % i32(CHUNK) * i32(ELEMENT_BYTES)
+    start = T.bind(panel * i32(panel_bytes) + token * i32(ROW_BYTES) + piece)
+
+    def put(further: int, word: Expr) -> None:
+        cuda.call("store_4", outbox.element(start + i32(further * ROW_BYTES)), word)
+
+    return put
 
 
 def emit_down_turned(experts: Experts, tile: WarpgroupTile, first_column: Expr, width: int) -> None:

@@ -27,15 +27,17 @@ LARGE = Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stag
 """Two blocks on a multiprocessor of an A100 or H100, one on smaller ones."""
 SMALL = Tile(rows=64, columns=64, depth=64, warps_down=2, warps_across=2, stages=4)
 """For few rows, which are there to fill the machine and to stream the weights."""
-NARROW = Tile(rows=16, columns=64, depth=64, warps_down=1, warps_across=4, stages=6)
+NARROW = Tile(rows=16, columns=32, depth=64, warps_down=1, warps_across=2, stages=8)
 """For weights of few rows: many blocks, each with many copies under way."""
+NARROW_ROWS = 64
+"""Of such weights, whatever the number of tokens."""
 FILLED_BLOCKS = 128
 """Blocks of the large tile that fill a GPU well enough: fewer, and the small tile is quicker."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A tile, and what it takes: measured on an H200 for those that copy aside, estimated for the others."""
+    """A tile, and what it takes: measured on an H200 (prompts of 512 to 4,096 tokens, 2,048 to 5,632 rows)."""
 
     tile: BlockTile
     step_ns: int
@@ -47,14 +49,14 @@ class Timed:
 
 
 HOPPER = (
-    Timed(WarpgroupTile(rows=128, columns=256, groups=2, stages=4, copiers=True), 820, 4800),
-    Timed(WarpgroupTile(rows=256, columns=128, groups=2, stages=4, copiers=True), 730, 6500),
-    Timed(WarpgroupTile(rows=128, columns=192, groups=2, stages=5, copiers=True), 640, 2000),
-    Timed(WarpgroupTile(rows=128, columns=128, groups=2, stages=6, copiers=True), 460, 1900),
-    Timed(SMALL, 900, 3000, blocks=3),
+    Timed(WarpgroupTile(rows=128, columns=256, groups=2, stages=4, copiers=True), 740, 6000),
+    Timed(WarpgroupTile(rows=256, columns=128, groups=2, stages=4, copiers=True), 690, 6000),
+    Timed(WarpgroupTile(rows=128, columns=192, groups=2, stages=5, copiers=True), 540, 4800),
+    Timed(WarpgroupTile(rows=128, columns=128, groups=2, stages=6, copiers=True), 400, 3100),
+    Timed(SMALL, 450, 1500, blocks=2),
 )
 """For Hopper GPUs."""
-HOPPER_NARROW = HOPPER[3], Timed(NARROW, 300, 3000, blocks=3)
+HOPPER_NARROW = HOPPER[3], Timed(NARROW, 150, 2000, blocks=4)
 """For what is as narrow as a router."""
 
 
@@ -67,7 +69,7 @@ def with_tile(parts: Sequence[Part], emit: Callable[[BlockTile], None], *, hoppe
     """Emit products in each of the tiles that may suit T, and the choice."""
     product = parts[0].product
     tokens, rows = product.tokens, [part.product.rows for part in parts]
-    if sum(rows) <= NARROW.columns and product.batch == 1:
+    if sum(rows) <= NARROW_ROWS and product.batch == 1:
         emit(NARROW)
         return
     if not hopper or product.depth % CHUNK:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as cuda
+from moec.compiler.kernels.cuda.many.outbox import Outbox
 from moec.compiler.kernels.cuda.many.panel_copy import BulkCopy, Copiers, PanelCopy
 from moec.compiler.kernels.cuda.many.panels import PANEL, WARPGROUP, PanelRows, Panels
 from moec.compiler.kernels.cuda.many.tiles import Rows, Terms
@@ -46,46 +47,51 @@ def blocks(total: Expr) -> Expr:
 class Pipeline:
     """A block while it is emitted; ``block`` and ``thread`` are its numbers (int32)."""
 
-    def __init__(self, tile: WarpgroupTile, dtype: str, block: Expr, thread: Expr) -> None:
-        self.tile, self.dtype, self.block, self.thread = tile, dtype, block, thread
+    def __init__(self, tile: WarpgroupTile, work: Work, block: Expr, thread: Expr) -> None:
+        self.tile, self.work, self.block, self.thread = tile, work, block, thread
         assert tile.groups == 2, "registers are for two groups that multiply and one that copies"
         assert tile.parts * tile.columns // 2 <= MOST_SUMS
         cuda.blocks_at_once(1)
-        memory = cuda.shared_dynamic(tile.stages * tile.stage_bytes, align=1024)
+        size_bytes = tile.stages * tile.stage_bytes
+        memory = cuda.shared_dynamic(size_bytes + work.outbox_bytes, align=1024)
         left = Panels(memory, 0, tile.rows, PANEL)
         self.panels = left, Panels(memory, left.end, tile.columns, PANEL)
         self.full, self.empty = (cuda.shared(tile.stages, "uint64") for _ in range(2))
         self.numbers = cuda.shared(tile.stages, "int32")
+        self.outbox = Outbox(memory, size_bytes, thread, tile.threads) if work.outbox_bytes else None
 
-    def run(self, work: Work) -> None:
+    def run(self) -> None:
         """Emit all of the block's work."""
         tile = self.tile
         with when(self.thread == i32(0)):
             for stage in range(tile.stages):
                 cuda.call("phase_begin", cuda.element(self.full, stage), i32(COPIERS))
                 cuda.call("phase_begin", cuda.element(self.empty, stage), i32(tile.threads // LANES))
+            if self.outbox is not None:
+                self.outbox.begin()
         cuda.sync()
         cuda.wait_previous()
-        either(self.thread >= i32(tile.threads), lambda: self._copy(work), lambda: self._multiply(work))
+        either(self.thread >= i32(tile.threads), self._copy, self._multiply)
 
     def _wait(self, barriers: Buffer, turn: Expr, stage: Expr, flip: int) -> None:
         parity = (turn // i32(self.tile.stages) + i32(flip)) % i32(2)
         cuda.call("phase_wait", cuda.element(barriers, stage), parity)
 
-    def _copy(self, work: Work) -> None:
-        stages = i32(self.tile.stages)
+    def _copy(self) -> None:
+        work, stages = self.work, i32(self.tile.stages)
         own = T.bind(self.thread - i32(self.tile.threads))
         state = cuda.registers(2, "int32")
         number, turn = 0, 1
         store(state, number, self.block)
         store(state, turn, i32(0))
+        total = T.bind(i32(work.total) if work.known is None else work.known())
 
         def begin(stage: Expr, value: Expr) -> None:
             self._wait(self.empty, load(state, turn), stage, 1)
             with when(own == i32(0)):
                 store(self.numbers, stage, value)
 
-        with T.While(load(state, number) < i32(work.total)):
+        with T.While(load(state, number) < total):
             current = T.bind(load(state, number))
             with work.piece(current) as piece:
                 each = -(-piece.w.depth // PANEL)
@@ -115,14 +121,17 @@ class Pipeline:
                 copies.append(PanelCopy(rows, target, own, copiers))
         return copies
 
-    def _multiply(self, work: Work) -> None:
+    def _multiply(self) -> None:
+        work = self.work
         widths = self.tile.widths or (self.tile.columns,)
         assert widths[-1] == self.tile.columns
-        sums = [WarpgroupSums(self.tile, self.dtype, self.thread, self.panels, width) for width in widths]
+        sums = [WarpgroupSums(self.tile, work.dtype, self.thread, self.panels, width) for width in widths]
         stages = i32(self.tile.stages)
         state = cuda.registers(2, "int32")
         number, turn = 0, 1
         store(state, turn, i32(0))
+        if self.outbox is not None:
+            self.outbox.start_counting()
 
         def look() -> None:
             stage = T.bind(load(state, turn) % stages)
@@ -135,6 +144,8 @@ class Pipeline:
             with work.piece(current) as piece:
                 self._by_width(sums, piece, lambda own: self._piece(own, piece, state, turn))
             look()
+        if self.outbox is not None:
+            self.outbox.close()
 
     def _by_width(
         self, sums: list[WarpgroupSums], piece: Piece, emit: Callable[[WarpgroupSums], None]
@@ -170,4 +181,7 @@ class Pipeline:
             store(state, turn, current + i32(1))
         values = sums.finish()
         leave(load(state, turn) - i32(1))
-        piece.store(values, sums.results())
+        if self.outbox is None or piece.send is None:
+            piece.store(values, sums.results())
+        else:
+            piece.send(self.outbox, values, sums.results())

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from moec.compiler.kernels.cuda.many.outbox import Outbox
     from moec.compiler.kernels.cuda.many.panels import PanelRows
     from moec.compiler.kernels.cuda.many.tiles import ResultRow, Rows
     from moec.compiler.kernels.cuda.packed.tiles import PackedRows
@@ -27,6 +28,8 @@ class Piece:
     """Emits what stores a thread's sums."""
     terms: int = 1
     """That meet the same elements of ``w``."""
+    send: Callable[[Outbox, Buffer, list[ResultRow]], None] | None = None
+    """Emits what lays a thread's sums out and sends them instead, where blocks stay and the work has an outbox."""
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,7 @@ class Work:
     """The 16-bit type of both operands."""
     finds_early: bool
     """Whether no launch ahead of this one writes what pieces are found by, nor ``w``."""
+    known: Callable[[], Expr] | None = None
+    """Emits how many pieces there are of the ``total`` (int32), where only the GPU knows and blocks stay."""
+    outbox_bytes: int = 0
+    """Shared memory for results, where blocks stay; 0: each thread stores its own."""

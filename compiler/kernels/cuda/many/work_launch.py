@@ -29,7 +29,7 @@ def emit_work(tile: BlockTile, work: Work, *, packed: bool) -> None:
     """
     if isinstance(tile, WarpgroupTile) and tile.copiers and not packed:
         with cuda.launch((pipeline.blocks(work.total),), pipeline.threads(tile)) as ((block,), thread):
-            pipeline.Pipeline(tile, work.dtype, block, thread).run(work)
+            pipeline.Pipeline(tile, work, block, thread).run()
         return
     with cuda.launch((work.total,), tile.threads) as ((block,), thread):
         if not work.finds_early:

@@ -17,7 +17,7 @@ from moec.compiler.kernels.cuda import primitives as gpu
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.cuda.rows.reduce import RowReduction, emit_reduction
 from moec.compiler.kernels.cuda.rows.topk import RowTopK, emit_topk
-from moec.compiler.kernels.cuda.rows.values import flat_place, rebuild, split_place
+from moec.compiler.kernels.cuda.rows.values import flat_place, narrowed, rebuild, split_place
 from moec.compiler.kernels.cuda.threads import read, write
 from moec.compiler.kernels.emit import Buffer, Expr, i64, load, loop, store, when
 from moec.compiler.kernels.rows.region import FLOATS
@@ -56,6 +56,7 @@ class RowBlock:
         writes: whether this block writes to global memory; ``None``: it does.
         at_once: elements that a thread computes before it writes the first of them.
         memory: shared memory that the kernel has for tensors already.
+        also: what else is done with each element of a tensor (its place in the row, int32, and its value).
     """
 
     def __init__(
@@ -69,8 +70,9 @@ class RowBlock:
         writes: Expr | None = None,
         at_once: int = 1,
         memory: Mapping[Key, Buffer] | None = None,
+        also: Mapping[Key, Callable[[Expr, Expr], None]] | None = None,
     ) -> None:
-        self.writes, self.at_once, self.memory = writes, at_once, memory or {}
+        self.writes, self.at_once, self.memory, self.also = writes, at_once, memory or {}, also or {}
         self.region, self.arguments, self.tokens, self.token = region, arguments, tokens, place.token
         self.place = place
         self.thread, self.threads = thread, threads
@@ -149,7 +151,7 @@ class RowBlock:
             if extent is None:
                 place = place * self.tokens + i64(self.token)
             elif extent != 1:
-                place = place * i64(extent) + i64(index)
+                place = place * i64(extent) + i64(narrowed(index) if self.at_once > 1 else index)
         return place
 
     def _keep(self, key: Key, row_place: Expr, value: Expr) -> None:
@@ -160,6 +162,8 @@ class RowBlock:
         if key in self.arguments:
             with when(self.writes) if self.writes is not None else nullcontext():
                 self._write(key, tensor, row_place, value)
+        if key in self.also:
+            self.also[key](row_place, value)
 
     def _write(self, key: Key, tensor: Tensor, row_place: Expr, value: Expr) -> None:
         place = self._offset(tensor, split_place(tensor, row_place, self.token))

@@ -7,6 +7,7 @@ themselves: a step of one token waits for the slowest thread. What one block doe
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
@@ -19,7 +20,7 @@ from moec.compiler.kernels.rows.region import is_flat, sections
 from moec.compiler.kernels.rows.stages import Key, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tvm import tirx
 
@@ -48,13 +49,19 @@ def rows(region: Region, name: str) -> tirx.PrimFunc:
     return build(name, body)
 
 
-def emit_rows(region: Region, buffers: Mapping[Key, Buffer], tokens: Expr) -> None:
+def emit_rows(
+    region: Region,
+    buffers: Mapping[Key, Buffer],
+    tokens: Expr,
+    also: Mapping[Key, Callable[[Expr, Expr, Expr], None]] | None = None,
+) -> None:
     """Emit the launch that computes a region.
 
     Args:
         region: what to compute.
-        buffers: of every input and output.
+        buffers: of every input, and of every output that is to be in memory.
         tokens: T, a host value (int64).
+        also: what else is done with each element of an output: the token, the place in its row (int32), the value.
     """
     threads = _threads(region)
     parts = sections(region)
@@ -64,7 +71,10 @@ def emit_rows(region: Region, buffers: Mapping[Key, Buffer], tokens: Expr) -> No
 
         def emit(which: int, first: int) -> None:
             place = Place(token, T.bind(number - i32(first)), pieces[which])
-            block = RowBlock(parts[which], buffers, tokens, place, thread, threads, at_once=AT_ONCE)
+            puts = {key: partial(put, token) for key, put in (also or {}).items()}
+            block = RowBlock(
+                parts[which], buffers, tokens, place, thread, threads, at_once=AT_ONCE, also=puts
+            )
             end = first + pieces[which]
 
             def own() -> None:

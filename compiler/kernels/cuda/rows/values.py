@@ -6,11 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import tvm
-from tvm import tirx
+from tvm import sym, tirx
 from tvm.ir.prim import expr as prim
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.primitives import i32
+from moec.compiler.kernels.cuda.settle import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -110,6 +111,24 @@ def _call(node: Any, arguments: list[Expr]) -> Expr:
     if name not in _PLAIN:
         raise TypeError(f"no intrinsic of a stage: {name}")
     return _PLAIN[name](*arguments)
+
+
+def narrowed(index: Expr) -> Expr:
+    """An int32 index, computed here where that is more than a name: TVM would divide in 64 bits what is cast to them.
+
+    What reads memory stays where it is, since it may be read under a condition.
+    """
+    if isinstance(index, (prim.IntImm, tvm.ir.Var)):
+        return index
+    return settle(sym.Analyzer().simplify(index)) if _is_arithmetic(index) else index
+
+
+def _is_arithmetic(value: Expr) -> bool:
+    if isinstance(value, prim.BinaryOpExpr):
+        return _is_arithmetic(value.a) and _is_arithmetic(value.b)
+    if isinstance(value, prim.Cast):
+        return _is_arithmetic(value.value)
+    return isinstance(value, (prim.IntImm, tvm.ir.Var))
 
 
 def flat_place(tensor: Tensor, indices: Sequence[Expr]) -> Expr:

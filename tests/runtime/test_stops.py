@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moec.runtime.serving.stops import StopStrings
+from moec.runtime.stops import StopStrings, StopWatch, text_before
+from moec.runtime.tokenizer import TextStream
+from tests.support.byte_tokenizer import bytes_tokenizer
+from tests.support.served import make_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 letters = st.text("ab", max_size=4)
 
@@ -46,3 +54,24 @@ def test_what_may_begin_a_stop_string_is_held_back() -> None:
     assert strings.found
     assert strings.push("more") == ""
     assert strings.finish() == ""
+
+
+def test_a_watch_goes_off_with_the_token_that_completes_a_stop_string() -> None:
+    watch = StopWatch(TextStream(bytes_tokenizer()), ("界!", "never"))
+    tokens = bytes_tokenizer().encode("世界!?").ids
+    assert [watch.push(token) for token in tokens] == [False] * 6 + [True, True]
+
+
+def test_the_text_before_a_stop_string() -> None:
+    assert text_before("one. two. three", ("t", ". ")) == "one"
+    assert text_before("one. tw", ("two",)) == "one. tw"
+
+
+def test_each_row_ends_with_its_own_stop_string(tmp_path: Path) -> None:
+    model = make_model(tmp_path, "Grüße, 世界! And more.")
+    prompts = [model.encode(text) for text in ("x=", "x=Gr", "x=Grüße, 世界")]
+    output = model.generate(prompts, max_new_tokens=40, stop_strings=["世", "more"], pad_token_id=256)
+    width = max(map(len, prompts))
+    texts = [model.decode(row[width:]) for row in output]
+    assert texts == ["Grüße, 世", "üße, 世", "! And more"]
+    assert not model.engine.busy

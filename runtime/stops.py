@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moec.runtime.tokenizer import TextStream
+
 
 class StopStrings:
     """Lets text through up to the first stop string, and holds back what may be the beginning of one.
@@ -38,6 +40,25 @@ class StopStrings:
         """What was held back: the text ends without a stop string."""
         held, self._held = self._held, ""
         return held
+
+
+class StopWatch:
+    """Says of the tokens of one sequence, as they come, which completes a stop string."""
+
+    def __init__(self, stream: TextStream, stops: Sequence[str]) -> None:
+        self._stream = stream
+        self._stops = StopStrings(stops)
+
+    def push(self, token: int) -> bool:
+        """Whether the text has a stop string now."""
+        self._stops.push(self._stream.push(token))
+        return self._stops.found
+
+
+def text_before(text: str, stops: Sequence[str]) -> str:
+    """``text`` up to the first stop string; all of it where there is none."""
+    strings = StopStrings(stops)
+    return strings.push(text) + strings.finish()
 
 
 def _overlap(text: str, stop: str) -> int:
