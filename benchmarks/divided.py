@@ -48,6 +48,7 @@ OWN = "model"
 @click.option("--gpus", default=2, show_default=True)
 @click.option("--budget", default="4GiB", show_default=True, help="Of each GPU.")
 @click.option("--zipf", "exponents", type=float, multiple=True, default=(1.0,), show_default=True)
+@click.option("--way", "chosen", multiple=True, help="One of the ways alone; may be repeated.")
 @click.option("--steps", default=24, show_default=True)
 @click.option("--prefetch/--no-prefetch", default=False, show_default=True)
 @click.option("--name", help="Of the result. [default: the bundle's]")
@@ -56,6 +57,7 @@ def main(
     gpus: int,
     budget: str,
     exponents: tuple[float, ...],
+    chosen: tuple[str, ...],
     steps: int,
     prefetch: bool,
     name: str | None,
@@ -73,13 +75,13 @@ def main(
         ("several, all", several, None),
         ("by host, all", several, None),
         ("one", ["cuda:0"], size),
-        ("one", ["cuda:0"], gpus * size),
+        ("one, as much", ["cuda:0"], gpus * size),
         ("several", several, size),
         ("by host", several, size),
     ]
     rows: list[dict[str, Any]] = []
     answers: dict[str, Any] = {}
-    for way, devices, limit in ways:
+    for way, devices, limit in [each for each in ways if not chosen or each[0] in chosen]:
         rows += _measure(bundle, way, devices, limit, routings, steps, prefetch, answers)
         print_rows(rows[-len(routings) - 1 :])
     measured = [measure_gpu(NvidiaDriver(), number).link_gb_s for number in range(gpus)]
