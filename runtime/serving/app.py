@@ -123,8 +123,6 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(FrameworkError)
-    @app.exception_handler(404)
-    @app.exception_handler(405)
     async def known(_: HttpRequest, error: FrameworkError) -> Response:
         return error_response(error)
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 
+from moec.errors import MoecError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from starlette.exceptions import HTTPException as FrameworkError
-
-    from moec.errors import MoecError
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 """Of statuses that have one of their own."""
@@ -70,8 +70,6 @@ def refused(error: MoecError, *, param: str | None = None, code: str | None = No
 
 def failed(error: Exception) -> ApiError:
     """A request whose step failed; what is not one of moec's own errors stays in the server's log."""
-    from moec.errors import MoecError
-
     why = " ".join(str(error).split("\n")) if isinstance(error, MoecError) else "The server's log says why."
     return ApiError(500, f"The model failed while it ran this request. {why}", code="step_failed")
 
