@@ -97,7 +97,7 @@ EXPORT cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int) {
   return ((Stream *)*stream)->at_once = true, result;
 }
 EXPORT cuStreamWriteValue32(CUstream stream, CUdeviceptr to, cuuint32_t value, unsigned) {
-  if (!inside(device, to, 4)) return complain("a value to memory that is not the device's");
+  if (!inside(gpus[current()], to, 4)) return complain("a value to memory that is not the device's");
   return put(stream, [=] { return __atomic_store_n((uint32_t *)to, value, __ATOMIC_RELEASE), CUDA_SUCCESS; });
 }
 EXPORT cuStreamDestroy(CUstream stream) {
