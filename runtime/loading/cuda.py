@@ -139,7 +139,7 @@ def _plan(
     resident = planner.resident()
     if resident is not None:
         return _Plan((section,), (resident,), resident)
-    helpers = helper_threads(options.cpu_threads)
+    helpers = helper_threads(options.cpu_threads, fed=bool(options.copy_thread))
     side = cpu_side(bundle, host_cpu_features(), helpers, options.copy_thread)
     plan = planner.offloaded(shared=side.serve is not None, fed=side.feed is not None)
     return _Plan((section,), (plan,), plan, side, helpers)

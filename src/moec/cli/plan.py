@@ -150,7 +150,7 @@ def _describe(machine: Path | None, bundle: Bundle, copy_thread: bool | None) ->
         gpus = []
     if not gpus:
         return this_machine(bundle.path)
-    team = team_speed(bundle, helper_threads())
+    team = team_speed(bundle, helper_threads(fed=bool(copy_thread)))
     described = this_machine(bundle.path, gpu=gpus[0], team=team, fed=bool(copy_thread))
     facts = footprint(bundle.model)
     large = max(layer.stride_bytes for layer in facts.layers) >= FED_LEAST_BYTES if facts.layers else False
