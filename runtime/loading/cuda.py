@@ -141,7 +141,8 @@ def _plan(
         return _Plan((section,), (resident,), resident)
     helpers = helper_threads(options.cpu_threads, fed=bool(options.copy_thread))
     side = cpu_side(bundle, host_cpu_features(), helpers, options.copy_thread)
-    plan = planner.offloaded(shared=side.serve is not None, fed=side.feed is not None)
+    # Where nobody asks for it a thread feeds in place of those that compute, and so does its memory.
+    plan = planner.offloaded(shared=side.serve is not None, fed=bool(options.copy_thread))
     return _Plan((section,), (plan,), plan, side, helpers)
 
 

@@ -111,7 +111,7 @@ class MemoryPlanner:
 
         Args:
             shared: whether the CPU computes a share of those that are missing.
-            fed: whether a thread of it may feed the copy engine.
+            fed: whether a thread of it feeds the copy engine besides.
 
         Raises:
             BudgetError: the GPU or the host has too little memory.
