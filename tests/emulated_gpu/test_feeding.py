@@ -143,7 +143,7 @@ def test_a_thread_without_a_share_feeds_unless_it_must_not(
     load: Load, bundle: Path, expected: dict[str, Any], fed: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(helping, "cpu_shares", lambda _, most: (0,) * (most + 1))
-    more = device_bytes(open_bundle(bundle, verify="sizes").model)
+    more = device_bytes(open_bundle(bundle, verify="sizes").model) - DEVICE_BYTES
     with load(0.9, more=more, cpu_threads=1, copy_thread=fed) as model:
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("moec-expert")]
         assert (parts(model).feeder is not None) == (fed is None) == bool(copy_threads())

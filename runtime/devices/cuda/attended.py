@@ -25,7 +25,7 @@ class Attendance:
 
     def __init__(self, threads: Watchers, functions: Functions, keep: object) -> None:
         self.threads = threads
-        self._keep = keep
+        self._keep: object = keep
         self._functions = functions
         self._found: dict[str, Callable[..., Any]] = {}
         self._inside = False
@@ -37,6 +37,10 @@ class Attendance:
         if name not in self._found:
             self._found[name] = self._functions.get(name)
         return self._found[name]
+
+    def leave(self) -> None:
+        """The threads have left: nobody needs what they watched."""
+        self._keep = None
 
     def attend(self, calls: Sequence[Call], run: Runnable) -> Runnable:
         """What runs a list of calls, with the threads awake where it wants something of them."""

@@ -73,9 +73,10 @@ class CpuShare:
         device.attendances.append(self._attendance)
 
     def close(self) -> None:
-        """Let the threads go; no list of calls may have been made with it."""
+        """Let the threads go; no list of calls may have been made with it. Memory goes with the last reference."""
         self.team.close()
         self._device.attendances.remove(self._attendance)
+        self._attendance.leave()
 
     def rehearse(self, measure: Callable[[Mailbox, Team], tuple[float, ...]]) -> tuple[float, ...]:
         """Let the host make requests, before any step has; the GPU goes on with the next number."""
