@@ -413,9 +413,7 @@ static inline void moec_hold_48(float *) {}
 static inline void moec_hold_64(float *) {}
 static inline void moec_hold_80(float *) {}
 static inline void moec_hold_88(float *) {}
-static inline void moec_hold_92(float *) {}
 static inline void moec_hold_96(float *) {}
-static inline void moec_hold_100(float *) {}
 static inline void moec_hold_104(float *) {}
 static inline void moec_hold_112(float *) {}
 static inline void moec_hold_128(float *) {}
@@ -476,12 +474,8 @@ EMULATED_WGMMA(f16, 160)
 EMULATED_WGMMA(bf16, 160)
 EMULATED_WGMMA(f16, 176)
 EMULATED_WGMMA(bf16, 176)
-EMULATED_WGMMA(f16, 184)
-EMULATED_WGMMA(bf16, 184)
 EMULATED_WGMMA(f16, 192)
 EMULATED_WGMMA(bf16, 192)
-EMULATED_WGMMA(f16, 200)
-EMULATED_WGMMA(bf16, 200)
 EMULATED_WGMMA(f16, 208)
 EMULATED_WGMMA(bf16, 208)
 EMULATED_WGMMA(f16, 224)

@@ -58,7 +58,7 @@ HOPPER_TILES: Tiles = (
             groups=2,
             stages=4,
             copiers=True,
-            widths=(64, 128, 160, 176, 184, 192, 200, 208, 224, 256),
+            widths=(64, 128, 160, 176, 192, 208, 224, 256),
         ),
     ),
 )

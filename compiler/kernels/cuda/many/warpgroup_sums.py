@@ -32,7 +32,7 @@ class WarpgroupTile:
     copiers: bool = False
     """Whether blocks stay and have four more warps that copy, see `pipeline`."""
     widths: tuple[int, ...] = ()
-    """Of products, multiples of 8 up to ``columns``: the least that has all of a tile's columns is taken, where there
+    """Of products, multiples of 16 up to ``columns``: the least that has all of a tile's columns is taken, where there
     is a choice (and ``copiers``)."""
 
     @property
