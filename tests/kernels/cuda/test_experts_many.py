@@ -1,9 +1,8 @@
 """The experts of many tokens on tensor cores, in the emulator.
 
 The kernel rounds x and what lies between the two products to the weights' type, and results to float16 until they are
-summed: so does the reference here, and then
-a float32 sum beside a float64 one can still tip a rounding of the middle the other way, by one part in 256 (bfloat16)
-or 2048 (float16) of one of many terms.
+summed: so does the reference here, and then a float32 sum beside a float64 one can still tip a rounding the other way,
+by one part in 256 (bfloat16) or 2048 (float16) of one of many terms.
 """
 
 from __future__ import annotations
