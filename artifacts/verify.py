@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from moec.artifacts.manifest import MANIFEST_NAME, FileRecord
 from moec.artifacts.paths import list_files
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Level: TypeAlias = Literal["full", "once", "sizes"]
 """``full`` hashes every file; ``once`` all but the weight files that were hashed before and have not changed since (see
 `moec.artifacts.stamps`); ``sizes`` the JSON files alone. Sizes are always compared."""
+
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 _CHUNK_BYTES = 1 << 22
 

@@ -96,7 +96,7 @@ def plan_analysed(
             )
         ),
         prefill=(
-            prefill_plan(machine, facts, analysis.profile, slots, budgets.step_tokens)
+            prefill_plan(machine, model, facts, analysis.profile, slots, budgets.step_tokens)
             if on_device
             else PrefillPlan(tuple(layer.layer for layer in facts.layers), 0, 0, 0, 0.0)
         ),

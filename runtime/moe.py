@@ -17,6 +17,7 @@ from moec.artifacts.manifest import MANIFEST_NAME
 from moec.artifacts.reader import read_manifest
 from moec.errors import BundleError, CompileError, DeviceError, MissingDependencyError, RequestError
 from moec.runtime.loading.load import load
+from moec.runtime.memory.budget import parse_memory
 from moec.runtime.routing.ring import DEFAULT_CAPACITY
 
 if TYPE_CHECKING:
@@ -107,7 +108,11 @@ def read_config(config: Config) -> MoEConfig:
             f"Its options are {', '.join(known)}.",
             "Leave it out; docs/from-moe-infinity.md says what takes its place.",
         )
-    return MoEConfig(**values)
+    options = MoEConfig(**values)
+    if options.device_memory_ratio is not None:
+        # Here, since without a GPU nothing else looks at it.
+        parse_memory(options.device_memory_ratio, sys.maxsize, "device_memory_ratio")
+    return options
 
 
 def _read_json(path: Path) -> Any:

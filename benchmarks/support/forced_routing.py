@@ -33,7 +33,8 @@ class ForcedRouting:
         self, model: Model, choices: NDArray[np.int64] | None, guesses: NDArray[np.float32] | None = None
     ) -> None:
         executor: Any = model._executor
-        self._executor, self._experts, self._device = executor, executor._experts, executor._device
+        self._executor, self._section = executor, executor.section
+        self._experts, self._device = self._section.experts, self._section.device
         self._choices = choices
         self._address = 0
         self._ahead = getattr(self._experts, "ahead", None) if guesses is not None else None
@@ -50,7 +51,7 @@ class ForcedRouting:
             self._address = self._device.driver.allocate(layers * _stride(chosen))
             self._original: Callable[..., list[Call]] = self._experts.calls
             self._experts.calls = self._calls
-            self._executor._bound.clear()
+            self._section.forget()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,7 +60,7 @@ class ForcedRouting:
             self._ahead._score = self._score
         if self._choices is not None:
             del self._experts.calls
-            self._executor._bound.clear()
+            self._section.forget()
             self._device.synchronize()
             self._device.driver.free(self._address)
 

@@ -13,6 +13,7 @@ from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.chain.binding import Binder
 from moec.runtime.chain.executor import ChainExecutor
+from moec.runtime.chain.section import ChainSection
 from moec.runtime.devices.cuda.architecture import choose_cuda_target
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
@@ -151,7 +152,8 @@ def _assemble(loading: _Loading) -> _Parts:
         choose = functions.get(SAMPLE)
         sampler = DeviceSampler(device, choose, bundle.model.vocab_size, options.max_batch)
     log = DeviceRoutingLog(device, bundle.model, options.max_batch) if bundle.model.experts else None
-    executor = ChainExecutor(device, binder, experts, stats, sampler, log)
+    section = ChainSection(device, binder, experts, stats, sampler, log)
+    executor = ChainExecutor(section, bundle.model.vocab_size, stats)
     return _Parts(Engine(executor, limits, Vocabulary.of(bundle.model), stats), executor, experts, functions)
 
 

@@ -8,12 +8,14 @@ from moec.artifacts.cache import cache_layers, sequence_tokens
 from moec.artifacts.footprint import LOGIT_ROWS, footprint, selection_layers, state_layers
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import DEFAULT_POLICY, NO_PREFETCH, best_schedule
-from moec.errors import DeviceError
+from moec.artifacts.verify import LEVELS
+from moec.errors import DeviceError, RequestError
 from moec.planning.policies import always_admitting
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.chain.binding import Binder
 from moec.runtime.chain.executor import ChainExecutor
+from moec.runtime.chain.section import ChainSection
 from moec.runtime.devices.cpu import CpuDevice
 from moec.runtime.devices.names import parse_ordinal
 from moec.runtime.engine import Engine
@@ -31,7 +33,7 @@ from moec.runtime.machine.limits import available_memory, total_memory
 from moec.runtime.memory.budget import MemoryPlan, parse_memory, plan_memory
 from moec.runtime.memory.step_tokens import CPU_STEP_TOKENS
 from moec.runtime.model import Model
-from moec.runtime.requests.checks import check_count
+from moec.runtime.requests.checks import check_count, check_flag
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.routing.ring import DEFAULT_CAPACITY
 from moec.runtime.stats import Stats
@@ -109,6 +111,9 @@ def load(
         RequestError: an option is out of range.
     """
     _check_device(device, device_memory)
+    _check_level(verify)
+    check_flag("prefetch", prefetch)
+    check_count("trace_capacity", trace_capacity, least=1)
     check_count("max_batch", max_batch, least=1)
     if max_step_tokens is not None:
         check_count("max_step_tokens", max_step_tokens, least=max_batch + 1)
@@ -192,7 +197,8 @@ def _assemble(
         limits.max_step_tokens,
         rows,
     )
-    executor = ChainExecutor(device, binder, experts, stats)
+    section = ChainSection(device, binder, experts, stats)
+    executor = ChainExecutor(section, bundle.model.vocab_size, stats)
     return Engine(executor, limits, Vocabulary.of(bundle.model), stats), executor
 
 
@@ -205,7 +211,7 @@ def _schedule(bundle: Bundle, memory: MemoryPlan) -> Schedule | None:
 
 
 def _check_device(device: str, device_memory: object) -> None:
-    if device.startswith("cuda"):
+    if isinstance(device, str) and device.startswith("cuda"):
         parse_ordinal(device)
         return
     if device != "cpu":
@@ -217,4 +223,11 @@ def _check_device(device: str, device_memory: object) -> None:
             "device_memory does not apply to the device cpu.",
             "It limits the memory of a GPU; on the CPU everything is in host memory.",
             "Leave it out, or give host_memory instead.",
+        )
+
+
+def _check_level(verify: str) -> None:
+    if verify not in LEVELS:
+        raise RequestError(
+            f"verify={verify!r} is no level.", f"Levels are {', '.join(LEVELS)}.", "Change verify."
         )

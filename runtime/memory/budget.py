@@ -61,6 +61,7 @@ def parse_memory(value: int | float | str, total_bytes: int, name: str) -> int:
     Raises:
         RequestError: it is none of these, or not above 0.
     """
+    given = value
     if isinstance(value, str):
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z%]*)\s*", value)
         unit = match[2].lower() if match else "?"
@@ -74,7 +75,7 @@ def parse_memory(value: int | float | str, total_bytes: int, name: str) -> int:
         value = int(total_bytes * value)
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise RequestError(
-            f"{name}={value!r} is not an amount of memory.",
+            f"{name}={given!r} is not an amount of memory.",
             "It must be bytes, a text such as 8GiB or 75%, or a ratio of all memory such as 0.75.",
             f"Change {name}.",
         )

@@ -2,37 +2,25 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers
 
 from moec.errors import BundleError, RequestError
 from moec.runtime.streamers import TextStreamer
 from moec.runtime.tokenizer import TextStream, Tokenizer
+from tests.support.byte_tokenizer import bytes_tokenizer, save
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def bytes_tokenizer() -> Backend:
-    """One token a byte, so that every character beyond ASCII is split."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Backend(models.BPE({symbol: number for number, symbol in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<end>"])
-    return backend
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    bytes_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    return tmp_path
+    return save(tmp_path)
 
 
 @settings(deadline=None)
@@ -120,3 +108,15 @@ def test_missing_and_broken_tokenizers_are_typed_errors(folder: Path, tmp_path: 
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(BundleError, match="cannot be read"):
         Tokenizer(folder)
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", None, ["a", "b"]])
+def test_what_is_no_text_is_not_encoded(folder: Path, text: Any) -> None:
+    with pytest.raises(RequestError, match="cannot be encoded"):
+        Tokenizer(folder).encode(text)
+
+
+@pytest.mark.parametrize("ids", [5, "abc", [-1], [1 << 40], [1.5], [[1, 2]]])
+def test_what_are_no_token_ids_is_not_decoded(folder: Path, ids: Any) -> None:
+    with pytest.raises(RequestError, match="one row"):
+        Tokenizer(folder).decode(ids)

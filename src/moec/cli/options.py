@@ -64,12 +64,22 @@ prefetch_option = click.option(
 
 seed_option = click.option("--seed", type=int, default=None, help="Makes sampling repeatable.")
 
+NEW_TOKENS = 128
+
 max_new_tokens_option = click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    help="Most tokens to generate.",
+    metavar="N",
+    help=f"Most tokens to generate.  [default: {NEW_TOKENS}, or what the context holds]",
+)
+
+
+stop_option = click.option(
+    "--stop",
+    "stops",
+    multiple=True,
+    metavar="TEXT",
+    help="End before this text; may be given several times.",
 )
 
 

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.errors import OutputError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from moec.artifacts.schedule import Policy
 
@@ -59,6 +62,20 @@ def policy_name(policy: Policy) -> str:
     """A policy in a few words, such as ``lrfu 16, if better``."""
     life = f" {policy.half_life_tokens}" if policy.half_life_tokens else ""
     return f"{policy.name}{life}" + (", if better" if policy.admission == "better" else "")
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page of HTML.
+
+    Raises:
+        OutputError: it cannot be written there.
+    """
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written.", f"{error.strerror}.", "Name a file in a folder that is there."
+        ) from error
 
 
 class StageLog:

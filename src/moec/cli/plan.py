@@ -9,7 +9,7 @@ import click
 
 from moec.cli.options import bundle_argument, json_option, learned_traces, traces_option
 from moec.cli.output import human_bytes, policy_name, print_json
-from moec.errors import DeviceError, MissingDependencyError
+from moec.errors import BudgetError, DeviceError, MissingDependencyError
 
 if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle
@@ -116,7 +116,14 @@ def _describe(machine: Path | None, bundle: Bundle) -> MachineRecord:
 def _size(text: str | None, total_bytes: int, name: str) -> int | None:
     from moec.runtime.memory.budget import parse_memory
 
-    return None if text is None else parse_memory(text, total_bytes, name)
+    size = None if text is None else parse_memory(text, total_bytes, name)
+    if size is not None and size > total_bytes:
+        raise BudgetError(
+            f"{name} {text} is more than the machine has.",
+            f"It has {human_bytes(total_bytes)}.",
+            "Ask for less, or describe another machine with --machine.",
+        )
+    return size
 
 
 def _print(schedule: Schedule) -> None:
@@ -135,7 +142,7 @@ def _print(schedule: Schedule) -> None:
     click.echo(f"host experts {' '.join(str(layer.host_experts) for layer in schedule.layers)}")
     share = [layer.cpu_share for layer in schedule.layers][:1]
     if schedule.device.total and share and any(share[0]):
-        shares = " ".join(f"{count} of {misses}" for misses, count in enumerate(share[0]) if misses)
+        shares = ", ".join(f"{count} of {misses}" for misses, count in enumerate(share[0]) if misses)
         click.echo(f"misses       the CPU computes {shares} (first MoE layer)")
     click.echo(f"policy       {policy_name(schedule.policy)}")
     if schedule.device.total:
