@@ -271,8 +271,8 @@ def test_what_is_no_expert_contributes_nothing() -> None:
 
 def test_wide_results_are_made_in_slices() -> None:
     body = body_of(2100, 16, "float16")
-    assert slice_columns(body.hidden, 8) < body.hidden
-    check(Pool(body, 10), 8, *inputs(body, 12, 8, 10))
+    assert slice_columns(body.hidden, 16) < body.hidden
+    check(Pool(body, 10), 16, *inputs(body, 12, 8, 10))
 
 
 def test_the_same_input_gives_the_same_bits() -> None:
