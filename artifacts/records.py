@@ -77,7 +77,12 @@ def write_record(value: Any, path: Path) -> None:
 
 def read_machine(path: Path) -> MachineRecord:
     """A machine description, e.g. one of ``examples/machines/``; ``BundleError`` as for ``read_record``."""
-    return read_record(MachineRecord, "machine", path)
+    try:
+        return read_record(MachineRecord, "machine", path)
+    except BundleError as error:
+        raise BundleError(
+            error.what, error.why, "Give a machine description; examples/machines/ has some to begin with."
+        ) from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

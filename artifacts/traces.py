@@ -31,6 +31,9 @@ ENCODER = "encoder_"
 WEIGHT_STEPS = 255
 """Routing weights are kept as ``round(255 * weight / largest weight of the token)``, 8 bits each."""
 
+_ARCHIVE = b"PK"
+"""What a ZIP file begins with."""
+
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _UNREADABLE = (
     OSError,
@@ -204,10 +207,13 @@ def load_traces(path: Path) -> Traces:
         BundleError: the file is damaged, or its arrays do not belong together.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+        content = path.read_bytes()
+        if not content.startswith(_ARCHIVE):
+            raise _error(path, "it is no archive of arrays")
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except _UNREADABLE as error:
-        raise _error(path, f"it cannot be read ({error})") from error
+        raise _error(path, f"it cannot be read ({getattr(error, 'strerror', None) or error})") from error
     sources = {
         name.removeprefix(ENCODER): arrays.pop(name) for name in list(arrays) if name.startswith(ENCODER)
     }
@@ -273,5 +279,7 @@ def _layer_problem(arrays: dict[str, npt.NDArray[Any]], number: int, experts: in
 
 def _error(path: Path, why: str) -> BundleError:
     return BundleError(
-        f"{path} is not a file of routing traces.", f"{why}."[0].upper() + f"{why}."[1:], "Compile again."
+        f"{path} is not a file of routing traces.",
+        f"{why}."[0].upper() + f"{why}."[1:],
+        "Name one that trace_path made; where it is the bundle's own, compile again.",
     )

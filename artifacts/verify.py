@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from moec.artifacts.manifest import MANIFEST_NAME, FileRecord
 from moec.artifacts.paths import list_files
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Level: TypeAlias = Literal["full", "once", "sizes"]
 """``full`` hashes every file; ``once`` all but the weight files that were hashed before and have not changed since (see
 `moec.artifacts.stamps`); ``sizes`` the JSON files alone. Sizes are always compared."""
+
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 _CHUNK_BYTES = 1 << 22
 
@@ -75,14 +77,39 @@ def check(
         _compare_tables(folder, found, manifest.files)
         to_read = [path for path in manifest.files if level != "sizes" or _is_record(path)]
         to_read = [path for path in to_read if path not in unread]
-        hashed = hash_files(folder, to_read, progress)
     except OSError as error:
-        raise BundleError(
-            f"{folder} cannot be read.", str(error), "Check the disk and the permissions."
-        ) from error
+        raise _unreadable(folder, error) from error
+    check_hashes(folder, manifest, to_read, progress)
+
+
+def check_hashes(
+    folder: Path,
+    manifest: Manifest,
+    paths: Iterable[str],
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Hash files of a bundle.
+
+    Args:
+        folder: the bundle.
+        manifest: says what they should hash to.
+        paths: relative to ``folder``.
+        progress: told the bytes of each piece read, from several threads.
+
+    Raises:
+        BundleError: one of them is of another SHA-256, or cannot be read.
+    """
+    try:
+        hashed = hash_files(folder, paths, progress)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     for path, record in hashed.items():
         if record.sha256 != manifest.files[path].sha256:
             raise damaged(folder, f"The file {path} was changed: its SHA-256 is {record.sha256}.")
+
+
+def _unreadable(folder: Path, error: OSError) -> BundleError:
+    return BundleError(f"{folder} cannot be read.", str(error), "Check the disk and the permissions.")
 
 
 def damaged(folder: Path, why: str) -> BundleError:

@@ -36,6 +36,7 @@ from benchmarks.support.cpu_library import (
     expert_body,
 )
 from benchmarks.support.mailbox_team import CHOSEN, MailboxTeam
+from benchmarks.support.random_experts import random_experts
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.experts import layout
 from moec.artifacts.mailbox import SERVE
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
 POOL_BYTES = 1 << 30
 """Of experts: more than caches hold."""
-RANDOM_BYTES = 10_000_019
-"""After which a pool repeats itself, to be made in less than a minute; no multiple of an expert's size."""
 STEP_BYTES = 1 << 29
 """That a measured call reads at least: decode steps one after the other, each with other experts."""
 
@@ -97,22 +96,12 @@ def expert_cases(functions: LibraryFunctions) -> list[Case]:
     return [case for kind in FORMATS for case in _experts(functions, kind)]
 
 
-def random_pool(kind: str, count: int, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Experts of ordinary numbers, neither huge nor subnormal, as codes, scales or elements; and their addresses."""
-    low = 0x74 if kind == "mxfp4" else 0x28
-    some = torch.randint(low, low + 8, (RANDOM_BYTES,), dtype=torch.uint8)
-    memory = some.repeat(-(-(count * stride + 64) // RANDOM_BYTES))
-    begin = memory.data_ptr() + -memory.data_ptr() % 64
-    addresses = [begin + expert * stride for expert in range(count)]
-    return memory, torch.tensor(addresses, dtype=torch.int64)
-
-
 def _experts(functions: LibraryFunctions, kind: str) -> list[Case]:
     """Decode steps that walk through a pool too large for caches, and a prompt."""
     body = expert_body(kind)
     kernel, shape = functions.get(f"experts_{body.name}"), layout(body)
     count = POOL_BYTES // shape.stride_bytes
-    memory, table = random_pool(kind, count, shape.stride_bytes)
+    memory, table = random_experts(body, count)
     cases = []
     for tokens, ceiling in ((1, "read"), (4, "read"), (128, "multiply")):
         x = torch.randn(tokens, body.hidden)
@@ -132,17 +121,19 @@ def _experts(functions: LibraryFunctions, kind: str) -> list[Case]:
 
 
 def serve_cases(functions: LibraryFunctions) -> list[Case]:
-    """The loop that shares a GPU's misses, in each format: requests of one token."""
+    """The loop that shares a GPU's misses, in each format: requests of one token, and of four that choose alike."""
     bodies = [expert_body(kind) for kind in FORMATS]
-    team = MailboxTeam(functions.get(SERVE), bodies, POOL_BYTES, random_pool)
+    team = MailboxTeam(functions.get(SERVE), bodies, POOL_BYTES)
     cases = []
     for number, kind in enumerate(FORMATS):
         body, shape = bodies[number], layout(bodies[number])
         steps = -(-STEP_BYTES // (CHOSEN * shape.expert_bytes))
-        name = f"serve {kind} {body.hidden}/{body.intermediate}, {team.threads} threads, {steps} requests"
-        flops = 2 * 3 * body.hidden * body.intermediate * CHOSEN * steps
-        call = _bind(team.ask, number, steps)
-        cases.append(Case(name, call, steps * CHOSEN * shape.expert_bytes, flops, "read"))
+        for tokens in (1, 4):
+            sizes = f"{body.hidden}/{body.intermediate}, {team.threads} threads"
+            name = f"serve {kind} {sizes}, T={tokens}, {steps} requests"
+            flops = 2 * 3 * body.hidden * body.intermediate * tokens * CHOSEN * steps
+            call = _bind(team.ask, number, steps, tokens)
+            cases.append(Case(name, call, steps * CHOSEN * shape.expert_bytes, flops, "read"))
     return cases
 
 
@@ -262,7 +253,7 @@ def main() -> None:
     print(f"read {ceilings['read'] / 1e9:.1f} GB/s, multiply-add {ceilings['multiply'] / 1e9:.0f} GFLOP/s")
     for row in rows:
         print(
-            f"{row.kernel:48} {row.milliseconds:9.2f} ms {row.read_gigabytes_per_second:7.1f} GB/s "
+            f"{row.kernel:58} {row.milliseconds:9.2f} ms {row.read_gigabytes_per_second:7.1f} GB/s "
             f"{row.gigaflops:7.0f} GFLOP/s  {row.ratio:5.2f} of {row.ceiling}"
         )
     write_result(

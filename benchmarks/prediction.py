@@ -1,15 +1,18 @@
-"""What the cost model predicts for the budgets of a run of `benchmarks.offload`, over what was measured.
+"""What the cost model predicts for the rows of `benchmarks.offload` or `benchmarks.prefill`, over what was measured.
 
-    python -m benchmarks.prediction BUNDLE RESULT.json
+    python -m benchmarks.prediction BUNDLE offload-RESULT.json
+    python -m benchmarks.prediction BUNDLE prefill-RESULT.json --gpu-of offload-RESULT.json
 
-The machine is the one of the result, by the ceilings measured in the same run and moec's own constants; hits are those
-that were measured, spread evenly over steps and layers, so the ratio is the cost model's alone. Aim: 0.85 to 1.15.
+The machine is the one of the result, by the ceilings measured in the same run (with --gpu-of, in another result's) and
+moec's own constants; hits are those that were measured, spread evenly over steps and layers, so the ratio is the cost
+model's alone. Aim: 0.85 to 1.15.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +25,17 @@ from moec.artifacts.model import ModelRecord
 from moec.artifacts.records import read_record
 from moec.artifacts.sharing import MAILBOX_US, TEAM_US, TeamSpeed
 from moec.planning.cost import dense_milliseconds, miss_cost
-from moec.planning.streaming import streamed_milliseconds
+from moec.planning.streaming import StepTimes
+from moec.planning.work import step_work
 from moec.runtime.devices.cuda.measure import GPU_EFFICIENCY, LAYER_US, LINK_EFFICIENCY
 from moec.runtime.devices.measure import HOST_EFFICIENCY
 
 if TYPE_CHECKING:
     from moec.artifacts.footprint import Footprint
+    from moec.planning.work import StepWork
 
 AIM = 0.15
-STEP_TOKENS = 512
+OURS, DECODE = "moec", "decode"
 
 
 def machine_of(gpu: dict[str, Any], row: dict[str, Any], expert_bytes: int) -> MachineRecord:
@@ -59,19 +64,36 @@ def machine_of(gpu: dict[str, Any], row: dict[str, Any], expert_bytes: int) -> M
     )
 
 
-def predicted(machine: MachineRecord, facts: Footprint, row: dict[str, Any]) -> float:
-    """Milliseconds of a row: a decoding step, or a step of many tokens."""
-    if row["work"] != "decode":
-        share = float(row["slots"].rstrip("%")) / 100
-        slots = [round(share * layer.experts) for layer in facts.layers]
-        return streamed_milliseconds(machine, facts, slots, STEP_TOKENS)
-    chosen = sum(layer.top_k * layer.expert_bytes for layer in facts.layers)
-    missing = float(row["missed MB"]) * 1e6 / chosen
-    routed = 0.0
-    for layer in facts.layers:
-        costs = miss_cost(machine, layer).milliseconds
-        routed += float(np.interp(missing * layer.top_k, range(len(costs)), costs))
-    return dense_milliseconds(machine, facts, on_device=True) + routed
+@dataclass(frozen=True)
+class Predictor:
+    """The cost model for one bundle and the GPU of a result."""
+
+    facts: Footprint
+    work: StepWork
+    gpu: dict[str, Any]
+
+    def milliseconds(self, row: dict[str, Any]) -> float:
+        """Of a row: a decoding step, or a step of many tokens."""
+        machine = machine_of(self.gpu, row, self.facts.layers[0].expert_bytes)
+        if row["work"] != DECODE:
+            share = float(row["slots"].rstrip("%")) / 100
+            slots = [round(share * layer.experts) for layer in self.facts.layers]
+            return StepTimes(machine, self.facts, self.work).streamed(slots, int(row["work"].split()[0]))
+        chosen = sum(layer.top_k * layer.expert_bytes for layer in self.facts.layers)
+        missing = float(row["missed MB"]) * 1e6 / chosen
+        routed = 0.0
+        for layer in self.facts.layers:
+            costs = miss_cost(machine, layer).milliseconds
+            routed += float(np.interp(missing * layer.top_k, range(len(costs)), costs))
+        return dense_milliseconds(machine, self.facts, on_device=True) + routed
+
+
+def measured_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows as `benchmarks.offload` writes them; prompts of `benchmarks.prefill` had everything resident."""
+    rows = [row for row in result["rows"] if row.get("system", OURS) == OURS]
+    return [
+        {"work": f"{row['tokens']} tokens", "slots": "100%"} | row if "tokens" in row else row for row in rows
+    ]
 
 
 def main() -> None:
@@ -81,17 +103,20 @@ def main() -> None:
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("result", type=Path)
+    parser.add_argument("--gpu-of", type=Path, help="another result, where this one says nothing of the GPU")
     options = parser.parse_args()
-    facts = footprint(read_record(ModelRecord, "model", options.bundle / "model.json"))
+    model = read_record(ModelRecord, "model", options.bundle / "model.json")
     result = json.loads(options.result.read_bytes())
-    rows, expert_bytes = [], facts.layers[0].expert_bytes
-    for row in result["rows"]:
-        ours = predicted(machine_of(result["gpu"], row, expert_bytes), facts, row)
+    gpu = json.loads((options.gpu_of or options.result).read_bytes())["gpu"]
+    predictor = Predictor(footprint(model), step_work(model), gpu)
+    rows = []
+    for row in measured_rows(result):
+        ours = predictor.milliseconds(row)
         kept = {key: row[key] for key in ("work", "slots", "routing", "threads") if key in row}
         rows.append(kept | {"measured ms": row["ms"], "predicted ms": ours, "ratio": ours / row["ms"]})
     print_rows(rows)
     worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
-    name = options.result.stem.replace("offload", "prediction", 1)
+    name = f"prediction-{options.result.stem.removeprefix('offload-')}"
     write_result(name, rows, of=options.result.name, aim=AIM, worst=worst["ratio"])
 
 

@@ -15,8 +15,10 @@ import click
 from benchmarks.support.children import ENGINE, TRANSFORMERS, fastest, run_child
 from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.preparing import bundle_of, product_rate, transformers_model
-from benchmarks.support.work import Work, attention_flops, prefill_flops
+from benchmarks.support.work import Work
 from moec.artifacts.reader import open_bundle
+from moec.planning.work import step_work
+from moec.runtime.devices.measure import gpu_record
 
 PROMPTS = (512, 2048, 4096)
 AIM = 2.0
@@ -51,15 +53,17 @@ def main(
     options = ["--device", device, "--repeats", str(repeats)]
     own = ["--step-tokens", str(step_tokens), *(["--device-memory", device_memory] if device_memory else [])]
     with bundle_of(model, bundle) as folder, transformers_model(model) as reference:
-        record = open_bundle(folder, verify="sizes").model
+        arithmetic = step_work(open_bundle(folder, verify="sizes").model)
         rate = product_rate(device)
         ours = run_child(ENGINE, folder, works, [*options, *own])
         other = run_child(TRANSFORMERS, reference, works, options) if theirs else {"runs": []}
     rows = []
     for work in works:
-        rows += rows_of(work, prefill_flops(record, work.prompt_tokens), rate, ours, other)
-    attention = {str(tokens): attention_flops(record, tokens) / 1e12 for tokens in prompts}
+        rows += rows_of(work, arithmetic.operations(work.prompt_tokens), rate, ours, other)
+    attention = {str(tokens): arithmetic.attention_operations(tokens) / 1e12 for tokens in prompts}
     facts = {"matrix_tflop_s": rate, "attention_tflop": attention, "errors": other.get("errors", {})}
+    if device != "cpu":
+        facts["gpu"] = vars(gpu_record(device))
     path = write_result(
         f"prefill-{device.partition(':')[0]}-{model.stem}", rows, **facts, ours=ours, theirs=other
     )

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moec import errors
-from moec.__main__ import BROKEN_PIPE, INTERRUPTED
-from moec.cli import COMMANDS, moec
+from moec.__main__ import INTERRUPTED
+from moec.cli import BROKEN_PIPE, COMMANDS, moec
 from moec.compiler.supported import MODELS
 
 if TYPE_CHECKING:

@@ -17,7 +17,9 @@ from moec.planning.policies import always_admitting
 from moec.planning.replay import (
     LayerReplay,
     Replay,
+    by_use,
     optimal_distances,
+    ranks_of,
     stack_distances,
     use_shares,
 )
@@ -104,7 +106,7 @@ def _layer_profile(
     replay: LayerReplay,
     transitions: tuple[tuple[int, ...], ...],
 ) -> LayerProfile:
-    order = np.argsort(-share, kind="stable")
+    order = by_use(share)
     # On the convex hull of the misses, so that slots are worth less and less.
     values = np.round(hull_rates(layer.top_k * (1 - replay.curve)), 6)
     return LayerProfile(
@@ -117,8 +119,8 @@ def _tier(policy: Policy, groups: Sequence[Group], shares: list[npt.NDArray[np.f
     optimal: dict[int, LayerReplay] = {}
     for group in groups:
         share = np.stack([shares[number] for number in group.numbers])
-        order = np.argsort(-share, axis=1, kind="stable")
-        ranks = np.take_along_axis(np.argsort(order, axis=1)[:, None], group.chosen, axis=2)
+        order = by_use(share)
+        ranks = ranks_of(group.chosen, order)
         distances = stack_distances(policy, group.chosen, order, share)
         best = optimal_distances(group.chosen, order, policy.admission)
         for place, number in enumerate(group.numbers):

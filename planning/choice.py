@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.schedule import DEFAULT_POLICY, Policy
-from moec.planning.replay import LayerReplay, Replay, optimal_distances, stack_distances, use_shares
+from moec.planning.replay import (
+    LayerReplay,
+    Replay,
+    by_use,
+    optimal_distances,
+    ranks_of,
+    stack_distances,
+    use_shares,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,8 +122,8 @@ def _replayed(
 ) -> tuple[Integers, Integers]:
     """Distances and ranks ``[L, N, K]`` of ``own`` with the profile of ``other``."""
     shares = use_shares(other, experts)
-    order = np.argsort(-shares, axis=1, kind="stable")
-    ranks = np.take_along_axis(np.argsort(order, axis=1)[:, None], own, axis=2)
+    order = by_use(shares)
+    ranks = ranks_of(own, order)
     if isinstance(how, Policy):
         return stack_distances(how, own, order, shares), ranks
     return optimal_distances(own, order, how), ranks

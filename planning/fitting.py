@@ -134,6 +134,7 @@ def fit_time(
         BudgetError: it is not even met by the smallest options; the message has the least that is.
     """
     on_device = machine.gpu_name is not None and budgets.device_memory_bytes > 0
+    tier = analysis.device if on_device else analysis.host
 
     @cache
     def exact(chosen: tuple[int, ...]) -> float:
@@ -142,7 +143,7 @@ def fit_time(
             placed = place(found, analysis.profile, budgets, machine)
         except BudgetError:
             return math.inf
-        return token_milliseconds(machine, found, analysis, placed.placement)
+        return token_milliseconds(machine, found, tier.replay, placed.placement)
 
     smallest = tuple(
         min(range(len(unit.options)), key=lambda n: (unit.options[n].size_bytes, unit.options[n].loss, n))

@@ -80,12 +80,11 @@ def predict(
 
 
 def token_milliseconds(
-    machine: MachineRecord, facts: Footprint, analysis: Analysis, placement: Placement
+    machine: MachineRecord, facts: Footprint, replay: Replay, placement: Placement
 ) -> float:
-    """A decoded token, as `predict` has it."""
-    tier = analysis.device if placement.on_device else analysis.host
+    """A decoded token, as `predict` has it, its experts being found as in a replay."""
     splits = miss_costs(machine, facts, on_device=placement.on_device)
-    tokens = token_costs(machine, facts, tier.replay, splits, placement)
+    tokens = token_costs(machine, facts, replay, splits, placement)
     dense = cost.dense_milliseconds(machine, facts, on_device=placement.on_device)
     return dense + sum(token.milliseconds for token in tokens)
 

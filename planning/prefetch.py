@@ -20,7 +20,7 @@ from moec.artifacts.slots import MOST_AHEAD, PIECE_BYTES
 from moec.planning.choice import LEAST_TOKENS
 from moec.planning.cost import BYTES_PER_MS, idle_bytes, idle_milliseconds, miss_cost
 from moec.planning.guesses import SOURCES, halves
-from moec.planning.replay import stack_places, use_shares
+from moec.planning.replay import by_use, stack_places, use_shares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,9 +157,8 @@ def stack_positions(analysis: Analysis, *, on_device: bool) -> list[Integers]:
     found = []
     for layer in traces.layers:
         shares = use_shares(layer.chosen[None].astype(np.int64), layer.experts)
-        order = np.argsort(-shares, axis=1, kind="stable")
         chosen = layer.chosen[None, analysis.tokens].astype(np.int64)
-        found.append(stack_places(tier.policy, chosen, order, shares)[0])
+        found.append(stack_places(tier.policy, chosen, by_use(shares), shares)[0])
     return found
 
 

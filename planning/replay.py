@@ -226,3 +226,15 @@ def use_shares(chosen: Integers, experts: int) -> npt.NDArray[np.float64]:
     counts = [np.bincount(layer.ravel(), minlength=experts) for layer in chosen]
     shares: npt.NDArray[np.float64] = np.stack(counts) / max(1, chosen.shape[1])
     return shares
+
+
+def by_use(shares: npt.NDArray[np.float64]) -> Integers:
+    """Experts by their shares ``[.., E]``, the most used first, of equal ones the lower number."""
+    order: Integers = np.argsort(-shares, axis=-1, kind="stable")
+    return order
+
+
+def ranks_of(chosen: Integers, order: Integers) -> Integers:
+    """The places of choices ``[L, N, K]`` in the order ``[L, E]`` of all experts."""
+    ranks: Integers = np.take_along_axis(np.argsort(order, axis=1)[:, None], chosen, axis=2)
+    return ranks

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from moec.artifacts.footprint import footprint
 from moec.artifacts.schedule import Budgets
 from moec.planning.machines import CONTEXT_TOKENS, STEP_TOKENS
+from moec.planning.planner import model_bytes
 from moec.planning.streaming import STREAM_BUFFERS
 
 if TYPE_CHECKING:
@@ -29,13 +30,7 @@ def share_budgets(
     """
     facts = footprint(model)
     context = min(model.max_context, CONTEXT_TOKENS)
-    fixed = (
-        facts.dense_bytes
-        + facts.cache_bytes(context)
-        + facts.states_bytes(1)
-        + facts.activation_bytes(STEP_TOKENS)
-        + facts.table_bytes
-    )
+    fixed = model_bytes(facts, Budgets(0, 0, context, STEP_TOKENS)).total
     rows: list[tuple[MachineRecord, Budgets]] = []
     for kind, machine in _one_of_each(machines).items():
         if kind not in kinds:

@@ -9,11 +9,10 @@ import numpy as np
 
 from moec.artifacts.footprint import footprint
 from moec.artifacts.hosting import device_slots
-from moec.planning import cost
 from moec.planning.analysis import analyse
 from moec.planning.choice import CANDIDATES, compare
 from moec.planning.guesses import SOURCES
-from moec.planning.prediction import CURVE_SHARES, Placement, hit_rate, miss_costs, token_costs
+from moec.planning.prediction import CURVE_SHARES, Placement, hit_rate, token_milliseconds
 from moec.planning.prefetch import can_guess, layer_guesses, missing_recall, stack_positions
 from moec.planning.sides import layer_traces, replayed_groups, sides_of
 from moec.planning.synthetic import overlap
@@ -21,13 +20,12 @@ from moec.planning.synthetic import overlap
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from moec.artifacts.footprint import Footprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import Policy, PrefetchSource
     from moec.artifacts.traces import Traces
     from moec.planning.analysis import Analysis
-    from moec.planning.replay import Group, Replay
+    from moec.planning.replay import Group
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,10 @@ def simulate(
         policy = comparison.best(admitting=not on_device)
         chosen = next(each for each in comparison.candidates if each.policy == policy)
         optimal = comparison.optimal["better" if on_device else "always"]
+        everything = tuple(layer.experts for layer in facts.layers)
+        placements = [Placement(on_device, held, everything) for held in slots]
         times = [
-            tuple(_milliseconds(machine, facts, replay, held, on_device=on_device) for held in slots)
+            tuple(token_milliseconds(machine, facts, replay, each) for each in placements)
             for replay in (chosen, optimal)
         ]
         curves.append(MachineCurve(machine.name, *times))
@@ -178,14 +178,3 @@ def _fixed_rate(groups: Sequence[Group], slots: Sequence[int]) -> float:
             hits += int(uses[: slots[number]].sum())
             choices += chosen.size
     return hits / choices if choices else 1.0
-
-
-def _milliseconds(
-    machine: MachineRecord, facts: Footprint, replay: Replay, slots: tuple[int, ...], *, on_device: bool
-) -> float:
-    """Of a token with so many slots in each layer, every other expert in host memory."""
-    placement = Placement(on_device, slots, tuple(layer.experts for layer in facts.layers))
-    splits = miss_costs(machine, facts, on_device=on_device)
-    tokens = token_costs(machine, facts, replay, splits, placement)
-    dense = cost.dense_milliseconds(machine, facts, on_device=on_device)
-    return dense + sum(token.milliseconds for token in tokens)

@@ -12,12 +12,22 @@ from moec.errors import RequestError
 from moec.runtime.engine.continuation import Continuation
 from moec.runtime.engine.run import assemble, run
 from moec.runtime.recording import Recording
-from moec.runtime.requests.checks import end_tokens, sampling_from, to_prompts
+from moec.runtime.requests.checks import (
+    check_count,
+    end_tokens,
+    padded_rows,
+    sampling_from,
+    stop_strings_of,
+    to_prompts,
+)
 from moec.runtime.requests.sides import no_decoder_tokens, sides
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.routing.early_router import early_routers
 from moec.runtime.routing.ring import DEFAULT_CAPACITY
+from moec.runtime.stops import StopWatch
+from moec.runtime.streamers import check_streamer
 from moec.runtime.tokenizer import Tokenizer
+from moec.runtime.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
     from moec.runtime.engine import Engine
     from moec.runtime.memory.budget import MemoryPlan
     from moec.runtime.memory.device_budget import DevicePlan
+    from moec.runtime.memory.divided import DividedPlan
     from moec.runtime.requests.checks import Listed
     from moec.runtime.requests.sides import TokenIds
     from moec.runtime.stats import Stats
@@ -41,7 +52,8 @@ if TYPE_CHECKING:
 class Model:
     """A bundle, loaded. Made by `moec.runtime.load`; close it, or use it as a context manager.
 
-    Not thread safe: one thread calls it at a time.
+    Threads that call it take turns: a call waits until the one before has ended. To run requests of several together,
+    give them to one call, or drive `engine`. A process that is forked from the one that loaded it loads its own.
 
     Attributes:
         path: the bundle's folder.
@@ -57,7 +69,7 @@ class Model:
         path: Path,
         record: ModelRecord,
         target: str,
-        memory: MemoryPlan | DevicePlan,
+        memory: MemoryPlan | DevicePlan | DividedPlan,
         engine: Engine,
         executor: ChainExecutor | None,
         cpu_threads: int = 1,
@@ -74,10 +86,12 @@ class Model:
         self._engine: Engine | None = engine
         self._executor = executor
         self._recording = None if executor is None else Recording(record, engine, executor)
+        self._turns = Turns()
 
     @property
     def engine(self) -> Engine:
         """The engine under `generate`, to drive by hand: ``add`` requests, ``step`` until not ``busy``."""
+        self._turns.check()
         if self._engine is None:
             raise _closed()
         return self._engine
@@ -110,7 +124,7 @@ class Model:
 
     def decode(self, ids: Sequence[int] | NDArray[np.int64], skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
-        return self.tokenizer.decode([int(token) for token in ids], skip_special_tokens)
+        return self.tokenizer.decode(ids, skip_special_tokens)
 
     def generate(
         self,
@@ -126,6 +140,7 @@ class Model:
         top_k: int | None = None,
         repetition_penalty: float | None = None,
         eos_token_id: int | Iterable[int] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
         pad_token_id: int | None = None,
         forced_bos_token_id: int | None = None,
         forced_eos_token_id: int | None = None,
@@ -154,6 +169,7 @@ class Model:
             top_k: 0 is off.
             repetition_penalty: above 0; 1 is off.
             eos_token_id: one end token or several; an empty list: none.
+            stop_strings: one text or several; a row ends with the token that completes one of them.
             pad_token_id: fills rows that are shorter; ``None``: the model's, or its first end token, or 0.
             forced_bos_token_id: the first token after a prompt of one token, such as the language to translate to.
             forced_eos_token_id: the last token where ``max_new_tokens`` is reached.
@@ -167,6 +183,7 @@ class Model:
 
         Raises:
             RequestError: an option or token is out of range, or a request is longer than context or cache.
+            BundleError: there are stop strings and no tokenizer.
         """
         defaults = self.record.generation
         sources, prompts = sides(self.record, to_prompts(input_ids, attention_mask), decoder_input_ids)
@@ -176,14 +193,18 @@ class Model:
         last = defaults.forced_eos_token_id if forced_eos_token_id is None else forced_eos_token_id
         asked = Continuation(sampling, ends, max_new_tokens, min_new_tokens, first, last, seed)
         asked.check(Vocabulary.of(self.record))
-        if streamer is not None and len(prompts) != 1:
-            raise RequestError("A streamer takes one prompt.", f"There are {len(prompts)}.", "Leave it out.")
-        results = run(self.engine, asked.requests(self.engine, prompts, sources), streamer)
+        if pad_token_id is not None:
+            check_count("pad_token_id", pad_token_id, least=0)
+        if streamer is not None:
+            check_streamer(streamer, len(prompts))
+        stops = stop_strings_of(stop_strings)
+        watches = [StopWatch(self.tokenizer.stream(), stops) for _ in prompts] if stops else []
+        with self._turns.take():
+            results = run(self.engine, asked.requests(self.engine, prompts, sources), streamer, watches)
         pad = next(
             (token for token in (pad_token_id, defaults.pad_token_id, *ends[:1]) if token is not None), 0
         )
-        padded = input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids
-        rows = None if attention_mask is None or self.has_encoder else np.asarray(padded, np.int64)
+        rows = None if attention_mask is None or self.has_encoder else padded_rows(input_ids)
         return assemble(prompts, results, pad, rows)
 
     def forward(
@@ -219,7 +240,8 @@ class Model:
         for prompt in prompts:
             vocabulary.check(prompt)
         scored = zip(prompts, sources, strict=True)
-        return np.stack([self.engine.score(prompt, source) for prompt, source in scored])
+        with self._turns.take():
+            return np.stack([self.engine.score(prompt, source) for prompt, source in scored])
 
     def trace(self, prompts: Iterable[Sequence[int]], max_new_tokens: int = 0) -> Traces:
         """Run prompts and record which experts each token chooses.
@@ -235,7 +257,8 @@ class Model:
             RequestError: a decoder behind an encoder has nothing to begin with.
         """
         routers = () if self.has_encoder else early_routers(open_bundle(self.path, verify="sizes"))
-        return self._routing.trace(prompts, max_new_tokens, routers)
+        with self._turns.take():
+            return self._routing.trace(prompts, max_new_tokens, routers)
 
     def record_routing(self, path: str | Path, capacity: int = DEFAULT_CAPACITY) -> None:
         """Keep the routing of all that is run from now on, for ``moec plan --traces``; see `save_routing`.
@@ -252,7 +275,8 @@ class Model:
             BundleError: the file is no file of traces, or of another model.
             OutputError: its folder does not exist.
         """
-        self._routing.begin(path, capacity)
+        with self._turns.take():
+            self._routing.begin(path, capacity)
 
     def save_routing(self) -> None:
         """Write what `record_routing` has kept to its file; closing does it too.
@@ -260,19 +284,26 @@ class Model:
         Raises:
             OutputError: it cannot be written.
         """
-        if self._recording is not None:
-            self._recording.save()
+        with self._turns.take():
+            if self._recording is not None:
+                self._recording.save()
 
     def close(self) -> None:
-        """Let go of all memory, and write the routing that was recorded. The model cannot be used any more."""
-        try:
-            if self._engine is not None:
-                self.save_routing()
-        finally:
-            self._engine = None
-            if self._executor is not None:
-                self._executor.close()
-            self._executor = self._recording = None
+        """Let go of all memory, and write the routing that was recorded. The model cannot be used any more.
+
+        In a process that is forked from the one that loaded it, memory and file are left to that one.
+        """
+        if not self._turns.here:
+            return
+        with self._turns.take():
+            try:
+                if self._engine is not None:
+                    self.save_routing()
+            finally:
+                self._engine = None
+                if self._executor is not None:
+                    self._executor.close()
+                self._executor = self._recording = None
 
     @property
     def _routing(self) -> Recording:

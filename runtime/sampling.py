@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moec.runtime.logprobs import token_logprobs
 from moec.runtime.randoms import uniform
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from moec.runtime.logprobs import TokenLogprobs
 
 
 _LIKELY = 1024
@@ -28,6 +31,17 @@ class Sampling:
     """0: off."""
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that were generated; prompts do not count."""
+    frequency_penalty: float = 0.0
+    """Subtracted once for each time that a token was generated."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Tokens and what is added to their logits."""
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether it matters how often a token was generated."""
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
 class Sampler:
@@ -39,42 +53,82 @@ class Sampler:
         sampling: how to choose.
         prompt: tokens that count as already seen for ``repetition_penalty``.
         seed: of the random numbers, modulo 2**64; ``None`` takes one from the system.
+        top_logprobs: how many of the likeliest tokens `logprobs` names; ``None``: there are no `logprobs`.
+
+    Attributes:
+        logprobs: of the token that was chosen last, where they are wanted.
     """
 
-    def __init__(self, sampling: Sampling, prompt: tuple[int, ...], seed: int | None) -> None:
+    def __init__(
+        self, sampling: Sampling, prompt: tuple[int, ...], seed: int | None, top_logprobs: int | None = None
+    ) -> None:
         self.sampling = sampling
+        self.logprobs: TokenLogprobs | None = None
+        self._top_logprobs = top_logprobs
+        self._counts: dict[int, int] = {}
         self.seed = secrets.randbits(64) if seed is None else seed % 2**64
         self.drawn = 0
         self._seen: dict[int, None] | None = None
         if sampling.repetition_penalty != 1.0:
             self._seen = dict.fromkeys(prompt)
 
+    @property
+    def needs_logits(self) -> bool:
+        """Whether only the host can choose, which reads all logits for it."""
+        return self._top_logprobs is not None or self.sampling.counts_tokens or bool(self.sampling.logit_bias)
+
     def choose(
         self, logits: NDArray[np.float32], forbidden: frozenset[int] = frozenset(), forced: int | None = None
     ) -> int:
         """The next token from its logits float32 ``[V]``, not one of ``forbidden``, or ``forced`` whatever they are."""
-        if forced is not None:
-            self.accept(forced)
-            return forced
+        token = self._choose(logits, forbidden) if forced is None else forced
+        if self._top_logprobs is not None:
+            self.logprobs = token_logprobs(logits, token, self._top_logprobs)
+        self.accept(token)
+        return token
+
+    def _choose(self, logits: NDArray[np.float32], forbidden: frozenset[int]) -> int:
         scores = logits
+        if self.sampling.logit_bias:
+            scores = add_bias(scores, self.sampling.logit_bias)
         if self._seen is not None:
             scores = penalize(scores, list(self._seen), self.sampling.repetition_penalty)
+        if self._counts:
+            scores = penalize_counts(scores, self._counts, self.sampling)
         if forbidden:
             scores = scores.copy() if scores is logits else scores
             scores[list(forbidden)] = -np.inf
         if not self.sampling.do_sample:
-            token = int(scores.argmax())
-        else:
-            ids, probabilities = candidates(scores, self.sampling)
-            token = int(ids[draw(probabilities, uniform(self.seed, self.drawn))])
-        self.accept(token)
-        return token
+            return int(scores.argmax())
+        ids, probabilities = candidates(scores, self.sampling)
+        return int(ids[draw(probabilities, uniform(self.seed, self.drawn))])
 
     def accept(self, token: int) -> None:
         """Note a token that was chosen, here or by a GPU."""
         self.drawn += 1
         if self._seen is not None:
             self._seen[token] = None
+        if self.sampling.counts_tokens:
+            self._counts[token] = self._counts.get(token, 0) + 1
+
+
+def add_bias(logits: NDArray[np.float32], bias: tuple[tuple[int, float], ...]) -> NDArray[np.float32]:
+    """Logits with ``bias`` added to those of its tokens."""
+    scores = logits.copy()
+    for token, value in bias:
+        scores[token] += np.float32(value)
+    return scores
+
+
+def penalize_counts(
+    logits: NDArray[np.float32], counts: dict[int, int], sampling: Sampling
+) -> NDArray[np.float32]:
+    """Subtract what the presence and the frequency of generated tokens cost (OpenAI's API reference)."""
+    scores = logits.copy()
+    times = np.fromiter(counts.values(), np.float32, len(counts))
+    cost = np.float32(sampling.presence_penalty) + np.float32(sampling.frequency_penalty) * times
+    scores[list(counts)] -= cost
+    return scores
 
 
 def penalize(logits: NDArray[np.float32], seen: list[int], penalty: float) -> NDArray[np.float32]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from moec.errors import RequestError
+from moec.runtime.stops import StopStrings
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from moec.runtime.tokenizer import Tokenizer
@@ -21,6 +26,18 @@ class Streamer(Protocol):
         """There will be no more tokens."""
 
 
+def check_streamer(streamer: object, prompts: int) -> None:
+    """Raise `RequestError` where ``streamer`` is none, or cannot say which of several prompts a token is of."""
+    if not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise RequestError(
+            f"{streamer!r} is no streamer.",
+            "It has no methods put and end.",
+            "Give a moec.runtime.TextStreamer.",
+        )
+    if prompts != 1:
+        raise RequestError("A streamer takes one prompt.", f"There are {prompts}.", "Leave it out.")
+
+
 class TextStreamer:
     """Prints text as it is generated, each piece as soon as its characters are certain.
 
@@ -28,10 +45,18 @@ class TextStreamer:
         tokenizer: of the bundle.
         skip_prompt: leave the prompt out.
         file: where to print; standard output by default.
+        stop_strings: texts before which printing ends.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_prompt: bool = True, file: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_prompt: bool = True,
+        file: TextIO | None = None,
+        stop_strings: Sequence[str] = (),
+    ) -> None:
         self._decoder = tokenizer.stream()
+        self._stops = StopStrings(stop_strings)
         self._skip = skip_prompt
         self._file = file
 
@@ -39,11 +64,12 @@ class TextStreamer:
         """Print what the new token ids make certain."""
         skip, self._skip = self._skip, False
         if not skip:
-            self._print("".join(self._decoder.push(token) for token in value.ravel().tolist()))
+            text = "".join(self._decoder.push(token) for token in value.ravel().tolist())
+            self._print(self._stops.push(text))
 
     def end(self) -> None:
         """Print what was held back, and a line end."""
-        self._print(self._decoder.finish() + "\n")
+        self._print(self._stops.push(self._decoder.finish()) + self._stops.finish() + "\n")
 
     def _print(self, text: str) -> None:
         file = self._file if self._file is not None else sys.stdout

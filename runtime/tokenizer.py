@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from operator import index
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 from moec.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 INCOMPLETE = "\ufffd"
 """What decoders put in place of bytes that are not (yet) a character."""
+
+
+_OF_TEMPLATES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What the expressions of a template raise on values that it was not written for."""
 
 
 class Decoder(Protocol):
@@ -29,14 +34,21 @@ class TextStream:
 
     Some tokenizers decode a token differently at the start of a text, so text is decoded from a few tokens
     back and the part that was given out before is cut off.
+
+    Args:
+        decoder: makes text of tokens.
+        skip_special_tokens: leave them out.
+        context: tokens that the first one follows, the last few of a prompt; none: it begins a text.
     """
 
-    def __init__(self, decoder: Decoder, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, decoder: Decoder, skip_special_tokens: bool = True, context: Sequence[int] = ()
+    ) -> None:
         self._decoder = decoder
         self._skip = skip_special_tokens
-        self._ids: list[int] = []
+        self._ids = list(context)
         self._context = 0
-        self._given = 0
+        self._given = len(self._ids)
 
     def push(self, token: int) -> str:
         """Text that is certain now that ``token`` has come; often empty in the middle of a character."""
@@ -64,12 +76,13 @@ class Tokenizer:
 
     Args:
         folder: has ``tokenizer.json``, and ``tokenizer_config.json`` where the checkpoint has it.
+        chat_template: instead of the checkpoint's.
 
     Raises:
         BundleError: ``tokenizer.json`` is missing or unreadable.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, chat_template: str | None = None) -> None:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise BundleError(
@@ -87,17 +100,27 @@ class Tokenizer:
                 "The bundle's tokenizer.json cannot be read.", f"{error}.", "Compile again."
             ) from error
         self._config = _read_json(folder / "tokenizer_config.json")
-        self._template = _chat_template(folder, self._config)
+        self._template = _chat_template(folder, self._config) if chat_template is None else chat_template
+        self._compiled: Any = None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``, with the tokens that the model wants around it (such as a first one)."""
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        try:
+            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except TypeError as error:
+            raise RequestError("This cannot be encoded.", _not_text(text), "Give one text.") from error
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: Iterable[SupportsIndex], skip_special_tokens: bool = True) -> str:
         """Text of ``ids``."""
-        return str(
-            self._backend.decode([int(token) for token in ids], skip_special_tokens=skip_special_tokens)
-        )
+        try:
+            numbers = [index(token) for token in ids]
+            return str(self._backend.decode(numbers, skip_special_tokens=skip_special_tokens))
+        except (TypeError, OverflowError) as error:
+            raise RequestError(
+                "These are not the token ids of a text.",
+                f"{error}.",
+                "Give integers; of what generate returns, one row.",
+            ) from error
 
     def token_id(self, token: str) -> int:
         """The id of a token by its text, such as a language's code.
@@ -114,23 +137,33 @@ class Tokenizer:
             )
         return int(found)
 
-    def stream(self, skip_special_tokens: bool = True) -> TextStream:
-        """A decoder for tokens that arrive one by one."""
-        return TextStream(self._backend, skip_special_tokens)
+    def stream(self, skip_special_tokens: bool = True, context: Sequence[int] = ()) -> TextStream:
+        """A decoder for tokens that arrive one by one, after those of ``context``."""
+        return TextStream(self._backend, skip_special_tokens, context)
 
     @property
     def has_chat_template(self) -> bool:
         """Whether `apply_chat_template` works."""
         return self._template is not None
 
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """Token ids of a conversation that the model is to answer; see `apply_chat_template`."""
+        return self.encode(self.apply_chat_template(messages, variables=variables), add_special_tokens=False)
+
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt text of a conversation; encode it with ``add_special_tokens=False``.
 
         Args:
             messages: ``{"role": ..., "content": ...}``, oldest first.
             add_generation_prompt: end with what makes the model answer.
+            variables: what this template knows besides, such as ``enable_thinking``.
 
         Raises:
             RequestError: the bundle has no template, or the template refuses these messages.
@@ -143,19 +176,37 @@ class Tokenizer:
             )
         from jinja2 import TemplateError
 
-        environment = _environment()
         special = {
             name: _token_text(self._config[name])
             for name in ("bos_token", "eos_token", "unk_token", "pad_token")
             if self._config.get(name) is not None
         }
-        values = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **special}
+        values = {
+            **(variables or {}),
+            "messages": list(messages),
+            "add_generation_prompt": add_generation_prompt,
+            **special,
+        }
         try:
-            return str(environment.from_string(self._template).render(values))
-        except TemplateError as error:
+            if self._compiled is None:
+                self._compiled = _environment().from_string(self._template)
+            return str(self._compiled.render(values))
+        except (TemplateError, *_OF_TEMPLATES) as error:
             raise RequestError(
                 "The chat template refuses this conversation.", f"{error}.", "Change the messages."
             ) from error
+
+
+def check_template(template: str, source: str) -> None:
+    """Raise `RequestError` where a chat template is none; ``source`` is where it comes from."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        _environment().parse(template)
+    except TemplateSyntaxError as error:
+        raise RequestError(
+            f"{source} is no chat template.", f"Line {error.lineno}: {error.message}.", "Correct it."
+        ) from error
 
 
 def _environment() -> Any:
@@ -177,6 +228,12 @@ def _environment() -> Any:
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
     return environment
+
+
+def _not_text(value: object) -> str:
+    if isinstance(value, str):
+        return "It has bytes that are no UTF-8."
+    return f"It is of type {type(value).__name__}."
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:

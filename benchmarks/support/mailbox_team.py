@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.support.random_experts import random_experts
 from moec.artifacts import mailbox
 from moec.artifacts.experts import layout
 from moec.artifacts.mailbox import mailbox_layout
@@ -16,8 +17,6 @@ from moec.runtime.tensors import aligned_zeros, array_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import torch
 
     from moec.artifacts.model import ExpertBody
 
@@ -31,7 +30,6 @@ class MailboxTeam:
         serve: the kernel.
         bodies: of one hidden size.
         pool_bytes: of experts for each body.
-        pool: makes them: of a format, so many, with so many bytes from one to the next; memory and addresses.
     """
 
     def __init__(
@@ -39,31 +37,31 @@ class MailboxTeam:
         serve: Callable[..., Any],
         bodies: Sequence[ExpertBody],
         pool_bytes: int,
-        pool: Callable[[str, int, int], tuple[torch.Tensor, torch.Tensor]],
     ) -> None:
         self.threads = max(1, usable_cpus() - 1)
         place = mailbox_layout(bodies[0].hidden, CHOSEN)
         self._memory = aligned_zeros((place.size_bytes + 256,), np.uint8)
         self._box = Mailbox(-(-self._memory.ctypes.data // 256) * 256, place)
         self._index = array_at(*self._box.view(place.index))
-        array_at(*self._box.view(place.x))[: bodies[0].hidden] = 0.5
-        array_at(*self._box.view(place.weight))[:CHOSEN] = 0.5
+        self._random, self._asked = np.random.default_rng(0), 0
+        x = array_at(*self._box.view(place.x))
+        x[:] = self._random.standard_normal(x.shape)
+        array_at(*self._box.view(place.weight))[:] = 0.5
         self._pools, layers = [], []
         for number, body in enumerate(bodies):
-            stride = layout(body).stride_bytes
-            memory, table = pool(body.format or body.dtype, pool_bytes // stride, stride)
+            memory, table = random_experts(body, pool_bytes // layout(body).stride_bytes)
             self._pools.append((memory, table))
             layers.append(SharedLayer(table.data_ptr(), len(table), CHOSEN, number, body.intermediate))
-        self._random, self._asked = np.random.default_rng(0), 0
         self._team = Team(serve, self._box, layers, self.threads)
 
-    def ask(self, layer: int, requests: int) -> None:
-        """Requests of one token, one after the other, each for other experts."""
+    def ask(self, layer: int, requests: int, tokens: int) -> None:
+        """Requests one after the other, each for other experts, which all of its tokens choose."""
         words, experts = self._box.words, len(self._pools[layer][1])
         self._team.begin()
         for _ in range(requests):
-            self._index[:CHOSEN] = self._random.choice(experts, CHOSEN, replace=False)
-            words[mailbox.LAYER], words[mailbox.COUNT] = layer, 1
+            chosen = self._random.choice(experts, CHOSEN, replace=False)
+            self._index[: tokens * CHOSEN] = np.tile(chosen, tokens)
+            words[mailbox.LAYER], words[mailbox.COUNT] = layer, tokens
             self._asked += 1
             words[mailbox.POSTED] = self._asked
             while words[mailbox.DONE] != self._asked:

@@ -47,7 +47,7 @@ class RoundedCheckpoint:
     ) -> None:
         self._windows = windows
         self._model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=torch.float32, experts_implementation="eager"
+            checkpoint.path, dtype=torch.float32, experts_implementation="grouped_mm"
         ).eval()
         self._own = {name: tensor.detach().clone() for name, tensor in self._model.named_parameters()}
         self._layers = parts.model.experts

@@ -111,10 +111,10 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.ahead.guess import check, guess
         from moec.compiler.kernels.cuda.ahead.scores import score_early, score_votes
         from moec.compiler.kernels.cuda.attention import append_kernel, attention, has_hopper
-        from moec.compiler.kernels.cuda.capacity import capacity
-        from moec.compiler.kernels.cuda.experts import experts, experts_cached, fits_hopper
-        from moec.compiler.kernels.cuda.experts_few import runs_few
-        from moec.compiler.kernels.cuda.experts_step import MOST_CHOSEN
+        from moec.compiler.kernels.cuda.experts.capacity import capacity
+        from moec.compiler.kernels.cuda.experts.few import runs_few
+        from moec.compiler.kernels.cuda.experts.kernel import experts, experts_cached, fits_hopper
+        from moec.compiler.kernels.cuda.experts.step import MOST_CHOSEN
         from moec.compiler.kernels.cuda.mailbox import collect, post
         from moec.compiler.kernels.cuda.sample.kernel import MAX_VOCAB, sample
         from moec.compiler.kernels.cuda.selection import selection
@@ -157,7 +157,7 @@ class CudaKernels:
     def workspaces(self, model: ModelRecord) -> Iterator[Workspace]:
         """What kernels need beside their tensors."""
         from moec.compiler.kernels.cuda.attention import workspace
-        from moec.compiler.kernels.cuda.experts import workspace_bytes
+        from moec.compiler.kernels.cuda.experts.kernel import workspace_bytes
         from moec.compiler.kernels.cuda.selection import workspace_bytes as selection_bytes
 
         for spec in model.attentions:
@@ -176,7 +176,7 @@ class CudaKernels:
 
         Each has two functions: one for experts that are there, one for experts that may still be on their way.
         """
-        from moec.compiler.kernels.cuda.experts_beside import (
+        from moec.compiler.kernels.cuda.experts.beside import (
             MOST_PRODUCTS,
             MOST_TOKENS,
             experts_beside,

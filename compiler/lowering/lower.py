@@ -12,11 +12,12 @@ from tvm import tirx
 from moec.artifacts.paths import PROGRAM_NAME
 from moec.artifacts.program import HOPPER, ProgramRecord
 from moec.artifacts.records import write_record
-from moec.compiler.kernels.cuda.product import ON_HOPPER
+from moec.compiler.kernels.cuda.dense.product import ON_HOPPER
 from moec.compiler.lowering.cuda_module import export_cuda
 from moec.compiler.lowering.formats import check_formats
 from moec.compiler.lowering.kernel_library import kernels_for
 from moec.compiler.lowering.link import link
+from moec.compiler.lowering.links import links_of
 from moec.compiler.lowering.pipeline import pipeline, run_passes
 from moec.compiler.lowering.program import read_segment
 from moec.compiler.lowering.relax_import import import_segment
@@ -80,7 +81,7 @@ def lower(
     check_formats(model, target.kind)
     module = import_segments(functions, model)
     products: dict[str, Product] = {}
-    module = run_passes(module, pipeline(target, products), dump_ir)
+    module = run_passes(module, pipeline(target, products, links_of(model)), dump_ir)
     kernels = kernels_for(target)
     inputs = {function.name: len(function.inputs) for function in model.functions}
     segments = tuple(read_segment(name, module[name], inputs[name], model.class_name) for name in functions)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
-from moec.compiler.kernels.cuda.product import product, product_and_hopper
-from moec.compiler.kernels.cuda.product_parameters import declare
-from moec.compiler.kernels.cuda.rows import rows
+from moec.compiler.kernels.cuda.dense.parameters import declare
+from moec.compiler.kernels.cuda.dense.product import product, product_and_hopper
+from moec.compiler.kernels.cuda.rows.kernel import rows
 from moec.compiler.lowering.kernel_library import CpuKernels
 from moec.compiler.lowering.legalize import LEGALIZATIONS
 from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moec.compiler.kernels.rows.product import Product
+    from moec.compiler.lowering.links import Link
     from moec.compiler.lowering.targets import Target
 
 
@@ -51,16 +52,18 @@ def cpu_passes(target: Target) -> list[Any]:
     ]
 
 
-def cuda_passes(target: Target, products: dict[str, Product] | None = None) -> list[Any]:
+def cuda_passes(
+    target: Target, products: dict[str, Product] | None = None, links: Sequence[Link] = ()
+) -> list[Any]:
     """Kernels for products; everything between two of them is one kernel, a block for each token.
 
-    ``products`` gets what each kernel of products multiplies, by the kernel's name.
+    ``products`` gets what each kernel of products multiplies, by the kernel's name; ``links`` are between functions.
     """
     return [
         DispatchLinear(declare),
         LowerLookup(),
         relax.transform.LegalizeOps({**LEGALIZATIONS, **dict.fromkeys(KEPT, _keep)}),
-        FuseRows(rows, product_and_hopper if "sm_90" in target.architectures else product, products),
+        FuseRows(rows, product_and_hopper if "sm_90" in target.architectures else product, products, links),
         relax.transform.DeadCodeElimination(),
         ScheduleCuda(cuda_target(target)),
     ]
@@ -71,9 +74,11 @@ def _keep(_builder: Any, call: Any) -> Any:
     return call
 
 
-def pipeline(target: Target, products: dict[str, Product] | None = None) -> list[Any]:
-    """Every pass for ``target``, in order; ``products`` as for ``cuda_passes``."""
-    own = cuda_passes(target, products) if target.kind == "cuda" else cpu_passes(target)
+def pipeline(
+    target: Target, products: dict[str, Product] | None = None, links: Sequence[Link] = ()
+) -> list[Any]:
+    """Every pass for ``target``, in order; ``products`` and ``links`` as for ``cuda_passes``."""
+    own = cuda_passes(target, products, links) if target.kind == "cuda" else cpu_passes(target)
     return [*simplify_passes(), *own]
 
 
@@ -94,5 +99,5 @@ def _dump(module: tvm.IRModule, folder: Path | None, number: int, name: str) -> 
         (folder / f"{number:02d}-{name}.py").write_text(module.script() + "\n")
     except OSError as error:
         raise OutputError(
-            f"cannot write the IR to {folder}", str(error), "give --dump-ir a writable folder"
+            f"Cannot write the IR to {folder}.", f"{error}.", "Give --dump-ir a folder that can be written."
         ) from error

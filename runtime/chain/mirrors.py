@@ -8,6 +8,8 @@ from moec.artifacts.chain import CHAIN_INPUTS
 from moec.runtime.device import View
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moec.artifacts.ids import ValueId
     from moec.runtime.device import Device
     from moec.runtime.engine.batch import StepBatch
@@ -29,11 +31,14 @@ class BatchMirrors:
         """Where the step's token ids lie; a device that chooses tokens puts them there for the next step."""
         return self._tokens.address
 
-    def update(self, *, ahead: bool = False) -> None:
-        """Show the device the step that the batch holds now; ``ahead``: it has the tokens already."""
+    def update(self, rows: Sequence[int], *, ahead: bool = False) -> None:
+        """Show the device the step that the batch holds now, and ``rows`` of its page table.
+
+        ``ahead``: the device has the tokens already.
+        """
         for mirror in (self._positions, *self._each.values(), *(() if ahead else (self._tokens,))):
             mirror.update(self.batch.count)
-        for row in self.batch.table.take_changed():
+        for row in rows:
             self._page_table.update(1, row)
 
     def chain_input(self, name: ValueId) -> int:

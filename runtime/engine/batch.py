@@ -67,29 +67,22 @@ class StepBatch:
             pieces: of each sequence.
             wanted: see the class.
         """
-        tokens: list[int] = []
-        positions: list[int] = []
-        told: dict[str, list[int]] = {name: [] for name in self.each}
+        each, first = self.each, 0
         for piece in pieces:
-            first, count = len(tokens), len(piece.tokens)
-            own = range(piece.start, piece.start + count)
-            tokens += piece.tokens
-            positions += own
-            told["token_sequence"] += [piece.row] * count
-            told["token_position"] += own
-            if "token_source" in told:
-                told["token_source"] += [piece.source_row] * count
-                told["token_last"] += [piece.source_tokens - 1] * count
-                told["token_call"] += [
-                    first if position < piece.prompt else first + number
-                    for number, position in enumerate(own)
-                ]
-        self.count = count = len(tokens)
+            count = len(piece.tokens)
+            own, positions = slice(first, first + count), np.arange(piece.start, piece.start + count)
+            self.tokens[own] = piece.tokens
+            self.positions[own] = positions
+            each["token_sequence"][own] = piece.row
+            each["token_position"][own] = positions
+            if "token_source" in each:
+                each["token_source"][own] = piece.source_row
+                each["token_last"][own] = piece.source_tokens - 1
+                alone = np.arange(first, first + count)
+                each["token_call"][own] = np.where(positions < piece.prompt, first, alone)
+            first += count
+        self.count = first
         self.wanted = wanted
-        self.tokens[:count] = tokens
-        self.positions[:count] = positions
-        for name, values in told.items():
-            self.each[name][:count] = values
 
 
 def told_names(*, sources: bool) -> tuple[str, ...]:

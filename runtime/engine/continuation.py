@@ -54,11 +54,11 @@ class Continuation:
         return [
             Request(
                 prompt,
-                room(engine, prompt, source) if self.max_new_tokens is None else self.max_new_tokens,
-                self.min_new_tokens,
+                room(engine, prompt, source) if self.max_new_tokens is None else int(self.max_new_tokens),
+                int(self.min_new_tokens),
                 frozenset(self.ends),
                 self.sampling,
-                None if self.seed is None else self.seed + row,
+                None if self.seed is None else int(self.seed) + row,
                 source,
                 self.first,
                 self.last,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.runtime.engine.pages import Lease
+    from moec.runtime.logprobs import TokenLogprobs
     from moec.runtime.requests.vocabulary import Vocabulary
     from moec.runtime.stats import Stats
 
@@ -49,6 +50,8 @@ class TokenOutput:
 
     sequence: Sequence
     token: int
+    logprobs: TokenLogprobs | None = None
+    """Where its request wants them."""
 
 
 class Engine:
@@ -275,7 +278,7 @@ class Engine:
                 continue
             token = tokens[sequence]
             sequence.extend(token)
-            outputs.append(TokenOutput(sequence, token))
+            outputs.append(TokenOutput(sequence, token, sequence.sampler.logprobs))
             if sequence.finished is not None:
                 self.scheduler.remove(sequence)
         stats.steps += 1

@@ -14,16 +14,23 @@ if TYPE_CHECKING:
     from moec.runtime.engine.engine import Engine
     from moec.runtime.engine.sequence import Request
     from moec.runtime.engine.sequence import Sequence as RunningSequence
+    from moec.runtime.stops import StopWatch
     from moec.runtime.streamers import Streamer
 
 
-def run(engine: Engine, requests: Sequence[Request], streamer: Streamer | None = None) -> list[list[int]]:
+def run(
+    engine: Engine,
+    requests: Sequence[Request],
+    streamer: Streamer | None = None,
+    watches: Sequence[StopWatch] = (),
+) -> list[list[int]]:
     """The new tokens of each request; if anything fails, none of them stays in the engine.
 
     Args:
         engine: runs them, beside what it runs already.
         requests: what is continued.
         streamer: gets the first one's prompt and then each of its tokens.
+        watches: one for each request, which says with which token it ends; or none.
 
     Raises:
         RequestError: one is longer than context or cache.
@@ -33,12 +40,16 @@ def run(engine: Engine, requests: Sequence[Request], streamer: Streamer | None =
         for request in requests:
             # Not a comprehension: those already added must be cancelled where a later one is refused.
             sequences.append(engine.add(request))  # noqa: PERF401
+        watched = dict(zip(sequences, watches, strict=False))
         if streamer is not None:
             streamer.put(np.array([requests[0].prompt], np.int64))
         while any(sequence.finished is None for sequence in sequences):
             for output in engine.step():
                 if streamer is not None and output.sequence is sequences[0]:
                     streamer.put(np.array([output.token], np.int64))
+                watch = watched.get(output.sequence)
+                if watch is not None and watch.push(output.token):
+                    engine.cancel(output.sequence)
     finally:
         for sequence in sequences:
             engine.cancel(sequence)

@@ -30,6 +30,9 @@ class Request:
     """Forced after a prompt of one token."""
     last_token: int | None = None
     """Forced where ``max_new_tokens`` is reached."""
+    top_logprobs: int | None = None
+    """How many of the likeliest tokens each `TokenOutput` names, with logarithms of their probabilities; ``None``: it
+    has none of either. On a GPU the host then chooses, for all that run with it."""
 
 
 class Sequence:
@@ -52,7 +55,7 @@ class Sequence:
         self.computed = 0
         self.lease: Lease | None = None
         self.finished: FinishReason | None = None
-        self.sampler = Sampler(request.sampling, request.prompt, request.seed)
+        self.sampler = Sampler(request.sampling, request.prompt, request.seed, request.top_logprobs)
 
     @property
     def pending(self) -> int:

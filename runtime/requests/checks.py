@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,9 +12,16 @@ from moec.errors import RequestError
 from moec.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
 
     from moec.artifacts.model import GenerationDefaults
+
+_LEAST, _MOST = 1e-30, 1e30
+"""Between these logits can be multiplied and divided by a number as float32."""
+_MOST_TOP_K = 2**31 - 1
+"""What a kernel's argument holds; more than any vocabulary."""
 
 
 class Listed(Protocol):
@@ -82,18 +88,29 @@ def sampling_from(
     Raises:
         RequestError: an option is out of range.
     """
+    check_flag("do_sample", do_sample)
     sample = defaults.do_sample if do_sample is None else bool(do_sample)
     penalty = defaults.repetition_penalty if repetition_penalty is None else repetition_penalty
-    _check_number("repetition_penalty", penalty, above=0.0)
+    _check_number("repetition_penalty", penalty)
     if not sample:
         return Sampling(repetition_penalty=float(penalty))
     temperature = defaults.temperature if temperature is None else temperature
     top_p = defaults.top_p if top_p is None else top_p
     top_k = defaults.top_k if top_k is None else top_k
-    _check_number("temperature", temperature, above=0.0)
-    _check_number("top_p", top_p, above=0.0, most=1.0)
+    _check_number(
+        "temperature",
+        temperature,
+        do="For the likeliest tokens: do_sample=False, --greedy, or over HTTP temperature 0.",
+    )
+    _check_number("top_p", top_p, least=0.0, most=1.0)
     check_count("top_k", top_k, least=0)
-    return Sampling(True, float(temperature), int(top_k), float(top_p), float(penalty))
+    return Sampling(True, float(temperature), min(int(top_k), _MOST_TOP_K), float(top_p), float(penalty))
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise `RequestError` where ``value`` is neither true nor false nor ``None``."""
+    if value is not None and not isinstance(value, (bool, np.bool_)):
+        raise RequestError(f"{name}={value!r} is no answer.", "It must be True or False.", f"Change {name}.")
 
 
 def check_count(name: str, value: object, least: int) -> None:
@@ -106,14 +123,13 @@ def check_count(name: str, value: object, least: int) -> None:
         )
 
 
-def _check_number(name: str, value: object, above: float, most: float = math.inf) -> None:
+def _check_number(name: str, value: object, least: float = _LEAST, most: float = _MOST, do: str = "") -> None:
+    """Raise `RequestError` where ``value`` is not a number above 0 from ``least`` to ``most``."""
     number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not above < float(value) <= most or math.isinf(float(value)):  # type: ignore[arg-type]
-        limit = f" and at most {most:g}" if most < math.inf else ""
+    if not number or value == 0 or not least <= float(value) <= most:  # type: ignore[arg-type]
+        limits = f"above 0 and at most {most:g}" if least == 0.0 else f"from {least:g} to {most:g}"
         raise RequestError(
-            f"{name}={value!r} is out of range.",
-            f"It must be a number above {above:g}{limit}.",
-            f"Change {name}.",
+            f"{name}={value!r} is out of range.", f"It must be a number {limits}.", do or f"Change {name}."
         )
 
 
@@ -121,26 +137,47 @@ def end_tokens(defaults: GenerationDefaults, given: int | Iterable[int] | None) 
     """End tokens: ``given``, an id or several, or the model's; an empty list is none."""
     if given is None:
         return defaults.eos_token_id
-    ids = (given,) if isinstance(given, Integral) else tuple(given)  # type: ignore[arg-type]
+    several = isinstance(given, (list, tuple, set, frozenset)) or np.ndim(given) == 1  # type: ignore[arg-type]
+    ids: tuple[int, ...] = tuple(given) if several else (given,)  # type: ignore[arg-type,assignment]
     for token in ids:
         check_count("eos_token_id", token, least=0)
     return tuple(int(token) for token in ids)
 
 
-def to_prompts(input_ids: object, attention_mask: object = None) -> list[tuple[int, ...]]:
+def stop_strings_of(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Texts that end an answer: one, several or none.
+
+    Raises:
+        RequestError: one is no text, or empty.
+    """
+    stops = (given,) if isinstance(given, str) else tuple(given or ())
+    for stop in stops:
+        if not isinstance(stop, str) or not stop:
+            raise RequestError(
+                f"stop_strings has {stop!r}.",
+                "It must be a text that is not empty, or several.",
+                "Change it.",
+            )
+    return stops
+
+
+def to_prompts(
+    input_ids: object, attention_mask: object = None, name: str = "input_ids"
+) -> list[tuple[int, ...]]:
     """Prompts without padding.
 
     Args:
         input_ids: token ids of one prompt, or of several as a list of lists or an array ``[B, T]``.
         attention_mask: as ``input_ids``; 0 at padding, which must lie on one side.
+        name: of the argument, for messages.
 
     Raises:
         RequestError: these are not integers of the right shape, or the mask has a hole.
     """
-    rows = _rows(input_ids, "input_ids")
+    rows = _rows(input_ids, name)
     if attention_mask is None:
         return [tuple(row) for row in rows]
-    masks = _rows(attention_mask, "attention_mask")
+    masks = _masks(attention_mask)
     if [len(row) for row in rows] != [len(mask) for mask in masks]:
         raise RequestError(
             "attention_mask has another shape than input_ids.", "", "Give one entry for each token."
@@ -159,23 +196,49 @@ def _unpad(row: list[int], mask: list[int]) -> tuple[int, ...]:
     return tuple(row[place] for place in real)
 
 
+def padded_rows(input_ids: object) -> NDArray[np.int64] | None:
+    """Prompts as they came, padding and all, ``[B, T]``; ``None`` where they are of different lengths."""
+    rows = _rows(input_ids, "input_ids")
+    return np.array(rows, np.int64) if len({len(row) for row in rows}) == 1 else None
+
+
+def _masks(value: object) -> list[list[int]]:
+    problem = RequestError(
+        "attention_mask is not made of zeros and ones.",
+        "It says of each token whether it is one (1) or padding (0).",
+        "Change attention_mask.",
+    )
+    rows = _nested(value, problem)
+    if any(not isinstance(item, Real) or item not in (0, 1) for row in rows for item in row):
+        raise problem
+    return [[int(item) for item in row] for row in rows]
+
+
 def _rows(value: object, name: str) -> list[list[int]]:
-    if hasattr(value, "tolist"):
-        value = value.tolist()
     problem = RequestError(
         f"{name} is not made of token ids.",
         "It must be a list of integers, a list of such lists, or an integer array [B, T].",
         f"Change {name}.",
     )
+    rows = _nested(value, problem)
+    if any(isinstance(item, bool) or not isinstance(item, Integral) for row in rows for item in row):
+        raise problem
+    return [[int(item) for item in row] for row in rows]
+
+
+def _nested(value: object, problem: RequestError) -> list[list[Any]]:
+    """A row, or several, as lists; raises ``problem`` where it is neither."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if not isinstance(value, (list, tuple)):
         raise problem
-    rows = [value] if not value or not isinstance(value[0], (list, tuple, np.ndarray)) else value
-    result: list[list[int]] = []
-    for row in rows:
-        items = row.tolist() if isinstance(row, np.ndarray) else row
+    several = bool(value) and (
+        isinstance(value[0], (list, tuple)) or (hasattr(value[0], "tolist") and np.ndim(value[0]))
+    )
+    result: list[list[Any]] = []
+    for row in value if several else [value]:
+        items = row.tolist() if hasattr(row, "tolist") else row
         if not isinstance(items, (list, tuple)):
             raise problem
-        if any(not isinstance(item, (int, np.integer)) for item in items):
-            raise problem
-        result.append([int(item) for item in items])
+        result.append(list(items))
     return result

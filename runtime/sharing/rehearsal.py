@@ -27,13 +27,13 @@ PATIENCE_SECONDS = 60.0
 
 
 class Rehearsal:
-    """Makes requests of one token in a mailbox that no GPU uses yet.
+    """Makes requests of one token, of ordinary numbers, in a mailbox that no GPU uses yet.
 
     Args:
         box: the team's.
         team: who answers.
         layers: ``(ordinal, top-k, experts in host memory)`` of each MoE layer that can be asked.
-        seed: of the experts that are taken; each time others, so that no cache has them.
+        seed: of the experts that are taken, each time others, so that no cache has them; and of the numbers.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class Rehearsal:
         box, words = self._box, self._box.words
         for place, values in ((box.layout.index, index), (box.layout.weight, np.ones(top_k, np.float32))):
             array_at(*box.view(place))[:top_k] = values
-        array_at(*box.view(box.layout.x))[:] = 0
+        x = array_at(*box.view(box.layout.x))
+        x[:] = self._random.standard_normal(x.shape)
         words[mailbox.LAYER], words[mailbox.COUNT] = ordinal, 1
         number = int(words[mailbox.POSTED]) + 1
         start = time.perf_counter()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -12,29 +14,26 @@ from moec.cli import moec
 from moec.errors import BudgetError, MissingDependencyError, MoecError, OutputError
 
 INTERRUPTED = 130
-BROKEN_PIPE = 141
+SERVING = {"fastapi", "prometheus_client", "starlette", "uvicorn"}
+"""Packages of the extra ``serve``."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with the error's own code (``docs/cli.md`` lists them)."""
+    _open_streams()
     sys.exit(run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
-        moec.main(args=arguments, prog_name="moec", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+        return moec.main(args=arguments, prog_name="moec", standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
     except MoecError as error:
         return _report(error)
     except ModuleNotFoundError as error:
@@ -50,16 +49,28 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         where = error.filename or "the output"
         return _report(
-            OutputError(f"cannot write {where}", str(error.strerror), "free space, or choose another place")
+            OutputError(
+                f"Cannot write {where}.", f"{error.strerror}.", "Free space, or choose another place."
+            )
         )
-    return 0
+
+
+def _open_streams() -> None:
+    """Streams that the caller closed are empty ones, and characters that a stream's encoding lacks are escaped."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - as long as we run
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _missing(module: str) -> MissingDependencyError:
+    package = module.partition(".")[0]
     return MissingDependencyError(
-        f"The Python package {module.partition('.')[0]} is not installed.",
-        "`moec` alone has what the runtime needs; compiling and comparing with transformers need more.",
-        "Run: pip install 'moec[compile]'.",
+        f"The Python package {package} is not installed.",
+        "`moec` alone has what the runtime needs; compiling, comparing with transformers and serving need more.",
+        f"Run: pip install 'moec[{'serve' if package in SERVING else 'compile'}]'.",
     )
 
 

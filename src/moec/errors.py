@@ -71,7 +71,7 @@ class RequestError(MoecError):
 
 
 class NetworkError(MoecError):
-    """A model hub could not be reached."""
+    """A model hub could not be reached, or an address is not free to listen at."""
 
     exit_code = 11
 

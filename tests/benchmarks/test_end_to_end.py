@@ -12,12 +12,12 @@ import transformers
 from benchmarks.decode import rows_of
 from benchmarks.prefill import rows_of as prefill_rows
 from benchmarks.support.transformers_run import load, make_step
-from benchmarks.support.work import Work, WorkType, decode_bytes, distinct_experts, prefill_flops
+from benchmarks.support.work import Work, WorkType, decode_bytes, distinct_experts
 from moec.artifacts.footprint import footprint
 from tests.support.tiny_bundle import tiny_model
 from tests.support.tiny_models import save
 
-H, V, HEADS, D = 16, 24, 2, 8
+H, V = 16, 24
 
 
 def test_decode_bytes_by_hand() -> None:
@@ -33,13 +33,6 @@ def test_a_large_batch_chooses_every_expert() -> None:
     layer = footprint(tiny_model()).layers[0]
     assert distinct_experts(layer, 1) == pytest.approx(layer.top_k)
     assert distinct_experts(layer, 10_000) == pytest.approx(layer.experts)
-
-
-def test_prefill_flops_by_hand() -> None:
-    model = tiny_model(((8, 2, 8),))
-    products = 10 * (H * H + 2 * 3 * H * 8) + V * H
-    pairs = 10 * 11 / 2
-    assert prefill_flops(model, 10) == pytest.approx(2 * products + 2 * pairs * HEADS * (D + D))
 
 
 def test_work_is_read() -> None:

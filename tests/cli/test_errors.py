@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from moec import errors
-from moec.__main__ import run
+from moec.__main__ import main, run
 from tests.support.tiny_bundle import make_bundle
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"
@@ -86,6 +87,17 @@ def test_truncated_weights(checkpoint: Path, tmp_path: Path, capsys: pytest.Capt
     path.write_bytes(path.read_bytes()[:-1000])
     said = expect(compile_arguments(checkpoint, tmp_path), errors.CheckpointError, capsys)
     assert "model.safetensors" in said
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_is_cut_off(
+    name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint / name).write_text('{"model"')
+    said = expect(compile_arguments(checkpoint, tmp_path), errors.CheckpointError, capsys)
+    assert name in said
+    assert "trace" not in said, "it is said before long work"
     assert_nothing_left(tmp_path)
 
 
@@ -189,6 +201,66 @@ def test_memory_that_runs_out(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "9 TiB" in expect(["models"], errors.BudgetError, capsys)
 
 
+def test_a_reader_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert run(["models"]) == 141
+        monkeypatch.undo()
+
+
+def test_streams_that_the_caller_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", str(make_bundle(tmp_path / "tiny.moec"))])
+    assert stop.value.code == 0
+    sys.stdin.close()
+    sys.stdout.close()
+
+
+def test_files_of_the_user_are_not_blamed_on_the_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = str(make_bundle(tmp_path / "tiny.moec"))
+    (tmp_path / "other").write_text("neither traces nor a machine")
+    for option in ("--traces", "--machine"):
+        arguments = ["plan", bundle, "--machine", MACHINE, option, str(tmp_path / "other")]
+        said = expect(arguments, errors.BundleError, capsys)
+        assert "compile the model again" not in said
+        assert "pickle" not in said
+
+
+def test_pages_where_none_can_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(make_bundle(tmp_path / "tiny.moec"))
+    for place in (tmp_path, tmp_path / "none" / "page.html"):
+        expect(["inspect", bundle, "--html", str(place)], errors.OutputError, capsys)
+
+
+@pytest.mark.parametrize("template", [b"caf\xe9", b"{{ messages"])
+def test_a_chat_template_that_is_none(
+    template: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.jinja").write_bytes(template)
+    arguments = ["serve", "x.moec", "--port", "0", "--chat-template", str(tmp_path / "t.jinja")]
+    assert "t.jinja" in expect(arguments, errors.RequestError, capsys)
+
+
+def test_more_memory_than_the_machine_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(make_bundle(tmp_path / "tiny.moec"))
+    arguments = ["plan", bundle, "--machine", MACHINE, "--host-memory", "9TiB"]
+    assert "more than the machine has" in expect(arguments, errors.BudgetError, capsys)
+
+
+@pytest.mark.parametrize("options", [["--tokens", "64"], ["--synthetic", "skewed", "--traces", "x.npz"]])
+def test_options_of_a_simulation_that_nothing_reads(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["simulate", "x.moec", *options]) == 2
+    assert "--synthetic" in capsys.readouterr().err
+
+
 def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compile"]) == 2
     assert run(["generate", "x.moec"]) == 2
@@ -226,7 +298,8 @@ def test_a_disk_that_fills_up_half_way(tmp_path: Path) -> None:
         (["--fit", "8GiB", "--machine", MACHINE], errors.CompileError, "needs no --machine"),
         (["--machine", MACHINE], errors.CompileError, "without --fit"),
         (["--fit", "8GiB", "--quantization", "int4"], errors.CompileError, "cannot be given together"),
-        (["--fit", "soon"], errors.RequestError, "not an amount of memory"),
+        (["--fit", "soon"], errors.RequestError, "neither a size nor a time"),
+        (["--fit", "0.5"], errors.RequestError, "neither a size nor a time"),
         (["--fit", "8GiB"], errors.CompileError, "needs calibration"),
     ],
 )

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.metadata
+import json
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from click.testing import CliRunner
+from packaging.requirements import Requirement
 
 from moec.cli import moec, wheels
-from moec.errors import NetworkError
+from moec.errors import NetworkError, OutputError
 from tests.support.compiling import compile_checkpoint
 from tests.support.tiny_bundle import make_bundle
 
@@ -101,6 +105,15 @@ def test_packages_come_in_the_versions_that_are_installed_here() -> None:
     assert wheels._pinned("no-such-package>=1,<2") == "no-such-package>=1,<2"
 
 
+def test_what_the_servers_packages_need_is_in_a_kit_too() -> None:
+    kit = {*wheels.RUNTIME_PACKAGES, *wheels.SERVE_PACKAGES}
+    for package in wheels.SERVE_PACKAGES:
+        for wish in importlib.metadata.requires(package) or ():
+            requirement = Requirement(wish)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                assert requirement.name.lower().replace("_", "-") in kit, f"{package} needs {wish}"
+
+
 def test_what_the_compilers_files_in_it_import_is_in_it_too(tmp_path: Path) -> None:
     """``moec plan`` and ``moec doctor`` work in a kit."""
     with zipfile.ZipFile(wheels.write_wheel(wheels.moec_wheel(), tmp_path)) as archive:
@@ -124,18 +137,45 @@ def test_without_the_packages_it_says_so(tmp_path: Path, monkeypatch: pytest.Mon
         wheels.download(["numpy"], "3.12", "x86_64", tmp_path)
 
 
-def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:
+def test_an_output_that_is_no_kit_is_kept(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
-    result = CliRunner().invoke(moec, ["kit", str(bundle), "-o", str(tmp_path)])
-    assert result.exception is not None
-    assert "exists" in str(result.exception)
+    (tmp_path / "other").mkdir()
+    for output in (tmp_path, tmp_path / "other", bundle, bundle / "kit"):
+        result = CliRunner().invoke(moec, ["kit", str(bundle), "-o", str(output), "--force"])
+        assert isinstance(result.exception, OutputError)
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "other"}
+    assert "exists" in str(
+        CliRunner().invoke(moec, ["kit", str(bundle), "-o", str(tmp_path / "other")]).exception
+    )
+
+
+def test_a_kit_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["kit", str(make_bundle(tmp_path / "bundle")), "-o", str(tmp_path / "kit")]
+    monkeypatch.setattr("moec.cli.kit._write_wheels", lambda *_: None)
+    assert CliRunner().invoke(moec, arguments).exit_code == 0
+    (tmp_path / "kit" / "old").write_text("of the kit before")
+    assert CliRunner().invoke(moec, [*arguments, "--force"]).exit_code == 0
+    assert not (tmp_path / "kit" / "old").exists()
+
+    def fail(*_: object) -> None:
+        raise NetworkError("there is no network")
+
+    monkeypatch.setattr("moec.cli.kit._write_wheels", fail)
+    assert isinstance(CliRunner().invoke(moec, [*arguments, "--force"]).exception, NetworkError)
+    assert (tmp_path / "kit" / "run.sh").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "kit"}
+
+
+@pytest.mark.parametrize("version", ["abc", "2.7", "3.9", "3.12.1"])
+def test_versions_that_no_kit_is_for(version: str) -> None:
+    assert CliRunner().invoke(moec, ["kit", "x.moec", "-o", "kit", "--python", version]).exit_code == 2
 
 
 @pytest.mark.slow
 def test_a_kit_installs_and_generates_without_a_network(tmp_path: Path) -> None:
     compile_checkpoint(EXAMPLE, tmp_path / "model.moec", targets=("cpu", "cuda-sm_90"))
     output = tmp_path / "kit"
-    result = CliRunner().invoke(moec, ["kit", str(tmp_path / "model.moec"), "-o", str(output)])
+    result = CliRunner().invoke(moec, ["kit", str(tmp_path / "model.moec"), "-o", str(output), "--serve"])
     assert result.exception is None, result.output
     weights = sum(path.stat().st_size for path in (output / "bundle" / "weights").iterdir())
     assert sum(path.stat().st_size for path in output.rglob("*") if path.is_file()) - weights < LIMIT_BYTES
@@ -152,3 +192,10 @@ def test_a_kit_installs_and_generates_without_a_network(tmp_path: Path) -> None:
     expected = CliRunner().invoke(moec, [*arguments[:1], str(tmp_path / "model.moec"), *arguments[2:]])
     assert ran.stdout == expected.output
     assert (output / "env" / "bin" / "moec").exists()
+    server = [str(output / "run.sh"), "serve", str(output / "bundle"), "--port", "0", "--json"]
+    with subprocess.Popen(server, env=environment, stdout=subprocess.PIPE, text=True, cwd="/") as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        assert json.load(urlopen(f"{url}/v1/models"))["data"][0]["id"] == "bundle"
+        process.terminate()
+    assert process.returncode == 0

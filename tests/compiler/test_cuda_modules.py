@@ -11,7 +11,7 @@ import torch
 import tvm
 
 from moec.artifacts.program import HOPPER
-from moec.compiler.kernels.cuda.product import product
+from moec.compiler.kernels.cuda.dense.product import product
 from moec.compiler.kernels.linear_shape import LinearShape
 from moec.compiler.kernels.rows.product import Product
 from moec.compiler.lowering.cuda_module import KERNEL, _each_kernel, split_kernels

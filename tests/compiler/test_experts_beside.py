@@ -13,8 +13,8 @@ from moec.artifacts.experts import layout
 from moec.artifacts.program import cached_beside_name
 from moec.artifacts.schedule import DEFAULT_POLICY
 from moec.artifacts.steps import SegmentStep
-from moec.compiler.kernels.cuda.experts import experts, workspace_bytes
-from moec.compiler.kernels.cuda.experts_beside import MOST_TOKENS
+from moec.compiler.kernels.cuda.experts.beside import MOST_TOKENS
+from moec.compiler.kernels.cuda.experts.kernel import experts, workspace_bytes
 from moec.compiler.kernels.cuda.slots.assign import assign
 from moec.compiler.kernels.cuda.slots.fetch import fetch
 from moec.compiler.lowering.kernel_library import CudaKernels, side_segments

@@ -11,7 +11,7 @@ from moec.artifacts import ahead
 from moec.artifacts.mailbox import SERVE, collect_name, post_name
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
-from moec.compiler.kernels.cuda.product_parameters import declare
+from moec.compiler.kernels.cuda.dense.parameters import declare
 from moec.compiler.kernels.linear_shape import LinearShape
 from moec.compiler.lowering.kernel_library import CpuKernels, CudaKernels
 from tests.support.graphs import parts

@@ -14,6 +14,7 @@ from moec import runtime
 from moec.artifacts.traces import load_traces
 from moec.runtime import Request, Sampling
 from moec.runtime.chain.executor import ChainExecutor
+from moec.runtime.device import View
 from tests.support.canaries import most_slow
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_models import PROMPTS, compiled
@@ -172,7 +173,7 @@ def test_routing_is_recorded_in_steps_that_run_ahead(
         with load(ahead=True) as model:
             run(model, [(0, request(1, 3, Sampling()))])
             if not logged:
-                model._executor._log = None  # type: ignore[union-attr]
+                model._executor.sections[0].log = None  # type: ignore[union-attr]
             begun = stub.counts().graphs
             model.record_routing(path)
             outputs.append(run(model, arrivals))
@@ -201,3 +202,43 @@ def test_traces_begin_with_their_own_steps(load: Callable[..., runtime.Model]) -
         while model.engine.busy:
             model.engine.step()
         assert len(other.new_tokens) == 30
+
+
+def seen_tokens(model: runtime.Model, row: int) -> set[int]:
+    """Tokens whose bits the GPU has in a slot."""
+    assert model._executor is not None
+    sampler: Any = model._executor.sections[0].sampler
+    words = sampler._device.read(View(sampler._seen.address, "int32", (sampler.rows, sampler._words)))
+    return set(np.flatnonzero(np.unpackbits(words[row].view(np.uint8), bitorder="little")).tolist())
+
+
+@pytest.mark.slow
+def test_tokens_that_the_host_chooses_in_between_are_known_to_the_gpu(
+    load: Callable[..., runtime.Model],
+) -> None:
+    """One that wants logprobs joins one with a penalty, whose bits of seen tokens the GPU keeps, and leaves it."""
+    penalized = request(0, 16, Sampling(repetition_penalty=3.0))
+    scored = request(1, 4, Sampling(), top_logprobs=2)
+    with load(ahead=True) as model:
+        alone = [token for _, token in run(model, [(0, penalized)])]
+        scored_alone = [token for _, token in run(model, [(0, scored)])]
+        engine = model.engine
+        first, second, row = engine.add(penalized), None, -1
+        outputs: list[runtime.TokenOutput] = []
+        while engine.busy:
+            if second is None and len(first.new_tokens) == 4:
+                second = engine.add(scored)
+            row = row if first.lease is None else first.lease.row
+            outputs += engine.step()
+        assert seen_tokens(model, row) == set(first.tokens)
+        assert first.new_tokens == alone
+        assert second is not None
+        assert second.new_tokens == scored_alone
+        logits = torch.from_numpy(model.forward(second.tokens)[0]).double().log_softmax(-1)
+        own = [output.logprobs for output in outputs if output.sequence is second]
+    start = len(scored.prompt) - 1
+    for place, (token, logprobs) in enumerate(zip(scored_alone, own, strict=True), start):
+        assert logprobs is not None
+        assert logprobs.chosen == pytest.approx(float(logits[place][token]), abs=1e-3)
+        assert [key for key, _ in logprobs.top] == logits[place].topk(2).indices.tolist()
+    assert all(output.logprobs is None for output in outputs if output.sequence is first)

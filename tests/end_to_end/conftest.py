@@ -8,11 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from moec.planning.machines import common_machines
 from tests.support.compiling import compile_checkpoint
 from tests.support.tiny_models import save
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 BundleMaker = Callable[..., tuple[Path, Path]]
+
+
+@pytest.fixture(scope="session")
+def example_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped, trained example as a bundle."""
+    output = tmp_path_factory.mktemp("example") / "tiny.moec"
+    compile_checkpoint(EXAMPLE, output, calibrate=True, machines=common_machines())
+    return output
 
 
 @pytest.fixture(scope="session")

@@ -20,18 +20,15 @@ from moec import runtime
 from moec.__main__ import run
 from moec.artifacts.reader import open_bundle
 from moec.errors import BudgetError, BundleError, DeviceError, RequestError
-from moec.planning.machines import common_machines
 from tests.support.compiling import compile_checkpoint
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"
 PROMPT = "And it came to pass"
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("example") / "tiny.moec"
-    compile_checkpoint(EXAMPLE, output, calibrate=True, machines=common_machines())
-    return output
+@pytest.fixture
+def bundle(example_bundle: Path) -> Path:
+    return example_bundle
 
 
 def output_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Any:

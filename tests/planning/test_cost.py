@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 
 from moec.artifacts.footprint import footprint
 from moec.artifacts.schedule import Budgets
-from moec.planning.analysis import analyse
 from moec.planning.cost import dense_milliseconds, miss_cost
 from moec.planning.planner import plan
-from moec.planning.streaming import prefill_plan
 from tests.support.tiny_bundle import GPU, tiny_model, tiny_traces
 
 LAYER = footprint(tiny_model(((8, 4, 200),))).layers[0]
@@ -50,25 +47,6 @@ def test_each_layer_costs_time_beside_its_bytes() -> None:
     assert slow == pytest.approx(bare + 2 * 0.1)
     assert dense_milliseconds(GPU, facts, on_device=False) == pytest.approx(
         facts.dense_bytes_per_token / 60e6
-    )
-
-
-def test_steps_are_streamed_from_where_it_is_faster() -> None:
-    model = tiny_model(((64, 2, 200),))
-    facts, profile = footprint(model), analyse(None, model).profile
-    machine = dataclasses.replace(GPU, link_efficiency=0.8, gpu_tflops=1e6)
-    half = prefill_plan(machine, facts, profile, (32,), 4096)
-    # A stream brings every expert with what it is aligned by, but the GPU multiplies meanwhile. A token wants each
-    # expert with 1 / 32; of those without a slot, a share is fetched, and of all, as many are read once.
-    layer = facts.layers[0]
-    fetching, reading = 32 * layer.expert_bytes / (16 * 0.8), 64 * layer.expert_bytes / 256
-    wanted = 32 * layer.stride_bytes / (16 * 0.8) / (fetching + reading)
-    assert half.streamed_from_tokens == math.ceil(math.log(1 - wanted) / math.log(31 / 32))
-    assert prefill_plan(machine, facts, profile, (64,), 128).streamed_from_tokens == 129, "nothing to stream"
-    link = 32 * facts.layers[0].stride_bytes / 1e6 / (16 * 0.8)
-    assert half.milliseconds_per_step > link
-    assert prefill_plan(machine, facts, profile, (32,), 8).milliseconds_per_step == pytest.approx(
-        link, rel=0.2
     )
 
 

@@ -140,7 +140,8 @@ def exact(chosen: Sequence[int], budgets: Budgets, machine: MachineRecord) -> fl
     """By the planner, for experts of other sizes."""
     facts = with_options(FACTS, UNITS, chosen)
     placed = place(facts, ANALYSIS.profile, budgets, machine)
-    return token_milliseconds(machine, facts, ANALYSIS, placed.placement)
+    tier = ANALYSIS.device if placed.placement.on_device else ANALYSIS.host
+    return token_milliseconds(machine, facts, tier.replay, placed.placement)
 
 
 @pytest.mark.parametrize("kind", ["resident", "offloaded", "cpu"])

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from moec.artifacts.footprint import LOGIT_ROWS
+from moec.artifacts.sections import whole_section
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.chain.binding import Binder
 from moec.runtime.chain.executor import ChainExecutor
+from moec.runtime.chain.section import ChainSection
 from moec.runtime.devices.cpu import CpuDevice
 from moec.runtime.engine import Engine, Limits, Request
 from moec.runtime.engine.batch import Piece, StepBatch
@@ -67,8 +69,8 @@ def make_engine(
     states = StateStorage(device, (), 4)
     rows = min(step, LOGIT_ROWS)
     program, given = fake_chain.program(), functions or FakeFunctions()
-    binder = Binder(device, bundle, program, given, cache, states, experts, step, rows)
-    executor = ChainExecutor(device, binder, experts, stats)
+    binder = Binder(device, whole_section(bundle), program, given, cache, states, experts, step, rows)
+    executor = ChainExecutor([ChainSection(device, binder, experts, stats)], VOCAB, stats)
     return Engine(executor, Limits(4, step, 256, 16), Vocabulary(VOCAB), stats), executor
 
 
@@ -148,7 +150,7 @@ def test_calls_that_were_forgotten_are_bound_again(weights: Weights, monkeypatch
     engine.scheduler.table.assign(0, 0, (5,))
     tokens = [(n * 7) % VOCAB for n in range(16)]
     expected = expected_logits(tokens, weights)
-    monkeypatch.setattr("moec.runtime.chain.executor.COUNTS_KEPT", 3)
+    monkeypatch.setattr("moec.runtime.chain.section.COUNTS_KEPT", 3)
     for count in (1, 2, 3, 4, 5, 16, 1, 2, 3, 4, 5, 16):
         batch.fill([Piece(0, 0, tokens[:count])], [count - 1])
         found = executor.run(batch)

@@ -51,7 +51,12 @@ print(torch.ones(2).sum().item())
     [
         ({"device": "cuda:x"}, DeviceError, "no device 'cuda:x'"),
         ({"device": "abacus"}, DeviceError, "no device 'abacus'"),
+        ({"device": None}, DeviceError, "no device None"),
         ({"device_memory": "8GiB"}, DeviceError, "device_memory"),
+        ({"verify": "none"}, RequestError, "full, once, sizes"),
+        ({"prefetch": "yes"}, RequestError, "prefetch='yes'"),
+        ({"trace_capacity": 0}, RequestError, "trace_capacity=0"),
+        ({"host_memory": "150%"}, RequestError, "host_memory='150%'"),
         ({"host_memory": "much"}, RequestError, "host_memory='much'"),
         ({"max_batch": 0}, RequestError, "max_batch=0"),
         ({"max_batch": 8, "max_step_tokens": 8}, RequestError, "at least 9"),

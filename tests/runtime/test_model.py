@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,36 @@ def test_a_padded_array_with_a_mask_keeps_its_rows(mask: list[list[int]]) -> Non
     ids = np.array([[4, 5, 4, 5], [1, 2, 3, 4]])
     output = make_model().generate(ids, np.array(mask), max_new_tokens=3)
     assert output.tolist() == [[4, 5, 4, 5, *greedy([4, 5], 3)], [1, 2, 3, 4, *greedy([1, 2, 3, 4], 3)]]
+
+
+def test_masks_of_any_numbers_and_of_rows_of_different_lengths() -> None:
+    mask: Any = [[1.0, 1.0], [1.0]]
+    output = make_model().generate([[4, 5], [9]], mask, max_new_tokens=2, pad_token_id=30)
+    assert output.tolist() == [[4, 5, *greedy([4, 5], 2)], [30, 9, *greedy([9], 2)]]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options: dict[str, Any] = {"do_sample": np.True_, "temperature": np.float32(2.0), "top_k": np.int32(9)}
+    drawn = make_model().generate([1, 2], max_new_tokens=np.int64(8), seed=np.uint8(5), **options)  # type: ignore[arg-type]
+    assert drawn.tolist() == make_model().generate([1, 2], max_new_tokens=8, seed=5, **options).tolist()
+
+
+def test_threads_take_turns() -> None:
+    model = make_model()
+    prompts = [[n, n + 1] for n in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        outputs = list(pool.map(lambda prompt: model.generate(prompt, max_new_tokens=20), prompts))
+    assert [output[0, 2:].tolist() for output in outputs] == [greedy(prompt, 20) for prompt in prompts]
+
+
+def test_a_forked_process_is_told_to_load_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    with monkeypatch.context() as forked:
+        forked.setattr("os.getpid", lambda: -1)
+        with pytest.raises(RequestError, match="another process"):
+            model.generate([1], max_new_tokens=1)
+        model.close()
+    assert model.generate([1], max_new_tokens=1).shape == (1, 2), "the fork's close is none of this one's"
 
 
 def test_more_prompts_than_the_batch_all_finish() -> None:
@@ -175,8 +206,16 @@ def test_forward_gives_logits_of_every_row_and_position() -> None:
         ({"do_sample": True, "top_p": 0.0}, "top_p=0.0"),
         ({"do_sample": True, "top_p": 1.1}, "top_p=1.1"),
         ({"do_sample": True, "top_k": -1}, "top_k=-1"),
+        ({"do_sample": True, "temperature": 1e-40}, "temperature=1e-40"),
+        ({"do_sample": "false"}, "do_sample='false'"),
         ({"repetition_penalty": 0}, "repetition_penalty=0"),
+        ({"repetition_penalty": 1e39}, "repetition_penalty=1e"),
         ({"eos_token_id": -5}, "eos_token_id=-5"),
+        ({"eos_token_id": 1.5}, "eos_token_id=1.5"),
+        ({"pad_token_id": "x"}, "pad_token_id='x'"),
+        ({"streamer": 5}, "no streamer"),
+        ({"stop_strings": [""]}, "stop_strings has ''"),
+        ({"stop_strings": [5]}, "stop_strings has 5"),
         ({"seed": -1}, "seed=-1"),
         ({"max_new_tokens": 300}, "context of 256"),
     ],
@@ -199,6 +238,9 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], why: str) -> 
         ("text", None),
         ([1.5], None),
         ([[1, "a"]], None),
+        ([True, False], None),
+        ([1, 2], [1, 0.5]),
+        ([1, 2], "11"),
         (3, None),
         (np.ones((1, 2, 2), np.int64), None),
         (np.array([[1, 2, 3]]), [[1, 0, 1]]),

@@ -49,6 +49,8 @@ def test_an_option_that_moec_does_not_have_is_an_error(tmp_path: Path) -> None:
         read_config(TheirConfig("/data", attention_backend="flash"))
     with pytest.raises(RequestError, match="'offload_dir'"):
         read_config({"offload_dir": "/data"})
+    with pytest.raises(RequestError, match=r"device_memory_ratio=1\.5"):
+        read_config({"device_memory_ratio": 1.5})
     (tmp_path / "list.json").write_text("[1]")
     for config in (tmp_path / "list.json", tmp_path / "none.json", [1]):
         with pytest.raises(RequestError):

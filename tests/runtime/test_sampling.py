@@ -88,3 +88,50 @@ def test_equal_seeds_give_equal_draws_and_other_seeds_others() -> None:
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
     assert draw(None) != draw(None)
+
+
+def test_generated_tokens_cost_their_presence_and_their_number() -> None:
+    scores = np.zeros(VOCAB, np.float32)
+    scores[:3] = 3.0, 2.0, 1.5
+    left = dict(enumerate(scores[:3].tolist()))
+    sampler = Sampler(Sampling(presence_penalty=0.25, frequency_penalty=0.5), (0, 0, 1, 2), None)
+    counts = dict.fromkeys(left, 0)
+    for _ in range(8):
+        costs = {token: left[token] - 0.25 * (counts[token] > 0) - 0.5 * counts[token] for token in left}
+        expected = max(costs, key=lambda token: costs[token])
+        assert sampler.choose(scores) == expected
+        counts[expected] += 1
+
+
+def test_biases_are_added_before_everything_else() -> None:
+    scores = np.array([1.0, 2.0, 3.0], np.float32)
+    assert Sampler(Sampling(logit_bias=((0, 2.5),)), (), None).choose(scores) == 0
+    assert Sampler(Sampling(logit_bias=((2, -100.0), (1, -100.0))), (), None).choose(scores) == 0
+    biased = Sampling(logit_bias=((0, 2.5),), repetition_penalty=2.0)
+    assert Sampler(biased, (0,), None).choose(scores) == 2
+    assert scores.tolist() == [1.0, 2.0, 3.0]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.integers(0, VOCAB + 5))
+def test_logprobs_are_torchs_of_the_models_own_logits(seed: int, top: int) -> None:
+    scores = np.round(logits(seed), 1)
+    sampler = Sampler(Sampling(logit_bias=((7, 50.0),), repetition_penalty=1.5), (1, 2), None, top)
+    token = sampler.choose(scores)
+    assert token == 7
+    assert sampler.needs_logits
+    found = sampler.logprobs
+    assert found is not None
+    expected = torch.log_softmax(torch.from_numpy(scores).double(), -1)
+    assert found.chosen == pytest.approx(float(expected[7]), abs=1e-9)
+    values, places = expected.sort(descending=True, stable=True)
+    assert [token for token, _ in found.top] == places[:top].tolist()
+    assert [value for _, value in found.top] == pytest.approx(values[:top].tolist(), abs=1e-9)
+
+
+def test_what_the_device_can_choose_needs_no_logits() -> None:
+    for sampling in (Sampling(), Sampling(True, 0.5, 3, 0.9, 1.2)):
+        sampler = Sampler(sampling, (1,), 0)
+        sampler.choose(logits(0))
+        assert not sampler.needs_logits
+        assert sampler.logprobs is None

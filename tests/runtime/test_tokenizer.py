@@ -2,37 +2,25 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers
 
 from moec.errors import BundleError, RequestError
 from moec.runtime.streamers import TextStreamer
-from moec.runtime.tokenizer import TextStream, Tokenizer
+from moec.runtime.tokenizer import TextStream, Tokenizer, check_template
+from tests.support.byte_tokenizer import bytes_tokenizer, save
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def bytes_tokenizer() -> Backend:
-    """One token a byte, so that every character beyond ASCII is split."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Backend(models.BPE({symbol: number for number, symbol in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<end>"])
-    return backend
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    bytes_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    return tmp_path
+    return save(tmp_path)
 
 
 @settings(deadline=None)
@@ -112,6 +100,21 @@ def test_a_template_can_refuse_and_cannot_escape(folder: Path) -> None:
         Tokenizer(folder).apply_chat_template([])
 
 
+@pytest.mark.parametrize(
+    "template",
+    ["{{ 'a' + messages[0].content }}", "{{ messages[0].content | int / 0 }}", "{{ 1 | tojson(2, 3, 4) }}"],
+)
+def test_values_that_a_template_was_not_written_for(template: str, folder: Path) -> None:
+    with pytest.raises(RequestError, match="refuses this conversation"):
+        Tokenizer(folder, template).apply_chat_template([{"role": "user", "content": 5}])
+
+
+def test_a_template_that_is_none() -> None:
+    check_template("{% for m in messages %}{% break %}{% endfor %}", "fine")
+    with pytest.raises(RequestError, match=r"mine\.jinja is no chat template"):
+        check_template("{{ messages", "mine.jinja")
+
+
 def test_missing_and_broken_tokenizers_are_typed_errors(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no chat template"):
         Tokenizer(folder).apply_chat_template([])
@@ -120,3 +123,15 @@ def test_missing_and_broken_tokenizers_are_typed_errors(folder: Path, tmp_path: 
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(BundleError, match="cannot be read"):
         Tokenizer(folder)
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", None, ["a", "b"]])
+def test_what_is_no_text_is_not_encoded(folder: Path, text: Any) -> None:
+    with pytest.raises(RequestError, match="cannot be encoded"):
+        Tokenizer(folder).encode(text)
+
+
+@pytest.mark.parametrize("ids", [5, "abc", [-1], [1 << 40], [1.5], [[1, 2]]])
+def test_what_are_no_token_ids_is_not_decoded(folder: Path, ids: Any) -> None:
+    with pytest.raises(RequestError, match="one row"):
+        Tokenizer(folder).decode(ids)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moec.artifacts.experts import layout
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cuda.experts import experts, workspace_bytes
+from moec.compiler.kernels.cuda.experts.kernel import experts, workspace_bytes
 from moec.formats import FORMATS, dequantize, pack_rows
 from moec.runtime.tensors import aligned_empty, aligned_zeros
 from tests.support.cuda_emulator import Emulated

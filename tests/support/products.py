@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moec.compiler.kernels.cuda.product import product
+from moec.compiler.kernels.cuda.dense.product import product
 from moec.compiler.kernels.linear_shape import LinearShape, rounded_type
 from moec.compiler.kernels.rows.product import Product
 from moec.runtime.tensors import aligned_empty

@@ -1,8 +1,9 @@
 """Activations rounded to 16 bits, with a scale for each group of the weights' columns.
 
 The scale is the power of two with which a group's largest magnitude takes all bits: rounding moves a value by at most
-2^-15 of that, and numbers that came from bfloat16 not at all, down to 2^-7 of it. What is no finite number makes its
-group's scale NaN.
+2^-15 of that, and numbers that came from bfloat16 not at all, down to 2^-7 of it. It is 2^-100 at least, also of a
+group of zeros: times any float16 that is no subnormal number, which Intel's processors are slow with. What is no
+finite number makes its group's scale NaN.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ BITS = 14
 MOST = 32767.0
 SERIAL_VECTORS = 32
 """That are not worth waking other threads for."""
-_EXPONENT, _LEAST_EXPONENT, _NAN = 0x7F800000, (BITS + 1) << 23, 0x7FC00000
+LEAST_EXPONENT = -100
+"""Of a scale, which is a power of two."""
+_EXPONENT, _NAN = 0x7F800000, 0x7FC00000
+_LEAST_BITS = 127 + LEAST_EXPONENT + BITS << 23
+"""Of the largest magnitude that has the least scale."""
 _ROUNDER = 1.5 * 2.0**23
 """Added to a float32 of less than 2^22, its last bit is worth one; its own bits are those below."""
 _ROUNDER_BITS = 0x4B400000
@@ -176,7 +181,7 @@ class _Rounding:
         lanes = self.lanes
         values = [keep(value) for value in values]
         exponent = T.reinterpret("uint32", _largest_bits(values, lanes)) & T.uint32(_EXPONENT)
-        exponent = keep(T.max(exponent, T.uint32(_LEAST_EXPONENT)))
+        exponent = keep(T.max(exponent, T.uint32(_LEAST_BITS)))
         bits = T.Select(exponent == T.uint32(_EXPONENT), T.uint32(_NAN), exponent - T.uint32(BITS << 23))
         scale = keep(T.reinterpret("float32", bits))
         inverse = keep(splat(T.reinterpret("float32", T.uint32(254 + BITS << 23) - exponent), lanes))

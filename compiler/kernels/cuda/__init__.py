@@ -1,1 +1,1 @@
-"""Kernels for the CUDA target: plain ones, one thread a result. They are correct; they are not fast yet."""
+"""Kernels for the CUDA target, a room a family; here what all of them are written in."""

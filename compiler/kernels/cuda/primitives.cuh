@@ -265,6 +265,20 @@ MOEC_DEVICE void moec_phase_bulk(void *phase, void *shared, const void *global, 
                "l"(global), "r"(bytes), "r"(place)
                : "memory");
 }
+// Copies the other way, from what was written before a fence and a barrier; both at multiples of 16 bytes. A thread's
+// copies up to a commit are one group.
+MOEC_DEVICE void moec_bulk_store(void *global, const void *shared, int bytes) {
+  unsigned from = (unsigned)__cvta_generic_to_shared(shared);
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(from), "r"(bytes)
+               : "memory");
+}
+MOEC_DEVICE void moec_bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+MOEC_DEVICE void moec_bulk_read() {  // until shared memory has been read by all of the thread's groups
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+MOEC_DEVICE void moec_bulk_arrived() {  // and what they copy is there
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
 MOEC_DEVICE void moec_phase_wait(void *phase, int parity) {  // until the phase of that parity is over
   unsigned place = (unsigned)__cvta_generic_to_shared(phase), over;
   do {
@@ -280,6 +294,7 @@ MOEC_HOLD(32)
 MOEC_HOLD(48)
 MOEC_HOLD(64)
 MOEC_HOLD(80)
+MOEC_HOLD(88)
 MOEC_HOLD(96)
 MOEC_HOLD(104)
 MOEC_HOLD(112)
@@ -337,6 +352,7 @@ MOEC_WGMMA_OF_BOTH_TYPES(64, MOEC_NAMES_32, "%32", "%33", "%34", MOEC_SUMS_32)
 MOEC_WGMMA_OF_BOTH_TYPES(96, MOEC_NAMES_48, "%48", "%49", "%50", MOEC_SUMS_48)
 MOEC_WGMMA_OF_BOTH_TYPES(128, MOEC_NAMES_64, "%64", "%65", "%66", MOEC_SUMS_64)
 MOEC_WGMMA_OF_BOTH_TYPES(160, MOEC_NAMES_80, "%80", "%81", "%82", MOEC_SUMS_80)
+MOEC_WGMMA_OF_BOTH_TYPES(176, MOEC_NAMES_88, "%88", "%89", "%90", MOEC_SUMS_88)
 MOEC_WGMMA_OF_BOTH_TYPES(192, MOEC_NAMES_96, "%96", "%97", "%98", MOEC_SUMS_96)
 MOEC_WGMMA_OF_BOTH_TYPES(208, MOEC_NAMES_104, "%104", "%105", "%106", MOEC_SUMS_104)
 MOEC_WGMMA_OF_BOTH_TYPES(224, MOEC_NAMES_112, "%112", "%113", "%114", MOEC_SUMS_112)

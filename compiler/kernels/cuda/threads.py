@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.few_lanes import quotient
+from moec.compiler.kernels.cuda.few.lanes import quotient
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.emit import Buffer, Expr, ceildiv, i64, load, store, when
 

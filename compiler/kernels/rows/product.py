@@ -40,6 +40,8 @@ class Activation:
     """Of these products among those of the kernel."""
     reader: LinearShape
     """It has as many columns as each of the products has rows."""
+    beyond: bool = False
+    """Whether the reader is another segment's: what is written for it lies in the memory of the first result."""
 
     @property
     def rounded_columns(self) -> int:
@@ -57,6 +59,8 @@ class Product:
     source: Key
     keeps: bool = False
     """Whether the region's outputs, the source among them, are results of the kernel."""
+    alone: bool = False
+    """Whether nobody but the kernel's products reads the source: where tokens are many it is kept rounded only."""
     behind: Behind | None = None
     """Only where the kernel keeps the region before it."""
     beside: Product | None = None
@@ -65,6 +69,9 @@ class Product:
     """What the kernel writes instead of some results where tokens are many, rounded for the product that reads it."""
     given: bool = False
     """Whether the rounded input is there where tokens are many: the kernel of an `activation` has written it."""
+    held: Key | None = None
+    """What the region reads whose memory has the rounded input instead where tokens are many, written so by the kernel
+    of an `activation` whose reader this is from `Activation.beyond` it."""
 
     @property
     def terms(self) -> int:

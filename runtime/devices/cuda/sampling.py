@@ -45,21 +45,25 @@ class DeviceSampler:
         self._seen = device.allocate(4 * rows * self._words)
         self._workspace = device.allocate(rows * words.row_bytes(vocab_size))
         self._results = device.results(8 * rows)
-        self._slots: list[Sequence | None] = [None] * rows
+        self._slots: list[tuple[Sequence, int] | None] = [None] * rows
+        """Whose tokens the bits of a slot are, and how many of them were chosen."""
         self._bases: dict[Sequence, NDArray[np.int32]] = {}
 
     def can_choose(self, sequences: list[Sequence], *, ahead: int) -> bool:
-        """Whether the kernel has room for what these sequences want."""
+        """Whether the kernel can do, and has room for, what these sequences want."""
         return len(sequences) <= self.rows and all(
-            len(sequence.forbidden(ahead)) <= words.MAX_FORBIDDEN and sequence.forced(ahead) is None
+            len(sequence.forbidden(ahead)) <= words.MAX_FORBIDDEN
+            and sequence.forced(ahead) is None
+            and not sequence.sampler.needs_logits
             for sequence in sequences
         )
 
     def stage(self, sequences: list[Sequence], *, ahead: int) -> None:
         """Put the options of each row where the next step's copy takes them."""
         for row, sequence in enumerate(sequences):
-            self._options[row] = self._base(sequence)
-            self._options[row, words.COUNTER] = sequence.sampler.drawn + ahead
+            drawn = sequence.sampler.drawn + ahead
+            self._options[row] = self._base(sequence, drawn)
+            self._options[row, words.COUNTER] = drawn
             if forbidden := sequence.forbidden(ahead):
                 self._options[row, words.FORBIDDEN_COUNT] = len(forbidden)
                 self._options[row, words.FORBIDDEN : words.FORBIDDEN + len(forbidden)] = sorted(forbidden)
@@ -90,15 +94,19 @@ class DeviceSampler:
 
         return finish
 
-    def _base(self, sequence: Sequence) -> NDArray[np.int32]:
-        """What stays the same from step to step; a sequence that needs a slot gets that of its page table row."""
+    def _base(self, sequence: Sequence, drawn: int) -> NDArray[np.int32]:
+        """What stays the same from step to step; a sequence that needs a slot gets that of its page table row.
+
+        The kernel adds each token that it chooses to the slot's bits. Where the host chose some, they are written anew.
+        """
         lease = sequence.lease
         assert lease is not None, "a sequence that does not run has no next token"
         sampling = sequence.sampler.sampling
-        if sampling.repetition_penalty != 1.0 and self._slots[lease.row] is not sequence:
-            self._slots[lease.row] = sequence
-            self._write_seen(lease.row, sequence)
-            self._bases.pop(sequence, None)
+        if sampling.repetition_penalty != 1.0:
+            if self._slots[lease.row] != (sequence, drawn):
+                self._write_seen(lease.row, sequence)
+                self._bases.pop(sequence, None)
+            self._slots[lease.row] = (sequence, drawn + 1)
         base = self._bases.get(sequence)
         if base is None:
             base = option_words(sequence, -1 if sampling.repetition_penalty == 1.0 else lease.row)

@@ -7,6 +7,9 @@ Data goes to stdout, progress and logs to stderr. A command's module is imported
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+from typing import Any
 
 import click
 
@@ -21,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "verify": "moec.cli.verify",
     "generate": "moec.cli.generate",
     "chat": "moec.cli.chat",
+    "serve": "moec.cli.serve",
     "bench": "moec.cli.bench",
     "models": "moec.cli.models",
     "doctor": "moec.cli.doctor",
@@ -28,9 +32,20 @@ COMMANDS: dict[str, str] = {
 }
 """Every command, in the order in which help lists it; each module has a ``command``."""
 
+BROKEN_PIPE = 141
+"""The exit code where the reader of stdout has gone: a shell's for SIGPIPE."""
+
 
 class Commands(click.Group):
     """A group that imports a command when it is named."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named; click would end with 1 where the reader of stdout has gone."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(BROKEN_PIPE)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Every command, in the order of ``COMMANDS``."""

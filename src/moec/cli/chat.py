@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import click
 
 from moec.cli.generate import choose_sampling
-from moec.cli.loading import load_model
+from moec.cli.loading import load_model, new_tokens_after
 from moec.cli.options import (
+    NEW_TOKENS,
     bundle_argument,
     json_option,
     max_new_tokens_option,
     processor_options,
     routing_options,
     sampling_options,
+    stop_option,
 )
 from moec.cli.output import print_json_line
 from moec.errors import RequestError
@@ -33,6 +35,7 @@ FAREWELLS = ("/exit", "/quit")
 @bundle_argument
 @click.option("--system", help="A system message to begin with.")
 @max_new_tokens_option
+@stop_option
 @sampling_options
 @processor_options
 @routing_options
@@ -40,7 +43,8 @@ FAREWELLS = ("/exit", "/quit")
 def command(
     bundle: Path,
     system: str | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
+    stops: tuple[str, ...],
     temperature: float | None,
     top_p: float | None,
     top_k: int | None,
@@ -64,6 +68,7 @@ def command(
       moec chat tiny.moec --max-new-tokens 40
     """
     from moec import runtime
+    from moec.runtime.stops import text_before
 
     do_sample = choose_sampling(greedy, temperature, top_p, top_k)
     with load_model(
@@ -87,17 +92,19 @@ def command(
             ids = _prompt(model, messages)
             output = model.generate(
                 ids,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=new_tokens_after(model, ids, max_new_tokens or NEW_TOKENS),
+                stop_strings=stops,
                 do_sample=do_sample,
                 temperature=temperature,
                 top_p=top_p,
                 top_k=top_k,
                 repetition_penalty=repetition_penalty,
                 seed=seed,
-                streamer=None if as_json else runtime.TextStreamer(model.tokenizer),
+                streamer=None if as_json else runtime.TextStreamer(model.tokenizer, stop_strings=stops),
             )
             new_ids = [int(token) for token in output[0][len(ids) :]]
-            messages.append({"role": "assistant", "content": model.decode(new_ids)})
+            answer = text_before(model.decode(new_ids), stops)
+            messages.append({"role": "assistant", "content": answer})
             if as_json:
                 print_json_line(messages[-1] | {"token_ids": new_ids, "prompt_tokens": len(ids)})
 
@@ -117,5 +124,5 @@ def _lines() -> Iterator[str]:
 
 def _prompt(model: Model, messages: list[dict[str, str]]) -> list[int]:
     if model.tokenizer.has_chat_template:
-        return model.tokenizer.encode(model.tokenizer.apply_chat_template(messages), add_special_tokens=False)
+        return model.tokenizer.encode_chat(messages)
     return model.encode("\n".join(message["content"] for message in messages))

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moec.cli.loading import load_model
+from moec.artifacts.sizes import human_bytes
+from moec.cli.loading import load_model, new_tokens_after
 from moec.cli.options import (
+    NEW_TOKENS,
     bundle_argument,
     json_option,
     max_new_tokens_option,
     processor_options,
     routing_options,
     sampling_options,
+    stop_option,
 )
-from moec.cli.output import human_bytes, print_json
+from moec.cli.output import print_json
 from moec.errors import RequestError
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 @click.argument("prompt", required=False)
 @click.option("--token-ids", metavar="1,2,3", help="The prompt as token ids instead of text.")
 @max_new_tokens_option
+@stop_option
 @sampling_options
 @processor_options
 @routing_options
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
     "--forced-bos-token-id",
     type=click.IntRange(min=0),
     metavar="N",
-    help="What a decoder begins with, such as the token of a language.",
+    help="What a decoder behind an encoder begins with, such as the token of a language.",
 )
 @click.option("--stats", is_flag=True, help="Say afterwards how fast it was and where the time went.")
 @json_option
@@ -46,7 +50,8 @@ def command(
     bundle: Path,
     prompt: str | None,
     token_ids: str | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
+    stops: tuple[str, ...],
     temperature: float | None,
     top_p: float | None,
     top_k: int | None,
@@ -87,12 +92,23 @@ def command(
         prefetch=prefetch,
         trace_path=trace_path,
     ) as model:
+        if forced_bos_token_id is not None and not model.has_encoder:
+            raise RequestError(
+                "--forced-bos-token-id has nothing to say here.",
+                "It is what a decoder behind an encoder begins with, and this model has no encoder.",
+                "Leave it out.",
+            )
         ids = parse_token_ids(token_ids) if token_ids is not None else model.encode(text or "")
-        streamer = None if as_json or token_ids is not None else runtime.TextStreamer(model.tokenizer)
+        streamer = (
+            None
+            if as_json or token_ids is not None
+            else runtime.TextStreamer(model.tokenizer, stop_strings=stops)
+        )
         start = time.perf_counter()
         output = model.generate(
             ids,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens or new_tokens_after(model, ids, NEW_TOKENS),
+            stop_strings=stops,
             do_sample=choose_sampling(greedy, temperature, top_p, top_k),
             temperature=temperature,
             top_p=top_p,
@@ -106,7 +122,7 @@ def command(
         begun = 1 if model.has_encoder else len(ids)
         new_ids = [int(token) for token in output[0][begun:]]
         if as_json:
-            print_json(_result(model, ids, new_ids, seconds))
+            print_json(_result(model, ids, new_ids, stops, seconds))
         elif token_ids is not None:
             click.echo(",".join(map(str, new_ids)))
         if stats and not as_json:
@@ -134,7 +150,7 @@ def parse_token_ids(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise RequestError(
-            f"--token-ids {text!r} is no list of numbers", str(error), "write 1,2,3"
+            f"--token-ids {text!r} is no list of numbers.", "", "Write them like 1,2,3."
         ) from error
 
 
@@ -157,10 +173,14 @@ def report(model: Model, new_tokens: int, seconds: float) -> None:
         )
 
 
-def _result(model: Model, prompt_ids: list[int], new_ids: list[int], seconds: float) -> dict[str, Any]:
+def _result(
+    model: Model, prompt_ids: list[int], new_ids: list[int], stops: tuple[str, ...], seconds: float
+) -> dict[str, Any]:
+    from moec.runtime.stops import text_before
+
     return {
         "token_ids": new_ids,
-        "text": model.decode(new_ids) if model.has_tokenizer else None,
+        "text": text_before(model.decode(new_ids), stops) if model.has_tokenizer else None,
         "prompt_tokens": len(prompt_ids),
         "seconds": round(seconds, 4),
         "stats": model.stats.to_dict(),

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.artifacts.sizes import human_bytes
 from moec.cli.options import bundle_argument, json_option
-from moec.cli.output import human_bytes, print_json, print_table
+from moec.cli.output import print_json, print_table, write_page
 
 if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle
@@ -38,7 +39,7 @@ def command(bundle: Path, html: Path | None, as_json: bool) -> None:
     if html is not None:
         from moec.cli.pages.bundle import bundle_page
 
-        html.write_text(bundle_page(opened), encoding="utf-8")
+        write_page(html, bundle_page(opened))
     facts = describe(opened)
     if as_json:
         print_json(facts)

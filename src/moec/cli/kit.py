@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,12 +13,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moec.artifacts.sizes import human_bytes
 from moec.cli.options import bundle_argument, json_option
-from moec.cli.output import StageLog, human_bytes, print_json
+from moec.cli.output import StageLog, print_json
 from moec.errors import OutputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from moec.artifacts.manifest import Manifest
+
+PARTS = ("bundle", "wheels", "install.sh", "run.sh")
+"""Of a kit."""
+LEAST_PYTHON = 11
+"""Of CPython 3, the least that the runtime needs."""
 
 INSTALL = """#!/bin/sh
 # Make a Python environment beside this file from the wheels beside this file. No network is used.
@@ -69,9 +79,10 @@ exec "$env/bin/python" -m moec "$@"
     metavar="VERSION",
     help="CPython of the machine that it is for, such as 3.12.  [default: this one's]",
 )
-@click.option("--force", is_flag=True, help="Replace OUTPUT where it exists.")
+@click.option("--serve", is_flag=True, help="With what `moec serve` needs, 3 MB more.")
+@click.option("--force", is_flag=True, help="Replace a kit that is there already.")
 @json_option
-def command(bundle: Path, output: Path, python: str, force: bool, as_json: bool) -> None:
+def command(bundle: Path, output: Path, python: str, serve: bool, force: bool, as_json: bool) -> None:
     """Make a folder that runs BUNDLE on a Linux machine without any network.
 
     It holds the bundle, wheels of the runtime and of everything that it needs, and scripts that install them there.
@@ -83,18 +94,20 @@ def command(bundle: Path, output: Path, python: str, force: bool, as_json: bool)
     """
     from moec.artifacts.reader import read_manifest
 
+    _check_python(python)
     manifest = read_manifest(bundle.absolute())
     log = StageLog()
-    _make_folder(output, force)
-    with log.stage("wheels"):
-        _write_wheels(manifest, python, output / "wheels")
-    with log.stage("bundle"):
-        shutil.copytree(bundle, output / "bundle", copy_function=_link)
-    cuda = any(target.kind == "cuda" for target in manifest.targets)
-    for name, text in (("install.sh", INSTALL), ("run.sh", RUN)):
-        path = output / name
-        path.write_text(text.format(python=python, device="cuda:0" if cuda else "cpu"))
-        path.chmod(0o755)
+    _check_output(output, bundle, force=force)
+    with _whole(output) as folder:
+        with log.stage("wheels"):
+            _write_wheels(manifest, python, folder / "wheels", serve=serve)
+        with log.stage("bundle"):
+            shutil.copytree(bundle, folder / "bundle", copy_function=_link)
+        cuda = any(target.kind == "cuda" for target in manifest.targets)
+        for name, text in (("install.sh", INSTALL), ("run.sh", RUN)):
+            path = folder / name
+            path.write_text(text.format(python=python, device="cuda:0" if cuda else "cpu"))
+            path.chmod(0o755)
     sizes = [sum(path.stat().st_size for path in (output / part).rglob("*")) for part in ("wheels", "bundle")]
     if as_json:
         print_json({"output": str(output), "wheel_bytes": sizes[0], "bundle_bytes": sizes[1]})
@@ -104,22 +117,59 @@ def command(bundle: Path, output: Path, python: str, force: bool, as_json: bool)
     )
 
 
-def _make_folder(output: Path, force: bool) -> None:
-    if output.exists():
-        if not force:
-            raise OutputError(
-                f"{output} exists.", "A kit is a new folder.", "Choose another, or give --force."
-            )
-        shutil.rmtree(output)
-    (output / "wheels").mkdir(parents=True)
+def _check_python(version: str) -> None:
+    found = re.fullmatch(r"3\.(\d+)", version)
+    if found is None or int(found[1]) < LEAST_PYTHON:
+        raise click.BadParameter(
+            f"{version} is no version of the form 3.12, from 3.{LEAST_PYTHON} on.", param_hint="--python"
+        )
 
 
-def _write_wheels(manifest: Manifest, python: str, folder: Path) -> None:
+def _check_output(output: Path, bundle: Path, *, force: bool) -> None:
+    """Raise `OutputError` where no kit can go, or something would be lost that is none."""
+    if output.resolve().is_relative_to(bundle.resolve()) or bundle.resolve().is_relative_to(output.resolve()):
+        raise OutputError(
+            f"{output} and {bundle} lie in each other.",
+            "A kit has a bundle of its own.",
+            "Choose another output.",
+        )
+    if not os.path.lexists(output):
+        return
+    if not force:
+        raise OutputError(f"{output} exists.", "A kit is a new folder.", "Choose another, or give --force.")
+    if output.is_symlink() or not all((output / part).exists() for part in PARTS):
+        raise OutputError(
+            f"{output} exists and is not a kit.", "--force only replaces kits.", "Choose another output."
+        )
+
+
+@contextlib.contextmanager
+def _whole(output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` that takes its name when all is in it, and is removed where that fails."""
+    from moec.artifacts.writer import output_error
+
+    partial = output.absolute().with_name(output.absolute().name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "wheels").mkdir(parents=True)
+        yield partial
+        if output.exists():
+            shutil.rmtree(output)
+        partial.rename(output)
+    except OSError as error:
+        raise output_error(output, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_wheels(manifest: Manifest, python: str, folder: Path, *, serve: bool) -> None:
     from moec.cli import wheels
 
     packages = list(wheels.RUNTIME_PACKAGES)
     if any(target.kind == "cuda" for target in manifest.targets):
         packages += wheels.CUDA_PACKAGES
+    if serve:
+        packages += wheels.SERVE_PACKAGES
     wheels.download(packages, python, platform.machine(), folder)
     for path in sorted(folder.glob("*.whl")):
         wheels.trim(path)

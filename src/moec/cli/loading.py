@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from moec.runtime import Model
 
 
+def new_tokens_after(model: Model, ids: list[int], most: int) -> int:
+    """``most``, or as many tokens as context and cache hold after a prompt or behind a source, but at least one."""
+    from moec.runtime.engine.continuation import room
+
+    source, prompt = (ids, ids[:1]) if model.has_encoder else ([], ids)
+    return min(most, room(model.engine, tuple(prompt), tuple(source)))
+
+
 def load_model(
     bundle: Path,
     device: str,
@@ -21,6 +29,8 @@ def load_model(
     device_memory: str | None = None,
     host_memory: str | None = None,
     cpu_threads: int | None = None,
+    max_batch: int = 8,
+    cache_tokens: int | None = None,
     prefetch: bool | None = None,
     trace_path: Path | None = None,
 ) -> Model:
@@ -40,6 +50,8 @@ def load_model(
             device_memory=device_memory,
             host_memory=host_memory,
             cpu_threads=cpu_threads,
+            max_batch=max_batch,
+            cache_tokens=cache_tokens,
             prefetch=prefetch,
             trace_path=trace_path,
             progress=bar.advance,

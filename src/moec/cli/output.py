@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.artifacts.sizes import human_bytes
+from moec.errors import OutputError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from moec.artifacts.schedule import Policy
 
@@ -45,20 +49,24 @@ def _is_number(text: str) -> bool:
     return bool(text) and (text[0].isdigit() or text[0] in "-+.") and not text[-1].isspace()
 
 
-def human_bytes(count: int) -> str:
-    """``1536`` as ``1.5 KiB``."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
 def policy_name(policy: Policy) -> str:
     """A policy in a few words, such as ``lrfu 16, if better``."""
     life = f" {policy.half_life_tokens}" if policy.half_life_tokens else ""
     return f"{policy.name}{life}" + (", if better" if policy.admission == "better" else "")
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page of HTML.
+
+    Raises:
+        OutputError: it cannot be written there.
+    """
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written.", f"{error.strerror}.", "Name a file in a folder that is there."
+        ) from error
 
 
 class StageLog:

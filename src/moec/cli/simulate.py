@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moec.artifacts.sizes import human_bytes
 from moec.cli.options import bundle_argument, json_option, traces_option
-from moec.cli.output import human_bytes, policy_name, print_json, print_table
+from moec.cli.output import policy_name, print_json, print_table, write_page
 
 if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 SHOWN_SHARES = (0.1, 0.25, 0.5, 0.75)
 """Of the experts: the columns of the printed tables."""
 DRAWN_POLICIES = 3
+SYNTHETIC_TOKENS = 2048
 
 
 @click.command("simulate", short_help="Compare cache policies, budgets and machines on traces.")
@@ -30,7 +32,7 @@ DRAWN_POLICIES = 3
     help="Made-up traces instead: uneven steady use, use that follows a topic, or independent tokens.",
 )
 @click.option(
-    "--tokens", type=click.IntRange(min=8), default=2048, show_default=True, help="Of made-up traces."
+    "--tokens", type=click.IntRange(min=8), help=f"Of made-up traces.  [default: {SYNTHETIC_TOKENS}]"
 )
 @click.option(
     "--machine",
@@ -47,7 +49,7 @@ def command(
     bundle: Path,
     traces: Path | None,
     synthetic: str | None,
-    tokens: int,
+    tokens: int | None,
     machines: tuple[Path, ...],
     html: Path | None,
     as_json: bool,
@@ -66,12 +68,16 @@ def command(
     from moec.planning.machines import common_machines
     from moec.planning.simulator import simulate
 
+    if synthetic is None and tokens is not None:
+        raise click.UsageError("--tokens needs --synthetic")
+    if synthetic is not None and traces is not None:
+        raise click.UsageError("--synthetic and --traces cannot be given together")
     opened = open_bundle(bundle, verify="sizes")
-    chosen, source = _traces(opened, traces, synthetic, tokens)
+    chosen, source = _traces(opened, traces, synthetic, tokens or SYNTHETIC_TOKENS)
     described = tuple(map(read_machine, machines)) or _runnable(opened, common_machines())
     result = simulate(chosen, opened.model, described)
     if html is not None:
-        html.write_text(render(result, opened.manifest.model_name, source), encoding="utf-8")
+        write_page(html, render(result, opened.manifest.model_name, source))
     if as_json:
         print_json({"traces": source, **to_json(result)})
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,8 @@ def compare_logits(
 ) -> Comparison:
     """Run both models over the same tokens."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
     from moec import runtime
     from moec.artifacts.accuracy import Comparison
     from moec.compiler.bundling import fingerprint

@@ -36,6 +36,22 @@ RUNTIME_PACKAGES = (
 )
 """What the runtime imports, all of it: wheels are installed without looking at their own wishes, since tokenizers
 asks for a hub client that nothing here uses."""
+SERVE_PACKAGES = (
+    "annotated-doc",
+    "annotated-types",
+    "anyio",
+    "fastapi",
+    "h11",
+    "idna",
+    "opentelemetry-api",
+    "prometheus-client",
+    "pydantic",
+    "pydantic-core",
+    "starlette",
+    "typing-inspection",
+    "uvicorn",
+)
+"""What ``moec serve`` imports besides, all of it."""
 CUDA_PACKAGES = ("cuda-bindings>=13,<14", "cuda-pathfinder", "nvidia-cuda-runtime>=13,<14")
 
 PLATFORMS = ("manylinux_2_28", "manylinux_2_24", "manylinux2014", "manylinux_2_17")

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 from moec.artifacts.model import ExpertBody
-from moec.compiler.kernels.cuda.experts_beside import experts_beside, fits_beside
-from moec.compiler.kernels.cuda.experts_few import gate_up_tiling
-from moec.compiler.kernels.cuda.few_tiling import LANES
-from moec.compiler.kernels.cuda.product import few_group
+from moec.compiler.kernels.cuda.dense.product import few_group
+from moec.compiler.kernels.cuda.experts.beside import experts_beside, fits_beside
+from moec.compiler.kernels.cuda.experts.few import gate_up_tiling
+from moec.compiler.kernels.cuda.few.tiling import LANES
 from moec.compiler.kernels.linear_shape import LinearShape
 from moec.compiler.kernels.rows.product import Product
 

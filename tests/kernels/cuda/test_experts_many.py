@@ -20,16 +20,17 @@ from moec.artifacts.activation import ARITY, Expression
 from moec.artifacts.experts import layout
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cuda.experts_call import ExpertCall
-from moec.compiler.kernels.cuda.experts_layout import slice_columns, workspace_bytes
-from moec.compiler.kernels.cuda.experts_many import (
+from moec.compiler.kernels.cuda.experts.call import ExpertCall
+from moec.compiler.kernels.cuda.experts.layout import slice_columns, workspace_bytes
+from moec.compiler.kernels.cuda.experts.many import (
     HOPPER_PACKED_TILES,
     HOPPER_TILES,
     TILES,
     Tiles,
     emit_experts_many,
 )
-from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
+from moec.compiler.kernels.cuda.many import pipeline
+from moec.compiler.kernels.cuda.many.warpgroup_sums import WarpgroupTile
 from moec.compiler.kernels.emit import Argument, arguments, build, symbol
 from moec.runtime.tensors import aligned_empty
 from tests.support.arrays import DTYPES, aligned, plain, relative_error
@@ -212,6 +213,21 @@ def test_turned_tiles_take_any_number_of_tokens(number: int, counts: tuple[int, 
     pool = Pool(body, len(counts))
     x, _, weight = inputs(body, len(index), 1, pool.count)
     check(pool, 4, x, index, weight, HOPPER_TILES)
+
+
+@pytest.mark.parametrize(
+    ("intermediate", "counts"),
+    [(136, (70, 0, 1, 129, 64, 96)), (200, (1, 193, 0, 200))],
+    ids=["many rows", "many tokens"],
+)
+def test_blocks_that_stay_send_the_middle_of_piece_after_piece(
+    intermediate: int, counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "MULTIPROCESSORS", 2)
+    body = body_of(64, intermediate, "bfloat16", CLAMPED, bias=True)
+    pool = Pool(body, len(counts))
+    x, _, weight = inputs(body, sum(counts), 1, pool.count)
+    check(pool, 4, x, chosen_by(*counts), weight, HOPPER_TILES)
 
 
 def test_turned_tiles_of_experts_without_a_gate() -> None:

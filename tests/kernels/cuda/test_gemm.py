@@ -13,8 +13,8 @@ import torch
 from tvm.script.ir_builder import tirx
 
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cuda import pipeline
-from moec.compiler.kernels.cuda.gemm import (
+from moec.compiler.kernels.cuda.many import pipeline
+from moec.compiler.kernels.cuda.many.gemm import (
     Operand,
     Part,
     Product,
@@ -23,10 +23,10 @@ from moec.compiler.kernels.cuda.gemm import (
     store_float32,
     store_pair,
 )
-from moec.compiler.kernels.cuda.gemm_tiles import HOPPER, LARGE, SMALL
-from moec.compiler.kernels.cuda.tiles import Tile
-from moec.compiler.kernels.cuda.warpgroup_sums import WarpgroupTile
-from moec.compiler.kernels.cuda.work_launch import BlockTile
+from moec.compiler.kernels.cuda.many.gemm_tiles import HOPPER, LARGE, SMALL
+from moec.compiler.kernels.cuda.many.tiles import Tile
+from moec.compiler.kernels.cuda.many.warpgroup_sums import WarpgroupTile
+from moec.compiler.kernels.cuda.many.work_launch import BlockTile
 from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, symbol
 from moec.compiler.kernels.linear_shape import padded
 from tests.support.arrays import DTYPES, aligned, plain, relative_error

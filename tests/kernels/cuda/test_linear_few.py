@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cuda.few_group import FewGroup
-from moec.compiler.kernels.cuda.few_product import FewProduct
-from moec.compiler.kernels.cuda.few_tiling import STEP_COLUMNS, Tiling, choose_tiling
-from moec.compiler.kernels.cuda.few_tokens import Block
-from moec.compiler.kernels.cuda.linear_few import emit_linear_few, read_rows, store_rows
+from moec.compiler.kernels.cuda.dense.few import emit_linear_few, read_rows, store_rows
+from moec.compiler.kernels.cuda.dense.few_block import FewProduct
+from moec.compiler.kernels.cuda.dense.few_group import FewGroup
+from moec.compiler.kernels.cuda.few.tiling import STEP_COLUMNS, Tiling, choose_tiling
+from moec.compiler.kernels.cuda.few.tokens import Block
 from moec.compiler.kernels.cuda.primitives import i32, shared, sync
 from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, store, symbol
 from moec.runtime.tensors import aligned_empty

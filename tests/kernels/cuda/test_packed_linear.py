@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
+from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS
 from moec.formats import FORMATS, dequantize, pack_rows
 from moec.runtime.tensors import aligned_empty
 from tests.support.formats import random_quantized

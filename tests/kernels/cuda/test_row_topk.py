@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moec.compiler.kernels.cuda.primitives import launch
-from moec.compiler.kernels.cuda.row_topk import RowTopK, emit_topk
+from moec.compiler.kernels.cuda.rows.topk import RowTopK, emit_topk
 from moec.compiler.kernels.emit import Argument, arguments, build, load, store
 from moec.runtime.tensors import aligned_empty
 from tests.support.cuda_emulator import Emulated

@@ -13,7 +13,7 @@ from moec.artifacts.model import ExpertsLayer
 from moec.artifacts.program import HOPPER
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cuda.attention import append_kernel, attention, has_hopper, workspace
-from moec.compiler.kernels.cuda.capacity import capacity
+from moec.compiler.kernels.cuda.experts.capacity import capacity
 from moec.runtime.tensors import aligned_empty
 from tests.support.capacities import CAPACITIES, drawn_choices
 from tests.support.cuda_emulator import Emulated

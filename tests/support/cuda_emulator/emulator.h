@@ -57,6 +57,7 @@ constexpr int kStack = 256 << 10, kLanes = 32;
 enum State { kReady, kBarrier, kWarp, kPhase, kDone };
 struct Phase { uint16_t count, left; uint32_t number; };  // of a barrier in shared memory
 struct Copy { void *to; const void *from; bool valid; };
+struct Store { void *to; const void *from; size_t bytes; };  // done when it is waited for
 struct Fiber {
   ucontext_t start;
   jmp_buf place;
@@ -67,6 +68,7 @@ struct Fiber {
   int parity = 0;
   std::vector<Copy> pending;
   std::vector<std::vector<Copy>> groups;
+  std::vector<Store> stores;
 };
 struct Exchange { unsigned words[2][kLanes][8]; };
 static std::vector<Fiber> fibers;
@@ -92,6 +94,7 @@ static void entry() {
   for (;;) {  // a fiber lives on from block to block
     body(arguments);
     if (!current->pending.empty()) fail("cp.async that was never committed");
+    if (!current->stores.empty()) fail("a store in one go that was never waited for");
     yield(kDone);
   }
 }
@@ -400,6 +403,17 @@ static inline void moec_phase_bulk(void *, void *shared, const void *global, int
   if (bytes % 16) emulator::fail("a copy of a size that is no multiple of 16");
   std::memcpy(shared, global, bytes);
 }
+static inline void moec_bulk_store(void *global, const void *shared, int bytes) {
+  emulated_aligned(shared), emulated_aligned(global);
+  if (bytes % 16 || bytes <= 0) emulator::fail("a store of a size that is no multiple of 16");
+  emulator::current->stores.push_back({global, shared, (size_t)bytes});
+}
+static inline void moec_bulk_commit() {}
+static inline void moec_bulk_read() {
+  for (emulator::Store &one : emulator::current->stores) std::memcpy(one.to, one.from, one.bytes);
+  emulator::current->stores.clear();
+}
+static inline void moec_bulk_arrived() { moec_bulk_read(); }
 static inline void moec_phase_wait(void *phase, int parity) {
   emulator::Phase *own = (emulator::Phase *)phase;
   if ((int)(own->number & 1) != parity) return;
@@ -413,6 +427,7 @@ static inline void moec_hold_32(float *) {}
 static inline void moec_hold_48(float *) {}
 static inline void moec_hold_64(float *) {}
 static inline void moec_hold_80(float *) {}
+static inline void moec_hold_88(float *) {}
 static inline void moec_hold_96(float *) {}
 static inline void moec_hold_104(float *) {}
 static inline void moec_hold_112(float *) {}
@@ -475,6 +490,8 @@ EMULATED_WGMMA(f16, 128)
 EMULATED_WGMMA(bf16, 128)
 EMULATED_WGMMA(f16, 160)
 EMULATED_WGMMA(bf16, 160)
+EMULATED_WGMMA(f16, 176)
+EMULATED_WGMMA(bf16, 176)
 EMULATED_WGMMA(f16, 192)
 EMULATED_WGMMA(bf16, 192)
 EMULATED_WGMMA(f16, 208)

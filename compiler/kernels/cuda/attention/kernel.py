@@ -27,7 +27,7 @@ from moec.compiler.kernels.cuda.attention.prefill_hopper import prefill_hopper
 from moec.compiler.kernels.cuda.attention.through_latents import attend_heads, on_tensor_cores, room_of
 from moec.compiler.kernels.cuda.attention.warpgroups import fits
 from moec.compiler.kernels.cuda.attention.ways import Way
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
+from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS
 from moec.compiler.kernels.emit import build, either, i64
 
 if TYPE_CHECKING:

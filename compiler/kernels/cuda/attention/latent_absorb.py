@@ -15,13 +15,13 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.attention.convert import floats
 from moec.compiler.kernels.cuda.attention.marks import any_left, is_done, some_left
-from moec.compiler.kernels.cuda.few_group import FewGroup
-from moec.compiler.kernels.cuda.few_product import FewProduct
-from moec.compiler.kernels.cuda.linear_few import emit_linear_few, read_rows
+from moec.compiler.kernels.cuda.dense.few import emit_linear_few, read_rows
+from moec.compiler.kernels.cuda.dense.few_block import FewProduct
+from moec.compiler.kernels.cuda.dense.few_group import FewGroup
+from moec.compiler.kernels.cuda.many.tile_product import TileProduct
+from moec.compiler.kernels.cuda.many.tiles import CHUNK, Rows, Tile, clamp
 from moec.compiler.kernels.cuda.primitives import LANES, i32
 from moec.compiler.kernels.cuda.threads import read, registers, threads
-from moec.compiler.kernels.cuda.tile_product import TileProduct
-from moec.compiler.kernels.cuda.tiles import CHUNK, Rows, Tile, clamp
 from moec.compiler.kernels.emit import Buffer, Expr, ceildiv, div, i64, load, loop, mod, store, when
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.attention.convert import stored
 from moec.compiler.kernels.cuda.attention.latent_plan import RUN_ROW, counted, find
 from moec.compiler.kernels.cuda.attention.operands import Operands, cache_row
+from moec.compiler.kernels.cuda.many.panels import PANEL_PIECES, panel_element
+from moec.compiler.kernels.cuda.many.tile_product import TileProduct
+from moec.compiler.kernels.cuda.many.tiles import CHUNK, ResultRow, Rows, Tile
 from moec.compiler.kernels.cuda.primitives import i32
-from moec.compiler.kernels.cuda.tile_product import TileProduct
-from moec.compiler.kernels.cuda.tiles import CHUNK, ResultRow, Rows, Tile
 from moec.compiler.kernels.emit import Buffer, Expr, either, i64, load, store, when
 
 if TYPE_CHECKING:
@@ -25,8 +26,11 @@ GATHER_THREADS, GATHER_ROWS = 256, 16
 TILE = Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)
 
 
-def emit_gather(operands: Operands, expanded: Expanded, number: Expr) -> None:
-    """Launch: the latents and shared parts of round ``number``, zeros beyond a run's last position."""
+def emit_gather(operands: Operands, expanded: Expanded, number: Expr, *, panels: bool) -> None:
+    """Launch: the latents and shared parts of round ``number``, zeros beyond a run's last position.
+
+    With ``panels`` latents lie as `panels.PanelRows` are read.
+    """
     spec, room = expanded.room.spec, expanded.room
     pieces = spec.key_dim // CHUNK
     blocks = tirx.truncdiv(expanded.capacity, i64(GATHER_ROWS))
@@ -53,7 +57,7 @@ def emit_gather(operands: Operands, expanded: Expanded, number: Expr) -> None:
                     target = T.bind(i64(block) * i64(GATHER_ROWS) + i64(row))
                     either(
                         piece < i32(spec.value_dim // CHUNK),
-                        lambda: _store_latent(expanded, target, piece, words),
+                        lambda: _store_latent(expanded, target, piece, words, panels=panels),
                         lambda: _store(
                             expanded.shared,
                             target * i64(room.rope_dim) + i64(piece * i32(CHUNK) - i32(spec.value_dim)),
@@ -62,10 +66,13 @@ def emit_gather(operands: Operands, expanded: Expanded, number: Expr) -> None:
                     )
 
 
-def _store_latent(expanded: Expanded, row: Expr, piece: Expr, words: Buffer) -> None:
+def _store_latent(expanded: Expanded, row: Expr, piece: Expr, words: Buffer, *, panels: bool) -> None:
     """Eight entries, as the weights' type."""
     spec, heads = expanded.room.spec, expanded.room.heads
-    place = T.bind(row * i64(spec.value_dim) + i64(piece) * i64(CHUNK))
+    if panels:
+        place = panel_element(row, piece * i32(CHUNK), expanded.capacity, i32(row % i64(PANEL_PIECES)))
+    else:
+        place = T.bind(row * i64(spec.value_dim) + i64(piece) * i64(CHUNK))
     if heads.dtype == spec.dtype:
         _store(expanded.latents, place, words)
         return
@@ -133,31 +140,38 @@ def emit_expand(operands: Operands, expanded: Expanded, number: Expr) -> None:
                 ),
             )
             cuda.launch_next()
+            results = work.results()
             each = [
-                (lambda half=half: put_tile(half, work.results(), sums, first, first_column, expanded))
+                (
+                    lambda half=half: put_tile(
+                        half, results, sums, (first, first_column), expanded, TILE.columns
+                    )
+                )
                 for half in halves
             ]
             either(second, each[1], each[0])
 
 
 def put_tile(
-    half: Half, rows: list[ResultRow], sums: Buffer, first: Expr, first_column: Expr, expanded: Expanded
+    half: Half,
+    rows: list[ResultRow],
+    sums: Buffer,
+    place: tuple[Expr, Expr],
+    expanded: Expanded,
+    columns: int,
 ) -> None:
-    """Store a tile: pairs of neighbouring entries of a head."""
-    starts = []
-    for inside, _ in rows[0].columns:
-        column = T.bind(first_column + inside)
-        head, entry = column // i32(half.dim), column % i32(half.dim)
-        start = T.bind(i64(head) * expanded.capacity * i64(half.dim) + i64(entry))
-        starts.append((column < i32(half.columns), start))
-    for result in rows:
-        row = T.bind(i64(first + result.row))
-        with when(row < expanded.capacity):
-            begin = T.bind(row * i64(half.dim))
-            for (exists, start), (_, place) in zip(starts, result.columns, strict=True):
-                with when(exists) if half.columns % TILE.columns else nullcontext():
-                    pair = [load(sums, place), load(sums, place + 1)]
-                    word = stored(expanded.room.spec.dtype, pair)[0]
+    """Store a tile with so many ``columns`` whose first row and column are at ``place``: pairs of entries of a head."""
+    begins = [T.bind(i64(place[0] + result.row) * i64(half.dim)) for result in rows]
+    exist = [T.bind(i64(place[0] + result.row) < expanded.capacity) for result in rows]
+    for number, (inside, _) in enumerate(rows[0].columns):
+        column = T.bind(place[1] + inside)
+        with when(column < i32(half.columns)) if half.columns % columns else nullcontext():
+            head, entry = column // i32(half.dim), column % i32(half.dim)
+            start = T.bind(i64(head) * expanded.capacity * i64(half.dim) + i64(entry))
+            for result, begin, exists in zip(rows, begins, exist, strict=True):
+                own = result.columns[number][1]
+                with when(exists):
+                    word = stored(expanded.room.spec.dtype, [load(sums, own), load(sums, own + 1)])[0]
                     cuda.call("store_4", cuda.element(half.target, start + begin), word)
 
 

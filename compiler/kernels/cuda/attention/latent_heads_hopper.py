@@ -19,7 +19,7 @@ from moec.compiler.kernels.cuda.attention.operands import Operands, first_seen
 from moec.compiler.kernels.cuda.attention.prefill_softmax import begin, write
 from moec.compiler.kernels.cuda.attention.tiles import put_queries
 from moec.compiler.kernels.cuda.attention.warpgroups import KEYS, THREADS, allocate, attend, fits
-from moec.compiler.kernels.cuda.panels import PANEL, PANEL_PIECES, ROW_BYTES, Panels
+from moec.compiler.kernels.cuda.many.panels import PANEL, PANEL_PIECES, ROW_BYTES, Panels
 from moec.compiler.kernels.cuda.primitives import (
     call,
     element,

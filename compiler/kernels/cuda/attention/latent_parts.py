@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.latent_block import Shape
 from moec.compiler.kernels.cuda.attention.operands import Operands, settled
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
+from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import MULTIPROCESSORS, i32
 from moec.compiler.kernels.emit import Buffer, Expr, i64
 

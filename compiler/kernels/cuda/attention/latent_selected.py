@@ -26,7 +26,7 @@ from moec.compiler.kernels.cuda.attention.latent_prefill import write as write_r
 from moec.compiler.kernels.cuda.attention.operands import Operands, settled
 from moec.compiler.kernels.cuda.attention.rows import Place, Rows
 from moec.compiler.kernels.cuda.attention.tiles import PIECE
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
+from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import (
     LANES,
     call,

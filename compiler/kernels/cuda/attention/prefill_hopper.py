@@ -20,7 +20,7 @@ from moec.compiler.kernels.cuda.attention.rows import (
 )
 from moec.compiler.kernels.cuda.attention.tiles import put_queries
 from moec.compiler.kernels.cuda.attention.warpgroups import KEYS, ROWS, THREADS, Memory, allocate, attend
-from moec.compiler.kernels.cuda.panels import PANEL, PANEL_PIECES, ROW_BYTES, Panels
+from moec.compiler.kernels.cuda.many.panels import PANEL, PANEL_PIECES, ROW_BYTES, Panels
 from moec.compiler.kernels.cuda.primitives import (
     call,
     element,

@@ -35,7 +35,7 @@ from moec.compiler.kernels.cuda.attention.latent_plan import (
 )
 from moec.compiler.kernels.cuda.attention.latent_room import Absorbed, Room, carve, carve_absorbed
 from moec.compiler.kernels.cuda.attention.operands import Done, Rounded
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
+from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.emit import either, i64
 
@@ -129,7 +129,7 @@ def _expanded(room: Room, way: Way, operands: Operands, *, hopper: bool) -> None
     rounds = rounds_of(operands, expanded, MOST_ROUNDS)
     append(room.spec, operands, lambda thread: emit_plan(room.spec, operands, expanded, rounds, thread))
     with T.serial(i32(0), i32(rounds)) as number:
-        emit_gather(operands, expanded, number)
+        emit_gather(operands, expanded, number, panels=hopper)
         (emit_expand_hopper if hopper else emit_expand)(operands, expanded, number)
         (emit_heads_hopper if hopper else emit_heads)(operands, expanded, number)
     _through_latents(room, way, replace(operands, done=Done(expanded.chosen, expanded.head)), absorbed)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moec.compiler.kernels.cuda.attention.rows import Place, Segment
-    from moec.compiler.kernels.cuda.panels import Panels
+    from moec.compiler.kernels.cuda.many.panels import Panels
 
 PIECE = 8
 """Elements in 16 bytes."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, cap, hide, rescale, weigh_scores
-from moec.compiler.kernels.cuda.panels import (
+from moec.compiler.kernels.cuda.many.panels import (
     ROW_BYTES,
     WARPGROUP,
     Panels,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.few_stream import SPLITS
+from moec.compiler.kernels.cuda.few.stream import SPLITS
 from moec.compiler.kernels.cuda.primitives import value
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.few_stream import WORDS
+from moec.compiler.kernels.cuda.few.stream import WORDS
 from moec.compiler.kernels.cuda.packed.codes import Zero, widening
 from moec.compiler.kernels.cuda.primitives import call, element, i32, registers
 from moec.compiler.kernels.emit import load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cuda.few_lanes import Lane
+    from moec.compiler.kernels.cuda.few.lanes import Lane
     from moec.compiler.kernels.cuda.packed.operands import PackedStream
     from moec.compiler.kernels.emit import Expr
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.few_lanes import quotient, remainder
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES, TILE_ROWS
+from moec.compiler.kernels.cuda.few.lanes import quotient, remainder
+from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS, LANES, TILE_ROWS
 from moec.compiler.kernels.cuda.primitives import i32, registers, shared, sync
 from moec.compiler.kernels.emit import load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cuda.few_lanes import Lane
-    from moec.compiler.kernels.cuda.few_sums import Finish
-    from moec.compiler.kernels.cuda.few_tiling import Tiling
+    from moec.compiler.kernels.cuda.few.lanes import Lane
+    from moec.compiler.kernels.cuda.few.sums import Finish
+    from moec.compiler.kernels.cuda.few.tiling import Tiling
     from moec.compiler.kernels.emit import Buffer, Expr
 
 SUM_BYTES = 12 << 10

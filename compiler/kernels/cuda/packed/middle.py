@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.few_lanes import quotient
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS, LANES
-from moec.compiler.kernels.cuda.few_tokens import LEAST_DYNAMIC_BYTES
+from moec.compiler.kernels.cuda.few.lanes import quotient
+from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS, LANES
+from moec.compiler.kernels.cuda.few.tokens import LEAST_DYNAMIC_BYTES
 from moec.compiler.kernels.cuda.packed.order import LINE, PIECE, OperandOrder
 from moec.compiler.kernels.cuda.packed.tokens import brings, read_operands
 from moec.compiler.kernels.cuda.primitives import (
@@ -27,8 +27,8 @@ from moec.compiler.kernels.cuda.primitives import (
 from moec.compiler.kernels.emit import i64, load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cuda.few_lanes import Lane
-    from moec.compiler.kernels.cuda.few_tiling import Tiling
+    from moec.compiler.kernels.cuda.few.lanes import Lane
+    from moec.compiler.kernels.cuda.few.tiling import Tiling
     from moec.compiler.kernels.cuda.packed.meetings import Meetings
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
     from moec.compiler.kernels.emit import Buffer, Expr

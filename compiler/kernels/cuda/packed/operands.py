@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.compiler.kernels.cuda.few_tiling import Tiling
+    from moec.compiler.kernels.cuda.few.tiling import Tiling
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
     from moec.compiler.kernels.emit import Buffer, Expr
 

@@ -20,7 +20,7 @@ from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.emit import when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cuda.few_lanes import Lane
+    from moec.compiler.kernels.cuda.few.lanes import Lane
     from moec.compiler.kernels.cuda.packed.operands import PackedActivations, PackedStream, PackedSums
     from moec.compiler.kernels.cuda.packed.turns import Turns
     from moec.compiler.kernels.emit import Expr

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-from moec.compiler.kernels.cuda.few_tiling import TILE_ROWS, Tiling, tiles_of_block
+from moec.compiler.kernels.cuda.few.tiling import TILE_ROWS, Tiling, tiles_of_block
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.packed.rows import PackedRow

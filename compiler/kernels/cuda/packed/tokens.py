@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.few_stream import WORDS
-from moec.compiler.kernels.cuda.few_tokens import SharedTokens, split_pair
+from moec.compiler.kernels.cuda.few.stream import WORDS
+from moec.compiler.kernels.cuda.few.tokens import SharedTokens, split_pair
 from moec.compiler.kernels.cuda.packed.codes import TYPE
 from moec.compiler.kernels.cuda.packed.order import LINE, PIECE, OperandOrder
 from moec.compiler.kernels.cuda.primitives import call, element, i32, registers
 from moec.compiler.kernels.emit import load
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cuda.few_lanes import Lane
-    from moec.compiler.kernels.cuda.few_tiling import Tiling
-    from moec.compiler.kernels.cuda.few_tokens import Block, Prologue
+    from moec.compiler.kernels.cuda.few.lanes import Lane
+    from moec.compiler.kernels.cuda.few.tiling import Tiling
+    from moec.compiler.kernels.cuda.few.tokens import Block, Prologue
     from moec.compiler.kernels.cuda.packed.rows import PackedRow
     from moec.compiler.kernels.emit import Buffer, Expr
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.few_stream import WORDS
+from moec.compiler.kernels.cuda.few.stream import WORDS
 from moec.compiler.kernels.cuda.packed.codes import SPLIT, TYPE, widening
 from moec.compiler.kernels.cuda.primitives import element, i32, mma, registers, value, warp_sum
 from moec.compiler.kernels.emit import either, load, store, when

@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS, SELECTION_PREFIX
 from moec.compiler.kernels.cuda.attention.append import append
-from moec.compiler.kernels.cuda.few_tiling import FEW_TOKENS
+from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import LANES, i32, launch, launch_next, wait_previous
 from moec.compiler.kernels.cuda.selection.best import select, select_all
 from moec.compiler.kernels.cuda.selection.ranks import Ranks

@@ -9,14 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from moec.compiler.kernels.rows.region import loads, sources
+from moec.compiler.kernels.rows.product import Activation
+from moec.compiler.kernels.rows.region import build_region, loads, sources
 from moec.compiler.kernels.rows.stages import Stage, View
+from moec.compiler.lowering.passes.fuse_rows.records import Beyond
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from moec.compiler.kernels.rows.stages import Key
     from moec.compiler.lowering.passes.fuse_rows.records import Group, Reading
 
 MOST_PRODUCTS = 2
+FLOAT_BYTES, ROUNDED_BYTES = 4, 2
 
 
 def find_readers(read: Reading, groups: list[Group]) -> None:
@@ -29,8 +34,39 @@ def find_readers(read: Reading, groups: list[Group]) -> None:
         if path is None:
             continue
         first = by_result.get(next(iter(path.results)))
-        if first is not None and _fits(first, reader, path.results) and _alone(read, path, reader):
+        if first is None or first.barriers[0].level + 1 != reader.barriers[0].level:
+            continue
+        if _fits(first, reader, path.results) and _alone(read, path, reader):
             first.reader = reader
+
+
+def find_readers_beyond(
+    first: tuple[Reading, list[Group]], reader: tuple[Reading, list[Group]], passed: Mapping[Key, Key]
+) -> None:
+    """Tell groups of one function of readers in another one, and these of what they get.
+
+    Args:
+        first: a function and its groups.
+        reader: the other one, which alone reads what is passed to it.
+        passed: by the other's input the result of the first.
+    """
+    (read, groups), (own, others) = first, reader
+    by_result = {key: group for group in groups for barrier in group.barriers for key in barrier.results}
+    for group in others:
+        path = _path(own, group.source) if group.fused else None
+        if path is None or not all(key in passed for key in path.results) or not _alone(own, path, group):
+            continue
+        made = {read.root(passed[key]): key for key in path.results}
+        maker = by_result.get(next(iter(made)))
+        if maker is None or len(made) != len(path.results) or not _fits(maker, group, dict.fromkeys(made)):
+            continue
+        results = tuple(barrier.results[0] for barrier in maker.barriers if barrier.results[0] in made)
+        keys = tuple(made[result] for result in results)
+        region = build_region(own.definitions, own.tensors, [group.source], own.weights)
+        activation = Activation(region, group.source, keys, (), group.shapes[0], beyond=True)
+        fits = FLOAT_BYTES * group.shapes[0].columns >= ROUNDED_BYTES * activation.rounded_columns
+        if fits and maker.beyond is None and not _read_inside(read, set(made)):
+            maker.beyond, group.held = Beyond(activation, results), keys[0]
 
 
 @dataclass
@@ -80,7 +116,21 @@ def _fits(first: Group, reader: Group, results: dict[Key, None]) -> bool:
     for own in (barrier.shape for barrier in read):
         assert own is not None
         fits &= own.rows == shape.columns and own.batch is None and own.on_tensor_cores
-    return fits and reader.barriers[0].level == first.barriers[0].level + 1
+    return fits
+
+
+def _read_inside(read: Reading, results: set[Key]) -> bool:
+    """Whether any of the results of products is read in their own function, or is more than one of its results."""
+    barriers = (key for barrier in read.barriers for key in barrier.operands)
+    stages = (
+        key
+        for definition in read.definitions.values()
+        if not isinstance(definition, View)
+        for key in sources(definition)
+    )
+    given = [root for root in map(read.root, read.results) if root in results]
+    inside = any(read.root(key) in results for key in (*barriers, *stages))
+    return inside or len(given) != len(results)
 
 
 def _alone(read: Reading, path: _Path, reader: Group) -> bool:

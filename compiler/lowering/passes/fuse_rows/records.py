@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from moec.compiler.kernels.rows.region import sources
 from moec.compiler.kernels.rows.stages import View
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterable
 
     from moec.compiler.kernels.linear_shape import LinearShape
+    from moec.compiler.kernels.rows.product import Activation
     from moec.compiler.kernels.rows.stages import Item, Key, Tensor
 
 VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "flatten"))
@@ -37,6 +39,16 @@ class Barrier:
     """Of a product."""
 
 
+@dataclass(frozen=True)
+class Beyond:
+    """What the only reader of results, a group of another function, computes of them."""
+
+    activation: Activation
+    """Its tensors are those of the other function; its ``places`` are not known yet."""
+    results: tuple[Key, ...]
+    """In this function, in the order of the activation's."""
+
+
 @dataclass
 class Group:
     """Products of one level that share their input."""
@@ -46,6 +58,10 @@ class Group:
     """Whether the input is computed by the kernel itself, from what lies before it."""
     reader: Group | None = None
     """The group whose input is computed from this one's results, place by place, and which alone reads them."""
+    beyond: Beyond | None = None
+    """Such a reader in another function."""
+    held: Key | None = None
+    """The input that holds what another function's kernel has made of it for this group where tokens are many."""
 
     @property
     def source(self) -> Key:
@@ -89,6 +105,13 @@ class Reading:
         """Whether another than ``readers`` reads one of these tensors, or the caller does."""
         others = (key for barrier in self.barriers if barrier not in readers for key in barrier.operands)
         return any(self.root(key) in roots for key in (*others, *self.results))
+
+    def only_multiplied(self, root: Key, groups: Iterable[Group]) -> bool:
+        """Whether nobody but products of these groups reads a tensor."""
+        own = [barrier for group in groups for barrier in group.barriers]
+        stages = (each for each in self.definitions.values() if not isinstance(each, View))
+        inside = any(self.root(key) == root for each in stages for key in sources(each))
+        return not inside and not self.read_elsewhere({root}, own)
 
     def root(self, key: Key) -> Key:
         """The tensor whose memory ``key`` looks at."""

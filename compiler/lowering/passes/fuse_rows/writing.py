@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tvm
@@ -136,10 +137,25 @@ class FunctionWriter:
         groups = [group] if beside is None else [group, beside]
         shapes = group.shapes
         source = self.read.root(group.source) if keeps else group.source
-        other = None if beside is None else Product(beside.shapes, None, source)
-        activation = self._activation(group) if beside is None else None
+        other = None
+        if beside is not None:
+            other = Product(beside.shapes, None, source, activation=_activation_beyond(beside))
+        activation = _activation_beyond(group)
+        if activation is None and beside is None:
+            activation = self._activation(group)
         given = self.memory.get(Item(group.source, INSIDE))
-        product = Product(shapes, region, source, keeps, behind, other, activation, given is not None)
+        product = Product(
+            shapes,
+            region,
+            source,
+            keeps=keeps,
+            alone=keeps and self.read.only_multiplied(source, groups),
+            behind=behind,
+            beside=other,
+            activation=activation,
+            given=given is not None,
+            held=group.held,
+        )
         kernel = self._kernel(shapes[0].name, self.make.product(product))
         self.make.products[str(kernel.name_hint)] = product
         inputs = [self._value(builder, key) for key in product.reads]
@@ -154,9 +170,9 @@ class FunctionWriter:
         rounded = [
             self._rounded(each, own)
             for each, own in ((group, product), (beside, other))
-            if each is not None and own is not None and own.shapes[0].dtype != "float32"
+            if each is not None and own is not None and own.shapes[0].dtype != "float32" and own.held is None
         ]
-        if activation is not None:
+        if activation is not None and not activation.beyond:
             results.insert(0, (Item(activation.source, INSIDE), self._activated(group, activation)))
         if given is not None:
             weights.append(given)
@@ -234,3 +250,12 @@ class FunctionWriter:
             root = self._value(builder, self.read.root(key))
             self.memory[key] = builder.emit(relax.op.reshape(root, self.read.types[key].shape))
         return self.memory[key]
+
+
+def _activation_beyond(group: Group) -> Activation | None:
+    """What a reader in another function makes of a group's results."""
+    beyond = group.beyond
+    if beyond is None:
+        return None
+    made = [barrier.results[0] for barrier in group.barriers]
+    return replace(beyond.activation, places=tuple(map(made.index, beyond.results)))

@@ -1,0 +1,1 @@
+"""Products of the dense segments, which may compute their input themselves."""

@@ -1,0 +1,1 @@
+"""Routed experts: each token's chosen ones, read through a table of addresses."""

@@ -1,0 +1,1 @@
+"""Products of many tokens on tensor cores: tiles of both operands in shared memory."""

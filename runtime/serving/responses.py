@@ -1,0 +1,83 @@
+"""One answer at the end, or a stream of its pieces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi.responses import JSONResponse, Response
+
+from moec.runtime.serving.answers import usage
+from moec.runtime.serving.errors import ApiError
+from moec.runtime.serving.generation import pieces, unless_disconnected
+from moec.runtime.serving.streams import DONE, EventStream, event
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from fastapi import Request as HttpRequest
+
+    from moec.runtime.serving.answers import Answer
+    from moec.runtime.serving.asked import Asked
+    from moec.runtime.serving.bodies import Generation
+    from moec.runtime.serving.choices import Choice, Piece
+    from moec.runtime.serving.service import Service
+
+CLIENT_CLOSED_REQUEST = 499
+"""Of a response that nobody reads, for the log and the metrics (nginx's)."""
+
+
+async def respond(
+    service: Service,
+    request: HttpRequest,
+    body: Generation,
+    asked: Asked,
+    choices: Sequence[Choice],
+    answer: Answer,
+) -> Response:
+    """Run what is asked for and lay out the answer.
+
+    Raises:
+        ApiError: there is no room for it, or the model failed before anything was sent.
+    """
+    ticket = service.admission.enter(asked.requests)
+    running = pieces(ticket, choices, service.metrics.begin(len(choices)))
+    prompt_tokens = sum(map(len, asked.prompts))
+    if body.stream:
+        counted = body.stream_options is not None and body.stream_options.include_usage
+        return EventStream(ticket, _events(running, choices, answer, prompt_tokens if counted else None))
+    try:
+        whole = await unless_disconnected(request, _whole(running, choices, answer, prompt_tokens))
+    finally:
+        ticket.close()
+    return Response(status_code=CLIENT_CLOSED_REQUEST) if whole is None else JSONResponse(whole)
+
+
+async def _whole(
+    running: AsyncIterator[Piece], choices: Sequence[Choice], answer: Answer, prompt_tokens: int
+) -> dict[str, Any]:
+    gathered: list[list[Piece]] = [[] for _ in choices]
+    async for piece in running:
+        gathered[piece.index].append(piece)
+    return answer.envelope | {
+        "choices": [answer.whole(own) for own in gathered],
+        "usage": usage(prompt_tokens, sum(choice.tokens for choice in choices)),
+    }
+
+
+async def _events(
+    running: AsyncIterator[Piece], choices: Sequence[Choice], answer: Answer, prompt_tokens: int | None
+) -> AsyncIterator[str]:
+    """The stream; with ``prompt_tokens`` it ends with the usage."""
+    envelope = answer.chunk_envelope
+    rest = {} if prompt_tokens is None else {"usage": None}
+    for opening in answer.openings:
+        yield event(envelope | {"choices": [opening]} | rest)
+    try:
+        async for piece in running:
+            yield event(envelope | {"choices": [answer.delta(piece)]} | rest)
+        if prompt_tokens is not None:
+            counted = usage(prompt_tokens, sum(choice.tokens for choice in choices))
+            yield event(envelope | {"choices": [], "usage": counted})
+    except ApiError as error:
+        yield event(error.body)
+    yield DONE
