@@ -11,6 +11,7 @@ import click
 from moec.cli.loading import load_model
 from moec.cli.options import bundle_argument, json_option, processor_options, routing_options
 from moec.cli.output import print_json_line
+from moec.errors import RequestError
 
 
 @click.command("serve", short_help="Answer HTTP requests, as OpenAI's API does.")
@@ -126,8 +127,8 @@ def command(
     )
     if log_requests:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    template = None if chat_template is None else _read_template(chat_template)
     listener = bind(host, port)
-    template = None if chat_template is None else chat_template.read_text(encoding="utf-8")
     with load_model(
         bundle,
         device,
@@ -152,3 +153,14 @@ def command(
 
         with stopped_by_signals(server):
             server.run(started)
+
+
+def _read_template(path: Path) -> str:
+    from moec.runtime.tokenizer import check_template
+
+    try:
+        template = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"Cannot read {path}.", f"{error}.", "Give a Jinja template in UTF-8.") from error
+    check_template(template, str(path))
+    return template
