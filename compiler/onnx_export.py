@@ -64,7 +64,9 @@ def export_onnx(partitioned: PartitionedModel, directory: Path) -> tuple[Path, .
         ]
     except OSError as error:
         raise OutputError(
-            f"cannot write ONNX files to {directory}", str(error), "give --onnx a writable folder"
+            f"Cannot write ONNX files to {directory}.",
+            f"{error}.",
+            "Give --onnx a folder that can be written.",
         ) from error
     return (*segments, *experts)
 
@@ -179,7 +181,7 @@ def _require_packages() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
-            "writing ONNX files needs the packages onnx and onnxscript",
+            "Writing ONNX files needs the packages onnx and onnxscript.",
             str(error),
             "pip install 'moec[compile]'",
         ) from error

@@ -16,6 +16,7 @@ from moec.artifacts.schedule import (
     ScheduleRecord,
     TierBytes,
 )
+from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.errors import BudgetError
 from moec.planning.analysis import Analysis, analyse
 from moec.planning.prediction import Placement, held_bytes, miss_costs, predict
@@ -185,8 +186,8 @@ def _host_tier(
 def _require(tier: str, needed: int, limit: int) -> None:
     if needed > limit:
         raise BudgetError(
-            f"The {tier} memory budget is {needed - limit} bytes too small.",
-            f"{needed} bytes must lie there even with the fewest experts; the limit is {limit}.",
+            f"The {tier} memory budget is {exact_bytes(needed - limit)} too small.",
+            f"{exact_bytes(needed)} must lie there even with the fewest experts; the limit is {human_bytes(limit)}.",
             f"Raise the {tier} budget, or lower the context or the tokens of a step.",
         )
 

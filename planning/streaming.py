@@ -28,7 +28,7 @@ STREAM_BUFFERS = 2
 """One is filled while the other is read."""
 STREAM_COPY_US = 18.0
 """What a streamed expert takes of the link beside its bytes."""
-PLAIN_SHARE = 0.52
+PLAIN_SHARE = 0.57
 """Of `MachineRecord.gpu_tflops` that products of many tokens reach."""
 QUANTIZED_SHARE = 0.45
 """The same with quantized weights, whose tiles are always whole."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OPERAND_BYTES = 2
 """What enters products of many tokens is rounded to 16 bits."""
 PASSES = 2
-"""Each value is written once and read once."""
+"""What is made for experts, or of latents, is written and read again; it is more than caches hold."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class StepWork:
     dense: Products
     """Outside routed experts, before the last steps."""
     row_bytes: int
-    """For one token: values of the chain, and results of products within segments."""
+    """For one token: values of the chain, and results of products within segments, moved once: they are read where they
+    were written, in the second-level cache."""
     last_operations: int
     """Of one row whose logits are wanted."""
     last_bytes: int
@@ -95,7 +96,7 @@ def step_work(model: ModelRecord) -> StepWork:
     return StepWork(
         layers=tuple(_layer_work(bodies[layer.body], layer.top_k) for layer in model.experts),
         dense=_products(matrices),
-        row_bytes=PASSES * (sum(map(tensor_bytes, outputs)) + VALUE_BYTES * results),
+        row_bytes=sum(map(tensor_bytes, outputs)) + VALUE_BYTES * results,
         last_operations=sum(map(_operations, last_matrices)),
         last_bytes=sum(map(tensor_bytes, last_matrices)),
         attentions=tuple(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from moec.runtime.engine.continuation import room
 from moec.runtime.engine.run import run
 from moec.runtime.engine.sequence import Request
-from moec.runtime.requests.checks import check_count, sampling_from
+from moec.runtime.requests.checks import check_count, sampling_from, to_prompts
 from moec.runtime.requests.sides import sides
 from moec.runtime.routing.recorder import SequenceRecorder
 from moec.runtime.routing.ring import RoutingRing, read_earlier, write_traces
@@ -79,7 +79,7 @@ class Recording:
         defaults = self._model.generation
         sampling = sampling_from(defaults, True, None, None, None, None)
         ends = frozenset(defaults.eos_token_id)
-        sources, begun = sides(self._model, [tuple(prompt) for prompt in prompts], None)
+        sources, begun = sides(self._model, [row for prompt in prompts for row in to_prompts(prompt)], None)
         requests = [
             Request(
                 prompt,

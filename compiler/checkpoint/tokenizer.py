@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from moec.compiler.checkpoint.folder import TOKENIZER_PATTERNS, matching
 from moec.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from moec.compiler.checkpoint.record import Checkpoint
@@ -18,7 +20,7 @@ def with_tokenizer(checkpoint: Checkpoint, folder: Path | None) -> Checkpoint:
     """The same checkpoint with its tokenizer's files at hand, or with those of ``folder`` instead.
 
     Raises:
-        CheckpointError: ``folder`` has none.
+        CheckpointError: ``folder`` has none, or a file of them is cut off or damaged.
         UnsupportedModelError: the checkpoint's own cannot be made.
     """
     if folder is not None:
@@ -29,7 +31,22 @@ def with_tokenizer(checkpoint: Checkpoint, folder: Path | None) -> Checkpoint:
                 "It is what a bundle's tokenizer is read from.",
                 "Name the folder of the model's own checkpoint.",
             )
+        _check_json(files)
         return replace(checkpoint, tokenizer_files=files, made_files={})
+    _check_json(checkpoint.tokenizer_files)
     if checkpoint.make_tokenizer is None:
         return checkpoint
     return replace(checkpoint, made_files=checkpoint.make_tokenizer())
+
+
+def _check_json(files: Iterable[Path]) -> None:
+    """Refuse now what would be found when the finished bundle reads its first prompt."""
+    for file in files:
+        if file.suffix != ".json":
+            continue
+        try:
+            json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"Cannot read {file}.", f"{error}.", "Download or copy this file again."
+            ) from error

@@ -79,7 +79,7 @@ def read_fatbin(path: Path) -> list[FatbinEntry]:
             entries.append(FatbinEntry("ptx" if kinds[kind] == "ptx" else "elf", f"sm_{architecture}", code))
             position = start + code_bytes
     except (ValueError, KeyError, struct.error) as error:
-        raise CompileError(f"{path} is not a fat binary", str(error), "compile the module again") from error
+        raise CompileError(f"{path} is not a fat binary.", str(error), "Compile the module again.") from error
     return entries
 
 

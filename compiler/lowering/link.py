@@ -42,9 +42,9 @@ def link_command() -> list[str]:
     if importlib.util.find_spec("ziglang") is not None:
         return [sys.executable, "-m", "ziglang", "ld.lld", *LINK_OPTIONS, *LINKER_OPTIONS]
     raise MissingDependencyError(
-        "there is no linker on this machine",
-        f"none of {', '.join((*COMPILER_DRIVERS, *PLAIN_LINKERS))} is on the path, and ziglang is not installed",
-        "install moec[compile], or any C compiler",
+        "There is no linker on this machine.",
+        f"None of {', '.join((*COMPILER_DRIVERS, *PLAIN_LINKERS))} is on the path, and ziglang is not installed.",
+        "Install moec[compile], or any C compiler.",
     )
 
 
@@ -65,7 +65,7 @@ def _run(command: list[str], output: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise CompileError(
-            f"linking {Path(output).name} failed",
+            f"Linking {Path(output).name} failed.",
             result.stderr.strip()[-2000:],
-            f"the command was: {' '.join(command)}",
+            f"The command was: {' '.join(command)}",
         )

@@ -41,8 +41,8 @@ def cuda_root() -> Path:
         if library.exists() and (root / "include" / "cuda_fp16.h").exists():
             return root
     raise MissingDependencyError(
-        "compiling for CUDA needs NVRTC and the CUDA headers",
-        "nvidia-cuda-nvrtc, nvidia-cuda-runtime or nvidia-cuda-cccl is not installed",
+        "Compiling for CUDA needs NVRTC and the CUDA headers.",
+        "nvidia-cuda-nvrtc, nvidia-cuda-runtime or nvidia-cuda-cccl is not installed.",
         "pip install 'moec[compile]', or compile for the CPU alone: --target cpu",
     )
 
@@ -69,7 +69,7 @@ def _compile(source: str, architecture: str, kind: str) -> bytes:
             raise CompileError(
                 f"NVRTC failed for {architecture}",
                 log.strip()[-2000:],
-                "this is a bug in moec: please report it",
+                "This is a bug in moec: please report it.",
             )
         return _read(nvrtc, program, kind)
     finally:

@@ -99,5 +99,5 @@ def _dump(module: tvm.IRModule, folder: Path | None, number: int, name: str) -> 
         (folder / f"{number:02d}-{name}.py").write_text(module.script() + "\n")
     except OSError as error:
         raise OutputError(
-            f"cannot write the IR to {folder}", str(error), "give --dump-ir a writable folder"
+            f"Cannot write the IR to {folder}.", f"{error}.", "Give --dump-ir a folder that can be written."
         ) from error

@@ -148,6 +148,6 @@ class _Reader:
     def _error(self, operator: str, why: str) -> CompileError:
         return CompileError(
             f"lower failed on {self.name} of {self.class_name} (after trace, partition and fusing): {operator}",
-            f"{why}, so it cannot be part of a program",
-            "report it with the model's name: this needs a loop in compiler/lowering/legalize.py",
+            f"{why}, so it cannot be part of a program.",
+            "Report it with the model's name: this needs a loop in compiler/lowering/legalize.py.",
         )

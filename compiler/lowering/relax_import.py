@@ -49,7 +49,7 @@ def import_segment(name: str, graph_module: torch.fx.GraphModule, class_name: st
         raise CompileError(
             f"lower failed on {name} of {class_name} (after trace and partition)",
             str(error),
-            "report it with the model's name: this operator needs a converter in compiler/lowering/converters.py",
+            "Report it with the model's name: this operator needs a converter in compiler/lowering/converters.py.",
         ) from error
     return _with_step_tokens(module["main"]).with_attr("global_symbol", name)
 

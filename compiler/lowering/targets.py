@@ -58,9 +58,9 @@ def parse_target(name: str) -> Target:
     """
     if name not in TARGET_NAMES:
         raise CompileError(
-            f"there is no target {name!r}",
-            "a target is a CPU instruction set or a CUDA architecture that moec has kernels for",
-            f"choose from: {', '.join(TARGET_NAMES)}",
+            f"There is no target {name!r}.",
+            "A target is a CPU instruction set or a CUDA architecture that moec has kernels for.",
+            f"Choose from: {', '.join(TARGET_NAMES)}",
         )
     if name == "cpu":
         return _cpu(name, host_level(_host_flags(), platform.machine()), platform.machine())

@@ -107,7 +107,7 @@ class Chain:
                 last_step = len(self._steps)
         if logits is not None and logits not in self._ids:
             raise CompileError(
-                "The logits come straight from a marker or an input, and no segment makes them"
+                "The logits come straight from a marker or an input, and no segment makes them."
             )
         return LaidOut(tuple(self._steps), last_step)
 
@@ -269,14 +269,14 @@ class Chain:
 
     def _weight(self, node: fx.Node) -> TensorName:
         if node not in self.dense:
-            raise CompileError(f"{node.name} is passed as a weight, but it depends on activations")
+            raise CompileError(f"{node.name} is passed as a weight, but it depends on activations.")
         dense = self.dense[node]
         self.weights.setdefault(dense.name, dense)
         return dense.name
 
     def _value(self, node: fx.Node) -> ValueId:
         if node not in self._ids:
-            raise CompileError(f"{node.name} ({node.target}) is used before any step makes it")
+            raise CompileError(f"{node.name} ({node.target}) is used before any step makes it.")
         return self._ids[node]
 
     def _name(self, node: fx.Node, name: str | None = None) -> ValueId:

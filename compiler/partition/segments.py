@@ -135,7 +135,7 @@ class _Sizes:
         factor = text.removesuffix(f"*{self._symbol}")
         if not factor.isdigit():
             raise CompileError(
-                f"A segment needs the size {text}, which is no multiple of the tokens of a step"
+                f"A segment needs the size {text}, which is no multiple of the tokens of a step."
             )
         if self._symbol not in self._made:
             self._made[self._symbol] = self._read_symbol()
@@ -152,7 +152,7 @@ class _Sizes:
                     )
                     read.meta = {"val": size}
                     return read
-        raise CompileError("A segment needs the number of tokens, and none of its inputs has it")
+        raise CompileError("A segment needs the number of tokens, and none of its inputs has it.")
 
 
 def _with_loose(

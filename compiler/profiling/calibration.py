@@ -32,12 +32,12 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"cannot read the calibration prompts {path}", str(error), "give a readable JSON-lines file"
+            f"Cannot read the calibration prompts {path}.", f"{error}.", "Give a readable JSON-lines file."
         ) from error
     prompts = tuple(_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
     if not prompts:
         raise CheckpointError(
-            f"{path} has no calibration prompt", "the file is empty", 'write {"prompt": "..."} lines'
+            f"{path} has no calibration prompt.", "The file is empty.", 'write {"Prompt": "..."} lines.'
         )
     return prompts
 
@@ -69,7 +69,7 @@ def _are_ids(value: object) -> bool:
 
 def _bad(path: Path, number: int, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{path}, line {number} is no calibration prompt",
+        f"{path}, line {number} is no calibration prompt.",
         why,
-        'each line is {"prompt": "text"} or {"token_ids": [1, 2, 3]}',
+        'each line is {"Prompt": "text"} or {"token_ids": [1, 2, 3]}',
     )

@@ -81,7 +81,7 @@ def attend_latents(
         ``[1, T, heads, v_head_dim]``.
     """
     if module.kv_b_proj.bias is not None:
-        raise UnsupportedModelError(f"{owner} has a bias in kv_b_proj, which moec cannot absorb")
+        raise UnsupportedModelError(f"{owner} has a bias in kv_b_proj, which moec cannot absorb.")
     latent, rope_key = latents
     if rope_key.shape[-1] == 0:
         rope_key = torch.zeros_like(latent[..., :UNROTATED])

@@ -35,7 +35,7 @@ def rebuild_buffers(model: Any) -> dict[str, torch.Tensor]:
             module._buffers[name] = meta[name]
             if _is_unset(value):
                 raise UnsupportedModelError(
-                    f"{type(model).__name__}: the value of buffer {path}.{name} is unknown",
+                    f"{type(model).__name__}: the value of buffer {path}.{name} is unknown.",
                     f"No checkpoint has it, and {type(model).__name__}._init_weights does not set it.",
                 )
             values[f"{path}.{name}" if path else name] = value

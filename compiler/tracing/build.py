@@ -48,12 +48,12 @@ def build_config(raw: dict[str, Any]) -> Any:
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise UnsupportedModelError(
-            "The config names no model_type", "", "Is this a transformers checkpoint?"
+            "The config names no model_type.", "", "Is this a transformers checkpoint?"
         )
     state = MODELS.get(model_type)
     if state is not None and state.state == "unsupported":
         raise UnsupportedModelError(
-            f"{model_type} models do not compile yet", state.reason, "See `moec models`."
+            f"{model_type} models do not compile yet.", state.reason, "See `moec models`."
         )
     own = ARCHITECTURES.get(model_type)
     if own is None and model_type not in CONFIG_MAPPING:
@@ -97,7 +97,7 @@ def build_model(config: Any, dtype: torch.dtype) -> Any:
     adopt_experts(model)
     if not expert_modules(model):
         raise UnsupportedModelError(
-            f"{type(model).__name__} is not a Mixture-of-Experts model, or not one that moec can see into",
+            f"{type(model).__name__} is not a Mixture-of-Experts model, or not one that moec can see into.",
             "None of its modules goes through transformers' experts interface, or is adopted by moec.",
             "`moec models` lists the types that compile.",
         )
@@ -118,7 +118,7 @@ def _maker(config: Any) -> Any:
     family = AutoModelForSeq2SeqLM if has_encoder(config) else AutoModelForCausalLM
     if type(config) not in family._model_mapping:
         raise UnsupportedModelError(
-            f"{config.model_type} has no causal language model in transformers",
+            f"{config.model_type} has no causal language model in transformers.",
             "",
             "`moec models` lists the types that compile.",
         )
@@ -132,7 +132,7 @@ def _described(model_type: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise CheckpointError(
-            f"The config does not describe a {model_type} model",
+            f"The config does not describe a {model_type} model.",
             f"transformers {transformers.__version__} says: {type(error).__name__}: {str(error)[:300]}",
             "Check config.json against the model's page.",
         ) from error

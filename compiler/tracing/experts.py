@@ -40,7 +40,7 @@ def read_experts(path: str, module: Any) -> ExpertsFacts:
     """
     owner = type(module).__name__
     if module.has_post_expert_norm:
-        raise UnsupportedModelError(f"{owner} normalises the output of each expert, and no kernel does that")
+        raise UnsupportedModelError(f"{owner} normalises the output of each expert, and no kernel does that.")
     up = module.gate_up_proj if module.has_gate else module.up_proj
     rows, columns = up.shape[1:] if not module.is_transposed else up.shape[:0:-1]
     gated, interleaved = bool(module.has_gate), bool(module.has_gate and not module.is_concatenated)

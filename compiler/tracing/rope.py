@@ -31,7 +31,7 @@ def fix_rotary_tables(model: torch.nn.Module, max_context: int) -> dict[str, tor
         kind = getattr(module, "rope_type", None)
         if isinstance(kind, dict) and any(_depends_on_length(str(item)) for item in kind.values()):
             raise UnsupportedModelError(
-                f"{type(module).__name__} has one length-dependent rotary table for each kind of layer",
+                f"{type(module).__name__} has one length-dependent rotary table for each kind of layer.",
                 "moec settles such tables at compile time, and knows models with one table only.",
             )
         if isinstance(kind, str) and _depends_on_length(kind):

@@ -108,12 +108,12 @@ def _expect_mask(owner: str, mask: Any, arguments: dict[str, Any], *, cross: boo
         return MaskSpec(causal=False)
     if not isinstance(mask, MaskSpec):
         raise UnsupportedModelError(
-            f"{owner} passes attention_mask as {type(mask).__name__}, which moec does not know",
+            f"{owner} passes attention_mask as {type(mask).__name__}, which moec does not know.",
             "Masks must come from transformers' mask interface.",
         )
     if cross and mask.causal:
         raise UnsupportedModelError(
-            f"{owner} hides keys of another sequence by their positions",
+            f"{owner} hides keys of another sequence by their positions.",
             "Positions of two sequences do not compare; moec knows cross-attention to all of a source.",
         )
     window = arguments.get("sliding_window")

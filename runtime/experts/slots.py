@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.hosting import device_slots, host_order, take_prefix
+from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.artifacts.slots import MOST_ENTRIES, MOST_SHARED, state_words
 from moec.errors import BudgetError
 from moec.runtime.device import padded_bytes
@@ -103,7 +104,7 @@ def plan_slots(
 
     Args:
         layers: what the layers take.
-        profile: how often each expert is used.
+        profile: how often each expert is used, layer by layer.
         policy: who leaves.
         streamed_from: tokens from which on a step is streamed, by the schedule; ``None``: when it has to be.
         device_bytes: room for slots and stage.
@@ -116,7 +117,7 @@ def plan_slots(
     whole = max((layer.experts * layer.stride_bytes for layer in layers), default=0)
     largest = max((layer.stride_bytes for layer in layers), default=1)
     stage = min(whole, device_bytes // largest * largest)
-    ranked = [profile.layers[layer.layer] for layer in layers]
+    ranked = profile.layers
     slots = device_slots(layers, [each.slot_value for each in ranked], device_bytes - stage)
     order = host_order([each.use_share for each in ranked])
     hosted, places = _hosted(layers, order, host_bytes, max_batch)
@@ -141,8 +142,8 @@ def _hosted(
     passing = places * max(layer.stride_bytes for layer in layers)
     if passing > room:
         raise BudgetError(
-            f"host_memory is {passing - room} bytes too small for experts on their way from the file.",
-            f"{room} bytes are left for experts, and a step of {max_batch} sequences may want {places} at once.",
+            f"host_memory is {exact_bytes(passing - room)} too small for experts on their way from the file.",
+            f"{human_bytes(room)} are left for experts, and a step of {max_batch} sequences may want {places} at once.",
             "Raise host_memory, or lower max_batch.",
         )
     return take_prefix(order, layers, room - passing), places

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.errors import BudgetError, RequestError
 from moec.runtime.engine.pages import pages_for
 
@@ -124,10 +125,10 @@ def plan_memory(
         raise _too_small(host_memory, model, cache, states, activations)
     if cache + states + activations > available_bytes:
         raise BudgetError(
-            f"This machine has {available_bytes} bytes of memory free, and {cache + states + activations} are "
-            "needed.",
-            f"The key-value cache takes {cache} bytes, {_states(states)}activations {activations}; weights stay in "
-            "their files.",
+            f"This machine has {human_bytes(available_bytes)} of memory free, and "
+            f"{human_bytes(cache + states + activations)} are needed.",
+            f"The key-value cache takes {human_bytes(cache)}, {_states(states)}activations "
+            f"{human_bytes(activations)}; weights stay in their files.",
             "Lower cache_tokens, max_step_tokens or max_batch: fewer or shorter sequences at once.",
         )
     capacity = model.experts_bytes
@@ -140,16 +141,16 @@ def plan_memory(
 
 def _states(size: int) -> str:
     """For messages, where a model has states."""
-    return f"states of sequences {size}, " if size else ""
+    return f"states of sequences {human_bytes(size)}, " if size else ""
 
 
 def _too_small(budget: int, model: Footprint, cache: int, states: int, activations: int) -> BudgetError:
     experts = model.working_set_bytes
     needed = model.dense_bytes + cache + states + activations + model.table_bytes + experts
     return BudgetError(
-        f"host_memory is {needed - budget} bytes too small: {budget} of at least {needed}.",
-        f"Dense weights take {model.dense_bytes} bytes, the key-value cache {cache}, "
-        f"{_states(states)}activations {activations}, tables of experts {model.table_bytes}, and the experts of one "
-        f"token {experts}.",
+        f"host_memory is {exact_bytes(needed - budget)} too small: it must be {exact_bytes(needed)} at least.",
+        f"Dense weights take {human_bytes(model.dense_bytes)}, the key-value cache {human_bytes(cache)}, "
+        f"{_states(states)}activations {human_bytes(activations)}, tables of experts "
+        f"{human_bytes(model.table_bytes)}, and the experts of one token {human_bytes(experts)}.",
         "Raise host_memory, or lower cache_tokens, max_step_tokens or max_batch.",
     )

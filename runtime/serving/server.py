@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,8 @@ class Options:
     max_body_bytes: int = 4 << 20
     grace_seconds: float = 30.0
     allow_origins: Sequence[str] = ()
+    log_requests: bool = False
+    """By the logger ``uvicorn.access``."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -120,13 +122,15 @@ class Server:
             uvicorn.Config(
                 self.app,
                 log_config=None,
-                access_log=False,
+                access_log=options.log_requests,
                 lifespan="off",
                 timeout_graceful_shutdown=FAREWELL_SECONDS,
             )
         )
         self._stop_wanted = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._driven = threading.Event()
+        """Whether the driver has ended: nothing is given to the loop any more."""
         self._failure: BaseException | None = None
 
     def stop(self) -> None:
@@ -134,7 +138,9 @@ class Server:
 
         For any thread, and for handlers of signals.
         """
-        self._loop.call_soon_threadsafe(self._note_stop)
+        # The loop is closed where a signal comes at the very end.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._note_stop)
 
     def run(self, started: Callable[[], object]) -> None:
         """Serve until `stop` is called.
@@ -151,20 +157,21 @@ class Server:
             self._driver.run()
         finally:
             self._loop.call_soon_threadsafe(self._end)
+            self._driven.set()
             thread.join()
-            self._loop.close()
         if self._failure is not None:
             raise self._failure
 
     def _serve(self, started: Callable[[], object]) -> None:
         """The whole of the HTTP thread."""
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._listen(started))
-        except BaseException as error:  # noqa: BLE001 `run` raises it
-            self._failure = error
-        finally:
-            self._driver.stop()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            try:
+                runner.run(self._listen(started))
+            except BaseException as error:  # noqa: BLE001 `run` raises it
+                self._failure = error
+            finally:
+                self._driver.stop()
+                self._driven.wait()
 
     async def _listen(self, started: Callable[[], object]) -> None:
         stopping = asyncio.ensure_future(self._stop_gently())
@@ -181,11 +188,7 @@ class Server:
         await self._stop_wanted.wait()
         self._admission.stopping = True
         empty, hurry = (asyncio.ensure_future(task) for task in (self._admission.empty(), self._hurry.wait()))
-        _, waiting = await asyncio.wait(
-            {empty, hurry}, timeout=self._grace_seconds, return_when=asyncio.FIRST_COMPLETED
-        )
-        for task in waiting:
-            task.cancel()
+        await asyncio.wait({empty, hurry}, timeout=self._grace_seconds, return_when=asyncio.FIRST_COMPLETED)
         self._admission.tell(Failure(stopping_error()))
         self._end()
 

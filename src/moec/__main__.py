@@ -49,7 +49,9 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         where = error.filename or "the output"
         return _report(
-            OutputError(f"cannot write {where}", str(error.strerror), "free space, or choose another place")
+            OutputError(
+                f"Cannot write {where}.", f"{error.strerror}.", "Free space, or choose another place."
+            )
         )
 
 

@@ -90,6 +90,17 @@ def test_truncated_weights(checkpoint: Path, tmp_path: Path, capsys: pytest.Capt
     assert_nothing_left(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_is_cut_off(
+    name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint / name).write_text('{"model"')
+    said = expect(compile_arguments(checkpoint, tmp_path), errors.CheckpointError, capsys)
+    assert name in said
+    assert "trace" not in said, "it is said before long work"
+    assert_nothing_left(tmp_path)
+
+
 def test_wrong_shape(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     edit_config(checkpoint, moe_intermediate_size=config["moe_intermediate_size"] * 2)
@@ -227,6 +238,15 @@ def test_pages_where_none_can_be(tmp_path: Path, capsys: pytest.CaptureFixture[s
         expect(["inspect", bundle, "--html", str(place)], errors.OutputError, capsys)
 
 
+@pytest.mark.parametrize("template", [b"caf\xe9", b"{{ messages"])
+def test_a_chat_template_that_is_none(
+    template: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.jinja").write_bytes(template)
+    arguments = ["serve", "x.moec", "--port", "0", "--chat-template", str(tmp_path / "t.jinja")]
+    assert "t.jinja" in expect(arguments, errors.RequestError, capsys)
+
+
 def test_more_memory_than_the_machine_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = str(make_bundle(tmp_path / "tiny.moec"))
     arguments = ["plan", bundle, "--machine", MACHINE, "--host-memory", "9TiB"]
@@ -278,7 +298,8 @@ def test_a_disk_that_fills_up_half_way(tmp_path: Path) -> None:
         (["--fit", "8GiB", "--machine", MACHINE], errors.CompileError, "needs no --machine"),
         (["--machine", MACHINE], errors.CompileError, "without --fit"),
         (["--fit", "8GiB", "--quantization", "int4"], errors.CompileError, "cannot be given together"),
-        (["--fit", "soon"], errors.RequestError, "not an amount of memory"),
+        (["--fit", "soon"], errors.RequestError, "neither a size nor a time"),
+        (["--fit", "0.5"], errors.RequestError, "neither a size nor a time"),
         (["--fit", "8GiB"], errors.CompileError, "needs calibration"),
     ],
 )

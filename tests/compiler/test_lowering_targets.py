@@ -34,6 +34,6 @@ def test_cuda_has_all_architectures_or_the_named_one() -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "cuda-sm_35", "cpu-x86-64-v5", ""])
 def test_unknown_target_lists_the_choices(name: str) -> None:
-    with pytest.raises(CompileError, match="choose from: cpu, ") as error:
+    with pytest.raises(CompileError, match="Choose from: cpu, ") as error:
         parse_target(name)
     assert all(choice in str(error.value) for choice in TARGET_NAMES)

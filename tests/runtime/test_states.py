@@ -12,6 +12,7 @@ from moec.artifacts.checks import model_problems
 from moec.artifacts.footprint import footprint
 from moec.artifacts.ids import LayerId, TensorName, ValueId
 from moec.artifacts.model import ModelRecord, TensorSpec
+from moec.artifacts.sizes import human_bytes
 from moec.artifacts.states import ConvolutionSpec, RecurrenceSpec, state_bytes
 from moec.artifacts.steps import StateStep
 from moec.errors import BudgetError
@@ -76,7 +77,7 @@ def test_states_are_part_of_the_footprint_and_of_the_budget() -> None:
     assert plan_memory(facts, host_memory=least, **options).total_bytes == least
     with pytest.raises(BudgetError, match="1 bytes too small") as caught:
         plan_memory(facts, host_memory=least - 1, **options)
-    assert f"states of sequences {memory.state_bytes}" in str(caught.value)
+    assert f"states of sequences {human_bytes(memory.state_bytes)}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

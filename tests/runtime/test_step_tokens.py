@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 
+from moec.artifacts.sizes import human_bytes
 from moec.errors import BudgetError
 from moec.runtime.memory.device_budget import DeviceNeeds, DevicePlan, plan_device_memory
 from moec.runtime.memory.step_tokens import MOST_STEP_TOKENS, plan_largest_step, step_sizes
@@ -58,4 +59,4 @@ def test_the_smallest_step_is_tried_before_anything_is_refused() -> None:
     assert needed.needs.step_tokens == BATCH + 1
     with pytest.raises(BudgetError) as caught:
         largest(WEIGHTS)
-    assert f"a step {(BATCH + 1) * TOKEN}," in caught.value.why
+    assert f"a step {human_bytes((BATCH + 1) * TOKEN)}," in caught.value.why

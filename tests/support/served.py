@@ -69,13 +69,22 @@ class ScriptedExecutor(FakeExecutor):
         return scores
 
 
-def make_model(folder: Path, script: str = "hello", defaults: GenerationDefaults = DEFAULTS) -> Model:
-    """A model of the script; its tokenizer is in ``folder``."""
+def make_model(
+    folder: Path,
+    script: str = "hello",
+    defaults: GenerationDefaults = DEFAULTS,
+    *,
+    encoder: bool = False,
+) -> Model:
+    """A model of the script, behind an encoder or not; its tokenizer is in ``folder``."""
     byte_tokenizer.save(folder / "tokenizer")
+    record = fake_chain.record()
+    if encoder:
+        record = dataclasses.replace(record, encoder=record.steps[:1])
     record = dataclasses.replace(
-        fake_chain.record(), vocab_size=byte_tokenizer.VOCAB, generation=defaults, max_context=CONTEXT
+        record, vocab_size=byte_tokenizer.VOCAB, generation=defaults, max_context=CONTEXT
     )
-    limits = Limits(BATCH, 64, CONTEXT, PAGES)
+    limits = Limits(BATCH, 64, CONTEXT, PAGES, sources=encoder)
     engine = Engine(ScriptedExecutor(script), limits, Vocabulary(byte_tokenizer.VOCAB), Stats())
     return Model(folder, record, "cpu", MemoryPlan(0, 0, PAGES, 0, 0, 0, 0, 0), engine, None)
 

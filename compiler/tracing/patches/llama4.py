@@ -58,7 +58,7 @@ def _experts(self: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torc
     """The chosen expert sees its weight times the token, instead of every expert all tokens, most of them times 0."""
     if self.top_k != 1:
         raise UnsupportedModelError(
-            f"{type(self).__name__} chooses {self.top_k} experts a token",
+            f"{type(self).__name__} chooses {self.top_k} experts a token.",
             "It weighs what goes into them, moec's kernels weigh what comes out: with one expert that can be changed.",
         )
     hidden_states = hidden_states.reshape(-1, self.hidden_dim)

@@ -54,7 +54,6 @@ def read_fit(target: str | None, machine: Path | None, quantization: str | None)
     from moec.artifacts.records import read_machine
     from moec.compiler.request import FitRequest
     from moec.errors import CompileError
-    from moec.runtime.memory.budget import parse_memory
 
     if target is None:
         if machine is not None:
@@ -78,7 +77,7 @@ def read_fit(target: str | None, machine: Path | None, quantization: str | None)
                 "Whether everything fits a size does not depend on a machine's speeds.",
                 "Leave --machine out, or ask for a time such as --fit 20ms.",
             )
-        return FitRequest(target, limit_bytes=parse_memory(target, 0, "--fit"))
+        return FitRequest(target, limit_bytes=_size(target))
     if machine is None:
         raise CompileError(
             f"--fit {target} is a time, and there is no machine that it is for.",
@@ -86,3 +85,17 @@ def read_fit(target: str | None, machine: Path | None, quantization: str | None)
             "Add --machine FILE: examples/machines/ has some, and `moec plan` measures this one.",
         )
     return FitRequest(target, milliseconds=float(time[1]), machine=read_machine(machine))
+
+
+def _size(target: str) -> int:
+    from moec.errors import RequestError
+    from moec.runtime.memory.budget import parse_memory
+
+    try:
+        return parse_memory(target, 0, "--fit")
+    except RequestError:
+        raise RequestError(
+            f"--fit {target} is neither a size nor a time.",
+            "It is what everything has to fit, such as 8GiB, or what a token may take, such as 20ms.",
+            "Change --fit.",
+        ) from None

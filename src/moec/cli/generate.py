@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.artifacts.sizes import human_bytes
 from moec.cli.loading import load_model, new_tokens_after
 from moec.cli.options import (
     NEW_TOKENS,
@@ -19,7 +20,7 @@ from moec.cli.options import (
     sampling_options,
     stop_option,
 )
-from moec.cli.output import human_bytes, print_json
+from moec.cli.output import print_json
 from moec.errors import RequestError
 
 if TYPE_CHECKING:

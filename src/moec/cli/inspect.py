@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.artifacts.sizes import human_bytes
 from moec.cli.options import bundle_argument, json_option
-from moec.cli.output import human_bytes, print_json, print_table, write_page
+from moec.cli.output import print_json, print_table, write_page
 
 if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moec.artifacts.sizes import human_bytes
 from moec.cli.options import bundle_argument, json_option
-from moec.cli.output import StageLog, human_bytes, print_json
+from moec.cli.output import StageLog, print_json
 from moec.errors import OutputError
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.artifacts.sizes import human_bytes
 from moec.errors import OutputError
 
 if TYPE_CHECKING:
@@ -46,16 +47,6 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 
 def _is_number(text: str) -> bool:
     return bool(text) and (text[0].isdigit() or text[0] in "-+.") and not text[-1].isspace()
-
-
-def human_bytes(count: int) -> str:
-    """``1536`` as ``1.5 KiB``."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def policy_name(policy: Policy) -> str:

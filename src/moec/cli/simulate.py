@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moec.artifacts.sizes import human_bytes
 from moec.cli.options import bundle_argument, json_option, traces_option
-from moec.cli.output import human_bytes, policy_name, print_json, print_table, write_page
+from moec.cli.output import policy_name, print_json, print_table, write_page
 
 if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moec.cli.output import human_bytes, print_json, print_table
+from moec.artifacts.sizes import human_bytes
+from moec.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,7 +24,7 @@ def test_the_limit_is_checked_before_the_driver_is_asked() -> None:
     driver.log.clear()
     with pytest.raises(BudgetError, match="device_memory is 1 bytes too small") as caught:
         own.allocate(101)
-    assert "900 of 1000 bytes are in use, and 101 more" in caught.value.why
+    assert "900 B of 1000 B are in use, and 101 B more" in caught.value.why
     assert driver.log == []
     own.free(address)
     assert own.used_bytes == 0

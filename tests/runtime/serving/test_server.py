@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import numpy as np
 import pytest
 
 from moec.artifacts.model import GenerationDefaults
@@ -178,6 +179,54 @@ def test_logprobs_are_the_models_own(client: httpx.Client) -> None:
     ] == content
 
 
+def test_an_echoed_prompt_is_scored_while_others_run(tmp_path: Path) -> None:
+    model, twin = make_model(tmp_path, SCRIPT), make_model(tmp_path, SCRIPT)
+    prompts = ["of the fake's own, which is longer than a step has rows " * 3, "another"]
+    ids = [twin.encode(prompt) for prompt in prompts]
+    with (
+        served(model) as (url, _),
+        httpx.Client(base_url=url, timeout=20) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        alone = completion(client, max_tokens=60, ignore_eos=True)["choices"][0]["text"]
+        beside = pool.submit(completion, client, max_tokens=60, ignore_eos=True)
+        body = {"prompt": ids, "max_tokens": 1, "logprobs": 2, "echo": True, "n": 2, "temperature": 0}
+        answers = completion(client, **body)["choices"]
+        (streamed,) = [
+            chunk["choices"][0]["logprobs"]
+            for chunk in events(client, "/v1/completions", {**body, "prompt": ids[1], "n": 1})
+        ]
+        assert beside.result()["choices"][0]["text"] == alone
+        wait_until_idle(model)
+    assert streamed == answers[2]["logprobs"]
+    for number, answer in enumerate(answers):
+        own = ids[number // 2]
+        rows = twin.forward(own)[0].astype(np.float64)
+        rows -= np.log(np.exp(rows).sum(-1, keepdims=True))
+        found = answer["logprobs"]
+        new = int(rows[-1].argmax())
+        assert answer["text"].startswith(prompts[number // 2])
+        assert found["tokens"][:-1] == list(prompts[number // 2])
+        assert found["text_offset"] == list(range(len(own) + 1))
+        assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
+        expected = [rows[place, token] for place, token in enumerate([*own[1:], new])]
+        assert found["token_logprobs"][1:] == pytest.approx(expected, abs=1e-5)
+        best = [max(row) for row in rows]
+        assert [max(top.values()) for top in found["top_logprobs"][1:]] == pytest.approx(best, abs=1e-5)
+
+
+def test_a_prompt_is_not_scored_where_others_hold_the_cache(tmp_path: Path) -> None:
+    model = make_model(tmp_path, SCRIPT)
+    with served(model) as (url, _), httpx.Client(base_url=url, timeout=20) as client:
+        pages = model.engine.scheduler.pages.allocate(PAGES)
+        assert pages is not None
+        body = {"prompt": "x", "max_tokens": 1, "echo": True, "logprobs": 0}
+        assert refusal(client, "/v1/completions", body, 429)["code"] == "rate_limit_exceeded"
+        model.engine.scheduler.pages.release(pages)
+        assert completion(client, **body)["choices"][0]["logprobs"]["top_logprobs"] == [None, {}]
+        wait_until_idle(model)
+
+
 def test_eight_at_once_say_what_each_says_alone(client: httpx.Client, twin: Model) -> None:
     prompts = [f"prompt number {n}, of the fake's own words" for n in range(8)]
 
@@ -244,7 +293,6 @@ def test_defaults_are_the_checkpoints_and_zero_is_greedy(tmp_path: Path) -> None
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"stop": ""}, "stop", "invalid_value"),
         ({"logprobs": 21}, "logprobs", "invalid_value"),
-        ({"logprobs": 1, "echo": True}, "echo", None),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"999": 1}}, None, None),
         ({"forced_bos_token_id": 1}, "forced_bos_token_id", None),
@@ -411,6 +459,21 @@ def test_a_device_that_fails_ends_the_server(tmp_path: Path) -> None:
     assert [type(error) for error in server.raised] == [DeviceError]  # type: ignore[attr-defined]
 
 
+def test_a_second_signal_ends_what_the_first_waits_for(tmp_path: Path) -> None:
+    model = make_model(tmp_path, SCRIPT)
+    gate = executor_of(model).gate
+    with served(model, grace_seconds=20.0) as (url, server), ThreadPoolExecutor(1) as pool:
+        gate.clear()
+        running = pool.submit(httpx.post, f"{url}/v1/completions", json={"prompt": "x="}, timeout=20)
+        while not model.engine.busy:
+            time.sleep(0.01)
+        server.stop()
+        server.stop()
+        assert running.result().status_code == 503
+        gate.set()
+    server.stop()
+
+
 @pytest.mark.parametrize("grace", [0.0, 20.0])
 def test_stopping_waits_for_what_runs_as_long_as_it_may(tmp_path: Path, grace: float) -> None:
     model = make_model(tmp_path, SCRIPT)
@@ -465,6 +528,25 @@ def test_without_a_template_there_is_no_chat(tmp_path: Path) -> None:
     with served(make_model(tmp_path), template=None) as (url, _), httpx.Client(base_url=url) as client:
         body = {"messages": [{"role": "user", "content": "hi"}]}
         assert "no chat template" in refusal(client, "/v1/chat/completions", body)["message"]
+
+
+def test_behind_an_encoder_prompts_are_what_it_reads(tmp_path: Path) -> None:
+    start, language = bytes_tokenizer().encode("^=").ids
+    defaults = GenerationDefaults(None, (END,), None, False, 1.0, 0, 1.0, 1.0, decoder_start_token_id=start)
+    model = make_model(tmp_path, "Bonjour", defaults, encoder=True)
+    with served(model) as (url, _), httpx.Client(base_url=url, timeout=20) as client:
+        answer = completion(client, prompt="hello, you", forced_bos_token_id=language)
+        assert answer["choices"][0]["text"] == "=Bonjour"
+        assert answer["usage"] == {"prompt_tokens": 10, "completion_tokens": 9, "total_tokens": 19}
+        texts = [choice["text"] for choice in completion(client, prompt=["one", "two"], n=2)["choices"]]
+        own = make_model(tmp_path, "Bonjour", defaults, encoder=True)
+        rows = own.generate([own.encode("one"), own.encode("two")], max_new_tokens=99)
+        assert texts == [own.decode(row[1:][row[1:] != END]) for row in rows for _ in range(2)]
+        long = {"prompt": "x" * (CONTEXT + 1)}
+        assert refusal(client, "/v1/completions", long)["code"] == "context_length_exceeded"
+        assert refusal(client, "/v1/completions", {"prompt": "x", "echo": True})["param"] == "echo"
+        body = {"messages": [{"role": "user", "content": "hi"}]}
+        assert "does not chat" in refusal(client, "/v1/chat/completions", body)["message"]
 
 
 def test_an_address_that_is_taken_is_a_typed_error() -> None:

@@ -62,7 +62,7 @@ class _FunctionReader:
         if key not in self.read.definitions:
             array = value.value.numpy()
             if array.ndim:
-                raise CompileError(f"A segment holds a constant of shape {array.shape}; only numbers can be")
+                raise CompileError(f"A segment holds a constant of shape {array.shape}; only numbers can be.")
             self._declare(key, value.ty, 0)
             number = tirx.const(array.item(), str(array.dtype))
             self.read.definitions[key] = Stage(key, self.read.tensors[key], (), number, {})
@@ -121,7 +121,7 @@ class _FunctionReader:
     def _operator(self, variable: Any, value: Any) -> None:
         """A call of loops: stages where they are rows, a barrier otherwise."""
         if _name(value) != "relax.call_tir":
-            raise CompileError(f"{_name(value) or type(value).__name__} is not lowered to loops")
+            raise CompileError(f"{_name(value) or type(value).__name__} is not lowered to loops.")
         function = self.module[value.args[0]]
         operands = self._keys(value.args[1])
         level = max((self.read.levels[key] for key in operands), default=0)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.cli.output import human_bytes, policy_name
+from moec.artifacts.sizes import human_bytes
+from moec.cli.output import policy_name
 from moec.cli.pages.chart import Line, chart
 from moec.cli.pages.heatmap import heat_map, shades, stacked_bars
 from moec.cli.pages.page import page, section, table
