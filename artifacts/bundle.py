@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from moec.artifacts.experts import ExpertLayout
     from moec.artifacts.ids import LayerId, TensorName
     from moec.artifacts.manifest import Manifest, TargetRecord
-    from moec.artifacts.model import ModelRecord
+    from moec.artifacts.model import ExpertsLayer, ModelRecord
     from moec.artifacts.packing import PackingRecord
     from moec.artifacts.program import ProgramRecord
     from moec.artifacts.safetensors import TensorPlace
@@ -61,13 +61,13 @@ class Bundle:
 
     def expert_layout(self, layer: LayerId) -> ExpertLayout:
         """How one expert of this MoE layer is laid out."""
-        name = self.model.experts[layer].body
+        name = self._experts(layer).body
         return layout(next(body for body in self.model.bodies if body.name == name))
 
     def experts_view(self, layer: LayerId) -> npt.NDArray[np.uint8]:
         """All experts of a MoE layer: ``[E, stride]`` bytes of the mapped file, page-aligned."""
         stride = self.expert_layout(layer).stride_bytes
-        return self._map(experts_name(layer)).reshape(self.model.experts[layer].experts, stride)
+        return self._map(experts_name(layer)).reshape(self._experts(layer).experts, stride)
 
     def expert_view(self, layer: LayerId, expert: int) -> npt.NDArray[np.uint8]:
         """One expert: ``[stride]`` bytes of the mapped file; its parts lie as ``expert_layout`` says."""
@@ -86,6 +86,10 @@ class Bundle:
     def close(self) -> None:
         """Let go of the mapped files; views handed out keep theirs."""
         self._maps.clear()
+
+    def _experts(self, layer: LayerId) -> ExpertsLayer:
+        """A MoE layer by its number in the whole model, of which this may be a section."""
+        return next(each for each in self.model.experts if each.layer == layer)
 
     def _map(self, name: str) -> npt.NDArray[np.uint8]:
         if name not in self._maps:

@@ -77,14 +77,39 @@ def check(
         _compare_tables(folder, found, manifest.files)
         to_read = [path for path in manifest.files if level != "sizes" or _is_record(path)]
         to_read = [path for path in to_read if path not in unread]
-        hashed = hash_files(folder, to_read, progress)
     except OSError as error:
-        raise BundleError(
-            f"{folder} cannot be read.", str(error), "Check the disk and the permissions."
-        ) from error
+        raise _unreadable(folder, error) from error
+    check_hashes(folder, manifest, to_read, progress)
+
+
+def check_hashes(
+    folder: Path,
+    manifest: Manifest,
+    paths: Iterable[str],
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Hash files of a bundle.
+
+    Args:
+        folder: the bundle.
+        manifest: says what they should hash to.
+        paths: relative to ``folder``.
+        progress: told the bytes of each piece read, from several threads.
+
+    Raises:
+        BundleError: one of them is of another SHA-256, or cannot be read.
+    """
+    try:
+        hashed = hash_files(folder, paths, progress)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     for path, record in hashed.items():
         if record.sha256 != manifest.files[path].sha256:
             raise damaged(folder, f"The file {path} was changed: its SHA-256 is {record.sha256}.")
+
+
+def _unreadable(folder: Path, error: OSError) -> BundleError:
+    return BundleError(f"{folder} cannot be read.", str(error), "Check the disk and the permissions.")
 
 
 def damaged(folder: Path, why: str) -> BundleError:

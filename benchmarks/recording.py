@@ -63,12 +63,12 @@ def _load(bundle: Path, limit: int | None) -> Model:
 def _rows(model: Model, share: float, steps: int) -> list[dict[str, Any]]:
     executor: Any = model._executor
     assert model._recording is not None
-    log = executor.section.log
+    log = executor.sections[0].log
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(ROUNDS):
             for way in WAYS:
-                executor.section.log = None if way == "read by the host" else log
+                executor.sections[0].log = None if way == "read by the host" else log
                 executor.recorder = None
                 if way != "nothing":
                     model.record_routing(Path(folder) / f"{number}.npz")

@@ -37,8 +37,8 @@ def translate(
     return [model.decode(row).strip() for row in answers]
 
 
-def main() -> int:
-    """Parse, translate, print."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line's options; sentences may come before them or after."""
     parser = argparse.ArgumentParser(description="Translate with a bundle of NLLB-MoE.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("sentences", nargs="*", help="default: the lines of standard input")
@@ -46,7 +46,12 @@ def main() -> int:
     parser.add_argument("--target", required=True, metavar="CODE")
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0")
-    options = parser.parse_args()
+    return parser.parse_intermixed_args(arguments)
+
+
+def main() -> int:
+    """Parse, translate, print."""
+    options = parse()
     sentences = options.sentences or [line.strip() for line in sys.stdin if line.strip()]
     try:
         with runtime.load(options.bundle, device=options.device) as model:

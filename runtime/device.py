@@ -6,9 +6,11 @@ of a step. How a list runs is the device's: one call after the other on the CPU,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
+from moec.artifacts.model import DTYPE_BYTES
 from moec.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -40,6 +42,11 @@ class View(NamedTuple):
     address: int
     dtype: str
     shape: tuple[int, ...]
+
+
+def view_bytes(view: View) -> int:
+    """What a tensor occupies."""
+    return DTYPE_BYTES[view.dtype] * math.prod(view.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,28 @@ class Functions(Protocol):
         Raises:
             BundleError: the module has none.
         """
+        ...
+
+
+class Move(NamedTuple):
+    """Bytes of one device that go to another."""
+
+    source: int
+    """Their address there."""
+    target: int
+    """Where they go."""
+    size_bytes: int
+
+
+class Link(Protocol):
+    """The way from the memory of one device to that of another."""
+
+    def carry(self, moves: Sequence[Move]) -> None:
+        """Copy after the calls so far of the source and before the next ones of the target; the host does not wait."""
+        ...
+
+    def settle(self) -> None:
+        """Let the next calls of the source wait until what is carried has been read."""
         ...
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from moec.runtime.engine import Engine
     from moec.runtime.memory.budget import MemoryPlan
     from moec.runtime.memory.device_budget import DevicePlan
+    from moec.runtime.memory.divided import DividedPlan
     from moec.runtime.requests.checks import Listed
     from moec.runtime.requests.sides import TokenIds
     from moec.runtime.stats import Stats
@@ -68,7 +69,7 @@ class Model:
         path: Path,
         record: ModelRecord,
         target: str,
-        memory: MemoryPlan | DevicePlan,
+        memory: MemoryPlan | DevicePlan | DividedPlan,
         engine: Engine,
         executor: ChainExecutor | None,
         cpu_threads: int = 1,

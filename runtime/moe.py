@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +46,15 @@ class MoEConfig:
     """``trace_capacity``: in tokens, not in sequences."""
     num_threads: int | None = None
     """``cpu_threads``."""
+    device: str | Sequence[str] | None = None
+    """``device``: which GPU, or several whose layers the model is divided into. ``None``: the first one, or the CPU."""
 
 
 def MoE(checkpoint_or_bundle: str | os.PathLike[str], config: Config = None) -> Model:  # noqa: N802 - as there
     """Load a model, compiling it first where that was not done yet.
 
-    The GPU is used where there is one and the bundle has code for it, otherwise the CPU.
+    Where the config names no device, the first GPU is used where there is one and the bundle has code for it, otherwise
+    the CPU.
 
     Args:
         checkpoint_or_bundle: a bundle's folder, or a checkpoint's folder or hub id; that is compiled into
@@ -72,8 +75,8 @@ def MoE(checkpoint_or_bundle: str | os.PathLike[str], config: Config = None) -> 
     on_gpu = capability is not None and "cuda" in kinds
     return load(
         bundle,
-        device="cuda:0" if on_gpu else "cpu",
-        device_memory=options.device_memory_ratio if on_gpu else None,
+        device=options.device or ("cuda:0" if on_gpu else "cpu"),
+        device_memory=options.device_memory_ratio if on_gpu and options.device != "cpu" else None,
         host_memory=options.host_memory_ratio,
         cpu_threads=options.num_threads,
         trace_path=None if options.trace_path is None else Path(options.trace_path),

@@ -17,6 +17,10 @@ INCOMPLETE = "\ufffd"
 """What decoders put in place of bytes that are not (yet) a character."""
 
 
+_OF_TEMPLATES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What the expressions of a template raise on values that it was not written for."""
+
+
 class Decoder(Protocol):
     """The part of ``tokenizers.Tokenizer`` that a `TextStream` needs."""
 
@@ -187,10 +191,22 @@ class Tokenizer:
             if self._compiled is None:
                 self._compiled = _environment().from_string(self._template)
             return str(self._compiled.render(values))
-        except TemplateError as error:
+        except (TemplateError, *_OF_TEMPLATES) as error:
             raise RequestError(
                 "The chat template refuses this conversation.", f"{error}.", "Change the messages."
             ) from error
+
+
+def check_template(template: str, source: str) -> None:
+    """Raise `RequestError` where a chat template is none; ``source`` is where it comes from."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        _environment().parse(template)
+    except TemplateSyntaxError as error:
+        raise RequestError(
+            f"{source} is no chat template.", f"Line {error.lineno}: {error.message}.", "Correct it."
+        ) from error
 
 
 def _environment() -> Any:

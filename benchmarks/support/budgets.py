@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
+from moec.artifacts.sections import whole_section
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.sharing import device_bytes
 from moec.runtime.engine.pages import pages_for
@@ -22,7 +23,7 @@ def resident_plan(bundle: Path, *, max_batch: int, step_tokens: int, cache_token
     """What a load with all experts on a GPU takes, for a bundle with code for one; nothing is loaded."""
     opened = open_bundle(bundle, verify="sizes")
     target = next(target for target in opened.manifest.targets if target.name.startswith("cuda"))
-    needs = device_needs(opened, target, max_batch=max_batch, max_step_tokens=step_tokens)
+    needs = device_needs(whole_section(opened), target, max_batch=max_batch, max_step_tokens=step_tokens)
     return DevicePlan(needs, pages_for(cache_tokens), limit_bytes=0)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.footprint import Footprint
     from moec.runtime import Model
+    from moec.runtime.chain.section import ChainSection
     from moec.runtime.device import Call
     from moec.runtime.experts.calls import ExpertWork
 
@@ -33,53 +34,83 @@ class ForcedRouting:
         self, model: Model, choices: NDArray[np.int64] | None, guesses: NDArray[np.float32] | None = None
     ) -> None:
         executor: Any = model._executor
-        self._executor, self._section = executor, executor.section
-        self._experts, self._device = self._section.experts, self._section.device
-        self._choices = choices
-        self._address = 0
-        self._ahead = getattr(self._experts, "ahead", None) if guesses is not None else None
-        self._guesses = guesses
+        self._executor = executor
+        self._choices, self._guesses = choices, guesses
+        self._sections = [ForcedSection(section) for section in executor.sections]
 
     def __enter__(self) -> Self:
         self._executor.can_run_ahead = lambda _: False
+        for section in self._sections:
+            section.begin(self._choices, guessed=self._guesses is not None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._executor.can_run_ahead
+        for section in self._sections:
+            section.end(forced=self._choices is not None)
+
+    def step(self, number: int) -> None:
+        """Before the step ``number``."""
+        for section in self._sections:
+            if self._choices is not None:
+                section.choose(self._choices[number])
+            if self._guesses is not None:
+                section.guess(self._guesses[number])
+
+
+class ForcedSection:
+    """What one GPU chooses: the layers of its section of the chain."""
+
+    def __init__(self, section: ChainSection) -> None:
+        self._section, self._first, self._address = section, section.experts_before, 0
+        self._device: Any = section.device
+        self._experts: Any = section.experts
+        self._ahead = getattr(self._experts, "ahead", None)
+
+    def begin(self, choices: NDArray[np.int64] | None, *, guessed: bool) -> None:
+        """Have steps choose what `choose` writes, where there are ``choices``, and guess what `guess` writes."""
+        if not guessed:
+            self._ahead = None
         if self._ahead is not None:
             self._score = self._ahead._score
             self._ahead._score = lambda *_: None
-        if self._choices is not None:
-            layers, chosen = self._choices.shape[1:]
+        if choices is not None:
+            layers, chosen = choices.shape[1:]
             self._device.enter()
             self._address = self._device.driver.allocate(layers * _stride(chosen))
             self._original: Callable[..., list[Call]] = self._experts.calls
             self._experts.calls = self._calls
             self._section.forget()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        del self._executor.can_run_ahead
+    def end(self, *, forced: bool) -> None:
+        """Let it choose and guess by itself again."""
         if self._ahead is not None:
             self._ahead._score = self._score
-        if self._choices is not None:
+        if forced:
             del self._experts.calls
             self._section.forget()
             self._device.synchronize()
             self._device.driver.free(self._address)
 
-    def step(self, number: int) -> None:
-        """Before the step ``number``."""
-        if self._choices is not None:
-            layers, chosen = self._choices.shape[1:]
-            image = np.zeros((layers, _stride(chosen) // 8), np.int64)
-            image[:, :chosen] = self._choices[number]
-            self._device.write(self._address, image)
-        if self._ahead is not None and self._guesses is not None:
+    def choose(self, choices: NDArray[np.int64]) -> None:
+        """Write the choices of all layers of the model ``[layers, K]``, those of others too."""
+        layers, chosen = choices.shape
+        image = np.zeros((layers, _stride(chosen) // 8), np.int64)
+        image[:, :chosen] = choices
+        self._device.write(self._address, image)
+
+    def guess(self, guesses: NDArray[np.float32]) -> None:
+        """Write the scores of all layers ``[layers, E]``."""
+        if self._ahead is not None:
             for each in self._ahead.plan.layers:
-                scores = np.ascontiguousarray(self._guesses[number, each.layer])
+                scores = np.ascontiguousarray(guesses[self._first + each.layer])
                 self._device.write(self._ahead.scores(each.layer, 1).address, scores)
 
     def _calls(self, work: ExpertWork) -> list[Call]:
         hidden, index, weight, out = work.views
         if index.shape[0] == 1:
-            index = View(self._address + work.layer * _stride(index.shape[1]), "int64", index.shape)
+            layer = self._first + work.layer
+            index = View(self._address + layer * _stride(index.shape[1]), "int64", index.shape)
         return self._original(work._replace(views=(hidden, index, weight, out)))
 
 

@@ -103,7 +103,7 @@ class OffloadRun:
         start = time.perf_counter()
         with self._load(limit, threads, bound) as model:
             loaded = time.perf_counter() - start
-            experts: Any = model._executor and model._executor.section.experts
+            experts: Any = model._executor and model._executor.sections[0].experts
             experts.beside = self._beside
             assert isinstance(model.memory, DevicePlan)
             memory = {"slots": f"{_slot_share(model.memory):.0%}", "GPU MB": model.memory.total_bytes / 1e6}

@@ -23,10 +23,10 @@ from moec.runtime.device import View
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from moec.artifacts.bundle import Bundle
     from moec.artifacts.ids import TensorName, ValueId
     from moec.artifacts.model import AttentionSpec
     from moec.artifacts.program import Beside, ProgramRecord, SegmentProgram
+    from moec.artifacts.sections import Section
     from moec.runtime.cache.states import StateStorage
     from moec.runtime.cache.storage import CacheStorage
     from moec.runtime.chain.layout import Part
@@ -44,7 +44,7 @@ class Binder:
 
     Args:
         device: what runs them.
-        bundle: its model and dense weights.
+        section: its model and dense weights, and what comes from other devices and goes to them.
         program: of the target that ``functions`` are of.
         functions: the target's functions.
         cache: keys and values of each attention layer.
@@ -62,7 +62,7 @@ class Binder:
     def __init__(
         self,
         device: Device,
-        bundle: Bundle,
+        section: Section,
         program: ProgramRecord,
         functions: Functions,
         cache: CacheStorage,
@@ -72,14 +72,14 @@ class Binder:
         rows: int,
         resident: Mapping[TensorName, int] | None = None,
     ) -> None:
-        self.model = bundle.model
-        self.crossing = tuple(crossing_values(self.model))
-        self._device, self._bundle, self._experts = device, bundle, experts
+        self.section, self.model = section, section.bundle.model
+        self.crossing = tuple(crossing_values(self.model, section.arriving))
+        self._device, self._bundle, self._experts = device, section.bundle, experts
         self._cache, self._states = cache, states
         self._program = program
         self._segments = {segment.name: segment for segment in program.segments}
         self._workspaces = {workspace.function: workspace for workspace in program.workspaces}
-        layout = chain_layout(self.model, program, tokens, rows)
+        layout = chain_layout(self.model, program, tokens, rows, section.arriving, section.leaving)
         self._roots = layout.roots
         self._arena = plan_arena(layout.lifetimes)
         self._memory = device.allocate(self._arena.size_bytes)
@@ -182,6 +182,7 @@ class Binder:
 
     def record(self, layer: int, views: tuple[View, ...], recorder: RoutingRecorder) -> None:
         """Tell ``recorder`` of a layer's hidden states, choices and weights, which wait for it; see `ExpertCalls`."""
+        layer += self.section.experts_before
         recorder.record(layer, self._device.read(views[1]), self._device.read(views[2]))
         if self._device.kind == "cpu":
             recorder.see(layer, self._device.read(views[0]))

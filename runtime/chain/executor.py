@@ -2,41 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moec.artifacts.footprint import LOGIT_ROWS
-from moec.runtime.device import closed_error
+from moec.runtime.device import Move, closed_error, view_bytes
 from moec.runtime.engine.batch import choose_on_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from moec.runtime.chain.section import ChainSection
+    from moec.runtime.device import Link
     from moec.runtime.engine.batch import StepBatch
-    from moec.runtime.engine.sequence import Sequence
+    from moec.runtime.engine.sequence import Sequence as RunningSequence
     from moec.runtime.routing.recorder import RoutingRecorder
     from moec.runtime.stats import Stats
+
+
+TOKEN_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Links:
+    """The ways between the devices that run the sections of a chain."""
+
+    onward: tuple[Link, ...] = ()
+    """From each section to the next."""
+    back: tuple[tuple[ChainSection, Link], ...] = ()
+    """From the last one, which chooses tokens, to each other one that reads them."""
 
 
 class ChainExecutor:
     """Runs steps through the compiled chain.
 
     Args:
-        section: what runs it.
+        sections: what runs it, in order; the last one chooses tokens.
         vocab_size: V.
         stats: what was done.
+        links: between the sections.
     """
 
-    def __init__(self, section: ChainSection, vocab_size: int, stats: Stats) -> None:
-        self.section = section
+    def __init__(
+        self, sections: Sequence[ChainSection], vocab_size: int, stats: Stats, links: Links | None = None
+    ) -> None:
+        self.sections = tuple(sections)
+        self._last = self.sections[-1]
+        self._links = links or Links()
         self._vocab_size, self._stats = vocab_size, stats
         self._recorder: RoutingRecorder | None = None
-        self._chosen: list[Sequence] = []
+        self._chosen: list[RunningSequence] = []
         """Whose next tokens the device has, or will have after the step that it runs, in the order of the rows."""
         self._closed = False
 
@@ -48,26 +68,30 @@ class ChainExecutor:
     @recorder.setter
     def recorder(self, recorder: RoutingRecorder | None) -> None:
         self._recorder = recorder
-        self.section.record_with(recorder)
+        for section in self.sections:
+            section.record_with(recorder)
 
     def count(self) -> None:
         """Bring the counters of experts up to date."""
-        self.section.experts.count(self._stats)
+        for section in self.sections:
+            section.experts.count(self._stats)
 
     def close(self) -> None:
         """Let go of all memory."""
         self._closed = True
-        self.section.forget()
-        self.section.device.close()
+        for section in self.sections:
+            section.forget()
+        for section in self.sections:
+            section.device.close()
 
     def run(self, batch: StepBatch) -> NDArray[np.float32]:
         """See `moec.runtime.engine.batch.Executor`; the result is good until the next run."""
         self._show(batch)
         self._chosen = []
         if self.recorder is None and len(batch.wanted) == batch.count <= LOGIT_ROWS:
-            self.section.run_whole(batch.count)
-            return self.section.read_logits(batch.count, gathered=False)
-        self.section.run_part("main", batch.count)
+            self._run_whole(batch.count)
+            return self._last.read_logits(batch.count, gathered=False)
+        self._run_main(batch.count)
         if self.recorder is None:
             return self._logits_of(batch, batch.wanted)
         return self._logits_of(batch, list(range(batch.count)))[batch.wanted]
@@ -76,37 +100,39 @@ class ChainExecutor:
         """See `moec.runtime.engine.batch.Executor`."""
         self._show(batch)
         self._chosen = []
-        self.section.run_part("encoder", batch.count)
+        self._last.run_part("encoder", batch.count)
 
-    def can_run_ahead(self, sequences: list[Sequence]) -> bool:
+    def can_run_ahead(self, sequences: list[RunningSequence]) -> bool:
         """See `moec.runtime.engine.batch.Executor`."""
         if not sequences or sequences != self._chosen or not self._records(len(sequences)):
             return False
-        sampler = self.section.sampler
+        sampler = self._last.sampler
         return sampler is not None and sampler.can_choose(sequences, ahead=1)
 
     def next_tokens(
-        self, batch: StepBatch, sequences: list[Sequence], *, ahead: bool = False
+        self, batch: StepBatch, sequences: list[RunningSequence], *, ahead: bool = False
     ) -> Callable[[], list[int]]:
         """See `moec.runtime.engine.batch.Executor`."""
         self._check_open()
-        sampler, rows = self.section.sampler, len(sequences)
+        sampler, rows = self._last.sampler, len(sequences)
         if sampler is None or rows > LOGIT_ROWS or not sampler.can_choose(sequences, ahead=ahead):
             return self._choose(self.run(batch), sequences)
         if self._recorder is not None and not (rows == batch.count and self._records(rows)):
             return self._choose(self.run(batch), sequences)
         sampler.stage(sequences, ahead=ahead)
         self._show(batch, ahead=ahead)
+        if ahead:
+            self._hand_back(rows)
         if rows == batch.count:
-            self.section.run_whole(rows, sampled=True)
+            self._run_whole(rows, sampled=True)
         else:
-            self.section.run_part("main", batch.count)
+            self._run_main(batch.count)
             if rows:
-                self.section.gather(batch.wanted)
-                self.section.run_part("last", rows, gathered=True, sampled=True)
+                self._last.gather(batch.wanted)
+                self._last.run_part("last", rows, gathered=True, sampled=True)
         self._chosen = sequences
         record = self._read_routing(sequences)
-        tokens = sampler.read(sequences, self.section.tokens) if rows else list
+        tokens = sampler.read(sequences, self._last.tokens) if rows else list
         if record is None:
             return tokens
 
@@ -116,22 +142,55 @@ class ChainExecutor:
 
         return finish
 
+    def _run_whole(self, count: int, *, sampled: bool = False) -> None:
+        for number, section in enumerate(self.sections):
+            self._carry(number, count)
+            section.run_whole(count, sampled=sampled)
+
+    def _run_main(self, count: int) -> None:
+        for number, section in enumerate(self.sections):
+            self._carry(number, count)
+            section.run_part("main", count)
+
+    def _carry(self, number: int, count: int) -> None:
+        """Bring a section what it reads of those before, and let it leave alone what the one behind has yet to read."""
+        onward = self._links.onward
+        if number:
+            places = zip(
+                self.sections[number - 1].leaving(count), self.sections[number].arriving(count), strict=True
+            )
+            onward[number - 1].carry(
+                [Move(source.address, target.address, view_bytes(source)) for source, target in places]
+            )
+        if number < len(onward):
+            onward[number].settle()
+
+    def _hand_back(self, rows: int) -> None:
+        """Bring the tokens that were chosen last to where the next step reads them."""
+        for section, link in self._links.back:
+            link.carry([Move(self._last.tokens, section.tokens, TOKEN_BYTES * rows)])
+
     def _records(self, rows: int) -> bool:
         """Whether the routing of a decoding step is either not wanted, or kept by the device."""
-        log = self.section.log
-        return self._recorder is None or (log is not None and rows <= log.tokens)
+        return self._recorder is None or all(
+            section.log is not None and rows <= section.log.tokens
+            for section in self.sections
+            if section.routes
+        )
 
-    def _read_routing(self, sequences: list[Sequence]) -> Callable[[], None] | None:
+    def _read_routing(self, sequences: list[RunningSequence]) -> Callable[[], None] | None:
         """What tells the recorder of a decoding step, but for sequences that have ended since it was begun."""
-        recorder, log = self._recorder, self.section.log
-        if recorder is None or log is None:
+        recorder = self._recorder
+        logs = [section.log for section in self.sections if section.log is not None]
+        if recorder is None or not logs:
             return None
-        wait = log.read(len(sequences))
+        waits = [log.read(len(sequences)) for log in logs]
 
         def record() -> None:
             alive = [row for row, sequence in enumerate(sequences) if sequence.finished is None]
-            for layer, index, weight in wait():
-                recorder.record(layer, index[alive], weight[alive])
+            for wait in waits:
+                for layer, index, weight in wait():
+                    recorder.record(layer, index[alive], weight[alive])
 
         return record
 
@@ -140,7 +199,9 @@ class ChainExecutor:
         if self._closed:
             raise closed_error()
 
-    def _choose(self, logits: NDArray[np.float32], sequences: list[Sequence]) -> Callable[[], list[int]]:
+    def _choose(
+        self, logits: NDArray[np.float32], sequences: list[RunningSequence]
+    ) -> Callable[[], list[int]]:
         started = perf_counter()
         tokens = choose_on_host(logits, sequences)
         self._stats.milliseconds["sampling"] += (perf_counter() - started) * 1e3
@@ -149,22 +210,24 @@ class ChainExecutor:
     def _show(self, batch: StepBatch, *, ahead: bool = False) -> None:
         """Let the device see the step."""
         self._check_open()
-        self.section.show(batch, batch.table.take_changed(), ahead=ahead)
+        rows = batch.table.take_changed()
+        for section in self.sections:
+            section.show(batch, rows, ahead=ahead)
 
     def _logits_of(self, batch: StepBatch, rows: list[int]) -> NDArray[np.float32]:
         """Run the last steps on ``rows`` and read their logits."""
         if len(rows) == batch.count <= LOGIT_ROWS:
             return self._run_last(batch.count, gathered=False)
         if 0 < len(rows) <= LOGIT_ROWS:
-            self.section.gather(rows)
+            self._last.gather(rows)
             return self._run_last(len(rows), gathered=True)
         logits = np.empty((len(rows), self._vocab_size), np.float32)
         for start in range(0, len(rows), LOGIT_ROWS):
             block = rows[start : start + LOGIT_ROWS]
-            self.section.gather(block)
+            self._last.gather(block)
             logits[start : start + len(block)] = self._run_last(len(block), gathered=True)
         return logits
 
     def _run_last(self, rows: int, *, gathered: bool) -> NDArray[np.float32]:
-        self.section.run_part("last", rows, gathered=gathered)
-        return self.section.read_logits(rows, gathered=gathered)
+        self._last.run_part("last", rows, gathered=gathered)
+        return self._last.read_logits(rows, gathered=gathered)

@@ -27,6 +27,8 @@ from moec.artifacts.steps import (
 from moec.runtime.chain.arena import Lifetime
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moec.artifacts.ids import ValueId
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.program import Beside, Call, LocalSpec, ProgramRecord, SegmentProgram
@@ -69,20 +71,41 @@ class ChainLayout:
     """The memory in which each value lies: its own, or that of a value it is a view of."""
 
 
-def chain_layout(model: ModelRecord, program: ProgramRecord, tokens: int, rows: int) -> ChainLayout:
-    """What a step of ``tokens`` tokens needs, of which at most ``rows`` rows have their logits made at once."""
+def chain_layout(
+    model: ModelRecord,
+    program: ProgramRecord,
+    tokens: int,
+    rows: int,
+    arriving: Sequence[ValueId] = (),
+    leaving: Sequence[ValueId] = (),
+) -> ChainLayout:
+    """What a step needs.
+
+    Args:
+        model: the chain, or a section of one.
+        program: of the target.
+        tokens: of the step.
+        rows: the most whose logits are made at once.
+        arriving: values that are there before the first call, see `moec.artifacts.sections.Section`.
+        leaving: values that are read when the last call is over.
+    """
     main = _Numbering(model, program, "main", tokens)
-    for name in CHAIN_INPUTS:
+    for name in (*CHAIN_INPUTS, *arriving):
         main.own(name)
+    if arriving:
+        main.touch(arriving)
     main.run(0, model.last_step)
-    crossing = crossing_values(model)
+    if leaving:
+        main.touch(leaving)
+    crossing = crossing_values(model, arriving)
     last = _Numbering(model, program, "last", rows, main.clock)
     for name in crossing:
         last.own(name)
         last.use(name)
     last.clock += 1
     last.run(model.last_step, len(model.steps))
-    last.use(CHAIN_OUTPUT)
+    if not leaving:
+        last.use(CHAIN_OUTPUT)
     main.clock = last.clock
     for name in crossing:
         main.use(name)
@@ -108,9 +131,9 @@ def steps_of(model: ModelRecord, part: Part) -> range:
     }[part]
 
 
-def crossing_values(model: ModelRecord) -> list[ValueId]:
-    """Values that steps before ``last_step`` make (or the chain's inputs) and later steps read."""
-    known: set[ValueId] = set(CHAIN_INPUTS)
+def crossing_values(model: ModelRecord, arriving: Sequence[ValueId] = ()) -> list[ValueId]:
+    """Values that steps before ``last_step`` make (or the chain's inputs, or ``arriving``) and later steps read."""
+    known: set[ValueId] = {*CHAIN_INPUTS, *arriving}
     for step in model.steps[: model.last_step]:
         known.update(step_values(step)[1])
     crossing: dict[ValueId, None] = {}
@@ -171,6 +194,12 @@ class _Numbering:
         """The call that comes next touches a value."""
         key = self.roots[ValueKey(self._part, name)]
         self._touch(key, value_spec(self._model, key.name))
+
+    def touch(self, names: Sequence[ValueId]) -> None:
+        """A call of its own touches values: they are copied."""
+        for name in names:
+            self.use(name)
+        self.clock += 1
 
     def run(self, first: int, last: int) -> None:
         """Number the calls of the steps ``first .. last - 1``."""

@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from moec.artifacts.chain import CHAIN_OUTPUT
+from moec.artifacts.chain import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
 from moec.artifacts.model import DTYPE_BYTES
 from moec.runtime.chain.calls import part_calls
 from moec.runtime.chain.layout import value_spec
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from moec.artifacts.ids import ValueId
     from moec.runtime.chain.binding import Binder
     from moec.runtime.chain.layout import Part
-    from moec.runtime.device import Call, Device, TokenSampler
+    from moec.runtime.device import Call, Device, TokenSampler, View
     from moec.runtime.engine.batch import StepBatch
     from moec.runtime.experts.calls import ExpertCalls
     from moec.runtime.routing.recorder import RoutingLog, RoutingRecorder
     from moec.runtime.stats import Stats
 
+TOKENS = CHAIN_INPUTS[0]
 COUNTS_KEPT = 96
 """Parts of steps, of one token count each, whose calls are kept; a decoding batch has only a few."""
 
@@ -72,6 +74,29 @@ class ChainSection:
         """Where the step's token ids lie."""
         return self._shown.tokens
 
+    @property
+    def experts_before(self) -> int:
+        """MoE layers of earlier sections."""
+        return self._binder.section.experts_before
+
+    @property
+    def routes(self) -> bool:
+        """Whether it has routed experts."""
+        return bool(self._model.experts)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether any step does."""
+        return any(TOKENS in step_values(step)[0] for step in self._model.steps)
+
+    def arriving(self, count: int) -> list[View]:
+        """Where the values of a step of ``count`` tokens go that come from the section before."""
+        return self._places(self._binder.section.arriving, count)
+
+    def leaving(self, count: int) -> list[View]:
+        """Where those lie that go to the section behind, in its order."""
+        return self._places(self._binder.section.leaving, count)
+
     def record_with(self, recorder: RoutingRecorder | None) -> None:
         """Tell ``recorder`` of every token's routing from now on."""
         self._recorder = recorder
@@ -117,6 +142,9 @@ class ChainSection:
                 begin = source.address + block * count * row_bytes
                 self.device.gather(begin, target.address + block * len(rows) * row_bytes, rows, row_bytes)
 
+    def _places(self, names: Sequence[ValueId], count: int) -> list[View]:
+        return [self._binder.value("main", name, count, self._shown) for name in names]
+
     @property
     def _shown(self) -> BatchMirrors:
         assert self._mirrors is not None, "no step was shown"
@@ -136,10 +164,12 @@ class ChainSection:
         )
 
     def _last_calls(self, key: _Key) -> list[Call]:
-        """The last part's calls, and where the device chooses tokens the call that does."""
+        """The last part's calls, and where the device chooses tokens the call that does.
+
+        The section of another device has none.
+        """
         calls = self._calls("last", key)
-        if key.sampled:
-            assert self.sampler is not None
+        if key.sampled and self.sampler is not None:
             logits = self._binder.value("last", CHAIN_OUTPUT, key.tokens, self._shown, gathered=key.gathered)
             calls.append(self.sampler.call(logits, self.tokens))
         return calls

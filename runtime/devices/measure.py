@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import tempfile
@@ -94,6 +95,15 @@ def gpu_records() -> list[GpuRecord]:
 
     driver = NvidiaDriver()
     return [measure_gpu(driver, ordinal) for ordinal in range(driver.device_count())]
+
+
+def gpu_peers() -> list[tuple[int, int]]:
+    """Pairs of GPUs that read each other's memory without a detour through the host's; raises as `gpu_records`."""
+    from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+
+    driver = NvidiaDriver()
+    pairs = itertools.combinations(range(driver.device_count()), 2)
+    return [pair for pair in pairs if driver.can_reach(*pair) and driver.can_reach(*reversed(pair))]
 
 
 def gpu_record(device: str) -> GpuRecord:

@@ -104,7 +104,7 @@ def plan_slots(
 
     Args:
         layers: what the layers take.
-        profile: how often each expert is used.
+        profile: how often each expert is used, layer by layer.
         policy: who leaves.
         streamed_from: tokens from which on a step is streamed, by the schedule; ``None``: when it has to be.
         device_bytes: room for slots and stage.
@@ -117,7 +117,7 @@ def plan_slots(
     whole = max((layer.experts * layer.stride_bytes for layer in layers), default=0)
     largest = max((layer.stride_bytes for layer in layers), default=1)
     stage = min(whole, device_bytes // largest * largest)
-    ranked = [profile.layers[layer.layer] for layer in layers]
+    ranked = profile.layers
     slots = device_slots(layers, [each.slot_value for each in ranked], device_bytes - stage)
     order = host_order([each.use_share for each in ranked])
     hosted, places = _hosted(layers, order, host_bytes, max_batch)

@@ -1,165 +1,171 @@
-"""A bundle onto a GPU: with all its experts where they fit, else with as many as the budget holds."""
+"""A bundle onto one GPU or several: with all its experts where they fit, else with as many as the budgets hold."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import cache_layers
-from moec.artifacts.footprint import LOGIT_ROWS, selection_layers, state_layers
+from moec.artifacts.paths import DENSE_NAME
 from moec.artifacts.reader import find_bundle, read_bundle, stamp, weight_names
-from moec.artifacts.sampling import SAMPLE
-from moec.runtime.cache.states import StateStorage
-from moec.runtime.cache.storage import CacheStorage
-from moec.runtime.chain.binding import Binder
+from moec.artifacts.sections import whole_section
+from moec.artifacts.verify import check_hashes
+from moec.errors import RequestError
 from moec.runtime.chain.executor import ChainExecutor
-from moec.runtime.chain.section import ChainSection
 from moec.runtime.devices.cuda.architecture import choose_cuda_target
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
+from moec.runtime.devices.cuda.measure import copy_speeds
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
 from moec.runtime.devices.cuda.offload.helping import let_cpu_help
-from moec.runtime.devices.cuda.offload.loading import offloaded_experts
-from moec.runtime.devices.cuda.routing_log import DeviceRoutingLog
-from moec.runtime.devices.cuda.sampling import DeviceSampler
-from moec.runtime.devices.cuda.starting import start_device
-from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
+from moec.runtime.devices.cuda.starting import start_devices
 from moec.runtime.engine import Engine
 from moec.runtime.engine.scheduler import limits_of
+from moec.runtime.loading.cuda_section import SectionLoader
+from moec.runtime.loading.links import describe_division, make_links
 from moec.runtime.loading.read_ahead import ReadAhead
 from moec.runtime.machine.libraries import host_cpu_features, load_runtime
 from moec.runtime.machine.threads import helper_threads
 from moec.runtime.memory.cuda_planning import MemoryPlanner, device_limit
+from moec.runtime.memory.divided import DividedPlan, DivisionPlanner
 from moec.runtime.model import Model
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.sharing.loading import cpu_side
 from moec.runtime.stats import Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
     from pathlib import Path
 
     from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.sections import Section
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.cuda.module import CudaFunctions
-    from moec.runtime.experts.calls import ExpertCalls
     from moec.runtime.memory.cuda_planning import CudaOptions
     from moec.runtime.memory.device_budget import DevicePlan
+    from moec.runtime.sharing.loading import CpuSide
 
 
 @dataclass(frozen=True)
-class _Loading:
-    """What a model is put together from."""
+class _Plan:
+    """Who runs what, with which memory."""
 
-    device: CudaDevice
-    bundle: Bundle
-    target: TargetRecord
-    options: CudaOptions
-    plan: DevicePlan
-    weights: ResidentWeights
-    hashed: Collection[str]
-    progress: Callable[[int], None] | None
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """A model put together."""
-
-    engine: Engine
-    executor: ChainExecutor
-    experts: ExpertCalls
-    functions: CudaFunctions
+    sections: tuple[Section, ...]
+    plans: tuple[DevicePlan, ...]
+    memory: DevicePlan | DividedPlan
+    """What the model says of it."""
+    side: CpuSide | None = None
+    helpers: int = 0
+    """Threads of the CPU that compute a share of the missing experts."""
 
 
 def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], None] | None) -> Model:
     """See `moec.runtime.load`.
 
-    The GPU is started while records are parsed and the disk reads ahead, and code is bound while weights arrive.
+    GPUs are started while records are parsed and the disk reads ahead, and code is bound while weights arrive.
     """
     found = find_bundle(path, options.verify)
     ahead = ReadAhead(found.path, weight_names(found.manifest))
-    with start_device(options.ordinal) as starting, ahead:
+    with start_devices(options.ordinals) as starting, ahead:
         bundle = read_bundle(found, progress, weights_later=True)
         threads = load_runtime(None if options.cpu_threads is None else max(1, options.cpu_threads))
-        device = starting.device()
+        devices = starting.devices()
         load_cuda_libraries()
-        targets, features = bundle.manifest.targets, host_cpu_features()
-        target = choose_cuda_target(targets, device.capability, device.name, features)
-        device.resources.enter()
-        limit = device_limit(options.device_memory, *device.driver.memory_info())
-        planner = MemoryPlanner(bundle, target, options, limit)
-        resident = planner.resident()
-        helpers = 0 if resident is not None else helper_threads(options.cpu_threads)
-        side = cpu_side(bundle, features, helpers) if resident is None else None
-        plan = resident or planner.offloaded(shared=side is not None and side.serve is not None)
-        device.open(plan.limit_bytes, plan.needs.staging_bytes, plan.needs.code_bytes)
-        hashed = found.unhashed
+        features = host_cpu_features()
+        targets = tuple(
+            choose_cuda_target(bundle.manifest.targets, device.capability, device.name, features)
+            for device in devices
+        )
+        plan = _plan(bundle, devices, targets, options)
+        for device, own in zip(devices, plan.plans, strict=True):
+            device.open(own.limit_bytes, own.needs.staging_bytes, own.needs.code_bytes)
         ahead.stop()
-        weights = ResidentWeights(device, bundle, hashed, progress, with_experts=plan.slots is None)
+        hashed, stats = found.unhashed, Stats()
+        loaders: list[SectionLoader] = []
         try:
-            parts = _assemble(_Loading(device, bundle, target, options, plan, weights, hashed, progress))
-            weights.upload.finish()
+            loaders.extend(
+                SectionLoader(*parts, hashed, progress)
+                for parts in zip(devices, plan.sections, targets, plan.plans, strict=True)
+            )
+            sections = [loader.assemble(options.max_batch, stats) for loader in loaders]
+            if len(devices) > 1 and DENSE_NAME in hashed:
+                check_hashes(bundle.path, bundle.manifest, [DENSE_NAME])
+            for loader in loaders:
+                loader.weights.upload.finish()
         finally:
-            weights.upload.abandon()
-        if isinstance(parts.experts, OffloadedExperts) and side is not None and side.serve is not None:
-            let_cpu_help(device, bundle, parts.functions, parts.experts, side, helpers)
+            for loader in loaders:
+                loader.weights.upload.abandon()
+        links = make_links(sections, devices, plan.sections, plan.plans, options.max_batch)
+        executor = ChainExecutor(sections, bundle.model.vocab_size, stats, links)
+        experts = sections[0].experts
+        side = plan.side
+        if isinstance(experts, OffloadedExperts) and side is not None and side.serve is not None:
+            let_cpu_help(devices[0], bundle, loaders[0].functions, experts, side, plan.helpers)
         if hashed or not found.checked:
             stamp(found, hashed)
-        notes = () if side is None else (side.note,)
+        step_tokens = min(loader.step_tokens for loader in loaders)
+        limits = limits_of(bundle.model, options.max_batch, step_tokens, plan.memory.cache_pages)
+        engine = Engine(executor, limits, Vocabulary.of(bundle.model), stats)
+        names = ", ".join(dict.fromkeys(target.name for target in targets))
         return Model(
-            bundle.path, bundle.model, target.name, plan, parts.engine, parts.executor, threads, notes=notes
+            bundle.path,
+            bundle.model,
+            names,
+            plan.memory,
+            engine,
+            executor,
+            threads,
+            notes=_notes(plan, devices),
         )
 
 
-def _assemble(loading: _Loading) -> _Parts:
-    device, bundle, plan, options = loading.device, loading.bundle, loading.plan, loading.options
-    stats = Stats()
-    functions = device.load(bundle.path, loading.target.files)
-    stats.bytes_moved = plan.needs.expert_bytes
-    experts: ExpertCalls = (
-        ResidentExperts(device, bundle, loading.weights)
-        if plan.slots is None
-        else offloaded_experts(
-            device,
-            bundle,
-            functions,
-            loading.target.name,
-            plan.slots,
-            plan.ahead,
-            loading.weights,
-            loading.hashed,
-            loading.progress,
+def _plan(
+    bundle: Bundle, devices: list[CudaDevice], targets: tuple[TargetRecord, ...], options: CudaOptions
+) -> _Plan:
+    """Divide memory; nothing is allocated yet.
+
+    Raises:
+        BudgetError: there is too little.
+        DeviceError: the model cannot be divided among so many GPUs.
+        RequestError: the CPU is to help several GPUs.
+    """
+    limits = []
+    for device, memory in zip(devices, options.device_memory, strict=True):
+        device.enter()
+        limits.append(device_limit(memory, *device.driver.memory_info()))
+    if len(devices) > 1:
+        return _divide(bundle, devices, targets, options, tuple(limits))
+    section = whole_section(bundle)
+    planner = MemoryPlanner(section, targets[0], options, limits[0])
+    resident = planner.resident()
+    if resident is not None:
+        return _Plan((section,), (resident,), resident)
+    helpers = helper_threads(options.cpu_threads)
+    side = cpu_side(bundle, host_cpu_features(), helpers)
+    plan = planner.offloaded(shared=side.serve is not None)
+    return _Plan((section,), (plan,), plan, side, helpers)
+
+
+def _divide(
+    bundle: Bundle,
+    devices: list[CudaDevice],
+    targets: tuple[TargetRecord, ...],
+    options: CudaOptions,
+    limits: tuple[int, ...],
+) -> _Plan:
+    if options.cpu_threads:
+        raise RequestError(
+            f"cpu_threads={options.cpu_threads} does not go with several GPUs.",
+            "The CPU computes a share of the missing experts for one GPU only; several fetch all of theirs.",
+            "Leave cpu_threads out, or give one GPU.",
         )
+    speeds = tuple(
+        copy_speeds(device.driver, device.ordinal, limit)
+        for device, limit in zip(devices, limits, strict=True)
     )
-    cache = CacheStorage(device, cache_layers(bundle.model), plan.cache_pages, selection_layers(bundle.model))
-    states = StateStorage(device, state_layers(bundle.model), options.max_batch)
-    planned = plan.needs.step_tokens
-    limits = limits_of(bundle.model, options.max_batch, _step_tokens(plan), plan.cache_pages)
-    binder = Binder(
-        device,
-        bundle,
-        bundle.programs[loading.target.name],
-        functions,
-        cache,
-        states,
-        experts,
-        planned,
-        min(planned, LOGIT_ROWS),
-        loading.weights.dense,
-    )
-    sampler = None
-    if functions.has(SAMPLE):
-        choose = functions.get(SAMPLE)
-        sampler = DeviceSampler(device, choose, bundle.model.vocab_size, options.max_batch)
-    log = DeviceRoutingLog(device, bundle.model, options.max_batch) if bundle.model.experts else None
-    section = ChainSection(device, binder, experts, stats, sampler, log)
-    executor = ChainExecutor(section, bundle.model.vocab_size, stats)
-    return _Parts(Engine(executor, limits, Vocabulary.of(bundle.model), stats), executor, experts, functions)
+    plan = DivisionPlanner(bundle, targets, options, limits, speeds).plan()
+    return _Plan(plan.sections, plan.plans, plan)
 
 
-def _step_tokens(plan: DevicePlan) -> int:
-    """Tokens of the largest step: as planned, or what can run where large steps have no room to stream."""
-    slots, planned = plan.slots, plan.needs.step_tokens
-    if slots is None or slots.streams:
-        return planned
-    return min(planned, slots.most_entries // max(layer.top_k for layer in slots.layers))
+def _notes(plan: _Plan, devices: list[CudaDevice]) -> tuple[str, ...]:
+    if plan.side is not None:
+        return (plan.side.note,)
+    return describe_division(devices, plan.sections, plan.plans) if len(devices) > 1 else ()

@@ -8,6 +8,7 @@ from moec.artifacts.cache import cache_layers, sequence_tokens
 from moec.artifacts.footprint import LOGIT_ROWS, footprint, selection_layers, state_layers
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import DEFAULT_POLICY, NO_PREFETCH, best_schedule
+from moec.artifacts.sections import whole_section
 from moec.artifacts.verify import LEVELS
 from moec.errors import DeviceError, RequestError
 from moec.planning.policies import always_admitting
@@ -17,7 +18,7 @@ from moec.runtime.chain.binding import Binder
 from moec.runtime.chain.executor import ChainExecutor
 from moec.runtime.chain.section import ChainSection
 from moec.runtime.devices.cpu import CpuDevice
-from moec.runtime.devices.names import parse_ordinal
+from moec.runtime.devices.names import budgets_of, parse_ordinals
 from moec.runtime.engine import Engine
 from moec.runtime.engine.scheduler import limits_of
 from moec.runtime.experts.calls import HostExperts
@@ -39,13 +40,14 @@ from moec.runtime.routing.ring import DEFAULT_CAPACITY
 from moec.runtime.stats import Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.schedule import Schedule
     from moec.artifacts.verify import Level
+    from moec.runtime.devices.names import Budget
     from moec.runtime.engine import Limits
     from moec.runtime.experts.residency import LayerPlan
 
@@ -53,8 +55,8 @@ if TYPE_CHECKING:
 def load(
     path: str | Path,
     *,
-    device: str = "cpu",
-    device_memory: int | float | str | None = None,
+    device: str | Sequence[str] = "cpu",
+    device_memory: Budget | Sequence[Budget] = None,
     host_memory: int | float | str | None = None,
     cpu_threads: int | None = None,
     max_batch: int = 8,
@@ -71,10 +73,12 @@ def load(
     Args:
         path: the bundle's folder.
         device: ``cpu``, or ``cuda:0``: the first GPU, with all experts in its memory where they fit, else with a cache
-            of experts in its memory and the others in host memory and in the file.
+            of experts in its memory and the others in host memory and in the file. Several, ``["cuda:0", "cuda:1"]`` or
+            ``cuda:0,cuda:1``: the layers are divided among them, by their budgets and measured speeds.
         device_memory: hard limit on what the model allocates on the GPU (weights, cache, activations, code): bytes, a
             text such as ``8GiB`` or ``75%``, or a ratio of the GPU's memory. ``None``: what is free, less some. The
-            driver's own context is not counted. On ``cpu`` it must be ``None``.
+            driver's own context is not counted. Of several GPUs it is that of each, or a list with one for each. On
+            ``cpu`` it must be ``None``.
         host_memory: hard limit on what the model keeps resident (weights, cache, activations): bytes, a text
             such as ``8GiB`` or ``75%``, or a ratio such as 0.75 of the machine's memory. Experts beyond it
             stay in the file. ``None``: no limit; with a GPU, nine tenths of what is available. With a GPU it counts
@@ -82,7 +86,7 @@ def load(
         cpu_threads: threads of the kernels; ``None``: all CPUs that the process may use (by its affinity, its
             cgroup's quota and ``OMP_NUM_THREADS``). The last load decides for all models of the process. Only
             the first can have more threads than there are CPUs. On a GPU these compute a share of the experts that
-            it does not have: ``None``: all CPUs but one, 0: none.
+            it does not have: ``None``: all CPUs but one, 0: none. Beside several GPUs they compute none.
         max_batch: sequences that run at once.
         max_step_tokens: most tokens of one step, all sequences together; longer prompts are run in several. ``None``:
             512 on ``cpu``, or behind an encoder a whole context, since a source is read in one step; on a GPU 4096, or
@@ -110,7 +114,8 @@ def load(
             allocated.
         RequestError: an option is out of range.
     """
-    _check_device(device, device_memory)
+    ordinals = parse_ordinals(device)
+    _check_device_memory(ordinals, device_memory)
     _check_level(verify)
     check_flag("prefetch", prefetch)
     check_count("trace_capacity", trace_capacity, least=1)
@@ -118,17 +123,16 @@ def load(
     if max_step_tokens is not None:
         check_count("max_step_tokens", max_step_tokens, least=max_batch + 1)
     if cpu_threads is not None:
-        check_count("cpu_threads", cpu_threads, least=0 if device.startswith("cuda") else 1)
+        check_count("cpu_threads", cpu_threads, least=0 if ordinals else 1)
     if cache_tokens is not None:
         check_count("cache_tokens", cache_tokens, least=1)
-    if device.startswith("cuda"):
+    if ordinals:
         from moec.runtime.loading.cuda import load_cuda
         from moec.runtime.memory.cuda_planning import CudaOptions
 
         sizes = max_batch, max_step_tokens, cache_tokens
-        options = CudaOptions(
-            parse_ordinal(device), device_memory, host_memory, cpu_threads, *sizes, prefetch, verify
-        )
+        budgets = budgets_of(device_memory, len(ordinals))
+        options = CudaOptions(ordinals, budgets, host_memory, cpu_threads, *sizes, prefetch, verify)
         return _recording(load_cuda(path, options, progress), trace_path, trace_capacity)
     budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")
     bundle = open_bundle(path, verify=verify, progress=progress)
@@ -188,7 +192,7 @@ def _assemble(
     rows = min(limits.max_step_tokens, LOGIT_ROWS)
     binder = Binder(
         device,
-        bundle,
+        whole_section(bundle),
         bundle.programs[target.name],
         functions,
         cache,
@@ -198,7 +202,7 @@ def _assemble(
         rows,
     )
     section = ChainSection(device, binder, experts, stats)
-    executor = ChainExecutor(section, bundle.model.vocab_size, stats)
+    executor = ChainExecutor([section], bundle.model.vocab_size, stats)
     return Engine(executor, limits, Vocabulary.of(bundle.model), stats), executor
 
 
@@ -210,15 +214,8 @@ def _schedule(bundle: Bundle, memory: MemoryPlan) -> Schedule | None:
     return best_schedule(schedules, 0, memory.total_bytes) or smallest
 
 
-def _check_device(device: str, device_memory: object) -> None:
-    if isinstance(device, str) and device.startswith("cuda"):
-        parse_ordinal(device)
-        return
-    if device != "cpu":
-        raise DeviceError(
-            f"There is no device {device!r}.", "Known devices: cpu, cuda:0, cuda:1, …", 'Use device="cpu".'
-        )
-    if device_memory is not None:
+def _check_device_memory(ordinals: tuple[int, ...], device_memory: object) -> None:
+    if not ordinals and device_memory is not None:
         raise DeviceError(
             "device_memory does not apply to the device cpu.",
             "It limits the memory of a GPU; on the CPU everything is in host memory.",

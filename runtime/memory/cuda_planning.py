@@ -24,6 +24,7 @@ from moec.runtime.memory.step_tokens import plan_largest_step, plan_offloaded_st
 if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.sections import Section
     from moec.artifacts.verify import Level
 
 HEADROOM_BYTES = 256 << 20
@@ -37,8 +38,10 @@ HOST_SHARE = 0.9
 class CudaOptions:
     """What `moec.runtime.load` was told, checked."""
 
-    ordinal: int
-    device_memory: int | float | str | None
+    ordinals: tuple[int, ...]
+    """The GPUs, in the order in which they follow each other."""
+    device_memory: tuple[int | float | str | None, ...]
+    """Of each GPU."""
     host_memory: int | float | str | None
     cpu_threads: int | None
     max_batch: int
@@ -51,13 +54,33 @@ class CudaOptions:
 
 
 @dataclass(frozen=True)
+class Together:
+    """What all GPUs of a model have together, where there are several."""
+
+    limit_bytes: int
+    """Their budgets."""
+    host_share: float
+    """The part of the host's memory that is for the experts of one of them."""
+    pinned_bytes: int
+    """Of the host's memory that all of them need beside experts."""
+
+
+@dataclass(frozen=True)
 class MemoryPlanner:
     """Plans a GPU's memory, with the step that was asked for or the largest that leaves the others room."""
 
-    bundle: Bundle
+    section: Section
+    """What the GPU runs."""
     target: TargetRecord
     options: CudaOptions
     limit_bytes: int
+    together: Together | None = None
+    """``None``: it is the only GPU."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """What the GPU runs, as a bundle."""
+        return self.section.bundle
 
     def resident(self) -> DevicePlan | None:
         """With all experts; ``None`` where they do not fit.
@@ -100,7 +123,7 @@ class MemoryPlanner:
 
     def _needs(self, step_tokens: int) -> DeviceNeeds:
         return device_needs(
-            self.bundle, self.target, max_batch=self.options.max_batch, max_step_tokens=step_tokens
+            self.section, self.target, max_batch=self.options.max_batch, max_step_tokens=step_tokens
         )
 
     def _resident(self, step_tokens: int) -> DevicePlan:
@@ -114,14 +137,17 @@ class MemoryPlanner:
 
     def _offloaded(self, step_tokens: int, shared: bool) -> DevicePlan:
         needs, model = self._needs(step_tokens), self.bundle.model
+        together = self.together
         pinned = needs.staging_bytes + (host_bytes(model) if shared else 0)
+        room = _host_room(self.options.host_memory, pinned if together is None else together.pinned_bytes)
         return plan_offload(
             self.bundle,
             needs,
             limit_bytes=self.limit_bytes,
-            host_bytes=_host_room(self.options.host_memory, pinned),
+            host_bytes=room if together is None else int(room * together.host_share),
             share_bytes=device_bytes(model) if shared else 0,
             prefetch=self.options.prefetch,
+            schedule_bytes=None if together is None else (together.limit_bytes, room),
             cache_tokens=self.options.cache_tokens,
             max_batch=self.options.max_batch,
         )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS, sequence_tokens
+from moec.artifacts.dense_runs import dense_runs
 from moec.artifacts.footprint import GRAPH_BYTES, LOGIT_ROWS, TABLE_ENTRY_BYTES, footprint
-from moec.artifacts.paths import DENSE_NAME, experts_name
+from moec.artifacts.paths import experts_name
 from moec.artifacts.sampling import OPTION_WORDS
 from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
 from moec.artifacts.sizes import exact_bytes, human_bytes
@@ -26,6 +27,7 @@ from moec.runtime.experts.slots import plan_slots, state_bytes
 if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.sections import Section
 from moec.runtime.experts.slots import SlotPlan
 
 
@@ -102,16 +104,22 @@ class DevicePlan:
 
 
 def device_needs(
-    bundle: Bundle, target: TargetRecord, *, max_batch: int, max_step_tokens: int
+    section: Section, target: TargetRecord, *, max_batch: int, max_step_tokens: int
 ) -> DeviceNeeds:
-    """Add up what ``bundle`` needs with all its experts on the GPU."""
+    """Add up what a section of a chain, or all of it, needs with all its experts on the GPU."""
+    bundle, last = section.bundle, not section.leaving
     model, files, facts = bundle.model, bundle.manifest.files, footprint(bundle.model)
     layout = chain_layout(
-        model, bundle.programs[target.name], max_step_tokens, min(max_step_tokens, LOGIT_ROWS)
+        model,
+        bundle.programs[target.name],
+        max_step_tokens,
+        min(max_step_tokens, LOGIT_ROWS),
+        section.arriving,
+        section.leaving,
     )
     code = [files[name].size_bytes for name in target.files if name.endswith(".fatbin")]
     return DeviceNeeds(
-        dense_bytes=_aligned(files[DENSE_NAME].size_bytes),
+        dense_bytes=_aligned(dense_runs(section).size_bytes),
         expert_bytes=sum(_aligned(files[experts_name(layer.layer)].size_bytes) for layer in model.experts),
         table_bytes=sum(_aligned(TABLE_ENTRY_BYTES * layer.experts) for layer in model.experts),
         state_bytes=_aligned(facts.states_bytes(max_batch)) if model.states else 0,
@@ -119,7 +127,8 @@ def device_needs(
         staging_bytes=staging_bytes(
             max_batch, max_step_tokens, model.max_context, sources=bool(model.encoder)
         ),
-        sampler_bytes=sampler_bytes(model.vocab_size, max_batch) + routing_bytes(model, max_batch),
+        sampler_bytes=(sampler_bytes(model.vocab_size, max_batch) if last else 0)
+        + routing_bytes(model, max_batch),
         code_bytes=sum(code) + GRAPH_BYTES,
         cache_page_bytes=facts.cache_page_bytes,
         step_tokens=max_step_tokens,
@@ -175,6 +184,7 @@ def plan_offload(
     host_bytes: int,
     share_bytes: int = 0,
     prefetch: bool | None = None,
+    schedule_bytes: tuple[int, int] | None = None,
     cache_tokens: int | None,
     max_batch: int,
 ) -> DevicePlan:
@@ -187,6 +197,7 @@ def plan_offload(
         host_bytes: room for experts in host memory.
         share_bytes: of the GPU's memory that the CPU's share takes.
         prefetch: whether experts are brought ahead; ``None``: where the schedule says so and the budget has room.
+        schedule_bytes: budgets of GPUs and host that a schedule is chosen by; ``None``: the two above.
         cache_tokens: tokens of key-value cache, all sequences together; ``None``: ``max_batch`` full contexts, but no
             more than a quarter of the limit.
         max_batch: sequences at once.
@@ -201,7 +212,7 @@ def plan_offload(
         full = max_batch * pages_for(sequence_tokens(bundle.model))
         quarter = limit_bytes // 4 // max(1, base.cache_page_bytes)
         cache_tokens = PAGE_TOKENS * max(1, min(full, quarter))
-    schedule = best_schedule(schedules, limit_bytes, host_bytes)
+    schedule = best_schedule(schedules, *(schedule_bytes or (limit_bytes, host_bytes)))
     ahead = plan_ahead(bundle, facts, schedule, prefetch)
 
     def planned(base: DeviceNeeds) -> DevicePlan:

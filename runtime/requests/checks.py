@@ -161,17 +161,20 @@ def stop_strings_of(given: str | Sequence[str] | None) -> tuple[str, ...]:
     return stops
 
 
-def to_prompts(input_ids: object, attention_mask: object = None) -> list[tuple[int, ...]]:
+def to_prompts(
+    input_ids: object, attention_mask: object = None, name: str = "input_ids"
+) -> list[tuple[int, ...]]:
     """Prompts without padding.
 
     Args:
         input_ids: token ids of one prompt, or of several as a list of lists or an array ``[B, T]``.
         attention_mask: as ``input_ids``; 0 at padding, which must lie on one side.
+        name: of the argument, for messages.
 
     Raises:
         RequestError: these are not integers of the right shape, or the mask has a hole.
     """
-    rows = _rows(input_ids, "input_ids")
+    rows = _rows(input_ids, name)
     if attention_mask is None:
         return [tuple(row) for row in rows]
     masks = _masks(attention_mask)

@@ -38,7 +38,7 @@ def sides(model: ModelRecord, given: Rows, decoder_input_ids: TokenIds | None) -
             raise wrong_source(needed=False)
         return [()] * len(given), given
     if decoder_input_ids is not None:
-        prompts = to_prompts(decoder_input_ids)
+        prompts = to_prompts(decoder_input_ids, name="decoder_input_ids")
         if len(prompts) != len(given):
             raise RequestError(
                 f"There are {len(given)} rows of input_ids and {len(prompts)} of decoder_input_ids.",

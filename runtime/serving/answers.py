@@ -75,6 +75,7 @@ class ChatAnswer:
         }
 
     def _entry(self, scored: ScoredToken) -> dict[str, Any]:
+        assert scored.logprobs is not None, "chats echo no prompt"
         top = [self._token(token, value) for token, value in scored.logprobs.top]
         return self._token(scored.token, scored.logprobs.chosen) | {"top_logprobs": top}
 
@@ -121,13 +122,17 @@ class CompletionAnswer:
         self._offsets[index] = offset
         return {
             "tokens": texts,
-            "token_logprobs": [token.logprobs.chosen for token in scored],
-            "top_logprobs": [
-                {token_text(self._tokenizer, token): value for token, value in each.logprobs.top}
-                for each in scored
-            ],
+            "token_logprobs": [each.logprobs and each.logprobs.chosen for each in scored],
+            "top_logprobs": [each.logprobs and self._named(each.logprobs.top) for each in scored],
             "text_offset": offsets,
         }
+
+    def _named(self, top: tuple[tuple[int, float], ...]) -> dict[str, float]:
+        """By text; of tokens that read alike, such as parts of characters, the likeliest."""
+        named: dict[str, float] = {}
+        for token, value in top:
+            named.setdefault(token_text(self._tokenizer, token), value)
+        return named
 
 
 def _envelope(prefix: str, model: str) -> dict[str, Any]:

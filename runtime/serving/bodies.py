@@ -166,12 +166,6 @@ class CompletionBody(Generation):
             raise ValueError("there is none")
         return checked
 
-    @model_validator(mode="after")
-    def _no_logprobs_of_prompts(self) -> CompletionBody:
-        if self.echo and self.logprobs is not None:
-            raise ApiError(400, "logprobs of a prompt that is echoed are not supported.", param="echo")
-        return self
-
     @property
     def most_tokens(self) -> int:
         """New tokens at most; OpenAI's default."""

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 
+from moec.errors import MoecError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from starlette.exceptions import HTTPException as FrameworkError
 
-    from moec.errors import MoecError
-
+RETRY_SECONDS = "1"
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 """Of statuses that have one of their own."""
 
@@ -68,10 +69,18 @@ def refused(error: MoecError, *, param: str | None = None, code: str | None = No
     return ApiError(400, " ".join(str(error).split("\n")), param=param, code=code)
 
 
+def busy(why: str) -> ApiError:
+    """For who may come again in a moment."""
+    return ApiError(
+        429,
+        f"{why} Try again.".replace("\n", " "),
+        code="rate_limit_exceeded",
+        headers={"Retry-After": RETRY_SECONDS},
+    )
+
+
 def failed(error: Exception) -> ApiError:
     """A request whose step failed; what is not one of moec's own errors stays in the server's log."""
-    from moec.errors import MoecError
-
     why = " ".join(str(error).split("\n")) if isinstance(error, MoecError) else "The server's log says why."
     return ApiError(500, f"The model failed while it ran this request. {why}", code="step_failed")
 

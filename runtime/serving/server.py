@@ -42,6 +42,8 @@ class Options:
     max_body_bytes: int = 4 << 20
     grace_seconds: float = 30.0
     allow_origins: Sequence[str] = ()
+    log_requests: bool = False
+    """By the logger ``uvicorn.access``."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -120,7 +122,7 @@ class Server:
             uvicorn.Config(
                 self.app,
                 log_config=None,
-                access_log=False,
+                access_log=options.log_requests,
                 lifespan="off",
                 timeout_graceful_shutdown=FAREWELL_SECONDS,
             )

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 
-from benchmarks.support.forced_routing import ForcedRouting, drawn_guesses, zipf_choices
+from benchmarks.support.forced_routing import ForcedSection, drawn_guesses, zipf_choices
 from moec.artifacts.footprint import footprint
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
 from moec.runtime.devices.cuda.weights import ResidentExperts
@@ -14,7 +14,7 @@ from tests.support.tiny_bundle import tiny_model
 
 def test_forced_routing_is_called_as_what_it_stands_in_for() -> None:
     """It takes the place of their method, which no type checker sees."""
-    own = inspect.signature(ForcedRouting._calls)
+    own = inspect.signature(ForcedSection._calls)
     assert own == inspect.signature(OffloadedExperts.calls) == inspect.signature(ResidentExperts.calls)
 
 

@@ -10,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from examples.translate import parse
 from moec.cli import COMMANDS, moec
 
 ROOT = Path(__file__).parents[2]
@@ -70,3 +71,12 @@ def test_readme_names_real_commands(context: click.Context) -> None:
     assert commands
     for line in commands:
         assert moec.get_command(context, line.split()[1]) is not None, line
+
+
+def test_the_translator_takes_its_sentences_before_its_options_and_after() -> None:
+    for arguments in (
+        ["nllb.moec", "--target", "fra_Latn", "The library", "closes."],
+        ["nllb.moec", "The library", "closes.", "--target", "fra_Latn"],
+    ):
+        options = parse(arguments)
+        assert (options.sentences, options.target) == (["The library", "closes."], "fra_Latn")

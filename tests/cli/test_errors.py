@@ -238,6 +238,15 @@ def test_pages_where_none_can_be(tmp_path: Path, capsys: pytest.CaptureFixture[s
         expect(["inspect", bundle, "--html", str(place)], errors.OutputError, capsys)
 
 
+@pytest.mark.parametrize("template", [b"caf\xe9", b"{{ messages"])
+def test_a_chat_template_that_is_none(
+    template: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.jinja").write_bytes(template)
+    arguments = ["serve", "x.moec", "--port", "0", "--chat-template", str(tmp_path / "t.jinja")]
+    assert "t.jinja" in expect(arguments, errors.RequestError, capsys)
+
+
 def test_more_memory_than_the_machine_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = str(make_bundle(tmp_path / "tiny.moec"))
     arguments = ["plan", bundle, "--machine", MACHINE, "--host-memory", "9TiB"]

@@ -137,3 +137,27 @@ def test_inspect_draws_a_page(bundle: Path, tmp_path: Path, capsys: pytest.Captu
         "Predicted speed over budgets",
     ):
         assert heading in text
+
+
+def test_a_plan_for_several_gpus_divides_the_layers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one GPU with what they have together, but for what each needs by itself and the CPU's share."""
+    bundle = make_bundle(tmp_path / "tiny.moec")
+    base = ["plan", str(bundle), "--machine", LAPTOP, "--dry-run", "--host-memory", "1GiB"]
+    plan = answer([*base, "--device-memory", "80MiB,80MiB"], capsys)
+    first, second = plan["gpus"]
+    assert (first["first_layer"], first["last_layer"], second["first_layer"], second["last_layer"]) == (
+        0,
+        0,
+        1,
+        1,
+    )
+    assert plan["machine"]["gpu_name"].startswith("2 x ")
+    assert plan["budgets"]["device_memory_bytes"] == 160 << 20
+    assert not any(any(layer["cpu_share"]) for layer in plan["layers"])
+    assert run([*base, "--device-memory", "80MiB,80MiB"]) == 0
+    assert "cuda:1       layers 1 to 1: " in capsys.readouterr().out
+    assert "gpus" not in answer([*base, "--device-memory", "160MiB"], capsys)
+    assert run([*base, "--device-memory", "80MiB,80MiB,80MiB,80MiB"]) == 8
+    assert "cannot be divided among 4 GPUs" in capsys.readouterr().err

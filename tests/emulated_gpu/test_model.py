@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from moec import runtime
 from moec.errors import BudgetError, BundleError, DeviceError, RequestError
 from moec.runtime.loading import cuda as loading_cuda
+from moec.runtime.loading import cuda_section
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_models import CACHE, PROMPTS, compiled, nothing_left, planned, rows
 
@@ -177,9 +179,17 @@ def test_a_damaged_weight_is_found_while_it_is_brought_over(load: Load, bundle: 
         runtime.load(copy, device="cuda:0", cache_tokens=CACHE)
 
 
-@pytest.mark.parametrize("stage", ["read_bundle", "Binder", "DeviceSampler", "stamp"])
+@pytest.mark.parametrize(
+    ("room", "stage"),
+    [
+        (loading_cuda, "read_bundle"),
+        (cuda_section, "Binder"),
+        (cuda_section, "DeviceSampler"),
+        (loading_cuda, "stamp"),
+    ],
+)
 def test_a_load_that_fails_leaves_nothing_behind(
-    load: Load, monkeypatch: pytest.MonkeyPatch, stage: str
+    load: Load, monkeypatch: pytest.MonkeyPatch, room: ModuleType, stage: str
 ) -> None:
     """Also while weights are on their way, and while the GPU is starting."""
     threads = threading.active_count()
@@ -187,7 +197,7 @@ def test_a_load_that_fails_leaves_nothing_behind(
     def fail(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError(stage)
 
-    monkeypatch.setattr(loading_cuda, stage, fail)
+    monkeypatch.setattr(room, stage, fail)
     with pytest.raises(RuntimeError, match=stage):
         load(verify="full")
     assert threading.active_count() == threads

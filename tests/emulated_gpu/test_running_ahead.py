@@ -173,7 +173,7 @@ def test_routing_is_recorded_in_steps_that_run_ahead(
         with load(ahead=True) as model:
             run(model, [(0, request(1, 3, Sampling()))])
             if not logged:
-                model._executor.section.log = None  # type: ignore[union-attr]
+                model._executor.sections[0].log = None  # type: ignore[union-attr]
             begun = stub.counts().graphs
             model.record_routing(path)
             outputs.append(run(model, arrivals))
@@ -207,7 +207,7 @@ def test_traces_begin_with_their_own_steps(load: Callable[..., runtime.Model]) -
 def seen_tokens(model: runtime.Model, row: int) -> set[int]:
     """Tokens whose bits the GPU has in a slot."""
     assert model._executor is not None
-    sampler: Any = model._executor.section.sampler
+    sampler: Any = model._executor.sections[0].sampler
     words = sampler._device.read(View(sampler._seen.address, "int32", (sampler.rows, sampler._words)))
     return set(np.flatnonzero(np.unpackbits(words[row].view(np.uint8), bitorder="little")).tolist())
 

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from moec import runtime
 from moec.__main__ import run
 from moec.artifacts.traces import load_traces
-from moec.errors import NetworkError
+from moec.errors import MissingDependencyError, NetworkError
 from moec.runtime.serving.server import bind
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,9 @@ def serving(bundle: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen
 
 def test_a_server_from_its_start_to_its_end(example_bundle: Path, tmp_path: Path) -> None:
     traces = tmp_path / "traces.npz"
-    with serving(example_bundle, "--served-model-name", NAME, "--trace-path", str(traces)) as (url, process):
+    with serving(
+        example_bundle, "--served-model-name", NAME, "--log-requests", "--trace-path", str(traces)
+    ) as (url, process):
         client = httpx.Client(base_url=url, timeout=60)
 
         def ask(prompt: str) -> str:
@@ -82,6 +85,8 @@ def test_a_server_from_its_start_to_its_end(example_bundle: Path, tmp_path: Path
         client.close()
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
+        assert process.stderr is not None
+        assert process.stderr.read().count('"POST /v1/completions HTTP/1.1" 200') >= len(PROMPTS) + 2
     assert load_traces(traces).tokens > 0
     with runtime.load(example_bundle, verify="sizes") as model:
         for prompt, answer in zip(PROMPTS, answers, strict=True):
@@ -95,3 +100,12 @@ def test_an_address_that_is_taken_is_said_before_anything_is_loaded(tmp_path: Pa
         taken.listen()
         port = str(taken.getsockname()[1])
         assert run(["serve", str(tmp_path / "none.moec"), "--port", port]) == NetworkError.exit_code
+
+
+def test_without_its_packages_it_says_which_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "moec.runtime.serving.server", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert run(["serve", str(tmp_path / "none.moec")]) == MissingDependencyError.exit_code
+    assert "pip install 'moec[serve]'" in capsys.readouterr().err

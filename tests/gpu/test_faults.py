@@ -38,7 +38,7 @@ model = runtime.load(sys.argv[1], verify="sizes", device="cuda:0", device_memory
                      cpu_threads=int(sys.argv[3]), max_step_tokens=160, max_batch=2, cache_tokens=512)
 try:
     with model:
-        experts = model._executor.section.experts
+        experts = model._executor.sections[0].experts
         print("ready", flush=True)
         for turn in range(1000000):
             if sys.argv[4] == "break" and turn == 3:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from moec.artifacts.footprint import LOGIT_ROWS
+from moec.artifacts.sections import whole_section
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.chain.binding import Binder
@@ -68,8 +69,8 @@ def make_engine(
     states = StateStorage(device, (), 4)
     rows = min(step, LOGIT_ROWS)
     program, given = fake_chain.program(), functions or FakeFunctions()
-    binder = Binder(device, bundle, program, given, cache, states, experts, step, rows)
-    executor = ChainExecutor(ChainSection(device, binder, experts, stats), VOCAB, stats)
+    binder = Binder(device, whole_section(bundle), program, given, cache, states, experts, step, rows)
+    executor = ChainExecutor([ChainSection(device, binder, experts, stats)], VOCAB, stats)
     return Engine(executor, Limits(4, step, 256, 16), Vocabulary(VOCAB), stats), executor
 
 

@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import tvm
 from tvm import tirx
 
 from moec.artifacts.manifest import TargetRecord
@@ -17,6 +16,7 @@ from moec.compiler.kernels.cpu.serve import serve
 from moec.compiler.lowering.link import link
 from moec.runtime.machine.libraries import load_runtime
 from moec.runtime.sharing.loading import CpuSide, cpu_side
+from tests.support.machine_code import machine_code
 
 BODY = ExpertBody("b", 16, 8, False, False, False, "up", "float32")
 FILE = "model.so"
@@ -50,9 +50,7 @@ def target(name: str, *features: str) -> TargetRecord:
 
 @pytest.fixture(params=["serve", "experts"])
 def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    made = function(request.param)
-    module = tvm.compile(tvm.IRModule({str(made.attrs["global_symbol"]): made}), target="llvm")
-    module.export_library(str(tmp_path / FILE), fcompile=link)
+    machine_code(function(request.param)).export_library(str(tmp_path / FILE), fcompile=link)
     return tmp_path
 
 

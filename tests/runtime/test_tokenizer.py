@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from moec.errors import BundleError, RequestError
 from moec.runtime.streamers import TextStreamer
-from moec.runtime.tokenizer import TextStream, Tokenizer
+from moec.runtime.tokenizer import TextStream, Tokenizer, check_template
 from tests.support.byte_tokenizer import bytes_tokenizer, save
 
 if TYPE_CHECKING:
@@ -98,6 +98,21 @@ def test_a_template_can_refuse_and_cannot_escape(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ messages.__class__.__mro__ }}")
     with pytest.raises(RequestError, match="unsafe"):
         Tokenizer(folder).apply_chat_template([])
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ 'a' + messages[0].content }}", "{{ messages[0].content | int / 0 }}", "{{ 1 | tojson(2, 3, 4) }}"],
+)
+def test_values_that_a_template_was_not_written_for(template: str, folder: Path) -> None:
+    with pytest.raises(RequestError, match="refuses this conversation"):
+        Tokenizer(folder, template).apply_chat_template([{"role": "user", "content": 5}])
+
+
+def test_a_template_that_is_none() -> None:
+    check_template("{% for m in messages %}{% break %}{% endfor %}", "fine")
+    with pytest.raises(RequestError, match=r"mine\.jinja is no chat template"):
+        check_template("{{ messages", "mine.jinja")
 
 
 def test_missing_and_broken_tokenizers_are_typed_errors(folder: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def slots_of(model: runtime.Model) -> SlotPlan:
 
 
 def parts(model: runtime.Model) -> OffloadedExperts:
-    found: OffloadedExperts = model.engine._executor.section.experts  # type: ignore[attr-defined]
+    found: OffloadedExperts = model.engine._executor.sections[0].experts  # type: ignore[attr-defined]
     return found
 
 

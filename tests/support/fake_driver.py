@@ -51,6 +51,17 @@ class FakeDriver:
     def use_context(self, context: Handle) -> None:
         self._threads.context = context
 
+    def swap_context(self, context: Handle) -> Handle | None:
+        before = getattr(self._threads, "context", None)
+        self.use_context(context)
+        return None if before in {None, context} else before
+
+    def can_reach(self, ordinal: int, other: int) -> bool:
+        return False
+
+    def reach(self, other: Handle) -> None:
+        raise AssertionError("no GPU of the fake reaches another")
+
     def memory_info(self) -> tuple[int, int]:
         return self.memory_bytes - sum(map(len, self.blocks.values())), self.memory_bytes
 
@@ -129,6 +140,17 @@ class FakeDriver:
     def copy_within(self, target: int, source: int, size_bytes: int, stream: Handle) -> None:
         self._call("copy_within")
         ctypes.memmove(target, source, size_bytes)
+
+    def copy_across(
+        self,
+        target: int,
+        target_context: Handle,
+        source: int,
+        source_context: Handle,
+        size_bytes: int,
+        stream: Handle,
+    ) -> None:
+        self.copy_within(target, source, size_bytes, stream)
 
     def fill(self, address: int, value: int, size_bytes: int, stream: Handle) -> None:
         self._call("fill")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from moec.errors import DeviceError
 from moec.runtime.devices.cuda.graphs import CallList
 from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
 from moec.runtime.devices.cuda.module import load_functions
-from moec.runtime.devices.cuda.resources import Resources
+from moec.runtime.devices.cuda.resources import Resources, current
 from moec.runtime.devices.cuda.results import Results
 from moec.runtime.devices.cuda.staging import Staging, as_bytes
 from moec.runtime.devices.cuda.unfinished import Unfinished
@@ -36,9 +35,6 @@ CUDA_DEVICE = 2
 """DLPack's device type."""
 BOUNCE_BYTES = 4 << 20
 """Pinned memory that single reads and writes go through."""
-
-_thread = threading.local()
-"""``device``: a weak reference to the `CudaDevice` that this thread's driver and TVM's launches are set to."""
 
 
 def tvm_stream(ordinal: int, stream: Handle) -> None:
@@ -103,6 +99,7 @@ class CudaDevice:
         Raises:
             BudgetError: the limit does not hold even these.
         """
+        self.enter()
         self.resources.limit_bytes = limit_bytes
         self.resources.reserve(driver_bytes)
         self.staging = Staging(self.resources, self._stream, staging_bytes)
@@ -110,8 +107,8 @@ class CudaDevice:
 
     def close(self) -> None:
         """Give everything back. The device cannot be used any more."""
-        if getattr(_thread, "device", None) is self._reference:
-            _thread.device = None
+        if getattr(current, "device", None) is self._reference:
+            current.device = None
         self._finalizer()
         # They know this device, and would keep it until Python looks for cycles.
         self.complete = None
@@ -119,10 +116,10 @@ class CudaDevice:
 
     def enter(self) -> None:
         """Make this GPU and its stream the calling thread's, for the driver and for TVM."""
-        if getattr(_thread, "device", None) is not self._reference:
+        if getattr(current, "device", None) is not self._reference:
             self.resources.enter()
             self._set_stream(self.ordinal, self._stream)
-            _thread.device = self._reference
+            current.device = self._reference
 
     @contextmanager
     def launching_in(self, stream: Handle) -> Iterator[None]:
@@ -190,6 +187,11 @@ class CudaDevice:
         """Copy pinned memory to the GPU, in order with the calls before and after; returns at once."""
         self.enter()
         self.driver.copy_in(address, source, size_bytes, self._stream)
+
+    def show_staged(self) -> None:
+        """Put the copy of what the host has staged into the stream now, where it would wait for what comes next."""
+        self.enter()
+        self.staging.copy()
 
     def results(self, capacity_bytes: int) -> Results:
         """Room for results that the host takes while later calls run."""

@@ -49,6 +49,18 @@ class Driver(Protocol):
         """Make ``context`` the calling thread's."""
         ...
 
+    def swap_context(self, context: Handle) -> Handle | None:
+        """`use_context`; the context that the thread had before, ``None`` where it was the same one, or none."""
+        ...
+
+    def can_reach(self, ordinal: int, other: int) -> bool:
+        """Whether one GPU can read and write another's memory without a detour through the host's."""
+        ...
+
+    def reach(self, other: Handle) -> None:
+        """Let the current context's GPU do so with the memory of the context ``other``; it may be done already."""
+        ...
+
     def memory_info(self) -> tuple[int, int]:
         """Free and total bytes of the current context's GPU."""
         ...
@@ -143,6 +155,18 @@ class Driver(Protocol):
 
     def copy_within(self, target: int, source: int, size_bytes: int, stream: Handle) -> None:
         """Within the GPU's memory."""
+        ...
+
+    def copy_across(
+        self,
+        target: int,
+        target_context: Handle,
+        source: int,
+        source_context: Handle,
+        size_bytes: int,
+        stream: Handle,
+    ) -> None:
+        """From one GPU's memory to another's, in a stream of the current context; see `reach`."""
         ...
 
     def fill(self, address: int, value: int, size_bytes: int, stream: Handle) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from moec.runtime.devices.cuda.architecture import architecture_name
 from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 COPY_BYTES = 1 << 30
 """Far beyond any cache; less where the GPU has less."""
 LINK_BYTES = 256 << 20
+QUICK_BYTES = 64 << 20
+"""For an answer in milliseconds; a GPU's cache may hold half of it."""
 REPEATS = 5
 GIGA = 1e9
 GPU_EFFICIENCY = 0.92
@@ -61,6 +63,28 @@ class GpuRecord:
     """Of dense 16-bit products by the GPU's clock, in 10^12 operations a second; 0 where moec does not know them."""
     unified_memory: bool
     """The GPU shares the host's memory."""
+
+
+class CopySpeeds(NamedTuple):
+    """What a model is divided by among several GPUs, in GB/s; see `GpuRecord`."""
+
+    bandwidth_gb_s: float
+    link_gb_s: float
+
+
+def copy_speeds(driver: Driver, ordinal: int, limit_bytes: int) -> CopySpeeds:
+    """Measure a GPU in some milliseconds, with less memory than ``limit_bytes``; all of it is given back."""
+    resources = Resources(driver, ordinal)
+    try:
+        resources.limit_bytes = limit_bytes
+        stream, size = resources.stream(), min(QUICK_BYTES, limit_bytes // 4)
+        near = _within(resources, stream, size)
+        host, device = PinnedMemory(resources, size), DeviceMemory(resources, size)
+        copy = driver.copy_in
+        far = copy_rate(resources, stream, size, lambda: copy(device.address, host.address, size, stream))
+        return CopySpeeds(near, far)
+    finally:
+        resources.close()
 
 
 def measure_gpu(driver: Driver, ordinal: int) -> GpuRecord:

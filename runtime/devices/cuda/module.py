@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import weakref
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.program import HOPPER
@@ -13,7 +15,6 @@ from moec.runtime.devices.cuda.architecture import EARLY_LAUNCH_CAPABILITY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 EARLY_LAUNCH = "tirx.use_programtic_dependent_launch"
 """TVM's tag (and spelling) of a kernel that may be launched before the one in front of it has ended."""
@@ -23,7 +24,8 @@ HOPPER_CAPABILITY = (9, 0)
 _loaded: weakref.WeakValueDictionary[tuple[Path, tuple[str, ...], tuple[int, int]], CudaFunctions] = (
     weakref.WeakValueDictionary()
 )
-"""A library that is loaded twice would look its kernels up in the second's module, so no library is."""
+"""A library that is loaded twice would look its kernels up in the second's module, so no library is: for GPUs of
+another capability a copy of it is loaded."""
 
 
 def load_functions(folder: Path, files: tuple[str, ...], capability: tuple[int, int]) -> CudaFunctions:
@@ -35,7 +37,8 @@ def load_functions(folder: Path, files: tuple[str, ...], capability: tuple[int, 
     key = folder.resolve(), files, capability
     functions = _loaded.get(key)
     if functions is None:
-        functions = _loaded[key] = CudaFunctions(folder, files, capability)
+        copied = any(other[:2] == key[:2] for other in _loaded)
+        functions = _loaded[key] = CudaFunctions(folder, files, capability, copied=copied)
     return functions
 
 
@@ -48,12 +51,15 @@ class CudaFunctions:
         folder: the bundle.
         files: the target's, relative to ``folder``: one host library, one fat binary, one table of kernels.
         capability: the GPU's compute capability.
+        copied: load a copy of the host library, since it is loaded already.
 
     Raises:
         BundleError: a file is missing.
     """
 
-    def __init__(self, folder: Path, files: Sequence[str], capability: tuple[int, int]) -> None:
+    def __init__(
+        self, folder: Path, files: Sequence[str], capability: tuple[int, int], *, copied: bool = False
+    ) -> None:
         import tvm_ffi
 
         library, machine_code, table = (
@@ -63,8 +69,10 @@ class CudaFunctions:
         described = launch_table(json.loads((folder / table).read_text()), capability)
         functions = tvm_ffi.get_global_func("runtime.LoadMetaDataFromJSON")(json.dumps(described))
         create = tvm_ffi.get_global_func("ffi.Module.create.cuda")
-        # Kept alive it would keep the GPU's code loaded.
-        self._host: Any = tvm_ffi.load_module(str(folder / library), keep_module_alive=False)
+        with tempfile.TemporaryDirectory() as copies:
+            own = Path(shutil.copy(folder / library, copies)) if copied else folder / library
+            # Kept alive it would keep the GPU's code loaded.
+            self._host: Any = tvm_ffi.load_module(str(own), keep_module_alive=False)
         self._host.import_module(create((folder / machine_code).read_bytes(), "fatbin", functions, {}))
 
     def has(self, name: str) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 NO_DEVICE = 100
 OUT_OF_MEMORY = 2
 NOT_READY = 600
+REACHED_ALREADY = 704
 CAPTURE_THIS_THREAD = 1
 """``CU_STREAM_CAPTURE_MODE_THREAD_LOCAL``: other threads may do what a capture forbids."""
 STREAM_NON_BLOCKING = 1
@@ -82,6 +83,23 @@ class NvidiaDriver:
     def use_context(self, context: Handle) -> None:
         """See `Driver`."""
         self._call("cuCtxSetCurrent", context)
+
+    def swap_context(self, context: Handle) -> Handle | None:
+        """See `Driver`."""
+        before: Any = self._call("cuCtxGetCurrent")
+        self.use_context(context)
+        wanted: Any = context
+        return None if int(before) in {0, int(wanted)} else cast("Handle", before)
+
+    def can_reach(self, ordinal: int, other: int) -> bool:
+        """See `Driver`."""
+        return bool(self._call("cuDeviceCanAccessPeer", self._device(ordinal), self._device(other)))
+
+    def reach(self, other: Handle) -> None:
+        """See `Driver`."""
+        (status,) = self._api.cuCtxEnablePeerAccess(other, 0)
+        if status and int(status) != REACHED_ALREADY:
+            self._fail("cuCtxEnablePeerAccess", status)
 
     def memory_info(self) -> tuple[int, int]:
         """See `Driver`."""
@@ -166,6 +184,18 @@ class NvidiaDriver:
     def copy_within(self, target: int, source: int, size_bytes: int, stream: Handle) -> None:
         """See `Driver`."""
         self._call("cuMemcpyDtoDAsync", target, source, size_bytes, stream)
+
+    def copy_across(
+        self,
+        target: int,
+        target_context: Handle,
+        source: int,
+        source_context: Handle,
+        size_bytes: int,
+        stream: Handle,
+    ) -> None:
+        """See `Driver`."""
+        self._call("cuMemcpyPeerAsync", target, target_context, source, source_context, size_bytes, stream)
 
     def fill(self, address: int, value: int, size_bytes: int, stream: Handle) -> None:
         """See `Driver`."""

@@ -12,9 +12,12 @@ from moec.runtime.device import closed_error
 from moec.runtime.devices.cuda.driver import OutOfDeviceMemoryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from moec.runtime.devices.cuda.driver import Driver, Handle
+
+current = threading.local()
+"""``device``: whom this thread's driver and TVM's launches are set to, see `moec.runtime.devices.cuda.device`."""
 
 LOWER = "Raise device_memory, or lower cache_tokens, max_step_tokens or max_batch."
 
@@ -61,7 +64,19 @@ class Resources:
         """
         if self._context is None:
             raise closed_error()
+        current.device = None
         self.driver.use_context(self._context)
+
+    @property
+    def context(self) -> Handle:
+        """The GPU's.
+
+        Raises:
+            DeviceError: everything was given back.
+        """
+        if self._context is None:
+            raise closed_error()
+        return self._context
 
     def reserve(self, size_bytes: int) -> None:
         """Count memory that the driver takes by itself.
@@ -183,10 +198,11 @@ class Resources:
 
     def close(self) -> None:
         """Give everything back, the newest first; errors of a broken GPU do not stop that."""
-        if self._context is None:
-            return
-        with contextlib.suppress(DeviceError):
-            self.enter()
+        if self._context is not None:
+            with self._inside():
+                self._close()
+
+    def _close(self) -> None:
         for action in reversed(self._actions):
             action()
         for graph in list(self._graphs.values()):
@@ -220,7 +236,17 @@ class Resources:
 
     def _quietly(self, release: Callable[[Any], None], handle: Any) -> None:
         """A release in whichever thread the last reference went; a broken GPU has nothing to give back."""
+        with self._inside(), contextlib.suppress(DeviceError):
+            release(handle)
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        """The GPU is the calling thread's meanwhile, which may be at work with another one."""
+        before: Handle | None = None
         with contextlib.suppress(DeviceError):
             if self._context is not None:
-                self.driver.use_context(self._context)
-            release(handle)
+                before = self.driver.swap_context(self._context)
+        yield
+        with contextlib.suppress(DeviceError):
+            if before is not None:
+                self.driver.use_context(before)

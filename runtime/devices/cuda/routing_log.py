@@ -30,14 +30,15 @@ class DeviceRoutingLog:
         device: the GPU.
         model: its MoE layers.
         tokens: the most of a step.
+        before: MoE layers that other devices run before these.
 
     Raises:
         BudgetError: there is no memory for it.
     """
 
-    def __init__(self, device: CudaDevice, model: ModelRecord, tokens: int) -> None:
+    def __init__(self, device: CudaDevice, model: ModelRecord, tokens: int, before: int = 0) -> None:
         self.tokens = tokens
-        self._model = model
+        self._model, self._before = model, before
         self._memory = device.allocate(routing_bytes(model, tokens))
         self._results = device.results(self._memory.size_bytes)
 
@@ -60,7 +61,9 @@ class DeviceRoutingLog:
                 shape = resolve(spec.shape, count)
                 return copy[offsets[name] :].view(spec.dtype)[: math.prod(shape)].reshape(shape)
 
-            return [(step.layer, value(step.index), value(step.weight)) for step in _routed(model)]
+            return [
+                (self._before + step.layer, value(step.index), value(step.weight)) for step in _routed(model)
+            ]
 
         return finish
 

@@ -1,4 +1,4 @@
-"""Starting a GPU beside other work: the driver takes 0.1 s to start and as much again for a GPU's context."""
+"""Starting GPUs beside other work: the driver takes 0.1 s to start and as much again for a GPU's context."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from moec.runtime.devices.cuda.device import CudaDevice, check_ordinal, tvm_stre
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
-class StartingDevice:
-    """A GPU that a thread is starting."""
+class StartingDevices:
+    """GPUs that threads are starting."""
 
-    def __init__(self, future: Future[CudaDevice]) -> None:
-        self._future = future
+    def __init__(self, futures: Sequence[Future[CudaDevice]]) -> None:
+        self._futures = futures
 
-    def device(self) -> CudaDevice:
-        """Wait for it.
+    def devices(self) -> list[CudaDevice]:
+        """Wait for them, in their order.
 
         Raises:
             MissingDependencyError: cuda-bindings is not installed.
             DeviceError: there is no such GPU, or it does not start.
         """
-        return self._future.result()
+        return [future.result() for future in self._futures]
 
 
 @contextlib.contextmanager
-def start_device(ordinal: int) -> Iterator[StartingDevice]:
-    """Start a GPU in a thread; if the block fails, the device is closed, once it has started."""
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(_start, ordinal)
+def start_devices(ordinals: Sequence[int]) -> Iterator[StartingDevices]:
+    """Start GPUs, each in a thread; if the block fails, they are closed, once they have started."""
+    pool = ThreadPoolExecutor(len(ordinals))
+    futures = [pool.submit(_start, ordinal) for ordinal in ordinals]
     try:
-        yield StartingDevice(future)
+        yield StartingDevices(futures)
     except BaseException:
-        if future.exception() is None:
-            future.result().close()
+        for future in futures:
+            if future.exception() is None:
+                future.result().close()
         raise
     finally:
         pool.shutdown()

@@ -38,7 +38,7 @@ SPARE_PIECES = 8
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file on its way to the GPU."""
+    """A file on its way to the GPU, or a run of its bytes."""
 
     name: str
     """Relative to the bundle."""
@@ -47,6 +47,8 @@ class WeightFile:
     size_bytes: int
     sha256: str | None
     """What its bytes must hash to; ``None``: they are not hashed."""
+    start: int = 0
+    """Where in the file these bytes begin; 0 where they are hashed."""
 
 
 class Filled(NamedTuple):
@@ -213,8 +215,9 @@ def cut(files: Sequence[WeightFile]) -> list[Part]:
     parts: list[Part] = []
     for file in files:
         step = max(1, file.size_bytes) if file.sha256 else PART_BYTES
+        end = file.start + file.size_bytes
         parts += [
-            Part(file.name, file.address, start, min(start + step, file.size_bytes), file.sha256)
-            for start in range(0, file.size_bytes, step)
+            Part(file.name, file.address - file.start, start, min(start + step, end), file.sha256)
+            for start in range(file.start, end, step)
         ]
     return sorted(parts, key=lambda part: part.start - part.end)

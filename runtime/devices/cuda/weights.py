@@ -1,4 +1,4 @@
-"""All weights of a bundle on the GPU: each file in one piece, tensors and experts by their offsets in it."""
+"""All weights of a bundle or a section of one on the GPU: tensors and experts by their places in the files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec.artifacts.dense_runs import dense_runs
 from moec.artifacts.paths import DENSE_NAME, experts_name
 from moec.runtime.device import PackedCall, View
 from moec.runtime.devices.cuda.memory import DeviceMemory
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle
     from moec.artifacts.ids import TensorName
     from moec.artifacts.program import Beside
+    from moec.artifacts.sections import Section
     from moec.runtime.device import Call
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.experts.calls import ExpertWork
@@ -24,12 +26,12 @@ if TYPE_CHECKING:
 
 
 class ResidentWeights:
-    """The bundle's weight files in the GPU's memory, as soon as ``upload`` is finished.
+    """Weights in the GPU's memory, as soon as ``upload`` is finished.
 
     Args:
         device: the GPU.
-        bundle: its weight files need not have been verified.
-        hashed: those that are hashed while they are read.
+        section: whose weights; the files need not have been verified.
+        hashed: those that are hashed while they are read. Of a section only the files of its experts are.
         progress: told the bytes of each piece, from several threads.
         with_experts: routed experts too.
 
@@ -40,18 +42,26 @@ class ResidentWeights:
     def __init__(
         self,
         device: CudaDevice,
-        bundle: Bundle,
+        section: Section,
         hashed: Collection[str],
         progress: Callable[[int], None] | None,
         *,
         with_experts: bool = True,
     ) -> None:
         device.enter()
+        bundle, runs = section.bundle, dense_runs(section)
         layers = bundle.model.experts if with_experts else ()
-        names = [DENSE_NAME, *(experts_name(layer.layer) for layer in layers)]
+        names = [experts_name(layer.layer) for layer in layers]
         records = bundle.manifest.files
-        self._memory = {name: DeviceMemory(device.resources, records[name].size_bytes) for name in names}
+        self.dense_memory = DeviceMemory(device.resources, runs.size_bytes)
+        dense = self.dense_memory.address
+        sha256 = records[DENSE_NAME].sha256 if section.whole and DENSE_NAME in hashed else None
         files = [
+            WeightFile(DENSE_NAME, dense + run.offset, run.end - run.start, sha256, run.start)
+            for run in runs.runs
+        ]
+        self._memory = {name: DeviceMemory(device.resources, records[name].size_bytes) for name in names}
+        files += [
             WeightFile(
                 name,
                 memory.address,
@@ -60,11 +70,7 @@ class ResidentWeights:
             )
             for name, memory in self._memory.items()
         ]
-        self.dense_memory = self._memory[DENSE_NAME]
-        dense = self.dense_memory.address
-        self.dense: dict[TensorName, int] = {
-            name: dense + place.offset_bytes for name, place in bundle.dense.items()
-        }
+        self.dense: dict[TensorName, int] = {name: dense + place for name, place in runs.offsets.items()}
         """Address of each dense tensor."""
         self.experts = [self._memory[experts_name(layer.layer)].address for layer in layers]
         """Address of the first expert of each MoE layer; none where they are elsewhere."""

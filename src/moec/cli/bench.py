@@ -87,12 +87,14 @@ def measure(
     from moec.artifacts.footprint import footprint
     from moec.artifacts.steps import ExpertsStep
     from moec.runtime.devices.measure import gpu_record, read_bandwidth
+    from moec.runtime.devices.names import parse_ordinals
 
     facts = footprint(model.record)
     decoding = {step.layer for step in model.record.steps if isinstance(step, ExpertsStep)}
     experts = (layer.top_k * layer.expert_bytes for layer in facts.layers if layer.layer in decoding)
     active = facts.dense_bytes_per_token + sum(experts)
-    bandwidth = read_bandwidth(model.cpu_threads) if device == "cpu" else gpu_record(device).bandwidth_gb_s
+    gpus = [gpu_record(f"cuda:{ordinal}").bandwidth_gb_s for ordinal in parse_ordinals(device)]
+    bandwidth = max(gpus) if gpus else read_bandwidth(model.cpu_threads)
     run_batch(model.engine, model.record.vocab_size, min(prompt_tokens, 8), 2, 1)
     model.stats.reset()
     prefill, steps = run_batch(model.engine, model.record.vocab_size, prompt_tokens, new_tokens, batch)

@@ -54,6 +54,9 @@ def command(as_json: bool) -> None:
             f"({human_bytes(gpu['free_bytes'])} free), copies at {gpu['bandwidth_gb_s']:.0f} GB/s, "
             f"link {gpu['link_gb_s']:.1f} GB/s there, {gpu['back_link_gb_s']:.1f} back"
         )
+    if len(facts["gpus"]) > 1:
+        pairs = ", ".join(f"cuda:{first} and cuda:{second}" for first, second in facts["gpu_peers"])
+        click.echo(f"between GPUs   {f'straight: {pairs}' if pairs else 'through host memory'}")
     if facts["gpu_problem"]:
         click.echo(f"GPUs           not usable: {facts['gpu_problem']}")
     click.echo(f"python         {facts['python']}")
@@ -68,15 +71,16 @@ def examine() -> dict[str, Any]:
     """All facts as JSON values; takes a second or two, since speeds are measured."""
     from moec.artifacts.codec import to_json
     from moec.compiler.lowering.targets import CPU_LEVELS, required_flags
-    from moec.runtime.devices.measure import cpu_model, gpu_records, this_machine
+    from moec.runtime.devices.measure import cpu_model, gpu_peers, gpu_records, this_machine
     from moec.runtime.machine.libraries import host_cpu_features
     from moec.runtime.machine.limits import available_memory
 
     features = host_cpu_features()
-    driver, gpus, problem = cuda_driver(), [], ""
+    driver, gpus, peers, problem = cuda_driver(), [], [], ""
     if driver is not None:
         try:
             gpus = gpu_records()
+            peers = gpu_peers()
         except MoecError as error:
             problem = f"{error.what} {error.do}"
     linked = any(map(shutil.which, LINKERS)) or importlib.util.find_spec("ziglang") is not None
@@ -88,6 +92,7 @@ def examine() -> dict[str, Any]:
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "cuda_driver": driver,
         "gpus": [to_json(gpu) for gpu in gpus],
+        "gpu_peers": peers,
         "gpu_problem": problem,
         "python": f"{platform.python_version()} at {sys.executable}",
         "missing_for_runtime": _missing(RUNTIME_PACKAGES),

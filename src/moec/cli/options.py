@@ -19,18 +19,23 @@ threads_option = click.option(
     "--cpu-threads",
     type=click.IntRange(min=0),
     default=None,
-    help="Threads to compute with; beside a GPU, a share of the experts that it lacks, 0: none.  [default: all cores]",
+    help="Threads to compute with; beside one GPU a share of the experts that it lacks, 0: none.  [default: all cores]",
 )
 
 device_option = click.option(
-    "--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, or cuda:0 for the first GPU."
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="DEVICE",
+    help="cpu, cuda:0 for the first GPU, or cuda:0,cuda:1 to divide the layers among several.",
 )
 
 device_memory_option = click.option(
     "--device-memory",
     metavar="SIZE",
     default=None,
-    help="Most GPU memory to use: bytes, 8GiB, or a share such as 0.75.  [default: what is free]",
+    help="Most GPU memory to use: bytes, 8GiB, or a share such as 0.75. Of several GPUs: of each, or one amount for "
+    "each, such as 8GiB,6GiB.  [default: what is free]",
 )
 
 host_memory_option = click.option(

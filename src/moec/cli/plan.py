@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.schedule import PrefetchPlan, Schedule
     from moec.planning.analysis import Analysis
+    from moec.planning.division import GpuPart
 
 
 @click.command("plan", short_help="Plan where experts go, from routing traces and budgets.")
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     "--machine", type=click.Path(path_type=Path), help="A machine description.  [default: measure this one]"
 )
 @click.option(
-    "--device-memory", metavar="SIZE", help="GPU memory to plan for: bytes, 6GiB, or a share such as 0.5."
+    "--device-memory",
+    metavar="SIZE",
+    help="GPU memory to plan for: bytes, 6GiB, or a share such as 0.5; of several GPUs one for each: 8GiB,8GiB.",
 )
 @click.option("--host-memory", metavar="SIZE", help="Host memory to plan for, likewise.")
 @traces_option
@@ -48,6 +51,7 @@ def command(
     \b
     Example:
       moec plan dsv2.moec --machine examples/machines/rtx-4060-laptop-8gb.json --device-memory 6GiB
+      moec plan dsv2.moec --device-memory 8GiB,8GiB
     """
     from moec.artifacts.codec import to_json
     from moec.artifacts.reader import open_bundle
@@ -55,6 +59,7 @@ def command(
     from moec.planning.analysis import analyse
     from moec.planning.machines import budgets_for
     from moec.planning.planner import plan_analysed
+    from moec.planning.several import planned_division, several_gpus
 
     opened = open_bundle(bundle, verify="sizes")
     described = _describe(machine, opened)
@@ -64,23 +69,32 @@ def command(
             "The machine to plan for is this one, or the one that --machine describes.",
             "Describe the machine you mean with --machine FILE (see examples/machines/), or leave the option out.",
         )
+    sizes = _sizes(device_memory, described.gpu_memory_bytes)
+    described = several_gpus(described, max(1, len(sizes)))
     budgets = budgets_for(
         described,
         opened.model,
-        _size(device_memory, described.gpu_memory_bytes, "--device-memory"),
+        sum(sizes) if sizes else None,
         _size(host_memory, described.host_memory_bytes, "--host-memory"),
     )
     learned = learned_traces(opened, traces)
     analysis = analyse(learned, opened.model)
     schedule = plan_analysed(analysis, opened.model, budgets, described)
+    parts = planned_division(opened.model, analysis, schedule, sizes) if len(sizes) > 1 else ()
     if not dry_run and traces is None:
         add_schedule(opened, schedule)
     elif not dry_run:
         _learn(opened, analysis, schedule)
     if as_json:
-        print_json(to_json(schedule))
+        print_json(to_json(schedule) | ({"gpus": [_part_facts(part) for part in parts]} if parts else {}))
     else:
         _print(schedule)
+        for number, part in enumerate(parts):
+            click.echo(
+                f"cuda:{number:<7} layers {part.layers.start} to {part.layers.stop - 1}: "
+                f"{human_bytes(part.kept_bytes)} of {human_bytes(part.expert_bytes)} experts, "
+                f"{human_bytes(part.fixed_bytes)} other weights and cache"
+            )
 
 
 def _learn(opened: Bundle, analysis: Analysis, schedule: Schedule) -> None:
@@ -125,6 +139,27 @@ def _size(text: str | None, total_bytes: int, name: str) -> int | None:
             "Ask for less, or describe another machine with --machine.",
         )
     return size
+
+
+def _sizes(text: str | None, total_bytes: int) -> list[int]:
+    """Of each GPU; none where nothing is said."""
+    from moec.runtime.memory.budget import parse_memory
+
+    return (
+        []
+        if text is None
+        else [parse_memory(each, total_bytes, "--device-memory") for each in text.split(",")]
+    )
+
+
+def _part_facts(part: GpuPart) -> dict[str, int]:
+    return {
+        "first_layer": part.layers.start,
+        "last_layer": part.layers.stop - 1,
+        "fixed_bytes": part.fixed_bytes,
+        "expert_bytes": part.expert_bytes,
+        "kept_expert_bytes": part.kept_bytes,
+    }
 
 
 def _print(schedule: Schedule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import click
 from moec.cli.loading import load_model
 from moec.cli.options import bundle_argument, json_option, processor_options, routing_options
 from moec.cli.output import print_json_line
+from moec.errors import RequestError
 
 
 @click.command("serve", short_help="Answer HTTP requests, as OpenAI's API does.")
@@ -78,6 +80,7 @@ from moec.cli.output import print_json_line
     metavar="ORIGIN",
     help="Web pages that may use the server (CORS), such as https://example.org, or *. May be repeated.",
 )
+@click.option("--log-requests", is_flag=True, help="A line for each response, to stderr.")
 @processor_options
 @routing_options
 @json_option
@@ -94,6 +97,7 @@ def command(
     max_body: int,
     grace: float,
     allow_origin: tuple[str, ...],
+    log_requests: bool,
     cpu_threads: int | None,
     host_memory: str | None,
     device: str,
@@ -118,9 +122,13 @@ def command(
     if api_key == "":
         raise click.UsageError("--api-key is empty")
     path = bundle.resolve()
-    options = Options(served_model_name or path.name, api_key, max_waiting, max_body, grace, allow_origin)
+    options = Options(
+        served_model_name or path.name, api_key, max_waiting, max_body, grace, allow_origin, log_requests
+    )
+    if log_requests:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    template = None if chat_template is None else _read_template(chat_template)
     listener = bind(host, port)
-    template = None if chat_template is None else chat_template.read_text(encoding="utf-8")
     with load_model(
         bundle,
         device,
@@ -145,3 +153,14 @@ def command(
 
         with stopped_by_signals(server):
             server.run(started)
+
+
+def _read_template(path: Path) -> str:
+    from moec.runtime.tokenizer import check_template
+
+    try:
+        template = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"Cannot read {path}.", f"{error}.", "Give a Jinja template in UTF-8.") from error
+    check_template(template, str(path))
+    return template

@@ -9,13 +9,14 @@ EXPORT cuInit(unsigned) { return CUDA_SUCCESS; }
 EXPORT cuDriverGetVersion(int *version) { return *version = 13000, CUDA_SUCCESS; }
 EXPORT cuDeviceGetCount(int *count) { return *count = (int)setting("MOEC_STUB_GPUS", 1), CUDA_SUCCESS; }
 EXPORT cuDeviceGet(CUdevice *device, int ordinal) { return *device = ordinal, CUDA_SUCCESS; }
-EXPORT cuDeviceGetName(char *name, int size, CUdevice) {
-  std::snprintf(name, size, "Stub GPU");
+EXPORT cuDeviceGetName(char *name, int size, CUdevice device) {
+  device ? std::snprintf(name, size, "Stub GPU %d", device) : std::snprintf(name, size, "Stub GPU");
   return CUDA_SUCCESS;
 }
 EXPORT cuDeviceTotalMem(size_t *bytes, CUdevice) { return *bytes = setting("MOEC_STUB_MEMORY", 1 << 30), CUDA_SUCCESS; }
-EXPORT cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice) {
+EXPORT cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
   long capability = setting("MOEC_STUB_CAPABILITY", 90);
+  if (device) capability = setting("MOEC_STUB_SECOND_CAPABILITY", capability);
   *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? (int)capability / 10
            : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? (int)capability % 10
                                                                        : 1;
@@ -23,30 +24,42 @@ EXPORT cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice) 
 }
 EXPORT cuDevicePrimaryCtxRetain(CUcontext *result, CUdevice device) {
   GUARD;
-  return retained++, *result = reinterpret_cast<CUcontext>(0x1000 + device), CUDA_SUCCESS;
+  return retained[device]++, *result = reinterpret_cast<CUcontext>(CONTEXTS + device), CUDA_SUCCESS;
 }
-EXPORT cuDevicePrimaryCtxRelease(CUdevice) {
+EXPORT cuDevicePrimaryCtxRelease(CUdevice device) {
   GUARD;
-  return retained--, CUDA_SUCCESS;
+  if (--retained[device] == 0)
+    for (int other = 0; other < GPUS; ++other) reached[device][other] = reached[other][device] = false;
+  return CUDA_SUCCESS;
+}
+EXPORT cuDeviceCanAccessPeer(int *can, CUdevice device, CUdevice other) {
+  return *can = device != other && setting("MOEC_STUB_PEERS", 1), CUDA_SUCCESS;
+}
+EXPORT cuCtxEnablePeerAccess(CUcontext other, unsigned) {
+  GUARD;
+  bool &known = reached[current()][(uintptr_t)other - CONTEXTS];
+  if (!setting("MOEC_STUB_PEERS", 1)) return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
+  return known ? CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED : (known = true, CUDA_SUCCESS);
 }
 EXPORT cuCtxSetCurrent(CUcontext value) { return context = value, CUDA_SUCCESS; }
 EXPORT cuCtxGetCurrent(CUcontext *value) { return *value = (CUcontext)context, CUDA_SUCCESS; }
 EXPORT cuMemGetInfo(size_t *free, size_t *total) {
   GUARD;
-  *total = setting("MOEC_STUB_MEMORY", 1 << 30), *free = *total - used;
-  return context ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+  if (!context) return CUDA_ERROR_INVALID_CONTEXT;
+  *total = setting("MOEC_STUB_MEMORY", 1 << 30), *free = *total - used[current()];
+  return CUDA_SUCCESS;
 }
 EXPORT cuMemAlloc(CUdeviceptr *address, size_t size) {
   GUARD;
   if (!context) return CUDA_ERROR_INVALID_CONTEXT;
-  if (used + size > (size_t)setting("MOEC_STUB_MEMORY", 1 << 30)) return CUDA_ERROR_OUT_OF_MEMORY;
-  used += size;
-  return allocate(device, reinterpret_cast<void **>(address), size);
+  int gpu = current();
+  if (used[gpu] + size > (size_t)setting("MOEC_STUB_MEMORY", 1 << 30)) return CUDA_ERROR_OUT_OF_MEMORY;
+  used[gpu] += size;
+  return allocate_device(gpu, reinterpret_cast<void **>(address), size);
 }
 EXPORT cuMemFree(CUdeviceptr address) {
   GUARD;
-  if (device.count(address)) used -= device[address];
-  return context ? release(device, reinterpret_cast<void *>(address)) : CUDA_ERROR_INVALID_CONTEXT;
+  return context ? release_device(current(), address) : CUDA_ERROR_INVALID_CONTEXT;
 }
 EXPORT cuMemHostAlloc(void **address, size_t size, unsigned) {
   GUARD;
@@ -73,7 +86,9 @@ EXPORT cuMemHostUnregister(void *address) {
 }
 EXPORT cuStreamCreate(CUstream *stream, unsigned) {
   GUARD;
+  if (!context) return CUDA_ERROR_INVALID_CONTEXT;
   auto *made = new Stream;
+  made->gpu = current();
   streams.insert(made);
   return *stream = reinterpret_cast<CUstream>(made), CUDA_SUCCESS;
 }
@@ -89,7 +104,9 @@ EXPORT cuStreamSynchronize(CUstream stream) {
 }
 EXPORT cuEventCreate(CUevent *event, unsigned) {
   GUARD;
-  return live_events++, *event = reinterpret_cast<CUevent>(new Event), CUDA_SUCCESS;
+  auto *made = new Event;
+  made->gpu = current();
+  return live_events++, *event = reinterpret_cast<CUevent>(made), CUDA_SUCCESS;
 }
 EXPORT cuEventDestroy(CUevent event) {
   GUARD;
@@ -98,6 +115,7 @@ EXPORT cuEventDestroy(CUevent event) {
 EXPORT cuEventRecord(CUevent event, CUstream stream) {
   GUARD;
   auto *own = (Event *)event;
+  if (own->gpu != ((Stream *)stream)->gpu) return complain("an event is recorded in a stream of another GPU");
   own->stream = stream, own->capture = ((Stream *)stream)->capture, own->captured = own->capture;
   own->ticket = own->capture ? own->capture->last[stream] : ((Stream *)stream)->last;
   return CUDA_SUCCESS;
@@ -130,21 +148,31 @@ EXPORT cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
 }
 EXPORT cuEventElapsedTime(float *milliseconds, CUevent, CUevent) { return *milliseconds = 1.0f, CUDA_SUCCESS; }
 EXPORT cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t size, CUstream stream) {
-  if (!inside(device, to, size)) return complain("a copy to memory that is not the device's");
+  if (!inside(gpus[current()], to, size)) return complain("a copy to memory that is not the device's");
   if (!inside(pinned, (uintptr_t)from, size)) return complain("a copy from memory that is not pinned");
   return put(stream, [=] { return copies++, std::memcpy((void *)to, from, size), CUDA_SUCCESS; });
 }
 EXPORT cuMemcpyDtoHAsync(void *to, CUdeviceptr from, size_t size, CUstream stream) {
-  if (!inside(device, from, size)) return complain("a copy from memory that is not the device's");
+  if (!inside(gpus[current()], from, size)) return complain("a copy from memory that is not the device's");
   if (!inside(pinned, (uintptr_t)to, size)) return complain("a copy to memory that is not pinned");
   return put(stream, [=] { return std::memcpy(to, (void *)from, size), CUDA_SUCCESS; });
 }
 EXPORT cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
-  if (!inside(device, from, size) || !inside(device, to, size)) return complain("a copy outside the device's memory");
+  if (!inside(gpus[current()], from, size) || !inside(gpus[current()], to, size)) return complain("a copy outside the device's memory");
   return put(stream, [=] { return std::memmove((void *)to, (void *)from, size), CUDA_SUCCESS; });
 }
+EXPORT cuMemcpyPeerAsync(CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUcontext from_context, size_t size, CUstream stream) {
+  int target = (uintptr_t)to_context - CONTEXTS, source = (uintptr_t)from_context - CONTEXTS;
+  if (!inside(gpus[source], from, size) || !inside(gpus[target], to, size)) return complain("a copy outside the devices' memory");
+  if (current() != target || !reached[target][source]) return complain("a copy from a GPU that this one does not reach");
+  return put(stream, [=] {
+    std::vector<char> passing(size);
+    { Access access(source); std::memcpy(passing.data(), (void *)from, size); }
+    return std::memcpy((void *)to, passing.data(), size), CUDA_SUCCESS;
+  });
+}
 EXPORT cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t size, CUstream stream) {
-  if (!inside(device, to, size)) return complain("a fill outside the device's memory");
+  if (!inside(gpus[current()], to, size)) return complain("a fill outside the device's memory");
   return put(stream, [=] { return std::memset((void *)to, value, size), CUDA_SUCCESS; });
 }
 EXPORT cuStreamBeginCapture(CUstream stream, CUstreamCaptureMode) {
@@ -241,7 +269,9 @@ EXPORT cuGetProcAddress_v2(const char *symbol, void **function, int, cuuint64_t,
 // What is alive, for tests.
 extern "C" __attribute__((visibility("default"))) void stub_counts(int64_t *counts) {
   GUARD;
-  int64_t all[] = {(int64_t)used, (int64_t)device.size(), (int64_t)pinned.size(), (int64_t)streams.size(), live_events,
-                   live_graphs, live_modules, launches, copies, retained};
+  int64_t bytes = 0, blocks = 0, contexts = 0;
+  for (int gpu = 0; gpu < GPUS; ++gpu) bytes += used[gpu], blocks += gpus[gpu].size(), contexts += retained[gpu];
+  int64_t all[] = {bytes, blocks, (int64_t)pinned.size(), (int64_t)streams.size(), live_events,
+                   live_graphs, live_modules, launches, copies, contexts};
   std::memcpy(counts, all, sizeof all);
 }

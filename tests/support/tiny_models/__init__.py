@@ -15,7 +15,7 @@ from moec.compiler.tracing.text_half import transformers_class
 from tests.support.tiny_models.decoders import DECODERS
 from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS, sharpen
 from tests.support.tiny_models.foreign import FOREIGN, REMADE, drop_identity_experts
-from tests.support.tiny_models.latents import LATENT_MODELS
+from tests.support.tiny_models.latents import DEEPER, LATENT_MODELS
 from tests.support.tiny_models.own import OWN, save_own
 from tests.support.tiny_models.recurrent import RECURRENT
 from tests.support.tiny_models.selecting_halves import SELECTING_HALVES
@@ -44,7 +44,7 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
 
 def config_of(name: str) -> PretrainedConfig:
     """The config of a model of ``TINY``, or of one that has tests of its own."""
-    return {**TINY, **ENCODER_DECODERS, **REMADE, **SELECTING}[name]()
+    return {**TINY, **ENCODER_DECODERS, **REMADE, **SELECTING, **DEEPER}[name]()
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

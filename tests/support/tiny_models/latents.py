@@ -37,7 +37,7 @@ YARN = {
 }
 
 
-def _deepseek_v2_lite() -> PretrainedConfig:
+def _deepseek_v2_lite(layers: int = 3) -> PretrainedConfig:
     return transformers.DeepseekV2Config(
         vocab_size=131,
         q_lora_rank=None,
@@ -47,7 +47,7 @@ def _deepseek_v2_lite() -> PretrainedConfig:
         topk_method="greedy",
         norm_topk_prob=False,
         rope_parameters=YARN,
-        **SIZES,
+        **SIZES | {"num_hidden_layers": layers},
     )
 
 
@@ -86,3 +86,8 @@ LATENT_MODELS: dict[str, Callable[[], PretrainedConfig]] = {
     "deepseek_v3": _deepseek_v3,
 }
 """Name of a tiny model -> its config. The name is the model type, except ``deepseek_v2_lite``."""
+
+DEEPER: dict[str, Callable[[], PretrainedConfig]] = {
+    "deepseek_v2_lite_6": lambda: _deepseek_v2_lite(layers=6),
+}
+"""For what divides layers; with tests of their own."""
