@@ -1,4 +1,4 @@
-"""Fields of OpenAI's API, and of other servers of it, that would change the answer and are not implemented: refused, unless they ask for nothing."""
+"""Fields of this API, here and on other servers, that are not implemented: refused, unless they ask for nothing."""
 
 from __future__ import annotations
 
