@@ -8,18 +8,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import made_once
+
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache() -> Iterator[None]:
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test finds what a run before it, or the user's own, has noted; processes that tests start do not either."""
-    before = os.environ.get("MOEC_CACHE")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["MOEC_CACHE"] = folder
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setenv("MOEC_CACHE", folder)
+        patch.setenv(made_once.FOLDER, os.environ.get(made_once.FOLDER, str(shared)))
         yield
-    if before is None:
-        del os.environ["MOEC_CACHE"]
-    else:
-        os.environ["MOEC_CACHE"] = before
 
 
 LONGEST = "test_emulated_gpu.py"

@@ -16,10 +16,11 @@ from tests.support.emulated_models import compiled
 from tests.support.references import REFERENCES
 from tests.support.references.model import greedy
 
+pytestmark = pytest.mark.slow
+
 TOKENS, PROMPT, NEW = 14, 6, 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grok-1", "arctic"])
 def test_logits_are_those_of_the_reference(
     name: str, stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tvm
 from numpy.typing import NDArray
 
 from moec.artifacts import mailbox
@@ -31,6 +30,7 @@ from tests.kernels.test_experts import CLAMPED, SWIGLU
 from tests.kernels.test_serve import Layers
 from tests.support.cuda_modules import FILES, add_one, write_emulated
 from tests.support.cuda_stub import Stub
+from tests.support.machine_code import machine_code
 
 HIDDEN, EXPERTS, TOP_K = 64, 7, 3
 BODIES = [
@@ -54,8 +54,7 @@ def moe_model() -> ModelRecord:
 
 @cache
 def kernel() -> Callable[..., None]:
-    module = tvm.IRModule({mailbox.SERVE: serve(BODIES, lanes=4, machine="x86_64")})
-    found: Callable[..., None] = tvm.compile(module, target="llvm")[mailbox.SERVE]
+    found: Callable[..., None] = machine_code(serve(BODIES, lanes=4, machine="x86_64"))[mailbox.SERVE]
     return found
 
 

@@ -11,11 +11,12 @@ import pytest
 from moec import runtime
 from tests.support.cuda_stub import Stub
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = (list(range(2, 100)), [90, 5, 77], list(range(30, 80)))
 NEW = 8
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deepseek_v32_selecting", "glm_moe_dsa_selecting"])
 def test_tokens_are_those_of_the_cpu(name: str, bundles: Callable[[str], Path], stub: Stub) -> None:
     bundle = bundles(name)

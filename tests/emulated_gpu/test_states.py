@@ -13,6 +13,8 @@ from moec.runtime.memory.device_budget import DevicePlan
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_models import nothing_left
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ([11, 12, 13, 14, 15, 16, 17], [90, 5, 77], list(range(40, 80)), [3] * 18)
 NEW = 10
 MODELS = ("qwen3_next", "granitemoehybrid", "jamba", "kimi_linear", "minimax")
@@ -26,7 +28,6 @@ def rows(model: runtime.Model) -> list[list[int]]:
     return [row[-NEW:].tolist() for row in found]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_are_those_of_the_cpu(name: str, bundles: Callable[[str], Path], stub: Stub) -> None:
     bundle = bundles(name)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.machine_code import machine_code
+
 os.environ.setdefault("TVM_NUM_THREADS", "2")
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -27,14 +29,13 @@ def _has(lanes: int) -> bool:
 @pytest.fixture(scope="session")
 def compiled() -> Callable[[Any, int], Callable[..., None]]:
     """``compiled(prim_func, lanes)``: the kernel as machine code; skips where this processor cannot run it."""
-    import tvm
 
     def build(function: Any, lanes: int) -> Callable[..., None]:
         if not _has(lanes):
             pytest.skip(f"this processor has no vectors of {lanes} floats")
-        target = tvm.target.Target({"kind": "llvm", "mcpu": PROCESSORS[lanes]})
-        name = str(function.attrs["global_symbol"])
-        kernel: Callable[..., None] = tvm.compile(tvm.IRModule({name: function}), target=target)[name]
+        kernel: Callable[..., None] = machine_code(function, mcpu=PROCESSORS[lanes])[
+            str(function.attrs["global_symbol"])
+        ]
         return kernel
 
     return build

@@ -30,13 +30,10 @@ BODY = ExpertBody("b", HIDDEN, INTERMEDIATE, False, False, False, "up", "float32
 
 @cache
 def kernel() -> Callable[..., None]:
-    import tvm
-
     from moec.compiler.kernels.cpu.serve import serve
+    from tests.support.machine_code import machine_code
 
-    function = serve([BODY], lanes=4, machine="x86_64")
-    module = tvm.compile(tvm.IRModule({mailbox.SERVE: function}), target="llvm")
-    found: Callable[..., None] = module[mailbox.SERVE]
+    found: Callable[..., None] = machine_code(serve([BODY], lanes=4, machine="x86_64"))[mailbox.SERVE]
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 
 from moec import runtime
 from moec.compiler.lowering import cuda_module
@@ -19,6 +17,7 @@ from moec.compiler.quantization import policy_named
 from moec.runtime.memory.device_budget import DevicePlan
 from tests.support.compiling import compile_checkpoint
 from tests.support.cuda_stub import Stub, write_image
+from tests.support.made_once import made_once
 from tests.support.tiny_models import save
 
 PROMPTS = ([11, 12, 13, 14, 15, 16, 17], [90, 5, 77], list(range(40, 80)))
@@ -34,13 +33,10 @@ def compiled(
     quantization: str | None = None,
 ) -> Path:
     """A tiny model with code for the CPU, and for the emulator where a GPU's would be; made once for all processes."""
-    made = Path(
-        os.environ.get("MOEC_STUB_BUNDLES", folder / "made"), f"{name}-{dtype}-{stored}-{quantization}"
+    made = made_once(
+        f"{name}-{dtype}-{stored}-{quantization}",
+        lambda empty: _compile(empty, dtype, stored, name, quantization),
     )
-    made.mkdir(parents=True, exist_ok=True)
-    with FileLock(made / "lock"):
-        if not (made / "model.moec").exists():
-            _compile(made, dtype, stored, name, quantization)
     shutil.copytree(made / "checkpoint", folder / "checkpoint", dirs_exist_ok=True)
     return shutil.copytree(made / "model.moec", folder / "model.moec")
 

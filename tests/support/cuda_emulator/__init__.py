@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import re
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,14 @@ from tvm import tirx
 from moec.compiler.lowering.cuda_module import split_kernels
 from moec.compiler.lowering.targets import parse_target
 from moec.runtime.tensors import tensor_at
+from tests.support.made_once import made_once
 
 HEADER = Path(__file__).with_name("emulator.h")
+OPTIONS = (
+    *("-std=c++17", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"),
+    *("-w", "-shared", "-fPIC"),
+)
+LIBRARY = "kernels.so"
 CUDA_DEVICE = 2
 SET_DEVICE = "__tvm_set_device"
 """What host code calls before it launches a kernel: there is no device here."""
@@ -38,8 +44,7 @@ class Emulated:
     def __init__(self, *functions: tirx.PrimFunc) -> None:
         named = {str(function.attrs["global_symbol"]): function for function in functions}
         host, code = split_kernels(tvm.IRModule(named), parse_target("cuda-sm_80"))
-        with tempfile.TemporaryDirectory() as folder:
-            self._library = ctypes.CDLL(str(compile_kernels(code.source, Path(folder))))
+        self._library = ctypes.CDLL(str(compile_kernels(code.source)))
         self._host = host
         self._code = code
 
@@ -82,8 +87,13 @@ def _tensor(argument: NDArray[Any] | tuple[NDArray[Any], str]) -> Any:
     return tensor_at(array.ctypes.data, dtype, array.shape, device=(CUDA_DEVICE, 0))
 
 
-def compile_kernels(source: str, folder: Path) -> Path:
+def compile_kernels(source: str, optimization: str = "-O0") -> Path:
     """A library that has ``emulate_<kernel>(arguments, grid, threads)`` and the arguments' ``sizes_<kernel>``."""
+    name = f"kernels{optimization}-{hashlib.sha256(source.encode()).hexdigest()}"
+    return made_once(name, lambda folder: _compile(source, optimization, folder)) / LIBRARY
+
+
+def _compile(source: str, optimization: str, folder: Path) -> None:
     source = source[source.index('extern "C" __global__') :]
     source = re.sub(
         r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];", r"\1 *\2 = (\1 *)emulated_dynamic;", source
@@ -103,18 +113,6 @@ def compile_kernels(source: str, folder: Path) -> Path:
     text = "\n".join((f'#include "{HEADER}"', source, *wrappers))
     path = folder / "kernels.cpp"
     path.write_text(text)
-    command = [
-        "g++",
-        "-std=c++17",
-        "-O1",
-        "-w",
-        "-fno-strict-aliasing",
-        "-shared",
-        "-fPIC",
-        "-U_FORTIFY_SOURCE",
-    ]
-    result = subprocess.run(
-        [*command, str(path), "-o", str(folder / "kernels.so")], capture_output=True, text=True
-    )
+    command = ["g++", optimization, *OPTIONS, str(path), "-o", str(folder / LIBRARY)]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
-    return folder / "kernels.so"

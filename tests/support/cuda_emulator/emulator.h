@@ -3,6 +3,8 @@
 // Barriers and warp-wide operations are rendezvous points between fibers. What a GPU would forgive or hang on is an
 // error here: a barrier that not all threads reach, a warp operation that some lanes skip, shared memory read before
 // cp.async was waited for (it is copied only then).
+//
+// Where kernels spend their time (the pragmas) is optimized also where they are not, since compiling takes longer.
 #pragma once
 #include <csetjmp>
 #include <cmath>
@@ -71,7 +73,7 @@ struct Fiber {
 struct Exchange { unsigned words[2][kLanes][8]; };
 static std::vector<Fiber> fibers;
 static std::vector<Exchange> exchanges;
-static std::vector<char> stacks;
+static char *stacks = nullptr;
 static Fiber *current;
 static jmp_buf scheduler;
 static void (*body)(void *);
@@ -82,6 +84,8 @@ static void *arguments;
                current ? current->number : -1);
   std::abort();
 }
+#pragma GCC push_options
+#pragma GCC optimize("O2")
 static void yield(State state) {
   current->state = state;
   if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
@@ -120,10 +124,12 @@ static bool pass_phases() {
     if (fiber.state == kPhase && (int)(fiber.phase->number & 1) != fiber.parity) fiber.state = kReady, passed = true;
   return passed;
 }
+#pragma GCC pop_options
 static void prepare(int threads) {
   fibers.assign(threads, Fiber());
   exchanges.resize((threads + kLanes - 1) / kLanes);
-  stacks.resize((size_t)threads * kStack);
+  std::free(stacks);
+  stacks = (char *)std::malloc((size_t)threads * kStack);  // only what is used of it becomes memory
   for (int i = 0; i < threads; ++i) {
     Fiber &fiber = fibers[i];
     fiber.number = i;
@@ -133,6 +139,8 @@ static void prepare(int threads) {
     makecontext(&fiber.start, entry, 0);
   }
 }
+#pragma GCC push_options
+#pragma GCC optimize("O2")
 static void run_block(int threads) {
   if (fibers.size() != (size_t)threads) prepare(threads);
   for (Fiber &fiber : fibers) fiber.state = kReady, fiber.turn = 0, fiber.groups.clear();
@@ -161,6 +169,7 @@ static unsigned (*exchange(const unsigned *words, int count))[8] {
   yield(kWarp);
   return own.words[turn];
 }
+#pragma GCC pop_options
 static void finish(std::vector<Copy> &copies) {
   for (Copy &copy : copies) {
     if (copy.valid) std::memcpy(copy.to, copy.from, 16);
@@ -321,6 +330,8 @@ static inline unsigned moec_ballot(bool value) {
   return result;
 }
 static inline int moec_count_bits(unsigned value) { return __builtin_popcount(value); }
+#pragma GCC push_options
+#pragma GCC optimize("O2")
 static inline void emulated_load_matrix(unsigned *to, const void *row, bool transposed) {
   emulated_aligned(row);
   unsigned words[4];
@@ -336,6 +347,7 @@ static inline void emulated_load_matrix(unsigned *to, const void *row, bool tran
     to[m] = pair[0] | (unsigned)pair[1] << 16;
   }
 }
+#pragma GCC pop_options
 static inline void moec_load_matrix(unsigned *to, const void *row) { emulated_load_matrix(to, row, false); }
 static inline void moec_load_matrix_transposed(unsigned *to, const void *row) { emulated_load_matrix(to, row, true); }
 static inline unsigned moec_transpose(unsigned pair) {
@@ -344,6 +356,8 @@ static inline unsigned moec_transpose(unsigned pair) {
   unsigned low = all[lane % 4 * 8 + lane / 8][0], high = all[lane % 4 * 8 + 4 + lane / 8][0];
   return (low >> shift & 0xffffu) | (high >> shift & 0xffffu) << 16;
 }
+#pragma GCC push_options
+#pragma GCC optimize("O2")
 static inline void emulated_mma(float *d, const unsigned *words, float (*low)(unsigned), float (*high)(unsigned)) {
   auto *all = emulator::exchange(words, 6);
   int lane = emulator::current->number & 31;
@@ -358,6 +372,7 @@ static inline void emulated_mma(float *d, const unsigned *words, float (*low)(un
     d[i] = sum;
   }
 }
+#pragma GCC pop_options
 static inline void moec_mma_bf16(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
   unsigned words[6] = {a0, a1, a2, a3, b0, b1};
   emulated_mma(d, words, moec_low_bf16, moec_high_bf16);
@@ -423,6 +438,8 @@ static inline uint64_t moec_matrix(const void *shared, int outer) {
   return place >> 4 | (uint64_t)(outer >> 4) << 16 | 1ull << 62;
 }
 typedef float (*Widen)(unsigned);
+#pragma GCC push_options
+#pragma GCC optimize("O2")
 static inline float emulated_entry(size_t place, Widen widen) {
   uint16_t bits;
   std::memcpy(&bits, emulated_dynamic + (place ^ (place >> 3 & 0x70)), 2);
@@ -460,6 +477,7 @@ static inline void emulated_wgmma_rows(float *d, int columns, const unsigned *wo
     }
   emulated_wgmma(d, columns, rows, b, true, true, moec_low_f16);
 }
+#pragma GCC pop_options
 #define EMULATED_WGMMA(type, columns)                                                                                  \
   static inline void moec_wgmma_##type##_n##columns(float *d, uint64_t a, uint64_t b, int add) {                       \
     emulated_wgmma_shared(d, columns, a, b, add, moec_low_##type);                                                     \

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +62,5 @@ def _build(path: Path, source: str, include: Path, *options: str) -> ctypes.CDLL
 
 
 def write_image(path: Path, source: str) -> None:
-    """Write what stands for a fat binary made of ``source``: where the emulator's library is."""
-    folder = Path(tempfile.mkdtemp(prefix="moec-emulated-"))
-    path.write_bytes(str(compile_kernels(source, folder)).encode() + b"\0")
+    """Write what stands for a fat binary made of ``source``: where the emulator's library is, which runs often."""
+    path.write_bytes(str(compile_kernels(source, "-O1")).encode() + b"\0")
