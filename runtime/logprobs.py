@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,13 +22,20 @@ class TokenLogprobs(NamedTuple):
 
 def token_logprobs(logits: NDArray[np.float32], token: int, top: int) -> TokenLogprobs:
     """Of ``token`` and of the ``top`` likeliest ones, from logits float32 ``[V]``."""
-    wide = logits.astype(np.float64)
-    highest = float(wide.max())
-    wide -= highest + np.log(np.exp(wide - highest).sum())
-    count = min(top, wide.size)
-    if count == 0:
-        return TokenLogprobs(float(wide[token]), ())
-    least = np.partition(wide, -count)[-count]
-    places = np.flatnonzero(wide >= least)
-    best = places[np.argsort(-wide[places], kind="stable")][:count]
-    return TokenLogprobs(float(wide[token]), tuple((int(place), float(wide[place])) for place in best))
+    highest = float(logits.max())
+    # Each term rounds to 24 bits; the sum must not.
+    whole = highest + math.log(np.exp(logits - np.float32(highest)).sum(dtype=np.float64))
+    best = _likeliest(logits, min(top, logits.size))
+    return TokenLogprobs(
+        float(logits[token]) - whole, tuple((place, float(logits[place]) - whole) for place in best)
+    )
+
+
+def _likeliest(logits: NDArray[np.float32], count: int) -> list[int]:
+    """Places of the ``count`` largest logits, largest first; of equal ones the lower place."""
+    if count < 2:
+        return [int(logits.argmax())][:count]
+    least = np.partition(logits, -count)[-count]
+    places = np.flatnonzero(logits >= least)
+    best: list[int] = places[np.argsort(-logits[places], kind="stable")][:count].tolist()
+    return best

@@ -14,11 +14,12 @@ from moec.runtime.engine.admission import check_request
 from moec.runtime.engine.batch import Executor, Piece, StepBatch
 from moec.runtime.engine.pages import pages_for
 from moec.runtime.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
-from moec.runtime.engine.sequence import Request, Sequence
-from moec.runtime.requests.checks import cache_too_small
+from moec.runtime.engine.sequence import Request, Sequence, TokenOutput
+from moec.runtime.logprobs import token_logprobs
+from moec.runtime.requests.checks import cache_too_small, check_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Iterator
 
     from numpy.typing import NDArray
 
@@ -42,16 +43,6 @@ class _Begun:
     def chunks(self) -> list[Chunk]:
         """Those of sequences that have not ended since it was begun."""
         return [chunk for chunk in self.plan.chunks if chunk.sequence.finished is None]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenOutput:
-    """One new token of one sequence; ``sequence.finished`` says whether it was the last."""
-
-    sequence: Sequence
-    token: int
-    logprobs: TokenLogprobs | None = None
-    """Where its request wants them."""
 
 
 class Engine:
@@ -88,6 +79,7 @@ class Engine:
         Raises:
             RequestError: a token id is none of the model's, the prompt is empty, or the request can never fit.
         """
+        check_count("max_new_tokens", request.max_new_tokens, least=1)
         check_request(self.limits, self._vocabulary, request.prompt, request.source, request.max_new_tokens)
         sequence = Sequence(self._next_id, request)
         self._next_id += 1
@@ -200,6 +192,31 @@ class Engine:
         Raises:
             RequestError: a token id is none of the model's, or running sequences hold too much of the cache.
         """
+        logits = np.empty((len(tokens), self._vocabulary.size), np.float32)
+        for start, rows in self._scored(tokens, source):
+            logits[start : start + len(rows)] = rows
+        return logits
+
+    def score_tokens(self, tokens: tuple[int, ...], top: int) -> Generator[list[TokenLogprobs]]:
+        """How likely each token of a decoder's sequence was after those before it, the second one first.
+
+        They come in parts; `step` may be called between them, but nothing else of this kind.
+
+        Args:
+            tokens: of the sequence.
+            top: how many of the likeliest tokens are named at each place.
+
+        Raises:
+            RequestError: as for `score`, with the first part.
+        """
+        for start, rows in self._scored(tokens, ()):
+            following = tokens[start + 1 : start + 1 + len(rows)]
+            yield [token_logprobs(row, token, top) for row, token in zip(rows, following, strict=False)]
+
+    def _scored(
+        self, tokens: tuple[int, ...], source: tuple[int, ...]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Runs of positions, by their first one, and their logits, which are good until the next run."""
         check_request(self.limits, self._vocabulary, tokens, source, 0)
         scheduler = self.scheduler
         needed = pages_for(len(tokens)) + pages_for(len(source))
@@ -212,26 +229,26 @@ class Engine:
             if source:
                 scheduler.table.assign(scheduler.source_row(scheduler.spare_row), 0, pages[own:])
                 self._run_encoder([self._source_piece(source, scheduler.spare_row)], [])
-            return self._score_chunks(tokens, len(source))
+            yield from self._score_chunks(tokens, len(source))
         finally:
             scheduler.pages.release(pages)
 
-    def _score_chunks(self, tokens: tuple[int, ...], source: int) -> NDArray[np.float32]:
-        logits = np.empty((len(tokens), self._vocabulary.size), np.float32)
-        batch, scheduler = self._batch, self.scheduler
+    def _score_chunks(
+        self, tokens: tuple[int, ...], source: int
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        batch, row = self._batch, self.scheduler.spare_row
         # All rows' logits are wanted, so no more tokens than the rows that memory was set aside for.
         count = len(tokens) if self.limits.whole_prompts else min(batch.capacity, LOGIT_ROWS)
-        row = scheduler.spare_row
         for start in range(0, len(tokens), count):
             chunk = list(tokens[start : start + count])
             piece = Piece(row, start, chunk, *self._source(row, source), len(tokens))
             batch.fill([piece], list(range(len(chunk))))
             try:
-                logits[start : start + len(chunk)] = self._executor.run(batch)
+                logits = self._executor.run(batch)
             finally:
                 self._observe(NOTHING)
-        self.stats.prompt_tokens += len(tokens)
-        return logits
+            self.stats.prompt_tokens += len(chunk)
+            yield start, logits
 
     def _source(self, row: int, tokens: int) -> tuple[int, int]:
         """Page table row and tokens of the source of the sequence that has ``row``."""

@@ -9,6 +9,7 @@ from moec.runtime.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
     from moec.runtime.engine.pages import Lease
+    from moec.runtime.logprobs import TokenLogprobs
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 
@@ -95,3 +96,13 @@ class Sequence:
         if request.last_token is not None and self.left - ahead == 1:
             return request.last_token
         return request.first_token if len(self.tokens) + ahead == len(request.prompt) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """One new token of one sequence; ``sequence.finished`` says whether it was the last."""
+
+    sequence: Sequence
+    token: int
+    logprobs: TokenLogprobs | None = None
+    """Where its request wants them."""

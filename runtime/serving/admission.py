@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from moec.runtime.serving.errors import ApiError
+from moec.runtime.serving.errors import RETRY_SECONDS, ApiError, busy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -13,11 +13,9 @@ if TYPE_CHECKING:
     from moec.runtime.engine import Request
     from moec.runtime.serving.driver import Driver, Event, Job
 
-RETRY_SECONDS = "1"
-
 
 class Ticket:
-    """The requests of a client that was let in, and their events as they come. Close it, whatever happens.
+    """The place of a client that was let in: its requests, and their events as they come. Close it, whatever happens.
 
     Attributes:
         requests: of the engine.
@@ -29,6 +27,10 @@ class Ticket:
         self._closed = False
         self.requests = requests
         self.events: asyncio.Queue[Event] = asyncio.Queue()
+
+    def start(self) -> None:
+        """Let the requests join those that run."""
+        self._admission.driver.submit(self)
 
     def cancel(self, index: int) -> None:
         """End one of the requests."""
@@ -61,7 +63,7 @@ class Admission:
         self._left = asyncio.Event()
 
     def enter(self, requests: Sequence[Request]) -> Ticket:
-        """Let the requests of a client join.
+        """Let a client in.
 
         Raises:
             ApiError: the server is stopping, or they are too many, now or ever.
@@ -75,15 +77,9 @@ class Admission:
                 param="n",
             )
         if sum(len(ticket.requests) for ticket in self._tickets) + len(requests) > self._capacity:
-            raise ApiError(
-                429,
-                f"The server has {self._capacity} choices to generate, as many as it takes. Try again.",
-                code="rate_limit_exceeded",
-                headers={"Retry-After": RETRY_SECONDS},
-            )
+            raise busy(f"The server has {self._capacity} choices to generate, as many as it takes.")
         ticket = Ticket(self, requests)
         self._tickets.add(ticket)
-        self.driver.submit(ticket)
         return ticket
 
     def leave(self, ticket: Ticket) -> None:

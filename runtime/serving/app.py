@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -16,6 +17,7 @@ from moec.runtime.serving.answers import ChatAnswer, CompletionAnswer
 from moec.runtime.serving.asked import ask
 from moec.runtime.serving.bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from moec.runtime.serving.choices import Choice
+from moec.runtime.serving.completions import completion_choices, score_prompts
 from moec.runtime.serving.errors import ApiError, error_response, malformed
 from moec.runtime.serving.guard import Guard
 from moec.runtime.serving.responses import respond
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moec.runtime.serving.service import Service
-
-CONTEXT_TOKENS = 8
-"""Of a prompt, read again so that its continuation begins as it would in the whole text."""
 
 
 def create_app(
@@ -70,18 +69,12 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         service.check_name(body.model)
         prompts = await asyncio.to_thread(lambda: [service.encode(prompt) for prompt in body.prompts])
         asked = ask(engine, model, body, prompts)
-        if body.echo and service.model.has_encoder:
-            raise ApiError(400, "The answer does not continue what an encoder reads.", param="echo")
-        choices: list[Choice] = []
-        for prompt, own in zip(body.prompts, asked.prompts, strict=True):
-            before = (prompt if isinstance(prompt, str) else tokenizer.decode(own)) if body.echo else ""
-            context = () if service.model.has_encoder else own[-CONTEXT_TOKENS:]
-            choices += [
-                Choice(len(choices) + number, tokenizer.stream(context=context), body.stops, before)
-                for number in range(asked.n)
-            ]
+        choices = completion_choices(service, body, asked)
         answer = CompletionAnswer(service.name, tokenizer, scored=body.scored is not None)
-        return await respond(service, request, body, asked, choices, answer)
+        before = None
+        if body.echo and body.scored is not None:
+            before = partial(score_prompts, service, asked, choices, body.scored)
+        return await respond(service, request, body, asked, choices, answer, before)
 
 
 def _add_tokenizer(app: FastAPI, service: Service) -> None:

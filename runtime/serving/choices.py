@@ -22,7 +22,8 @@ class ScoredToken:
     """A token and how likely it was."""
 
     token: int
-    logprobs: TokenLogprobs
+    logprobs: TokenLogprobs | None
+    """Of the first token of a prompt there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,10 @@ class Choice:
         self.tokens = 0
         self.finish: FinishReason | None = None
         self.stopped = False
+
+    def begin(self, prompt: Sequence[ScoredToken]) -> None:
+        """Let the first piece begin with the tokens of an echoed prompt."""
+        self._scored = list(prompt)
 
     def push(self, event: Token) -> Piece | None:
         """The piece that is certain now; none in the middle of a character or of what may be a stop string."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from starlette.exceptions import HTTPException as FrameworkError
 
+RETRY_SECONDS = "1"
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 """Of statuses that have one of their own."""
 
@@ -66,6 +67,16 @@ def error_response(error: FrameworkError) -> JSONResponse:
 def refused(error: MoecError, *, param: str | None = None, code: str | None = None) -> ApiError:
     """A request that cannot be run, in the words of the error that says so."""
     return ApiError(400, " ".join(str(error).split("\n")), param=param, code=code)
+
+
+def busy(why: str) -> ApiError:
+    """For who may come again in a moment."""
+    return ApiError(
+        429,
+        f"{why} Try again.".replace("\n", " "),
+        code="rate_limit_exceeded",
+        headers={"Retry-After": RETRY_SECONDS},
+    )
 
 
 def failed(error: Exception) -> ApiError:

@@ -9,7 +9,7 @@ from moec.runtime.serving.driver import Failure
 from moec.runtime.serving.errors import ApiError, failed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from typing import TypeVar
 
     from fastapi import Request as HttpRequest
@@ -21,12 +21,23 @@ if TYPE_CHECKING:
     Result = TypeVar("Result")
 
 
-async def pieces(ticket: Ticket, choices: Sequence[Choice], timer: Timer) -> AsyncIterator[Piece]:
+async def pieces(
+    ticket: Ticket, choices: Sequence[Choice], timer: Timer, before: Callable[[], Awaitable[None]] | None
+) -> AsyncIterator[Piece]:
     """Text as it becomes certain, of all choices as they come, until each has ended.
+
+    Args:
+        ticket: theirs; its requests join now.
+        choices: of the answer.
+        timer: told of the tokens.
+        before: what is done first.
 
     Raises:
         ApiError: the model failed, or the server stops.
     """
+    if before is not None:
+        await before()
+    ticket.start()
     left = len(choices)
     while left:
         event = await ticket.events.get()

@@ -12,7 +12,7 @@ from moec.runtime.serving.generation import pieces, unless_disconnected
 from moec.runtime.serving.streams import DONE, EventStream, event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from fastapi import Request as HttpRequest
 
@@ -33,14 +33,16 @@ async def respond(
     asked: Asked,
     choices: Sequence[Choice],
     answer: Answer,
+    before: Callable[[], Awaitable[None]] | None = None,
 ) -> Response:
-    """Run what is asked for and lay out the answer.
+    """Run what is asked for and lay out the answer, after ``before`` where there is such a thing.
 
     Raises:
         ApiError: there is no room for it, or the model failed before anything was sent.
     """
     ticket = service.admission.enter(asked.requests)
-    running = pieces(ticket, choices, service.metrics.begin(len(choices)))
+    timer = service.metrics.begin(len(choices))
+    running = pieces(ticket, choices, timer, before)
     prompt_tokens = sum(map(len, asked.prompts))
     if body.stream:
         counted = body.stream_options is not None and body.stream_options.include_usage

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from moec.errors import RequestError
 from moec.runtime.requests.vocabulary import Vocabulary
-from moec.runtime.serving.errors import ApiError, refused
+from moec.runtime.serving.choices import ScoredToken
+from moec.runtime.serving.errors import ApiError, busy, refused
 from moec.runtime.serving.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moec.runtime.logprobs import TokenLogprobs
     from moec.runtime.model import Model
     from moec.runtime.serving.admission import Admission
     from moec.runtime.serving.bodies import Message
@@ -32,6 +34,7 @@ class Service:
     admission: Admission
     metrics: Metrics = field(default_factory=Metrics)
     created: int = field(default_factory=lambda: int(time.time()))
+    _scoring: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def check_name(self, name: str | None) -> None:
         """Refuse another model's name; none is this model's."""
@@ -99,6 +102,25 @@ class Service:
         except RequestError as error:
             raise refused(error, param="tokens") from error
         return self.tokenizer.decode(tokens, skip_special_tokens=False)
+
+    async def score(self, prompt: tuple[int, ...], top: int) -> list[ScoredToken]:
+        """How likely a prompt's tokens are, and the ``top`` likeliest ones at each place; others go on meanwhile.
+
+        Raises:
+            ApiError: others hold too much of the cache.
+        """
+        call = self.admission.driver.call
+        found: list[TokenLogprobs | None] = [None]
+        async with self._scoring:
+            parts = self.model.engine.score_tokens(prompt, top)
+            try:
+                while (part := await asyncio.wrap_future(call(lambda: next(parts, None)))) is not None:
+                    found += part
+            except RequestError as error:
+                raise busy(str(error)) from error
+            finally:
+                call(parts.close)
+        return [ScoredToken(token, logprobs) for token, logprobs in zip(prompt, found, strict=True)]
 
     async def stats(self) -> Stats:
         """The model's counters, up to date."""

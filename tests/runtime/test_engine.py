@@ -196,6 +196,7 @@ def test_a_cache_page_boundary_is_reached_exactly() -> None:
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
+        (Request((1,), 0), "max_new_tokens=0"),
         (Request((), 1), "empty"),
         (Request((VOCAB,), 1), f"{VOCAB} is out of range"),
         (Request((1, -1), 1), "-1 is out of range"),
@@ -208,6 +209,31 @@ def test_requests_that_cannot_run_are_refused(request_: Request, why: str) -> No
     with pytest.raises(RequestError, match=why):
         engine.add(request_)
     assert not engine.busy
+
+
+def test_tokens_are_scored_in_parts_between_which_others_step() -> None:
+    engine = make_engine(step=16)
+    tokens = tuple(np.random.default_rng(3).integers(0, VOCAB, 40).tolist())
+    running = engine.add(Request((1, 2, 3), 30))
+    engine.step()
+    parts = []
+    for part in engine.score_tokens(tokens, 2):
+        parts.append(part)
+        engine.step()
+    found = [each for part in parts for each in part]
+    assert len(parts) > 2
+    assert len(found) == len(tokens) - 1
+    logits = engine.score(tokens).astype(np.float64)
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    for place, scored in enumerate(found):
+        assert scored.chosen == pytest.approx(logits[place, tokens[place + 1]], abs=1e-5)
+        assert [token for token, _ in scored.top] == np.argsort(-logits[place])[:2].tolist()
+    left = engine.score_tokens(tokens, 0)
+    next(left)
+    left.close()
+    finish(engine)
+    assert running.new_tokens == greedy((1, 2, 3), 30)
+    assert_clean(engine)
 
 
 def test_score_refuses_what_does_not_fit() -> None:

@@ -123,10 +123,10 @@ def test_logprobs_are_torchs_of_the_models_own_logits(seed: int, top: int) -> No
     found = sampler.logprobs
     assert found is not None
     expected = torch.log_softmax(torch.from_numpy(scores).double(), -1)
-    assert found.chosen == pytest.approx(float(expected[7]), abs=1e-9)
+    assert found.chosen == pytest.approx(float(expected[7]), abs=1e-5)
     values, places = expected.sort(descending=True, stable=True)
     assert [token for token, _ in found.top] == places[:top].tolist()
-    assert [value for _, value in found.top] == pytest.approx(values[:top].tolist(), abs=1e-9)
+    assert [value for _, value in found.top] == pytest.approx(values[:top].tolist(), abs=1e-5)
 
 
 def test_what_the_device_can_choose_needs_no_logits() -> None:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import numpy as np
 import pytest
 
 from moec.artifacts.model import GenerationDefaults
@@ -178,6 +179,54 @@ def test_logprobs_are_the_models_own(client: httpx.Client) -> None:
     ] == content
 
 
+def test_an_echoed_prompt_is_scored_while_others_run(tmp_path: Path) -> None:
+    model, twin = make_model(tmp_path, SCRIPT), make_model(tmp_path, SCRIPT)
+    prompts = ["of the fake's own, which is longer than a step has rows " * 3, "another"]
+    ids = [twin.encode(prompt) for prompt in prompts]
+    with (
+        served(model) as (url, _),
+        httpx.Client(base_url=url, timeout=20) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        alone = completion(client, max_tokens=60, ignore_eos=True)["choices"][0]["text"]
+        beside = pool.submit(completion, client, max_tokens=60, ignore_eos=True)
+        body = {"prompt": ids, "max_tokens": 1, "logprobs": 2, "echo": True, "n": 2, "temperature": 0}
+        answers = completion(client, **body)["choices"]
+        (streamed,) = [
+            chunk["choices"][0]["logprobs"]
+            for chunk in events(client, "/v1/completions", {**body, "prompt": ids[1], "n": 1})
+        ]
+        assert beside.result()["choices"][0]["text"] == alone
+        wait_until_idle(model)
+    assert streamed == answers[2]["logprobs"]
+    for number, answer in enumerate(answers):
+        own = ids[number // 2]
+        rows = twin.forward(own)[0].astype(np.float64)
+        rows -= np.log(np.exp(rows).sum(-1, keepdims=True))
+        found = answer["logprobs"]
+        new = int(rows[-1].argmax())
+        assert answer["text"].startswith(prompts[number // 2])
+        assert found["tokens"][:-1] == list(prompts[number // 2])
+        assert found["text_offset"] == list(range(len(own) + 1))
+        assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
+        expected = [rows[place, token] for place, token in enumerate([*own[1:], new])]
+        assert found["token_logprobs"][1:] == pytest.approx(expected, abs=1e-5)
+        best = [max(row) for row in rows]
+        assert [max(top.values()) for top in found["top_logprobs"][1:]] == pytest.approx(best, abs=1e-5)
+
+
+def test_a_prompt_is_not_scored_where_others_hold_the_cache(tmp_path: Path) -> None:
+    model = make_model(tmp_path, SCRIPT)
+    with served(model) as (url, _), httpx.Client(base_url=url, timeout=20) as client:
+        pages = model.engine.scheduler.pages.allocate(PAGES)
+        assert pages is not None
+        body = {"prompt": "x", "max_tokens": 1, "echo": True, "logprobs": 0}
+        assert refusal(client, "/v1/completions", body, 429)["code"] == "rate_limit_exceeded"
+        model.engine.scheduler.pages.release(pages)
+        assert completion(client, **body)["choices"][0]["logprobs"]["top_logprobs"] == [None, {}]
+        wait_until_idle(model)
+
+
 def test_eight_at_once_say_what_each_says_alone(client: httpx.Client, twin: Model) -> None:
     prompts = [f"prompt number {n}, of the fake's own words" for n in range(8)]
 
@@ -235,6 +284,7 @@ def test_defaults_are_the_checkpoints_and_zero_is_greedy(tmp_path: Path) -> None
         ({"seed": -1}, "seed", "invalid_value"),
         ({"suffix": "x"}, "suffix", "unsupported_parameter"),
         ({"best_of": 2}, "best_of", "unsupported_parameter"),
+        ({"min_p": 0.1}, "min_p", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"temperature": -1}, "temperature", "invalid_value"),
         ({"temperature": "hot"}, "temperature", "invalid_value"),
@@ -243,8 +293,9 @@ def test_defaults_are_the_checkpoints_and_zero_is_greedy(tmp_path: Path) -> None
         ({"n": 99}, "n", None),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"stop": ""}, "stop", "invalid_value"),
+        ({"stop": ["x"] * 65}, "stop", "invalid_value"),
+        ({"logit_bias": {str(n): 1 for n in range(1025)}}, "logit_bias", "invalid_value"),
         ({"logprobs": 21}, "logprobs", "invalid_value"),
-        ({"logprobs": 1, "echo": True}, "echo", None),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"999": 1}}, None, None),
         ({"forced_bos_token_id": 1}, "forced_bos_token_id", None),
@@ -291,6 +342,7 @@ def test_fields_that_ask_for_nothing_are_taken(client: httpx.Client) -> None:
         ],
         "model": NAME, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "store": False,
         "user": "me", "n": None, "temperature": None, "stop": None, "parallel_tool_calls": True,
+        "min_p": 0.0, "skip_special_tokens": True, "stream": True, "stream_options": {"include_obfuscation": False},
     }  # fmt: skip
     assert client.post("/v1/chat/completions", json=body).status_code == 200
 
