@@ -117,6 +117,7 @@ def test_a_refused_copy_is_a_typed_error(load: Load) -> None:
             rows(model, [list(PROMPTS[1])])
 
 
+@pytest.mark.slow
 def test_a_step_that_is_cut_short_is_mended(
     load: Load, expected: dict[str, Any], bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +127,7 @@ def test_a_step_that_is_cut_short_is_mended(
         assert rows(model, [PROMPTS[0]]) == expected["one"]
 
 
-@pytest.mark.parametrize("how", ["close", "forget"])
+@pytest.mark.parametrize("how", ["close", pytest.param("forget", marks=pytest.mark.slow)])
 def test_the_thread_ends_before_its_memory(load: Load, how: str) -> None:
     model = load(0.9)
     rows(model, [PROMPTS[0]])
@@ -138,7 +139,7 @@ def test_the_thread_ends_before_its_memory(load: Load, how: str) -> None:
     assert not copy_threads()
 
 
-@pytest.mark.parametrize("fed", [None, False])
+@pytest.mark.parametrize("fed", [None, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_thread_without_a_share_feeds_unless_it_must_not(
     load: Load, bundle: Path, expected: dict[str, Any], fed: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_thread_without_a_share_feeds_unless_it_must_not(
 _cannot = WRITE_VALUE(lambda *_: 801)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fed", [None, True])
 def test_a_system_whose_streams_write_no_values(
     load: Load, bundle: Path, expected: dict[str, Any], fed: bool | None, monkeypatch: pytest.MonkeyPatch
