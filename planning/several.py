@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.footprint import CODE_BYTES, footprint
+from moec.artifacts.sizes import exact_bytes
 from moec.errors import BudgetError
 from moec.planning.division import GpuRoom, divide, divided_chain, parts_of
 
@@ -52,9 +53,9 @@ def planned_division(
     cuts = divide(chain, rooms, pages, resident=True) or divide(chain, rooms, pages, resident=False)
     if cuts is None:
         raise BudgetError(
-            f"The model cannot be divided among {len(sizes)} GPUs with {' and '.join(map(str, sizes))} bytes.",
-            f"Each needs {needed} bytes for a step, code and graphs beside its layers' weights and cache; the chain "
-            f"can be cut in {len(chain.places)} places.",
+            f"The model cannot be divided among {len(sizes)} GPUs with {' and '.join(map(exact_bytes, sizes))}.",
+            f"Each needs {exact_bytes(needed)} for a step, code and graphs beside its layers' weights and cache; the "
+            f"chain can be cut in {len(chain.places)} places.",
             "Raise --device-memory, or give fewer GPUs.",
         )
     return parts_of(model, chain, rooms, pages, cuts)

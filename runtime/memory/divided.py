@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from moec.artifacts.cache import PAGE_TOKENS, sequence_tokens
 from moec.artifacts.footprint import footprint, tensor_bytes
 from moec.artifacts.sections import cut_places, sections_of, whole_section
+from moec.artifacts.sizes import exact_bytes
 from moec.errors import BudgetError, DeviceError
 from moec.planning.division import DividedChain, GpuRoom, divide, divided_chain
 from moec.runtime.chain.layout import value_spec
@@ -220,10 +221,12 @@ class DivisionPlanner:
         facts, tokens = footprint(self.bundle.model), self._step_sizes()[-1]
         each = max(self._section_bytes(number, tokens) for number in range(len(self.limits)))
         pages = pages_for(self.options.cache_tokens or 1)
+        pages_bytes = exact_bytes(pages * facts.cache_page_bytes)
         return BudgetError(
-            f"device_memory does not hold the model: {' and '.join(map(str, self.limits))} bytes.",
-            f"Dense weights take {facts.dense_bytes} bytes, the key-value cache {pages * facts.cache_page_bytes} for "
-            f"{pages * PAGE_TOKENS} tokens, and each GPU needs {each} more for a step, tables, code and graphs.",
+            f"device_memory does not hold the model: {' and '.join(map(exact_bytes, self.limits))}.",
+            f"Dense weights take {exact_bytes(facts.dense_bytes)}, the key-value cache {pages_bytes} for "
+            f"{pages * PAGE_TOKENS} tokens, and each GPU needs {exact_bytes(each)} more for a step, tables, code and "
+            "graphs.",
             "Raise device_memory, or lower cache_tokens, max_step_tokens or max_batch.",
         )
 
