@@ -33,7 +33,7 @@ HIT_STEPS = 64
 USUAL_POWER = 0.5
 """Hits of routing that nobody has traced grow with this power of the share of experts that have a slot.
 
-DeepSeek-V2-Lite's shape, by random weights and by forced Zipf routing, hit 0.29 to 0.44 at 16 %, 0.69 to 0.77 at 50, and
+DeepSeek-V2-Lite's shape, by random weights and by forced Zipf routing, hit 0.29 to 0.44 at 16 %, 0.69 to 0.77 at 50 and
 0.87 to 0.90 at 75."""
 BALANCE = 0.01
 """What it weighs beside time that GPUs are filled alike: of cuts that take nearly the same time those win that do."""
