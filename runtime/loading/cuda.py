@@ -161,7 +161,8 @@ def _divide(
         copy_speeds(device.driver, device.ordinal, limit)
         for device, limit in zip(devices, limits, strict=True)
     )
-    plan = DivisionPlanner(bundle, targets, options, limits, speeds).plan()
+    planner = DivisionPlanner(bundle, targets, options, limits, speeds)
+    plan = planner.resident() or planner.offloaded(shared=False)
     return _Plan(plan.sections, plan.plans, plan)
 
 

@@ -38,7 +38,8 @@ def cuts(plan: DividedPlan) -> list[int]:
 
 def test_all_experts_where_they_fit_else_a_cache_on_each_gpu(bundle: Bundle) -> None:
     """Layers are alike but for their experts: 8 of the first, 6 of the second."""
-    resident = planner(bundle, (64 << 20, 64 << 20)).plan()
+    resident = planner(bundle, (64 << 20, 64 << 20)).resident()
+    assert resident is not None
     assert [plan.slots for plan in resident.plans] == [None, None]
     assert cuts(resident) == [4]
     assert resident.expert_bytes == footprint(bundle.model).experts_bytes
@@ -46,7 +47,8 @@ def test_all_experts_where_they_fit_else_a_cache_on_each_gpu(bundle: Bundle) -> 
     assert first.cache_pages == second.cache_pages == resident.cache_pages == 2
     assert first.needs.sampler_bytes < second.needs.sampler_bytes
     limits = (first.total_bytes, second.total_bytes - 1)
-    offloaded = planner(bundle, limits).plan()
+    assert planner(bundle, limits).resident() is None
+    offloaded = planner(bundle, limits).offloaded(shared=False)
     assert any(plan.slots is not None for plan in offloaded.plans)
     assert all(plan.total_bytes <= limit for plan, limit in zip(offloaded.plans, limits, strict=True))
 
@@ -54,15 +56,17 @@ def test_all_experts_where_they_fit_else_a_cache_on_each_gpu(bundle: Bundle) -> 
 def test_a_faster_gpu_gets_more(bundle: Bundle) -> None:
     """Of the places 1 and 4: whoever is faster runs both layers."""
     limits = (64 << 20, 64 << 20)
-    assert cuts(planner(bundle, limits, (SLOW, FAST)).plan()) == [1]
-    assert cuts(planner(bundle, limits, (FAST, SLOW)).plan()) == [4]
+    for speeds, expected in (((SLOW, FAST), 1), ((FAST, SLOW), 4)):
+        plan = planner(bundle, limits, speeds).resident()
+        assert plan is not None
+        assert cuts(plan) == [expected]
 
 
 def test_budgets_that_hold_too_little_are_named(bundle: Bundle) -> None:
     with pytest.raises(
         BudgetError, match=r"hold the model: 1048576 bytes \(1.0 MiB\) and 2097152 bytes"
     ) as caught:
-        planner(bundle, (1 << 20, 2 << 20)).plan()
+        planner(bundle, (1 << 20, 2 << 20)).offloaded(shared=True)
     assert "for 64 tokens" in caught.value.why
 
 
