@@ -150,9 +150,12 @@ def attention_cases(functions: LibraryFunctions) -> list[Case]:
         table = torch.randperm(pages).reshape(1, pages).int()
         for tokens in (1, 256):
             q = torch.randn(1, tokens, spec.query_heads, spec.key_dim)
+            widths = [spec.key_dim] if spec.latent else [spec.key_dim, spec.value_dim]
+            own = [torch.randn(1, tokens, spec.kv_heads, width) for width in widths]
             out = torch.zeros(1, tokens, spec.query_heads, spec.value_dim)
             position = torch.arange(context - tokens, context).int()
-            call = _bind(kernel, q, *cache, table, torch.zeros(tokens, dtype=torch.int32), position, out)
+            rows = torch.zeros(tokens, dtype=torch.int32)
+            call = _bind(kernel, q, *own, *cache, table, rows, position, out)
             flops = 2 * tokens * spec.query_heads * (spec.key_dim + spec.value_dim) * context
             bytes_read = sum(tensor.nbytes for tensor in cache)
             cases.append(

@@ -9,13 +9,42 @@ import numpy as np
 
 from moec.artifacts.accuracy import Agreement
 from moec.compiler.checkpoint.gguf.checkpoint import is_of_gguf
-from moec.errors import UnsupportedModelError
+from moec.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from moec.artifacts.model import ModelRecord
     from moec.compiler.checkpoint import Checkpoint
+
+
+def check_same_model(checkpoint: Checkpoint, model: ModelRecord) -> None:
+    """Refuse a checkpoint whose logits are not those of the bundle's model, whatever their weights.
+
+    Args:
+        checkpoint: to compare with; how its weights are stored may be another than the bundle's.
+        model: of the bundle.
+
+    Raises:
+        CheckpointError: it is of another type or size.
+        UnsupportedModelError: it is no model that moec compiles.
+    """
+    from moec.compiler.tracing.build import build_config
+
+    config = build_config(checkpoint.config)
+    text = config.get_text_config()
+    found = config.model_type, int(text.vocab_size), int(text.hidden_size)
+    own = model.model_type, model.vocab_size, model.hidden_size
+    if found != own:
+        kinds = [
+            f"{kind} with {tokens} tokens and {width} values each" for kind, tokens, width in (found, own)
+        ]
+        raise CheckpointError(
+            f"{checkpoint.name} is of another model than the bundle.",
+            f"It is a {kinds[0]}; the bundle has a {kinds[1]}.",
+            "Name the checkpoint that the bundle was made of.",
+        )
 
 
 def reference_logits(

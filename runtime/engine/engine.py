@@ -16,7 +16,7 @@ from moec.runtime.engine.pages import pages_for
 from moec.runtime.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
 from moec.runtime.engine.sequence import Request, Sequence, TokenOutput
 from moec.runtime.logprobs import token_logprobs
-from moec.runtime.requests.checks import cache_too_small
+from moec.runtime.requests.checks import cache_too_small, check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -79,6 +79,7 @@ class Engine:
         Raises:
             RequestError: a token id is none of the model's, the prompt is empty, or the request can never fit.
         """
+        check_count("max_new_tokens", request.max_new_tokens, least=1)
         check_request(self.limits, self._vocabulary, request.prompt, request.source, request.max_new_tokens)
         sequence = Sequence(self._next_id, request)
         self._next_id += 1

@@ -196,6 +196,7 @@ def test_a_cache_page_boundary_is_reached_exactly() -> None:
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
+        (Request((1,), 0), "max_new_tokens=0"),
         (Request((), 1), "empty"),
         (Request((VOCAB,), 1), f"{VOCAB} is out of range"),
         (Request((1, -1), 1), "-1 is out of range"),

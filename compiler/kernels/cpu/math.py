@@ -23,6 +23,9 @@ EXP_TERMS = (
     1.6666665459e-1,
     5.0000001201e-1,
 )
+LEAST_POWER = -87.3365
+"""Of e: lesser ones are below 2^-126. What masks leave out of a softmax is far below it, and some processors are slow
+with subnormal numbers."""
 TANH_TERMS = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
 ERF_NUMERATOR = (
     -2.72614225801306e-10,
@@ -53,16 +56,16 @@ class VectorMath:
         return splat(value, self.lanes)
 
     def exp(self, x: Expr) -> Expr:
-        """e^x; 0 and infinity beyond float32's range, NaN for NaN."""
+        """e^x; 0 and infinity beyond float32's normal numbers, NaN for NaN."""
         c, x = self.constant, settle(x)
-        bounded = keep(T.max(T.min(x, c(88.8)), c(-104.0)))
+        bounded = keep(T.max(T.min(x, c(88.8)), c(LEAST_POWER)))
         power = keep(T.floor(bounded * c(1.44269504088896341) + c(0.5)))
         rest = keep(bounded - power * c(0.693359375) - power * c(-2.12194440e-4))
         series = keep(self._polynomial(EXP_TERMS, rest) * rest * rest + rest + c(1.0))
-        # Two factors, because 2^128 and 2^-150 are not normal numbers.
+        # Two factors, because 2^128 is no number.
         half = keep(T.floor(power * c(0.5)))
         value = series * self._power_of_two(half) * self._power_of_two(power - half)
-        return keep(T.Select(self._is_nan(x), x, value))
+        return keep(T.Select(self._is_nan(x), x, T.Select(x < c(LEAST_POWER), c(0.0), value)))
 
     def tanh(self, x: Expr) -> Expr:
         """Hyperbolic tangent."""

@@ -135,9 +135,9 @@ def compare_logits(
     from moec.artifacts.accuracy import Comparison
     from moec.compiler.bundling import fingerprint
     from moec.compiler.checkpoint import fetch_weights, open_checkpoint
-    from moec.compiler.reference import checkpoint_logits, compare
+    from moec.compiler.reference import check_same_model, checkpoint_logits, compare
 
-    checkpoint = fetch_weights(open_checkpoint(reference))
+    checkpoint = open_checkpoint(reference)
     with runtime.load(bundle, verify="sizes", cpu_threads=cpu_threads) as model:
         if model.has_encoder:
             raise RequestError(
@@ -145,6 +145,8 @@ def compare_logits(
                 "Its tokens depend on a source, which a text alone does not have.",
                 "Leave --reference out: the files are verified all the same.",
             )
+        check_same_model(checkpoint, model.record)
+        checkpoint = fetch_weights(checkpoint)
         sequences, source = choose_sequences(model, tokens, text)
         compute: DType = model.record.dtype if reference_dtype == "bundle" else "float32"
         expected = checkpoint_logits(checkpoint, sequences, compute)
