@@ -181,7 +181,7 @@ class DivisionPlanner:
             try:
                 plan = planner.resident()
                 if plan is None and not resident:
-                    plan = planner.offloaded(shared=shared)
+                    plan = planner.offloaded(shared=shared, fed=False)
             except BudgetError:
                 plan = None
             if plan is None:

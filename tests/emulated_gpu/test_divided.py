@@ -60,16 +60,15 @@ def test_each_gpu_fetches_the_experts_of_its_layers(
     """Neither has room for a slot; half of a layer passes through at once."""
     with load_straight(device_memory=budgets(load_straight, 0.5, staged=False)) as model:
         plans = divided(model).plans
-        assert all(each.slots is not None and each.total_bytes <= each.limit_bytes for each in plans)
+        assert any(each.slots is not None for each in plans)
+        assert all(each.total_bytes <= each.limit_bytes for each in plans)
         found = answers(model)
         assert found == {name: expected[name] for name in found}
         assert model.stats.misses > 0
         graphs = stub.counts().graphs
         rows(model, [PROMPTS[0]])
         assert stub.counts().graphs == graphs > 0
-        assert model.notes[1:] == (
-            "The CPU computes no experts beside several GPUs: each fetches those that it misses.",
-        )
+        assert model.notes[1:] == ("cpu_threads is 0: missing experts go over the link alone.",)
 
 
 def test_a_model_that_is_never_closed_leaves_nothing_behind(load_straight: Load) -> None:
@@ -89,8 +88,10 @@ def test_what_cannot_be_is_said_before_anything_is_allocated(
         load_straight(device=["cuda:0", "cpu"])
     with pytest.raises(RequestError, match="3 amounts for 2 GPUs"):
         load_straight(device_memory="1GiB,1GiB,1GiB")
-    with pytest.raises(RequestError, match="cpu_threads=2 does not go"):
-        load_straight(cpu_threads=2)
+    with pytest.raises(RequestError, match="cpu_threads=1 is too few"):
+        load_straight(cpu_threads=1)
+    with pytest.raises(RequestError, match="copy_thread does not go"):
+        load_straight(copy_thread=True)
     plan: DevicePlan = expected["plan"]
     with pytest.raises(BudgetError, match="does not hold the model") as caught:
         load_straight(device_memory=plan.needs.code_bytes + 1000)

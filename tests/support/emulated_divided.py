@@ -28,7 +28,8 @@ def on_two(bundle: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> Load:
 
     def load(**options: Any) -> runtime.Model:
         facts: dict[str, Any] = {"device": ["cuda:0", "cuda:1"], "verify": "sizes", "cache_tokens": CACHE}
-        return runtime.load(bundle, **facts | {"max_batch": 3, "max_step_tokens": 160} | options)
+        facts |= {"max_batch": 3, "max_step_tokens": 160, "cpu_threads": 0}
+        return runtime.load(bundle, **facts | options)
 
     return load
 
