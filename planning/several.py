@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from moec.planning.analysis import Analysis
     from moec.planning.division import GpuPart
 
-NO_SHARE = 1e-6
-"""Of the CPU's speed: beside several GPUs it computes no experts."""
-
 
 def several_gpus(machine: MachineRecord, gpus: int) -> MachineRecord:
-    """A machine that has so many of its GPU, as one that has all of their memory: they take turns at a token."""
+    """A machine that has so many of its GPU, as one that has all of their memory: they take turns at a token.
+
+    Each has an equal part of the CPU's threads, and with it of its speed.
+    """
     if gpus == 1:
         return machine
     return replace(
         machine,
         gpu_name=f"{gpus} x {machine.gpu_name}",
         gpu_memory_bytes=gpus * machine.gpu_memory_bytes,
-        host_efficiency=NO_SHARE,
+        host_efficiency=machine.host_efficiency / gpus,
     )
 
 

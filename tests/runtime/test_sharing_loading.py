@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tvm
 from tvm import tirx
 
 from moec.artifacts.manifest import TargetRecord
@@ -20,6 +19,7 @@ from moec.compiler.lowering.link import link
 from moec.errors import BundleError, DeviceError
 from moec.runtime.machine.libraries import load_runtime
 from moec.runtime.sharing.loading import CpuSide, cpu_side
+from tests.support.machine_code import machine_code
 
 BODY = ExpertBody("b", 16, 8, False, False, False, "up", "float32")
 FILE = "model.so"
@@ -58,10 +58,7 @@ def target(name: str, *features: str) -> TargetRecord:
 @pytest.fixture(params=["serve", "experts", "serve feed"])
 def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     made = [function(name) for name in request.param.split()]
-    module = tvm.compile(
-        tvm.IRModule({str(each.attrs["global_symbol"]): each for each in made}), target="llvm"
-    )
-    module.export_library(str(tmp_path / FILE), fcompile=link)
+    machine_code(*made).export_library(str(tmp_path / FILE), fcompile=link)
     return tmp_path
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tvm
 from numpy.typing import NDArray
 
 from moec.artifacts import ahead, orders, slots
@@ -22,6 +21,7 @@ from moec.runtime.tensors import aligned_empty
 from tests.kernels.cuda.test_ahead import FIRST, PIECES, Ahead
 from tests.kernels.cuda.test_slots import SECOND, STRIDE, Layer
 from tests.support.cuda_emulator import Emulated
+from tests.support.machine_code import machine_code
 from tests.support.order_books import HostDriver, Orders
 
 SECOND_NS = 10**9
@@ -34,8 +34,7 @@ def kernels(head_pieces: int) -> Emulated:
 
 @cache
 def native() -> Callable[..., Any]:
-    module = tvm.compile(tvm.IRModule({orders.FEED: feed(machine="x86_64")}), target="llvm")
-    found: Callable[..., Any] = module[orders.FEED]
+    found: Callable[..., Any] = machine_code(feed(machine="x86_64"))[orders.FEED]
     return found
 
 
