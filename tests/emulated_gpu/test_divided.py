@@ -60,7 +60,8 @@ def test_each_gpu_fetches_the_experts_of_its_layers(
     """Neither has room for a slot; half of a layer passes through at once."""
     with load_straight(device_memory=budgets(load_straight, 0.5, staged=False)) as model:
         plans = divided(model).plans
-        assert all(each.slots is not None and each.total_bytes <= each.limit_bytes for each in plans)
+        assert any(each.slots is not None for each in plans)
+        assert all(each.total_bytes <= each.limit_bytes for each in plans)
         found = answers(model)
         assert found == {name: expected[name] for name in found}
         assert model.stats.misses > 0
