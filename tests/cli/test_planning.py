@@ -142,7 +142,7 @@ def test_inspect_draws_a_page(bundle: Path, tmp_path: Path, capsys: pytest.Captu
 def test_a_plan_for_several_gpus_divides_the_layers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As one GPU with what they have together, but for what each needs by itself and the CPU's share."""
+    """As one GPU with what they have together, but for what each needs by itself and its part of the CPU."""
     bundle = make_bundle(tmp_path / "tiny.moec")
     base = ["plan", str(bundle), "--machine", LAPTOP, "--dry-run", "--host-memory", "1GiB"]
     plan = answer([*base, "--device-memory", "80MiB,80MiB"], capsys)
