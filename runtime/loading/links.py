@@ -45,7 +45,8 @@ def make_links(
 def describe_division(devices: Sequence[CudaDevice], sections: Sequence[Section]) -> tuple[str, ...]:
     """For the user: who has which layers, and how they are connected."""
     parts = [
-        f"cuda:{device.ordinal} runs layers {layers.start} to {layers.stop - 1}"
+        f"cuda:{device.ordinal} runs "
+        + (f"layers {layers.start} to {layers.stop - 1}" if layers else "what comes before the first layer")
         for device, layers in zip(devices, (section.layers for section in sections), strict=True)
     ]
     straight = all(reaches(*pair) for pair in pairwise(devices))

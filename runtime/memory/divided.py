@@ -12,7 +12,7 @@ from moec.artifacts.footprint import footprint, tensor_bytes
 from moec.artifacts.sections import cut_places, sections_of, whole_section
 from moec.artifacts.sizes import exact_bytes
 from moec.errors import BudgetError, DeviceError
-from moec.planning.division import DividedChain, GpuRoom, divide, divided_chain
+from moec.planning.division import DividedChain, GpuRoom, divide, divided_chain, evened
 from moec.runtime.chain.layout import value_spec
 from moec.runtime.device import padded_bytes
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
@@ -210,13 +210,13 @@ class DivisionPlanner:
 
     def _rooms(self, tokens: int, *, shared: bool) -> list[GpuRoom]:
         sharing = device_bytes(self.bundle.model) if shared else 0
+        bandwidths = evened([speeds.bandwidth_gb_s for speeds in self.speeds])
+        links = evened([speeds.link_gb_s for speeds in self.speeds])
         return [
-            GpuRoom(
-                self.limits[number] - self._section_bytes(number, tokens) - sharing,
-                speeds.bandwidth_gb_s,
-                speeds.link_gb_s,
+            GpuRoom(limit - self._section_bytes(number, tokens) - sharing, bandwidth, link)
+            for number, (limit, bandwidth, link) in enumerate(
+                zip(self.limits, bandwidths, links, strict=True)
             )
-            for number, speeds in enumerate(self.speeds)
         ]
 
     def _section_bytes(self, number: int, tokens: int) -> int:
