@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUNDLE ?= .demo/tiny-deepseek-v2.moec
 PROMPT ?= In the beginning God
-# Test processes: one a core, each with one thread of its own.
+# Test processes: one a core, each with one thread of its own; what is made for a file is made in one of them.
 JOBS ?= auto
 
 .PHONY: demo test test-slow check docs clean
@@ -16,10 +16,10 @@ demo: $(VENV)/.installed-compile
 	@echo "bundle: $(BUNDLE)"
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "slow and not gpu"
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -115,8 +115,8 @@ class Sampler:
 def add_bias(logits: NDArray[np.float32], bias: tuple[tuple[int, float], ...]) -> NDArray[np.float32]:
     """Logits with ``bias`` added to those of its tokens."""
     scores = logits.copy()
-    for token, value in bias:
-        scores[token] += np.float32(value)
+    tokens, values = zip(*bias, strict=True)
+    np.add.at(scores, np.array(tokens), np.array(values, np.float32))
     return scores
 
 

@@ -69,6 +69,10 @@ class Stats:
     evictions: int = 0
     bytes_moved: int = 0
     """Expert bytes that came from the file tier: those read at load, and misses."""
+    engine_bytes: int = 0
+    """Those of misses that a GPU's copy engine brought, fed by a thread of the CPU."""
+    late_orders: int = 0
+    """Layers of a step for which that thread came too late, so that the GPU read host memory itself."""
     milliseconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """Wall time per stage."""
     prefetch: PrefetchStats = field(default_factory=PrefetchStats)
@@ -104,6 +108,8 @@ class Stats:
             "hit_rate": self.hit_rate,
             "evictions": self.evictions,
             "bytes_moved": self.bytes_moved,
+            "engine_bytes": self.engine_bytes,
+            "late_orders": self.late_orders,
             "milliseconds": dict(self.milliseconds),
             "prefetch": self.prefetch.to_dict(),
         }

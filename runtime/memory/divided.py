@@ -159,7 +159,7 @@ class DivisionPlanner:
             try:
                 plan = planner.resident()
                 if plan is None and not resident:
-                    plan = planner.offloaded(shared=False)
+                    plan = planner.offloaded(shared=False, fed=False)
             except BudgetError:
                 plan = None
             if plan is None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from moec.runtime.serving.choices import Piece, ScoredToken
     from moec.runtime.tokenizer import Tokenizer
 
+LEAST_LOGPROB = -9999.0
+
 
 class Answer(Protocol):
     """The layout of an endpoint's answers.
@@ -81,7 +83,7 @@ class ChatAnswer:
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text = token_text(self._tokenizer, token)
-        return {"token": text, "logprob": logprob, "bytes": text_bytes(text)}
+        return {"token": text, "logprob": finite(logprob), "bytes": text_bytes(text)}
 
 
 class CompletionAnswer:
@@ -122,7 +124,7 @@ class CompletionAnswer:
         self._offsets[index] = offset
         return {
             "tokens": texts,
-            "token_logprobs": [each.logprobs and each.logprobs.chosen for each in scored],
+            "token_logprobs": [each.logprobs and finite(each.logprobs.chosen) for each in scored],
             "top_logprobs": [each.logprobs and self._named(each.logprobs.top) for each in scored],
             "text_offset": offsets,
         }
@@ -131,7 +133,7 @@ class CompletionAnswer:
         """By text; of tokens that read alike, such as parts of characters, the likeliest."""
         named: dict[str, float] = {}
         for token, value in top:
-            named.setdefault(token_text(self._tokenizer, token), value)
+            named.setdefault(token_text(self._tokenizer, token), finite(value))
         return named
 
 
@@ -140,8 +142,15 @@ def _envelope(prefix: str, model: str) -> dict[str, Any]:
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token's text by itself; replacement characters where it is part of a character."""
-    return tokenizer.decode([token], skip_special_tokens=False)
+    """A token's text, its leading space included; replacement characters where it is part of a character."""
+    # Some tokenizers drop the space at the beginning of a text.
+    alone, twice = (tokenizer.decode([token] * times, skip_special_tokens=False) for times in (1, 2))
+    return twice[len(alone) :]
+
+
+def finite(logprob: float) -> float:
+    """What JSON can say, as OpenAI does of a token that cannot be."""
+    return max(LEAST_LOGPROB, logprob)
 
 
 def text_bytes(text: str) -> list[int] | None:

@@ -7,10 +7,19 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from moec.runtime.serving.errors import ApiError
-from moec.runtime.serving.unsupported import CHAT, COMPLETIONS, MESSAGES, Unsupported, without_unsupported
+from moec.runtime.serving.unsupported import (
+    CHAT,
+    COMPLETIONS,
+    MESSAGES,
+    STREAM_OPTIONS,
+    Unsupported,
+    without_unsupported,
+)
 
 MOST_CHOICES = 128
 MOST_TOP_LOGPROBS = 20
+MOST_STOPS = 64
+MOST_BIASES = 1024
 
 TokenId = Annotated[int, Field(ge=0)]
 
@@ -30,6 +39,8 @@ class _Body(BaseModel):
 class StreamOptions(_Body):
     """``stream_options``."""
 
+    unsupported = STREAM_OPTIONS
+
     include_usage: bool = False
 
 
@@ -46,8 +57,10 @@ class Generation(_Body):
     seed: int | None = Field(None, ge=0)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=MOST_BIASES)
     user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
     top_k: int | None = Field(None, ge=-1)
     repetition_penalty: float | None = Field(None, gt=0)
@@ -57,9 +70,10 @@ class Generation(_Body):
 
     @field_validator("stop")
     @classmethod
-    def _no_empty_stop(cls, value: str | list[str] | None) -> str | list[str] | None:
-        if value == "" or (isinstance(value, list) and "" in value):
-            raise ValueError("a stop string is empty")
+    def _few_stops(cls, value: str | list[str] | None) -> str | list[str] | None:
+        stops = [value] if isinstance(value, str) else value or []
+        if "" in stops or len(stops) > MOST_STOPS:
+            raise ValueError(f"these are at most {MOST_STOPS} strings, none of them empty")
         return value
 
     @field_validator("logit_bias")

@@ -1,4 +1,4 @@
-"""Fields of OpenAI's API that would change the answer and are not implemented: refused, unless they ask for nothing."""
+"""Fields of this API, here and on other servers, that are not implemented: refused, unless they ask for nothing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Unsupported:
 
 
 _TOOLS = "Calls of tools are written in a way of each model's own, which this server does not read."
+_BEAMS = "Beams are not searched."
 _STORES = "This server keeps no answers."
 
 GENERATION = {
@@ -26,7 +27,15 @@ GENERATION = {
     "store": Unsupported(_STORES, (False,)),
     "metadata": Unsupported(_STORES, ({},)),
     "service_tier": Unsupported("There is one tier.", ("auto", "default")),
+    # Other servers' extensions, which their clients send as they are.
+    "min_p": Unsupported("Give top_p.", (0,)),
+    "typical_p": Unsupported("Give top_p.", (1,)),
+    "length_penalty": Unsupported(_BEAMS, (1,)),
+    "use_beam_search": Unsupported(_BEAMS, (False,)),
+    "skip_special_tokens": Unsupported("Special tokens are no text.", (True,)),
+    "include_stop_str_in_output": Unsupported("Texts end before the stop string.", (False,)),
 }
+STREAM_OPTIONS = {"include_obfuscation": Unsupported("Chunks are as long as their text.", (False,))}
 CHAT = GENERATION | {
     "tools": Unsupported(_TOOLS),
     "tool_choice": Unsupported(_TOOLS, ("none", "auto")),

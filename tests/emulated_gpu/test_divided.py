@@ -191,6 +191,8 @@ def test_what_cannot_be_is_said_before_anything_is_allocated(
         load(device_memory="1GiB,1GiB,1GiB")
     with pytest.raises(RequestError, match="cpu_threads=2 does not go"):
         load(cpu_threads=2)
+    with pytest.raises(RequestError, match="copy_thread does not go"):
+        load(copy_thread=True)
     plan: DevicePlan = expected["plan"]
     with pytest.raises(BudgetError, match="does not hold the model") as caught:
         load(device_memory=plan.needs.code_bytes + 1000)

@@ -18,7 +18,7 @@ from moec.runtime.devices.cuda.offload import helping
 from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_models import CACHE, PROMPTS, compiled, nothing_left, planned, rows
-from tests.support.emulated_offload import LONG, budget, host_budget, planned_ahead
+from tests.support.emulated_offload import LONG, budget, host_budget, parts, planned_ahead
 
 SHORT = LONG[:5]
 Load = Callable[..., runtime.Model]
@@ -107,7 +107,7 @@ def test_shares_follow_from_measured_speeds(bundle: Path, expected: dict[str, An
     with runtime.load(bundle, **OPTIONS, cpu_threads=2, device_memory=memory) as model:
         logits = model.forward([SHORT])
         assert np.abs(logits - expected["logits"]).max() < 1e-4 * np.abs(logits).max()
-        assert "2 CPU threads" in model.notes[0]
+        assert ("2 CPU threads" in model.notes[0]) == (parts(model).helper is not None)
 
 
 def test_experts_beyond_host_memory_are_shared_too(

@@ -284,6 +284,7 @@ def test_defaults_are_the_checkpoints_and_zero_is_greedy(tmp_path: Path) -> None
         ({"seed": -1}, "seed", "invalid_value"),
         ({"suffix": "x"}, "suffix", "unsupported_parameter"),
         ({"best_of": 2}, "best_of", "unsupported_parameter"),
+        ({"min_p": 0.1}, "min_p", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"temperature": -1}, "temperature", "invalid_value"),
         ({"temperature": "hot"}, "temperature", "invalid_value"),
@@ -292,6 +293,8 @@ def test_defaults_are_the_checkpoints_and_zero_is_greedy(tmp_path: Path) -> None
         ({"n": 99}, "n", None),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"stop": ""}, "stop", "invalid_value"),
+        ({"stop": ["x"] * 65}, "stop", "invalid_value"),
+        ({"logit_bias": {str(n): 1 for n in range(1025)}}, "logit_bias", "invalid_value"),
         ({"logprobs": 21}, "logprobs", "invalid_value"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"999": 1}}, None, None),
@@ -339,6 +342,7 @@ def test_fields_that_ask_for_nothing_are_taken(client: httpx.Client) -> None:
         ],
         "model": NAME, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "store": False,
         "user": "me", "n": None, "temperature": None, "stop": None, "parallel_tool_calls": True,
+        "min_p": 0.0, "skip_special_tokens": True, "stream": True, "stream_options": {"include_obfuscation": False},
     }  # fmt: skip
     assert client.post("/v1/chat/completions", json=body).status_code == 200
 

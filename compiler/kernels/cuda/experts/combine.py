@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as cuda
+from moec.compiler.kernels.cuda.experts.results import values_of
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.emit import ceildiv, div, i64, load, mod, store, when
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.emit import Buffer, Expr
 
 BLOCK_THREADS = 256
-LANE_COLUMNS = 4
+LANE_COLUMNS = 8
+STORED = 4
+"""Float32 numbers that are stored at once."""
 
 
 def emit_combine(body: ExpertBody, call: ExpertCall, parts: Parts, first_column: Expr, width: int) -> None:
@@ -41,14 +44,12 @@ def emit_combine(body: ExpertBody, call: ExpertCall, parts: Parts, first_column:
                 expert = T.bind(load(call.index, pair))
                 with when(call.has(expert)):
                     factor, place = T.bind(load(call.weight, pair)), i64(load(parts.places, pair))
-                    words = cuda.registers(LANE_COLUMNS, "uint32")
+                    words = cuda.registers(LANE_COLUMNS // 2, "uint32")
                     source = cuda.element(parts.results, T.bind(place * i64(width) + column))
                     cuda.call("load_16", cuda.element(words, 0), source)
-                    for k in range(LANE_COLUMNS):
-                        value = cuda.value(
-                            "float32", "times", factor, T.reinterpret("float32", load(words, k))
-                        )
-                        store(sums, k, load(sums, k) + value)
+                    results = [value for k in range(LANE_COLUMNS // 2) for value in values_of(load(words, k))]
+                    for k, result in enumerate(results):
+                        store(sums, k, load(sums, k) + cuda.value("float32", "times", factor, result))
             _store(body.hidden, call.out, token, T.bind(i64(first_column) + column), sums)
         cuda.launch_next()
 
@@ -56,8 +57,9 @@ def emit_combine(body: ExpertBody, call: ExpertCall, parts: Parts, first_column:
 def _store(hidden: int, out: Buffer, token: Expr, column: Expr, sums: Buffer) -> None:
     place = T.bind(token * i64(hidden) + column)
     if hidden % LANE_COLUMNS == 0:
-        words = [T.reinterpret("uint32", load(sums, k)) for k in range(LANE_COLUMNS)]
-        cuda.call("store_16", cuda.element(out, place), *words)
+        for first in range(0, LANE_COLUMNS, STORED):
+            words = [T.reinterpret("uint32", load(sums, first + k)) for k in range(STORED)]
+            cuda.call("store_16", cuda.element(out, place + i64(first)), *words)
         return
     for k in range(LANE_COLUMNS):
         with when(column + i64(k) < i64(hidden)):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from moec.compiler.kernels.cuda.experts.results import RESULT_BYTES
 from moec.compiler.kernels.cuda.experts.tile_list import SLOT_WORDS
 from moec.compiler.kernels.cuda.many.panels import in_panels
 from moec.compiler.kernels.cuda.many.rounding import Rounding
@@ -34,7 +35,7 @@ def rounding_of(body: ExpertBody) -> Rounding:
 
 def slice_columns(hidden: int, top_k: int) -> int:
     """Columns of the result that are made at a time."""
-    fit = max(1, SLICE_BYTES // (4 * top_k * SLICE_COLUMNS))
+    fit = max(1, SLICE_BYTES // (RESULT_BYTES * top_k * SLICE_COLUMNS))
     return SLICE_COLUMNS * min(fit, -(-hidden // SLICE_COLUMNS))
 
 
@@ -55,7 +56,7 @@ def workspace_bytes(body: ExpertBody, top_k: int, experts: int) -> tuple[int, in
 
 def _operand_or_result_bytes(body: ExpertBody, width: int) -> int:
     """Of a pair: what the first product reads and what the second one makes are never there together."""
-    return max(2 * in_panels(body.hidden), 4 * width)
+    return max(2 * in_panels(body.hidden), RESULT_BYTES * width)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Parts:
     middle: Buffer
     """16-bit ``[P, padded(I)]``, in the order's places; or in panels."""
     results: Buffer
-    """float32 ``[P, slice]``, in the order's places."""
+    """float16 ``[P, slice]``, in the order's places, see `results`."""
 
 
 def carve(body: ExpertBody, workspace: Buffer, pairs: Expr, experts: Expr, width: int) -> Parts:
@@ -102,7 +103,7 @@ def carve(body: ExpertBody, workspace: Buffer, pairs: Expr, experts: Expr, width
             tirx.truncdiv(place + size_bytes + i64(PART_BYTES - 1), i64(PART_BYTES)) * i64(PART_BYTES)
         )
     gathered = _at(workspace, last, tirx.truncdiv(shared, i64(2)), dtype)
-    results = _at(workspace, last, tirx.truncdiv(shared, i64(4)), "float32")
+    results = _at(workspace, last, tirx.truncdiv(shared, i64(RESULT_BYTES)), "float16")
     return Parts(**parts, gathered=gathered, results=results)
 
 

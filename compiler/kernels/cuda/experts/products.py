@@ -19,7 +19,7 @@ from moec.compiler.kernels.cuda.experts.pieces import (
     part_rows,
     token_rows,
 )
-from moec.compiler.kernels.cuda.many.gemm import store_pair
+from moec.compiler.kernels.cuda.experts.results import store_results
 from moec.compiler.kernels.cuda.many.side_by_side import groups_of
 from moec.compiler.kernels.cuda.many.work import Piece
 from moec.compiler.kernels.cuda.primitives import i32
@@ -83,10 +83,8 @@ def emit_down(experts: Experts, tile: BlockTile, first_column: Expr, width: int)
                     place = i64(block.first + result.row)
                     start = T.bind(place * i64(width) + i64(block.column * i32(tile.columns)))
                     for column, number in result.columns:
-                        values = tuple(
-                            load(sums, number + k) + bias(base + column + i32(k)) for k in range(2)
-                        )
-                        store_pair(parts.results, start + i64(column), values)
+                        values = [load(sums, number + k) + bias(base + column + i32(k)) for k in range(2)]
+                        store_results(parts.results, start + i64(column), values)
 
         with when(base < i32(body.hidden)):
             w = part_rows(experts, "down", block.address, weight_row)

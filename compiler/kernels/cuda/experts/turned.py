@@ -25,7 +25,7 @@ from moec.compiler.kernels.cuda.experts.pieces import (
     panel_rows,
     part_rows,
 )
-from moec.compiler.kernels.cuda.many.gemm import store_pair
+from moec.compiler.kernels.cuda.experts.results import store_results
 from moec.compiler.kernels.cuda.many.outbox import MOST_SHARED_BYTES, Parcel
 from moec.compiler.kernels.cuda.many.panels import PANEL, ROW_BYTES, in_panels, panel_element
 from moec.compiler.kernels.cuda.many.side_by_side import row_of
@@ -186,7 +186,7 @@ def emit_down_turned(experts: Experts, tile: WarpgroupTile, first_column: Expr, 
                         for result, extra in zip(results, added, strict=True)
                     ]
                     with when(i32(EIGHT * number + k) < left):
-                        _store(parts.results, start + i64((EIGHT * number + k) * width), values)
+                        store_results(parts.results, start + i64((EIGHT * number + k) * width), values)
 
         with when(base < i32(body.hidden)):
             w = part_rows(experts, "down", block.address, weight_row)
@@ -207,12 +207,3 @@ def _column_of(tile: WarpgroupTile, row: Expr) -> Expr:
     half, lane = inside % i32(16) // i32(EIGHT), inside % i32(EIGHT)
     own = (warp * i32(EIGHT) + lane) * i32(2 * tile.parts) + part * i32(2) + half
     return group * i32(of_group) + own
-
-
-def _store(results: Buffer, place: Expr, values: list[Expr]) -> None:
-    """Store two or four neighbours, at a multiple of as many."""
-    if len(values) == 2:
-        store_pair(results, place, tuple(values))
-        return
-    words = [T.reinterpret("uint32", value) for value in values]
-    cuda.call("store_16", cuda.element(results, place), *words)
