@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from moec.errors import BudgetError, DeviceError, RequestError
+from moec.runtime.devices.measure import gpu_peers, gpu_records
 from moec.runtime.memory.device_budget import DevicePlan
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_divided import WAYS, Load, budgets, divided, on_two
@@ -96,4 +97,13 @@ def test_what_cannot_be_is_said_before_anything_is_allocated(
     with pytest.raises(BudgetError, match="does not hold the model") as caught:
         load_straight(device_memory=plan.needs.code_bytes + 1000)
     assert "Dense weights take" in caught.value.why
+    nothing_left(stub)
+
+
+def test_doctor_knows_which_gpus_reach_each_other(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOEC_STUB_GPUS", "3")
+    assert gpu_peers() == [(0, 1), (0, 2), (1, 2)]
+    assert [gpu.name for gpu in gpu_records()] == ["Stub GPU", "Stub GPU 1", "Stub GPU 2"]
+    monkeypatch.setenv("MOEC_STUB_PEERS", "0")
+    assert gpu_peers() == []
     nothing_left(stub)
