@@ -237,7 +237,9 @@ def test_doctor_and_plan_know_the_gpu(stub: Stub, bundle: Path, monkeypatch: pyt
     (gpu,) = gpu_records()
     assert (gpu.name, gpu.architecture, gpu.driver) == ("Stub GPU", "sm_90", "CUDA 13.0")
     assert gpu_record("cuda:0").memory_bytes == gpu.memory_bytes
-    assert this_machine(bundle, gpu=gpu).gpu_name == "Stub GPU"
+    machine, fed = (this_machine(bundle, gpu=gpu, fed=fed) for fed in (False, True))
+    assert machine.gpu_name == "Stub GPU"
+    assert fed.link_efficiency > machine.link_efficiency
     assert stub.counts().device_blocks == 0
 
 

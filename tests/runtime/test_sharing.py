@@ -21,6 +21,7 @@ from moec.artifacts.model import ExpertBody
 from moec.errors import DeviceError
 from moec.runtime.machine.libraries import load_runtime
 from moec.runtime.sharing import team as teams
+from moec.runtime.sharing import watchers
 from moec.runtime.sharing.team import SharedLayer, Team
 from moec.runtime.tensors import aligned_zeros
 from tests.support.made_once import made_once
@@ -206,7 +207,7 @@ def test_a_new_team_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_many_requests_with_more_threads_than_cores_and_pieces_than_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(teams, "SPINS", 10)
+    monkeypatch.setattr(watchers, "SPINS", 10)
     monkeypatch.setattr(teams, "CHUNKS_PER_THREAD", 9)
     case = Case(kernel(), 6)
     for _ in range(40):
