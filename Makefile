@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUNDLE ?= .demo/tiny-deepseek-v2.moec
 PROMPT ?= In the beginning God
-# Test processes: one a core, each with one thread of its own.
+# Test processes: one a core, each with one thread of its own; what is made for a file is made in one of them.
 JOBS ?= auto
 
 .PHONY: demo test test-slow check docs clean
@@ -16,31 +16,36 @@ demo: $(VENV)/.installed-compile
 	@echo "bundle: $(BUNDLE)"
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "slow and not gpu"
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy -n auto
 	$(BIN)/lint-imports --no-cache
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py
 
+# pip would compile thousands of files one by one; not all that packages carry is for this Python.
+define install
+	$(BIN)/python -m pip install -q --upgrade "pip>=24"
+	$(BIN)/python -m pip install -q --no-compile -e ".[$(1)]"
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
+endef
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-compile: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q --upgrade "pip>=24"
-	$(BIN)/python -m pip install -q -e ".[compile]"
+	$(call install,compile)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q --upgrade "pip>=24"
-	$(BIN)/python -m pip install -q -e ".[dev]"
+	$(call install,dev)
 	@touch $@ $(VENV)/.installed-compile
 
 clean:

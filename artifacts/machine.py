@@ -28,7 +28,7 @@ class MachineRecord:
     link_gb_s: float
     """Host to device, one direction."""
     link_efficiency: float
-    """Share of ``link_gb_s`` that kernels reach which read host memory."""
+    """Share of ``link_gb_s`` at which missing experts come: by kernels that read host memory, or a fed copy engine."""
     unified_memory: bool
     """CPU and GPU share one memory, so splitting work between them gains no bandwidth."""
     host_memory_bytes: int

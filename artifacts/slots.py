@@ -57,6 +57,8 @@ AHEAD_CLOCK = 29
 """``CLOCK`` before the step that they were brought for; any other step has none."""
 AHEAD_BYTES = 30
 """Counter: bytes that fetches took from there."""
+NOTES = 31
+"""Where the GPU keeps its notes of orders, 0: it makes none; see ``moec.artifacts.orders``."""
 SHARE = 32
 """``[MOST_SHARED + 1]``: of so many misses, how many are the CPU's."""
 SOURCE = 64

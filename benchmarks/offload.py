@@ -19,6 +19,7 @@ and memory anew for each budget, of which the best so far counts. Experts in hos
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ OWN = "model"
     help="Threads that compute a share of the missing experts; 0: all go over the link.",
 )
 @click.option(
+    "--copy-thread",
+    "feeds",
+    type=bool,
+    multiple=True,
+    default=(False,),
+    show_default=True,
+    help="Whether one more feeds the copy engine; the GPU reads host memory itself without.",
+)
+@click.option(
     "--ahead",
     "bounds",
     type=click.IntRange(min=0),
@@ -79,6 +89,7 @@ def main(
     steps: int,
     beside: bool,
     modes: tuple[int, ...],
+    feeds: tuple[bool, ...],
     bounds: tuple[int, ...],
     recall: float,
     name: str | None,
@@ -104,9 +115,9 @@ def main(
     with shared_host_tier():
         limits = [run.limit_of(share) for share in sorted(shares, reverse=True)]
         for limit in [*limits, *(parse_memory(budget, 0, "--budget") for budget in budgets)]:
-            pairs = [(threads, bound) for threads in modes for bound in bounds]
-            for threads, bound in pairs if limit is not None else pairs[:1]:
-                rows += run.measure(limit, threads, bound)
+            ways = list(product(modes, feeds, bounds))
+            for threads, fed, bound in ways if limit is not None else ways[:1]:
+                rows += run.measure(limit, threads, bound, fed=fed)
                 print_rows(rows[-len(routings) - 1 :])
     path = write_result(f"offload-{name or bundle.stem}", rows, gpu=vars(gpu) | {}, aim=AIM)
     print_rows([row for row in rows if row["work"] == "decode"])

@@ -27,7 +27,7 @@ from moec.artifacts.sharing import MAILBOX_US, TEAM_US, TeamSpeed
 from moec.planning.cost import dense_milliseconds, miss_cost
 from moec.planning.streaming import StepTimes
 from moec.planning.work import step_work
-from moec.runtime.devices.cuda.measure import GPU_EFFICIENCY, LAYER_US, LINK_EFFICIENCY
+from moec.runtime.devices.cuda.measure import FED_LINK_EFFICIENCY, GPU_EFFICIENCY, LAYER_US, LINK_EFFICIENCY
 from moec.runtime.devices.measure import HOST_EFFICIENCY
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def machine_of(gpu: dict[str, Any], row: dict[str, Any], expert_bytes: int) -> M
         gpu_tflops=gpu.get("tflops", 0.0),
         layer_us=LAYER_US,
         link_gb_s=gpu["link_gb_s"],
-        link_efficiency=LINK_EFFICIENCY,
+        link_efficiency=FED_LINK_EFFICIENCY if row.get("fed") else LINK_EFFICIENCY,
         unified_memory=False,
         host_memory_bytes=1 << 40,
         host_bandwidth_gb_s=host,
@@ -112,7 +112,7 @@ def main() -> None:
     rows = []
     for row in measured_rows(result):
         ours = predictor.milliseconds(row)
-        kept = {key: row[key] for key in ("work", "slots", "routing", "threads") if key in row}
+        kept = {key: row[key] for key in ("work", "slots", "routing", "threads", "fed") if key in row}
         rows.append(kept | {"measured ms": row["ms"], "predicted ms": ours, "ratio": ours / row["ms"]})
     print_rows(rows)
     worst = max(rows, key=lambda row: abs(row["ratio"] - 1))

@@ -65,6 +65,11 @@ def miss_cost(machine: MachineRecord, layer: LayerFootprint) -> MissCost:
     return MissCost(tuple(milliseconds), share)
 
 
+def cpu_has_share(machine: MachineRecord, facts: Footprint) -> bool:
+    """Whether the CPU computes any missing expert of a token in a model."""
+    return any(any(miss_cost(machine, layer).cpu_share) for layer in facts.layers)
+
+
 def token_cost(
     machine: MachineRecord,
     facts: LayerFootprint,

@@ -60,6 +60,14 @@ class PackedCall:
 
 
 @dataclass(frozen=True, slots=True)
+class CapturedCall(PackedCall):
+    """One that runs in captured steps alone: while the host makes single launches, it may not be able to answer."""
+
+    before: PackedCall
+    """Runs in its place elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
 class HostCall:
     """Work of the host between packed calls (bringing experts in); it may launch functions itself."""
 
@@ -218,6 +226,13 @@ class Device(Protocol):
 
         Returns:
             What runs them. It may return before a GPU has finished; `read` waits.
+        """
+        ...
+
+    def mark(self) -> Callable[[], None]:
+        """What to call when everything that was launched so far is known to be finished.
+
+        What it returns raises `DeviceError` where a part of it was not done.
         """
         ...
 

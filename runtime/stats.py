@@ -54,7 +54,8 @@ class Stats:
     """Counters since the model was loaded (or since `reset`).
 
     An expert *use* is one expert of one layer that at least one token of a step chose. A use is a hit where
-    the expert was resident, a miss where its bytes had to come from the file.
+    the expert was resident, a miss where its bytes had to come from the file. Uses on a GPU that has all experts of its
+    layers are not counted.
     """
 
     steps: int = 0
@@ -69,6 +70,10 @@ class Stats:
     evictions: int = 0
     bytes_moved: int = 0
     """Expert bytes that came from the file tier: those read at load, and misses."""
+    engine_bytes: int = 0
+    """Those of misses that a GPU's copy engine brought, fed by a thread of the CPU."""
+    late_orders: int = 0
+    """Layers of a step for which that thread came too late, so that the GPU read host memory itself."""
     milliseconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """Wall time per stage."""
     prefetch: PrefetchStats = field(default_factory=PrefetchStats)
@@ -104,6 +109,8 @@ class Stats:
             "hit_rate": self.hit_rate,
             "evictions": self.evictions,
             "bytes_moved": self.bytes_moved,
+            "engine_bytes": self.engine_bytes,
+            "late_orders": self.late_orders,
             "milliseconds": dict(self.milliseconds),
             "prefetch": self.prefetch.to_dict(),
         }

@@ -90,8 +90,11 @@ class OffloadRun:
         """The budget with slots for a share of the experts; ``None`` for all."""
         return share_limit(self._base, self._facts, share) if share < 1 else None
 
-    def measure(self, limit: int | None, threads: int, bound: int) -> list[dict[str, Any]]:
-        """Rows of one budget, with so many bytes a layer brought ahead, for which there is memory besides."""
+    def measure(self, limit: int | None, threads: int, bound: int, *, fed: bool) -> list[dict[str, Any]]:
+        """Rows of one budget, with so many bytes a layer brought ahead, for which there is memory besides.
+
+        ``fed``: a thread feeds the copy engine.
+        """
         self._best_link = max(self._best_link, measure_gpu(NvidiaDriver(), 0).link_gb_s)
         self._link, self._read = self._best_link, 0.0
         self._bring = self._link
@@ -101,7 +104,7 @@ class OffloadRun:
             self._best_together = max(self._best_together, beside.together, self._best_read)
             self._read, self._bring = self._best_read, self._best_together
         start = time.perf_counter()
-        with self._load(limit, threads, bound) as model:
+        with self._load(limit, threads, bound, fed=fed) as model:
             loaded = time.perf_counter() - start
             experts: Any = model._executor and model._executor.sections[0].experts
             experts.beside = self._beside
@@ -109,13 +112,14 @@ class OffloadRun:
             memory = {"slots": f"{_slot_share(model.memory):.0%}", "GPU MB": model.memory.total_bytes / 1e6}
             rows = [self._decode_row(model, routing) for routing in self._routings]
             rows.append(self._prefill_row(model))
-            team = list(experts.helper.experts_us) if threads and limit is not None else []
+            helper = None if limit is None else experts.helper
+            team = [] if helper is None else list(helper.experts_us)
         return [
-            memory | row | {"threads": threads, "ahead": bound, "load s": loaded, "CPU us": team}
+            memory | row | {"threads": threads, "fed": fed, "ahead": bound, "load s": loaded, "CPU us": team}
             for row in rows
         ]
 
-    def _load(self, limit: int | None, threads: int = 0, bound: int = 0) -> Model:
+    def _load(self, limit: int | None, threads: int = 0, bound: int = 0, *, fed: bool = False) -> Model:
         extra = 0
         if limit is not None and bound:
             ahead.UNKNOWN_BOUND_BYTES = bound  # a random bundle has no schedule that would say it
@@ -132,6 +136,7 @@ class OffloadRun:
             cache_tokens=2 * PROMPT_TOKENS,
             verify="sizes",
             cpu_threads=threads,
+            copy_thread=fed,
         )
 
     def _decode_row(self, model: Model, routing: str) -> dict[str, Any]:
@@ -149,6 +154,8 @@ class OffloadRun:
             "hit rate": hit_rate,
             "missed MB": missed / 1e6,
             "CPU MB": by_cpu / 1e6,
+            "engine MB": stats.engine_bytes / len(steps) / 1e6,
+            "late": stats.late_orders,
             "ahead MB": brought / len(steps) / 1e6,
             "taken": 1 - stats.prefetch.wasted_bytes / brought if brought else 0.0,
             "ms": mean(seconds for seconds, _ in steps) * 1e3,

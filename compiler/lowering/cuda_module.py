@@ -124,6 +124,8 @@ def share_kernels(host: tvm.IRModule, kernels: tvm.IRModule) -> tuple[tvm.IRModu
             kept[variable] = kernel
         else:
             instead[name] = first[digest]
+    if not instead:
+        return host, kernels
     # Launches name their kernels by strings, and nothing in Python rewrites those inside a function.
     text = re.sub(r'"(\w+)"', lambda found: f'"{instead.get(found[1], found[1])}"', tvm.ir.save_json(host))
     return tvm.ir.load_json(text), tvm.IRModule(kept)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from moec.artifacts import ahead
 from moec.artifacts.cache import SELECTION_PREFIX
 from moec.artifacts.mailbox import SERVE, collect_name, post_name
+from moec.artifacts.orders import FEED, ORDER
 from moec.artifacts.program import APPEND, HOPPER, Beside, Workspace, cached_beside_name, capacity_name
 from moec.artifacts.sampling import SAMPLE
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
@@ -60,6 +61,7 @@ class CpuKernels:
         from moec.compiler.kernels.cpu.cache_append import append_kernel
         from moec.compiler.kernels.cpu.capacity import capacity
         from moec.compiler.kernels.cpu.experts import experts
+        from moec.compiler.kernels.cpu.feed import feed
         from moec.compiler.kernels.cpu.selection import selection
         from moec.compiler.kernels.cpu.serve import serve
         from moec.compiler.kernels.cpu.states import state
@@ -78,6 +80,7 @@ class CpuKernels:
             yield f"experts_{body.name}", experts(body, lanes=self.lanes)
         if model.bodies:
             yield SERVE, serve(model.bodies, lanes=self.lanes, machine=self.machine)
+            yield FEED, feed(machine=self.machine)
 
     def workspaces(self, model: ModelRecord) -> Iterator[Workspace]:
         """What kernels need beside their tensors and their threads' own workspaces."""
@@ -120,6 +123,7 @@ class CudaKernels:
         from moec.compiler.kernels.cuda.selection import selection
         from moec.compiler.kernels.cuda.slots.assign import assign
         from moec.compiler.kernels.cuda.slots.fetch import fetch
+        from moec.compiler.kernels.cuda.slots.order import order
         from moec.compiler.kernels.cuda.states import state
 
         for spec in model.attentions:
@@ -146,6 +150,7 @@ class CudaKernels:
         if model.bodies:
             yield ASSIGN, assign()
             yield FETCH, fetch()
+            yield ORDER, order()
             yield ahead.SCORE_EARLY, score_early()
             yield ahead.SCORE_VOTES, score_votes()
             yield ahead.GUESS, guess()

@@ -15,7 +15,13 @@ import numpy as np
 
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.sharing import MAILBOX_US, TEAM_US
-from moec.runtime.devices.cuda.measure import GPU_EFFICIENCY, LAYER_US, LINK_EFFICIENCY, measure_gpu
+from moec.runtime.devices.cuda.measure import (
+    FED_LINK_EFFICIENCY,
+    GPU_EFFICIENCY,
+    LAYER_US,
+    LINK_EFFICIENCY,
+    measure_gpu,
+)
 from moec.runtime.devices.names import parse_ordinal
 from moec.runtime.machine.limits import available_memory, total_memory
 from moec.runtime.machine.threads import default_threads
@@ -117,7 +123,12 @@ def gpu_record(device: str) -> GpuRecord:
 
 
 def this_machine(
-    folder: Path, threads: int | None = None, gpu: GpuRecord | None = None, team: TeamSpeed | None = None
+    folder: Path,
+    threads: int | None = None,
+    gpu: GpuRecord | None = None,
+    team: TeamSpeed | None = None,
+    *,
+    fed: bool = False,
 ) -> MachineRecord:
     """Measure this machine.
 
@@ -126,7 +137,9 @@ def this_machine(
         threads: of the CPU.
         gpu: one measured already.
         team: how fast the CPU computes experts beside a GPU, measured already.
+        fed: a thread of the CPU feeds the GPU's copy engine.
     """
+    efficiency = FED_LINK_EFFICIENCY if fed else LINK_EFFICIENCY
     threads = threads or default_threads()
     bandwidth = read_bandwidth(threads)
     start_us = TEAM_US if team is None else team.start_us
@@ -139,7 +152,7 @@ def this_machine(
         gpu_tflops=0.0 if gpu is None else round(gpu.tflops, 1),
         layer_us=0.0 if gpu is None else LAYER_US,
         link_gb_s=0.0 if gpu is None else round(gpu.link_gb_s, 2),
-        link_efficiency=1.0 if gpu is None else LINK_EFFICIENCY,
+        link_efficiency=1.0 if gpu is None else efficiency,
         unified_memory=gpu is not None and gpu.unified_memory,
         host_memory_bytes=total_memory(),
         host_bandwidth_gb_s=round(bandwidth, 2),

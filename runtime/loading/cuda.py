@@ -15,7 +15,7 @@ from moec.runtime.devices.cuda.architecture import choose_cuda_target
 from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.measure import copy_speeds
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
-from moec.runtime.devices.cuda.offload.helping import let_cpu_help
+from moec.runtime.devices.cuda.offload.employing import employ_cpu
 from moec.runtime.devices.cuda.starting import start_devices
 from moec.runtime.engine import Engine
 from moec.runtime.engine.scheduler import limits_of
@@ -54,7 +54,9 @@ class _Plan:
     """What the model says of it."""
     side: CpuSide | None = None
     helpers: int = 0
-    """Threads of the CPU that compute a share of the missing experts."""
+    """Threads of the CPU that compute a share of the missing experts, for each GPU."""
+    copy_thread: bool | None = None
+    """Whether another one feeds the copy engine, see `employ_cpu`."""
 
 
 def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], None] | None) -> Model:
@@ -95,10 +97,11 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
                 loader.weights.upload.abandon()
         links = make_links(sections, devices, plan.sections, plan.plans, options.max_batch)
         executor = ChainExecutor(sections, bundle.model.vocab_size, stats, links)
-        experts = sections[0].experts
-        side = plan.side
-        if isinstance(experts, OffloadedExperts) and side is not None and side.serve is not None:
-            let_cpu_help(devices[0], bundle, loaders[0].functions, experts, side, plan.helpers)
+        notes = list(describe_division(devices, plan.sections) if len(devices) > 1 else ())
+        for device, loader, section in zip(devices, loaders, sections, strict=True):
+            if isinstance(section.experts, OffloadedExperts) and plan.side is not None:
+                cpu = plan.side, plan.helpers, plan.copy_thread
+                notes += employ_cpu(device, loader.bundle, loader.functions, section.experts, *cpu)
         if hashed or not found.checked:
             stamp(found, hashed)
         step_tokens = min(loader.step_tokens for loader in loaders)
@@ -113,7 +116,7 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
             engine,
             executor,
             threads,
-            notes=_notes(plan, devices),
+            notes=tuple(dict.fromkeys(notes)),
         )
 
 
@@ -125,7 +128,7 @@ def _plan(
     Raises:
         BudgetError: there is too little.
         DeviceError: the model cannot be divided among so many GPUs.
-        RequestError: the CPU is to help several GPUs.
+        RequestError: the CPU's threads are to work for several GPUs.
     """
     limits = []
     for device, memory in zip(devices, options.device_memory, strict=True):
@@ -138,10 +141,11 @@ def _plan(
     resident = planner.resident()
     if resident is not None:
         return _Plan((section,), (resident,), resident)
-    helpers = helper_threads(options.cpu_threads)
-    side = cpu_side(bundle, host_cpu_features(), helpers)
-    plan = planner.offloaded(shared=side.serve is not None)
-    return _Plan((section,), (plan,), plan, side, helpers)
+    helpers = helper_threads(options.cpu_threads, fed=bool(options.copy_thread))
+    side = cpu_side(bundle, host_cpu_features(), helpers, options.copy_thread)
+    # Where nobody asks for it a thread feeds in place of those that compute, and so does its memory.
+    plan = planner.offloaded(shared=side.serve is not None, fed=bool(options.copy_thread))
+    return _Plan((section,), (plan,), plan, side, helpers, options.copy_thread)
 
 
 def _divide(
@@ -151,21 +155,27 @@ def _divide(
     options: CudaOptions,
     limits: tuple[int, ...],
 ) -> _Plan:
-    if options.cpu_threads:
+    if options.cpu_threads and options.cpu_threads < len(devices):
         raise RequestError(
-            f"cpu_threads={options.cpu_threads} does not go with several GPUs.",
-            "The CPU computes a share of the missing experts for one GPU only; several fetch all of theirs.",
-            "Leave cpu_threads out, or give one GPU.",
+            f"cpu_threads={options.cpu_threads} is too few for {len(devices)} GPUs.",
+            "Each GPU has threads of its own.",
+            f"Give {len(devices)} or more, or 0: none.",
+        )
+    if options.copy_thread:
+        raise RequestError(
+            "copy_thread does not go with several GPUs.",
+            "A thread of the CPU feeds the copy engine of one GPU only.",
+            "Leave copy_thread out, or give one GPU.",
         )
     speeds = tuple(
         copy_speeds(device.driver, device.ordinal, limit)
         for device, limit in zip(devices, limits, strict=True)
     )
-    plan = DivisionPlanner(bundle, targets, options, limits, speeds).plan()
-    return _Plan(plan.sections, plan.plans, plan)
-
-
-def _notes(plan: _Plan, devices: list[CudaDevice]) -> tuple[str, ...]:
-    if plan.side is not None:
-        return (plan.side.note,)
-    return describe_division(devices, plan.sections, plan.plans) if len(devices) > 1 else ()
+    planner = DivisionPlanner(bundle, targets, options, limits, speeds)
+    resident = planner.resident()
+    if resident is not None:
+        return _Plan(resident.sections, resident.plans, resident)
+    helpers = helper_threads(options.cpu_threads) // len(devices)
+    side = cpu_side(bundle, host_cpu_features(), helpers, copy_thread=False)
+    plan = planner.offloaded(shared=side.serve is not None)
+    return _Plan(plan.sections, plan.plans, plan, side, helpers, copy_thread=False)

@@ -63,6 +63,7 @@ def load(
     max_step_tokens: int | None = None,
     cache_tokens: int | None = None,
     prefetch: bool | None = None,
+    copy_thread: bool | None = None,
     trace_path: str | Path | None = None,
     trace_capacity: int = DEFAULT_CAPACITY,
     verify: Level = "once",
@@ -86,7 +87,7 @@ def load(
         cpu_threads: threads of the kernels; ``None``: all CPUs that the process may use (by its affinity, its
             cgroup's quota and ``OMP_NUM_THREADS``). The last load decides for all models of the process. Only
             the first can have more threads than there are CPUs. On a GPU these compute a share of the experts that
-            it does not have: ``None``: all CPUs but one, 0: none. Beside several GPUs they compute none.
+            it does not have: ``None``: all CPUs but one, 0: none. Several GPUs have an equal part each.
         max_batch: sequences that run at once.
         max_step_tokens: most tokens of one step, all sequences together; longer prompts are run in several. ``None``:
             512 on ``cpu``, or behind an encoder a whole context, since a source is read in one step; on a GPU 4096, or
@@ -98,6 +99,10 @@ def load(
         prefetch: bring the experts that the next layer will likely choose while this one computes. ``None``: where the
             schedule found a gain in it; True, False: on, off. Only where not all experts fit; on a GPU pieces of them,
             while the link is free, in steps of at most 8 tokens. `Stats.prefetch` says how good the guesses were.
+        copy_thread: on a GPU that does not hold all experts, have one more CPU thread feed its copy engine, which
+            brings missing experts 5 to 8 % sooner than the GPU reads them by itself, where they have several MB. It
+            takes a core while steps run: where ``cpu_threads`` is ``None``, one less computes. ``None``: only where
+            ``cpu_threads`` are allowed and have no share to compute; True, False: on, off.
         trace_path: file to keep the routing of whatever is run in, for ``moec plan --traces``; written when the model
             is closed. See `Model.record_routing`, also for what that costs on a GPU.
         trace_capacity: tokens that it keeps; the oldest go first.
@@ -116,6 +121,7 @@ def load(
     """
     ordinals = parse_ordinals(device)
     _check_device_memory(ordinals, device_memory)
+    _check_copy_thread(ordinals, copy_thread)
     _check_level(verify)
     check_flag("prefetch", prefetch)
     check_count("trace_capacity", trace_capacity, least=1)
@@ -132,7 +138,8 @@ def load(
 
         sizes = max_batch, max_step_tokens, cache_tokens
         budgets = budgets_of(device_memory, len(ordinals))
-        options = CudaOptions(ordinals, budgets, host_memory, cpu_threads, *sizes, prefetch, verify)
+        flags = prefetch, copy_thread
+        options = CudaOptions(ordinals, budgets, host_memory, cpu_threads, *sizes, *flags, verify)
         return _recording(load_cuda(path, options, progress), trace_path, trace_capacity)
     budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")
     bundle = open_bundle(path, verify=verify, progress=progress)
@@ -220,6 +227,16 @@ def _check_device_memory(ordinals: tuple[int, ...], device_memory: object) -> No
             "device_memory does not apply to the device cpu.",
             "It limits the memory of a GPU; on the CPU everything is in host memory.",
             "Leave it out, or give host_memory instead.",
+        )
+
+
+def _check_copy_thread(ordinals: tuple[int, ...], copy_thread: bool | None) -> None:
+    check_flag("copy_thread", copy_thread)
+    if not ordinals and copy_thread:
+        raise DeviceError(
+            "copy_thread does not apply to the device cpu.",
+            "It feeds the copy engine of a GPU.",
+            "Leave it out, or choose a GPU.",
         )
 
 

@@ -121,6 +121,10 @@ class LibraryFunctions:
     def __init__(self, paths: Sequence[Path]) -> None:
         self._libraries = [_load(path) for path in paths]
 
+    def has(self, name: str) -> bool:
+        """Whether there is a function called ``name``."""
+        return any(library.implements_function(name, query_imports=True) for library in self._libraries)
+
     def get(self, name: str) -> Callable[..., Any]:
         """The function called ``name``.
 

@@ -40,9 +40,13 @@ def default_threads() -> int:
     return min(usable_cpus(), int(wish)) if wish.isdigit() and int(wish) > 0 else usable_cpus()
 
 
-def helper_threads(cpu_threads: int | None = None) -> int:
-    """CPU threads that compute experts beside a GPU: as asked for, or all but the one that waits for the GPU."""
-    return max(1, default_threads() - 1) if cpu_threads is None else cpu_threads
+def helper_threads(cpu_threads: int | None = None, *, fed: bool = False) -> int:
+    """CPU threads that compute experts beside a GPU: as asked for, or all but the one that waits for the GPU.
+
+    ``fed``: another one feeds the copy engine. Threads that watch must have a core each: 15 and these two on 16 took a
+    token half as long again.
+    """
+    return max(1, default_threads() - 1 - fed) if cpu_threads is None else cpu_threads
 
 
 def use_threads(ffi: Any, threads: int | None) -> int:

@@ -9,6 +9,7 @@ from moec.artifacts.cache import sequence_tokens
 from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.errors import BudgetError
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
+from moec.runtime.devices.cuda.offload import feeding
 from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
 from moec.runtime.machine.limits import available_memory, total_memory
 from moec.runtime.memory.budget import parse_memory
@@ -50,6 +51,8 @@ class CudaOptions:
     cache_tokens: int | None
     prefetch: bool | None
     """Bring experts before their router has spoken; ``None``: as the schedule says."""
+    copy_thread: bool | None
+    """Feed the copy engine with missing experts; ``None``: where the CPU's threads have nothing better to do."""
     verify: Level
 
 
@@ -103,20 +106,21 @@ class MemoryPlanner:
                 raise
         return None
 
-    def offloaded(self, *, shared: bool) -> DevicePlan:
+    def offloaded(self, *, shared: bool, fed: bool) -> DevicePlan:
         """With a cache of experts.
 
         Args:
             shared: whether the CPU computes a share of those that are missing.
+            fed: whether a thread of it feeds the copy engine besides.
 
         Raises:
             BudgetError: the GPU or the host has too little memory.
         """
         step_tokens, max_batch = self.options.max_step_tokens, self.options.max_batch
         if step_tokens is not None:
-            return self._offloaded(step_tokens, shared)
+            return self._offloaded(step_tokens, shared, fed)
         return plan_offloaded_step(
-            lambda tokens: self._offloaded(tokens, shared),
+            lambda tokens: self._offloaded(tokens, shared, fed),
             max_batch=max_batch,
             max_context=sequence_tokens(self.bundle.model),
         )
@@ -135,17 +139,20 @@ class MemoryPlanner:
             max_batch=self.options.max_batch,
         )
 
-    def _offloaded(self, step_tokens: int, shared: bool) -> DevicePlan:
+    def _offloaded(self, step_tokens: int, shared: bool, fed: bool) -> DevicePlan:
         needs, model = self._needs(step_tokens), self.bundle.model
-        together = self.together
-        pinned = needs.staging_bytes + (host_bytes(model) if shared else 0)
+        together, pinned, share = self.together, needs.staging_bytes, 0
+        if shared:
+            pinned, share = pinned + host_bytes(model), share + device_bytes(model)
+        if fed:
+            pinned, share = pinned + feeding.HOST_BYTES, share + feeding.DEVICE_BYTES
         room = _host_room(self.options.host_memory, pinned if together is None else together.pinned_bytes)
         return plan_offload(
             self.bundle,
             needs,
             limit_bytes=self.limit_bytes,
             host_bytes=room if together is None else int(room * together.host_share),
-            share_bytes=device_bytes(model) if shared else 0,
+            share_bytes=share,
             prefetch=self.options.prefetch,
             schedule_bytes=None if together is None else (together.limit_bytes, room),
             cache_tokens=self.options.cache_tokens,

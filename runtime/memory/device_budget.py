@@ -195,7 +195,7 @@ def plan_offload(
         resident: what a model with all its experts needs.
         limit_bytes: the budget.
         host_bytes: room for experts in host memory.
-        share_bytes: of the GPU's memory that the CPU's share takes.
+        share_bytes: of the GPU's memory that the CPU's threads take for what they share with it.
         prefetch: whether experts are brought ahead; ``None``: where the schedule says so and the budget has room.
         schedule_bytes: budgets of GPUs and host that a schedule is chosen by; ``None``: the two above.
         cache_tokens: tokens of key-value cache, all sequences together; ``None``: ``max_batch`` full contexts, but no

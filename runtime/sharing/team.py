@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import platform
-import threading
-import time
-import weakref
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moec.artifacts import mailbox
 from moec.errors import DeviceError
+from moec.runtime.sharing.watchers import Watchers, WatchState
 from moec.runtime.tensors import aligned_empty, aligned_zeros, tensor_of
 
 if TYPE_CHECKING:
@@ -25,21 +21,6 @@ if TYPE_CHECKING:
 
 CHUNKS_PER_THREAD = 4
 """Pieces of a phase for each thread: one that is late, or starts late, leaves its pieces to the others."""
-SPINS = 20_000
-"""Looks at the mailbox, of some 50 ns each, before a thread sleeps between two steps: about a millisecond, which the
-host's work between decoding steps does not take."""
-WATCHES = 500
-"""Times so many looks within a step, half a second or a second, after which threads look once a millisecond: nobody may
-be waiting for the step any more."""
-PATIENCE_SECONDS = 10.0
-"""That threads may take to start, or to stop."""
-
-_FUTEX_WAKE_PRIVATE = 129
-_EVERYBODY = (1 << 31) - 1
-_FUTEX = {"x86_64": 202}.get(platform.machine(), 98)
-"""Number of the system call."""
-
-_libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -66,7 +47,7 @@ def shared_layers(model: ModelRecord, tables: Sequence[int]) -> list[SharedLayer
     ]
 
 
-class Team:
+class Team(Watchers):
     """Threads that answer requests in a mailbox; between steps they sleep, within one they watch it.
 
     A thread that fails aborts the GPU's waiting; `check` says so.
@@ -84,55 +65,11 @@ class Team:
     def __init__(
         self, serve: Callable[..., Any], box: Mailbox, layers: Sequence[SharedLayer], threads: int
     ) -> None:
-        self.threads = threads
         self._box = box
-        self._state = _State(threads, layers)
+        state = _State(threads, layers)
         box.restart()
-        arguments = (*box.host_tensors(), *self._state.tensors())
-        self._threads = [
-            threading.Thread(
-                target=_serve,
-                args=(serve, arguments, box, self._state),
-                name=f"moec-expert-{number}",
-                daemon=True,
-            )
-            for number in range(threads)
-        ]
-        # Before the interpreter ends, and before the memory that they look at goes.
-        self._finalizer = weakref.finalize(self, _stop, self._state, self._threads)
-        try:
-            for thread in self._threads:
-                thread.start()
-            self._await_threads()
-        except BaseException:
-            self.close()
-            raise
-
-    def _await_threads(self) -> None:
-        """Until all have left Python's lock behind: whoever waits for the GPU may hold it."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while self._state.control[mailbox.SERVING] < self.threads:
-            self.check()
-            if time.monotonic() > deadline:
-                raise DeviceError(
-                    f"Of {self.threads} CPU threads some did not start.",
-                    "The machine is too busy.",
-                    "Try again.",
-                )
-            time.sleep(1e-4)
-
-    def begin(self) -> None:
-        """A step that may make requests is about to be launched: wake the threads, and keep them awake."""
-        control = self._state.control
-        if not control[mailbox.EPOCH] & 1:
-            control[mailbox.EPOCH] += 1
-        self._state.wake()
-
-    def end(self) -> None:
-        """The step is finished: threads may sleep."""
-        control = self._state.control
-        if control[mailbox.EPOCH] & 1:
-            control[mailbox.EPOCH] += 1
+        arguments = (*box.host_tensors(), *state.tensors())
+        super().__init__(state, partial(serve, *arguments), box.abort, threads, "moec-expert")
 
     def check(self) -> None:
         """See that all requests of the steps that are finished were answered.
@@ -154,21 +91,13 @@ class Team:
                 "Load the model again, or with cpu_threads=0.",
             )
 
-    def close(self) -> None:
-        """Stop the threads; a GPU that still waits for them is let go first."""
-        self._box.abort()
-        self._finalizer()
 
-
-class _State:
-    """What the threads share: kept by each of them, so that it lives as long as they run."""
+class _State(WatchState):
+    """What the threads share beside the mailbox."""
 
     def __init__(self, threads: int, layers: Sequence[SharedLayer]) -> None:
-        self.error: BaseException | None = None
-        self.control = aligned_zeros((mailbox.CONTROL_WORDS,), np.int64)
+        super().__init__()
         self.control[mailbox.CHUNKS] = CHUNKS_PER_THREAD * threads
-        self.control[mailbox.SPINS] = SPINS
-        self.control[mailbox.WATCHES] = WATCHES
         self._layers = aligned_zeros((len(layers), mailbox.LAYER_WORDS), np.int64)
         for row, layer in zip(self._layers, layers, strict=True):
             row[mailbox.TABLE], row[mailbox.EXPERTS] = layer.table_address, layer.experts
@@ -179,26 +108,3 @@ class _State:
     def tensors(self) -> tuple[Any, ...]:
         """control, layers and middle, as ``serve_experts`` takes them."""
         return tuple(tensor_of(array) for array in (self.control, self._layers, self._middle))
-
-    def wake(self) -> None:
-        """Wake every thread that sleeps."""
-        address = self.control.ctypes.data + 8 * mailbox.EPOCH
-        _libc.syscall(_FUTEX, ctypes.c_void_p(address), _FUTEX_WAKE_PRIVATE, _EVERYBODY, None, None, 0)
-
-
-def _serve(serve: Callable[..., Any], arguments: tuple[Any, ...], box: Mailbox, state: _State) -> None:
-    try:
-        serve(*arguments)
-    except BaseException as error:  # noqa: BLE001 - nobody is there to catch it; the next step asks for it
-        state.error = error
-        box.abort()
-
-
-def _stop(state: _State, threads: Sequence[threading.Thread]) -> None:
-    """In this order: see ``_idle`` in ``compiler/kernels/cpu/serve.py``."""
-    state.control[mailbox.STOP] = 1
-    state.control[mailbox.EPOCH] += 2
-    state.wake()
-    for thread in threads:
-        with contextlib.suppress(RuntimeError):  # never started
-            thread.join(PATIENCE_SECONDS)

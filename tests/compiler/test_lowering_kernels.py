@@ -10,6 +10,7 @@ from tvm import tirx
 from moec.artifacts import ahead
 from moec.artifacts.mailbox import SERVE, collect_name, post_name
 from moec.artifacts.model import ModelRecord
+from moec.artifacts.orders import FEED, ORDER
 from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 from moec.compiler.kernels.cuda.dense.parameters import declare
 from moec.compiler.kernels.linear_shape import LinearShape
@@ -33,6 +34,7 @@ def test_named_kernels_take_the_same_tensors_on_every_target(name: str) -> None:
     model = parts(name, "bfloat16").model
     cpu = {kernel: tensors(function) for kernel, function in CpuKernels(LANES, "x86_64").model(model)}
     cuda = {kernel: tensors(function) for kernel, function in CudaKernels().model(model)}
+    assert [dtype for dtype, _ in cpu.pop(FEED)] == ["int64"] * 4
     sample = cuda.pop("sample")
     assert [dtype for dtype, _ in cpu.pop(SERVE)] == [
         *["int64", "int64", "float32", "float32", "float32", "int64", "int64", "float32"]
@@ -60,6 +62,7 @@ def _check_cache_kernels(model: ModelRecord, kernels: dict[str, list[tuple[str, 
     """Those of experts off the GPU take the state besides; only a GPU has them."""
     assert kernels.pop(ASSIGN) == [("int64", ["?", "?"]), ("int64", ["?"]), *[("int64", ["?", "?"])] * 2]
     assert kernels.pop(FETCH) == [("int64", ["?"])]
+    assert [dtype for dtype, _ in kernels.pop(ORDER)] == ["int64"] * 4
     words, table = ("int64", ["?"]), ("float32", ["?", "?"])
     assert kernels.pop(ahead.CHECK) == [("int64", ["?", "?"]), words]
     assert kernels.pop(ahead.SCORE_EARLY) == [table, ("bfloat16", ["?", "?"]), table]

@@ -52,9 +52,9 @@ def on_cpu(bundle: Path) -> Iterator[runtime.Model]:
     "options",
     [
         {},
-        {"do_sample": True, "seed": 3, "temperature": 0.8},
+        pytest.param({"do_sample": True, "seed": 3, "temperature": 0.8}, marks=pytest.mark.slow),
         {"do_sample": True, "seed": 4, "top_k": 12, "top_p": 0.9},
-        {"repetition_penalty": 1.5},
+        pytest.param({"repetition_penalty": 1.5}, marks=pytest.mark.slow),
         {"do_sample": True, "seed": 5, "repetition_penalty": 1.3, "top_k": 20},
         {"eos_token_id": [1, 2, 3], "min_new_tokens": 4},
         {"eos_token_id": list(range(60)), "min_new_tokens": 4},
@@ -237,7 +237,9 @@ def test_doctor_and_plan_know_the_gpu(stub: Stub, bundle: Path, monkeypatch: pyt
     (gpu,) = gpu_records()
     assert (gpu.name, gpu.architecture, gpu.driver) == ("Stub GPU", "sm_90", "CUDA 13.0")
     assert gpu_record("cuda:0").memory_bytes == gpu.memory_bytes
-    assert this_machine(bundle, gpu=gpu).gpu_name == "Stub GPU"
+    machine, fed = (this_machine(bundle, gpu=gpu, fed=fed) for fed in (False, True))
+    assert machine.gpu_name == "Stub GPU"
+    assert fed.link_efficiency > machine.link_efficiency
     assert stub.counts().device_blocks == 0
 
 

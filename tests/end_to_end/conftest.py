@@ -10,6 +10,7 @@ import torch
 
 from moec.planning.machines import common_machines
 from tests.support.compiling import compile_checkpoint
+from tests.support.made_once import made_once
 from tests.support.tiny_models import save
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"
@@ -18,11 +19,13 @@ BundleMaker = Callable[..., tuple[Path, Path]]
 
 
 @pytest.fixture(scope="session")
-def example_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped, trained example as a bundle."""
-    output = tmp_path_factory.mktemp("example") / "tiny.moec"
-    compile_checkpoint(EXAMPLE, output, calibrate=True, machines=common_machines())
-    return output
+def example_bundle() -> Path:
+    """The shipped, trained example as a bundle, the same for all processes: only to be read."""
+
+    def compile_example(folder: Path) -> None:
+        compile_checkpoint(EXAMPLE, folder / "tiny.moec", calibrate=True, machines=common_machines())
+
+    return made_once("example", compile_example) / "tiny.moec"
 
 
 @pytest.fixture(scope="session")

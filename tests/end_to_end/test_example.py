@@ -148,20 +148,25 @@ def test_any_changed_byte_is_found(bundle: Path, tmp_path: Path) -> None:
     runtime.load(copy).close()
 
 
-def test_pack_elsewhere_gives_the_same_bundle(bundle: Path, tmp_path: Path) -> None:
-    modules, output = tmp_path / "tiny.modules", tmp_path / "tiny.moec"
-    compile_checkpoint(EXAMPLE, modules, modules_only=True)
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's code without its weights."""
+    output = tmp_path_factory.mktemp("modules") / "tiny.modules"
+    compile_checkpoint(EXAMPLE, output, modules_only=True)
+    return output
+
+
+def test_pack_elsewhere_gives_the_same_bundle(bundle: Path, modules: Path, tmp_path: Path) -> None:
+    output = tmp_path / "tiny.moec"
     assert run(["pack", str(EXAMPLE), str(modules), "-o", str(output)]) == 0
     assert open_bundle(output).manifest.files == open_bundle(bundle).manifest.files
 
 
-def test_pack_refuses_another_models_modules(bundle: Path, tmp_path: Path) -> None:
+def test_pack_refuses_another_models_modules(modules: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(EXAMPLE, tmp_path / "other"))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"routed_scaling_factor": 1.25}))
-    compile_checkpoint(other, tmp_path / "other.modules", modules_only=True)
-    arguments = ["pack", str(EXAMPLE), str(tmp_path / "other.modules"), "-o", str(tmp_path / "out")]
-    assert run(arguments) == 3
+    assert run(["pack", str(other), str(modules), "-o", str(tmp_path / "out")]) == 3
 
 
 @pytest.mark.slow

@@ -18,18 +18,15 @@ from moec.planning.machines import common_machines
 from moec.planning.planner import plan
 from moec.planning.replay import Replay, group_layers
 from moec.planning.synthetic import woven_traces
-from tests.support.compiling import compile_checkpoint
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"
 PROMPT = "And it came to pass"
 SMALL = {"max_batch": 1, "max_step_tokens": 64, "cache_tokens": 512}
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("planning") / "tiny.moec"
-    compile_checkpoint(EXAMPLE, output, calibrate=True, machines=common_machines())
-    return output
+@pytest.fixture
+def bundle(example_bundle: Path) -> Path:
+    return example_bundle
 
 
 def rate(replay: Replay, share: float) -> float:

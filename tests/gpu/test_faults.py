@@ -35,7 +35,8 @@ import sys
 from moec import runtime
 from moec.errors import MoecError
 model = runtime.load(sys.argv[1], verify="sizes", device="cuda:0", device_memory=int(sys.argv[2]),
-                     cpu_threads=int(sys.argv[3]), max_step_tokens=160, max_batch=2, cache_tokens=512)
+                     cpu_threads=int(sys.argv[3]), copy_thread=sys.argv[5] == "True",
+                     max_step_tokens=160, max_batch=2, cache_tokens=512)
 try:
     with model:
         experts = model._executor.sections[0].experts
@@ -63,9 +64,9 @@ def budget(bundle: Path) -> int:
 @pytest.fixture
 def started(bundle: Path, budget: int, request: pytest.FixtureRequest) -> Any:
     """A process that decodes, and what was in use before it."""
-    threads, mode = request.param
+    threads, mode, fed = request.param
     before = used_bytes(), locked_bytes()
-    command = [sys.executable, "-c", DECODE, str(bundle), str(budget), str(threads), mode]
+    command = [sys.executable, "-c", DECODE, str(bundle), str(budget), str(threads), mode, str(fed)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -90,7 +91,9 @@ def check_nothing_is_left(before: tuple[int, int], bundle: Path) -> None:
     open_bundle(bundle, verify="full")
 
 
-@pytest.mark.parametrize("started", [(0, "run"), (3, "run")], indirect=True)
+@pytest.mark.parametrize(
+    "started", [(0, "run", False), (3, "run", False), (0, "run", True), (3, "run", True)], indirect=True
+)
 def test_ctrl_c_while_decoding_ends_cleanly(started: Any, bundle: Path) -> None:
     process, before = started
     time.sleep(0.5)
@@ -101,7 +104,9 @@ def test_ctrl_c_while_decoding_ends_cleanly(started: Any, bundle: Path) -> None:
     check_nothing_is_left(before, bundle)
 
 
-@pytest.mark.parametrize("started", [(0, "run"), (3, "run")], indirect=True)
+@pytest.mark.parametrize(
+    "started", [(0, "run", False), (3, "run", False), (0, "run", True), (3, "run", True)], indirect=True
+)
 def test_a_killed_process_leaves_nothing(started: Any, bundle: Path) -> None:
     process, before = started
     time.sleep(0.5)
@@ -110,7 +115,7 @@ def test_a_killed_process_leaves_nothing(started: Any, bundle: Path) -> None:
     check_nothing_is_left(before, bundle)
 
 
-@pytest.mark.parametrize("started", [(0, "break")], indirect=True)
+@pytest.mark.parametrize("started", [(0, "break", False)], indirect=True)
 def test_a_kernels_error_is_typed_and_the_process_ends(started: Any, bundle: Path) -> None:
     process, before = started
     said, _ = process.communicate(timeout=SECONDS)

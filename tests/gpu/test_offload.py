@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from benchmarks.support.budgets import host_limit, limit_of_share
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
+from moec.runtime.devices.cuda.offload.feeding import DEVICE_BYTES
 from moec.runtime.memory.device_budget import DevicePlan
 from tests.gpu.conftest import Load
 from tests.gpu.test_model import PROMPTS, greedy, used_bytes
@@ -53,6 +55,41 @@ def test_over_the_link_alone_the_bits_are_those_of_the_resident_run(
         assert model.stats.misses > 0
     assert found == {name: resident[name] for name in found}
     assert used_bytes() - before < 4 << 20
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.6])
+def test_by_the_copy_engine_the_bits_are_those_of_the_resident_run(
+    load: Load, bundle: Path, resident: dict[str, Any], share: float
+) -> None:
+    budget = limit(bundle, share) + DEVICE_BYTES
+    with load(**STEP, device_memory=budget, cpu_threads=0, copy_thread=True) as model:
+        for _ in range(2):
+            found = answers(model)
+            assert found == {name: resident[name] for name in found}
+        assert model.stats.engine_bytes > 0
+        assert model.stats.late_orders == 0
+
+
+def test_memory_is_freed_and_code_loaded_beside_steps_that_order(
+    load: Load, bundle: Path, resident: dict[str, Any]
+) -> None:
+    """Both keep the thread that feeds from its driver until the GPU is idle."""
+    budget = limit(bundle, 0.25) + DEVICE_BYTES
+    with load(**STEP, device_memory=budget, cpu_threads=0, copy_thread=True) as model:
+        over = threading.Event()
+
+        def others() -> None:
+            while not over.is_set():
+                load(max_step_tokens=8, max_batch=1, cache_tokens=64).close()
+
+        beside = threading.Thread(target=others)
+        beside.start()
+        try:
+            for _ in range(20):
+                assert greedy(model, [list(prompt) for prompt in PROMPTS]) == resident["three"]
+        finally:
+            over.set()
+            beside.join()
 
 
 def test_with_the_cpus_help_logits_are_close_and_tokens_the_same(

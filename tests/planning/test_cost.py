@@ -6,7 +6,7 @@ import pytest
 
 from moec.artifacts.footprint import footprint
 from moec.artifacts.schedule import Budgets
-from moec.planning.cost import dense_milliseconds, miss_cost
+from moec.planning.cost import cpu_has_share, dense_milliseconds, miss_cost
 from moec.planning.planner import plan
 from tests.support.tiny_bundle import GPU, tiny_model, tiny_traces
 
@@ -38,6 +38,16 @@ def test_the_cpu_computes_while_the_gpu_fetches() -> None:
     assert cost.milliseconds[4] == pytest.approx(2 * SIZE / 10 + 3 * SIZE / 256), (
         "as three misses: never falling"
     )
+
+
+def test_a_cpu_has_a_share_where_it_is_fast_enough() -> None:
+    facts = footprint(tiny_model(((8, 4, 200),)))
+    fast = dataclasses.replace(
+        GPU, link_gb_s=10.0, host_bandwidth_gb_s=100.0, host_efficiency=0.1, handshake_us=0.0
+    )
+    assert cpu_has_share(fast, facts)
+    assert not cpu_has_share(dataclasses.replace(fast, handshake_us=1e6), facts)
+    assert not cpu_has_share(dataclasses.replace(fast, unified_memory=True), facts)
 
 
 def test_each_layer_costs_time_beside_its_bytes() -> None:

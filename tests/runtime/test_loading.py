@@ -53,6 +53,7 @@ print(torch.ones(2).sum().item())
         ({"device": "abacus"}, DeviceError, "no device 'abacus'"),
         ({"device": None}, DeviceError, "no device None"),
         ({"device_memory": "8GiB"}, DeviceError, "device_memory"),
+        ({"copy_thread": True}, DeviceError, "copy_thread"),
         ({"verify": "none"}, RequestError, "full, once, sizes"),
         ({"prefetch": "yes"}, RequestError, "prefetch='yes'"),
         ({"trace_capacity": 0}, RequestError, "trace_capacity=0"),

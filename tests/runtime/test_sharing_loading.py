@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tvm import tirx
@@ -12,8 +13,10 @@ from tvm import tirx
 from moec.artifacts.manifest import TargetRecord
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels.cpu.experts import experts
+from moec.compiler.kernels.cpu.feed import feed
 from moec.compiler.kernels.cpu.serve import serve
 from moec.compiler.lowering.link import link
+from moec.errors import BundleError, DeviceError
 from moec.runtime.machine.libraries import load_runtime
 from moec.runtime.sharing.loading import CpuSide, cpu_side
 from tests.support.machine_code import machine_code
@@ -35,22 +38,27 @@ class _Bundle:
 
 @cache
 def function(name: str) -> tirx.PrimFunc:
+    if name == "feed":
+        return feed(machine="x86_64")
     return serve([BODY], lanes=4, machine="x86_64") if name == "serve" else experts(BODY, lanes=4)
 
 
-def side(folder: Path, targets: tuple[TargetRecord, ...], threads: int = 2) -> CpuSide:
+def side(
+    folder: Path, targets: tuple[TargetRecord, ...], threads: int = 2, copy_thread: bool | None = None
+) -> CpuSide:
     load_runtime(None)
-    features = frozenset({"sse2"})
-    return cpu_side(_Bundle(folder, _Manifest(targets)), features, threads)  # type: ignore[arg-type]
+    bundle: Any = _Bundle(folder, _Manifest(targets))
+    return cpu_side(bundle, frozenset({"sse2"}), threads, copy_thread)
 
 
 def target(name: str, *features: str) -> TargetRecord:
     return TargetRecord(name=name, kind="cpu", architectures=(), cpu_features=features, files=(FILE,))
 
 
-@pytest.fixture(params=["serve", "experts"])
+@pytest.fixture(params=["serve", "experts", "serve feed"])
 def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    machine_code(function(request.param)).export_library(str(tmp_path / FILE), fcompile=link)
+    made = [function(name) for name in request.param.split()]
+    machine_code(*made).export_library(str(tmp_path / FILE), fcompile=link)
     return tmp_path
 
 
@@ -75,3 +83,28 @@ def test_what_is_missing_is_said(folder: Path) -> None:
         assert found.serve is None
         assert part in found.note
         assert "over the link alone" in found.note
+
+
+@pytest.mark.parametrize("folder", ["serve feed"], indirect=True)
+def test_the_copy_engine_is_fed_where_that_is_wanted_or_may_be(folder: Path) -> None:
+    targets = (target("cpu"),)
+    for threads, copy_thread, feeds in (
+        (2, None, True),
+        (2, True, True),
+        (2, False, False),
+        (0, None, False),
+        (0, True, True),
+    ):
+        found = side(folder, targets, threads, copy_thread)
+        assert (found.feed is not None) == feeds
+        assert (found.serve is not None) == (threads > 0)
+        assert ("cpu_threads is 0" in found.note) == (threads == 0)
+
+
+@pytest.mark.parametrize("folder", ["serve"], indirect=True)
+def test_a_bundle_that_cannot_feed_says_so_where_that_is_asked_for(folder: Path) -> None:
+    assert side(folder, (target("cpu"),)).feed is None
+    with pytest.raises(BundleError, match="no function feed_copies"):
+        side(folder, (target("cpu"),), copy_thread=True)
+    with pytest.raises(DeviceError, match="no module for a CPU"):
+        side(folder, (), copy_thread=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from moec.runtime.machine import limits as machine
+from moec.runtime.machine import threads
 from moec.runtime.machine.threads import usable_cpus
 
 if TYPE_CHECKING:
@@ -122,3 +123,11 @@ def test_a_cgroups_quota_limits_the_default(
         (tmp_path / "cpu.max").write_text(text)
     assert machine.cpu_quota() == cpus
     assert usable_cpus() == min(cpus or 1024, len(os.sched_getaffinity(0)))
+
+
+def test_threads_that_help_a_gpu_leave_a_cpu_to_each_that_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "default_threads", lambda: 16)
+    assert (threads.helper_threads(), threads.helper_threads(fed=True)) == (15, 14)
+    assert (threads.helper_threads(3, fed=True), threads.helper_threads(0)) == (3, 0)
+    monkeypatch.setattr(threads, "default_threads", lambda: 2)
+    assert threads.helper_threads(fed=True) == 1

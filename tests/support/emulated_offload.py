@@ -91,11 +91,13 @@ def cut_step(
 def _cut_before_a_fetch(model: runtime.Model, number: int) -> Callable[[CallList], None]:
     """Assigns the slots of a layer, and is interrupted."""
     left = [number]
+    experts = parts(model)
+    fetches = experts._fetch if experts.feeder is None else experts.feeder._order
 
     def run(calls: CallList) -> None:
         for call in calls._calls:
             if isinstance(call, PackedCall):
-                if call.function is parts(model)._fetch:
+                if call.function is fetches:
                     if not left[0]:
                         raise KeyboardInterrupt
                     left[0] -= 1

@@ -98,7 +98,7 @@ class FakeDriver:
         self._call("unregister")
         self.alive["pinned"].remove(address)
 
-    def create_stream(self) -> Handle:
+    def create_stream(self, urgent: bool = False) -> Handle:
         return self._make("stream")
 
     def destroy_stream(self, stream: Handle) -> None:
@@ -155,6 +155,12 @@ class FakeDriver:
     def fill(self, address: int, value: int, size_bytes: int, stream: Handle) -> None:
         self._call("fill")
         ctypes.memset(address, value, size_bytes)
+
+    def entry(self, name: str) -> int:
+        return 0
+
+    def number(self, stream: Handle) -> int:
+        return id(stream)
 
     def begin_capture(self, stream: Handle) -> None:
         self._call("begin_capture")

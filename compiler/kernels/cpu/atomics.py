@@ -85,17 +85,18 @@ _FUTEX = {"x86_64": 202}
 
 
 @contextmanager
-def atomics(machine: str) -> Iterator[None]:
+def atomics(machine: str, more: str = "") -> Iterator[None]:
     """The scope of a kernel that uses these functions.
 
     Args:
         machine: what the code will run on, as ``uname -m`` says it.
+        more: LLVM text of other functions that it uses.
     """
     words = {"PAUSE": _PAUSES.get(machine, "nop"), "FUTEX": _FUTEX.get(machine, 98), "NAP": NAP_NANOSECONDS}
     text = _FUNCTIONS
     for word, value in words.items():
         text = text.replace(word, str(value))
-    with T.attr(tirx.const(0, "int32"), "pragma_import_llvm", text):
+    with T.attr(tirx.const(0, "int32"), "pragma_import_llvm", text + more):
         yield
 
 

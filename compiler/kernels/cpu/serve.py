@@ -16,19 +16,11 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts import mailbox
-from moec.compiler.kernels.cpu.atomics import (
-    add,
-    atomics,
-    load_acquire,
-    nap,
-    pause,
-    sleep,
-    store_release,
-    take,
-)
+from moec.compiler.kernels.cpu.atomics import add, atomics, load_acquire, pause, store_release, take
 from moec.compiler.kernels.cpu.expert_parts import ExpertTensors
 from moec.compiler.kernels.cpu.machine import Machine
 from moec.compiler.kernels.cpu.serve_pieces import DownPieces, GateUpPieces
+from moec.compiler.kernels.cpu.watch import watch
 from moec.compiler.kernels.emit import (
     Argument,
     Buffer,
@@ -36,11 +28,9 @@ from moec.compiler.kernels.emit import (
     arguments,
     at_address,
     build,
-    either,
     i64,
     keep,
     load,
-    mod,
     registers,
     scope,
     store,
@@ -106,45 +96,7 @@ class _Server:
         self.bodies, self.machine, self.shared = bodies, machine, shared
 
     def emit(self) -> None:
-        shared = self.shared
-        # Two elements each: see emit.settle.
-        last, spins, watches = (registers(2, "int64") for _ in range(3))
-        for counter in (last, spins, watches):
-            store(counter, 0, i64(0))
-        add(shared.control, mailbox.SERVING, 1)
-        with T.While(load_acquire(shared.control, mailbox.STOP) == i64(0)):
-            request = keep(load_acquire(shared.words, mailbox.POSTED))
-
-            def answer() -> None:
-                store(last, 0, request)
-                store(spins, 0, i64(0))
-                store(watches, 0, i64(0))
-                self._answer(request)
-
-            either(request != load(last, 0), answer, lambda: self._idle(spins, watches))
-
-    def _idle(self, spins: Buffer, watches: Buffer) -> None:
-        """Look again soon; after many times sleep, or where a step is at work that asks for nothing, nap.
-
-        A step that nobody waits for (it was begun ahead, and its sequence has ended) leaves the team at work.
-        """
-        control = self.shared.control
-        pause()
-        store(spins, 0, load(spins, 0) + i64(1))
-        with when(load(spins, 0) > load(control, mailbox.SPINS)):
-            store(spins, 0, i64(0))
-            epoch = keep(load_acquire(control, mailbox.EPOCH))
-            # In this order: who stops threads says so first, and then changes the epoch.
-            stopped = keep(load_acquire(control, mailbox.STOP))
-
-            def watch() -> None:
-                store(watches, 0, load(watches, 0) + i64(1))
-                with when(load(watches, 0) > load(control, mailbox.WATCHES)):
-                    nap(control, mailbox.EPOCH, epoch)
-                    store(spins, 0, load(control, mailbox.SPINS))
-
-            with when(stopped == i64(0)):
-                either(mod(epoch, 2) == i64(0), lambda: sleep(control, mailbox.EPOCH, epoch), watch)
+        watch(self.shared.words, mailbox.POSTED, self.shared.control, self._answer)
 
     def _answer(self, request: Expr) -> None:
         control = self.shared.control

@@ -202,9 +202,9 @@ MOEC_DEVICE void moec_atomic_add_wide(void *place, unsigned long long value) {
 
 // Counts of what one kernel has written and another one that runs beside it reads. For one thread of a block, after a
 // barrier; and before one.
-MOEC_DEVICE void moec_signal(long long place) {
+MOEC_DEVICE void moec_signal(long long place, int count) {
   __threadfence();
-  atomicAdd(reinterpret_cast<int *>(place), 1);
+  atomicAdd(reinterpret_cast<int *>(place), count);
 }
 MOEC_DEVICE void moec_wait_count(long long place, int count) {
   int seen;

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.runtime.device import Call, View
-    from moec.runtime.devices.cuda.attended import Attended, Share
+    from moec.runtime.devices.cuda.attended import Attendance, Runnable
     from moec.runtime.devices.cuda.driver import Driver, Handle
     from moec.runtime.devices.cuda.module import CudaFunctions
     from moec.runtime.devices.cuda.staging import StagedMirror
@@ -71,8 +71,8 @@ class CudaDevice:
         self._finalizer = weakref.finalize(self, Resources.close, self.resources)
         self._set_stream = set_stream
         self._stream = self.resources.stream()
-        self.share: Share | None = None
-        """The CPU's part in steps, where it has any."""
+        self.attendances: list[Attendance] = []
+        """The CPU's threads that have a part in steps, kept with what they watch."""
         self.complete: Callable[[Sequence[Call]], Sequence[Call]] | None = None
         """Adds to a list of calls what it has to end with, where some run in another stream."""
         self.unfinished = Unfinished()
@@ -196,7 +196,7 @@ class CudaDevice:
     def results(self, capacity_bytes: int) -> Results:
         """Room for results that the host takes while later calls run."""
         self.enter()
-        return Results(self.resources, self._stream, capacity_bytes, self.enter, self._mark)
+        return Results(self.resources, self._stream, capacity_bytes, self.enter, self.mark)
 
     def gather(self, source: int, target: int, rows: Sequence[int], row_bytes: int) -> None:
         """Copy rows to lie one after the other; neighbours go in one copy."""
@@ -210,13 +210,15 @@ class CudaDevice:
             self.driver.copy_within(begin, end, count * row_bytes, self._stream)
             place += count
 
-    def prepare(self, calls: Sequence[Call], stats: Stats, *, often: bool = False) -> CallList | Attended:
+    def prepare(self, calls: Sequence[Call], stats: Stats, *, often: bool = False) -> Runnable:
         """Make calls ready to be launched again and again; what runs often is a graph from the second time on."""
         whole = calls if self.complete is None else self.complete(calls)
-        run = CallList(
+        run: Runnable = CallList(
             self.resources, self._stream, self.staging, whole, stats, self.enter, self.unfinished, often
         )
-        return run if self.share is None else self.share.attend(calls, run)
+        for attendance in self.attendances:
+            run = attendance.attend(calls, run)
+        return run
 
     def synchronize(self) -> None:
         """Wait until all calls have finished.
@@ -229,19 +231,17 @@ class CudaDevice:
         self._finished()
 
     def _finished(self) -> None:
-        self._mark()()
+        self.mark()()
 
-    def _mark(self) -> Callable[[], None]:
-        """What to call when everything that was launched so far is finished."""
-        share = self.share
-        if share is None:
-            return _nothing
-        launched = share.launched
-        return lambda: share.finished(launched)
+    def mark(self) -> Callable[[], None]:
+        """See `moec.runtime.device.Device`."""
+        marks = [(attendance, attendance.launched) for attendance in self.attendances]
 
+        def finished() -> None:
+            for attendance, launched in marks:
+                attendance.finished(launched)
 
-def _nothing() -> None:
-    pass
+        return finished
 
 
 def check_ordinal(driver: Driver, ordinal: int) -> None:

@@ -101,8 +101,8 @@ class Driver(Protocol):
         """Undo `register`."""
         ...
 
-    def create_stream(self) -> Handle:
-        """A queue of work that does not wait for others."""
+    def create_stream(self, urgent: bool = False) -> Handle:
+        """A queue of work that does not wait for others; an urgent one is for work that others wait for."""
         ...
 
     def destroy_stream(self, stream: Handle) -> None:
@@ -171,6 +171,14 @@ class Driver(Protocol):
 
     def fill(self, address: int, value: int, size_bytes: int, stream: Handle) -> None:
         """Set bytes of the GPU's memory."""
+        ...
+
+    def entry(self, name: str) -> int:
+        """The address of one of the driver's own functions, such as ``cuMemcpyHtoDAsync``; 0 where it has none."""
+        ...
+
+    def number(self, stream: Handle) -> int:
+        """A stream as the driver's functions take it."""
         ...
 
     def begin_capture(self, stream: Handle) -> None:

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from moec.errors import DeviceError
-from moec.runtime.device import HostCall, PackedCall
+from moec.runtime.device import CapturedCall, HostCall, PackedCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,7 +87,8 @@ class CallList:
             if isinstance(call, HostCall):
                 call.run()
             else:
-                call.function(*call.arguments)
+                own = call.before if isinstance(call, CapturedCall) else call
+                own.function(*own.arguments)
             after = perf_counter()
             self._stats.milliseconds[call.stage] += (after - before) * 1e3
             before = after

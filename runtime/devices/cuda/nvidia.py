@@ -17,11 +17,15 @@ REACHED_ALREADY = 704
 CAPTURE_THIS_THREAD = 1
 """``CU_STREAM_CAPTURE_MODE_THREAD_LOCAL``: other threads may do what a capture forbids."""
 STREAM_NON_BLOCKING = 1
+FIRST_PRIORITY = -99
+"""Of a stream: the driver takes the first that there is."""
 EVENT_TIMED, EVENT_UNTIMED = 0, 2
 REGISTER_MAPPED = 2
 """``CU_MEMHOSTREGISTER_DEVICEMAP``."""
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
 """Device attributes."""
+ENTRY_VERSION = 12000
+"""Of CUDA, whose form of a function is looked up."""
 
 
 class NvidiaDriver:
@@ -130,8 +134,11 @@ class NvidiaDriver:
         """See `Driver`."""
         self._call("cuMemHostUnregister", address)
 
-    def create_stream(self) -> Handle:
+    def create_stream(self, urgent: bool = False) -> Handle:
         """See `Driver`."""
+        if urgent:
+            stream = self._call("cuStreamCreateWithPriority", STREAM_NON_BLOCKING, FIRST_PRIORITY)
+            return cast("Handle", stream)
         return cast("Handle", self._call("cuStreamCreate", STREAM_NON_BLOCKING))
 
     def destroy_stream(self, stream: Handle) -> None:
@@ -200,6 +207,15 @@ class NvidiaDriver:
     def fill(self, address: int, value: int, size_bytes: int, stream: Handle) -> None:
         """See `Driver`."""
         self._call("cuMemsetD8Async", address, value, size_bytes, stream)
+
+    def entry(self, name: str) -> int:
+        """See `Driver`."""
+        status, address, _ = self._api.cuGetProcAddress(name.encode(), ENTRY_VERSION, 0)
+        return 0 if status else int(address)
+
+    def number(self, stream: Handle) -> int:
+        """See `Driver`."""
+        return int(cast("Any", stream))
 
     def begin_capture(self, stream: Handle) -> None:
         """See `Driver`."""

@@ -169,9 +169,9 @@ class Resources:
                 self.pinned_bytes -= size
                 self._quietly(self.driver.unregister, address)
 
-    def stream(self) -> Handle:
+    def stream(self, urgent: bool = False) -> Handle:
         """A new stream, kept to the end."""
-        stream = self.driver.create_stream()
+        stream = self.driver.create_stream(urgent)
         self._others.append((self.driver.destroy_stream, stream))
         return stream
 

@@ -9,7 +9,7 @@ import numpy as np
 from moec.artifacts import mailbox
 from moec.artifacts.mailbox import SENT_WORDS, collect_name, mailbox_layout, post_name
 from moec.runtime.device import PackedCall, View, padded_bytes
-from moec.runtime.devices.cuda.attended import Attended
+from moec.runtime.devices.cuda.attended import Attendance
 from moec.runtime.devices.cuda.memory import PinnedMemory
 from moec.runtime.sharing.mailbox import Mailbox
 from moec.runtime.sharing.team import Team, shared_layers
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
     from moec.runtime.device import Call, Functions
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.cuda.graphs import CallList
 
 LINE_WORDS = 8
 """int64 words between layers' ordinals: a tensor begins at a multiple of 64 bytes."""
@@ -57,7 +56,7 @@ class CpuShare:
         keep: object = None,
     ) -> None:
         self._keep = keep
-        self._device, self._functions = device, functions
+        self._device = device
         shape = _layout(model)
         self._memory = PinnedMemory(device.resources, shape.size_bytes)
         self._box = Mailbox(self._memory.address, shape)
@@ -66,15 +65,18 @@ class CpuShare:
         numbers[:, 0] = np.arange(len(model.experts))
         self._numbers = device.hold(numbers)
         self._bodies = [layer.body for layer in model.experts]
-        self._found: dict[str, Callable[..., Any]] = {}
-        self._inside = False
-        self.launched = 0
-        """Lists of calls that may make requests and were put into the stream."""
         self.experts_us: tuple[float, ...] = ()
         """Microseconds of 0, 1, 2 ... experts on the CPU, as measured when the model was loaded."""
         self.team = Team(serve, self._box, shared_layers(model, tables), threads)
         device.resources.at_close(self.team.close)
-        device.share = self
+        self._attendance = Attendance(self.team, functions, self)
+        device.attendances.append(self._attendance)
+
+    def close(self) -> None:
+        """Let the threads go; no list of calls may have been made with it. Memory goes with the last reference."""
+        self.team.close()
+        self._device.attendances.remove(self._attendance)
+        self._attendance.leave()
 
     def rehearse(self, measure: Callable[[Mailbox, Team], tuple[float, ...]]) -> tuple[float, ...]:
         """Let the host make requests, before any step has; the GPU goes on with the next number."""
@@ -106,40 +108,13 @@ class CpuShare:
         views = (out, self._notes, *map(self._box.view, places))
         return (self._call(collect_name(self._bodies[layer]), views),)
 
-    def attend(self, calls: Sequence[Call], run: CallList) -> CallList | Attended:
-        """What runs a list of calls, with the team awake where they make requests."""
-        ours = {id(function) for function in self._found.values()}
-        asks = any(isinstance(call, PackedCall) and id(call.function) in ours for call in calls)
-        return Attended(self, run) if asks else run
-
-    def run(self, calls: CallList) -> None:
-        """Run a list with the team awake."""
-        self.team.begin()
-        self.launched += 1
-        self._inside = True
-        try:
-            calls()
-        finally:
-            self._inside = False
-
-    def finished(self, launched: int) -> None:
-        """The first ``launched`` lists are over: with the last of them the team may sleep, unless it has just begun.
-
-        Raises:
-            DeviceError: a request was not answered.
-        """
-        if launched == self.launched and not self._inside:
-            self.team.end()
-        self.team.check()
-
     @property
     def _notes(self) -> View:
         return View(self._sent.address, "int64", (SENT_WORDS,))
 
     def _call(self, name: str, views: Sequence[View]) -> PackedCall:
-        if name not in self._found:
-            self._found[name] = self._functions.get(name)
-        return PackedCall("experts", self._found[name], tuple(map(self._device.tensor, views)))
+        function = self._attendance.function(name)
+        return PackedCall("experts", function, tuple(map(self._device.tensor, views)))
 
 
 def device_bytes(model: ModelRecord) -> int:

@@ -19,9 +19,14 @@ class Unfinished:
         self._cut = False
         self._repairs: list[Callable[[], None]] = []
 
-    def repair_with(self, repair: Callable[[], None]) -> None:
-        """Have ``repair`` called before the next list of calls where one was cut short."""
-        self._repairs.append(repair)
+    def repair_with(self, repair: Callable[[], None], *, first: bool = False) -> None:
+        """Have ``repair`` called before the next list of calls where one was cut short.
+
+        Args:
+            repair: what is called.
+            first: before all others.
+        """
+        self._repairs.insert(0 if first else len(self._repairs), repair)
 
     def forget(self) -> None:
         """Nothing will run any more."""

@@ -40,6 +40,7 @@ def command(
     new_tokens: int,
     batch: int,
     cpu_threads: int | None,
+    copy_thread: bool | None,
     host_memory: str | None,
     device: str,
     device_memory: str | None,
@@ -59,6 +60,7 @@ def command(
         device=device,
         device_memory=device_memory,
         cpu_threads=cpu_threads,
+        copy_thread=copy_thread,
         host_memory=host_memory,
         max_batch=batch,
         # A source and what is written each begin a page that they may not fill.

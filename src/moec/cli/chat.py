@@ -52,6 +52,7 @@ def command(
     greedy: bool,
     seed: int | None,
     cpu_threads: int | None,
+    copy_thread: bool | None,
     host_memory: str | None,
     device: str,
     device_memory: str | None,
@@ -77,6 +78,7 @@ def command(
         device_memory=device_memory,
         host_memory=host_memory,
         cpu_threads=cpu_threads,
+        copy_thread=copy_thread,
         prefetch=prefetch,
         trace_path=trace_path,
     ) as model:

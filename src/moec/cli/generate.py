@@ -59,6 +59,7 @@ def command(
     greedy: bool,
     seed: int | None,
     cpu_threads: int | None,
+    copy_thread: bool | None,
     host_memory: str | None,
     device: str,
     device_memory: str | None,
@@ -89,6 +90,7 @@ def command(
         device_memory=device_memory,
         host_memory=host_memory,
         cpu_threads=cpu_threads,
+        copy_thread=copy_thread,
         prefetch=prefetch,
         trace_path=trace_path,
     ) as model:
@@ -164,6 +166,9 @@ def report(model: Model, new_tokens: int, seconds: float) -> None:
     )
     shares = ", ".join(f"{name} {spent:.0f} ms" for name, spent in stats.milliseconds.items())
     click.echo(shares, err=True)
+    if stats.engine_bytes:
+        brought, late = human_bytes(stats.engine_bytes), stats.late_orders
+        click.echo(f"copy engine: {brought} of misses, too late for {late} layers of a step", err=True)
     guessed = stats.prefetch
     if guessed.chosen:
         click.echo(

@@ -19,7 +19,7 @@ threads_option = click.option(
     "--cpu-threads",
     type=click.IntRange(min=0),
     default=None,
-    help="Threads to compute with; beside one GPU a share of the experts that it lacks, 0: none.  [default: all cores]",
+    help="Threads to compute with; beside GPUs a share of the experts that they lack, 0: none.  [default: all cores]",
 )
 
 device_option = click.option(
@@ -67,6 +67,13 @@ prefetch_option = click.option(
     help="Bring likely experts before they are chosen.  [default: as the schedule says]",
 )
 
+copy_thread_option = click.option(
+    "--copy-thread/--no-copy-thread",
+    default=None,
+    help="Have a CPU thread feed the GPU's copy engine with missing experts.  "
+    "[default: where --cpu-threads have nothing to compute]",
+)
+
 seed_option = click.option("--seed", type=int, default=None, help="Makes sampling repeatable.")
 
 NEW_TOKENS = 128
@@ -89,8 +96,14 @@ stop_option = click.option(
 
 
 def processor_options(command: click.decorators.FC) -> click.decorators.FC:
-    """``--cpu-threads``, ``--host-memory``, ``--device``, ``--device-memory``: what a bundle may run on."""
-    for option in (device_memory_option, device_option, host_memory_option, threads_option):
+    """What a bundle may run on: ``--device``, its memory and the host's, threads of the CPU."""
+    for option in (
+        device_memory_option,
+        device_option,
+        host_memory_option,
+        copy_thread_option,
+        threads_option,
+    ):
         command = option(command)
     return command
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from moec.artifacts.sizes import human_bytes
-from moec.cli.options import bundle_argument, json_option, learned_traces, traces_option
+from moec.cli.options import (
+    bundle_argument,
+    copy_thread_option,
+    json_option,
+    learned_traces,
+    traces_option,
+)
 from moec.cli.output import policy_name, print_json
-from moec.errors import BudgetError, DeviceError, MissingDependencyError
+from moec.errors import BudgetError, DeviceError, MissingDependencyError, RequestError
 
 if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     help="GPU memory to plan for: bytes, 6GiB, or a share such as 0.5; of several GPUs one for each: 8GiB,8GiB.",
 )
 @click.option("--host-memory", metavar="SIZE", help="Host memory to plan for, likewise.")
+@copy_thread_option
 @traces_option
 @click.option("--dry-run", is_flag=True, help="Print the schedule and leave the bundle as it is.")
 @json_option
@@ -39,6 +47,7 @@ def command(
     machine: Path | None,
     device_memory: str | None,
     host_memory: str | None,
+    copy_thread: bool | None,
     traces: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -62,7 +71,14 @@ def command(
     from moec.planning.several import planned_division, several_gpus
 
     opened = open_bundle(bundle, verify="sizes")
-    described = _describe(machine, opened)
+    several = device_memory is not None and "," in device_memory
+    if several and copy_thread:
+        raise RequestError(
+            "--copy-thread does not go with several GPUs.",
+            "A thread of the CPU feeds the copy engine of one GPU only.",
+            "Leave it out, or plan for one GPU.",
+        )
+    described = _describe(machine, opened, False if several and machine is None else copy_thread)
     if device_memory is not None and described.gpu_name is None:
         raise DeviceError(
             f"{described.name} has no GPU to give --device-memory of.",
@@ -111,13 +127,22 @@ def _learn(opened: Bundle, analysis: Analysis, schedule: Schedule) -> None:
     replace_schedules(opened, ScheduleRecord(analysis.profile, (*others, schedule)), analysis.traces)
 
 
-def _describe(machine: Path | None, bundle: Bundle) -> MachineRecord:
+def _describe(machine: Path | None, bundle: Bundle, copy_thread: bool | None) -> MachineRecord:
+    from moec.artifacts.footprint import footprint
     from moec.artifacts.records import read_machine
+    from moec.planning.cost import cpu_has_share
+    from moec.runtime.devices.cuda.measure import FED_LEAST_BYTES, FED_LINK_EFFICIENCY
     from moec.runtime.devices.measure import gpu_records, this_machine
     from moec.runtime.machine.threads import helper_threads
     from moec.runtime.sharing.alone import team_speed
 
     if machine is not None:
+        if copy_thread is not None:
+            raise RequestError(
+                "--copy-thread says nothing of a machine that is described.",
+                "At what share of the link's speed its missing experts come is the description's link_efficiency.",
+                "Leave one of --machine and --copy-thread out.",
+            )
         return read_machine(machine)
     try:
         gpus = gpu_records()
@@ -125,7 +150,13 @@ def _describe(machine: Path | None, bundle: Bundle) -> MachineRecord:
         gpus = []
     if not gpus:
         return this_machine(bundle.path)
-    return this_machine(bundle.path, gpu=gpus[0], team=team_speed(bundle, helper_threads()))
+    team = team_speed(bundle, helper_threads(fed=bool(copy_thread)))
+    described = this_machine(bundle.path, gpu=gpus[0], team=team, fed=bool(copy_thread))
+    facts = footprint(bundle.model)
+    large = max(layer.stride_bytes for layer in facts.layers) >= FED_LEAST_BYTES if facts.layers else False
+    if copy_thread is None and team is not None and large and not cpu_has_share(described, facts):
+        return replace(described, link_efficiency=FED_LINK_EFFICIENCY)
+    return described
 
 
 def _size(text: str | None, total_bytes: int, name: str) -> int | None:
@@ -183,8 +214,13 @@ def _print(schedule: Schedule) -> None:
     click.echo(f"policy       {policy_name(schedule.policy)}")
     if schedule.device.total:
         prefill = schedule.prefill
-        if prefill.streamed_from_tokens <= schedule.budgets.step_tokens:
-            click.echo(f"prefill      experts streamed from {prefill.streamed_from_tokens} tokens a step")
+        streamed = prefill.streamed_from_tokens <= schedule.budgets.step_tokens
+        how = (
+            f"streamed from {prefill.streamed_from_tokens} tokens a step"
+            if streamed
+            else "run from the slots"
+        )
+        click.echo(f"prefill      experts {how}")
         click.echo(
             f"             {prefill.milliseconds_per_step:.1f} ms for a step of {schedule.budgets.step_tokens} tokens"
         )

@@ -512,7 +512,7 @@ static inline unsigned moec_low_halves(unsigned a, unsigned b) { return (a & 0xf
 static inline unsigned moec_high_halves(unsigned a, unsigned b) { return a >> 16 | (b & 0xffff0000u); }
 static inline int moec_atomic_add(int *place, int value) { return *place += value, *place - value; }
 static inline void moec_atomic_add_wide(void *place, uint64_t value) { *(uint64_t *)place += value; }
-static inline void moec_signal(long long place) { ++*(int *)(uintptr_t)place; }
+static inline void moec_signal(long long place, int count) { *(int *)(uintptr_t)place += count; }
 static inline void moec_wait_count(long long place, int count) {
   if (*(int *)(uintptr_t)place < count) emulator::fail("a wait for what never comes");
 }

@@ -92,6 +92,14 @@ EXPORT cuStreamCreate(CUstream *stream, unsigned) {
   streams.insert(made);
   return *stream = reinterpret_cast<CUstream>(made), CUDA_SUCCESS;
 }
+EXPORT cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int) {
+  CUresult result = cuStreamCreate(stream, flags);
+  return ((Stream *)*stream)->at_once = true, result;
+}
+EXPORT cuStreamWriteValue32(CUstream stream, CUdeviceptr to, cuuint32_t value, unsigned) {
+  if (!inside(gpus[current()], to, 4)) return complain("a value to memory that is not the device's");
+  return put(stream, [=] { return __atomic_store_n((uint32_t *)to, value, __ATOMIC_RELEASE), CUDA_SUCCESS; });
+}
 EXPORT cuStreamDestroy(CUstream stream) {
   GUARD;
   run_until((Stream *)stream, ~0ull);

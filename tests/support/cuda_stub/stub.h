@@ -31,6 +31,7 @@ struct Stream {
   std::deque<std::pair<uint64_t, Work>> queue;
   Graph *capture = nullptr;
   uint64_t last = 0;
+  bool at_once = false;  // its work is done when it is put: that of a copy engine, beside kernels that wait for it
   int gpu = 0;
 };
 struct Kernel { void (*run)(void **, const int64_t *, int); const int *sizes; };
@@ -90,6 +91,7 @@ inline CUresult run_until(Stream *stream, uint64_t until) {
   return failed;
 }
 inline CUresult put(CUstream handle, Work work) {
+  if (reinterpret_cast<Stream *>(handle)->at_once) return context ? work() : CUDA_ERROR_INVALID_CONTEXT;
   std::lock_guard<std::recursive_mutex> guard(lock);
   auto *stream = reinterpret_cast<Stream *>(handle);
   if (context == nullptr) return CUDA_ERROR_INVALID_CONTEXT;

@@ -54,7 +54,7 @@ def fetch(blocks: int = BLOCKS, ahead_blocks: int = AHEAD_BLOCKS) -> tirx.PrimFu
             either(
                 block < i32(blocks),
                 lambda: _from_host(state, pieces, block, blocks, thread),
-                lambda: _from_ahead(state, pieces, block - i32(blocks), ahead_blocks, thread),
+                lambda: from_ahead(state, pieces, block - i32(blocks), ahead_blocks, thread),
             )
 
     return build(words.FETCH, body)
@@ -73,13 +73,13 @@ def _from_host(state: State, pieces: Pieces, block: Expr, blocks: int, thread: E
         for number in share_of(own, blocks, fetches * each):
             which = settle(T.truncdiv(number, each))
             piece = settle(number - which * each + skipped)
-            with when(piece >= _ahead(state, which)):
+            with when(piece >= brought_ahead(state, which)):
                 start = settle(pieces.start(piece))
                 source = state.at(words.SOURCE, which) + start
-                _bring(state, which, i64(second), source, start, pieces.end(piece), thread)
+                bring_piece(state, which, i64(second), source, start, pieces.end(piece), thread)
 
 
-def _from_ahead(state: State, pieces: Pieces, block: Expr, blocks: int, thread: Expr) -> None:
+def from_ahead(state: State, pieces: Pieces, block: Expr, blocks: int, thread: Expr) -> None:
     """The pieces that were brought ahead, of experts that are fetched."""
     for expert, place, count in staged(state):
         which = settle(state.head(words.AHEAD_FETCH + expert))
@@ -87,10 +87,10 @@ def _from_ahead(state: State, pieces: Pieces, block: Expr, blocks: int, thread: 
             for piece in share_of(i64(block), blocks, count):
                 start, second = settle(pieces.start(piece)), T.cast(piece >= pieces.first, "int64")
                 source = place + piece * i64(words.PIECE_BYTES)
-                _bring(state, which, second, source, start, pieces.end(piece), thread)
+                bring_piece(state, which, second, source, start, pieces.end(piece), thread)
 
 
-def _ahead(state: State, which: Expr) -> Expr:
+def brought_ahead(state: State, which: Expr) -> Expr:
     """How many pieces of a fetch were brought ahead."""
     count = registers(1, "int64")
     store(count, 0, i64(0))
@@ -100,11 +100,11 @@ def _ahead(state: State, which: Expr) -> Expr:
     return settle(load(count, 0))
 
 
-def _bring(
+def bring_piece(
     state: State, which: Expr, second: Expr, source: Expr, start: Expr, end: Expr, thread: Expr
 ) -> None:
     """Copy one piece, ``start`` to ``end`` of its expert, to where that goes, and count it."""
     copy_piece(source, state.at(words.TARGET, which) + start, end - start, thread)
     sync()
     with when(thread == i32(0)):
-        call("signal", state.arrived(which, second))
+        call("signal", state.arrived(which, second), i32(1))

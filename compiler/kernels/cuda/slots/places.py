@@ -15,6 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts import slots as words
 from moec.compiler.kernels.cuda.primitives import i32, registers, shared, sync
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.cuda.slots.notes import copies_are_late
 from moec.compiler.kernels.cuda.slots.policy import key_of
 from moec.compiler.kernels.cuda.slots.step import THREADS
 from moec.compiler.kernels.cuda.threads import each_of
@@ -71,26 +72,27 @@ class _Ranked:
 
 def find_places(step: Step, misses: Misses, places: Places) -> None:
     """Fill ``places`` for the misses of the GPU."""
-    ranked = _rank(step, misses)
+    late = copies_are_late(step.state)
+    ranked = _rank(step, misses, late)
     own_key = shared(THREADS, "int64")
     with when(step.thread < misses.fetched):
         expert = settle(load(misses.expert, step.thread))
         store(own_key, step.thread, key_of(step.state, expert, step.clock))
     sync()
     with when(step.thread == i32(0)):
-        _give(step, misses, places, ranked, own_key)
+        _give(step, misses, places, ranked, own_key, late)
     sync()
 
 
-def _rank(step: Step, misses: Misses) -> _Ranked:
-    """Order the slots; only as many as there are misses matter."""
+def _rank(step: Step, misses: Misses, late: Expr) -> _Ranked:
+    """Order the slots; only as many as there are misses matter. Where copies are late nobody leaves."""
     state, thread = step.state, step.thread
     key = shared(words.MOST_EXPERTS, "int64")
     for slot in each_of(thread, THREADS, state.slots):
         owner = settle(T.cast(state.part("owner", slot), "int32"))
         store(key, slot, i64(FREE))
         with when(owner >= i32(0)):
-            store(key, slot, key_of(state, owner, step.clock))
+            store(key, slot, T.Select(late == i32(1), i64(FIXED), key_of(state, owner, step.clock)))
             with T.serial(i32(0), step.entries) as entry, when(load(step.expert, entry) == owner):
                 store(key, slot, i64(FIXED))
     ranked = _Ranked(
@@ -134,11 +136,12 @@ def _place_slot(slot: Expr, key: Buffer, slots: Expr, misses: Misses, ranked: _R
         store(ranked.victim_count, 0, load(able, 0))
 
 
-def _give(step: Step, misses: Misses, places: Places, ranked: _Ranked, own_key: Buffer) -> None:
-    """Go through the misses of the GPU in order."""
+def _give(step: Step, misses: Misses, places: Places, ranked: _Ranked, own_key: Buffer, late: Expr) -> None:
+    """Go through the misses of the GPU in order; where copies are late nothing goes to the stage."""
     better = settle(step.state.head(words.ADMITS_BETTER) != i64(0))
     most = i64(words.MOST_ENTRIES)
-    room = settle(T.cast(T.min(step.state.head(words.STAGE_PLACES), most), "int32"))
+    places_there = T.Select(late == i32(1), i64(0), step.state.head(words.STAGE_PLACES))
+    room = settle(T.cast(T.min(places_there, most), "int32"))
     given, left, staged, fetches = (registers(1, "int32") for _ in range(4))
     for counter in (given, left, staged, fetches):
         store(counter, 0, i32(0))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from moec.runtime.device import Call, View
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.offload.ahead import ExpertsAhead
+    from moec.runtime.devices.cuda.offload.feeding import CopyFeeder
     from moec.runtime.devices.cuda.offload.files import FileExperts
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.slots import DeviceSlots
@@ -71,12 +72,19 @@ class OffloadedExperts:
         self.tier, self.weights, self.slots, self.files = tier, weights, slots, files
         self.ahead = ahead
         self.helper: Helper | None = None
+        self.feeder: CopyFeeder | None = None
+        """Brings missing experts of captured steps in place of ``fetch``; ``None``: nobody does."""
         self.beside = True
         """Whether experts of few tokens are computed as they arrive, or when all of a layer are there."""
         self._device = device
         self._assign, self._fetch, self._kernels, self._beside = assign, fetch, cached, beside
         self._stream = stream
         self._seen = slots.states.counters()
+
+    def be_fed_by(self, feeder: CopyFeeder) -> None:
+        """Have ``feeder`` bring missing experts from now on; no list of calls may have been made before."""
+        self.feeder = feeder
+        self._stream.settle = feeder.settle
 
     def runs_beside(self, beside: Beside) -> bool:
         """Where there is a kernel for it: the segment's first product is done while experts are on their way."""
@@ -103,8 +111,15 @@ class OffloadedExperts:
             stats.evictions += evictions
             stats.bytes_moved += (misses - by_cpu) * layer.stride_bytes
         self._stream.count(stats)
+        if self.feeder is not None:
+            self.feeder.count(stats)
         if self.ahead is not None:
             self.ahead.count(stats.prefetch, int(new[:, -1].sum()))
+
+    def _bring(self, state: View) -> PackedCall:
+        """What brings the missing experts of the layer with this state."""
+        fetch = PackedCall(STAGE, self._fetch, (self._device.tensor(state),))
+        return fetch if self.feeder is None else self.feeder.fetch(state, fetch)
 
     def _cached(self, work: ExpertWork, kernel: Callable[..., Any] | None) -> list[Call]:
         """Calls of ``kernel`` where experts are computed as they arrive, otherwise of the work's own function."""
@@ -129,7 +144,7 @@ class OffloadedExperts:
             calls += ahead.guess(layer, hidden, index)
         if self.helper is not None:
             calls += self.helper.post(layer, hidden, theirs, weight)
-        calls.append(PackedCall(STAGE, self._fetch, (state,)))
+        calls.append(self._bring(states.state(layer)))
         if ahead is not None:
             calls += ahead.bring(layer)
         calls.append(PackedCall(STAGE, own_kernel or work.function, tuple(experts)))

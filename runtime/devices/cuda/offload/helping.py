@@ -9,7 +9,7 @@ import numpy as np
 from moec.artifacts.sharing import MAILBOX_US, ShareSpeeds, cpu_shares
 from moec.artifacts.slots import MOST_SHARED
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
-from moec.runtime.devices.cuda.measure import LINK_EFFICIENCY, copy_rate
+from moec.runtime.devices.cuda.measure import copy_rate
 from moec.runtime.devices.cuda.sharing import CpuShare
 from moec.runtime.sharing.rehearsal import Rehearsal
 from moec.runtime.tensors import aligned_empty
@@ -29,10 +29,12 @@ def let_cpu_help(
     experts: OffloadedExperts,
     side: CpuSide,
     threads: int,
-) -> None:
-    """Start the CPU's threads, and give them their share of each layer's misses.
+    link_efficiency: float,
+) -> bool:
+    """Start the CPU's threads, and give them their share of each layer's misses; whether any pays.
 
-    Both speeds are measured here, with the threads and the memory that there are.
+    Both speeds are measured here, with the threads and the memory that there are. What of the link's speed missing
+    experts come at is ``link_efficiency``.
 
     Raises:
         BudgetError: there is no memory for it.
@@ -54,15 +56,21 @@ def let_cpu_help(
     cpu_us = share.experts_us = share.rehearse(lambda box, team: Rehearsal(box, team, known).microseconds())
     dense = experts.weights.dense_memory
     link = link_rate(device, dense.address, dense.size_bytes)
+    pays = False
     for number, layer in enumerate(plan.layers):
         shares: tuple[int, ...] = (0,) * (MOST_SHARED + 1)
         if len(cpu_us) > 1:
-            link_us = layer.stride_bytes / link / LINK_EFFICIENCY / 1e3
+            link_us = layer.stride_bytes / link / link_efficiency / 1e3
             shares = cpu_shares(ShareSpeeds(link_us, cpu_us, MAILBOX_US), MOST_SHARED)
         experts.slots.states.set_shares(number, shares)
+        pays = pays or any(shares)
+    if not pays:
+        share.close()
+        return False
     if experts.files is not None:
         experts.files.tables = tables
     experts.helper = share
+    return True
 
 
 def link_rate(device: CudaDevice, address: int, size_bytes: int) -> float:

@@ -82,6 +82,13 @@ class LayerStates:
         self._first[first : first + len(shares)] = shares
         self._device.write(self._memory.address + 8 * first, self._first[first : first + len(shares)])
 
+    def set_notes(self, address: int) -> None:
+        """Say where the GPU keeps its notes of orders."""
+        for first in self._firsts[:-1]:
+            self._first[first + words.NOTES] = address
+            own = self._first[first + words.NOTES : first + words.NOTES + 1]
+            self._device.write(self._memory.address + 8 * (first + words.NOTES), own)
+
     def restart(self) -> None:
         """Begin again with the slots filled in the layers' orders; what was counted stays."""
         image, now = self._first.copy(), self._read()

@@ -94,6 +94,8 @@ class LayerStream:
         self._residents: list[NDArray[np.int64]] = []
         self._ring = StageRing(slots.plan.stage_bytes)
         self._counts = {"hits": 0, "misses": 0, "bytes_moved": 0}
+        self.settle: Callable[[], None] = device.synchronize
+        """Waits until nobody else writes to the stage."""
 
     def takes(self, layer: int, tokens: int) -> bool:
         """Whether a step of so many tokens is streamed."""
@@ -137,7 +139,8 @@ class LayerStream:
         self._issue(turn.number)
 
     def _begin(self) -> None:
-        """Look who has a slot; that waits for all that came before, so the stage is free."""
+        """Look who has a slot, when all that came before is over, so that the stage is free."""
+        self.settle()
         self._queue.clear()
         self._ring = StageRing(self._slots.plan.stage_bytes)
         self._awaited = -1
