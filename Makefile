@@ -24,23 +24,28 @@ test-slow: $(VENV)/.installed-dev
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy -n auto
 	$(BIN)/lint-imports --no-cache
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py
 
+# pip would compile thousands of files one by one; not all that packages carry is for this Python.
+define install
+	$(BIN)/python -m pip install -q --upgrade "pip>=24"
+	$(BIN)/python -m pip install -q --no-compile -e ".[$(1)]"
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
+endef
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-compile: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q --upgrade "pip>=24"
-	$(BIN)/python -m pip install -q -e ".[compile]"
+	$(call install,compile)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q --upgrade "pip>=24"
-	$(BIN)/python -m pip install -q -e ".[dev]"
+	$(call install,dev)
 	@touch $@ $(VENV)/.installed-compile
 
 clean:

@@ -144,7 +144,7 @@ class PrefillPlan:
     """Steps of at least so many tokens are streamed, smaller ones run from the slots and read what they miss; by the
     cost model. 0: on the CPU alone. Above ``step_tokens``: no step is streamed."""
     milliseconds_per_step: float
-    """Predicted time of a streamed step of ``step_tokens``; 0 on the CPU alone."""
+    """Predicted time of a step of ``step_tokens``; 0 on the CPU alone."""
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ class LayerTrace:
     weights: npt.NDArray[np.uint8] | None
     """``[N, K]``, see ``WEIGHT_STEPS``; ``None`` where they were not recorded."""
     early: npt.NDArray[Any] | None = None
-    """``[N, K]``, as ``chosen``: what the layer's router says of the hidden state that the MoE layer before was given,
-    likeliest first; ``None`` where it was not asked."""
+    """``[M, K]``, as ``chosen``, of the first M tokens: what the layer's router says of the hidden state that the MoE
+    layer before was given, likeliest first; ``None`` where it was not asked, as of what is recorded while it runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def join_traces(first: Traces, second: Traces) -> Traces:
             None
             if one.weights is None or other.weights is None
             else np.concatenate([one.weights, other.weights]),
-            None if one.early is None or other.early is None else np.concatenate([one.early, other.early]),
+            _joined_early(one, other),
         )
         for one, other in zip(first.layers, second.layers, strict=True)
     )
@@ -134,6 +134,13 @@ def join_traces(first: Traces, second: Traces) -> Traces:
     if first.encoder is not None and second.encoder is not None:
         encoder = join_traces(first.encoder, second.encoder)
     return Traces(layers, starts, np.concatenate([first.prefill, second.prefill]), encoder)
+
+
+def _joined_early(one: LayerTrace, other: LayerTrace) -> npt.NDArray[Any] | None:
+    """What routers said early of the tokens of ``one``, and of ``other`` as far as nothing lies between."""
+    if one.early is None or other.early is None or len(one.early) < len(one.chosen):
+        return one.early
+    return np.concatenate([one.early, other.early])
 
 
 def last_tokens(traces: Traces, most: int) -> Traces:
@@ -147,7 +154,7 @@ def last_tokens(traces: Traces, most: int) -> Traces:
             layer.experts,
             layer.chosen[begin:],
             None if layer.weights is None else layer.weights[begin:],
-            None if layer.early is None else layer.early[begin:],
+            None if layer.early is None or len(layer.early) <= begin else layer.early[begin:],
         )
         for layer in traces.layers
     )
@@ -268,7 +275,9 @@ def _layer_problem(arrays: dict[str, npt.NDArray[Any]], number: int, experts: in
     if np.any(np.diff(np.sort(chosen, axis=1), axis=1) == 0):
         return "a token chose an expert twice"
     early = arrays.get(f"early_{number:05d}")
-    if early is not None and (early.dtype != chosen.dtype or early.shape != chosen.shape):
+    if early is not None and (
+        early.dtype != chosen.dtype or early.shape[1:] != chosen.shape[1:] or len(early) > tokens
+    ):
         return "what its router said early is of the wrong type"
     if early is not None and early.size and int(early.max()) >= experts:
         return f"expert {int(early.max())} of {experts}"

@@ -50,6 +50,9 @@ OWN = "model"
 @click.option("--zipf", "exponents", type=float, multiple=True, default=(1.0,), show_default=True)
 @click.option("--way", "chosen", multiple=True, help="One of the ways alone; may be repeated.")
 @click.option("--steps", default=24, show_default=True)
+@click.option(
+    "--cpu-threads", default=0, show_default=True, help="That compute a share of the missing experts."
+)
 @click.option("--prefetch/--no-prefetch", default=False, show_default=True)
 @click.option("--name", help="Of the result. [default: the bundle's]")
 def main(
@@ -59,6 +62,7 @@ def main(
     exponents: tuple[float, ...],
     chosen: tuple[str, ...],
     steps: int,
+    cpu_threads: int,
     prefetch: bool,
     name: str | None,
 ) -> None:
@@ -82,7 +86,7 @@ def main(
     rows: list[dict[str, Any]] = []
     answers: dict[str, Any] = {}
     for way, devices, limit in [each for each in ways if not chosen or each[0] in chosen]:
-        rows += _measure(bundle, way, devices, limit, routings, steps, prefetch, answers)
+        rows += _measure(bundle, way, devices, limit, routings, steps, cpu_threads, prefetch, answers)
         print_rows(rows[-len(routings) - 1 :])
     measured = [measure_gpu(NvidiaDriver(), number).link_gb_s for number in range(gpus)]
     print_rows(rows)
@@ -96,6 +100,7 @@ def _measure(
     limit: int | None,
     routings: dict[str, NDArray[np.int64] | None],
     steps: int,
+    cpu_threads: int,
     prefetch: bool,
     answers: dict[str, Any],
 ) -> list[dict[str, Any]]:
@@ -114,7 +119,8 @@ def _measure(
             max_step_tokens=PROMPT_TOKENS,
             cache_tokens=2 * PROMPT_TOKENS,
             verify="sizes",
-            cpu_threads=0,
+            cpu_threads=cpu_threads,
+            copy_thread=False,
         )
     finally:
         module.link_between = link_between

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
 HIT_STEPS = 64
 """Hits are told for the share of experts that have a slot in so many equal steps."""
+USUAL_POWER = 0.5
+"""Hits of routing that nobody has traced grow with this power of the share of experts that have a slot.
+
+DeepSeek-V2-Lite's shape, by random weights and by forced Zipf routing, hit 0.29 to 0.44 at 16 %, 0.69 to 0.77 at 50 and
+0.87 to 0.90 at 75."""
+NOISE = 0.15
+"""By which short measurements of equal GPUs differ."""
 BALANCE = 0.01
 """What it weighs beside time that GPUs are filled alike: of cuts that take nearly the same time those win that do."""
 
@@ -119,6 +126,12 @@ def divided_chain(
     joined = [sum(units[first:end], Unit()) for first, end in pairwise(ends)]
     stage = max((layer.experts * layer.stride_bytes for layer in layers), default=0)
     return DividedChain(tuple(places), tuple(joined), _hits(model, profile), stage)
+
+
+def evened(speeds: Sequence[float]) -> list[float]:
+    """Measured speeds, those within `NOISE` of the fastest as fast as it: equal GPUs are to have equal parts."""
+    fastest = max(speeds)
+    return [fastest if speed >= (1 - NOISE) * fastest else speed for speed in speeds]
 
 
 def divide(
@@ -236,7 +249,12 @@ def _page_bytes(model: ModelRecord, step: Step, seen: set[tuple[str, int]]) -> i
 
 
 def _hits(model: ModelRecord, profile: RoutingProfile) -> tuple[float, ...]:
-    """Of all layers together, each with the same share of its experts in slots."""
+    """Of all layers together, each with the same share of its experts in slots.
+
+    A profile without traces says that experts are used alike, by which it would not matter who has how many slots.
+    """
+    if profile.provenance == "uniform":
+        return tuple((number / HIT_STEPS) ** USUAL_POWER for number in range(HIT_STEPS + 1))
     chosen = sum(layer.top_k for layer in model.experts)
     found = []
     for number in range(HIT_STEPS + 1):

@@ -15,6 +15,8 @@ from moec.planning.transitions import joint_counts
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy.typing as npt
+
     from moec.artifacts.schedule import PrefetchSource
     from moec.artifacts.traces import Traces
     from moec.planning.policies import Integers
@@ -80,7 +82,10 @@ def by_requests(split: Split, layer: int) -> Integers | None:
 
 
 def by_router(split: Split, layer: int) -> Integers | None:
-    """What the layer's own router said of the hidden state one layer earlier; ``None`` where that was not traced."""
+    """What the layer's own router said of the hidden state one layer earlier; ``None`` where that was not traced.
+
+    It was of the first tokens alone, of which ``split.tokens`` must be; see `guessable`.
+    """
     early = split.traces.layers[layer].early
     return None if early is None else early[split.tokens].astype(np.int64)
 
@@ -91,6 +96,12 @@ SOURCES: dict[PrefetchSource, Callable[[Split, int], Integers | None]] = {
     "requests": by_requests,
 }
 """Source to guess; each gives the experts of ``layer`` for ``split.tokens``, or ``None`` where it has none."""
+
+
+def guessable(source: PrefetchSource, traces: Traces, layer: int, tokens: Integers) -> npt.NDArray[np.bool_]:
+    """Which of ``tokens`` the source has a guess for: routers are asked of traced prompts, not in use."""
+    early = traces.layers[layer].early
+    return tokens < len(early) if source == "router" and early is not None else np.ones(len(tokens), np.bool_)
 
 
 def _uses(traces: Traces) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

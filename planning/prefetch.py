@@ -19,7 +19,7 @@ from moec.artifacts.schedule import NO_PREFETCH, PrefetchFigures, PrefetchPlan
 from moec.artifacts.slots import MOST_AHEAD, PIECE_BYTES
 from moec.planning.choice import LEAST_TOKENS
 from moec.planning.cost import BYTES_PER_MS, idle_bytes, idle_milliseconds, miss_cost
-from moec.planning.guesses import SOURCES, halves
+from moec.planning.guesses import SOURCES, guessable, halves
 from moec.planning.replay import by_use, stack_places, use_shares
 
 if TYPE_CHECKING:
@@ -171,14 +171,18 @@ def absences(analysis: Analysis, placement: Placement) -> list[npt.NDArray[np.bo
 def layer_guesses(
     source: PrefetchSource, traces: Traces, tokens: Integers, absent: Sequence[npt.NDArray[np.bool_]]
 ) -> list[LayerGuess]:
-    """Guesses for every layer that ``source`` has some for; both halves, each from the other."""
-    splits = halves(traces, tokens)
+    """Guesses for every layer and token that ``source`` has some for; both halves, each from the other."""
     found = []
     for number, layer in enumerate(traces.layers):
+        able = guessable(source, traces, number, tokens)
+        own = tokens[able]
+        splits = halves(traces, own)
         parts = [SOURCES[source](split, number) for split in splits if len(split.tokens)]
         if parts and all(part is not None for part in parts):
             guessed = np.concatenate([part for part in parts if part is not None])
-            found.append(LayerGuess(number, layer.chosen[tokens].astype(np.int64), guessed, absent[number]))
+            found.append(
+                LayerGuess(number, layer.chosen[own].astype(np.int64), guessed, absent[number][able])
+            )
     return found
 
 

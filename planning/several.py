@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.footprint import CODE_BYTES, footprint
+from moec.artifacts.sizes import exact_bytes
 from moec.errors import BudgetError
 from moec.planning.division import GpuRoom, divide, divided_chain, parts_of
 
@@ -19,19 +20,19 @@ if TYPE_CHECKING:
     from moec.planning.analysis import Analysis
     from moec.planning.division import GpuPart
 
-NO_SHARE = 1e-6
-"""Of the CPU's speed: beside several GPUs it computes no experts."""
-
 
 def several_gpus(machine: MachineRecord, gpus: int) -> MachineRecord:
-    """A machine that has so many of its GPU, as one that has all of their memory: they take turns at a token."""
+    """A machine that has so many of its GPU, as one that has all of their memory: they take turns at a token.
+
+    Each has an equal part of the CPU's threads, and with it of its speed.
+    """
     if gpus == 1:
         return machine
     return replace(
         machine,
         gpu_name=f"{gpus} x {machine.gpu_name}",
         gpu_memory_bytes=gpus * machine.gpu_memory_bytes,
-        host_efficiency=NO_SHARE,
+        host_efficiency=machine.host_efficiency / gpus,
     )
 
 
@@ -52,9 +53,9 @@ def planned_division(
     cuts = divide(chain, rooms, pages, resident=True) or divide(chain, rooms, pages, resident=False)
     if cuts is None:
         raise BudgetError(
-            f"The model cannot be divided among {len(sizes)} GPUs with {' and '.join(map(str, sizes))} bytes.",
-            f"Each needs {needed} bytes for a step, code and graphs beside its layers' weights and cache; the chain "
-            f"can be cut in {len(chain.places)} places.",
+            f"The model cannot be divided among {len(sizes)} GPUs with {' and '.join(map(exact_bytes, sizes))}.",
+            f"Each needs {exact_bytes(needed)} for a step, code and graphs beside its layers' weights and cache; the "
+            f"chain can be cut in {len(chain.places)} places.",
             "Raise --device-memory, or give fewer GPUs.",
         )
     return parts_of(model, chain, rooms, pages, cuts)

@@ -61,7 +61,9 @@ def prefill_plan(
         buffers=STREAM_BUFFERS,
         buffer_bytes=facts.working_set_bytes,
         streamed_from_tokens=streamed,
-        milliseconds_per_step=times.streamed(slots, step_tokens),
+        milliseconds_per_step=times.streamed(slots, step_tokens)
+        if streamed <= step_tokens
+        else times.cached(profile, slots, step_tokens),
     )
 
 

@@ -229,6 +229,13 @@ class Device(Protocol):
         """
         ...
 
+    def mark(self) -> Callable[[], None]:
+        """What to call when everything that was launched so far is known to be finished.
+
+        What it returns raises `DeviceError` where a part of it was not done.
+        """
+        ...
+
     def close(self) -> None:
         """Give everything back. The device, its memory and its tensors cannot be used any more."""
         ...

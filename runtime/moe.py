@@ -72,11 +72,12 @@ def MoE(checkpoint_or_bundle: str | os.PathLike[str], config: Config = None) -> 
     capability = gpu_capability()
     bundle = _bundle(Path(checkpoint_or_bundle), str(checkpoint_or_bundle), options, capability)
     kinds = {target.kind for target in read_manifest(bundle.absolute()).targets}
-    on_gpu = capability is not None and "cuda" in kinds
+    usual = "cuda:0" if capability is not None and "cuda" in kinds else "cpu"
+    device = options.device or usual
     return load(
         bundle,
-        device=options.device or ("cuda:0" if on_gpu else "cpu"),
-        device_memory=options.device_memory_ratio if on_gpu and options.device != "cpu" else None,
+        device=device,
+        device_memory=None if device == "cpu" else options.device_memory_ratio,
         host_memory=options.host_memory_ratio,
         cpu_threads=options.num_threads,
         trace_path=None if options.trace_path is None else Path(options.trace_path),

@@ -54,7 +54,8 @@ class Stats:
     """Counters since the model was loaded (or since `reset`).
 
     An expert *use* is one expert of one layer that at least one token of a step chose. A use is a hit where
-    the expert was resident, a miss where its bytes had to come from the file.
+    the expert was resident, a miss where its bytes had to come from the file. Uses on a GPU that has all experts of its
+    layers are not counted.
     """
 
     steps: int = 0

@@ -90,7 +90,7 @@ class ChainExecutor:
         self._chosen = []
         if self.recorder is None and len(batch.wanted) == batch.count <= LOGIT_ROWS:
             self._run_whole(batch.count)
-            return self._last.read_logits(batch.count, gathered=False)
+            return self._read_logits(batch.count, gathered=False)
         self._run_main(batch.count)
         if self.recorder is None:
             return self._logits_of(batch, batch.wanted)
@@ -132,13 +132,18 @@ class ChainExecutor:
                 self._last.run_part("last", rows, gathered=True, sampled=True)
         self._chosen = sequences
         record = self._read_routing(sequences)
-        tokens = sampler.read(sequences, self._last.tokens) if rows else list
-        if record is None:
-            return tokens
+        if not rows:
+            return list
+        tokens = sampler.read(sequences, self._last.tokens)
+        marks = [section.device.mark() for section in self.sections[:-1]]
 
         def finish() -> list[int]:
-            record()
-            return tokens()
+            if record is not None:
+                record()
+            chosen = tokens()
+            for finished in marks:
+                finished()
+            return chosen
 
         return finish
 
@@ -230,4 +235,11 @@ class ChainExecutor:
 
     def _run_last(self, rows: int, *, gathered: bool) -> NDArray[np.float32]:
         self._last.run_part("last", rows, gathered=gathered)
-        return self._last.read_logits(rows, gathered=gathered)
+        return self._read_logits(rows, gathered=gathered)
+
+    def _read_logits(self, rows: int, *, gathered: bool) -> NDArray[np.float32]:
+        """The last section's, which has waited for all others."""
+        logits = self._last.read_logits(rows, gathered=gathered)
+        for section in self.sections[:-1]:
+            section.device.mark()()
+        return logits

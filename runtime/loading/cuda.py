@@ -54,7 +54,9 @@ class _Plan:
     """What the model says of it."""
     side: CpuSide | None = None
     helpers: int = 0
-    """Threads of the CPU that compute a share of the missing experts."""
+    """Threads of the CPU that compute a share of the missing experts, for each GPU."""
+    copy_thread: bool | None = None
+    """Whether another one feeds the copy engine, see `employ_cpu`."""
 
 
 def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], None] | None) -> Model:
@@ -95,11 +97,11 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
                 loader.weights.upload.abandon()
         links = make_links(sections, devices, plan.sections, plan.plans, options.max_batch)
         executor = ChainExecutor(sections, bundle.model.vocab_size, stats, links)
-        experts = sections[0].experts
-        notes = describe_division(devices, plan.sections, plan.plans) if len(devices) > 1 else ()
-        if isinstance(experts, OffloadedExperts) and plan.side is not None:
-            cpu = plan.side, plan.helpers, options.copy_thread
-            notes = employ_cpu(devices[0], bundle, loaders[0].functions, experts, *cpu)
+        notes = list(describe_division(devices, plan.sections) if len(devices) > 1 else ())
+        for device, loader, section in zip(devices, loaders, sections, strict=True):
+            if isinstance(section.experts, OffloadedExperts) and plan.side is not None:
+                cpu = plan.side, plan.helpers, plan.copy_thread
+                notes += employ_cpu(device, loader.bundle, loader.functions, section.experts, *cpu)
         if hashed or not found.checked:
             stamp(found, hashed)
         step_tokens = min(loader.step_tokens for loader in loaders)
@@ -114,7 +116,7 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
             engine,
             executor,
             threads,
-            notes=notes,
+            notes=tuple(dict.fromkeys(notes)),
         )
 
 
@@ -143,7 +145,7 @@ def _plan(
     side = cpu_side(bundle, host_cpu_features(), helpers, options.copy_thread)
     # Where nobody asks for it a thread feeds in place of those that compute, and so does its memory.
     plan = planner.offloaded(shared=side.serve is not None, fed=bool(options.copy_thread))
-    return _Plan((section,), (plan,), plan, side, helpers)
+    return _Plan((section,), (plan,), plan, side, helpers, options.copy_thread)
 
 
 def _divide(
@@ -153,11 +155,11 @@ def _divide(
     options: CudaOptions,
     limits: tuple[int, ...],
 ) -> _Plan:
-    if options.cpu_threads:
+    if options.cpu_threads and options.cpu_threads < len(devices):
         raise RequestError(
-            f"cpu_threads={options.cpu_threads} does not go with several GPUs.",
-            "The CPU computes a share of the missing experts for one GPU only; several fetch all of theirs.",
-            "Leave cpu_threads out, or give one GPU.",
+            f"cpu_threads={options.cpu_threads} is too few for {len(devices)} GPUs.",
+            "Each GPU has threads of its own.",
+            f"Give {len(devices)} or more, or 0: none.",
         )
     if options.copy_thread:
         raise RequestError(
@@ -169,5 +171,11 @@ def _divide(
         copy_speeds(device.driver, device.ordinal, limit)
         for device, limit in zip(devices, limits, strict=True)
     )
-    plan = DivisionPlanner(bundle, targets, options, limits, speeds).plan()
-    return _Plan(plan.sections, plan.plans, plan)
+    planner = DivisionPlanner(bundle, targets, options, limits, speeds)
+    resident = planner.resident()
+    if resident is not None:
+        return _Plan(resident.sections, resident.plans, resident)
+    helpers = helper_threads(options.cpu_threads) // len(devices)
+    side = cpu_side(bundle, host_cpu_features(), helpers, copy_thread=False)
+    plan = planner.offloaded(shared=side.serve is not None)
+    return _Plan(plan.sections, plan.plans, plan, side, helpers, copy_thread=False)

@@ -19,6 +19,7 @@ from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.sections import Section
     from moec.runtime.devices.cuda.device import CudaDevice
@@ -56,6 +57,11 @@ class SectionLoader:
         self._device, self._section, self._target, self._plan = device, section, target, plan
         self._hashed, self._progress = hashed, progress
         self.weights = ResidentWeights(device, section, hashed, progress, with_experts=plan.slots is None)
+
+    @property
+    def bundle(self) -> Bundle:
+        """What is loaded."""
+        return self._section.bundle
 
     @property
     def step_tokens(self) -> int:

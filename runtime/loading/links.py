@@ -42,12 +42,11 @@ def make_links(
     return Links(onward, back)
 
 
-def describe_division(
-    devices: Sequence[CudaDevice], sections: Sequence[Section], plans: Sequence[DevicePlan]
-) -> tuple[str, ...]:
+def describe_division(devices: Sequence[CudaDevice], sections: Sequence[Section]) -> tuple[str, ...]:
     """For the user: who has which layers, and how they are connected."""
     parts = [
-        f"cuda:{device.ordinal} runs layers {layers.start} to {layers.stop - 1}"
+        f"cuda:{device.ordinal} runs "
+        + (f"layers {layers.start} to {layers.stop - 1}" if layers else "what comes before the first layer")
         for device, layers in zip(devices, (section.layers for section in sections), strict=True)
     ]
     straight = all(reaches(*pair) for pair in pairwise(devices))
@@ -56,7 +55,4 @@ def describe_division(
         if straight
         else "through host memory: these GPUs do not reach each other"
     )
-    notes = [f"{', '.join(parts)}; hidden states go {way}."]
-    if any(plan.slots is not None for plan in plans):
-        notes.append("The CPU computes no experts beside several GPUs: each fetches those that it misses.")
-    return tuple(notes)
+    return (f"{', '.join(parts)}; hidden states go {way}.",)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from moec.artifacts.cache import PAGE_TOKENS, sequence_tokens
 from moec.artifacts.footprint import footprint, tensor_bytes
 from moec.artifacts.sections import cut_places, sections_of, whole_section
+from moec.artifacts.sizes import exact_bytes
 from moec.errors import BudgetError, DeviceError
-from moec.planning.division import DividedChain, GpuRoom, divide, divided_chain
+from moec.planning.division import DividedChain, GpuRoom, divide, divided_chain, evened
 from moec.runtime.chain.layout import value_spec
 from moec.runtime.device import padded_bytes
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.routing_log import routing_bytes
+from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
 from moec.runtime.engine.pages import pages_for
 from moec.runtime.experts.slots import state_bytes
 from moec.runtime.memory.cuda_planning import MemoryPlanner, Together
@@ -23,7 +25,7 @@ from moec.runtime.memory.device_budget import device_needs
 from moec.runtime.memory.step_tokens import ARENA_SHARE, step_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from moec.artifacts.bundle import Bundle
     from moec.artifacts.manifest import TargetRecord
@@ -101,23 +103,43 @@ class DivisionPlanner:
         tables = [state_bytes((layer,)) - state_bytes(()) for layer in footprint(model).layers]
         return divided_chain(model, self.bundle.schedule.profile, self.options.max_batch, tables)
 
-    def plan(self) -> DividedPlan:
-        """All experts on the GPUs where they fit; else each GPU has a cache of those of its layers.
+    def resident(self) -> DividedPlan | None:
+        """With all experts; ``None`` where they do not fit.
+
+        Raises:
+            BudgetError: the model has no experts, and does not fit.
+        """
+        facts = footprint(self.bundle.model)
+        if facts.dense_bytes + facts.experts_bytes <= sum(self.limits):
+            plan = self._largest_step(lambda tokens: self._attempt(tokens, resident=True))
+            if plan is not None:
+                return plan
+        if not self.bundle.model.experts:
+            raise self._too_small()
+        return None
+
+    def offloaded(self, *, shared: bool) -> DividedPlan:
+        """Each GPU with a cache of its layers' experts, or with all of them where its own fit.
+
+        Args:
+            shared: whether the CPU computes a share of those that are missing.
 
         Raises:
             BudgetError: a GPU or the host has too little memory.
         """
+        plan = self._largest_step(lambda tokens: self._attempt(tokens, resident=False, shared=shared))
+        if plan is None:
+            raise self._too_small()
+        return plan
+
+    def _largest_step(self, attempt: Callable[[int], DividedPlan | None]) -> DividedPlan | None:
+        """The first of the attempts, the largest step first, that leaves others room; else the last that fits."""
         fitting: DividedPlan | None = None
-        facts = footprint(self.bundle.model)
-        holds_all = facts.dense_bytes + facts.experts_bytes <= sum(self.limits)
-        for resident in (True, False) if holds_all else (False,):
-            for tokens in self._step_sizes():
-                fitting = self._attempt(tokens, resident=resident) or fitting
-                if fitting is not None and self._leaves_room(fitting):
-                    return fitting
-            if fitting is not None:
-                return fitting
-        raise self._too_small()
+        for tokens in self._step_sizes():
+            fitting = attempt(tokens) or fitting
+            if fitting is not None and self._leaves_room(fitting):
+                break
+        return fitting
 
     def _step_sizes(self) -> list[int]:
         if self.options.max_step_tokens is not None:
@@ -128,29 +150,29 @@ class DivisionPlanner:
         """Whether steps take no more than their share of each GPU."""
         return all(each.needs.arena_bytes <= ARENA_SHARE * each.limit_bytes for each in plan.plans)
 
-    def _attempt(self, tokens: int, *, resident: bool) -> DividedPlan | None:
-        rooms = self._rooms(tokens)
+    def _attempt(self, tokens: int, *, resident: bool, shared: bool = False) -> DividedPlan | None:
+        rooms = self._rooms(tokens, shared=shared)
         for pages in self._cache_pages(resident=resident):
             cuts = divide(self.chain, rooms, pages, resident=resident)
             if cuts is None:
                 continue
             sections = sections_of(self.bundle, cuts)
-            plans = self._plans(sections, tokens, pages, resident=resident)
+            plans = self._plans(sections, tokens, pages, resident=resident, shared=shared)
             if plans is None:
                 continue
             grown = min(self._full_pages, pages + min(map(_spare_pages, plans)))
             if resident and self.options.cache_tokens is None and grown > pages:
-                plans = self._plans(sections, tokens, grown, resident=resident) or plans
+                plans = self._plans(sections, tokens, grown, resident=True, shared=False) or plans
             return DividedPlan(plans, sections)
         return None
 
     def _plans(
-        self, sections: Sequence[Section], tokens: int, pages: int, *, resident: bool
+        self, sections: Sequence[Section], tokens: int, pages: int, *, resident: bool, shared: bool
     ) -> tuple[DevicePlan, ...] | None:
         """Exactly, GPU by GPU; ``None`` where one of them has too little memory."""
         options = dataclasses.replace(self.options, max_step_tokens=tokens, cache_tokens=pages * PAGE_TOKENS)
         experts = footprint(self.bundle.model).experts_bytes
-        pinned = self._pinned_bytes(sections, tokens)
+        pinned = self._pinned_bytes(sections, tokens, shared=shared)
         plans: list[DevicePlan] = []
         for section, target, limit in zip(sections, self.targets, self.limits, strict=True):
             share = footprint(section.bundle.model).experts_bytes / max(1, experts)
@@ -159,7 +181,7 @@ class DivisionPlanner:
             try:
                 plan = planner.resident()
                 if plan is None and not resident:
-                    plan = planner.offloaded(shared=False, fed=False)
+                    plan = planner.offloaded(shared=shared, fed=False)
             except BudgetError:
                 plan = None
             if plan is None:
@@ -186,14 +208,15 @@ class DivisionPlanner:
             pages //= 2
         yield 1
 
-    def _rooms(self, tokens: int) -> list[GpuRoom]:
+    def _rooms(self, tokens: int, *, shared: bool) -> list[GpuRoom]:
+        sharing = device_bytes(self.bundle.model) if shared else 0
+        bandwidths = evened([speeds.bandwidth_gb_s for speeds in self.speeds])
+        links = evened([speeds.link_gb_s for speeds in self.speeds])
         return [
-            GpuRoom(
-                self.limits[number] - self._section_bytes(number, tokens),
-                speeds.bandwidth_gb_s,
-                speeds.link_gb_s,
+            GpuRoom(limit - self._section_bytes(number, tokens) - sharing, bandwidth, link)
+            for number, (limit, bandwidth, link) in enumerate(
+                zip(self.limits, bandwidths, links, strict=True)
             )
-            for number, speeds in enumerate(self.speeds)
         ]
 
     def _section_bytes(self, number: int, tokens: int) -> int:
@@ -208,22 +231,25 @@ class DivisionPlanner:
         sampling = needs.sampler_bytes if last else routing_bytes(self.bundle.model, self.options.max_batch)
         return needs.arena_bytes + needs.staging_bytes + sampling + needs.code_bytes + state_bytes(())
 
-    def _pinned_bytes(self, sections: Sequence[Section], tokens: int) -> int:
+    def _pinned_bytes(self, sections: Sequence[Section], tokens: int, *, shared: bool) -> int:
         """Of the host's memory beside experts: what is told each GPU in a step, and what goes from one to the next."""
         needs = device_needs(
             sections[0], self.targets[0], max_batch=self.options.max_batch, max_step_tokens=tokens
         )
-        own = len(sections) * (needs.staging_bytes + BOUNCE_BYTES) - BOUNCE_BYTES
+        sharing = host_bytes(self.bundle.model) if shared else 0
+        own = len(sections) * (needs.staging_bytes + BOUNCE_BYTES + sharing) - BOUNCE_BYTES
         return own + sum(carried_bytes(section, tokens) for section in sections)
 
     def _too_small(self) -> BudgetError:
         facts, tokens = footprint(self.bundle.model), self._step_sizes()[-1]
         each = max(self._section_bytes(number, tokens) for number in range(len(self.limits)))
         pages = pages_for(self.options.cache_tokens or 1)
+        pages_bytes = exact_bytes(pages * facts.cache_page_bytes)
         return BudgetError(
-            f"device_memory does not hold the model: {' and '.join(map(str, self.limits))} bytes.",
-            f"Dense weights take {facts.dense_bytes} bytes, the key-value cache {pages * facts.cache_page_bytes} for "
-            f"{pages * PAGE_TOKENS} tokens, and each GPU needs {each} more for a step, tables, code and graphs.",
+            f"device_memory does not hold the model: {' and '.join(map(exact_bytes, self.limits))}.",
+            f"Dense weights take {exact_bytes(facts.dense_bytes)}, the key-value cache {pages_bytes} for "
+            f"{pages * PAGE_TOKENS} tokens, and each GPU needs {exact_bytes(each)} more for a step, tables, code and "
+            "graphs.",
             "Raise device_memory, or lower cache_tokens, max_step_tokens or max_batch.",
         )
 

@@ -212,3 +212,35 @@ def test_the_last_tokens_begin_with_a_whole_sequence_where_one_fits(tmp_path: Pa
     save_traces(cut, tmp_path / "cut.npz")
     assert same(load_traces(tmp_path / "cut.npz"), cut)
     assert last_tokens(traces, 0).tokens == 0
+
+
+def asked(traces: Traces) -> Traces:
+    """The same, with what each router said early."""
+    layers = tuple(dataclasses.replace(layer, early=layer.chosen[:, ::-1].copy()) for layer in traces.layers)
+    return dataclasses.replace(traces, layers=layers)
+
+
+def early_of(traces: Traces) -> list[int | None]:
+    return [None if layer.early is None else len(layer.early) for layer in traces.layers]
+
+
+def test_what_routers_said_early_stays_where_tokens_follow_of_which_they_were_not_asked(
+    tmp_path: Path,
+) -> None:
+    one, other = tiny_traces(tiny_model(), tokens=20), tiny_traces(tiny_model(), tokens=12, seed=3)
+    joined = join_traces(asked(one), other)
+    assert early_of(joined) == [20, 20]
+    assert early_of(join_traces(joined, asked(other))) == [20, 20], "there is a gap between them"
+    assert early_of(join_traces(asked(one), asked(other))) == [32, 32]
+    assert early_of(join_traces(one, asked(other))) == [None, None]
+    save_traces(joined, tmp_path / "j.npz")
+    again = load_traces(tmp_path / "j.npz")
+    for layer, before in zip(again.layers, one.layers, strict=True):
+        assert layer.early is not None
+        assert np.array_equal(layer.early, before.chosen[:, ::-1])
+    assert early_of(last_tokens(joined, 22)) == [10, 10]
+    assert early_of(last_tokens(joined, 12)) == [None, None]
+    longer = tuple(dataclasses.replace(layer, early=np.tile(layer.chosen, (2, 1))) for layer in one.layers)
+    save_traces(dataclasses.replace(one, layers=longer), tmp_path / "l.npz")
+    with pytest.raises(BundleError, match="said early"):
+        load_traces(tmp_path / "l.npz")

@@ -151,13 +151,13 @@ def test_an_output_that_is_no_kit_is_kept(tmp_path: Path) -> None:
 
 def test_a_kit_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["kit", str(make_bundle(tmp_path / "bundle")), "-o", str(tmp_path / "kit")]
-    monkeypatch.setattr("moec.cli.kit._write_wheels", lambda *_: None)
+    monkeypatch.setattr("moec.cli.kit._write_wheels", lambda *_, **__: None)
     assert CliRunner().invoke(moec, arguments).exit_code == 0
     (tmp_path / "kit" / "old").write_text("of the kit before")
     assert CliRunner().invoke(moec, [*arguments, "--force"]).exit_code == 0
     assert not (tmp_path / "kit" / "old").exists()
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise NetworkError("there is no network")
 
     monkeypatch.setattr("moec.cli.kit._write_wheels", fail)

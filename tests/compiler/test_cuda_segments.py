@@ -79,7 +79,7 @@ class Both:
     """A model's segments for the CPU, and for a GPU that the emulator stands for."""
 
     def __init__(self, model: Any, target: str, folder: Path) -> None:
-        self._model = model.model
+        self.model = model.model
         self._cpu = lower_segments(model.functions, model.model, "cpu")
         self.gpu = lower_segments(model.functions, model.model, target)
         (path, *_) = export_cpu(self._cpu.functions, parse_target("cpu"), folder)
@@ -94,7 +94,7 @@ class Both:
         """Of each output of a segment with random inputs and weights: the CPU's and the GPU's."""
         random = np.random.default_rng(tokens)
         inputs, weights = (
-            [_random(item, tokens, self._model.vocab_size, random) for item in items]
+            [_random(item, tokens, self.model.vocab_size, random) for item in items]
             for items in (spec.inputs, spec.weights)
         )
         expected, actual = (
@@ -123,13 +123,17 @@ def _passed_on(segment: SegmentProgram) -> bool:
     return any(count > 1 for count in users.values())
 
 
-@pytest.mark.parametrize("hopper", [False, True], ids=["any GPU", "Hopper"])
-def test_many_tokens_compute_what_the_cpu_computes(hopper: bool, tmp_path: Path) -> None:
-    """Gated products write what the next one multiplies. (Routers may choose other experts.)"""
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     model = parts("deepseek_v2_lite", "bfloat16")
-    both = Both(model, "cuda-sm_90", tmp_path)
+    return Both(model, "cuda-sm_90", tmp_path_factory.mktemp("both"))
+
+
+@pytest.mark.parametrize("hopper", [False, True], ids=["any GPU", "Hopper"])
+def test_many_tokens_compute_what_the_cpu_computes(hopper: bool, both: Both) -> None:
+    """Gated products write what the next one multiplies. (Routers may choose other experts.)"""
     specs = [
-        spec for spec in model.model.functions if all(output.dtype == "float32" for output in spec.outputs)
+        spec for spec in both.model.functions if all(output.dtype == "float32" for output in spec.outputs)
     ]
     segments = [both.gpu.segments[spec.name] for spec in specs]
     assert any(map(_passed_on, segments))

@@ -17,6 +17,7 @@ from moec.artifacts.slots import MOST_SHARED
 from moec.runtime.devices.cuda.offload import helping
 from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
 from tests.support.cuda_stub import Stub
+from tests.support.emulated_divided import WAYS, budgets, divided, on_two
 from tests.support.emulated_models import CACHE, PROMPTS, compiled, nothing_left, planned, rows
 from tests.support.emulated_offload import LONG, budget, host_budget, parts, planned_ahead
 
@@ -154,4 +155,21 @@ def test_quantized_experts_choose_the_resident_runs_tokens(
     errors = np.abs(found - expected).max(axis=1) / np.abs(expected).max(axis=1)
     assert 0 < np.median(errors) < 3e-4
     assert errors.max() < 2e-2
+    nothing_left(stub)
+
+
+def test_each_of_two_gpus_has_threads_of_its_own(
+    bundle: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch, stub: Stub
+) -> None:
+    monkeypatch.setattr(helping, "cpu_shares", lambda *_: SHARES["half"])
+    on_both = on_two(bundle, WAYS[1], monkeypatch)
+    sharing = device_bytes(record(bundle))
+    limits = [limit + sharing for limit in budgets(on_both, 0.5, staged=False)]
+    with on_both(device_memory=limits, cpu_threads=2) as model:
+        assert all(plan.slots is not None for plan in divided(model).plans)
+        assert tokens(model) == expected["tokens"]
+        assert 0 < model.stats.cpu_misses <= model.stats.misses
+        assert model.notes[1].startswith("1 CPU threads compute a share")
+        taken = sum(plan.total_bytes - plan.needs.code_bytes for plan in divided(model).plans)
+        assert stub.counts().device_bytes == taken
     nothing_left(stub)

@@ -52,9 +52,9 @@ def on_cpu(bundle: Path) -> Iterator[runtime.Model]:
     "options",
     [
         {},
-        {"do_sample": True, "seed": 3, "temperature": 0.8},
+        pytest.param({"do_sample": True, "seed": 3, "temperature": 0.8}, marks=pytest.mark.slow),
         {"do_sample": True, "seed": 4, "top_k": 12, "top_p": 0.9},
-        {"repetition_penalty": 1.5},
+        pytest.param({"repetition_penalty": 1.5}, marks=pytest.mark.slow),
         {"do_sample": True, "seed": 5, "repetition_penalty": 1.3, "top_k": 20},
         {"eos_token_id": [1, 2, 3], "min_new_tokens": 4},
         {"eos_token_id": list(range(60)), "min_new_tokens": 4},

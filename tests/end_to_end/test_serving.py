@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from moec import runtime
@@ -43,8 +44,8 @@ def serving(bundle: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen
     """A server's address and its process, which is killed where it has not ended."""
     command = [sys.executable, "-m", "moec", "serve", str(bundle), "--port", "0", "--json", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        # Whoever waits for what it says does so for a minute at most.
-        timer = threading.Timer(60, process.kill)
+        # Whoever waits for what it says does not do so for ever.
+        timer = threading.Timer(300, process.kill)
         timer.start()
         try:
             assert process.stdout is not None
@@ -61,7 +62,7 @@ def test_a_server_from_its_start_to_its_end(example_bundle: Path, tmp_path: Path
     with serving(
         example_bundle, "--served-model-name", NAME, "--log-requests", "--trace-path", str(traces)
     ) as (url, process):
-        client = httpx.Client(base_url=url, timeout=60)
+        client = httpx.Client(base_url=url, timeout=240)
 
         def ask(prompt: str) -> str:
             body = {"model": NAME, "prompt": prompt, "max_tokens": 24, "temperature": 0}
@@ -70,6 +71,8 @@ def test_a_server_from_its_start_to_its_end(example_bundle: Path, tmp_path: Path
 
         with ThreadPoolExecutor(len(PROMPTS)) as pool:
             answers = list(pool.map(ask, PROMPTS))
+        scored = {"prompt": PROMPTS[0], "max_tokens": 1, "echo": True, "logprobs": 0}
+        logprobs = client.post("/v1/completions", json=scored).json()["choices"][0]["logprobs"]
         endless = {"prompt": PROMPTS[0], "max_tokens": 1000, "stream": True, "ignore_eos": True}
         with client.stream("POST", "/v1/completions", json=endless) as response:
             next(response.iter_lines())
@@ -93,6 +96,11 @@ def test_a_server_from_its_start_to_its_end(example_bundle: Path, tmp_path: Path
             ids = model.encode(prompt)
             expected = model.generate(ids, max_new_tokens=24, do_sample=False)[0][len(ids) :]
             assert answer == model.decode(expected)
+        ids = model.encode(PROMPTS[0])
+        logits = model.forward(ids)[0].astype(np.float64)
+        logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+        expected = [logits[place, token] for place, token in enumerate(ids[1:])]
+        assert logprobs["token_logprobs"][1:-1] == pytest.approx(expected, abs=1e-3)
 
 
 def test_an_address_that_is_taken_is_said_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moec.planning import division
-from moec.planning.division import HIT_STEPS, DividedChain, GpuRoom, Unit, divide
+from moec.planning.division import HIT_STEPS, DividedChain, GpuRoom, Unit, divide, evened
 
 PAGES = 2
 HITS = tuple((number / HIT_STEPS) ** 0.5 for number in range(HIT_STEPS + 1))
@@ -71,6 +71,14 @@ def test_equal_gpus_get_equal_halves_and_a_larger_one_more() -> None:
     assert cut < 9
     assert divide(even, [equal, equal], PAGES, resident=True) is None
     assert divide(even, [larger, larger], PAGES, resident=True) == (10,)
+
+
+def test_speeds_that_differ_by_chance_are_equal() -> None:
+    assert evened([100.0, 90.0, 50.0]) == [100.0, 100.0, 50.0]
+    units = (Unit(6, 2, 100, 10, 20),) * 20
+    even = DividedChain(tuple(range(1, 20)), units, HITS, 0)
+    gpus = [GpuRoom(5000, speed, 10.0) for speed in evened([98.0, 101.0])]
+    assert divide(even, gpus, PAGES, resident=True) == (10,)
 
 
 def test_a_chain_that_cannot_be_cut_often_enough_is_not_divided() -> None:

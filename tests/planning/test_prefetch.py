@@ -8,11 +8,19 @@ import pytest
 
 from moec.artifacts.schedule import Budgets
 from moec.artifacts.slots import PIECE_BYTES
-from moec.artifacts.traces import Traces, layer_trace
+from moec.artifacts.traces import Traces, join_traces, layer_trace
 from moec.planning.analysis import analyse
 from moec.planning.guesses import SOURCES, Split, by_requests, by_router, by_transitions, halves
 from moec.planning.planner import plan, plan_analysed
-from moec.planning.prefetch import GUESS_US, LayerGuess, _evaluate, _outcome, _times, missing_recall
+from moec.planning.prefetch import (
+    GUESS_US,
+    LayerGuess,
+    _evaluate,
+    _outcome,
+    _times,
+    layer_guesses,
+    missing_recall,
+)
 from moec.planning.replay import stack_distances, stack_places
 from tests.support.tiny_bundle import CPU, GPU, tiny_model, tiny_traces
 
@@ -145,6 +153,20 @@ def test_a_schedule_follows_the_best_guess_where_it_can() -> None:
     assert figures["router"].recall == figures["router"].exact_match == 1.0
     assert figures["router"].wasted_bytes_per_token == 0
     assert figures["requests"].recall < 0.6
+
+
+def test_recorded_tokens_do_not_take_the_routers_guess_away() -> None:
+    traced, recorded = following(200, early=True), following(100)
+    joined = join_traces(traced, recorded)
+    (guess,) = layer_guesses("router", joined, np.arange(20, 300), [np.ones((280, 8), np.bool_)] * 2)
+    assert guess.layer == 1
+    assert guess.chosen.shape == guess.guessed.shape == (180, 2)
+    assert guess.absent.shape == (180, 8)
+    assert same(guess.guessed, guess.chosen)
+    assert layer_guesses("router", joined, np.arange(200, 300), [np.ones((100, 8), np.bool_)] * 2) == []
+    roomy = plan(joined, MODEL, Budgets(0, 1 << 22, 64, 8), CPU)
+    tight = plan(joined, MODEL, Budgets(0, roomy.host.total - roomy.host.experts // 2, 64, 8), CPU)
+    assert {each.source for each in tight.prefetch.candidates} == set(SOURCES)
 
 
 def test_a_gpu_brings_pieces_where_they_gain_more_than_guessing_costs() -> None:

@@ -107,6 +107,9 @@ def test_a_gpu_is_used_where_there_is_one(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(moe, "load", lambda _, **options: seen.update(options))
     MoE(bundle, {"device_memory_ratio": 0.75})
     assert (seen["device"], seen["device_memory"]) == ("cuda:0", 0.75)
+    for device, memory in (("cpu", None), ("cuda:1", 0.75), (["cuda:0", "cuda:1"], 0.75)):
+        MoE(bundle, {"device_memory_ratio": 0.75, "device": device})
+        assert (seen["device"], seen["device_memory"]) == (device, memory)
 
 
 def test_compiling_runs_the_command_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm_ffi
 
 from moec.artifacts import mailbox
 from moec.artifacts.model import ExpertBody
 from moec.errors import DeviceError
+from moec.runtime.machine.libraries import load_runtime
 from moec.runtime.sharing import team as teams
 from moec.runtime.sharing import watchers
 from moec.runtime.sharing.team import SharedLayer, Team
 from moec.runtime.tensors import aligned_zeros
+from tests.support.made_once import made_once
 from tests.support.mailboxes import HostBox
 
 HIDDEN, INTERMEDIATE = 16, 8
@@ -30,11 +33,20 @@ BODY = ExpertBody("b", HIDDEN, INTERMEDIATE, False, False, False, "up", "float32
 
 @cache
 def kernel() -> Callable[..., None]:
+    """Read from a file, so that programs that tests start need no compiler."""
+    load_runtime(None)
+    library = tvm_ffi.load_module(str(made_once("serving-loop", _compile) / "serve.so"))
+    found: Callable[..., None] = library[mailbox.SERVE]
+    return found
+
+
+def _compile(folder: Path) -> None:
     from moec.compiler.kernels.cpu.serve import serve
+    from moec.compiler.lowering.link import link
     from tests.support.machine_code import machine_code
 
-    found: Callable[..., None] = machine_code(serve([BODY], lanes=4, machine="x86_64"))[mailbox.SERVE]
-    return found
+    code = machine_code(serve([BODY], lanes=4, machine="x86_64"))
+    code.export_library(str(folder / "serve.so"), fcompile=link)
 
 
 class Case:

@@ -196,7 +196,7 @@ class CudaDevice:
     def results(self, capacity_bytes: int) -> Results:
         """Room for results that the host takes while later calls run."""
         self.enter()
-        return Results(self.resources, self._stream, capacity_bytes, self.enter, self._mark)
+        return Results(self.resources, self._stream, capacity_bytes, self.enter, self.mark)
 
     def gather(self, source: int, target: int, rows: Sequence[int], row_bytes: int) -> None:
         """Copy rows to lie one after the other; neighbours go in one copy."""
@@ -231,10 +231,10 @@ class CudaDevice:
         self._finished()
 
     def _finished(self) -> None:
-        self._mark()()
+        self.mark()()
 
-    def _mark(self) -> Callable[[], None]:
-        """What to call when everything that was launched so far is finished."""
+    def mark(self) -> Callable[[], None]:
+        """See `moec.runtime.device.Device`."""
         marks = [(attendance, attendance.launched) for attendance in self.attendances]
 
         def finished() -> None:

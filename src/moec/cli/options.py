@@ -19,7 +19,7 @@ threads_option = click.option(
     "--cpu-threads",
     type=click.IntRange(min=0),
     default=None,
-    help="Threads to compute with; beside one GPU a share of the experts that it lacks, 0: none.  [default: all cores]",
+    help="Threads to compute with; beside GPUs a share of the experts that they lack, 0: none.  [default: all cores]",
 )
 
 device_option = click.option(

@@ -214,8 +214,13 @@ def _print(schedule: Schedule) -> None:
     click.echo(f"policy       {policy_name(schedule.policy)}")
     if schedule.device.total:
         prefill = schedule.prefill
-        if prefill.streamed_from_tokens <= schedule.budgets.step_tokens:
-            click.echo(f"prefill      experts streamed from {prefill.streamed_from_tokens} tokens a step")
+        streamed = prefill.streamed_from_tokens <= schedule.budgets.step_tokens
+        how = (
+            f"streamed from {prefill.streamed_from_tokens} tokens a step"
+            if streamed
+            else "run from the slots"
+        )
+        click.echo(f"prefill      experts {how}")
         click.echo(
             f"             {prefill.milliseconds_per_step:.1f} ms for a step of {schedule.budgets.step_tokens} tokens"
         )
