@@ -164,7 +164,7 @@ def test_a_gpu_that_others_use_has_less(load: Load, monkeypatch: pytest.MonkeyPa
     with load() as model:
         needed = model.memory.total_bytes
     monkeypatch.setenv("MOEC_STUB_MEMORY", str(needed - 1))
-    with pytest.raises(BudgetError, match="1 of them are not free"):
+    with pytest.raises(BudgetError, match="1 B of them are not free"):
         load(device_memory=needed)
 
 
