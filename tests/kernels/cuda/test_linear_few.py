@@ -118,8 +118,11 @@ TILINGS = [
 ]
 
 
-@pytest.mark.parametrize("tiling", TILINGS)
-@pytest.mark.parametrize("columns", [192, 1544])
+@pytest.mark.parametrize(
+    ("columns", "tiling"),
+    [(192, None), *((1544, tiling) for tiling in TILINGS)]
+    + [pytest.param(192, tiling, marks=pytest.mark.slow) for tiling in TILINGS if tiling is not None],
+)
 def test_weights_that_share_their_input_are_one_launch(tiling: Tiling | None, columns: int) -> None:
     """However the rows and columns are cut; with the larger tilings not all activations fit at once."""
     kernel = _group(columns, tiling)

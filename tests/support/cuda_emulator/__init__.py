@@ -111,8 +111,6 @@ def _compile(source: str, optimization: str, folder: Path) -> None:
             f'extern "C" const int sizes_{name}[] = {{ {", ".join(f"sizeof({kind})" for kind in plain)}, 0 }};'
         )
     text = "\n".join((f'#include "{HEADER}"', source, *wrappers))
-    path = folder / "kernels.cpp"
-    path.write_text(text)
-    command = ["g++", optimization, *OPTIONS, str(path), "-o", str(folder / LIBRARY)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = ["g++", optimization, *OPTIONS, "-x", "c++", "-", "-o", str(folder / LIBRARY)]
+    result = subprocess.run(command, input=text, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
