@@ -102,10 +102,11 @@ def test_a_thread_that_hangs_costs_time_and_nothing_else(
     monkeypatch.setattr(feeding, "PATIENCE_NS", 10**6)
     with load(0.9) as model:
         rows(model, [PROMPTS[0]])
+        before = model.stats.late_orders  # of a machine that has other things to do
         feeder = feeder_of(model)
         feeder.feeder._finalizer()  # it has left
         assert rows(model, [PROMPTS[0]]) == expected["one"]
-        assert model.stats.late_orders == 1, "orders were made that nobody fills"
+        assert model.stats.late_orders == before + 1, "orders were made that nobody fills"
         check_slots(model, open_bundle(bundle, verify="sizes"))
 
 
