@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moec.artifacts.sizes import human_bytes
-from moec.cli.options import (
-    bundle_argument,
-    json_option,
-    processor_options,
-)
+from moec.cli.options import bundle_argument, json_option, processor_options
 from moec.cli.output import print_json
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Unpack
 
+    from moec.cli.options import ProcessorOptions
     from moec.runtime import Engine, Model
 
 
@@ -39,12 +37,8 @@ def command(
     prompt_tokens: int,
     new_tokens: int,
     batch: int,
-    cpu_threads: int | None,
-    copy_thread: bool | None,
-    host_memory: str | None,
-    device: str,
-    device_memory: str | None,
     as_json: bool,
+    **processor: Unpack[ProcessorOptions],
 ) -> None:
     """Time prefill and decode of BUNDLE on random tokens, as a ratio to the memory's speed measured in the same run.
 
@@ -57,17 +51,13 @@ def command(
 
     with runtime.load(
         bundle,
-        device=device,
-        device_memory=device_memory,
-        cpu_threads=cpu_threads,
-        copy_thread=copy_thread,
-        host_memory=host_memory,
         max_batch=batch,
         # A source and what is written each begin a page that they may not fill.
         cache_tokens=batch * (prompt_tokens + new_tokens + 2 * PAGE_TOKENS),
         verify="sizes",
+        **processor,
     ) as model:
-        facts = measure(model, prompt_tokens, new_tokens, batch, device)
+        facts = measure(model, prompt_tokens, new_tokens, batch, processor["device"])
     if as_json:
         print_json(facts)
         return

@@ -25,7 +25,9 @@ from moec.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import Unpack
 
+    from moec.cli.options import LoadOptions
     from moec.runtime import Model
 
 FAREWELLS = ("/exit", "/quit")
@@ -51,14 +53,8 @@ def command(
     repetition_penalty: float | None,
     greedy: bool,
     seed: int | None,
-    cpu_threads: int | None,
-    copy_thread: bool | None,
-    host_memory: str | None,
-    device: str,
-    device_memory: str | None,
-    prefetch: bool | None,
-    trace_path: Path | None,
     as_json: bool,
+    **loading: Unpack[LoadOptions],
 ) -> None:
     """Talk to the model in BUNDLE, line by line; /exit or the end of input ends it.
 
@@ -72,16 +68,7 @@ def command(
     from moec.runtime.stops import text_before
 
     do_sample = choose_sampling(greedy, temperature, top_p, top_k)
-    with load_model(
-        bundle,
-        device,
-        device_memory=device_memory,
-        host_memory=host_memory,
-        cpu_threads=cpu_threads,
-        copy_thread=copy_thread,
-        prefetch=prefetch,
-        trace_path=trace_path,
-    ) as model:
+    with load_model(bundle, **loading) as model:
         if model.has_encoder:
             raise RequestError(
                 "An encoder-decoder model does not chat.",

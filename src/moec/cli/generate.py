@@ -25,7 +25,9 @@ from moec.errors import RequestError
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Unpack
 
+    from moec.cli.options import LoadOptions
     from moec.runtime import Model
 
 
@@ -58,16 +60,10 @@ def command(
     repetition_penalty: float | None,
     greedy: bool,
     seed: int | None,
-    cpu_threads: int | None,
-    copy_thread: bool | None,
-    host_memory: str | None,
-    device: str,
-    device_memory: str | None,
-    prefetch: bool | None,
-    trace_path: Path | None,
     forced_bos_token_id: int | None,
     stats: bool,
     as_json: bool,
+    **loading: Unpack[LoadOptions],
 ) -> None:
     """Continue PROMPT (or stdin, where PROMPT is "-") with the model in BUNDLE, printing text as it comes.
 
@@ -84,16 +80,7 @@ def command(
     text = sys.stdin.read() if prompt == "-" else prompt
     if (text is None) == (token_ids is None):
         raise click.UsageError("give a prompt (or - for stdin), or --token-ids, and not both")
-    with load_model(
-        bundle,
-        device,
-        device_memory=device_memory,
-        host_memory=host_memory,
-        cpu_threads=cpu_threads,
-        copy_thread=copy_thread,
-        prefetch=prefetch,
-        trace_path=trace_path,
-    ) as model:
+    with load_model(bundle, **loading) as model:
         if forced_bos_token_id is not None and not model.has_encoder:
             raise RequestError(
                 "--forced-bos-token-id has nothing to say here.",

@@ -10,7 +10,9 @@ from moec.cli.output import ProgressBar
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Unpack
 
+    from moec.cli.options import LoadOptions
     from moec.runtime import Model
 
 
@@ -24,39 +26,27 @@ def new_tokens_after(model: Model, ids: list[int], most: int) -> int:
 
 def load_model(
     bundle: Path,
-    device: str,
     *,
-    device_memory: str | None = None,
-    host_memory: str | None = None,
-    cpu_threads: int | None = None,
-    copy_thread: bool | None = None,
     max_batch: int = 8,
     cache_tokens: int | None = None,
-    prefetch: bool | None = None,
-    trace_path: Path | None = None,
+    **options: Unpack[LoadOptions],
 ) -> Model:
     """``runtime.load``: all that is not known to be right is verified."""
     from moec import runtime
     from moec.artifacts.reader import find_bundle
 
     found = find_bundle(bundle, "once")
-    unread = set(found.states) - found.unhashed if device == "cpu" else ()
+    unread = set(found.states) - found.unhashed if options["device"] == "cpu" else ()
     files = found.manifest.files
     bar = ProgressBar("load")
     bar.start(sum(record.size_bytes for name, record in files.items() if name not in unread))
     try:
         model = runtime.load(
             bundle,
-            device=device,
-            device_memory=device_memory,
-            host_memory=host_memory,
-            cpu_threads=cpu_threads,
-            copy_thread=copy_thread,
             max_batch=max_batch,
             cache_tokens=cache_tokens,
-            prefetch=prefetch,
-            trace_path=trace_path,
             progress=bar.advance,
+            **options,
         )
     finally:
         bar.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
@@ -93,6 +93,23 @@ stop_option = click.option(
     metavar="TEXT",
     help="End before this text; may be given several times.",
 )
+
+
+class ProcessorOptions(TypedDict):
+    """The values of `processor_options`, as ``runtime.load`` takes them."""
+
+    device: str
+    device_memory: str | None
+    host_memory: str | None
+    cpu_threads: int | None
+    copy_thread: bool | None
+
+
+class LoadOptions(ProcessorOptions):
+    """Those of `routing_options` besides."""
+
+    prefetch: bool | None
+    trace_path: Path | None
 
 
 def processor_options(command: click.decorators.FC) -> click.decorators.FC:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,11 @@ from moec.cli.loading import load_model
 from moec.cli.options import bundle_argument, json_option, processor_options, routing_options
 from moec.cli.output import print_json_line
 from moec.errors import RequestError
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from moec.cli.options import LoadOptions
 
 
 @click.command("serve", short_help="Answer HTTP requests, as OpenAI's API does.")
@@ -98,14 +104,8 @@ def command(
     grace: float,
     allow_origin: tuple[str, ...],
     log_requests: bool,
-    cpu_threads: int | None,
-    copy_thread: bool | None,
-    host_memory: str | None,
-    device: str,
-    device_memory: str | None,
-    prefetch: bool | None,
-    trace_path: Path | None,
     as_json: bool,
+    **loading: Unpack[LoadOptions],
 ) -> None:
     """Answer HTTP requests with the model in BUNDLE, as OpenAI's API does, until SIGINT or SIGTERM.
 
@@ -130,18 +130,7 @@ def command(
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     template = None if chat_template is None else _read_template(chat_template)
     listener = bind(host, port)
-    with load_model(
-        bundle,
-        device,
-        device_memory=device_memory,
-        host_memory=host_memory,
-        cpu_threads=cpu_threads,
-        copy_thread=copy_thread,
-        max_batch=max_batch,
-        cache_tokens=cache_tokens,
-        prefetch=prefetch,
-        trace_path=trace_path,
-    ) as model:
+    with load_model(bundle, max_batch=max_batch, cache_tokens=cache_tokens, **loading) as model:
         tokenizer = Tokenizer(model.path / "tokenizer", template)
         server = Server(model, tokenizer, options, listener)
 

@@ -78,16 +78,12 @@ class LayerStates:
     def set_shares(self, layer: int, shares: Sequence[int]) -> None:
         """Say how many of 0, 1, 2 ... missing experts of a layer are the CPU's; ``MOST_SHARED + 1`` numbers."""
         assert len(shares) == words.MOST_SHARED + 1
-        first = self._firsts[layer] + words.SHARE
-        self._first[first : first + len(shares)] = shares
-        self._device.write(self._memory.address + 8 * first, self._first[first : first + len(shares)])
+        self._set(self._firsts[layer] + words.SHARE, shares)
 
     def set_notes(self, address: int) -> None:
         """Say where the GPU keeps its notes of orders."""
         for first in self._firsts[:-1]:
-            self._first[first + words.NOTES] = address
-            own = self._first[first + words.NOTES : first + words.NOTES + 1]
-            self._device.write(self._memory.address + 8 * (first + words.NOTES), own)
+            self._set(first + words.NOTES, (address,))
 
     def restart(self) -> None:
         """Begin again with the slots filled in the layers' orders; what was counted stays."""
@@ -105,8 +101,7 @@ class LayerStates:
     def forget_ahead(self) -> None:
         """Nothing was brought ahead for any step."""
         for first in self._firsts[:-1]:
-            address = self._memory.address + 8 * (first + words.AHEAD_CLOCK)
-            self._device.write(address, np.full(1, -1, np.int64))
+            self._set(first + words.AHEAD_CLOCK, (-1,))
 
     def home(self, layer: int, expert: int) -> int:
         """The address of the word that says where an expert is in host memory."""
@@ -129,6 +124,12 @@ class LayerStates:
         image = self._read()
         rows = [[image[first + word] for word in COUNTERS] for first in self._firsts[:-1]]
         return np.array(rows, np.int64).reshape(len(rows), len(COUNTERS))
+
+    def _set(self, first: int, values: Sequence[int]) -> None:
+        """Write the words from ``first`` on; they stay at `restart`."""
+        own = self._first[first : first + len(values)]
+        own[:] = values
+        self._device.write(self._memory.address + 8 * first, own)
 
     def _read(self) -> NDArray[np.int64]:
         return self._device.read(self._view(0, self._firsts[-1]))
