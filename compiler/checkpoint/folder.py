@@ -99,15 +99,24 @@ def read_json(path: Path, do: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"No {path.name} in {path.parent}.", "", do)
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"Cannot read {path}.", str(error), "Download or copy this file again."
-        ) from error
+    value = parse_json(path)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} does not hold a JSON object.", "", "Download or copy this file again.")
     return value
+
+
+def parse_json(path: Path) -> Any:
+    """Read any JSON value.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is cut off or damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"Cannot read {path}.", f"{error}.", "Download or copy this file again."
+        ) from error
 
 
 def missing_shards(path: Path, shards: Iterable[str]) -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moec.compiler.checkpoint.folder import TOKENIZER_PATTERNS, matching
+from moec.compiler.checkpoint.folder import TOKENIZER_PATTERNS, matching, parse_json
 from moec.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -42,11 +41,5 @@ def with_tokenizer(checkpoint: Checkpoint, folder: Path | None) -> Checkpoint:
 def _check_json(files: Iterable[Path]) -> None:
     """Refuse now what would be found when the finished bundle reads its first prompt."""
     for file in files:
-        if file.suffix != ".json":
-            continue
-        try:
-            json.loads(file.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"Cannot read {file}.", f"{error}.", "Download or copy this file again."
-            ) from error
+        if file.suffix == ".json":
+            parse_json(file)

@@ -58,10 +58,10 @@ def _passed(part: Sequence[Step], elsewhere: set[ValueId]) -> Iterator[_Passed]:
     for step in part:
         for number, value in enumerate(step_values(step)[0]):
             readers[value].append((step, number))
-    for step in part:
-        for output, value in enumerate(step.outputs if isinstance(step, SegmentStep) else ()):
+    for step in (step for step in part if isinstance(step, SegmentStep)):
+        for output, value in enumerate(step.outputs):
             if len(readers[value]) != 1 or value in elsewhere or value == CHAIN_OUTPUT:
                 continue
             reader, number = readers[value][0]
-            if isinstance(step, SegmentStep) and isinstance(reader, SegmentStep):
+            if isinstance(reader, SegmentStep):
                 yield _Passed(step.function, output, reader.function, number)

@@ -37,7 +37,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     prompts = tuple(_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
     if not prompts:
         raise CheckpointError(
-            f"{path} has no calibration prompt.", "The file is empty.", 'write {"Prompt": "..."} lines.'
+            f"{path} has no calibration prompt.", "The file is empty.", 'Write {"prompt": "..."} lines.'
         )
     return prompts
 
@@ -71,5 +71,5 @@ def _bad(path: Path, number: int, why: str) -> CheckpointError:
     return CheckpointError(
         f"{path}, line {number} is no calibration prompt.",
         why,
-        'each line is {"Prompt": "text"} or {"token_ids": [1, 2, 3]}',
+        'Each line is {"prompt": "text"} or {"token_ids": [1, 2, 3]}.',
     )

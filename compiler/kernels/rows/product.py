@@ -95,6 +95,16 @@ class Product:
         return (*self.region.outputs, *(self.behind.region.outputs if self.behind else ()))
 
     @property
+    def has_rounded(self) -> bool:
+        """Whether the rounded input has memory of its own."""
+        return self.shapes[0].dtype != "float32" and self.held is None
+
+    @property
+    def has_activated(self) -> bool:
+        """Whether what the kernel writes for the reader of results has memory of its own."""
+        return self.activation is not None and not self.activation.beyond
+
+    @property
     def rounded_columns(self) -> int:
         """16-bit numbers of one token's input: all of the first terms, then of the second."""
         return self.terms * padded(self.shapes[0].columns)

@@ -148,9 +148,9 @@ class FewMemory:
     """Shared memory of a kernel whose blocks do different things."""
 
     pairs: Buffer
-    """uint16, see ``few_tokens.pair_count``."""
+    """uint16, see ``few.tokens.pair_count``."""
     partial: Buffer
-    """float32, see ``few_sums.partial_size``."""
+    """float32, see ``few.sums.partial_size``."""
 
     def does_for(self, part: tuple[Tiling, int, bool]) -> bool:
         """Whether blocks can add up in it; see `memory_for`."""

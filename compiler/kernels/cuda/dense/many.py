@@ -51,7 +51,7 @@ class ManyProduct:
     @property
     def rounds_itself(self) -> bool:
         """Whether there is something to be rounded, which whoever makes the input can do: see `put`."""
-        return self.dtype != "float32" and not self.item.given and self.item.held is None
+        return self.item.has_rounded and not self.item.given
 
     def emit(self, *, rounded: bool = False) -> None:
         """The launches; ``rounded``: the input has been put already."""

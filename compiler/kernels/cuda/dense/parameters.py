@@ -55,10 +55,10 @@ def parameters(item: Product, tokens: Expr) -> list[Argument | None]:
         declared.append(Argument("weight", *shape.weight))
         declared.append(Argument("bias", (*lead, shape.rows), "float32") if shape.bias else None)
     for each in groups:
-        kind = each.shapes[0].dtype
-        rounded = Argument("rounded", (*lead, tokens, each.rounded_columns), rounded_type(kind))
-        declared.append(rounded if kind != "float32" and each.held is None else None)
-    if item.activation is not None and not item.activation.beyond:
+        kind = rounded_type(each.shapes[0].dtype)
+        rounded = Argument("rounded", (*lead, tokens, each.rounded_columns), kind)
+        declared.append(rounded if each.has_rounded else None)
+    if item.activation is not None and item.has_activated:
         columns, dtype = item.activation.rounded_columns, rounded_type(item.activation.reader.dtype)
         declared.append(Argument("activated", (tokens, columns), dtype))
     declared += [row(f"kept{number}", key) for number, key in enumerate(item.kept)]
@@ -98,8 +98,7 @@ def operands_of(item: Product, buffers: Sequence[Any]) -> Operands:
     read, rest = _cut(buffers, len(item.reads))
     weights, rest = _cut(rest, 2 * (count + others))
     rounded, rest = _cut(rest, 1 if item.beside is None else 2)
-    own_memory = item.activation is not None and not item.activation.beyond
-    activated, rest = _cut(rest, 1 if own_memory else 0)
+    activated, rest = _cut(rest, 1 if item.has_activated else 0)
     held, outs = _cut(rest, len(item.kept))
     rows = dict(zip((*item.reads, *item.kept), (*read, *held), strict=True))
     own = [

@@ -1,6 +1,6 @@
 """Products of the dense segments: several weights with one input, which the kernel may compute itself.
 
-At most eight tokens take the way of ``linear_few``: one launch, every block computes the input that it needs. More
+At most eight tokens take the way of ``few.py``: one launch, every block computes the input that it needs. More
 tokens take tensor cores: the input is rounded to the weights' type once, then one launch for each weight.
 
 Where others want the input too, or it takes a sum over the row (a norm), every block computes all of it for a step of

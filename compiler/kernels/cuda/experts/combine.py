@@ -1,4 +1,4 @@
-"""The last launch of ``experts_many``: the sum of each token's results, times their weights."""
+"""The last launch of ``many.py``: the sum of each token's results, times their weights."""
 
 from __future__ import annotations
 

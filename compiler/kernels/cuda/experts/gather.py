@@ -1,4 +1,4 @@
-"""What the first product of ``experts_many`` reads where tokens are across a tile: each, for all its experts."""
+"""What the first product of ``many.py`` reads where tokens are across a tile: each, for all its experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory between the launches of ``experts_many``: what is where in its workspace."""
+"""Memory between the launches of ``many.py``: what is where in its workspace."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ HOPPER_TILES: Tiles = (
         ),
     ),
 )
-"""For Hopper GPUs: turned, see `experts_turned`."""
+"""For Hopper GPUs: turned, see `turned`."""
 
 
 def emit_experts_many(body: ExpertBody, call: ExpertCall, top_k: int, tiles: Tiles = TILES) -> None:

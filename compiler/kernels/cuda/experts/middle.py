@@ -1,4 +1,4 @@
-"""What is between the two products of ``experts_many``: the activation of a place's sums, rounded."""
+"""What is between the two products of ``many.py``: the activation of a place's sums, rounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the two products of ``experts_many`` share: pieces of work by the tile list, and where their operands are."""
+"""What the two products of ``many.py`` share: pieces of work by the tile list, and where their operands are."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ExpertTile:
 
 
 def turned(tile: BlockTile) -> bool:
-    """Whether an expert's tokens are across a tile, and its rows down, see `experts_turned`."""
+    """Whether an expert's tokens are across a tile, and its rows down, see `turned`."""
     return isinstance(tile, WarpgroupTile) and bool(tile.widths)
 
 

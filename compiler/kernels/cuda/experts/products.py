@@ -1,4 +1,4 @@
-"""The two products of ``experts_many`` with the pairs of one expert down a tile and its rows across."""
+"""The two products of ``many.py`` with the pairs of one expert down a tile and its rows across."""
 
 from __future__ import annotations
 

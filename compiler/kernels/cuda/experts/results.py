@@ -1,4 +1,4 @@
-"""What an expert makes of a token, between the second product of ``experts_many`` and the sum of a token's experts.
+"""What an expert makes of a token, between the second product of ``many.py`` and the sum of a token's experts.
 
 Numbers are float16 of a sixteenth, as activations are for quantized weights: half the bytes of float32, with an error
 of one part in 2048 at most, which is an eighth of what rounding the products' inputs to bfloat16 does.

@@ -1,4 +1,4 @@
-"""The two products of ``experts_many`` on Hopper GPUs with an expert's rows down a tile and its tokens across.
+"""The two products of ``many.py`` on Hopper GPUs with an expert's rows down a tile and its tokens across.
 
 Products of four warps take 64 rows, but as many columns as there are, in steps: of tokens across no more are multiplied
 than the next step has, and all that fit share one reading of the weights. Both products find the tokens in panels, so

@@ -2,7 +2,7 @@
 
 A lane multiplies by 16 bytes of codes of a row: its *unit* of 32 or 16 columns. Four lanes have four units, a *step*;
 each wants its own sums, as each may have its own scale. So of the eight columns of a tensor core's product, two belong
-to each unit: one for each of the two numbers of 16 bits that an activation is (see ``few_stream.Split``), zero for the
+to each unit: one for each of the two numbers of 16 bits that an activation is (see ``few.stream.Split``), zero for the
 other units. Lane ``(g, t)`` brings column g: of the unit of ``g / 2``, and only where that is t; the sums of a unit
 come back to the lanes that hold its codes.
 

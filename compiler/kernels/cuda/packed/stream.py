@@ -1,6 +1,6 @@
 """Packed weights streamed through registers into tensor cores, for at most eight tokens.
 
-As ``few_stream``: weights are the left operand of ``mma.m16n8k16``, activations the right one. A lane loads 16 bytes of
+As ``few.stream``: weights are the left operand of ``mma.m16n8k16``, activations the right one. A lane loads 16 bytes of
 codes of rows g and g + 8 at a time, whole rounds of them ahead of their use. Codes become float16, exactly; the sums of
 what shares a scale are kept apart (``order.py`` says how), and meet it in float32. So results are those of the weights
 that the bytes stand for, but for the order of sums, which does not depend on T.

@@ -1,7 +1,7 @@
 """Kernels of regions: a row of every tensor that a region makes, for each token.
 
 Parts of a region that share nothing get blocks of their own, and so do pieces of a row whose elements stand for
-themselves: a step of one token waits for the slowest thread. What one block does is in `row_block`.
+themselves: a step of one token waits for the slowest thread. What one block does is in `block`.
 """
 
 from __future__ import annotations

@@ -121,15 +121,9 @@ def _fits(first: Group, reader: Group, results: dict[Key, None]) -> bool:
 
 def _read_inside(read: Reading, results: set[Key]) -> bool:
     """Whether any of the results of products is read in their own function, or is more than one of its results."""
-    barriers = (key for barrier in read.barriers for key in barrier.operands)
-    stages = (
-        key
-        for definition in read.definitions.values()
-        if not isinstance(definition, View)
-        for key in sources(definition)
-    )
+    operands = (key for barrier in read.barriers for key in barrier.operands)
+    inside = read.read_by_stages(results) or any(read.root(key) in results for key in operands)
     given = [root for root in map(read.root, read.results) if root in results]
-    inside = any(read.root(key) in results for key in (*barriers, *stages))
     return inside or len(given) != len(results)
 
 

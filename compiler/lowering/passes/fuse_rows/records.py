@@ -109,9 +109,12 @@ class Reading:
     def only_multiplied(self, root: Key, groups: Iterable[Group]) -> bool:
         """Whether nobody but products of these groups reads a tensor."""
         own = [barrier for group in groups for barrier in group.barriers]
+        return not self.read_by_stages({root}) and not self.read_elsewhere({root}, own)
+
+    def read_by_stages(self, roots: Container[Key]) -> bool:
+        """Whether one of these tensors is read between operators, and not only looked at in another shape."""
         stages = (each for each in self.definitions.values() if not isinstance(each, View))
-        inside = any(self.root(key) == root for each in stages for key in sources(each))
-        return not inside and not self.read_elsewhere({root}, own)
+        return any(self.root(key) in roots for each in stages for key in sources(each))
 
     def root(self, key: Key) -> Key:
         """The tensor whose memory ``key`` looks at."""

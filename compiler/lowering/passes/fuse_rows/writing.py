@@ -170,9 +170,9 @@ class FunctionWriter:
         rounded = [
             self._rounded(each, own)
             for each, own in ((group, product), (beside, other))
-            if each is not None and own is not None and own.shapes[0].dtype != "float32" and own.held is None
+            if each is not None and own is not None and own.has_rounded
         ]
-        if activation is not None and not activation.beyond:
+        if activation is not None and product.has_activated:
             results.insert(0, (Item(activation.source, INSIDE), self._activated(group, activation)))
         if given is not None:
             weights.append(given)
