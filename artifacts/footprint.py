@@ -220,6 +220,15 @@ def tensor_bytes(spec: TensorSpec) -> int:
     return DTYPE_BYTES[stored.dtype] * math.prod(1 if extent == "T" else extent for extent in stored.shape)
 
 
+def looked_up(model: ModelRecord, step: Step, spec: TensorSpec) -> bool:
+    """Whether a step takes rows of one of its weights by token ids, as of an embedding, and multiplies nothing."""
+    return (
+        isinstance(step, SegmentStep)
+        and CHAIN_INPUTS[0] in step.inputs
+        and spec.shape[:1] == (model.vocab_size,)
+    )
+
+
 def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorSpec]) -> int:
     gathered: set[TensorName] = set()
     read: set[TensorName] = set()
@@ -234,8 +243,7 @@ def _dense_bytes_per_token(model: ModelRecord, weights: dict[TensorName, TensorS
             continue
         for name in step.weights:
             # Only the embedding meets token ids, and is gathered from; tied, the last product reads it whole.
-            embeds = CHAIN_INPUTS[0] in step.inputs and weights[name].shape[:1] == (model.vocab_size,)
-            (gathered if embeds else read).add(name)
+            (gathered if looked_up(model, step, weights[name]) else read).add(name)
     rows = sum(tensor_bytes(weights[name]) // model.vocab_size for name in gathered - read)
     return rows + sum(tensor_bytes(weights[name]) for name in read)
 
@@ -268,11 +276,10 @@ def _scratch_bytes(model: ModelRecord, step: Step) -> int:
     """
     if isinstance(step, SegmentStep):
         function = next(function for function in model.functions if function.name == step.function)
-        embeds = CHAIN_INPUTS[0] in step.inputs
         products = [
             spec.shape[:-1]
             for spec in function.weights
-            if len(spec.shape) > 1 and not (embeds and spec.shape[0] == model.vocab_size)
+            if len(spec.shape) > 1 and not looked_up(model, step, spec)
         ]
         inside = VALUE_BYTES * sum(math.prod(int(extent) for extent in shape) for shape in products)
         # Logits come out of their product as they are.

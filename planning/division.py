@@ -13,12 +13,18 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.chain import CHAIN_INPUTS
-from moec.artifacts.footprint import cache_token_bytes, dense_bytes, dense_weights, footprint, tensor_bytes
+from moec.artifacts.footprint import (
+    cache_token_bytes,
+    dense_bytes,
+    dense_weights,
+    footprint,
+    looked_up,
+    tensor_bytes,
+)
 from moec.artifacts.model import DTYPE_BYTES
 from moec.artifacts.sections import cut_places, layers_between
 from moec.artifacts.states import state_bytes
-from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep, SelectionStep, StateStep
+from moec.artifacts.steps import AttentionStep, ExpertsStep, SelectionStep, StateStep
 from moec.planning.cost import BYTES_PER_MS
 
 if TYPE_CHECKING:
@@ -104,13 +110,6 @@ def divided_chain(
     units: list[Unit] = []
     layers = footprint(model).layers
     for step, own in zip(model.steps, weights, strict=True):
-        gathered = {
-            name
-            for name, spec in own.items()
-            if isinstance(step, SegmentStep)
-            and CHAIN_INPUTS[0] in step.inputs
-            and spec.shape[:1] == (model.vocab_size,)
-        }
         routed = layers[step.layer] if isinstance(step, ExpertsStep) else None
         table = table_bytes[step.layer] if isinstance(step, ExpertsStep) else 0
         units.append(
@@ -118,7 +117,7 @@ def divided_chain(
                 sum(map(dense_bytes, own.values())) + _state_bytes(model, step, max_batch) + table,
                 _page_bytes(model, step, seen),
                 0 if routed is None else routed.experts * routed.stride_bytes,
-                sum(tensor_bytes(spec) for name, spec in own.items() if name not in gathered),
+                sum(tensor_bytes(spec) for spec in own.values() if not looked_up(model, step, spec)),
                 0 if routed is None else routed.top_k * routed.expert_bytes,
             )
         )

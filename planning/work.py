@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.chain import CHAIN_INPUTS, step_values
-from moec.artifacts.footprint import VALUE_BYTES, tensor_bytes
+from moec.artifacts.chain import step_values
+from moec.artifacts.footprint import VALUE_BYTES, looked_up, tensor_bytes
 from moec.artifacts.steps import AttentionStep, SegmentStep
 
 if TYPE_CHECKING:
@@ -140,8 +140,7 @@ def _matrices(model: ModelRecord, step: Step) -> Iterator[TensorSpec]:
         return
     function = next(function for function in model.functions if function.name == step.function)
     for spec in function.weights:
-        looked_up = CHAIN_INPUTS[0] in step.inputs and spec.shape[:1] == (model.vocab_size,)
-        if len(spec.shape) > 1 and not looked_up:
+        if len(spec.shape) > 1 and not looked_up(model, step, spec):
             yield spec
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moec.artifacts.bundle import Modules
-    from moec.artifacts.model import ExpertBody, ExpertsLayer, ModelRecord
+    from moec.artifacts.model import ExpertBody, ModelRecord
     from moec.artifacts.packing import DenseTensor
 
 SCHEDULE_NAME = "schedule.json"
@@ -130,7 +130,7 @@ def write_weights(
             if alike and (own := first.setdefault((body.name, layer.experts), path)) != path:
                 links[path] = own
                 continue
-            values = _expert_pieces(layer, body, pools, place)
+            values = expert_pieces(layer.experts, body, pools, place)
             futures[path] = threads.submit(_write, folder / path, values)
             place += layer.experts * layout(body).stride_bytes
         written = {path: future.result() for path, future in futures.items()}
@@ -150,18 +150,16 @@ def _quantized(modules: Modules) -> set[tuple[str, int]]:
     return found
 
 
-def _expert_pieces(
-    layer: ExpertsLayer, body: ExpertBody, pools: RandomPools, place: int
+def expert_pieces(
+    count: int, body: ExpertBody, pools: RandomPools, place: int
 ) -> Iterator[memoryview | bytes]:
-    """All experts of a layer; padding of plain ones is random as well."""
+    """``count`` experts, one after the other; padding of plain ones is random as well."""
     shape = layout(body)
     if body.format is None:
-        yield from pools.pool(body.dtype).pieces(
-            place, layer.experts * shape.stride_bytes // DTYPE_BYTES[body.dtype]
-        )
+        yield from pools.pool(body.dtype).pieces(place, count * shape.stride_bytes // DTYPE_BYTES[body.dtype])
         return
     columns = {"gate": body.hidden, "up": body.hidden, "down": body.intermediate}
-    for expert in range(layer.experts):
+    for expert in range(count):
         written = 0
         for part in shape.parts:
             yield bytes(part.offset_bytes - written)

@@ -25,7 +25,7 @@ TokenId = Annotated[int, Field(ge=0)]
 
 
 class _Body(BaseModel):
-    """Unknown fields are refused, as OpenAI does; so are known ones that would change nothing here."""
+    """Unknown fields are refused, as OpenAI does; so are known ones that ask for what is not done here."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     unsupported: ClassVar[dict[str, Unsupported]] = {}

@@ -66,14 +66,14 @@ def error_response(error: FrameworkError) -> JSONResponse:
 
 def refused(error: MoecError, *, param: str | None = None, code: str | None = None) -> ApiError:
     """A request that cannot be run, in the words of the error that says so."""
-    return ApiError(400, " ".join(str(error).split("\n")), param=param, code=code)
+    return ApiError(400, _one_line(str(error)), param=param, code=code)
 
 
 def busy(why: str) -> ApiError:
     """For who may come again in a moment."""
     return ApiError(
         429,
-        f"{why} Try again.".replace("\n", " "),
+        _one_line(f"{why} Try again."),
         code="rate_limit_exceeded",
         headers={"Retry-After": RETRY_SECONDS},
     )
@@ -81,8 +81,12 @@ def busy(why: str) -> ApiError:
 
 def failed(error: Exception) -> ApiError:
     """A request whose step failed; what is not one of moec's own errors stays in the server's log."""
-    why = " ".join(str(error).split("\n")) if isinstance(error, MoecError) else "The server's log says why."
+    why = _one_line(str(error)) if isinstance(error, MoecError) else "The server's log says why."
     return ApiError(500, f"The model failed while it ran this request. {why}", code="step_failed")
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ")
 
 
 def malformed(problems: Sequence[Mapping[str, Any]]) -> ApiError:

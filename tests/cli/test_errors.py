@@ -1,152 +1,20 @@
-"""Bad input: a message that says what, a non-zero exit, and nothing left behind."""
+"""Bad input: a message that says what, and a non-zero exit."""
 
 from __future__ import annotations
 
-import json
 import os
-import resource
-import shutil
-import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from moec import errors
 from moec.__main__ import main, run
+from tests.support.commands import EXAMPLE, MACHINE, expect
 from tests.support.tiny_bundle import make_bundle
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"
-MACHINE = str(EXAMPLE.parent / "machines" / "cpu-2core.json")
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """A copy of the example to damage."""
-    return Path(shutil.copytree(EXAMPLE, tmp_path / "checkpoint"))
-
-
-def edit_config(checkpoint: Path, **changes: Any) -> None:
-    path = checkpoint / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def expect(arguments: list[str], kind: type[errors.MoecError], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run and check the exit code; give what was said on stderr."""
-    assert run(arguments) == kind.exit_code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "error: " in captured.err
-    return captured.err
-
-
-def compile_arguments(checkpoint: Path, tmp_path: Path) -> list[str]:
-    return ["compile", str(checkpoint), "-o", str(tmp_path / "out.moec"), "--calibration", "none"]
-
-
-def assert_nothing_left(tmp_path: Path) -> None:
-    assert {path.name for path in tmp_path.iterdir()} <= {"checkpoint"}
-
-
-def test_no_such_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    missing = tmp_path / "no" / "such" / "model"
-    assert str(missing) in expect(compile_arguments(missing, tmp_path), errors.CheckpointError, capsys)
-    assert_nothing_left(tmp_path)
-
-
-def test_no_such_quantization(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*compile_arguments(checkpoint, tmp_path), "--quantization"]
-    assert run([*arguments, "int5"]) == 2
-    said = capsys.readouterr().err
-    assert "int5 is neither a file nor one of none, keep, int8, int4" in " ".join(said.split())
-    policy = checkpoint / "policy.json"
-    policy.write_text(json.dumps({"name": "p", "method": "magic", "roles": {}, "rules": []}))
-    assert "magic" in expect([*arguments, str(policy)], errors.CompileError, capsys)
-    assert_nothing_left(tmp_path)
-
-
-def test_not_a_mixture_of_experts(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    edit_config(checkpoint, model_type="llama", architectures=["LlamaForCausalLM"])
-    said = expect(compile_arguments(checkpoint, tmp_path), errors.UnsupportedModelError, capsys)
-    assert "Mixture-of-Experts" in said
-    assert_nothing_left(tmp_path)
-
-
-def test_unsupported_type(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    edit_config(checkpoint, model_type="gigamoe_9")
-    said = expect(compile_arguments(checkpoint, tmp_path), errors.UnsupportedModelError, capsys)
-    assert "gigamoe_9" in said
-    assert_nothing_left(tmp_path)
-
-
-def test_truncated_weights(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = checkpoint / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-    said = expect(compile_arguments(checkpoint, tmp_path), errors.CheckpointError, capsys)
-    assert "model.safetensors" in said
-    assert_nothing_left(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_tokenizer_that_is_cut_off(
-    name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (checkpoint / name).write_text('{"model"')
-    said = expect(compile_arguments(checkpoint, tmp_path), errors.CheckpointError, capsys)
-    assert name in said
-    assert "trace" not in said, "it is said before long work"
-    assert_nothing_left(tmp_path)
-
-
-def test_wrong_shape(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = json.loads((checkpoint / "config.json").read_text())
-    edit_config(checkpoint, moe_intermediate_size=config["moe_intermediate_size"] * 2)
-    said = expect(compile_arguments(checkpoint, tmp_path), errors.CheckpointError, capsys)
-    assert "experts" in said
-    assert_nothing_left(tmp_path)
-
-
-def test_existing_output(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "out.moec"
-    output.mkdir()
-    (output / "precious").write_text("do not lose me")
-    expect(compile_arguments(checkpoint, tmp_path), errors.OutputError, capsys)
-    expect([*compile_arguments(checkpoint, tmp_path), "--force"], errors.OutputError, capsys)
-    assert (output / "precious").read_text() == "do not lose me"
-
-
-def test_unknown_target(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*compile_arguments(checkpoint, tmp_path), "--target", "cuda-sm_12"]
-    assert "cuda-sm_89" in expect(arguments, errors.CompileError, capsys)
-    assert_nothing_left(tmp_path)
-    # It is said before anything is read or fetched.
-    arguments[1] = "owner/a-model-that-would-be-downloaded"
-    assert "cuda-sm_89" in expect(arguments, errors.CompileError, capsys)
-
-
-def test_output_where_no_folder_can_be(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["compile", str(checkpoint), "-o", str(checkpoint / "config.json" / "out.moec")]
-    said = expect(arguments, errors.OutputError, capsys)
-    assert "config.json is not a folder" in said
-    assert "trace" not in said, "it is said before long work"
-    assert_nothing_left(tmp_path)
-
-
-def test_without_the_compilers_packages(tmp_path: Path) -> None:
-    arguments = ["compile", str(EXAMPLE), "-o", "out.moec"]
-    code = f"import sys; sys.modules['torch'] = None\nfrom moec.__main__ import main; main({arguments!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == errors.MissingDependencyError.exit_code, done.stderr
-    assert "torch is not installed" in done.stderr
-    assert "moec[compile]" in done.stderr
-    assert_nothing_left(tmp_path)
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_a_module_for_another_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,14 +41,6 @@ def test_options_of_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert text.name in expect(arguments, errors.RequestError, capsys)
 
 
-def test_bad_calibration(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prompts = tmp_path / "checkpoint" / "prompts.jsonl"
-    prompts.write_text('{"prompt": "fine"}\n{"promt": "typo"}\n')
-    arguments = ["compile", str(checkpoint), "-o", str(tmp_path / "out.moec"), "--calibration", str(prompts)]
-    assert "line 2" in expect(arguments, errors.CheckpointError, capsys)
-    assert_nothing_left(tmp_path)
-
-
 def test_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["inspect"], ["verify"], ["plan"], ["generate", "--token-ids", "1"]):
         expect([command[0], str(tmp_path / "absent.moec"), *command[1:]], errors.BundleError, capsys)
@@ -188,8 +48,7 @@ def test_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_device_memory_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = make_bundle(tmp_path / "tiny.moec")
-    machine = str(EXAMPLE.parent / "machines" / "cpu-2core.json")
-    arguments = ["plan", str(bundle), "--machine", machine, "--device-memory", "1GiB"]
+    arguments = ["plan", str(bundle), "--machine", MACHINE, "--device-memory", "1GiB"]
     assert "no GPU" in expect(arguments, errors.DeviceError, capsys)
 
 
@@ -266,50 +125,3 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", "x.moec"]) == 2
     assert run(["no-such-command"]) == 2
     assert "Usage" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_disk_that_fills_up_half_way(tmp_path: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-    modules = tmp_path / "modules"
-    assert run(["compile", str(EXAMPLE), "-o", str(modules), "--modules-only"]) == 0
-    command = [
-        sys.executable,
-        "-m",
-        "moec",
-        "pack",
-        str(EXAMPLE),
-        str(modules),
-        "-o",
-        str(tmp_path / "out.moec"),
-    ]
-    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
-    assert done.returncode == errors.OutputError.exit_code, done.stderr
-    assert "File too large" in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["modules"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "kind", "text"),
-    [
-        (["--fit", "20ms"], errors.CompileError, "there is no machine"),
-        (["--fit", "8GiB", "--machine", MACHINE], errors.CompileError, "needs no --machine"),
-        (["--machine", MACHINE], errors.CompileError, "without --fit"),
-        (["--fit", "8GiB", "--quantization", "int4"], errors.CompileError, "cannot be given together"),
-        (["--fit", "soon"], errors.RequestError, "neither a size nor a time"),
-        (["--fit", "0.5"], errors.RequestError, "neither a size nor a time"),
-        (["--fit", "8GiB"], errors.CompileError, "needs calibration"),
-    ],
-)
-def test_targets_of_fit_are_a_size_or_a_time_on_a_machine(
-    arguments: list[str],
-    kind: type[errors.MoecError],
-    text: str,
-    checkpoint: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert text in expect([*compile_arguments(checkpoint, tmp_path), *arguments], kind, capsys)
-    assert_nothing_left(tmp_path)
