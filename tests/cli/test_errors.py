@@ -106,9 +106,14 @@ def test_a_chat_template_that_is_none(
     assert "t.jinja" in expect(arguments, errors.RequestError, capsys)
 
 
-def test_more_memory_than_the_machine_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "amount", [("--host-memory", "9TiB"), ("--device-memory", "9TiB"), ("--device-memory", "1GiB,9TiB")]
+)
+def test_more_memory_than_the_machine_has(
+    amount: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = str(make_bundle(tmp_path / "tiny.moec"))
-    arguments = ["plan", bundle, "--machine", MACHINE, "--host-memory", "9TiB"]
+    arguments = ["plan", bundle, "--machine", MACHINE, *amount]
     assert "more than the machine has" in expect(arguments, errors.BudgetError, capsys)
 
 

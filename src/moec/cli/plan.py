@@ -91,7 +91,7 @@ def command(
         described,
         opened.model,
         sum(sizes) if sizes else None,
-        _size(host_memory, described.host_memory_bytes, "--host-memory"),
+        None if host_memory is None else _size(host_memory, described.host_memory_bytes, "--host-memory"),
     )
     learned = learned_traces(opened, traces)
     analysis = analyse(learned, opened.model)
@@ -159,11 +159,11 @@ def _describe(machine: Path | None, bundle: Bundle, copy_thread: bool | None) ->
     return described
 
 
-def _size(text: str | None, total_bytes: int, name: str) -> int | None:
+def _size(text: str, total_bytes: int, name: str) -> int:
     from moec.runtime.memory.budget import parse_memory
 
-    size = None if text is None else parse_memory(text, total_bytes, name)
-    if size is not None and size > total_bytes:
+    size = parse_memory(text, total_bytes, name)
+    if size > total_bytes:
         raise BudgetError(
             f"{name} {text} is more than the machine has.",
             f"It has {human_bytes(total_bytes)}.",
@@ -174,13 +174,7 @@ def _size(text: str | None, total_bytes: int, name: str) -> int | None:
 
 def _sizes(text: str | None, total_bytes: int) -> list[int]:
     """Of each GPU; none where nothing is said."""
-    from moec.runtime.memory.budget import parse_memory
-
-    return (
-        []
-        if text is None
-        else [parse_memory(each, total_bytes, "--device-memory") for each in text.split(",")]
-    )
+    return [] if text is None else [_size(each, total_bytes, "--device-memory") for each in text.split(",")]
 
 
 def _part_facts(part: GpuPart) -> dict[str, int]:
