@@ -107,4 +107,4 @@ class Recording:
     def _tell(self, recorder: StepRecorder | None) -> None:
         self._executor.recorder = recorder
         self._engine.observer = None if recorder is None else recorder.end_step
-        self._engine.source_observer = recorder.end_sources if isinstance(recorder, SidedRecorder) else None
+        self._engine.sources.observer = recorder.end_sources if isinstance(recorder, SidedRecorder) else None

@@ -15,6 +15,7 @@ from moec.runtime.engine.batch import Executor, Piece, StepBatch
 from moec.runtime.engine.pages import pages_for
 from moec.runtime.engine.scheduler import Chunk, Limits, Scheduler, StepPlan
 from moec.runtime.engine.sequence import Request, Sequence, TokenOutput
+from moec.runtime.engine.sources import SourceReader
 from moec.runtime.logprobs import token_logprobs
 from moec.runtime.requests.checks import cache_too_small, check_count
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.runtime.engine.pages import Lease
     from moec.runtime.logprobs import TokenLogprobs
     from moec.runtime.requests.vocabulary import Vocabulary
     from moec.runtime.stats import Stats
@@ -62,6 +62,8 @@ class Engine:
         self._vocabulary = vocabulary
         self.scheduler = Scheduler(limits)
         self._batch = StepBatch(limits.max_step_tokens, self.scheduler.table, sources=limits.sources)
+        self.sources = SourceReader(executor, self._batch, self.scheduler, stats)
+        """Runs the encoder, where there is one."""
         self._next_id = 0
         self._ahead: _Begun | None = None
         """The step that was begun ahead; its tokens are next."""
@@ -70,8 +72,6 @@ class Engine:
         self.observer: Callable[[StepPlan], None] | None = None
         """Told of each run through the model which tokens it was for, once those that it chooses are there: none
         where it was for `score`, or failed."""
-        self.source_observer: Callable[[list[Sequence]], None] | None = None
-        """Told of each run of the encoder whose sources it read: none where it was for `score`, or failed."""
 
     def add(self, request: Request) -> Sequence:
         """Queue a request; its sequence joins the batch at a coming `step`.
@@ -136,7 +136,7 @@ class Engine:
         plan = self.scheduler.schedule() if last is None else self.scheduler.follow(last.plan)
         encoding = perf_counter()
         if plan is not None and self.limits.sources:
-            self._encode(plan)
+            self.sources.read_joining(plan)
         encoded = perf_counter()
         sequences = [] if plan is None else self._fill(plan)
         self.stats.milliseconds["schedule"] += (perf_counter() - encoded + encoding - started) * 1e3
@@ -145,42 +145,6 @@ class Engine:
         return _Begun(
             plan, sequences, self._executor.next_tokens(self._batch, sequences, ahead=last is not None)
         )
-
-    def _encode(self, plan: StepPlan) -> None:
-        """Run the encoder for sequences that join, on as many sources at once as a step holds."""
-        pieces: list[tuple[Sequence, Lease, Piece]] = []
-        for chunk in plan.chunks:
-            lease = chunk.sequence.lease
-            if lease is None or lease.encoded:
-                continue
-            piece = self._source_piece(chunk.sequence.request.source, lease.row)
-            if sum(len(each.tokens) for *_, each in pieces) + len(piece.tokens) > self._batch.capacity:
-                self._encode_together(pieces)
-                pieces = []
-            pieces.append((chunk.sequence, lease, piece))
-        self._encode_together(pieces)
-
-    def _encode_together(self, pieces: list[tuple[Sequence, Lease, Piece]]) -> None:
-        if pieces:
-            self._run_encoder([piece for *_, piece in pieces], [sequence for sequence, *_ in pieces])
-        for _, lease, _ in pieces:
-            lease.encoded = True
-
-    def _run_encoder(self, pieces: list[Piece], sequences: list[Sequence]) -> None:
-        """Read sources, of ``sequences`` where they are of any."""
-        self._batch.fill(pieces, [])
-        ran: list[Sequence] = []
-        try:
-            self._executor.encode(self._batch)
-            ran = sequences
-        finally:
-            if self.source_observer is not None:
-                self.source_observer(ran)
-        self.stats.prompt_tokens += self._batch.count
-
-    def _source_piece(self, source: tuple[int, ...], row: int) -> Piece:
-        own = self.scheduler.source_row(row)
-        return Piece(own, 0, list(source), own, len(source), len(source))
 
     def score(self, tokens: tuple[int, ...], source: tuple[int, ...] = ()) -> NDArray[np.float32]:
         """Logits float32 ``[T, V]`` of one sequence at all its positions; running sequences are left alone.
@@ -228,7 +192,7 @@ class Engine:
             scheduler.table.assign(scheduler.spare_row, 0, pages[:own])
             if source:
                 scheduler.table.assign(scheduler.source_row(scheduler.spare_row), 0, pages[own:])
-                self._run_encoder([self._source_piece(source, scheduler.spare_row)], [])
+                self.sources.read_alone(source, scheduler.spare_row)
             yield from self._score_chunks(tokens, len(source))
         finally:
             scheduler.pages.release(pages)
