@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tvm import tirx
@@ -20,6 +21,8 @@ from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.emit import Buffer, Expr, either, i64, load, store, when
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moec.compiler.kernels.cuda.attention.latent_room import Expanded
 
 GATHER_THREADS, GATHER_ROWS = 256, 16
@@ -140,19 +143,24 @@ def emit_expand(operands: Operands, expanded: Expanded, number: Expr) -> None:
                 ),
             )
             cuda.launch_next()
-            results = work.results()
-            each = [
-                (
-                    lambda half=half: put_tile(
-                        half, results, sums, (first, first_column), expanded, TILE.columns
-                    )
-                )
-                for half in halves
-            ]
-            either(second, each[1], each[0])
+            put_tile(halves, second, work.results(), sums, (first, first_column), expanded, TILE.columns)
 
 
 def put_tile(
+    halves: Sequence[Half],
+    second: Expr,
+    rows: list[ResultRow],
+    sums: Buffer,
+    place: tuple[Expr, Expr],
+    expanded: Expanded,
+    columns: int,
+) -> None:
+    """Store a tile of one of the two halves, with so many ``columns``, whose first row and column are at ``place``."""
+    own, other = (partial(_put_half, half, rows, sums, place, expanded, columns) for half in halves)
+    either(second, other, own)
+
+
+def _put_half(
     half: Half,
     rows: list[ResultRow],
     sums: Buffer,
@@ -160,7 +168,7 @@ def put_tile(
     expanded: Expanded,
     columns: int,
 ) -> None:
-    """Store a tile with so many ``columns`` whose first row and column are at ``place``: pairs of entries of a head."""
+    """Pairs of entries of a head."""
     begins = [T.bind(i64(place[0] + result.row) * i64(half.dim)) for result in rows]
     exist = [T.bind(i64(place[0] + result.row) < expanded.capacity) for result in rows]
     for number, (inside, _) in enumerate(rows[0].columns):

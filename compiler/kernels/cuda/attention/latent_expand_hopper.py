@@ -15,7 +15,7 @@ from moec.compiler.kernels.cuda.many.warpgroup_sums import WarpgroupTile
 from moec.compiler.kernels.cuda.many.work import Piece, Work
 from moec.compiler.kernels.cuda.many.work_launch import emit_work
 from moec.compiler.kernels.cuda.primitives import i32
-from moec.compiler.kernels.emit import ceildiv, either, i64
+from moec.compiler.kernels.emit import ceildiv, i64
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,15 +59,7 @@ def emit_expand_hopper(operands: Operands, expanded: Expanded, number: Expr) -> 
         matrix = Rows(halves[0].matrix, start, lambda row: T.min(row, last) * i32(rank // CHUNK), CHUNK, rank)
 
         def keep(sums: Buffer, results: list[ResultRow]) -> None:
-            each = [
-                (
-                    lambda half=half: put_tile(
-                        half, results, sums, (first, first_column), expanded, TILE.columns
-                    )
-                )
-                for half in halves
-            ]
-            either(second, each[1], each[0])
+            put_tile(halves, second, results, sums, (first, first_column), expanded, TILE.columns)
 
         yield Piece(latents, matrix, keep)
 

@@ -6,6 +6,7 @@ again it is waited for that they have read it.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,11 +81,8 @@ class Outbox:
         with when(self.thread == i32(0)):
             self._wait(self._full)
             for parcel in parcels:
-                if parcel.exists is None:
+                with when(parcel.exists) if parcel.exists is not None else nullcontext():
                     self._copy(parcel)
-                else:
-                    with when(parcel.exists):
-                        self._copy(parcel)
             cuda.call("bulk_commit")
         store(self._turn, 0, load(self._turn, 0) + i32(1))
 
