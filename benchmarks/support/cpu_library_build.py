@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import tvm
-
 from benchmarks.support.cpu_library import (
     ATTENTIONS,
     FMA_STEPS,
@@ -23,6 +21,7 @@ from moec.compiler.kernels.cpu.experts import experts
 from moec.compiler.kernels.cpu.linear import linear
 from moec.compiler.kernels.cpu.serve import serve
 from moec.compiler.kernels.emit import Argument, arguments, build, fill, i64, load, loop, registers, store
+from tests.support.machine_code import machine_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,9 +30,7 @@ if TYPE_CHECKING:
 
 def build_library(lanes: int, path: Path) -> None:
     """Compile every kernel for vectors of so many floats."""
-    target = tvm.target.Target({"kind": "llvm", "mcpu": PROCESSORS[lanes]})
-    functions = {str(function.attrs["global_symbol"]): function for function in _functions(lanes)}
-    tvm.compile(tvm.IRModule(functions), target=target).export_library(str(path))
+    machine_code(*_functions(lanes), mcpu=PROCESSORS[lanes]).export_library(str(path))
 
 
 def _functions(lanes: int) -> Iterator[Any]:
