@@ -10,7 +10,7 @@ import pytest
 
 from moec import errors
 from moec.__main__ import main, run
-from tests.support.commands import EXAMPLE, MACHINE, expect
+from tests.support.commands import EXAMPLE, GPU_MACHINE, MACHINE, expect
 from tests.support.tiny_bundle import make_bundle
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def test_more_memory_than_the_machine_has(
     amount: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = str(make_bundle(tmp_path / "tiny.moec"))
-    arguments = ["plan", bundle, "--machine", MACHINE, *amount]
+    machine = MACHINE if amount[0] == "--host-memory" else GPU_MACHINE
+    arguments = ["plan", bundle, "--machine", machine, *amount]
     assert "more than the machine has" in expect(arguments, errors.BudgetError, capsys)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"
 MACHINE = str(EXAMPLE.parent / "machines" / "cpu-2core.json")
+GPU_MACHINE = str(EXAMPLE.parent / "machines" / "rtx-4060-laptop-8gb.json")
 
 
 def expect(arguments: list[str], kind: type[errors.MoecError], capsys: pytest.CaptureFixture[str]) -> str:
