@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
+import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support import made_once
@@ -20,6 +25,25 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("MOEC_CACHE", folder)
         patch.setenv(made_once.FOLDER, os.environ.get(made_once.FOLDER, str(shared)))
         yield
+
+
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+    """A fixture draws the same random numbers whichever test asks for it first."""
+    _seed(f"{fixturedef.baseid}::{fixturedef.argname}[{getattr(request, 'param_index', 0)}]")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """A test draws the same random numbers whichever tests its process ran before."""
+    _seed(item.nodeid)
+
+
+def _seed(name: str) -> None:
+    seed = zlib.crc32(f"{name}{os.environ.get('MOEC_TESTS_SEED', '')}".encode())
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    if "torch" in sys.modules:  # one that is not loaded yet begins with a seed of its own, always the same
+        sys.modules["torch"].manual_seed(seed)
 
 
 LONGEST = "test_emulated_gpu.py"

@@ -89,7 +89,8 @@ def test_selections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_expert_that_is_not_read_is_noticed(module: Module) -> None:
     case = _decode(module, module.model.bodies[0], 1, 6, 1 << 20)
     held: list[torch.Tensor] = case.calls[0].held  # type: ignore[attr-defined]
-    held[1][0, 3] = -1
+    index, weight = held[1], held[2]
+    index[0, weight[0].argmax()] = -1
     assert measure(case, 10.0, CPU, 1)["verdict"] == "wrong"
 
 
