@@ -42,7 +42,8 @@ def every_format() -> list[Any]:
 
 
 def packed(quantized: Quantized, name: str) -> torch.Tensor:
-    return torch.from_numpy(pack_rows(FORMATS[name], quantized))
+    """Aligned as kernels want it, which numpy's memory is only by chance."""
+    return torch.from_numpy(pack_rows(FORMATS[name], quantized)).clone()
 
 
 def test_there_is_an_emitter_for_everything_a_format_can_have() -> None:
