@@ -118,6 +118,13 @@ def test_ctrl_c_keeps_a_resumable_staging_folder(tmp_path: Path) -> None:
     assert not any("state" in name for name in open_bundle(output).manifest.files)
 
 
+def test_ctrl_c_before_there_are_weights_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), BundleWriter(tmp_path / "out", resume_key="a") as writer:
+        (writer.folder / "model.json").write_text("{}")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("key", ["model b", None])
 def test_another_models_staging_folder_is_discarded(tmp_path: Path, key: str | None) -> None:
     with pytest.raises(KeyboardInterrupt):
