@@ -208,6 +208,8 @@ def check_output(output: Path, *, force: bool) -> None:
             "--force only replaces bundles.",
             "Choose another output.",
         )
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise output_error(output, PermissionError(errno.EACCES, "It is read-only"))
 
 
 def _check_place(output: Path) -> None:
