@@ -42,6 +42,16 @@ def refusal(client: httpx.Client, path: str, body: Any, status: int = 400) -> di
     return error
 
 
+def usage(prompt: int, completion: int, cached: int = 0) -> dict[str, Any]:
+    """What an answer with so many tokens says it took."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
 def wait_until_idle(model: Model) -> None:
     for _ in range(500):
         if not model.engine.busy:
