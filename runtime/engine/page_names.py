@@ -11,8 +11,8 @@ from moec.artifacts.cache import PAGE_TOKENS
 class PageNames:
     """Names of the full pages of a sequence, made as far as they are asked for.
 
-    What a page holds follows from all tokens up to its end, so its name is SHA-256 of the name of the page before it and
-    of its own tokens. Nobody finds two beginnings with equal names, and so nothing else is compared.
+    What a page holds follows from all tokens up to its end, so its name is SHA-256 of the name of the page before it
+    and of its own tokens. Nobody finds two beginnings with equal names, and so nothing else is compared.
 
     Args:
         tokens: of the sequence; more may be appended.

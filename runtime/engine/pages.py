@@ -1,4 +1,4 @@
-"""Pages of the key-value cache by number: how many are needed, and which are whose. Pure bookkeeping, no cache memory."""
+"""Pages of the key-value cache: how many are needed, and which are whose. Pure bookkeeping, no cache memory."""
 
 from __future__ import annotations
 

@@ -49,7 +49,12 @@ class Limits:
 
 
 def limits_of(
-    model: ModelRecord, max_batch: int, max_step_tokens: int, cache_pages: int, *, prefix_caching: bool = False
+    model: ModelRecord,
+    max_batch: int,
+    max_step_tokens: int,
+    cache_pages: int,
+    *,
+    prefix_caching: bool = False,
 ) -> Limits:
     """The limits that a model's engine has."""
     return Limits(
@@ -171,7 +176,7 @@ class Scheduler:
         return StepPlan(tuple(chunks), ())
 
     def restart(self) -> None:
-        """Let running sequences compute their tokens anew, on the pages that they have, but for pages that are settled."""
+        """Let running sequences compute their tokens anew on the pages that they have, but for settled ones."""
         for sequence in self.running:
             assert sequence.lease is not None
             sequence.computed = sequence.lease.settled * PAGE_TOKENS
@@ -200,7 +205,7 @@ class Scheduler:
         return victims
 
     def _admit(self, chunks: dict[int, Chunk], left: int) -> list[Sequence]:
-        """Let sequences join, those that wait longest first; ``chunks`` gets their chunks, of ``left`` tokens in all."""
+        """Let sequences join, those that wait longest first; ``chunks`` gets theirs, of ``left`` tokens in all."""
         joined: list[Sequence] = []
         while left > 0 and self._can_admit() and left >= self._least(self.waiting[0]):
             if self._prefixes.coming(self.waiting[0], self.running):

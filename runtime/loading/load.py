@@ -167,9 +167,7 @@ def load(
         max_step_tokens=max_step_tokens,
     )
     threads = load_runtime(cpu_threads)
-    limits = limits_of(
-        bundle.model, max_batch, max_step_tokens, memory.cache_pages, prefix_caching=sharing
-    )
+    limits = limits_of(bundle.model, max_batch, max_step_tokens, memory.cache_pages, prefix_caching=sharing)
     schedule = _schedule(bundle, memory)
     layers = plan_layers(needs.layers, bundle.schedule.profile, memory.expert_capacity_bytes)
     engine, executor = _assemble(bundle, target, limits, layers, schedule, prefetch)

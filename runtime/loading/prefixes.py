@@ -39,5 +39,7 @@ def _obstacle(model: ModelRecord) -> str | None:
         return "A prompt's tokens compete for the capacity of experts, so all of them are run together"
     states = sum(isinstance(step, StateStep) for step in model.steps)
     if states:
-        return f"{states} layers keep a state of all tokens so far, of which none is left at the end of a page"
+        return (
+            f"{states} layers keep a state of all tokens so far, of which none is left at the end of a page"
+        )
     return None

@@ -185,7 +185,9 @@ class Driver:
         for output in outputs:
             sequence = output.sequence
             job, index = self._sequences[sequence]
-            events.append((job, Token(index, output.token, output.logprobs, sequence.finished, sequence.reused or 0)))
+            events.append(
+                (job, Token(index, output.token, output.logprobs, sequence.finished, sequence.reused or 0))
+            )
             if sequence.finished is not None:
                 del self._sequences[sequence]
         if events:

@@ -96,7 +96,10 @@ class _Model(CollectorRegistry):
         gauges = {
             "sequences_running": (len(scheduler.running), "Sequences that run."),
             "sequences_waiting": (len(scheduler.waiting), "Sequences that wait for room."),
-            "cache_pages_free": (scheduler.pages.free, "Pages of the key-value cache that no sequence holds."),
+            "cache_pages_free": (
+                scheduler.pages.free,
+                "Pages of the key-value cache that no sequence holds.",
+            ),
             "cache_pages_kept": (scheduler.pages.kept, "Those of them whose tokens a prompt may take over."),
             "cache_pages": (scheduler.pages.total, "Pages of the key-value cache."),
         }

@@ -50,8 +50,8 @@ class Bench:
     engine: Engine
     executor: Watching
 
-    def run(self, prompt: tuple[int, ...], new: int, **options: bool) -> Sequence:
-        sequence = self.engine.add(Request(prompt, new, **options))
+    def run(self, prompt: tuple[int, ...], new: int, *, whole: bool = False) -> Sequence:
+        sequence = self.engine.add(Request(prompt, new, whole_prompt=whole))
         finish(self.engine)
         return sequence
 
@@ -198,7 +198,7 @@ def test_a_whole_prompt_is_run_whole_and_off_is_off() -> None:
     prompt = prompt_of(80)
     bench = make()
     bench.run(prompt, 2)
-    assert bench.run(prompt, 2, whole_prompt=True).reused == 0
+    assert bench.run(prompt, 2, whole=True).reused == 0
     assert bench.run(prompt, 2).reused == 64
     off = make(on=False)
     assert [off.run(prompt, 2).reused for _ in range(2)] == [0, 0]
