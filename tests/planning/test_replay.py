@@ -52,7 +52,7 @@ def simulate(
     return hits
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     policy=st.sampled_from(POLICIES),
     experts=st.integers(1, 9),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -91,13 +91,7 @@ class Pool(RuleBasedStateMachine):
 
 
 TestPool = Pool.TestCase
-TestPool.settings = settings(
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-    max_examples=60,
-    stateful_step_count=40,
-)
+TestPool.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_the_end_of_a_chain_goes_before_its_beginning_and_the_oldest_chain_first() -> None:

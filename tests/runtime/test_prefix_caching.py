@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moec.artifacts.cache import PAGE_TOKENS
@@ -264,7 +264,7 @@ def until_it_ends(prompt: tuple[int, ...], new: int, ends: frozenset[int]) -> li
     return tokens[: stops[0] + 1] if stops else tokens
 
 
-@settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(requests, st.integers(0, 9), st.sampled_from("......cf")), min_size=1, max_size=10),
     st.integers(1, 4),

@@ -74,7 +74,7 @@ def test_what_was_run_for_no_sequence_is_forgotten() -> None:
     assert rows(ring.traces()) == [choice(0, 0, 0)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(capacity=st.integers(1, 12), counts=st.lists(st.integers(1, 20), min_size=1, max_size=6))
 def test_the_oldest_tokens_go_first(capacity: int, counts: list[int]) -> None:
     ring = RoutingRing(LAYERS, capacity)

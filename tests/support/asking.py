@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from tests.support.served import PAGES
+from tests.support.waiting import HANG_SECONDS, wait_until
 
 if TYPE_CHECKING:
-    import httpx
-
     from moec.runtime.model import Model
 
 SCRIPT = "Grüße, 世界! 🙂 Stop here"
 """What models say."""
+
+
+def connected(url: str) -> httpx.Client:
+    """A client of the server at an address."""
+    return httpx.Client(base_url=url, timeout=HANG_SECONDS)
 
 
 def events(client: httpx.Client, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -53,9 +58,4 @@ def usage(prompt: int, completion: int, cached: int = 0) -> dict[str, Any]:
 
 
 def wait_until_idle(model: Model) -> None:
-    for _ in range(500):
-        if not model.engine.busy:
-            break
-        time.sleep(0.01)
-    assert not model.engine.busy
-    assert model.engine.scheduler.pages.free == PAGES
+    wait_until(lambda: not model.engine.busy and model.engine.scheduler.pages.free == PAGES)

@@ -19,6 +19,7 @@ from moec.runtime.stats import Stats
 from moec.runtime.tokenizer import Tokenizer
 from tests.support import byte_tokenizer, fake_chain
 from tests.support.fake_executor import FakeExecutor
+from tests.support.waiting import HANG_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ class ScriptedExecutor(FakeExecutor):
     def next_tokens(
         self, batch: StepBatch, sequences: list[Sequence], *, ahead: bool = False
     ) -> Callable[[], list[int]]:
-        assert self.gate.wait(20)
+        assert self.gate.wait(HANG_SECONDS)
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
             raise failure
@@ -97,6 +98,11 @@ def executor_of(model: Model) -> ScriptedExecutor:
     return executor
 
 
+def clients_inside(server: Server) -> int:
+    """How many have been let in and have not left."""
+    return len(server._admission._tickets)
+
+
 @contextmanager
 def served(model: Model, template: str | None = TEMPLATE, **options: Any) -> Iterator[tuple[str, Server]]:
     """A server of ``model`` and its address; stopped in the end."""
@@ -118,11 +124,11 @@ def served(model: Model, template: str | None = TEMPLATE, **options: Any) -> Ite
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert started.wait(20)
+    assert started.wait(HANG_SECONDS)
     try:
         yield f"http://127.0.0.1:{port}", server
     finally:
         server.stop()
-        thread.join(20)
+        thread.join(HANG_SECONDS)
         assert not thread.is_alive()
         server.raised = raised  # type: ignore[attr-defined]

@@ -83,7 +83,7 @@ def part_bytes(count: int) -> int:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_random_steps_agree_with_a_plain_model(data: st.DataObject) -> None:
     experts = data.draw(st.integers(2, 30), "experts")
     top_k, count = data.draw(st.integers(1, min(5, experts)), "top_k"), data.draw(st.integers(0, experts - 1))
@@ -129,7 +129,7 @@ def test_random_steps_agree_with_a_plain_model(data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_cpu_has_its_share_and_nothing_that_is_there_whole(data: st.DataObject) -> None:
     experts, top_k = data.draw(st.integers(4, 30), "experts"), data.draw(st.integers(1, 4), "top_k")
     share = tuple(

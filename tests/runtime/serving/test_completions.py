@@ -5,16 +5,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 from moec.artifacts.model import GenerationDefaults
-from tests.support.asking import SCRIPT, completion, events, refusal, usage
+from tests.support.asking import SCRIPT, completion, connected, events, refusal, usage
 from tests.support.byte_tokenizer import END, bytes_tokenizer
 from tests.support.served import CONTEXT, NAME, make_model, served
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import httpx
 
     from moec.runtime.model import Model
 
@@ -115,7 +116,7 @@ def test_options_of_sampling_reach_the_sampler(client: httpx.Client, twin: Model
 def test_defaults_are_the_checkpoints_and_zero_is_greedy(tmp_path: Path) -> None:
     hot = GenerationDefaults(None, (END,), None, True, 50.0, 0, 1.0, 1.0)
     model = make_model(tmp_path, SCRIPT, hot)
-    with served(model) as (url, _), httpx.Client(base_url=url) as client:
+    with served(model) as (url, _), connected(url) as client:
         assert completion(client, temperature=0, max_tokens=1)["choices"][0]["text"] == "G"
         texts = {completion(client, max_tokens=4, seed=n)["choices"][0]["text"] for n in range(3)}
         assert len(texts) == 3
@@ -125,7 +126,7 @@ def test_behind_an_encoder_prompts_are_what_it_reads(tmp_path: Path) -> None:
     start, language = bytes_tokenizer().encode("^=").ids
     defaults = GenerationDefaults(None, (END,), None, False, 1.0, 0, 1.0, 1.0, decoder_start_token_id=start)
     model = make_model(tmp_path, "Bonjour", defaults, encoder=True)
-    with served(model) as (url, _), httpx.Client(base_url=url, timeout=20) as client:
+    with served(model) as (url, _), connected(url) as client:
         answer = completion(client, prompt="hello, you", forced_bos_token_id=language)
         assert answer["choices"][0]["text"] == "=Bonjour"
         assert answer["usage"] == usage(10, 9)

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from moec.artifacts.cache import PAGE_TOKENS
-from tests.support.asking import SCRIPT, completion, events, usage, wait_until_idle
+from tests.support.asking import SCRIPT, completion, connected, events, usage, wait_until_idle
 from tests.support.served import PAGES, make_model, served
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def model(tmp_path: Path) -> Model:
 
 @pytest.fixture
 def client(model: Model) -> Iterator[httpx.Client]:
-    with served(model) as (url, _), httpx.Client(base_url=url, timeout=20) as client:
+    with served(model) as (url, _), connected(url) as client:
         yield client
 
 
