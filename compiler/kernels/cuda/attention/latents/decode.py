@@ -1,6 +1,7 @@
 """Steps of few tokens over latents: blocks share a token's context, and a second kernel puts their results together.
 
-As in `attention.decode`, the step's own tokens are read from ``k``, and what is in the cache before the previous kernel is done.
+As in `attention.decode`, the step's own tokens are read from ``k``, and what is in the cache before the previous kernel
+is done.
 """
 
 from __future__ import annotations
