@@ -4,8 +4,8 @@ Every thread of a team calls ``serve_experts`` once and stays in it until it is 
 ``artifacts/words/mailbox.py`` for the words that they share with the GPU and with each other. A request has two
 phases, as ``experts_<body>`` has: gate and up of all its experts, then down. The rows of a phase are cut into equal
 pieces, and a thread takes the next piece that nobody has: a thread that sleeps, or whose core somebody else uses, holds
-nobody up but for the piece it is at. A piece says nothing about who computes it or in which order: the same request gives the same
-bits with any number of threads.
+nobody up but for the piece it is at. A piece says nothing about who computes it or in which order: the same request
+gives the same bits with any number of threads.
 """
 
 from __future__ import annotations
