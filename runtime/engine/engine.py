@@ -241,6 +241,8 @@ class Engine:
                 sequences.append(chunk.sequence)
         self._batch.fill(pieces, wanted)
         self.stats.preemptions += len(plan.preempted)
+        self.stats.prefix_hits += sum(sequence.computed > 0 for sequence in plan.joined)
+        self.stats.reused_tokens += sum(sequence.computed for sequence in plan.joined)
         return sequences
 
     def _collect(self, step: _Begun) -> list[TokenOutput]:
@@ -255,11 +257,12 @@ class Engine:
             if chunk.count > 1 or chunk.start < len(sequence.request.prompt):
                 stats.prompt_tokens += chunk.count
             sequence.computed = chunk.start + chunk.count
-            if sequence.pending:
-                continue
-            token = tokens[sequence]
-            sequence.extend(token)
-            outputs.append(TokenOutput(sequence, token, sequence.sampler.logprobs))
+            if not sequence.pending:
+                token = tokens[sequence]
+                sequence.extend(token)
+                outputs.append(TokenOutput(sequence, token, sequence.sampler.logprobs))
+            # Not before it has its token: a sequence that begins anew has one to run.
+            self.scheduler.settle(sequence)
             if sequence.finished is not None:
                 self.scheduler.remove(sequence)
         stats.steps += 1

@@ -47,5 +47,15 @@ def refusal(client: httpx.Client, path: str, body: Any, status: int = 400) -> di
     return error
 
 
+def usage(prompt: int, completion: int, cached: int = 0) -> dict[str, Any]:
+    """What an answer with so many tokens says it took."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
 def wait_until_idle(model: Model) -> None:
     wait_until(lambda: not model.engine.busy and model.engine.scheduler.pages.free == PAGES)

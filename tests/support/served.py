@@ -76,6 +76,7 @@ def make_model(
     defaults: GenerationDefaults = DEFAULTS,
     *,
     encoder: bool = False,
+    prefix_caching: bool = False,
 ) -> Model:
     """A model of the script, behind an encoder or not; its tokenizer is in ``folder``."""
     byte_tokenizer.save(folder / "tokenizer")
@@ -85,7 +86,7 @@ def make_model(
     record = dataclasses.replace(
         record, vocab_size=byte_tokenizer.VOCAB, generation=defaults, max_context=CONTEXT
     )
-    limits = Limits(BATCH, 64, CONTEXT, PAGES, sources=encoder)
+    limits = Limits(BATCH, 64, CONTEXT, PAGES, sources=encoder, prefix_caching=prefix_caching)
     engine = Engine(ScriptedExecutor(script), limits, Vocabulary(byte_tokenizer.VOCAB), Stats())
     return Model(folder, record, "cpu", MemoryPlan(0, 0, PAGES, 0, 0, 0, 0, 0), engine, None)
 

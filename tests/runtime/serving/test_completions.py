@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from moec.artifacts.model import GenerationDefaults
-from tests.support.asking import SCRIPT, completion, connected, events, refusal
+from tests.support.asking import SCRIPT, completion, connected, events, refusal, usage
 from tests.support.byte_tokenizer import END, bytes_tokenizer
 from tests.support.served import CONTEXT, NAME, make_model, served
 
@@ -26,7 +26,7 @@ def test_a_completion_is_whole_and_counted(client: httpx.Client) -> None:
     assert answer["model"] == NAME
     assert answer["choices"] == [{"index": 0, "text": SCRIPT, "logprobs": None, "finish_reason": "stop"}]
     tokens = len(SCRIPT.encode()) + 1
-    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": tokens, "total_tokens": tokens + 2}
+    assert answer["usage"] == usage(2, tokens)
 
 
 def test_a_stream_never_splits_a_character_and_sums_to_the_answer(client: httpx.Client) -> None:
@@ -129,7 +129,7 @@ def test_behind_an_encoder_prompts_are_what_it_reads(tmp_path: Path) -> None:
     with served(model) as (url, _), connected(url) as client:
         answer = completion(client, prompt="hello, you", forced_bos_token_id=language)
         assert answer["choices"][0]["text"] == "=Bonjour"
-        assert answer["usage"] == {"prompt_tokens": 10, "completion_tokens": 9, "total_tokens": 19}
+        assert answer["usage"] == usage(10, 9)
         texts = [choice["text"] for choice in completion(client, prompt=["one", "two"], n=2)["choices"]]
         own = make_model(tmp_path, "Bonjour", defaults, encoder=True)
         rows = own.generate([own.encode("one"), own.encode("two")], max_new_tokens=99)
