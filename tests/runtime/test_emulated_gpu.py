@@ -43,7 +43,8 @@ def test_what_takes_longer_on_a_stub_of_the_cuda_driver(name: str) -> None:
 def run(names: list[str], marked: str) -> None:
     """Tests of some files in a process of their own."""
     options = ["-q", "-x", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={HANGS_SECONDS}"]
-    command = [sys.executable, "-m", "pytest", *options, "-m", marked, *(str(FOLDER / name) for name in names)]
+    files = [str(FOLDER / name) for name in names]
+    command = [sys.executable, "-m", "pytest", *options, "-m", marked, *files]
     environment = {**os.environ, "MOEC_CUDA_STUB": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
