@@ -14,6 +14,8 @@ import hypothesis
 import numpy as np
 import pytest
 
+from moec.runtime.machine.limits import total_memory
+from moec.runtime.machine.threads import usable_cpus
 from tests.support import made_once
 
 SEED = os.environ.get("MOEC_TESTS_SEED", "")
@@ -65,6 +67,17 @@ def _seed(name: str) -> None:
     np.random.seed(seed)  # noqa: NPY002
     if "torch" in sys.modules:  # one that is not loaded yet begins with a seed of its own, always the same
         sys.modules["torch"].manual_seed(seed)
+
+
+WORKER_BYTES = 2 << 30
+"""What a process of xdist takes at most, with a process that one of its tests has started."""
+
+
+def pytest_xdist_auto_num_workers() -> int | None:
+    """One a CPU, as far as memory goes; xdist would also count CPUs that the process's cgroup does not let it use."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return min(usable_cpus(), max(2, total_memory() // WORKER_BYTES))
 
 
 LONGEST = "test_emulated_gpu.py"

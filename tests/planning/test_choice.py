@@ -12,10 +12,10 @@ from moec.planning.synthetic import (
     TOPICAL,
     ZipfRouting,
     overlap,
-    woven_traces,
     zipf_traces,
 )
 from tests.support.tiny_bundle import tiny_model, tiny_traces
+from tests.support.woven_traces import woven_traces
 
 SHAPES = [(64, 6)] * 2
 
