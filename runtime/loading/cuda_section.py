@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import cache_layers
 from moec.artifacts.footprint import LOGIT_ROWS, selection_layers, state_layers
-from moec.artifacts.sampling import SAMPLE
+from moec.artifacts.words.sampling import SAMPLE
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.chain.binding import Binder

@@ -1,4 +1,4 @@
-"""Command lines in the documentation are of commands and options that there are, and its policy is one."""
+"""Command lines in the documentation are of commands and options that exist, and its policy is one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from moec.cli.formats import read_quantization
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(path for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")) if path.name != "cli.md")
-CODE = re.compile(r"^```(?:sh)?\n(.*?)^```|((?:^    .*\n)+)|`(moec [^`]+)`", re.MULTILINE | re.DOTALL)
-"""Shell blocks, indented lines, and commands within a sentence."""
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+OTHER = re.compile(r"((?:^    .*\n)+)|`(moec [^`]+)`", re.MULTILINE)
+"""Indented lines, and commands within a sentence."""
 
 
 def command_lines(text: str) -> list[list[str]]:
     """The arguments behind each ``moec``."""
-    pieces = [piece for found in CODE.finditer(text) for piece in found.groups() if piece]
+    pieces = [found[2] for found in FENCED.finditer(text) if found[1] in ("", "sh")]
+    pieces += [found[1] or found[2] for found in OTHER.finditer(FENCED.sub("", text))]
     lines = [line.strip() for piece in pieces for line in piece.replace("\\\n", "").splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("moec ")]
 

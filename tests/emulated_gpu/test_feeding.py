@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from moec import runtime
-from moec.artifacts import mailbox, orders
 from moec.artifacts.reader import open_bundle
+from moec.artifacts.words import mailbox, orders
 from moec.errors import DeviceError
 from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.offload import employing, feeding, helping

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moec.artifacts import mailbox
 from moec.artifacts.ids import LayerId
 from moec.artifacts.model import ExpertBody, ExpertsLayer, GenerationDefaults, ModelRecord
+from moec.artifacts.words import mailbox
 from moec.compiler.kernels.cpu.serve import serve
 from moec.compiler.kernels.cuda.mailbox import collect, post
 from moec.errors import DeviceError

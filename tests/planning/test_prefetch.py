@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from moec.artifacts.schedule import Budgets
-from moec.artifacts.slots import PIECE_BYTES
 from moec.artifacts.traces import Traces, join_traces, layer_trace
+from moec.artifacts.words.slots import PIECE_BYTES
 from moec.planning.analysis import analyse
 from moec.planning.guesses import SOURCES, Split, by_requests, by_router, by_transitions, halves
 from moec.planning.planner import plan, plan_analysed

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import tvm_ffi
 
-from moec.artifacts import mailbox
 from moec.artifacts.model import ExpertBody
+from moec.artifacts.words import mailbox
 from moec.errors import DeviceError
 from moec.runtime.machine.libraries import load_runtime
 from moec.runtime.sharing import team as teams

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moec.artifacts import mailbox
-from moec.artifacts.mailbox import MailboxPlace, mailbox_layout
+from moec.artifacts.words import mailbox
+from moec.artifacts.words.mailbox import MailboxPlace, mailbox_layout
 from moec.runtime.device import View
 from moec.runtime.sharing.mailbox import Mailbox
 from moec.runtime.tensors import aligned_zeros, array_at

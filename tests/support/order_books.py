@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moec.artifacts import orders
+from moec.artifacts.words import orders
 from moec.runtime.sharing.feeder import CopyDriver, Feeder
 from moec.runtime.sharing.order_book import BOOK_BYTES, OrderBook
 from moec.runtime.tensors import aligned_zeros

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from moec.artifacts import ahead, slots
 from moec.artifacts.schedule import Policy
+from moec.artifacts.words import ahead, slots
 from moec.compiler.kernels.cuda.ahead.bring import bring
 from moec.compiler.kernels.cuda.ahead.guess import check, guess
 from moec.compiler.kernels.cuda.ahead.scores import score_early, score_votes

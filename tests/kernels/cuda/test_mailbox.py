@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moec.artifacts import mailbox
 from moec.artifacts.model import ExpertBody
+from moec.artifacts.words import mailbox
 from moec.compiler.kernels.cpu.serve import serve
 from moec.compiler.kernels.cuda.mailbox import collect, post
 from moec.runtime.sharing.team import Team

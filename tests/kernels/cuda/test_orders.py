@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moec.artifacts import ahead, orders, slots
 from moec.artifacts.schedule import Policy
+from moec.artifacts.words import ahead, orders, slots
 from moec.compiler.kernels.cpu.feed import feed
 from moec.compiler.kernels.cuda.slots.assign import assign
 from moec.compiler.kernels.cuda.slots.order import order

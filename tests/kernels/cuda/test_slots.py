@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from moec.artifacts import slots as words
 from moec.artifacts.schedule import DEFAULT_POLICY, Policy
+from moec.artifacts.words import slots as words
 from moec.compiler.kernels.cuda.slots.assign import assign
 from moec.compiler.kernels.cuda.slots.fetch import fetch
 from moec.planning import policies

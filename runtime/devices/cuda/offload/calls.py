@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from moec.artifacts.slots import MOST_CACHED_TOKENS
+from moec.artifacts.words.slots import MOST_CACHED_TOKENS
 from moec.runtime.device import HostCall, PackedCall
 
 if TYPE_CHECKING:

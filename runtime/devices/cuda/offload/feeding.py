@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.artifacts import orders
+from moec.artifacts.words import orders
 from moec.errors import DeviceError
 from moec.runtime.device import CapturedCall, View, padded_bytes
 from moec.runtime.devices.cuda.attended import Attendance

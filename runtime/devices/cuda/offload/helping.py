@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.sharing import MAILBOX_US, ShareSpeeds, cpu_shares
-from moec.artifacts.slots import MOST_SHARED
+from moec.artifacts.words.slots import MOST_SHARED
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.measure import copy_rate
 from moec.runtime.devices.cuda.sharing import CpuShare

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.ahead import GUESS
 from moec.artifacts.program import cached_beside_name
-from moec.artifacts.slots import ASSIGN, CACHED, FETCH
+from moec.artifacts.words.ahead import GUESS
+from moec.artifacts.words.slots import ASSIGN, CACHED, FETCH
 from moec.errors import BundleError
 from moec.runtime.devices.cuda.offload.ahead import ExpertsAhead
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts

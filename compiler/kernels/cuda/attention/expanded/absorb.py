@@ -27,7 +27,7 @@ from moec.compiler.kernels.emit import Buffer, Expr, ceildiv, div, i64, load, lo
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.compiler.kernels.cuda.attention.latent_room import Absorbed, Room
+    from moec.compiler.kernels.cuda.attention.expanded.room import Absorbed, Room
     from moec.compiler.kernels.cuda.attention.operands import Operands
 
 ROUND_THREADS, MOST_ROUND_BLOCKS = 256, 1056

@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cuda.attention.convert import floats, stored
-from moec.compiler.kernels.cuda.attention.decode_plan import TILE, Plan
+from moec.compiler.kernels.cuda.attention.decode.plan import TILE, Plan
 from moec.compiler.kernels.cuda.primitives import call, element, i32, registers
 from moec.compiler.kernels.emit import Buffer, Expr, either, i64, load, store, when
 

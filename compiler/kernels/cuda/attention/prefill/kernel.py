@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cuda.attention.marks import any_left
-from moec.compiler.kernels.cuda.attention.prefill_softmax import (
+from moec.compiler.kernels.cuda.attention.prefill.softmax import (
     Sums,
     add_bias,
     add_values,

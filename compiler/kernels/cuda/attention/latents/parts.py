@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.attention.latent_block import Shape
+from moec.compiler.kernels.cuda.attention.latents.block import Shape
 from moec.compiler.kernels.cuda.attention.operands import Operands, settled
 from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import MULTIPROCESSORS, i32

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats_2
-from moec.compiler.kernels.cuda.attention.latent import attend
-from moec.compiler.kernels.cuda.attention.latent_block import WIDTH, Block, Shape, begin, row_number
+from moec.compiler.kernels.cuda.attention.latents.attend import attend
+from moec.compiler.kernels.cuda.attention.latents.block import WIDTH, Block, Shape, begin, row_number
 from moec.compiler.kernels.cuda.attention.marks import any_left
 from moec.compiler.kernels.cuda.attention.operands import Operands, query_scale, store_results
-from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total
+from moec.compiler.kernels.cuda.attention.prefill.softmax import inverse_total
 from moec.compiler.kernels.cuda.attention.rows import Bounds, Place, Rows, Segment, find_bounds, segment_at
 from moec.compiler.kernels.cuda.attention.tiles import Source
 from moec.compiler.kernels.cuda.primitives import (

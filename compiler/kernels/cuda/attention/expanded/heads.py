@@ -1,6 +1,6 @@
 """Flash attention of chosen runs over one round of expanded keys; what it knows goes on to the next round.
 
-As in `prefill`, but keys lie in rows one after the other: those of a head, and the part that all heads share.
+As in `attention.prefill`, but keys lie in rows one after the other: those of a head, and the part that all heads share.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.attention.latent_plan import (
+from moec.compiler.kernels.cuda.attention.expanded.plan import (
     LEAST_TOKENS,
     RUN_TILE,
     WIDTH,
@@ -20,9 +20,9 @@ from moec.compiler.kernels.cuda.attention.latent_plan import (
     counted,
     find,
 )
-from moec.compiler.kernels.cuda.attention.latent_room import ROWS
+from moec.compiler.kernels.cuda.attention.expanded.room import ROWS
 from moec.compiler.kernels.cuda.attention.operands import Operands, first_seen
-from moec.compiler.kernels.cuda.attention.prefill_softmax import (
+from moec.compiler.kernels.cuda.attention.prefill.softmax import (
     Sums,
     add_values,
     begin,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moec.artifacts.model import AttentionSpec
-    from moec.compiler.kernels.cuda.attention.latent_room import Expanded
+    from moec.compiler.kernels.cuda.attention.expanded.room import Expanded
 
 NARROW = 128
 """Largest dimension of values for which a warp has 32 rows."""

@@ -47,7 +47,7 @@ SECOND = 13
 HALF_LIFE, ADMITS_BETTER = 14, 15
 """Of the policy: log2 of the tokens in which uses halve; whether a miss takes only slots of lesser keys than its."""
 MOST_AHEAD = 4
-"""Experts of a layer of which pieces are brought before its router has spoken; see ``moec.artifacts.ahead``."""
+"""Experts of a layer of which pieces are brought before its router has spoken; see ``moec.artifacts.words.ahead``."""
 AHEAD_HOME, AHEAD_PIECES, AHEAD_FETCH = 16, 20, 24
 """``[MOST_AHEAD]`` each: where such an expert is in host memory; how many of its pieces are there, the first ones; and
 its number among the step's fetches, -1 for none."""
@@ -58,7 +58,7 @@ AHEAD_CLOCK = 29
 AHEAD_BYTES = 30
 """Counter: bytes that fetches took from there."""
 NOTES = 31
-"""Where the GPU keeps its notes of orders, 0: it makes none; see ``moec.artifacts.orders``."""
+"""Where the GPU keeps its notes of orders, 0: it makes none; see ``moec.artifacts.words.orders``."""
 SHARE = 32
 """``[MOST_SHARED + 1]``: of so many misses, how many are the CPU's."""
 SOURCE = 64

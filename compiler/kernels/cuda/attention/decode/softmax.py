@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats, split
-from moec.compiler.kernels.cuda.attention.decode_plan import WARPS, Plan
+from moec.compiler.kernels.cuda.attention.decode.plan import WARPS, Plan
 from moec.compiler.kernels.cuda.attention.operands import HIDDEN, LOWEST, exponent, query_scale
 from moec.compiler.kernels.cuda.primitives import (
     call,
@@ -22,7 +22,7 @@ from moec.compiler.kernels.cuda.primitives import (
 from moec.compiler.kernels.emit import Buffer, Expr, load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cuda.attention.decode_tile import Held
+    from moec.compiler.kernels.cuda.attention.decode.tile import Held
     from moec.compiler.kernels.cuda.attention.operands import Operands
 
 

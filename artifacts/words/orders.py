@@ -16,7 +16,7 @@ Words are int64. Each that one side writes while the other looks at it has a lin
 
 from __future__ import annotations
 
-from moec.artifacts import slots
+from moec.artifacts.words import slots
 
 ORDER = "order_experts"
 """The GPU's function: ``order_experts(state, notes, book, copies)``, in place of ``fetch_experts(state)``."""

@@ -1,6 +1,7 @@
 """Steps of few tokens over latents: blocks share a token's context, and a second kernel puts their results together.
 
-As in `decode`, the step's own tokens are read from ``k``, and what is in the cache before the previous kernel is done.
+As in `attention.decode`, the step's own tokens are read from ``k``, and what is in the cache before the previous kernel
+is done.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.append import append_token
 from moec.compiler.kernels.cuda.attention.convert import clamped, floats, floats_2, split, stored
-from moec.compiler.kernels.cuda.attention.latent import attend
-from moec.compiler.kernels.cuda.attention.latent_block import WIDTH, Block, begin, row_number
-from moec.compiler.kernels.cuda.attention.latent_parts import LatentPlan, Part, results
+from moec.compiler.kernels.cuda.attention.latents.attend import attend
+from moec.compiler.kernels.cuda.attention.latents.block import WIDTH, Block, begin, row_number
+from moec.compiler.kernels.cuda.attention.latents.parts import LatentPlan, Part, results
 from moec.compiler.kernels.cuda.attention.operands import Operands, query_scale, settled
-from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total
+from moec.compiler.kernels.cuda.attention.prefill.softmax import inverse_total
 from moec.compiler.kernels.cuda.attention.rows import Segment
 from moec.compiler.kernels.cuda.attention.tiles import PIECE, Source, Tile
 from moec.compiler.kernels.cuda.attention.where import Where, locate

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.convert import floats
-from moec.compiler.kernels.cuda.attention.latent_block import WIDTH
-from moec.compiler.kernels.cuda.attention.latent_parts import MOST_PARTS, LatentPlan, results
+from moec.compiler.kernels.cuda.attention.latents.block import WIDTH
+from moec.compiler.kernels.cuda.attention.latents.parts import MOST_PARTS, LatentPlan, results
 from moec.compiler.kernels.cuda.attention.operands import LOWEST, Operands, settled
-from moec.compiler.kernels.cuda.attention.prefill_softmax import inverse_total
+from moec.compiler.kernels.cuda.attention.prefill.softmax import inverse_total
 from moec.compiler.kernels.cuda.attention.where import locate
 from moec.compiler.kernels.cuda.primitives import (
     LANES,

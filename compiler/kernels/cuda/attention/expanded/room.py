@@ -118,7 +118,7 @@ class Expanded:
     head: Buffer
     """int32: runs, tiles of query rows, rows of keys, all of chosen runs; tokens that are in none."""
     runs: Buffer
-    """int32 ``[runs, RUN_WORDS]``, see `latent_plan`."""
+    """int32 ``[runs, RUN_WORDS]``, see `plan`."""
     chosen: Buffer
     """int32 ``[T]``, not 0 for tokens that see expanded keys."""
     state: Buffer

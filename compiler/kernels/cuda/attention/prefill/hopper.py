@@ -1,4 +1,4 @@
-"""Steps of many tokens over the paged cache on Hopper GPUs: as `prefill`, with products of four warps."""
+"""Steps of many tokens over the paged cache on Hopper GPUs: as `kernel`, with products of four warps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cuda.attention.marks import any_left
-from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, begin, write
+from moec.compiler.kernels.cuda.attention.prefill.softmax import Sums, begin, write
+from moec.compiler.kernels.cuda.attention.prefill.warpgroups import (
+    KEYS,
+    ROWS,
+    THREADS,
+    Memory,
+    allocate,
+    attend,
+)
 from moec.compiler.kernels.cuda.attention.rows import (
     Place,
     Rows,
@@ -19,7 +27,6 @@ from moec.compiler.kernels.cuda.attention.rows import (
     segment_at,
 )
 from moec.compiler.kernels.cuda.attention.tiles import put_queries
-from moec.compiler.kernels.cuda.attention.warpgroups import KEYS, ROWS, THREADS, Memory, allocate, attend
 from moec.compiler.kernels.cuda.many.panels import PANEL, PANEL_PIECES, ROW_BYTES, Panels
 from moec.compiler.kernels.cuda.primitives import (
     call,

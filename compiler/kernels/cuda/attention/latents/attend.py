@@ -15,9 +15,9 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.convert import split
 from moec.compiler.kernels.cuda.attention.fragments import load_a, load_b, load_b_transposed
-from moec.compiler.kernels.cuda.attention.latent_block import OWN, WIDTH, row_number
+from moec.compiler.kernels.cuda.attention.latents.block import OWN, WIDTH, row_number
 from moec.compiler.kernels.cuda.attention.operands import HIDDEN, exponent
-from moec.compiler.kernels.cuda.attention.prefill_softmax import any_differs
+from moec.compiler.kernels.cuda.attention.prefill.softmax import any_differs
 from moec.compiler.kernels.cuda.primitives import (
     element,
     i32,
@@ -31,7 +31,7 @@ from moec.compiler.kernels.cuda.primitives import (
 from moec.compiler.kernels.emit import Buffer, Expr, load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cuda.attention.latent_block import Block
+    from moec.compiler.kernels.cuda.attention.latents.block import Block
     from moec.compiler.kernels.cuda.attention.tiles import Tile
 
 

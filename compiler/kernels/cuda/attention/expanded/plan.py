@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.cache import PAGE_TOKENS
-from moec.compiler.kernels.cuda.attention.latent_room import MOST_RUNS, ROWS, RUN_WORDS
+from moec.compiler.kernels.cuda.attention.expanded.room import MOST_RUNS, ROWS, RUN_WORDS
 from moec.compiler.kernels.cuda.attention.marks import LEFT
 from moec.compiler.kernels.cuda.attention.operands import Operands, first_seen
 from moec.compiler.kernels.cuda.block import Block
@@ -32,7 +32,7 @@ from moec.compiler.kernels.emit import Expr, i64, load, store, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
-    from moec.compiler.kernels.cuda.attention.latent_room import Expanded
+    from moec.compiler.kernels.cuda.attention.expanded.room import Expanded
 
 LEAST_TOKENS = 128
 WIDTH = 64

@@ -14,9 +14,9 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.append import append_token
 from moec.compiler.kernels.cuda.attention.bias import bias_of, bias_row
-from moec.compiler.kernels.cuda.attention.decode_merge import Output, finish, shared_bytes
-from moec.compiler.kernels.cuda.attention.decode_plan import BLOCK_TILES, THREADS, TILE, WARPS, Plan
-from moec.compiler.kernels.cuda.attention.decode_softmax import (
+from moec.compiler.kernels.cuda.attention.decode.merge import Output, finish, shared_bytes
+from moec.compiler.kernels.cuda.attention.decode.plan import BLOCK_TILES, THREADS, TILE, WARPS, Plan
+from moec.compiler.kernels.cuda.attention.decode.softmax import (
     Running,
     add_values,
     begin,
@@ -25,7 +25,7 @@ from moec.compiler.kernels.cuda.attention.decode_softmax import (
     weigh,
     weights,
 )
-from moec.compiler.kernels.cuda.attention.decode_tile import Loader, hold, key_numbers, seen
+from moec.compiler.kernels.cuda.attention.decode.tile import Loader, hold, key_numbers, seen
 from moec.compiler.kernels.cuda.attention.operands import Operands, settled
 from moec.compiler.kernels.cuda.attention.where import locate
 from moec.compiler.kernels.cuda.primitives import (

@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda import primitives as cuda
 from moec.compiler.kernels.cuda.attention.convert import stored
-from moec.compiler.kernels.cuda.attention.latent_plan import RUN_ROW, counted, find
+from moec.compiler.kernels.cuda.attention.expanded.plan import RUN_ROW, counted, find
 from moec.compiler.kernels.cuda.attention.operands import Operands, cache_row
 from moec.compiler.kernels.cuda.many.panels import PANEL_PIECES, panel_element
 from moec.compiler.kernels.cuda.many.tile_product import TileProduct
@@ -23,7 +23,7 @@ from moec.compiler.kernels.emit import Buffer, Expr, either, i64, load, store, w
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moec.compiler.kernels.cuda.attention.latent_room import Expanded
+    from moec.compiler.kernels.cuda.attention.expanded.room import Expanded
 
 GATHER_THREADS, GATHER_ROWS = 256, 16
 TILE = Tile(rows=128, columns=128, depth=64, warps_down=2, warps_across=2, stages=3)

@@ -1,7 +1,7 @@
 """Attention of heads that a cached latent stands for: through the latent itself, or through expanded keys and values.
 
 At most eight tokens: queries are absorbed, latents attended to, results projected. More tokens: a plan, made on the
-device, says which of them see expanded keys (see `latent_plan`), which are made and attended to in rounds of as many as
+device, says which of them see expanded keys (see `plan`), which are made and attended to in rounds of as many as
 the workspace holds; all others go through latents. Nothing is expanded where less than a run's least tokens are there,
 or where tokens see selected positions alone.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.append import append
-from moec.compiler.kernels.cuda.attention.latent_absorb import (
+from moec.compiler.kernels.cuda.attention.expanded.absorb import (
     absorb_few,
     absorb_many,
     absorb_plain,
@@ -23,17 +23,17 @@ from moec.compiler.kernels.cuda.attention.latent_absorb import (
     project_many,
     project_plain,
 )
-from moec.compiler.kernels.cuda.attention.latent_expand import emit_expand, emit_gather
-from moec.compiler.kernels.cuda.attention.latent_expand_hopper import emit_expand_hopper
-from moec.compiler.kernels.cuda.attention.latent_heads import emit_heads
-from moec.compiler.kernels.cuda.attention.latent_heads_hopper import emit_heads_hopper
-from moec.compiler.kernels.cuda.attention.latent_plan import (
+from moec.compiler.kernels.cuda.attention.expanded.expand import emit_expand, emit_gather
+from moec.compiler.kernels.cuda.attention.expanded.expand_hopper import emit_expand_hopper
+from moec.compiler.kernels.cuda.attention.expanded.heads import emit_heads
+from moec.compiler.kernels.cuda.attention.expanded.heads_hopper import emit_heads_hopper
+from moec.compiler.kernels.cuda.attention.expanded.plan import (
     LEAST_TOKENS,
     MOST_TOKENS,
     emit_plan,
     rounds_of,
 )
-from moec.compiler.kernels.cuda.attention.latent_room import Absorbed, Room, carve, carve_absorbed
+from moec.compiler.kernels.cuda.attention.expanded.room import Absorbed, Room, carve, carve_absorbed
 from moec.compiler.kernels.cuda.attention.operands import Done, Rounded
 from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import i32

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.attention.latent_expand import halves_of, matrix_start, put_tile
-from moec.compiler.kernels.cuda.attention.latent_plan import ALIGNED, counted
+from moec.compiler.kernels.cuda.attention.expanded.expand import halves_of, matrix_start, put_tile
+from moec.compiler.kernels.cuda.attention.expanded.plan import ALIGNED, counted
 from moec.compiler.kernels.cuda.many.panels import PANEL, PanelRows
 from moec.compiler.kernels.cuda.many.tiles import CHUNK, Rows
 from moec.compiler.kernels.cuda.many.warpgroup_sums import WarpgroupTile
@@ -20,7 +20,7 @@ from moec.compiler.kernels.emit import ceildiv, i64
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moec.compiler.kernels.cuda.attention.latent_room import Expanded, Room
+    from moec.compiler.kernels.cuda.attention.expanded.room import Expanded, Room
     from moec.compiler.kernels.cuda.attention.operands import Operands
     from moec.compiler.kernels.cuda.many.tiles import ResultRow
     from moec.compiler.kernels.emit import Buffer, Expr

@@ -2,7 +2,7 @@
 
 While a tile's values are added, the next tile's scores are computed and turned to weights, so that the tensor cores
 wait for exponentials as little as can be. Tiles are copied one step ahead: two of keys and two of values are in shared
-memory. Every warp has all columns of its 16 rows: sums and softmax are those of `prefill_softmax`.
+memory. Every warp has all columns of its 16 rows: sums and softmax are those of `softmax`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.attention.prefill_softmax import Sums, cap, hide, rescale, weigh_scores
+from moec.compiler.kernels.cuda.attention.prefill.softmax import Sums, cap, hide, rescale, weigh_scores
 from moec.compiler.kernels.cuda.many.panels import (
     ROW_BYTES,
     WARPGROUP,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.attention.latent_heads import bounds_of as run_bounds
-from moec.compiler.kernels.cuda.attention.latent_heads import (
+from moec.compiler.kernels.cuda.attention.expanded.heads import bounds_of as run_bounds
+from moec.compiler.kernels.cuda.attention.expanded.heads import (
     query_tiles,
     resume,
     span_of,
@@ -16,9 +16,9 @@ from moec.compiler.kernels.cuda.attention.latent_heads import (
     tile_at,
 )
 from moec.compiler.kernels.cuda.attention.operands import Operands, first_seen
-from moec.compiler.kernels.cuda.attention.prefill_softmax import begin, write
+from moec.compiler.kernels.cuda.attention.prefill.softmax import begin, write
+from moec.compiler.kernels.cuda.attention.prefill.warpgroups import KEYS, THREADS, allocate, attend, fits
 from moec.compiler.kernels.cuda.attention.tiles import put_queries
-from moec.compiler.kernels.cuda.attention.warpgroups import KEYS, THREADS, allocate, attend, fits
 from moec.compiler.kernels.cuda.many.panels import PANEL, PANEL_PIECES, ROW_BYTES, Panels
 from moec.compiler.kernels.cuda.primitives import (
     call,
@@ -32,8 +32,8 @@ from moec.compiler.kernels.emit import Buffer, Expr, either, i64, when
 
 if TYPE_CHECKING:
     from moec.artifacts.model import AttentionSpec
-    from moec.compiler.kernels.cuda.attention.latent_plan import Run
-    from moec.compiler.kernels.cuda.attention.latent_room import Expanded, Room
+    from moec.compiler.kernels.cuda.attention.expanded.plan import Run
+    from moec.compiler.kernels.cuda.attention.expanded.room import Expanded, Room
     from moec.compiler.kernels.cuda.attention.rows import Place
 
 PIECE = 8

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.attention.convert import floats
-from moec.compiler.kernels.cuda.attention.decode_plan import THREADS, WARPS, Plan
+from moec.compiler.kernels.cuda.attention.decode.plan import THREADS, WARPS, Plan
 from moec.compiler.kernels.cuda.attention.operands import LOG2E, LOWEST, Operands
 from moec.compiler.kernels.cuda.primitives import (
     call,
@@ -25,7 +25,7 @@ from moec.compiler.kernels.emit import Buffer, Expr, either, i64, load, store, w
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moec.compiler.kernels.cuda.attention.decode_softmax import Running
+    from moec.compiler.kernels.cuda.attention.decode.softmax import Running
 
 
 @dataclass(frozen=True)

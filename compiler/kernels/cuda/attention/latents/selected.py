@@ -15,14 +15,14 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.compiler.kernels.cuda import block as blocks
 from moec.compiler.kernels.cuda.attention.append import append
-from moec.compiler.kernels.cuda.attention.latent import attend
-from moec.compiler.kernels.cuda.attention.latent_block import WIDTH, Block, Shape, begin
-from moec.compiler.kernels.cuda.attention.latent_combine import latent_combine
-from moec.compiler.kernels.cuda.attention.latent_decode import load_queries, write
-from moec.compiler.kernels.cuda.attention.latent_parts import LatentPlan, Part
-from moec.compiler.kernels.cuda.attention.latent_prefill import ROW_TILES
-from moec.compiler.kernels.cuda.attention.latent_prefill import load_queries as load_rows
-from moec.compiler.kernels.cuda.attention.latent_prefill import write as write_rows
+from moec.compiler.kernels.cuda.attention.latents.attend import attend
+from moec.compiler.kernels.cuda.attention.latents.block import WIDTH, Block, Shape, begin
+from moec.compiler.kernels.cuda.attention.latents.combine import latent_combine
+from moec.compiler.kernels.cuda.attention.latents.decode import load_queries, write
+from moec.compiler.kernels.cuda.attention.latents.parts import LatentPlan, Part
+from moec.compiler.kernels.cuda.attention.latents.prefill import ROW_TILES
+from moec.compiler.kernels.cuda.attention.latents.prefill import load_queries as load_rows
+from moec.compiler.kernels.cuda.attention.latents.prefill import write as write_rows
 from moec.compiler.kernels.cuda.attention.operands import Operands, settled
 from moec.compiler.kernels.cuda.attention.rows import Place, Rows
 from moec.compiler.kernels.cuda.attention.tiles import PIECE

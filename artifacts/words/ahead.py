@@ -4,8 +4,8 @@ At a MoE layer ``check_guess(index [T, K] int64, ahead [A] int64)`` holds the gu
 choices. Beside the fetch of its own experts ``score_early(x [T, H] float32, router [E, H] bfloat16, scores [T, E]
 float32)`` or ``score_votes(index [T, K] int64, votes [E', E] float32, scores [T, E] float32)`` scores the experts of
 the next layer, ``guess_experts(scores [T, E], state [W] int64, ahead [A] int64)`` chooses by that, and once the link is
-free ``bring_ahead(state)`` brings the first pieces of the likeliest missing ones. ``state`` (``moec.artifacts.slots``)
-and ``ahead`` are the guessed layer's. ``fetch_experts`` takes the pieces from there.
+free ``bring_ahead(state)`` brings the first pieces of the likeliest missing ones. ``state`` (see `slots`) and ``ahead``
+are the guessed layer's. ``fetch_experts`` takes the pieces from there.
 
 E experts, K of them chosen. All words are int64.
 """
