@@ -44,9 +44,9 @@ class Prefixes:
         """Name the pages that a running sequence has filled."""
         lease = sequence.lease
         assert lease is not None
-        if not self._on:
-            return
         full = sequence.computed // PAGE_TOKENS
+        if not self._on or full == lease.settled:
+            return
         names = sequence.names.first(full)
         for number in range(lease.settled, full):
             self._pool.name(lease.pages[number], names[number])

@@ -31,6 +31,8 @@ def check_prefix_caching(bundle: Path, expected: Expected) -> None:
         ran = _turns(model, tokens, [prompt])
         ran |= _turns(model, tokens, [len(tokens) - 1, 2 * PAGE_TOKENS + 1, 2 * PAGE_TOKENS])
         assert [sequence.reused for sequence in ran] == [0, 2 * PAGE_TOKENS, 2 * PAGE_TOKENS, PAGE_TOKENS]
+        # Traces have the experts of all tokens.
+        assert model.trace([tokens]).tokens == len(tokens)
         assert model.stats.reused_tokens == 5 * PAGE_TOKENS
     for sequence, found in ran.items():
         assert sequence.tokens == tokens

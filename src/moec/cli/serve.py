@@ -137,10 +137,16 @@ def command(
     if log_requests:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     template = None if chat_template is None else _read_template(chat_template)
-    listener = bind(host, port)
-    with load_model(
-        bundle, max_batch=max_batch, cache_tokens=cache_tokens, prefix_caching=prefix_caching, **loading
-    ) as model:
+    with (
+        bind(host, port) as listener,
+        load_model(
+            bundle,
+            max_batch=max_batch,
+            cache_tokens=cache_tokens,
+            prefix_caching=prefix_caching,
+            **loading,
+        ) as model,
+    ):
         tokenizer = Tokenizer(model.path / "tokenizer", template)
         server = Server(model, tokenizer, options, listener)
 
