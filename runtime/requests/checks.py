@@ -13,7 +13,6 @@ from moec.errors import RequestError
 from moec.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
