@@ -13,7 +13,6 @@ from moec.errors import RequestError
 from moec.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
-
     from numpy.typing import NDArray
 
     from moec.artifacts.model import GenerationDefaults
