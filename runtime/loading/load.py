@@ -121,7 +121,7 @@ def load(
     Raises:
         BundleError: the bundle is missing, damaged or too new.
         DeviceError: this machine cannot run the bundle on ``device``.
-        OutputError: ``trace_path`` is in no folder.
+        OutputError: ``trace_path`` is in no folder, or in one that cannot be written.
         BudgetError: ``host_memory`` or ``device_memory`` does not hold the least that is needed; nothing was
             allocated.
         RequestError: an option is out of range.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.planning.knapsack import Option, choose
+from moec.planning.fitting.knapsack import Option, choose
 
 OPTIONS = st.lists(
     st.builds(Option, st.integers(0, 30).map(float), st.integers(0, 20).map(float)), min_size=1, max_size=4

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.footprint import CODE_BYTES
 from moec.errors import BudgetError
-from moec.planning.fit_losses import least_loss
-from moec.planning.knapsack import Option, choose
+from moec.planning.fitting.knapsack import Option, choose
+from moec.planning.fitting.losses import least_loss
 from moec.planning.planner import model_bytes, place
 from moec.planning.prediction import token_milliseconds
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.schedule import Budgets
     from moec.planning.analysis import Analysis
-    from moec.planning.fit_units import FitUnit
+    from moec.planning.fitting.units import FitUnit
 
 ROUNDS = 8
 """Most times that prices are estimated anew."""

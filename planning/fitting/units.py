@@ -23,7 +23,7 @@ class FormatOption:
     layer: LayerFootprint | None = None
     """Of experts."""
     swaps: float = 0.0
-    """Squared noise that it adds to routers' decisions, in squares of nats: see `moec.planning.fit_losses`."""
+    """Squared noise that it adds to routers' decisions, in squares of nats: see `moec.planning.fitting.losses`."""
 
 
 @dataclass(frozen=True)

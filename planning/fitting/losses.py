@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from moec.planning.fit_units import FitUnit
+    from moec.planning.fitting.units import FitUnit
 
     Choice = tuple[int, ...]
 
