@@ -103,6 +103,7 @@ class Scheduler:
 
     def __init__(self, limits: Limits) -> None:
         assert limits.max_step_tokens > limits.max_batch >= 1
+        assert not (limits.prefix_caching and (limits.sources or limits.whole_prompts))
         self.limits = limits
         self.pages = PagePool(limits.cache_pages)
         self._prefixes = Prefixes(self.pages, on=limits.prefix_caching)
