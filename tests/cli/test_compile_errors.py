@@ -69,6 +69,16 @@ def test_unsupported_type(checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     assert_nothing_left(tmp_path)
 
 
+def test_more_experts_a_token_than_there_are(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    edit_config(checkpoint, num_experts_per_tok=40)
+    said = expect(compile_arguments(checkpoint, tmp_path), errors.CheckpointError, capfd)
+    assert "choose 40 of 16 experts" in said
+    assert "Traceback" not in said
+    assert_nothing_left(tmp_path)
+
+
 def test_truncated_weights(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = checkpoint / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
