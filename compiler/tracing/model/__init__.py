@@ -1,1 +1,1 @@
-"""The model that is traced: from a config to modules without weights, as published where transformers departs from it."""
+"""The model that is traced: from a config to modules without weights, as it was published."""
