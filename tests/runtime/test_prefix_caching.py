@@ -25,7 +25,7 @@ from tests.support.fake_executor import FakeExecutor
 CONTEXT = 512
 
 
-class StepFails(Exception):
+class StepError(Exception):
     """What a step raises that is told to."""
 
 
@@ -46,7 +46,7 @@ class Watching(FakeExecutor):
             self.fails = False
             batch.tokens[: batch.count] += 1
             self._write(batch)
-            raise StepFails
+            raise StepError
         return super().run(batch)
 
 
@@ -63,7 +63,7 @@ class Bench:
     def fail(self) -> None:
         """Let the next step fail."""
         self.executor.fails = True
-        with pytest.raises(StepFails):
+        with pytest.raises(StepError):
             self.engine.step()
 
 
@@ -292,7 +292,7 @@ def test_tokens_are_those_without_it_whatever_happens(
         if event == "f":
             bench.executor.fails = True
             # What is left may have been begun already, and does not fail.
-            with suppress(StepFails):
+            with suppress(StepError):
                 finish(engine)
             bench.executor.fails = False
     finish(engine)
