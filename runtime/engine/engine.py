@@ -67,8 +67,6 @@ class Engine:
         self._next_id = 0
         self._ahead: _Begun | None = None
         """The step that was begun ahead; its tokens are next."""
-        self.last_plan = NOTHING
-        """What the last `step` ran."""
         self.observer: Callable[[StepPlan], None] | None = None
         """Told of each run through the model which tokens it was for, once those that it chooses are there: none
         where it was for `score`, or failed."""
@@ -247,7 +245,6 @@ class Engine:
 
     def _collect(self, step: _Begun) -> list[TokenOutput]:
         """Wait for a step; what it is for those that have not ended."""
-        self.last_plan = step.plan
         tokens = dict(zip(step.sequences, step.tokens(), strict=True))
         self._observe(StepPlan(tuple(step.chunks()), step.plan.preempted))
         outputs: list[TokenOutput] = []

@@ -11,9 +11,9 @@ from moec.artifacts.sections import whole_section
 from moec.artifacts.verify import check_hashes
 from moec.errors import RequestError
 from moec.runtime.chain.executor import ChainExecutor
-from moec.runtime.devices.cuda.architecture import choose_cuda_target
-from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.measure import copy_speeds
+from moec.runtime.devices.cuda.modules.architecture import choose_cuda_target
+from moec.runtime.devices.cuda.modules.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
 from moec.runtime.devices.cuda.offload.employing import employ_cpu
 from moec.runtime.devices.cuda.starting import start_devices

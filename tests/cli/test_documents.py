@@ -27,7 +27,9 @@ def command_lines(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("moec ")]
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if command_lines(path.read_text())], ids=str)
+@pytest.mark.parametrize(
+    "document", [path for path in DOCUMENTS if command_lines(path.read_text())], ids=lambda path: path.name
+)
 def test_command_lines_are_of_commands_and_options_that_there_are(document: Path) -> None:
     context = click.Context(moec, info_name="moec")
     for name, *arguments in command_lines(document.read_text(encoding="utf-8")):

@@ -16,7 +16,7 @@ from moec import runtime
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.words import mailbox, orders
 from moec.errors import DeviceError
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.offload import employing, feeding, helping
 from moec.runtime.devices.cuda.offload.feeding import DEVICE_BYTES, CopyFeeder
 from moec.runtime.devices.cuda.sharing import device_bytes

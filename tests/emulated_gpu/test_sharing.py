@@ -23,7 +23,7 @@ from moec.compiler.kernels.cuda.mailbox import collect, post
 from moec.errors import DeviceError
 from moec.runtime.device import HostCall, View
 from moec.runtime.devices.cuda.device import CudaDevice
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.sharing import CpuShare, device_bytes, host_bytes
 from moec.runtime.stats import Stats
 from tests.kernels.test_experts import CLAMPED, SWIGLU

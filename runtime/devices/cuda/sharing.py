@@ -10,7 +10,7 @@ from moec.artifacts.words import mailbox
 from moec.artifacts.words.mailbox import SENT_WORDS, collect_name, mailbox_layout, post_name
 from moec.runtime.device import PackedCall, View, padded_bytes
 from moec.runtime.devices.cuda.attended import Attendance
-from moec.runtime.devices.cuda.memory import PinnedMemory
+from moec.runtime.devices.cuda.driver.memory import PinnedMemory
 from moec.runtime.sharing.mailbox import Mailbox
 from moec.runtime.sharing.team import Team, shared_layers
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from moec.errors import BudgetError, BundleError, DeviceError
-from moec.runtime.devices.cuda import upload as uploading
-from moec.runtime.devices.cuda.driver import OutOfDeviceMemoryError
-from moec.runtime.devices.cuda.resources import Resources
-from moec.runtime.devices.cuda.upload import Upload, WeightFile
+from moec.runtime.devices.cuda.driver.functions import OutOfDeviceMemoryError
+from moec.runtime.devices.cuda.driver.resources import Resources
+from moec.runtime.devices.cuda.uploading import upload as uploading
+from moec.runtime.devices.cuda.uploading.upload import Upload, WeightFile
 from tests.support.fake_driver import FakeDriver
 
 SIZES = [1, 999, 1000, 7777, 12345, 0]

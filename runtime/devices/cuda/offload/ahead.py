@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle
     from moec.runtime.device import Call
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.cuda.module import CudaFunctions
+    from moec.runtime.devices.cuda.modules.module import CudaFunctions
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.states import LayerStates
-    from moec.runtime.devices.cuda.weights import ResidentWeights
+    from moec.runtime.devices.cuda.uploading.weights import ResidentWeights
     from moec.runtime.experts.ahead import AheadPlan, LayerAhead
     from moec.runtime.stats import PrefetchStats
 

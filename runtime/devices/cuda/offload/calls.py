@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.slots import DeviceSlots
     from moec.runtime.devices.cuda.offload.stream import LayerStream
-    from moec.runtime.devices.cuda.weights import ResidentWeights
+    from moec.runtime.devices.cuda.uploading.weights import ResidentWeights
     from moec.runtime.experts.calls import ExpertWork
     from moec.runtime.stats import Stats
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from moec.artifacts.bundle import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.cuda.module import CudaFunctions
-    from moec.runtime.devices.cuda.weights import ResidentWeights
+    from moec.runtime.devices.cuda.modules.module import CudaFunctions
+    from moec.runtime.devices.cuda.uploading.weights import ResidentWeights
     from moec.runtime.experts.ahead import AheadPlan
     from moec.runtime.experts.slots import SlotPlan
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.errors import BudgetError, DeviceError
 from moec.runtime.device import closed_error
-from moec.runtime.devices.cuda.driver import OutOfDeviceMemoryError
+from moec.runtime.devices.cuda.driver.functions import OutOfDeviceMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from moec.runtime.devices.cuda.driver import Driver, Handle
+    from moec.runtime.devices.cuda.driver.functions import Driver, Handle
 
 current = threading.local()
 """``device``: whom this thread's driver and TVM's launches are set to, see `moec.runtime.devices.cuda.device`."""

@@ -11,7 +11,7 @@ Handle = NewType("Handle", object)
 
 
 class OutOfDeviceMemoryError(Exception):
-    """The driver has no memory left; `moec.runtime.devices.cuda.memory` says it in words for a person."""
+    """The driver has no memory left; `moec.runtime.devices.cuda.driver.memory` says it in words for a person."""
 
 
 class Driver(Protocol):

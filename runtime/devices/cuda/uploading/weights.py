@@ -9,8 +9,8 @@ import numpy as np
 from moec.artifacts.dense_runs import dense_runs
 from moec.artifacts.paths import DENSE_NAME, experts_name
 from moec.runtime.device import PackedCall, View
-from moec.runtime.devices.cuda.memory import DeviceMemory
-from moec.runtime.devices.cuda.upload import Upload, WeightFile
+from moec.runtime.devices.cuda.driver.memory import DeviceMemory
+from moec.runtime.devices.cuda.uploading.upload import Upload, WeightFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -15,7 +15,7 @@ from moec.runtime.tensors import array_at
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moec.runtime.devices.cuda.resources import Resources
+    from moec.runtime.devices.cuda.driver.resources import Resources
 
 
 class DeviceMemory:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from moec.errors import DeviceError, MissingDependencyError
-from moec.runtime.devices.cuda.driver import OutOfDeviceMemoryError
+from moec.runtime.devices.cuda.driver.functions import OutOfDeviceMemoryError
 
 if TYPE_CHECKING:
-    from moec.runtime.devices.cuda.driver import Handle
+    from moec.runtime.devices.cuda.driver.functions import Handle
 
 NO_DEVICE = 100
 OUT_OF_MEMORY = 2
@@ -29,7 +29,7 @@ ENTRY_VERSION = 12000
 
 
 class NvidiaDriver:
-    """See `moec.runtime.devices.cuda.driver.Driver`.
+    """See `moec.runtime.devices.cuda.driver.functions.Driver`.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.

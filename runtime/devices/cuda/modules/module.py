@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from moec.artifacts.program import HOPPER
 from moec.errors import BundleError
-from moec.runtime.devices.cuda.architecture import EARLY_LAUNCH_CAPABILITY
+from moec.runtime.devices.cuda.modules.architecture import EARLY_LAUNCH_CAPABILITY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

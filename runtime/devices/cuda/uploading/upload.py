@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from moec.runtime.devices.cuda.memory import PinnedMemory
-from moec.runtime.devices.cuda.reading import Part, Reader, Stopped
+from moec.runtime.devices.cuda.driver.memory import PinnedMemory
+from moec.runtime.devices.cuda.uploading.reading import Part, Reader, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from moec.runtime.devices.cuda.driver import Handle
-    from moec.runtime.devices.cuda.resources import Resources
+    from moec.runtime.devices.cuda.driver.functions import Handle
+    from moec.runtime.devices.cuda.driver.resources import Resources
 
 PIECE_BYTES = 4 << 20
 """Of one read and one copy. All pieces together stay in the processor's cache, from where the GPU reads them."""
