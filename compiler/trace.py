@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.tracing.buffers import rebuild_buffers
-from moec.compiler.tracing.build import DTYPES, build_config, build_model, expert_modules
 from moec.compiler.tracing.capture import capture
-from moec.compiler.tracing.distances import add_distance_buckets
 from moec.compiler.tracing.experts import ExpertsFacts, read_experts
 from moec.compiler.tracing.interface import INTERFACE
+from moec.compiler.tracing.model.buffers import rebuild_buffers
+from moec.compiler.tracing.model.build import DTYPES, build_config, build_model, expert_modules
+from moec.compiler.tracing.model.distances import add_distance_buckets
+from moec.compiler.tracing.model.rope import fix_rotary_tables
+from moec.compiler.tracing.model.text_half import placeholders
 from moec.compiler.tracing.patches import patched
-from moec.compiler.tracing.rope import fix_rotary_tables
 from moec.compiler.tracing.session import Session
-from moec.compiler.tracing.text_half import placeholders
 from moec.errors import CheckpointError, CompileError, MoecError
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
-SERVING = {"fastapi", "prometheus_client", "starlette", "uvicorn"}
+SERVING = {"fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"}
 """Packages of the extra ``serve``."""
 
 

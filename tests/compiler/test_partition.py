@@ -11,7 +11,7 @@ from moec.artifacts.codec import from_json, to_json
 from moec.artifacts.model import LatentHeads, ModelRecord
 from moec.artifacts.packing import PackingRecord
 from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep, StateStep
-from moec.compiler.tracing.text_half import from_tokens
+from moec.compiler.tracing.model.text_half import from_tokens
 from tests.support.canaries import most_slow
 from tests.support.chain import Sequence, TorchChain
 from tests.support.graphs import parts, traced

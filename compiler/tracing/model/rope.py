@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from moec.compiler.tracing.text_half import used_modules
+from moec.compiler.tracing.model.text_half import used_modules
 from moec.errors import UnsupportedModelError
 
 FIXED = "fixed"

@@ -14,10 +14,10 @@ from transformers import initialization as init
 
 from moec.compiler.architectures import ARCHITECTURES
 from moec.compiler.supported import MODELS
-from moec.compiler.tracing.corrections import CORRECTIONS
-from moec.compiler.tracing.foreign_experts import adopt_experts
-from moec.compiler.tracing.ignored_fields import check_fields
-from moec.compiler.tracing.text_half import TEXT_HALVES, transformers_class, used_modules
+from moec.compiler.tracing.model.corrections import CORRECTIONS
+from moec.compiler.tracing.model.foreign_experts import adopt_experts
+from moec.compiler.tracing.model.ignored_fields import check_fields
+from moec.compiler.tracing.model.text_half import TEXT_HALVES, transformers_class, used_modules
 from moec.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:

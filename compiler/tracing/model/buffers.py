@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from moec.compiler.tracing.text_half import used_modules
+from moec.compiler.tracing.model.text_half import used_modules
 from moec.errors import UnsupportedModelError
 
 
