@@ -59,7 +59,7 @@ def test_a_recipe_makes_the_model_of_dequantized_weights(
     dequantize_dense(judge, tmp_path / "model.moec")
     expected = expected_of(judge, within=SHORT_RELATIVE)
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
-        check_agreement(model, expected, single=SHORT_RELATIVE)
+        check_agreement(model, expected, within=SHORT_RELATIVE)
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_experts_that_were_rounded_with_feedback_are_those_that_run(tmp_path: Pa
     assert differing
     expected = expected_of(judge, within=SHORT_RELATIVE)
     with runtime.load(bundle, max_step_tokens=48) as model:
-        check_agreement(model, expected, single=SHORT_RELATIVE)
+        check_agreement(model, expected, within=SHORT_RELATIVE)
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_a_quantized_checkpoint_is_kept_and_is_the_model_of_its_values(
     judge = reference(made.plain)
     expected = expected_of(judge, within=SHORT_RELATIVE)
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
-        check_agreement(model, expected, single=SHORT_RELATIVE)
+        check_agreement(model, expected, within=SHORT_RELATIVE)
 
 
 PACKED: dict[str, tuple[Callable[[Path], Published], str | None]] = {
@@ -143,7 +143,7 @@ def test_packed_checkpoints_are_the_model_of_their_values(case: str, tmp_path: P
     assert set(manifest.formats) == {"float32", *([] if kind is None else [kind])}
     expected = expected_of(reference(made.plain), within=SHORT_RELATIVE)
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
-        check_agreement(model, expected, single=SHORT_RELATIVE)
+        check_agreement(model, expected, within=SHORT_RELATIVE)
 
 
 @pytest.mark.slow

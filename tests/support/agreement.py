@@ -18,7 +18,7 @@ PROMPT_TOKENS = 40
 NEW_TOKENS = 32
 RELATIVE = 1e-4
 SHORT_RELATIVE = 4e-4
-"""Where few activations are rounded to 16 bits: products with quantized weights on a CPU."""
+"""Where activations are rounded to 16 bits: products with quantized weights on a CPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +81,10 @@ def least_lead(logits: NDArray[np.float32]) -> float:
     return float((best[..., -1] - best[..., -2]).min() / np.abs(logits).max())
 
 
-def check_agreement(model: runtime.Model, expected: Expected, *, single: float = RELATIVE) -> None:
-    """T larger than a step where ``model`` has steps of less (and than every window), then T = 1 within ``single``."""
+def check_agreement(model: runtime.Model, expected: Expected, *, within: float = RELATIVE) -> None:
+    """T larger than a step where ``model`` has steps of less (and than every window), then T = 1."""
     new_tokens = expected.tokens.shape[1] - expected.prompt.shape[1]
     found = model.generate(expected.prompt, max_new_tokens=new_tokens, do_sample=False, eos_token_id=[])
     np.testing.assert_array_equal(found, expected.tokens)
-    assert relative_error(model.forward(expected.tokens), expected.logits) < RELATIVE
-    assert relative_error(model.forward(expected.prompt[:, :1]), expected.first) < single
+    assert relative_error(model.forward(expected.tokens), expected.logits) < within
+    assert relative_error(model.forward(expected.prompt[:, :1]), expected.first) < within
