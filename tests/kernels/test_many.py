@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.linear import linear
 from moec.compiler.kernels.cpu.tiling import STREAM_COLUMNS
+from moec.compiler.lowering.tvm_targets import LLVM_FEATURES
 from moec.formats import FORMATS, dequantize, pack_rows
 from tests.support.formats import random_quantized
+from tests.support.machine_code import machine_code
 from tests.support.rounded import rounded
 
 Compile = Callable[[Any, int], Callable[..., None]]
@@ -92,3 +95,20 @@ def test_a_token_of_many_is_multiplied_by_itself(compiled: Compile, name: str, l
     for tokens in (STREAM_COLUMNS + 1, 12, 24, 33):
         order = torch.randperm(most)[:tokens]
         np.testing.assert_array_equal(product(x[order]).numpy(), everything[order].numpy())
+
+
+@pytest.mark.slow
+def test_vnni_gives_the_same_bits(compiled: Compile) -> None:
+    """What is added up is exact, whichever instructions do it; for few tokens too."""
+    if "avx512_vnni" not in Path("/proc/cpuinfo").read_text().split():
+        pytest.skip("this processor has no VNNI")
+    rows, columns, kind = 50, 352, FORMATS["int4-g32"]
+    function = linear(rows=rows, columns=columns, dtype=kind.name, batch=None, bias=False, lanes=16)
+    mcpu, features = LLVM_FEATURES["x86-64-v4-vnni"]
+    kernels = [compiled(function, 16), machine_code(function, mcpu=mcpu, mattr=list(features))["linear"]]
+    weight = torch.from_numpy(pack_rows(kind, random_quantized(kind, rows, columns, 3))).clone()
+    for tokens in (1, 4, 70):
+        x, (plain, other) = torch.randn(tokens, columns), torch.zeros(2, tokens, rows)
+        for kernel, out in zip(kernels, (plain, other), strict=True):
+            kernel(x, weight, out)
+        np.testing.assert_array_equal(plain.numpy(), other.numpy())
