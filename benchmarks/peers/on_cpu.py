@@ -4,7 +4,8 @@
 
 Both take random weights of CONFIG's shape: bfloat16, or codes of 8 or 4 bits with a scale for every 32 (``q8_0``,
 ``q4_0``; of moec what the bundle has). Each run is a process. They take turns, and the fastest of each counts, since
-others on the machine disturb both.
+others on the machine disturb both. With one thread times are by the clock of that thread, which stands still while
+others have the processor.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main(
     facts = json.loads(config.read_bytes())
     rows: list[dict[str, Any]] = []
     for kind, bundle in bundles:
-        llama = LlamaCpp(program, facts, KINDS[kind], folder, threads)
+        llama = LlamaCpp(program, facts, KINDS[kind], folder, threads, thread_clock=threads == 1)
         llama.write()
         for prompt in prompts:
             work = Work(1, prompt, NEW_TOKENS)
@@ -68,7 +69,8 @@ def main(
 
 def moec_times(bundle: Path, work: Work, threads: int) -> dict[str, Any]:
     """Of one process."""
-    facts = run_child(ENGINE, bundle, [work], ["--cpu-threads", str(threads), "--repeats", "1"])
+    options = ["--cpu-threads", str(threads), "--repeats", "1"]
+    facts = run_child(ENGINE, bundle, [work], options + ["--thread-clock"] * (threads == 1))
     run = facts["runs"][0]
     return facts | {"first_token_seconds": run["prefill_seconds"], "step_seconds": run["step_seconds"]}
 
