@@ -16,12 +16,10 @@ from typing import Any
 
 import click
 
-from benchmarks.peers.__main__ import KINDS, Pair, PairType
 from benchmarks.peers.llama import LlamaCpp
-from benchmarks.support.children import ENGINE, run_child
+from benchmarks.peers.ours import KINDS, Pair, PairType, run_engine, weights_of
 from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.work import Work
-from moec.artifacts.reader import open_bundle
 
 NEW_TOKENS = 16
 TIMES = ("first_token_seconds", "step_seconds")
@@ -70,15 +68,7 @@ def main(
 def moec_times(bundle: Path, work: Work, threads: int) -> dict[str, Any]:
     """Of one process."""
     options = ["--cpu-threads", str(threads), "--repeats", "1"]
-    facts = run_child(ENGINE, bundle, [work], options + ["--thread-clock"] * (threads == 1))
-    run = facts["runs"][0]
-    return facts | {"first_token_seconds": run["prefill_seconds"], "step_seconds": run["step_seconds"]}
-
-
-def weights_of(bundle: Path) -> str:
-    """The formats of its experts."""
-    bodies = open_bundle(bundle, verify="sizes").model.bodies
-    return ", ".join(sorted({body.format or body.dtype for body in bodies}))
+    return run_engine(bundle, work, options + ["--thread-clock"] * (threads == 1))
 
 
 def compared(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import pytest
 
 from benchmarks.make_checkpoint import CONFIGS
 from benchmarks.memory_budgets import combinations
-from benchmarks.peers.__main__ import BUDGETS, KINDS, cache_words
+from benchmarks.peers.__main__ import BUDGETS, cache_words
 from benchmarks.peers.gguf_model import BLOCKS, file_bytes, tensors
 from benchmarks.peers.llama import LlamaCpp
 from benchmarks.peers.on_cpu import compared
+from benchmarks.peers.ours import KINDS
 from benchmarks.random_weights.checkpoint import published_tensors
 from benchmarks.support.work import Work
 
