@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
 from moec.errors import RequestError
 from moec.runtime.engine.continuation import Continuation
 from moec.runtime.engine.run import assemble, run

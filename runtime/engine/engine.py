@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.footprint import LOGIT_ROWS
+from moec.artifacts.layout.cache import PAGE_TOKENS
+from moec.artifacts.layout.footprint import LOGIT_ROWS
 from moec.runtime.engine.admission import check_request
 from moec.runtime.engine.batch import Executor, Piece, StepBatch
 from moec.runtime.engine.pages import pages_for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

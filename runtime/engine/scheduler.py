@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.artifacts.steps import CapacityStep
 from moec.runtime.engine.page_pool import PagePool
 from moec.runtime.engine.pages import Lease, PageTable, pages_for, table_rows
