@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.errors import RequestError
 from moec.runtime.engine import Engine, Limits, Request, Sequence
+from moec.runtime.engine.admission import check_request
 from moec.runtime.engine.scheduler import MIXED_STEP_TOKENS
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.sampling import Sampling
@@ -264,6 +265,14 @@ def test_a_step_that_fails_makes_its_sequences_begin_anew() -> None:
     fake.next_tokens = run  # type: ignore[method-assign]
     finish(engine)
     assert sequence.new_tokens == greedy((1, 2, 3), 20)
+
+
+@pytest.mark.parametrize(("new", "most"), [(0, PAGE_TOKENS), (1, PAGE_TOKENS), (2, PAGE_TOKENS - 1)])
+def test_the_last_token_enters_the_cache_only_where_none_follows(new: int, most: int) -> None:
+    limits, vocabulary = Limits(1, 8, 512, cache_pages=1), Vocabulary(VOCAB)
+    check_request(limits, vocabulary, (1,) * most, (), new)
+    with pytest.raises(RequestError, match="tokens of key-value cache"):
+        check_request(limits, vocabulary, (1,) * (most + 1), (), new)
 
 
 @pytest.mark.parametrize("end", [VOCAB, 2**31, 10**30])

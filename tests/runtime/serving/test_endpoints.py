@@ -63,7 +63,7 @@ def test_the_key_and_the_limit_on_bodies(tmp_path: Path) -> None:
             response = client.get("/v1/models", headers=headers)
             assert response.status_code == 401
             assert response.json()["error"]["code"] == "invalid_api_key"
-        client.headers = {"Authorization": f"Bearer {key}".encode()}
+        client.headers = {b"Authorization": f"Bearer {key}".encode()}
         assert client.get("/v1/models").status_code == 200
         long = json.dumps({"prompt": "x" * 100}).encode()
         for content in (long, iter([long])):
