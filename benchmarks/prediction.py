@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.support.common import print_rows, write_result
-from moec.artifacts.footprint import footprint
+from moec.artifacts.files.records import read_record
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.model import ModelRecord
-from moec.artifacts.records import read_record
 from moec.artifacts.sharing import MAILBOX_US, TEAM_US, TeamSpeed
 from moec.planning.cost import dense_milliseconds, miss_cost
 from moec.planning.streaming import StepTimes
@@ -31,7 +31,7 @@ from moec.runtime.devices.cuda.measure import FED_LINK_EFFICIENCY, GPU_EFFICIENC
 from moec.runtime.devices.measure import HOST_EFFICIENCY
 
 if TYPE_CHECKING:
-    from moec.artifacts.footprint import Footprint
+    from moec.artifacts.layout.footprint import Footprint
     from moec.planning.work import StepWork
 
 AIM = 0.15

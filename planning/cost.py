@@ -15,7 +15,7 @@ from moec.artifacts.sharing import ShareSpeeds, cpu_shares
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from moec.artifacts.footprint import Footprint, LayerFootprint
+    from moec.artifacts.layout.footprint import Footprint, LayerFootprint
     from moec.artifacts.machine import MachineRecord
     from moec.planning.replay import LayerReplay
 

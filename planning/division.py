@@ -12,8 +12,8 @@ from dataclasses import astuple, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.footprint import (
+from moec.artifacts.layout.cache import PAGE_TOKENS
+from moec.artifacts.layout.footprint import (
     cache_token_bytes,
     dense_bytes,
     dense_weights,

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.footprint import footprint
-from moec.artifacts.hosting import Hosted, device_slots, host_experts, host_order, take_prefix
+from moec.artifacts.layout.footprint import footprint
+from moec.artifacts.layout.hosting import Hosted, device_slots, host_experts, host_order, take_prefix
 from moec.artifacts.schedule import (
     Budgets,
     LayerSchedule,
@@ -26,7 +26,7 @@ from moec.planning.streaming import STREAM_BUFFERS, prefill_plan
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from moec.artifacts.footprint import Footprint
+    from moec.artifacts.layout.footprint import Footprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import Policy, RoutingProfile

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.hosting import device_slots
+from moec.artifacts.layout.hosting import device_slots
 from moec.artifacts.schedule import BudgetPoint, PolicyFigures, Prediction
 from moec.planning import cost
 from moec.planning.cost import MissCost, TokenCost
@@ -15,7 +15,7 @@ from moec.planning.cost import MissCost, TokenCost
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from moec.artifacts.footprint import Footprint, LayerFootprint
+    from moec.artifacts.layout.footprint import Footprint, LayerFootprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.schedule import RoutingProfile
     from moec.planning.analysis import Analysis, Tier

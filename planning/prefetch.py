@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from moec.artifacts.footprint import Footprint, LayerFootprint
+    from moec.artifacts.layout.footprint import Footprint, LayerFootprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import PrefetchSource

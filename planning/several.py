@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.footprint import CODE_BYTES, footprint
+from moec.artifacts.layout.cache import PAGE_TOKENS
+from moec.artifacts.layout.footprint import CODE_BYTES, footprint
 from moec.artifacts.sizes import exact_bytes
 from moec.errors import BudgetError
 from moec.planning.division import GpuRoom, divide, divided_chain, parts_of

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.footprint import encoder_experts
+from moec.artifacts.layout.footprint import encoder_experts
 from moec.errors import BundleError
 from moec.planning.replay import group_layers
 from moec.planning.transitions import likely_next

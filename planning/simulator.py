@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.footprint import footprint
-from moec.artifacts.hosting import device_slots
+from moec.artifacts.layout.footprint import footprint
+from moec.artifacts.layout.hosting import device_slots
 from moec.planning.analysis import analyse
 from moec.planning.choice import CANDIDATES, compare
 from moec.planning.guesses import SOURCES

@@ -18,7 +18,7 @@ from moec.planning.work import step_work
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moec.artifacts.footprint import Footprint
+    from moec.artifacts.layout.footprint import Footprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import RoutingProfile

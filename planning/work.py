@@ -1,6 +1,6 @@
 """What a step of many tokens has to do: operations of its products and attention, bytes of the rows between them.
 
-An operation is a multiplication or an addition. Weights and their bytes are in `moec.artifacts.footprint`.
+An operation is a multiplication or an addition. Weights and their bytes are in `moec.artifacts.layout.footprint`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.chain import step_values
-from moec.artifacts.footprint import VALUE_BYTES, looked_up, tensor_bytes
+from moec.artifacts.layout.chain import step_values
+from moec.artifacts.layout.footprint import VALUE_BYTES, looked_up, tensor_bytes
 from moec.artifacts.steps import AttentionStep, SegmentStep
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moec.artifacts.fit import FitRecord, FittedUnit
-from moec.artifacts.footprint import footprint
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.quantization import FormatRule, Quantization
 from moec.artifacts.schedule import Budgets
 from moec.compiler.calibration.chain import why_not

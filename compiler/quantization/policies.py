@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moec.artifacts.files.records import read_record
 from moec.artifacts.quantization import KEEP, ROLES, Quantization, quantization_problems
-from moec.artifacts.records import read_record
 from moec.errors import BundleError, CompileError
 from moec.formats import ALIASES, FORMATS, METHODS
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.footprint import LOGIT_ROWS
+from moec.artifacts.layout.footprint import LOGIT_ROWS
 from moec.runtime.device import Move, closed_error, view_bytes
 from moec.runtime.engine.batch import choose_on_host
 

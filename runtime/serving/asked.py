@@ -45,7 +45,7 @@ def ask(
     """
     vocabulary = Vocabulary.of(model)
     n = 1 if body.n is None else body.n
-    given = [tuple(prompt) for prompt in prompts for _ in range(n)]
+    given = [prompt for prompt in map(tuple, prompts) for _ in range(n)]
     try:
         asked = _continuation(body, model, vocabulary)
         asked.check(vocabulary)
@@ -55,7 +55,7 @@ def ask(
         ]
     except RequestError as error:
         raise refused(error) from error
-    for request in requests:
+    for request in requests[::n]:  # its choices are alike
         _check(engine, vocabulary, request)
     return Asked(tuple(requests), tuple(given[::n]), n)
 

@@ -20,6 +20,8 @@ MOST_CHOICES = 128
 MOST_TOP_LOGPROBS = 20
 MOST_STOPS = 64
 MOST_BIASES = 1024
+MOST_DIGITS = 18
+"""Of a token id that is written as text: no vocabulary has more, and Python reads no number of thousands."""
 
 TokenId = Annotated[int, Field(ge=0)]
 
@@ -80,7 +82,7 @@ class Generation(_Body):
     @classmethod
     def _bias_of_tokens(cls, value: dict[str, float] | None) -> dict[str, float] | None:
         for token, bias in (value or {}).items():
-            if not token.isdecimal() or not -100 <= bias <= 100:
+            if not token.isdecimal() or len(token) > MOST_DIGITS or not -100 <= bias <= 100:
                 raise ValueError("its keys are token ids, its values between -100 and 100")
         return value
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moec.__main__ import run
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
 from moec.artifacts.traces import save_traces
 from tests.support.tiny_bundle import make_bundle, tiny_model, tiny_traces
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 import torch
 
-from moec.artifacts.footprint import footprint
 from moec.artifacts.ids import TensorName
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.quantization import PLAIN, FormatRule, Quantization
 from moec.compiler.calibration.products import Product
 from moec.compiler.calibration.weights import CheckpointWeights

@@ -10,7 +10,7 @@ import pytest
 
 from moec import runtime
 from moec.__main__ import run
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
 from moec.artifacts.schedule import Budgets, Schedule
 from moec.artifacts.traces import load_traces
 from moec.planning.choice import LRU, compare

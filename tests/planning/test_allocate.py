@@ -6,9 +6,9 @@ import itertools
 
 import numpy as np
 
-from moec.artifacts.experts import layout
-from moec.artifacts.footprint import footprint
-from moec.artifacts.hosting import Hosted, host_experts, take_prefix
+from moec.artifacts.layout.experts import layout
+from moec.artifacts.layout.footprint import footprint
+from moec.artifacts.layout.hosting import Hosted, host_experts, take_prefix
 from moec.artifacts.schedule import Budgets
 from moec.artifacts.traces import Traces, layer_trace
 from moec.planning.allocate import hull_rates

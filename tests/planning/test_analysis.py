@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moec.artifacts.footprint import footprint
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.schedule import Budgets
 from moec.artifacts.traces import Traces, layer_trace
 from moec.errors import BundleError

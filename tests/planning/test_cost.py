@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from moec.artifacts.footprint import footprint
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.schedule import Budgets
 from moec.planning.cost import cpu_has_share, dense_milliseconds, miss_cost
 from moec.planning.planner import plan

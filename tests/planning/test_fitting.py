@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from moec.artifacts.footprint import CODE_BYTES, footprint
+from moec.artifacts.layout.footprint import CODE_BYTES, footprint
 from moec.artifacts.schedule import Budgets
 from moec.errors import BudgetError
 from moec.planning.analysis import analyse
@@ -23,7 +23,7 @@ from tests.support.tiny_bundle import CPU, GPU, tiny_model, tiny_traces
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from moec.artifacts.footprint import LayerFootprint
+    from moec.artifacts.layout.footprint import LayerFootprint
     from moec.artifacts.machine import MachineRecord
 
 MODEL = tiny_model(((8, 2, 200), (6, 2, 200), (8, 2, 64)))

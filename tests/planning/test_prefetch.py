@@ -94,7 +94,7 @@ def evaluate(bound: float, machine: Any, guessed: list[list[int]], absent: list[
     chosen = np.array([[0, 1]])
     missing = np.zeros((1, 8), np.bool_)
     missing[0, absent] = True
-    from moec.artifacts.footprint import footprint
+    from moec.artifacts.layout.footprint import footprint
 
     guess, facts = LayerGuess(1, chosen, np.array(guessed), missing), footprint(MODEL)
     times = _times(machine, facts, facts.layers[guess.layer], on_device=True)
@@ -102,7 +102,7 @@ def evaluate(bound: float, machine: Any, guessed: list[list[int]], absent: list[
 
 
 def test_gain_is_what_is_not_waited_for_less_what_is_late() -> None:
-    from moec.artifacts.footprint import footprint
+    from moec.artifacts.layout.footprint import footprint
 
     size = footprint(MODEL).layers[0].expert_bytes / 1e6
     fast = dataclasses.replace(GPU, layer_us=1e3, handshake_us=1e6)
@@ -123,7 +123,7 @@ def test_gain_is_what_is_not_waited_for_less_what_is_late() -> None:
 
 
 def test_a_part_of_an_expert_gains_its_part() -> None:
-    from moec.artifacts.footprint import footprint
+    from moec.artifacts.layout.footprint import footprint
 
     size = footprint(MODEL).layers[0].expert_bytes / 1e6
     fast = dataclasses.replace(GPU, layer_us=1e3, handshake_us=1e6)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from moec.artifacts.footprint import footprint
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.model import ModelRecord
 from moec.planning.analysis import analyse

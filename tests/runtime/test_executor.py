@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
-from moec.artifacts.footprint import LOGIT_ROWS
+from moec.artifacts.layout.footprint import LOGIT_ROWS
 from moec.artifacts.sections import whole_section
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
 
 PAGE = 4096
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.artifacts.footprint import footprint
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.schedule import Budgets
 from moec.planning.analysis import analyse
 from moec.planning.choice import CANDIDATES

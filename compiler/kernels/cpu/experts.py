@@ -56,7 +56,7 @@ def experts(body: ExpertBody, *, lanes: int, name: str | None = None) -> tirx.Pr
     """The kernel ``experts_<body>(x [T, H], index [T, K], weight [T, K], table [E], out [T, H])``.
 
     Args:
-        body: one expert's shape; its bytes are laid out as ``artifacts.experts.layout`` says. ``index`` and ``table``
+        body: one expert's shape; its bytes are laid out as ``artifacts.layout.experts`` says. ``index`` and ``table``
             (addresses) are int64, all else is float32.
         lanes: float32 lanes of the target's vectors (16, 8 or 4).
         name: the function's name; ``experts_<body.name>`` by default.

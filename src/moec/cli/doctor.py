@@ -75,7 +75,7 @@ def command(as_json: bool) -> None:
 
 def examine() -> dict[str, Any]:
     """All facts as JSON values; takes a second or two, since speeds are measured."""
-    from moec.artifacts.codec import to_json
+    from moec.artifacts.files.codec import to_json
     from moec.compiler.lowering.targets import CPU_LEVELS, required_flags
     from moec.runtime.devices.measure import cpu_model, gpu_peers, gpu_records, this_machine
     from moec.runtime.machine.libraries import host_cpu_features

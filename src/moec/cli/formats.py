@@ -51,7 +51,7 @@ def read_fit(target: str | None, machine: Path | None, quantization: str | None)
         CompileError: a time has no machine, or a size has one, or formats are named too.
         RequestError: it is neither a size nor a time.
     """
-    from moec.artifacts.records import read_machine
+    from moec.artifacts.files.records import read_machine
     from moec.compiler.request import FitRequest
     from moec.errors import CompileError
 

@@ -12,7 +12,7 @@ from moec.cli.options import bundle_argument, json_option, traces_option
 from moec.cli.output import policy_name, print_json, print_table, write_page
 
 if TYPE_CHECKING:
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.traces import Traces
     from moec.planning.simulator import Simulation
@@ -62,9 +62,9 @@ def command(
     Example:
       moec simulate dsv2.moec --html dsv2.html
     """
-    from moec.artifacts.codec import to_json
-    from moec.artifacts.reader import open_bundle
-    from moec.artifacts.records import read_machine
+    from moec.artifacts.files.codec import to_json
+    from moec.artifacts.files.reader import open_bundle
+    from moec.artifacts.files.records import read_machine
     from moec.planning.machines import common_machines
     from moec.planning.simulator import simulate
 

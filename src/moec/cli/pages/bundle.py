@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import RoutingProfile, Schedule, TierBytes
     from moec.artifacts.traces import Traces

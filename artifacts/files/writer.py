@@ -11,16 +11,16 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moec.artifacts.manifest import MANIFEST_NAME, render_manifest
+from moec.artifacts.files.manifest import MANIFEST_NAME, render_manifest
+from moec.artifacts.files.verify import hash_files
 from moec.artifacts.paths import WEIGHTS_FOLDER, is_safe, list_files
-from moec.artifacts.verify import hash_files
 from moec.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-    from moec.artifacts.manifest import FileRecord, Manifest
+    from moec.artifacts.files.manifest import FileRecord, Manifest
 
 _KEY_FILE = "key"
 

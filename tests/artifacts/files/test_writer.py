@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from moec.artifacts.manifest import FileRecord
-from moec.artifacts.reader import open_bundle, read_manifest
-from moec.artifacts.writer import BundleWriter, check_output
+from moec.artifacts.files.manifest import FileRecord
+from moec.artifacts.files.reader import open_bundle, read_manifest
+from moec.artifacts.files.writer import BundleWriter, check_output
 from moec.errors import OutputError
 from tests.support.tiny_bundle import fill_bundle, make_bundle, tiny_manifest
 
@@ -141,7 +141,7 @@ def test_an_error_discards_even_a_resumable_staging_folder(tmp_path: Path) -> No
 
 def test_a_killed_writer_leaves_what_the_next_one_resumes(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from moec.artifacts.writer import BundleWriter\n"
+        "import os, sys; from pathlib import Path; from moec.artifacts.files.writer import BundleWriter\n"
         "with BundleWriter(Path(sys.argv[1]), resume_key='a') as w:\n"
         "    (w.folder / 'weights').mkdir(); (w.folder / 'weights/half').write_text('half'); os._exit(9)"
     )
@@ -224,7 +224,7 @@ def test_a_preview_can_be_opened_before_commit(tmp_path: Path) -> None:
 
 def test_a_limit_on_file_sizes_leaves_nothing_half_written(tmp_path: Path) -> None:
     code = (
-        "import resource, sys; from pathlib import Path; from moec.artifacts.writer import BundleWriter\n"
+        "import resource, sys; from pathlib import Path; from moec.artifacts.files.writer import BundleWriter\n"
         "from moec.errors import OutputError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
         "try:\n"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from moec import schemas
-from moec.artifacts import stamps
-from moec.artifacts.reader import find_bundle, open_bundle, read_bundle, stamp
+from moec.artifacts.files import stamps
+from moec.artifacts.files.reader import find_bundle, open_bundle, read_bundle, stamp
 from moec.errors import BundleError
 from tests.support.tiny_bundle import make_bundle
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import SELECTION_PREFIX
-from moec.artifacts.checks.names import repeated
+from moec.artifacts.files.checks.names import repeated
+from moec.artifacts.layout.cache import SELECTION_PREFIX
 from moec.artifacts.model import TensorSpec
 from moec.artifacts.program import size_bytes
 from moec.artifacts.states import STATE_PREFIX

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from moec.artifacts.footprint import footprint
 from moec.artifacts.ids import TensorName
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.steps import SegmentStep
 from tests.support.tiny_bundle import HEADS, H, V, tiny_model
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.chain import (
+from moec.artifacts.layout.chain import (
     attention_weights,
     state_step_weights,
 )
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.paths import experts_name
 from moec.artifacts.steps import AttentionStep, SegmentStep, StateStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from moec.artifacts.files.safetensors import TensorPlace
     from moec.artifacts.ids import TensorName
     from moec.artifacts.model import ModelRecord, TensorSpec
-    from moec.artifacts.safetensors import TensorPlace
 
 
 def dense_problems(model: ModelRecord, table: Mapping[TensorName, TensorPlace]) -> Iterator[str]:
@@ -45,7 +45,7 @@ def _same_tensor(place: TensorPlace, spec: TensorSpec) -> bool:
 
 
 def experts_problems(model: ModelRecord, sizes: Mapping[str, int]) -> Iterator[str]:
-    """Which expert files (path to size in bytes) are not laid out as ``artifacts.experts.layout`` says."""
+    """Which expert files (path to size in bytes) are not laid out as ``artifacts.layout.experts`` says."""
     bodies = {body.name: body for body in model.bodies}
     for layer in model.experts:
         expected = layer.experts * layout(bodies[layer.body]).stride_bytes

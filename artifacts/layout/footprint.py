@@ -7,15 +7,15 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import PAGE_TOKENS, cache_layers
-from moec.artifacts.chain import (
+from moec.artifacts.layout.cache import PAGE_TOKENS, cache_layers
+from moec.artifacts.layout.chain import (
     CHAIN_INPUTS,
     CHAIN_OUTPUT,
     attention_weights,
     state_step_weights,
     step_values,
 )
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.model import DTYPE_BYTES, TensorSpec
 from moec.artifacts.states import state_bytes
 from moec.artifacts.steps import (

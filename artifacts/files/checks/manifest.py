@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.checks.names import twice
+from moec.artifacts.files.checks.names import twice
 from moec.artifacts.paths import PROGRAM_NAME, program_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moec.artifacts.manifest import Manifest
+    from moec.artifacts.files.manifest import Manifest
 
 
 def manifest_problems(manifest: Manifest) -> Iterator[str]:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from moec.artifacts.experts import EXPERT_ALIGNMENT, PART_ALIGNMENT, layout
+from moec.artifacts.layout.experts import EXPERT_ALIGNMENT, PART_ALIGNMENT, layout
 from moec.artifacts.model import DType, ExpertBody
 from moec.formats import FORMATS, row_bytes
 

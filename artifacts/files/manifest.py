@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from moec.artifacts.codec import to_json
+from moec.artifacts.files.codec import to_json
 from moec.artifacts.fit import FitRecord  # noqa: TC001 - the codec reads the types of records
 
 if TYPE_CHECKING:

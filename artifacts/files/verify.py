@@ -7,7 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from moec.artifacts.manifest import MANIFEST_NAME, FileRecord
+from moec.artifacts.files.manifest import MANIFEST_NAME, FileRecord
 from moec.artifacts.paths import list_files
 from moec.errors import BundleError
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
-    from moec.artifacts.manifest import Manifest
+    from moec.artifacts.files.manifest import Manifest
 
 Level: TypeAlias = Literal["full", "once", "sizes"]
 """``full`` hashes every file; ``once`` all but the weight files that were hashed before and have not changed since (see
-`moec.artifacts.stamps`); ``sizes`` the JSON files alone. Sizes are always compared."""
+`moec.artifacts.files.stamps`); ``sizes`` the JSON files alone. Sizes are always compared."""
 
 LEVELS: tuple[Level, ...] = get_args(Level)
 

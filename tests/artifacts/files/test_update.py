@@ -3,10 +3,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.files.update import add_schedule, replace_schedules
 from moec.artifacts.schedule import Budgets
 from moec.artifacts.traces import join_traces
-from moec.artifacts.update import add_schedule, replace_schedules
 from moec.planning.planner import plan, plan_many
 from tests.support.tiny_bundle import GPU, make_bundle, tiny_traces
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from moec import schemas
-from moec.artifacts.experts import layout
+from moec.artifacts.files.manifest import FORMAT_VERSION
+from moec.artifacts.files.reader import open_bundle
 from moec.artifacts.ids import LayerId
-from moec.artifacts.manifest import FORMAT_VERSION
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.layout.experts import layout
 from tests.support.tiny_bundle import make_bundle
 
-DOCUMENT = Path(__file__).parents[2] / "docs/bundle-format.md"
+DOCUMENT = Path(__file__).parents[3] / "docs/bundle-format.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8")
 
 WORDS = {

@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moec.artifacts import checks
-from moec.artifacts.bundle import Bundle, Modules
-from moec.artifacts.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, manifest_intact
+from moec.artifacts.files import checks
+from moec.artifacts.files.bundle import Bundle, Modules
+from moec.artifacts.files.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, manifest_intact
+from moec.artifacts.files.records import decode, parse_json, read_record
+from moec.artifacts.files.safetensors import read_table
+from moec.artifacts.files.stamps import FileState, Stamp, file_states, read_stamp, write_stamp
+from moec.artifacts.files.verify import Level, check, damaged
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.packing import PackingRecord
 from moec.artifacts.paths import DENSE_NAME, WEIGHTS_FOLDER, experts_name, is_safe, program_name
 from moec.artifacts.program import ProgramRecord
-from moec.artifacts.records import decode, parse_json, read_record
-from moec.artifacts.safetensors import read_table
 from moec.artifacts.schedule import ScheduleRecord
-from moec.artifacts.stamps import FileState, Stamp, file_states, read_stamp, write_stamp
-from moec.artifacts.verify import Level, check, damaged
 from moec.errors import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from moec.artifacts.manifest import Contents
+    from moec.artifacts.files.manifest import Contents
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def find_bundle(path: str | Path, verify: Level = "full") -> FoundBundle:
 
     Args:
         path: the bundle's folder.
-        verify: how much is hashed, see `moec.artifacts.verify.Level`.
+        verify: how much is hashed, see `moec.artifacts.files.verify.Level`.
 
     Raises:
         BundleError: it is not there or no bundle, its manifest is damaged, or it is of a newer format.

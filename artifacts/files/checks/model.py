@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import cached_form
-from moec.artifacts.chain import (
+from moec.artifacts.files.checks.names import twice
+from moec.artifacts.files.checks.steps import step_problems
+from moec.artifacts.layout.cache import cached_form
+from moec.artifacts.layout.chain import (
     CHAIN_INPUTS,
     CHAIN_OUTPUT,
     step_values,
 )
-from moec.artifacts.checks.names import twice
-from moec.artifacts.checks.steps import step_problems
 from moec.artifacts.steps import AppendStep, AttentionStep
 from moec.formats import FORMATS
 

@@ -7,15 +7,15 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from moec.artifacts.records import write_record
+from moec.artifacts.files.records import write_record
+from moec.artifacts.files.writer import BundleWriter
 from moec.artifacts.traces import TRACES_NAME, save_traces
-from moec.artifacts.writer import BundleWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.artifacts.schedule import Schedule, ScheduleRecord
     from moec.artifacts.traces import Traces
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from moec.artifacts.reader import read_manifest
-from moec.artifacts.records import parse_json
+from moec.artifacts.files.reader import read_manifest
+from moec.artifacts.files.records import parse_json
 from moec.errors import BundleError
 from tests.support.edited_bundles import edit_json, refuses, reseal
 

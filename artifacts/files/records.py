@@ -6,9 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from moec import schemas
-from moec.artifacts.codec import from_json, to_json
+from moec.artifacts.files.codec import from_json, to_json
+from moec.artifacts.files.manifest import render_json
 from moec.artifacts.machine import MachineRecord
-from moec.artifacts.manifest import render_json
 from moec.errors import BundleError
 
 if TYPE_CHECKING:

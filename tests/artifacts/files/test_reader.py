@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from moec.artifacts.experts import layout
+from moec.artifacts.files.manifest import FileRecord, render_manifest
+from moec.artifacts.files.reader import open_bundle, open_modules, read_manifest
+from moec.artifacts.files.writer import BundleWriter
 from moec.artifacts.ids import LayerId, TensorName
-from moec.artifacts.manifest import FileRecord, render_manifest
-from moec.artifacts.reader import open_bundle, open_modules, read_manifest
-from moec.artifacts.writer import BundleWriter
+from moec.artifacts.layout.experts import layout
 from moec.errors import BundleError
 from tests.support.edited_bundles import refuses, reseal
 from tests.support.tiny_bundle import H, fill_bundle, make_bundle, tiny_manifest, tiny_model
@@ -196,7 +196,7 @@ def test_unreadable(bundle: Path) -> None:
 
 def test_importing_artifacts_is_light() -> None:
     code = (
-        "import sys, moec.artifacts.reader, moec.artifacts.writer, moec.schemas;"
+        "import sys, moec.artifacts.files.reader, moec.artifacts.files.writer, moec.schemas;"
         "print([m for m in ('torch', 'transformers', 'tvm', 'jsonschema') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

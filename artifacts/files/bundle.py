@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.paths import DENSE_NAME, experts_name
 from moec.artifacts.traces import TRACES_NAME, load_traces
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from moec.artifacts.experts import ExpertLayout
+    from moec.artifacts.files.manifest import Manifest, TargetRecord
+    from moec.artifacts.files.safetensors import TensorPlace
     from moec.artifacts.ids import LayerId, TensorName
-    from moec.artifacts.manifest import Manifest, TargetRecord
+    from moec.artifacts.layout.experts import ExpertLayout
     from moec.artifacts.model import ExpertsLayer, ModelRecord
     from moec.artifacts.packing import PackingRecord
     from moec.artifacts.program import ProgramRecord
-    from moec.artifacts.safetensors import TensorPlace
     from moec.artifacts.schedule import ScheduleRecord
     from moec.artifacts.traces import Traces
 

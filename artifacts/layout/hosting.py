@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moec.artifacts.footprint import LayerFootprint
+    from moec.artifacts.layout.footprint import LayerFootprint
 
 
 @dataclass(frozen=True)
