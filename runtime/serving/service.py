@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from moec.errors import RequestError
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.serving.choices import ScoredToken
-from moec.runtime.serving.errors import ApiError, busy, refused
+from moec.runtime.serving.errors import ApiError, busy, failed, refused
 from moec.runtime.serving.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from moec.runtime.serving.bodies import Message
     from moec.runtime.stats import Stats
     from moec.runtime.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -107,7 +110,7 @@ class Service:
         """How likely a prompt's tokens are, and the ``top`` likeliest ones at each place; others go on meanwhile.
 
         Raises:
-            ApiError: others hold too much of the cache.
+            ApiError: others hold too much of the cache, or the model failed.
         """
         call = self.admission.driver.call
         found: list[TokenLogprobs | None] = [None]
@@ -118,6 +121,9 @@ class Service:
                     found += part
             except RequestError as error:
                 raise busy(str(error)) from error
+            except Exception as error:
+                log.exception("A prompt was not scored; its request fails.")
+                raise failed(error) from error
             finally:
                 call(parts.close)
         return [ScoredToken(token, logprobs) for token, logprobs in zip(prompt, found, strict=True)]
