@@ -9,6 +9,7 @@ import numpy as np
 
 from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.layout.hosting import device_slots
+from moec.artifacts.traces import repeats
 from moec.planning.costs.prediction import CURVE_SHARES, Placement, hit_rate, token_milliseconds
 from moec.planning.costs.prefetch import can_guess, layer_guesses, missing_recall, stack_positions
 from moec.planning.routing.analysis import analyse
@@ -174,7 +175,8 @@ def _fixed_rate(groups: Sequence[Group], slots: Sequence[int]) -> float:
     hits = choices = 0
     for group in groups:
         for chosen, number in zip(group.chosen, group.numbers, strict=True):
-            uses = np.sort(np.bincount(chosen.ravel(), minlength=group.experts))[::-1]
-            hits += int(uses[: slots[number]].sum())
+            again = repeats(chosen)
+            uses = np.sort(np.bincount(chosen[~again], minlength=group.experts))[::-1]
+            hits += int(uses[: slots[number]].sum() + again.sum())
             choices += chosen.size
     return hits / choices if choices else 1.0

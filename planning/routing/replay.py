@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from moec.artifacts.traces import repeats
 from moec.planning.policies import EXPERT_BITS, count, experts_of, initial_state, keys
 
 if TYPE_CHECKING:
@@ -82,12 +83,12 @@ def stack_distances(
 
     Args:
         policy: who leaves.
-        chosen: ``[L, N, K]`` experts; in a row none comes twice.
+        chosen: ``[L, N, K]`` experts.
         order: ``[L, E]``: all experts, those that are there to begin with first.
         use_shares: ``[L, E]``, by expert number.
 
     Returns:
-        Distances ``[L, N, K]``, 1..E.
+        Distances ``[L, N, K]``, 1..E; 0 for an expert that comes before in its row.
     """
     return replay(PolicyKeys(policy, use_shares), chosen, order, policy.admission)
 
@@ -143,6 +144,7 @@ def replay(
         held = _LOCKED + 1 + experts if locks else own
         found[layers, experts] = held
         stack = _brought_in(stack, found[layers, stack], held, own if admission == "better" else None)
+    distances[repeats(index)] = 0
     return distances
 
 
@@ -177,7 +179,7 @@ class LayerReplay:
     """One MoE layer's replay."""
 
     distances: Integers
-    """``[N, K]``: the least number of slots with which the choice is a hit."""
+    """``[N, K]``: the least number of slots with which the choice is a hit; 0 where its row has it before."""
     ranks: Integers
     """``[N, K]``: the chosen expert's place in the profile's order."""
     experts: int
@@ -229,7 +231,7 @@ def group_layers(traces: Traces, tokens: Integers) -> tuple[Group, ...]:
 
 def use_shares(chosen: Integers, experts: int) -> npt.NDArray[np.float64]:
     """Share of tokens that chose each expert, ``[L, E]``, by expert number, from choices ``[L, N, K]``."""
-    counts = [np.bincount(layer.ravel(), minlength=experts) for layer in chosen]
+    counts = [np.bincount(layer[~repeats(layer)], minlength=experts) for layer in chosen]
     shares: npt.NDArray[np.float64] = np.stack(counts) / max(1, chosen.shape[1])
     return shares
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moec.artifacts.traces import repeats
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -41,7 +43,9 @@ def joint_counts(
         following_experts: E' of that one.
     """
     together = np.zeros((experts, following_experts), np.int64)
+    first, first_following = ~repeats(chosen), ~repeats(following)
     for here in range(chosen.shape[1]):
         for there in range(following.shape[1]):
-            np.add.at(together, (chosen[:, here], following[:, there]), 1)
+            both = first[:, here] & first_following[:, there]
+            np.add.at(together, (chosen[both, here], following[both, there]), 1)
     return together

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moec.artifacts.schedule import Policy
+from moec.artifacts.traces import repeats
 from moec.planning.policies import replacements
 from moec.planning.routing.replay import (
     OptimalKeys,
@@ -18,6 +19,7 @@ from moec.planning.routing.replay import (
     hit_curve,
     optimal_distances,
     stack_distances,
+    use_shares,
 )
 
 if TYPE_CHECKING:
@@ -42,13 +44,13 @@ def trace(experts: int, top_k: int, tokens: int, seed: int) -> npt.NDArray[Any]:
 
 
 def simulate(
-    source: Keys, policy: Policy, chosen: npt.NDArray[Any], order: list[int], slots: int
+    source: Keys, policy: Policy, chosen: list[list[int]], order: list[int], slots: int
 ) -> list[Any]:
     """The cache as a runtime runs it, for one layer and one number of slots."""
     resident = np.zeros(len(order), np.bool_)
     resident[order[:slots]] = True
     hits = []
-    for token, experts in enumerate(chosen.tolist()):
+    for token, experts in enumerate(chosen):
         hits.append([bool(resident[expert]) for expert in experts])
         keys = source.after(token, np.array([experts]))[0]
         for expert, victim in replacements(policy, keys, resident, experts, slots):
@@ -71,6 +73,31 @@ def most_hits(chosen: npt.NDArray[Any], order: list[int], slots: int) -> int:
                 after[frozenset(held)] = max(now, after.get(frozenset(held), 0))
         best = after
     return max(best.values())
+
+
+@settings(max_examples=60)
+@given(
+    policy=st.sampled_from(POLICIES),
+    experts=st.integers(1, 7),
+    tokens=st.integers(0, 20),
+    seed=st.integers(0, 1000),
+)
+def test_an_expert_that_comes_again_in_a_row_is_no_other_use(
+    policy: Policy, experts: int, tokens: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    chosen = random.integers(0, experts, (tokens, 3))
+    order, shares = random.permutation(experts), random.random(experts)
+    (distances,) = stack_distances(policy, chosen[None], order[None], shares[None])
+    once = [list(dict.fromkeys(row)) for row in chosen.tolist()]
+    for slots in range(experts + 1):
+        hits = simulate(PolicyKeys(policy, shares), policy, once, order.tolist(), slots)
+        assert [row[row > 0].tolist() for row in distances] == [
+            row[~again].tolist() for row, again in zip(distances, repeats(chosen), strict=True)
+        ]
+        assert [(row[row > 0] <= slots).tolist() for row in distances] == hits
+    used = use_shares(chosen[None], experts)[0]
+    assert used.sum() * max(1, tokens) == pytest.approx(sum(map(len, once)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -108,10 +135,10 @@ def test_one_pass_tells_what_each_number_of_slots_would_hit(
     for layer in range(2):
         for slots in range(experts + 1):
             keys: Keys = PolicyKeys(policy, shares[layer])
-            hits = simulate(keys, policy, chosen[layer], order[layer].tolist(), slots)
+            hits = simulate(keys, policy, chosen[layer].tolist(), order[layer].tolist(), slots)
             assert (distances[layer] <= slots).tolist() == hits, slots
             keys = OptimalKeys(chosen[layer : layer + 1], experts)
-            hits = simulate(keys, always, chosen[layer], order[layer].tolist(), slots)
+            hits = simulate(keys, always, chosen[layer].tolist(), order[layer].tolist(), slots)
             assert (optimal[layer] <= slots).tolist() == hits, slots
 
 
