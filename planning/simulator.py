@@ -9,13 +9,13 @@ import numpy as np
 
 from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.layout.hosting import device_slots
-from moec.planning.analysis import analyse
-from moec.planning.choice import CANDIDATES, compare
-from moec.planning.guesses import SOURCES
-from moec.planning.prediction import CURVE_SHARES, Placement, hit_rate, token_milliseconds
-from moec.planning.prefetch import can_guess, layer_guesses, missing_recall, stack_positions
-from moec.planning.sides import layer_traces, replayed_groups, sides_of
-from moec.planning.synthetic import overlap
+from moec.planning.costs.prediction import CURVE_SHARES, Placement, hit_rate, token_milliseconds
+from moec.planning.costs.prefetch import can_guess, layer_guesses, missing_recall, stack_positions
+from moec.planning.routing.analysis import analyse
+from moec.planning.routing.choice import CANDIDATES, compare
+from moec.planning.routing.guesses import SOURCES
+from moec.planning.routing.sides import layer_traces, replayed_groups, sides_of
+from moec.planning.routing.synthetic import overlap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import Policy, PrefetchSource
     from moec.artifacts.traces import Traces
-    from moec.planning.analysis import Analysis
-    from moec.planning.replay import Group
+    from moec.planning.routing.analysis import Analysis
+    from moec.planning.routing.replay import Group
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from moec.errors import RequestError
 from moec.runtime.requests.vocabulary import Vocabulary
-from moec.runtime.serving.choices import ScoredToken
 from moec.runtime.serving.errors import ApiError, busy, failed, refused
 from moec.runtime.serving.metrics import Metrics
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from moec.runtime.logprobs import TokenLogprobs
     from moec.runtime.model import Model
     from moec.runtime.serving.admission import Admission
-    from moec.runtime.serving.bodies import Message
+    from moec.runtime.serving.asked.bodies import Message
     from moec.runtime.stats import Stats
     from moec.runtime.tokenizer import Tokenizer
 
@@ -106,8 +105,10 @@ class Service:
             raise refused(error, param="tokens") from error
         return self.tokenizer.decode(tokens, skip_special_tokens=False)
 
-    async def score(self, prompt: tuple[int, ...], top: int) -> list[ScoredToken]:
+    async def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprobs | None]:
         """How likely a prompt's tokens are, and the ``top`` likeliest ones at each place; others go on meanwhile.
+
+        Of the first token there are none.
 
         Raises:
             ApiError: others hold too much of the cache, or the model failed.
@@ -126,7 +127,7 @@ class Service:
                 raise failed(error) from error
             finally:
                 call(parts.close)
-        return [ScoredToken(token, logprobs) for token, logprobs in zip(prompt, found, strict=True)]
+        return found
 
     async def stats(self) -> Stats:
         """The model's counters, up to date."""

@@ -87,7 +87,7 @@ def command(
 def _traces(opened: Bundle, path: Path | None, synthetic: str | None, tokens: int) -> tuple[Traces, str]:
     from moec.cli.options import learned_traces
     from moec.errors import BundleError
-    from moec.planning import synthetic as routings
+    from moec.planning.routing import synthetic as routings
 
     if synthetic is not None:
         routing = {

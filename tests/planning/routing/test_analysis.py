@@ -9,8 +9,8 @@ from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.schedule import Budgets
 from moec.artifacts.traces import Traces, layer_trace
 from moec.errors import BundleError
-from moec.planning.analysis import analyse
 from moec.planning.planner import plan
+from moec.planning.routing.analysis import analyse
 from tests.support.tiny_bundle import GPU, streaming_bytes, tiny_model, tiny_traces
 
 

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse, Response
 
-from moec.runtime.serving.answers import usage
+from moec.runtime.serving.answers.layouts import usage
+from moec.runtime.serving.answers.pieces import pieces, unless_disconnected
+from moec.runtime.serving.answers.streams import DONE, EventStream, event
 from moec.runtime.serving.errors import ApiError
-from moec.runtime.serving.generation import pieces, unless_disconnected
-from moec.runtime.serving.streams import DONE, EventStream, event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from fastapi import Request as HttpRequest
 
-    from moec.runtime.serving.answers import Answer
-    from moec.runtime.serving.asked import Asked
-    from moec.runtime.serving.bodies import Generation
-    from moec.runtime.serving.choices import Choice, Piece
+    from moec.runtime.serving.answers.choices import Choice, Piece
+    from moec.runtime.serving.answers.layouts import Answer
+    from moec.runtime.serving.asked.bodies import Generation
+    from moec.runtime.serving.asked.requests import Asked
     from moec.runtime.serving.service import Service
 
 CLIENT_CLOSED_REQUEST = 499

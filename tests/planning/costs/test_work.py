@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from moec.artifacts.model import AttentionSpec, LatentHeads, ModelRecord
-from moec.planning.work import Products, attention_operations, step_work
+from moec.planning.costs.work import Products, attention_operations, step_work
 from tests.support.tiny_bundle import tiny_model
 
 H, V, HEADS, D = 16, 24, 2, 8

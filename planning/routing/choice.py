@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.schedule import DEFAULT_POLICY, Policy
-from moec.planning.replay import (
+from moec.planning.routing.replay import (
     LayerReplay,
     Replay,
     by_use,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.schedule import Admission
     from moec.planning.policies import Integers
-    from moec.planning.replay import Group
+    from moec.planning.routing.replay import Group
 
 LRU = Policy("lru", 0, 0, "always")
 CANDIDATES = (

@@ -17,10 +17,10 @@ import numpy as np
 from moec.artifacts.schedule import NO_PREFETCH, PrefetchFigures, PrefetchPlan
 from moec.artifacts.words.ahead import guessed_layers
 from moec.artifacts.words.slots import MOST_AHEAD, PIECE_BYTES
-from moec.planning.choice import LEAST_TOKENS
-from moec.planning.cost import BYTES_PER_MS, idle_bytes, idle_milliseconds, miss_cost
-from moec.planning.guesses import SOURCES, guessable, halves
-from moec.planning.replay import by_use, stack_places, use_shares
+from moec.planning.costs.token import BYTES_PER_MS, idle_bytes, idle_milliseconds, miss_cost
+from moec.planning.routing.choice import LEAST_TOKENS
+from moec.planning.routing.guesses import SOURCES, guessable, halves
+from moec.planning.routing.replay import by_use, stack_places, use_shares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import PrefetchSource
     from moec.artifacts.traces import Traces
-    from moec.planning.analysis import Analysis
+    from moec.planning.costs.prediction import Placement
     from moec.planning.policies import Integers
-    from moec.planning.prediction import Placement
+    from moec.planning.routing.analysis import Analysis
 
 FOLLOWED: tuple[PrefetchSource, ...] = ("router", "transitions")
 """Sources that the runtime can follow; of others the figures say what they would bring."""

@@ -9,14 +9,14 @@ import numpy as np
 
 from moec.artifacts.layout.footprint import encoder_experts
 from moec.errors import BundleError
-from moec.planning.replay import group_layers
-from moec.planning.transitions import likely_next
+from moec.planning.routing.replay import group_layers
+from moec.planning.routing.transitions import likely_next
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.traces import LayerTrace, Traces
     from moec.planning.policies import Integers
-    from moec.planning.replay import Group
+    from moec.planning.routing.replay import Group
 
 REPLAY_TOKENS = 1024
 """At most so many of the last traced tokens are replayed: the curves settle long before."""

@@ -9,10 +9,7 @@ import pytest
 from moec.artifacts.schedule import Budgets
 from moec.artifacts.traces import Traces, join_traces, layer_trace
 from moec.artifacts.words.slots import PIECE_BYTES
-from moec.planning.analysis import analyse
-from moec.planning.guesses import SOURCES, Split, by_requests, by_router, by_transitions, halves
-from moec.planning.planner import plan, plan_analysed
-from moec.planning.prefetch import (
+from moec.planning.costs.prefetch import (
     GUESS_US,
     LayerGuess,
     _evaluate,
@@ -21,7 +18,10 @@ from moec.planning.prefetch import (
     layer_guesses,
     missing_recall,
 )
-from moec.planning.replay import stack_distances, stack_places
+from moec.planning.planner import plan, plan_analysed
+from moec.planning.routing.analysis import analyse
+from moec.planning.routing.guesses import SOURCES, Split, by_requests, by_router, by_transitions, halves
+from moec.planning.routing.replay import stack_distances, stack_places
 from tests.support.tiny_bundle import CPU, GPU, tiny_model, tiny_traces
 
 MODEL = tiny_model(((8, 2, 200), (8, 2, 200)))

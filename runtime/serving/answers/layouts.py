@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moec.runtime.serving.choices import Piece, ScoredToken
+    from moec.runtime.serving.answers.choices import Piece, ScoredToken
     from moec.runtime.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0

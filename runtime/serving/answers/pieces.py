@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastapi import Request as HttpRequest
 
     from moec.runtime.serving.admission import Ticket
-    from moec.runtime.serving.choices import Choice, Piece
+    from moec.runtime.serving.answers.choices import Choice, Piece
     from moec.runtime.serving.metrics import Timer
 
     Result = TypeVar("Result")

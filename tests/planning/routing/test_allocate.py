@@ -11,8 +11,8 @@ from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.layout.hosting import Hosted, host_experts, take_prefix
 from moec.artifacts.schedule import Budgets
 from moec.artifacts.traces import Traces, layer_trace
-from moec.planning.allocate import hull_rates
 from moec.planning.planner import plan
+from moec.planning.routing.allocate import hull_rates
 from tests.support.tiny_bundle import GPU, streaming_bytes, tiny_model
 
 

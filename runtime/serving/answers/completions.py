@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.runtime.serving.choices import Choice
+from moec.runtime.serving.answers.choices import Choice, ScoredToken
 from moec.runtime.serving.errors import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moec.runtime.serving.asked import Asked
-    from moec.runtime.serving.bodies import CompletionBody
+    from moec.runtime.serving.asked.bodies import CompletionBody
+    from moec.runtime.serving.asked.requests import Asked
     from moec.runtime.serving.service import Service
 
 CONTEXT_TOKENS = 8
@@ -42,5 +42,6 @@ async def score_prompts(service: Service, asked: Asked, choices: Sequence[Choice
     """Let choices begin with their prompts' tokens and logprobs."""
     for number, prompt in enumerate(asked.prompts):
         scored = await service.score(prompt, top)
+        tokens = [ScoredToken(*each) for each in zip(prompt, scored, strict=True)]
         for choice in choices[number * asked.n : (number + 1) * asked.n]:
-            choice.begin(scored)
+            choice.begin(tokens)

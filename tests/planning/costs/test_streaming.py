@@ -11,8 +11,7 @@ import pytest
 from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.model import ModelRecord
-from moec.planning.analysis import analyse
-from moec.planning.streaming import (
+from moec.planning.costs.streaming import (
     ATTENTION_SHARE,
     PLAIN_SHARE,
     STEP_LAYERS,
@@ -20,8 +19,9 @@ from moec.planning.streaming import (
     StepTimes,
     prefill_plan,
 )
-from moec.planning.work import step_work
-from tests.planning.test_work import quantized
+from moec.planning.costs.work import step_work
+from moec.planning.routing.analysis import analyse
+from tests.planning.costs.test_work import quantized
 from tests.support.tiny_bundle import GPU, tiny_model
 
 MODEL = tiny_model(((64, 2, 20000),))

@@ -6,8 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from moec.runtime.serving.errors import ApiError
-from moec.runtime.serving.unsupported import (
+from moec.runtime.serving.asked.unsupported import (
     CHAT,
     COMPLETIONS,
     MESSAGES,
@@ -15,6 +14,7 @@ from moec.runtime.serving.unsupported import (
     Unsupported,
     without_unsupported,
 )
+from moec.runtime.serving.errors import ApiError
 
 MOST_CHOICES = 128
 MOST_TOP_LOGPROBS = 20

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.schedule import DEFAULT_POLICY, LayerProfile, RoutingProfile
-from moec.planning.allocate import hull_rates
-from moec.planning.choice import LEAST_TOKENS, Comparison, compare
 from moec.planning.policies import always_admitting
-from moec.planning.replay import (
+from moec.planning.routing.allocate import hull_rates
+from moec.planning.routing.choice import LEAST_TOKENS, Comparison, compare
+from moec.planning.routing.replay import (
     LayerReplay,
     Replay,
     by_use,
@@ -23,7 +23,7 @@ from moec.planning.replay import (
     stack_distances,
     use_shares,
 )
-from moec.planning.sides import layer_traces, replayed_groups, sides_of, transitions
+from moec.planning.routing.sides import layer_traces, replayed_groups, sides_of, transitions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from moec.artifacts.schedule import Policy
     from moec.artifacts.traces import Traces
     from moec.planning.policies import Integers
-    from moec.planning.replay import Group
+    from moec.planning.routing.replay import Group
 
 
 @dataclass(frozen=True, eq=False)

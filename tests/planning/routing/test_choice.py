@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from moec.artifacts.traces import Traces
-from moec.planning.choice import CANDIDATES, JUDGED_SHARES, LRU, Comparison, compare
-from moec.planning.replay import Replay, group_layers
-from moec.planning.synthetic import (
+from moec.planning.routing.choice import CANDIDATES, JUDGED_SHARES, LRU, Comparison, compare
+from moec.planning.routing.replay import Replay, group_layers
+from moec.planning.routing.synthetic import (
     SCATTERED,
     SKEWED,
     TOPICAL,

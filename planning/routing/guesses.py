@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.planning.transitions import joint_counts
+from moec.planning.routing.transitions import joint_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

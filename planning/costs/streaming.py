@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.schedule import PrefillPlan
-from moec.planning.cost import BYTES_PER_MS
-from moec.planning.work import step_work
+from moec.planning.costs.token import BYTES_PER_MS
+from moec.planning.costs.work import step_work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import RoutingProfile
-    from moec.planning.work import Products, StepWork
+    from moec.planning.costs.work import Products, StepWork
 
 STREAM_BUFFERS = 2
 """One is filled while the other is read."""

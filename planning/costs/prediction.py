@@ -9,8 +9,15 @@ import numpy as np
 
 from moec.artifacts.layout.hosting import device_slots
 from moec.artifacts.schedule import BudgetPoint, PolicyFigures, Prediction
-from moec.planning import cost
-from moec.planning.cost import MissCost, TokenCost
+from moec.planning.costs.token import (
+    BYTES_PER_MS,
+    MissCost,
+    TokenCost,
+    cpu_token_cost,
+    dense_milliseconds,
+    miss_cost,
+    token_cost,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,9 +25,9 @@ if TYPE_CHECKING:
     from moec.artifacts.layout.footprint import Footprint, LayerFootprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.schedule import RoutingProfile
-    from moec.planning.analysis import Analysis, Tier
-    from moec.planning.choice import Comparison
-    from moec.planning.replay import Replay
+    from moec.planning.routing.analysis import Analysis, Tier
+    from moec.planning.routing.choice import Comparison
+    from moec.planning.routing.replay import Replay
 
 CURVE_SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 """Of all experts' bytes: the points of a schedule's curve."""
@@ -40,7 +47,7 @@ class Placement:
 def miss_costs(machine: MachineRecord, facts: Footprint, *, on_device: bool) -> list[MissCost]:
     """Of each layer; the CPU alone computes whatever it is given."""
     if on_device:
-        return [cost.miss_cost(machine, layer) for layer in facts.layers]
+        return [miss_cost(machine, layer) for layer in facts.layers]
     return [MissCost((0.0,) * (layer.top_k + 1), tuple(range(layer.top_k + 1))) for layer in facts.layers]
 
 
@@ -57,7 +64,7 @@ def predict(
     chosen = sum(layer.top_k for layer in facts.layers)
     sizes = [layer.expert_bytes for layer in facts.layers]
     misses = sum(token.misses for token in tokens)
-    dense = cost.dense_milliseconds(machine, facts, on_device=placement.on_device)
+    dense = dense_milliseconds(machine, facts, on_device=placement.on_device)
 
     def bytes_of(counts: Iterable[float]) -> float:
         return sum(count * size for count, size in zip(counts, sizes, strict=True))
@@ -85,7 +92,7 @@ def token_milliseconds(
     """A decoded token, as `predict` has it, its experts being found as in a replay."""
     splits = miss_costs(machine, facts, on_device=placement.on_device)
     tokens = token_costs(machine, facts, replay, splits, placement)
-    dense = cost.dense_milliseconds(machine, facts, on_device=placement.on_device)
+    dense = dense_milliseconds(machine, facts, on_device=placement.on_device)
     return dense + sum(token.milliseconds for token in tokens)
 
 
@@ -99,8 +106,8 @@ def token_costs(
     """What each MoE layer costs a token, with the experts placed so."""
     rows = zip(facts.layers, replay.layers, splits, placement.slots, placement.host_experts, strict=True)
     if placement.on_device:
-        return [cost.token_cost(machine, *row) for row in rows]
-    return [cost.cpu_token_cost(machine, layer, each, kept) for layer, each, _, kept, _ in rows]
+        return [token_cost(machine, *row) for row in rows]
+    return [cpu_token_cost(machine, layer, each, kept) for layer, each, _, kept, _ in rows]
 
 
 def _all_resident(
@@ -108,7 +115,7 @@ def _all_resident(
 ) -> float:
     if on_device:
         return sum(split.milliseconds[0] for split in splits)
-    speed = machine.host_bandwidth_gb_s * machine.host_efficiency * cost.BYTES_PER_MS
+    speed = machine.host_bandwidth_gb_s * machine.host_efficiency * BYTES_PER_MS
     return sum(layer.top_k * layer.expert_bytes for layer in facts.layers) / speed
 
 
@@ -140,7 +147,7 @@ def _curve(
 ) -> tuple[BudgetPoint, ...]:
     """The same with `CURVE_SHARES` of the experts in the fastest tier, all others in host memory."""
     values = [layer.slot_value for layer in profile.layers]
-    dense = cost.dense_milliseconds(machine, facts, on_device=placement.on_device)
+    dense = dense_milliseconds(machine, facts, on_device=placement.on_device)
     everything = tuple(layer.experts for layer in facts.layers)
     chosen = sum(layer.top_k for layer in facts.layers)
     points: list[BudgetPoint] = []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.layout.footprint import Footprint, LayerFootprint
     from moec.artifacts.machine import MachineRecord
-    from moec.planning.replay import LayerReplay
+    from moec.planning.routing.replay import LayerReplay
 
 BYTES_PER_MS = 1e6
 """At 1 GB/s."""

@@ -12,10 +12,16 @@ from hypothesis import strategies as st
 
 from moec.artifacts.schedule import Policy
 from moec.planning.policies import replacements
-from moec.planning.replay import OptimalKeys, PolicyKeys, hit_curve, optimal_distances, stack_distances
+from moec.planning.routing.replay import (
+    OptimalKeys,
+    PolicyKeys,
+    hit_curve,
+    optimal_distances,
+    stack_distances,
+)
 
 if TYPE_CHECKING:
-    from moec.planning.replay import Keys
+    from moec.planning.routing.replay import Keys
 
 POLICIES = [
     Policy("lru", 0, 0, "always"),

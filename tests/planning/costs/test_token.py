@@ -6,7 +6,7 @@ import pytest
 
 from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.schedule import Budgets
-from moec.planning.cost import cpu_has_share, dense_milliseconds, miss_cost
+from moec.planning.costs.token import cpu_has_share, dense_milliseconds, miss_cost
 from moec.planning.planner import plan
 from tests.support.tiny_bundle import GPU, tiny_model, tiny_traces
 

@@ -12,12 +12,12 @@ import pytest
 from moec.artifacts.layout.footprint import CODE_BYTES, footprint
 from moec.artifacts.schedule import Budgets
 from moec.errors import BudgetError
-from moec.planning.analysis import analyse
+from moec.planning.costs.prediction import token_milliseconds
 from moec.planning.fitting.fit import fit_bytes, fit_time, resident_bytes, with_options
 from moec.planning.fitting.losses import SWAP_LOSS, predicted_losses
 from moec.planning.fitting.units import FitUnit, FormatOption
 from moec.planning.planner import place, plan_analysed
-from moec.planning.prediction import token_milliseconds
+from moec.planning.routing.analysis import analyse
 from tests.support.tiny_bundle import CPU, GPU, tiny_model, tiny_traces
 
 if TYPE_CHECKING:

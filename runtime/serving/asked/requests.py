@@ -11,14 +11,14 @@ from moec.runtime.engine.continuation import Continuation
 from moec.runtime.requests.checks import end_tokens, sampling_from
 from moec.runtime.requests.sides import sides
 from moec.runtime.requests.vocabulary import Vocabulary
-from moec.runtime.serving.bodies import CompletionBody
+from moec.runtime.serving.asked.bodies import CompletionBody
 from moec.runtime.serving.errors import ApiError, refused
 
 if TYPE_CHECKING:
     from moec.artifacts.model import GenerationDefaults, ModelRecord
     from moec.runtime.engine import Engine, Request
     from moec.runtime.sampling import Sampling
-    from moec.runtime.serving.bodies import ChatBody, Generation
+    from moec.runtime.serving.asked.bodies import ChatBody, Generation
 
 TOO_LONG = "context_length_exceeded"
 
