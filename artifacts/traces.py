@@ -60,7 +60,8 @@ class LayerTrace:
     experts: int
     """E; every chosen expert is below it."""
     chosen: npt.NDArray[Any]
-    """``[N, K]`` uint8, or uint16 where E is above 256; in a row no expert comes twice."""
+    """``[N, K]`` uint8, or uint16 where E is above 256. In a row an expert comes more than once only where one at most
+    has a routing weight: the others stand for experts that compute nothing, such as LongCat-Flash's; see `repeats`."""
     weights: npt.NDArray[np.uint8] | None
     """``[N, K]``, see ``WEIGHT_STEPS``; ``None`` where they were not recorded."""
     early: npt.NDArray[Any] | None = None
@@ -98,6 +99,13 @@ def quantize_weights(weights: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     scaled = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
     quantized: npt.NDArray[np.uint8] = np.round(scaled * WEIGHT_STEPS).astype(np.uint8)
     return quantized
+
+
+def repeats(chosen: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which choices ``[.., K]`` are an expert that comes before in the same row: nothing is fetched for them."""
+    same = chosen[..., :, None] == chosen[..., None, :]
+    again: npt.NDArray[np.bool_] = np.tril(same, -1).any(axis=-1)
+    return again
 
 
 def layer_trace(
@@ -272,8 +280,6 @@ def _layer_problem(arrays: dict[str, npt.NDArray[Any]], number: int, experts: in
         return "its choices are missing or of the wrong type"
     if chosen.size and int(chosen.max()) >= experts:
         return f"expert {int(chosen.max())} of {experts}"
-    if np.any(np.diff(np.sort(chosen, axis=1), axis=1) == 0):
-        return "a token chose an expert twice"
     early = arrays.get(f"early_{number:05d}")
     if early is not None and (
         early.dtype != chosen.dtype or early.shape[1:] != chosen.shape[1:] or len(early) > tokens
@@ -283,7 +289,16 @@ def _layer_problem(arrays: dict[str, npt.NDArray[Any]], number: int, experts: in
         return f"expert {int(early.max())} of {experts}"
     if weights is not None and (weights.dtype != np.uint8 or weights.shape != chosen.shape):
         return "its weights are of the wrong type"
+    if _chosen_twice(chosen, weights):
+        return "a token chose an expert twice"
     return None
+
+
+def _chosen_twice(chosen: npt.NDArray[Any], weights: npt.NDArray[np.uint8] | None) -> bool:
+    """Whether some token has two choices of one expert that both count."""
+    counts = np.ones_like(chosen, np.bool_) if weights is None else weights > 0
+    pairs = np.sort(2 * chosen.astype(np.int64) + counts, axis=1)
+    return bool(np.any((np.diff(pairs, axis=1) == 0) & (pairs[:, 1:] % 2 == 1)))
 
 
 def _error(path: Path, why: str) -> BundleError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import SELECTION_PREFIX
+from moec.artifacts.layout.cache import SELECTION_PREFIX
 from moec.artifacts.program import APPEND, HOPPER, Beside, Workspace, cached_beside_name, capacity_name
 from moec.artifacts.states import STATE_PREFIX
 from moec.artifacts.steps import ExpertsStep, SegmentStep, SelectionStep

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from moec.errors import CompileError
+from moec.errors import UsageError
 
 CPU_LEVELS: dict[str, tuple[str, ...]] = {
     "x86-64-v2": ("cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"),
@@ -69,10 +69,10 @@ def parse_target(name: str) -> Target:
     """The target called ``name``; ``cpu`` is the best instruction set that this machine has.
 
     Raises:
-        CompileError: there is no such target.
+        UsageError: there is no such target.
     """
     if name not in TARGET_NAMES:
-        raise CompileError(
+        raise UsageError(
             f"There is no target {name!r}.",
             "A target is a CPU instruction set or a CUDA architecture that moec has kernels for.",
             f"Choose from: {', '.join(TARGET_NAMES)}",

@@ -19,6 +19,7 @@ from moec.artifacts.traces import (
     layer_trace,
     load_traces,
     quantize_weights,
+    repeats,
     save_traces,
 )
 from moec.errors import BundleError
@@ -135,11 +136,29 @@ BAD: dict[str, dict[str, Any]] = {
     "choices": {"chosen_00000": np.zeros((4, 2), np.int64)},
     "of the wrong type": {"chosen_00000": np.zeros((3, 2), np.uint8)},
     "expert 3 of 3": {"chosen_00000": np.array([[0, 3]] * 4, np.uint8)},
-    "twice": {"chosen_00000": np.array([[1, 1]] * 4, np.uint8)},
+    "twice": {
+        "chosen_00000": np.array([[1, 1]] * 4, np.uint8),
+        "weights_00000": np.full((4, 2), 9, np.uint8),
+    },
+    "a token chose an expert twice": {
+        "chosen_00000": np.array([[1, 1]] * 4, np.uint8),
+        "weights_00000": None,
+    },
     "its weights": {"weights_00000": np.zeros((4, 1), np.uint8)},
     "unknown array surprise": {"surprise": np.zeros(1)},
     "cannot be read": {"chosen_00000": np.array([[{}, 1]] * 4, object)},
 }
+
+
+def test_an_expert_comes_again_in_place_of_one_that_computes_nothing(tmp_path: Path) -> None:
+    layer = layer_trace(
+        8, [[3, 1, 3, 3], [5, 2, 7, 0], [6, 6, 6, 6]], [[0, 1, 2, 0], [1, 1, 1, 1], [0, 0, 0, 0]]
+    )
+    traces = Traces((layer,), np.zeros(1, np.int64), np.ones(3, np.bool_))
+    save_traces(traces, tmp_path / "t.npz")
+    assert same(load_traces(tmp_path / "t.npz"), traces)
+    again = [[False, False, True, True], [False] * 4, [False, True, True, True]]
+    assert repeats(layer.chosen).tolist() == again
 
 
 @pytest.mark.parametrize("words", BAD)

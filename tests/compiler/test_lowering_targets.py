@@ -11,7 +11,7 @@ from moec.compiler.lowering.targets import (
     required_flags,
 )
 from moec.compiler.lowering.tvm_targets import host_target
-from moec.errors import CompileError
+from moec.errors import UsageError
 
 
 def test_named_isas_need_the_flags_of_all_levels_below() -> None:
@@ -59,6 +59,6 @@ def test_cuda_has_all_architectures_or_the_named_one() -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "cuda-sm_35", "cpu-x86-64-v5", ""])
 def test_unknown_target_lists_the_choices(name: str) -> None:
-    with pytest.raises(CompileError, match="Choose from: cpu, ") as error:
+    with pytest.raises(UsageError, match="Choose from: cpu, ") as error:
         parse_target(name)
     assert all(choice in str(error.value) for choice in TARGET_NAMES)

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.errors import RequestError
 from moec.runtime.engine import Engine, Limits, Request, Sequence
+from moec.runtime.engine.admission import check_request
 from moec.runtime.engine.scheduler import MIXED_STEP_TOKENS
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.sampling import Sampling
@@ -264,6 +265,23 @@ def test_a_step_that_fails_makes_its_sequences_begin_anew() -> None:
     fake.next_tokens = run  # type: ignore[method-assign]
     finish(engine)
     assert sequence.new_tokens == greedy((1, 2, 3), 20)
+
+
+@pytest.mark.parametrize(("new", "most"), [(0, PAGE_TOKENS), (1, PAGE_TOKENS), (2, PAGE_TOKENS - 1)])
+def test_the_last_token_enters_the_cache_only_where_none_follows(new: int, most: int) -> None:
+    limits, vocabulary = Limits(1, 8, 512, cache_pages=1), Vocabulary(VOCAB)
+    check_request(limits, vocabulary, (1,) * most, (), new)
+    with pytest.raises(RequestError, match="tokens of key-value cache"):
+        check_request(limits, vocabulary, (1,) * (most + 1), (), new)
+
+
+@pytest.mark.parametrize("end", [VOCAB, 2**31, 10**30])
+def test_an_end_token_that_the_vocabulary_lacks_never_comes(end: int) -> None:
+    engine = make_engine()
+    sequence = engine.add(Request((1, 2), 5, min_new_tokens=3, eos_token_ids=frozenset({end})))
+    finish(engine)
+    assert sequence.new_tokens == greedy((1, 2), 5)
+    assert_clean(engine)
 
 
 def test_tokens_that_stand_for_an_image_are_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.errors import RequestError
 from moec.runtime.engine import Engine, Limits, Request, Sequence
 from moec.runtime.engine.batch import StepBatch

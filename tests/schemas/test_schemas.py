@@ -15,15 +15,15 @@ from jsonschema import Draft202012Validator
 from moec import schemas
 from moec.artifacts.accuracy import AccuracyRecord
 from moec.artifacts.activation import ARITY, VARIABLES
-from moec.artifacts.codec import from_json, to_json
+from moec.artifacts.files.codec import from_json, to_json
+from moec.artifacts.files.manifest import Manifest
+from moec.artifacts.files.records import parse_json, read_machine
 from moec.artifacts.fit import FitRecord
 from moec.artifacts.machine import MachineRecord
-from moec.artifacts.manifest import Manifest
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.packing import PackingRecord
 from moec.artifacts.program import ProgramRecord
 from moec.artifacts.quantization import Quantization
-from moec.artifacts.records import parse_json, read_machine
 from moec.artifacts.schedule import ScheduleRecord
 from moec.errors import BundleError
 from tests.support.record_strategies import record

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.compiler.kernels import activation
 from moec.compiler.kernels.cpu.dot import Columns
 from moec.compiler.kernels.cpu.grouping import is_expert

@@ -61,7 +61,7 @@ def experts(
     """The kernel ``experts_<body>(x [T, H], index [T, K], weight [T, K], table [E], out [T, H])``.
 
     Args:
-        body: one expert's shape; its bytes are laid out as ``artifacts.experts.layout`` says. ``index`` and ``table``
+        body: one expert's shape; its bytes are laid out as ``artifacts.layout.experts`` says. ``index`` and ``table``
             (addresses) are int64, all else is float32.
         lanes: float32 lanes of the target's vectors (16, 8 or 4).
         pairs: the target's instruction for pairs of bfloat16, if any.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 import click
 
 if TYPE_CHECKING:
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.artifacts.traces import Traces
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
@@ -166,7 +166,7 @@ def learned_traces(bundle: Bundle, path: Path | None) -> Traces | None:
         BundleError: the file is damaged, or of another model.
     """
     from moec.artifacts.traces import ends_with, join_traces, last_tokens, load_traces
-    from moec.planning.sides import sides_of
+    from moec.planning.routing.sides import sides_of
 
     own = bundle.traces()
     if path is None:
