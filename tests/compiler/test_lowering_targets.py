@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from moec.compiler.lowering.kernel_library import cpu_kernels
 from moec.compiler.lowering.targets import (
     CUDA_ARCHITECTURES,
     TARGET_NAMES,
@@ -35,6 +36,20 @@ def test_a_level_that_llvm_has_no_name_for_is_another_with_more_features() -> No
     described = host_target(target)
     assert str(described.attrs["mcpu"]) == "x86-64-v4"
     assert [str(feature) for feature in described.attrs["mattr"]] == ["+avx512vnni"]
+
+
+def test_bfloat16_is_a_level_above_vnni() -> None:
+    target = parse_target("cpu-x86-64-v4-bf16")
+    assert target.cpu_features == (*required_flags("x86-64-v4-vnni"), "avx512_bf16")
+    assert host_level(frozenset(target.cpu_features), "x86_64") == target.mcpu
+    assert host_level(frozenset(target.cpu_features) - {"avx512_vnni"}, "x86_64") == "x86-64-v4"
+    assert [str(feature) for feature in host_target(target).attrs["mattr"]] == ["+avx512vnni", "+avx512bf16"]
+
+
+@pytest.mark.parametrize(("level", "paired"), [("vnni", False), ("bf16", True)])
+def test_only_that_level_has_products_of_pairs(level: str, paired: bool) -> None:
+    kernels = cpu_kernels(parse_target(f"cpu-x86-64-v4-{level}"))
+    assert (kernels.pairs is not None) == paired
 
 
 def test_cuda_has_all_architectures_or_the_named_one() -> None:
