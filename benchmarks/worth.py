@@ -23,8 +23,8 @@ from moec.artifacts.schedule import DEFAULT_POLICY
 from moec.artifacts.sharing import ShareSpeeds, cpu_shares, worth_uses
 from moec.artifacts.words.slots import LEARN_TOKENS
 from moec.planning import policies
-from moec.planning.replay import by_use, use_shares
-from moec.planning.synthetic import SCATTERED, SKEWED, TOPICAL, zipf_traces
+from moec.planning.routing.replay import by_use, use_shares
+from moec.planning.routing.synthetic import SCATTERED, SKEWED, TOPICAL, zipf_traces
 
 if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from moec.planning.synthetic import TOPICAL, zipf_traces
+from moec.planning.routing.synthetic import TOPICAL, zipf_traces
 from moec.runtime.device import View
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def zipf_choices(facts: Footprint, exponent: float, steps: int) -> NDArray[np.in
 
 
 def topical_choices(facts: Footprint, steps: int) -> NDArray[np.int64]:
-    """``[steps, layers, K]`` as `moec.planning.synthetic.TOPICAL` has them."""
+    """``[steps, layers, K]`` as `moec.planning.routing.synthetic.TOPICAL` has them."""
     shapes = [(layer.experts, layer.top_k) for layer in facts.layers]
     traces = zipf_traces(shapes, steps, TOPICAL)
     return np.stack([layer.chosen.astype(np.int64) for layer in traces.layers], axis=1)
