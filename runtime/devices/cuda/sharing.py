@@ -11,6 +11,7 @@ from moec.artifacts.words.mailbox import SENT_WORDS, collect_name, mailbox_layou
 from moec.runtime.device import PackedCall, View, padded_bytes
 from moec.runtime.devices.cuda.attended import Attendance
 from moec.runtime.devices.cuda.driver.memory import PinnedMemory
+from moec.runtime.devices.cuda.rehearsal import rehearsal_bytes
 from moec.runtime.sharing.mailbox import Mailbox
 from moec.runtime.sharing.team import Team, shared_layers
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.words.mailbox import MailboxLayout, MailboxPlace
-    from moec.runtime.device import Call, Functions
+    from moec.runtime.device import Functions
     from moec.runtime.devices.cuda.device import CudaDevice
 
 LINE_WORDS = 8
@@ -61,6 +62,8 @@ class CpuShare:
         self._memory = PinnedMemory(device.resources, shape.size_bytes)
         self._box = Mailbox(self._memory.address, shape)
         self._sent = device.allocate(8 * SENT_WORDS)
+        self.scratch = device.allocate(rehearsal_bytes(model))
+        """For the values of a `moec.runtime.devices.cuda.rehearsal.GpuRehearsal`."""
         numbers = np.zeros((len(model.experts), LINE_WORDS), np.int64)
         numbers[:, 0] = np.arange(len(model.experts))
         self._numbers = device.hold(numbers)
@@ -78,15 +81,7 @@ class CpuShare:
         self._device.attendances.remove(self._attendance)
         self._attendance.leave()
 
-    def rehearse(self, measure: Callable[[Mailbox, Team], tuple[float, ...]]) -> tuple[float, ...]:
-        """Let the host make requests, before any step has; the GPU goes on with the next number."""
-        result = measure(self._box, self.team)
-        notes = np.zeros(SENT_WORDS, np.int64)
-        notes[[mailbox.SENT, mailbox.TAKEN]] = self._box.words[mailbox.POSTED]
-        self._device.write(self._sent.address, notes)
-        return result
-
-    def post(self, layer: int, hidden: View, on_cpu: View, weight: View) -> tuple[Call, ...]:
+    def post(self, layer: int, hidden: View, on_cpu: View, weight: View) -> tuple[PackedCall, ...]:
         """Make a request of a layer, if ``on_cpu`` names any expert.
 
         Args:
@@ -102,7 +97,7 @@ class CpuShare:
         views = (hidden, on_cpu, weight, number, self._notes, *map(self._box.view, places))
         return (self._call(post_name(self._bodies[layer]), views),)
 
-    def collect(self, layer: int, out: View) -> tuple[Call, ...]:
+    def collect(self, layer: int, out: View) -> tuple[PackedCall, ...]:
         """Wait for the request's sums, if the layer made one, and add them to ``out [T, H]``."""
         places: tuple[MailboxPlace, ...] = (self._box.layout.words, self._box.layout.out)
         views = (out, self._notes, *map(self._box.view, places))
@@ -119,7 +114,8 @@ class CpuShare:
 
 def device_bytes(model: ModelRecord) -> int:
     """Of the GPU's memory that a share takes."""
-    return padded_bytes(8 * SENT_WORDS) + padded_bytes(8 * LINE_WORDS * len(model.experts))
+    own = padded_bytes(8 * SENT_WORDS) + padded_bytes(8 * LINE_WORDS * len(model.experts))
+    return own + rehearsal_bytes(model)
 
 
 def host_bytes(model: ModelRecord) -> int:
