@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.traces import (
-    LayerTrace,
-    Traces,
-    index_dtype,
-    last_tokens,
-    load_traces,
-    quantize_weights,
-    save_traces,
-)
+from moec.artifacts.files.traces import load_traces, save_traces
+from moec.artifacts.traces import LayerTrace, Traces, index_dtype, last_tokens, quantize_weights
 from moec.errors import BundleError, OutputError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import pytest
 from moec.__main__ import run
 from moec.artifacts.files.bundle import Bundle
 from moec.artifacts.files.reader import open_bundle
-from moec.artifacts.traces import save_traces
+from moec.artifacts.files.traces import save_traces
 from moec.runtime.routing.ring import RoutingRing, write_traces
 from tests.support.tiny_bundle import make_bundle, tiny_model, tiny_traces
 

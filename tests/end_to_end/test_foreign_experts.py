@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from moec import runtime
-from moec.artifacts.traces import load_traces, repeats
+from moec.artifacts.files.traces import load_traces
+from moec.artifacts.traces import repeats
 from moec.planning.routing.replay import use_shares
 from tests.end_to_end.conftest import BundleMaker
 from tests.support.agreement import check_agreement, endless, expected_of

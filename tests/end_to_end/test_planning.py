@@ -11,8 +11,8 @@ import pytest
 from moec import runtime
 from moec.__main__ import run
 from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.files.traces import load_traces
 from moec.artifacts.schedule import Budgets, Schedule
-from moec.artifacts.traces import load_traces
 from moec.planning.machines import common_machines
 from moec.planning.planner import plan
 from moec.planning.routing.choice import LRU, compare

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.errors import RequestError
 from moec.runtime.engine import Engine, Limits, Request, Sequence
-from moec.runtime.engine.admission import check_request
 from moec.runtime.engine.scheduler import MIXED_STEP_TOKENS
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.sampling import Sampling
@@ -267,14 +266,6 @@ def test_a_step_that_fails_makes_its_sequences_begin_anew() -> None:
     assert sequence.new_tokens == greedy((1, 2, 3), 20)
 
 
-@pytest.mark.parametrize(("new", "most"), [(0, PAGE_TOKENS), (1, PAGE_TOKENS), (2, PAGE_TOKENS - 1)])
-def test_the_last_token_enters_the_cache_only_where_none_follows(new: int, most: int) -> None:
-    limits, vocabulary = Limits(1, 8, 512, cache_pages=1), Vocabulary(VOCAB)
-    check_request(limits, vocabulary, (1,) * most, (), new)
-    with pytest.raises(RequestError, match="tokens of key-value cache"):
-        check_request(limits, vocabulary, (1,) * (most + 1), (), new)
-
-
 @pytest.mark.parametrize("end", [VOCAB, 2**31, 10**30])
 def test_an_end_token_that_the_vocabulary_lacks_never_comes(end: int) -> None:
     engine = make_engine()
@@ -282,17 +273,6 @@ def test_an_end_token_that_the_vocabulary_lacks_never_comes(end: int) -> None:
     finish(engine)
     assert sequence.new_tokens == greedy((1, 2), 5)
     assert_clean(engine)
-
-
-def test_tokens_that_stand_for_an_image_are_refused() -> None:
-    vocabulary = Vocabulary(VOCAB, {"image": 7, "audio": VOCAB + 3})
-    engine = Engine(FakeExecutor(4, VOCAB), Limits(1, 8, 64, 4), vocabulary, Stats())
-    for prompt, kind in (((1, 7), "image"), ((VOCAB + 3,), "audio")):
-        with pytest.raises(RequestError, match=rf"Token id {prompt[-1]} stands for {kind}"):
-            engine.add(Request(prompt, 1))
-        with pytest.raises(RequestError, match=kind):
-            engine.score(prompt)
-    engine.add(Request((1, 6), 1))
 
 
 @pytest.mark.parametrize(("pages", "width"), [(3, 3), (1000, 512 // PAGE_TOKENS)])

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.artifacts.traces import Traces, load_traces, save_traces
+from moec.artifacts.files.traces import load_traces, save_traces
+from moec.artifacts.traces import Traces
 from moec.errors import BundleError, OutputError
 from moec.runtime.engine.scheduler import Chunk, StepPlan
 from moec.runtime.engine.sequence import Request, Sequence

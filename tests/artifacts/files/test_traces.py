@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moec.artifacts.files.traces import load_traces, save_traces
 from moec.artifacts.traces import (
     LayerTrace,
     Traces,
@@ -17,10 +18,8 @@ from moec.artifacts.traces import (
     join_traces,
     last_tokens,
     layer_trace,
-    load_traces,
     quantize_weights,
     repeats,
-    save_traces,
 )
 from moec.errors import BundleError
 from tests.support.tiny_bundle import tiny_model, tiny_traces
