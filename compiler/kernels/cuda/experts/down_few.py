@@ -21,9 +21,12 @@ from moec.artifacts.experts import layout
 from moec.compiler.kernels.cuda.experts.few import packed_row, part_at
 from moec.compiler.kernels.cuda.experts.step import ENTRIES, StepExperts, read_step
 from moec.compiler.kernels.cuda.few.lanes import Lane, quotient, remainder
-from moec.compiler.kernels.cuda.few.stream import WORDS, Stream, multiply
+from moec.compiler.kernels.cuda.few.multiply import multiply
+from moec.compiler.kernels.cuda.few.ring import Ring, ring_elements, through_ring
+from moec.compiler.kernels.cuda.few.stream import WORDS, Stream
 from moec.compiler.kernels.cuda.few.sums import FewSums
 from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, choose_tiling
+from moec.compiler.kernels.cuda.few.tokens import dynamic_pairs
 from moec.compiler.kernels.cuda.packed.meetings import Meetings, MeetingSums
 from moec.compiler.kernels.cuda.packed.middle import PackedMiddle
 from moec.compiler.kernels.cuda.packed.operands import PackedStream
@@ -49,6 +52,10 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cuda.experts.call import ExpertCall
     from moec.compiler.kernels.emit import Buffer, Expr
+
+RING_BYTES, UNROLL, REGISTERS = 68 << 10, 2, 80
+"""Of a block's ring, where weights have 16 bits, steps of its rounds, and registers of its threads: a block fits beside two
+of the first launch."""
 
 
 def emit_down_few(
@@ -81,7 +88,12 @@ def down_tiling(body: ExpertBody, *, several: bool) -> Tiling:
     """How the second launch is cut; ``several`` says that all experts are there, so that it can be ahead of itself."""
     row = packed_row(body, body.intermediate)
     if row is None:
-        return choose_tiling(body.hidden, body.intermediate)
+        tiling = choose_tiling(body.hidden, body.intermediate)
+        tiling = through_ring(
+            tiling, body.intermediate, RING_BYTES, registers_each=REGISTERS, unroll=UNROLL
+        )
+        ahead = tiling.ring if several else min(tiling.ring, max(2, tiling.rounds(body.intermediate)))
+        return replace(tiling, ring=ahead)
     tiling = packed_tiling(row, body.hidden, in_turn=True)
     return tiling if several else replace(tiling, banks=min(tiling.banks, 2))
 
@@ -137,7 +149,10 @@ class _Down:
             return
         stream = Stream(tiling, body.dtype, body.intermediate, step.tokens, step.experts, locate, begin)
         activations = _MiddleTokens(body.intermediate, self.middle, step.pick, lane, tiling)
-        multiply(stream, lane, activations, FewSums(tiling, lane, step.tokens, self._finish, one_tile=False))
+        one = tiling.ring > 0
+        sums = FewSums(tiling, lane, step.tokens, self._finish, one_tile=False, one_place=one)
+        ring = Ring(dynamic_pairs(ring_elements(tiling)), 0) if tiling.ring else None
+        multiply(stream, lane, activations, sums, ring)
 
     def _meetings(self, thread: Expr) -> Meetings:
         """Which tokens each expert meets, without gaps."""
