@@ -142,7 +142,7 @@ def emit_gate_up_few(
     ):
         blocks_at_once(blocks)
         work = _FirstLaunch(body, call_, middle, tiling, share, None if state is None else Arrivals.of(state))
-        room = tiling, body.hidden, share.most == 1
+        room = tiling, body.hidden, share.most == 1 or tiling.ring > 0
         if beside is None:
             work.emit(block, line, thread, memory_for(room) if tiling.ring else None)
             return
@@ -242,7 +242,8 @@ class _GateUp:
             with when(row < i32(body.intermediate)):
                 self._store(address, row, load(self.choice.entries, token), sums)
 
-        sums = FewSums(tiling, lane, count, finish, partial, one_tile=self.tiles == 1)
+        one, one_place = self.tiles == 1, tiling.ring > 0
+        sums = FewSums(tiling, lane, count, finish, partial, one_tile=one, one_place=one_place)
         if packed:
             packed_tokens = PackedTokens(packed, tiling, lane, block, self._reader, FEW_TOKENS, pairs=pairs)
             packed_stream = PackedStream(tiling, packed, count, self.tiles, locate)
