@@ -1,4 +1,4 @@
-"""Weights of few tokens' experts through rings in shared memory, in the emulator, which copies only what is waited for."""
+"""Weights of few tokens' experts through rings in shared memory: the emulator copies only what is waited for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder import tirx as builder
 
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels.cuda.experts.beside import experts_beside
@@ -47,7 +47,8 @@ def tilings() -> tuple[Tiling, Tiling]:
     first, second = gate_up_tiling(BODY), down_tiling(BODY, several=True)
     first = replace(first, column_warps=4, row_warps=1, unroll=1, ring=3)
     second = replace(second, column_warps=2, row_warps=2, unroll=1, ring=3)
-    assert first.rounds(BODY.hidden) > 2 and second.rounds(BODY.intermediate) > 2
+    assert first.rounds(BODY.hidden) > 2
+    assert second.rounds(BODY.intermediate) > 2
     return first, second
 
 
@@ -65,7 +66,7 @@ def kernel(first: Tiling, second: Tiling) -> Emulated:
             Argument("out", (tokens, BODY.hidden), "float32"),
         )
         call = ExpertCall(x, index, weight, table, workspace, out, tokens, chosen, count)
-        middle = T.decl_buffer(workspace.shape, "uint16", data=workspace.data, align=64)
+        middle = builder.decl_buffer(workspace.shape, "uint16", data=workspace.data, align=64)
         emit_gate_up_few(BODY, call, middle, first)
         emit_down_few(BODY, call, middle, second)
 
@@ -120,7 +121,9 @@ def test_what_is_not_awaited_is_not_there(late: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("hidden", "intermediate"), SHAPES)
 def test_blocks_have_room_on_every_gpu(hidden: int, intermediate: int) -> None:
-    body = ExpertBody("sized", hidden, intermediate, True, True, True, ("mul", ("silu", "gate"), "up"), "float16")
+    body = ExpertBody(
+        "sized", hidden, intermediate, True, True, True, ("mul", ("silu", "gate"), "up"), "float16"
+    )
     sizes = shared_bytes(experts_cached(body).script())
     assert len(sizes) == 2
     assert max(sizes) <= BLOCK_BYTES
@@ -140,7 +143,9 @@ def shared_bytes(script: str) -> list[int]:
     """Of a block of each launch: what a kernel's text allocates."""
     sizes = []
     for launch in script.split('thread="threadIdx.x"')[1:]:
-        found = re.findall(r'T\.alloc_(?:shared|buffer)\(\((\d+),\)(?:, "(\w+)")?(?:, scope="([\w.]+)")?', launch)
+        found = re.findall(
+            r'T\.alloc_(?:shared|buffer)\(\((\d+),\)(?:, "(\w+)")?(?:, scope="([\w.]+)")?', launch
+        )
         kinds = [(int(size), dtype or "float32") for size, dtype, scope in found if not scope.startswith("l")]
         sizes.append(sum(size * int(re.sub(r"\D", "", dtype)) // 8 for size, dtype in kinds))
     return sizes

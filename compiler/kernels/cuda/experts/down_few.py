@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.emit import Buffer, Expr
 
 RING_BYTES, UNROLL, REGISTERS = 68 << 10, 2, 80
-"""Of a block's ring, where weights have 16 bits, steps of its rounds, and registers of its threads: a block fits beside two
-of the first launch."""
+"""Of a block's ring, where weights have 16 bits, steps of its rounds, and registers of its threads: a block fits
+beside two of the first launch."""
 
 
 def emit_down_few(
@@ -89,9 +89,7 @@ def down_tiling(body: ExpertBody, *, several: bool) -> Tiling:
     row = packed_row(body, body.intermediate)
     if row is None:
         tiling = choose_tiling(body.hidden, body.intermediate)
-        tiling = through_ring(
-            tiling, body.intermediate, RING_BYTES, registers_each=REGISTERS, unroll=UNROLL
-        )
+        tiling = through_ring(tiling, body.intermediate, RING_BYTES, registers_each=REGISTERS, unroll=UNROLL)
         ahead = tiling.ring if several else min(tiling.ring, max(2, tiling.rounds(body.intermediate)))
         return replace(tiling, ring=ahead)
     tiling = packed_tiling(row, body.hidden, in_turn=True)

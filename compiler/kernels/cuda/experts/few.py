@@ -67,8 +67,8 @@ ADDRESSES_A_LINE = 16
 FIRST_AHEAD = 2
 """Rounds of quantized weights that a block of the first launch has in flight."""
 RING_BYTES, REGISTERS = 48 << 10, 64
-"""Of the ring of a block of the first launch, where weights have 16 bits, and of its threads: two blocks fit beside one of
-the second launch."""
+"""Of the ring of a block of the first launch, where weights have 16 bits, and of its threads: two blocks fit beside
+one of the second launch."""
 
 
 def runs_few(body: ExpertBody) -> bool:

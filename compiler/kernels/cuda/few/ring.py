@@ -1,9 +1,9 @@
 """Weights on their way through a ring in shared memory, for at most eight tokens.
 
-What a lane multiplies it copies itself, with ``cp.async``, to a place that no other thread touches: it waits for its own
-copies alone, with no barrier, and what it has read it overwrites. So a ring is more registers than a thread has:
-``ring`` rounds are in flight whatever the products need, across tiles of rows, while a warp has a few tens of registers
-and the next launch's blocks fit beside these, with their first weights on the way too.
+What a lane multiplies it copies itself, with ``cp.async``, to a place that no other thread touches: it waits for its
+own copies alone, with no barrier, and what it has read it overwrites. So a ring is more registers than a thread has:
+rounds are in flight whatever the products need, across tiles of rows, while a thread has 64 to 80 registers and the
+next launch's blocks fit beside these, with their first weights on the way too.
 """
 
 from __future__ import annotations
