@@ -19,8 +19,8 @@ from moec.compiler.kernels.cuda.experts.down_few import down_tiling, emit_down_f
 from moec.compiler.kernels.cuda.experts.few import REGISTERS as FIRST_REGISTERS
 from moec.compiler.kernels.cuda.experts.few import emit_gate_up_few, gate_up_tiling, middle_elements
 from moec.compiler.kernels.cuda.experts.kernel import experts_cached
-from moec.compiler.kernels.cuda.few import ring
 from moec.compiler.kernels.cuda.few.ring import REGISTERS
+from moec.compiler.kernels.cuda.primitives import call
 from moec.compiler.kernels.emit import Argument, arguments, build, symbol
 from moec.compiler.kernels.linear_shape import LinearShape
 from moec.compiler.kernels.rows.product import Product
@@ -65,10 +65,10 @@ def kernel(first: Tiling, second: Tiling) -> Emulated:
             Argument("workspace", (size,), "uint8"),
             Argument("out", (tokens, BODY.hidden), "float32"),
         )
-        call = ExpertCall(x, index, weight, table, workspace, out, tokens, chosen, count)
+        own = ExpertCall(x, index, weight, table, workspace, out, tokens, chosen, count)
         middle = builder.decl_buffer(workspace.shape, "uint16", data=workspace.data, align=64)
-        emit_gate_up_few(BODY, call, middle, first)
-        emit_down_few(BODY, call, middle, second)
+        emit_gate_up_few(BODY, own, middle, first)
+        emit_down_few(BODY, own, middle, second)
 
     return Emulated(build("few", emit))
 
@@ -103,15 +103,14 @@ def test_rings_have_the_bits_of_registers(tokens: int, chosen: int) -> None:
 @pytest.mark.parametrize("late", ["never", "a round late"])
 def test_what_is_not_awaited_is_not_there(late: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests of these kernels would notice a wait that is missing, or too short by one round."""
-    emit = ring.call
 
     def changed(name: str, *given: Any) -> None:
         if name != "copy_wait":
-            emit(name, *given)
+            call(name, *given)
         elif late != "never":
-            emit(name, *(number + 1 for number in given))
+            call(name, *(number + 1 for number in given))
 
-    monkeypatch.setattr(ring, "call", changed)
+    monkeypatch.setattr("moec.compiler.kernels.cuda.few.ring.call", changed)
     generator = torch.Generator().manual_seed(2)
     pool = Pool(BODY, 4, generator)
     x, _, weight = random_step(generator, BODY, 1, 3, 4)

@@ -126,7 +126,8 @@ class FewProduct:
         else:
             activations = SharedTokens(group.dtype, group.columns, tiling, lane, own, *room)
             stream = Stream(tiling, group.dtype, group.columns, count, left, rows.locate)
-            multiply(stream, lane, activations, sums, memory and memory.ring_of(tiling))
+            ring = None if memory is None else memory.ring_of(tiling)
+            multiply(stream, lane, activations, sums, ring)
         if self.last is not None:
             self._emit_last(self.last, block, thread)
 

@@ -140,16 +140,15 @@ class _Down:
 
         begin = None if self.arrivals is None else arrive
         if packed:
-            ring = PackedMiddle(packed, self.middle, self._meetings(thread), lane, tiling)
+            values = PackedMiddle(packed, self.middle, self._meetings(thread), lane, tiling)
             packed_stream = PackedStream(tiling, packed, step.tokens, step.experts, locate, begin)
-            sums = MeetingSums(tiling, lane, ring.meetings, self._finish)
-            multiply_packed(packed_stream, lane, ring, sums)
+            meeting = MeetingSums(tiling, lane, values.meetings, self._finish)
+            multiply_packed(packed_stream, lane, values, meeting)
             return
         stream = Stream(tiling, body.dtype, body.intermediate, step.tokens, step.experts, locate, begin)
         activations = _MiddleTokens(body.intermediate, self.middle, step.pick, lane, tiling)
-        one = tiling.ring > 0
-        sums = FewSums(tiling, lane, step.tokens, self._finish, one_tile=False, one_place=one)
         ring = Ring(dynamic_pairs(ring_elements(tiling)), 0) if tiling.ring else None
+        sums = FewSums(tiling, lane, step.tokens, self._finish, one_tile=False, one_place=ring is not None)
         multiply(stream, lane, activations, sums, ring)
 
     def _meetings(self, thread: Expr) -> Meetings:

@@ -242,8 +242,9 @@ class _GateUp:
             with when(row < i32(body.intermediate)):
                 self._store(address, row, load(self.choice.entries, token), sums)
 
-        one, one_place = self.tiles == 1, tiling.ring > 0
-        sums = FewSums(tiling, lane, count, finish, partial, one_tile=one, one_place=one_place)
+        sums = FewSums(
+            tiling, lane, count, finish, partial, one_tile=self.tiles == 1, one_place=tiling.ring > 0
+        )
         if packed:
             packed_tokens = PackedTokens(packed, tiling, lane, block, self._reader, FEW_TOKENS, pairs=pairs)
             packed_stream = PackedStream(tiling, packed, count, self.tiles, locate)
@@ -252,7 +253,8 @@ class _GateUp:
             return
         activations = SharedTokens(body.dtype, body.hidden, tiling, lane, block, self._reader, pairs=pairs)
         stream = Stream(tiling, body.dtype, body.hidden, count, self.tiles, locate)
-        multiply(stream, lane, activations, sums, self.memory and self.memory.ring_of(tiling))
+        ring = None if self.memory is None else self.memory.ring_of(tiling)
+        multiply(stream, lane, activations, sums, ring)
 
     def _clear_beyond(self, thread: Expr) -> None:
         """Write the zeros between the last value and the end of a whole step, in the order of packed weights."""
