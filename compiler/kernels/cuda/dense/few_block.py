@@ -103,7 +103,7 @@ class FewProduct:
             ready: see ``Block.ready``.
         """
         group, tiling = self.group, self.tiling
-        assert memory is None or memory.does_for(self.room)
+        assert memory.does_for(self.room) if memory is not None else not tiling.ring
         ranges, tiles = tile_ranges(group, tiling)
         lane = Lane.of(thread, tiling)
         count = T.bind(T.cast(self.tokens, "int32"))
