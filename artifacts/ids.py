@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, NewType
+from typing import NewType
 
 LayerId = NewType("LayerId", int)
 """Ordinal of a layer within its own kind: the n-th MoE layer, or the n-th attention layer, from 0."""
@@ -12,10 +12,3 @@ ValueId = NewType("ValueId", str)
 
 TensorName = NewType("TensorName", str)
 """Name of a weight in ``weights/dense.safetensors``."""
-
-
-class ExpertKey(NamedTuple):
-    """One routed expert."""
-
-    layer: LayerId
-    expert: int

@@ -39,7 +39,7 @@ class TargetRecord:
     name: str
     kind: Literal["cpu", "cuda"]
     architectures: tuple[str, ...]
-    """LLVM CPU names (``x86-64-v4``) or CUDA architectures (``sm_89``) that the machine code is for."""
+    """A CPU's instruction sets (``x86-64-v4``) or CUDA architectures (``sm_89``) that the machine code is for."""
     cpu_features: tuple[str, ...]
     """Flags of /proc/cpuinfo that the machine must have."""
     files: tuple[str, ...]

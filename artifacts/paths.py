@@ -14,9 +14,6 @@ CONSTANTS_NAME = "constants.safetensors"
 """Tensors that packing.json's recipes name as ``constant:<name>``."""
 ACCURACY_NAME = "accuracy.json"
 """How close the bundle computes to its checkpoint, once that was measured."""
-RECORD_FILES = ("model.json", "packing.json", "schedule.json")
-
-
 PROGRAM_NAME = "program.json"
 """In the folder of each target."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from moec.artifacts.model import DTYPE_BYTES, DType, ExpertsLayer
-from moec.artifacts.slots import CACHED
+from moec.artifacts.words.slots import CACHED
 
 Shape: TypeAlias = tuple[int | str, ...]
 """Extents: an integer, ``"T"``, or n times the tokens of a step, such as ``"16T"``."""

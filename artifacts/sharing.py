@@ -13,8 +13,6 @@ MAILBOX_US = 8.0
 """Of a layer whose request has no experts, less one without a request, on an H100: with one CPU thread or with few."""
 TEAM_US = 7.0
 """What 15 threads take for any request besides reading memory; a measured time of experts on the CPU has it already."""
-HANDSHAKE_US = MAILBOX_US + TEAM_US
-"""What it costs a layer that the CPU computes a part of its misses: 11 to 22 were measured."""
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ class BundleWriter:
     """Context manager around the staging folder ``<output>.partial``, which holds ``bundle/`` and ``state/``.
 
     Put files below ``folder``, then call ``commit``. Left without ``commit``, it removes the folder, except
-    that with a ``resume_key`` a Ctrl-C keeps it: the next writer with the same output and key finds
-    ``weights/`` and ``state`` as they were.
+    that with a ``resume_key`` a Ctrl-C keeps it once there are weights: the next writer with the same output and key
+    finds ``weights/`` and ``state`` as they were.
 
     Args:
         output: the bundle to make.
@@ -74,9 +74,9 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        keep = self._resume_key is not None and isinstance(error, KeyboardInterrupt)
+        interrupted = self._resume_key is not None and isinstance(error, KeyboardInterrupt)
         try:
-            if self._lock >= 0 and not keep:
+            if self._lock >= 0 and not (interrupted and (self.folder / WEIGHTS_FOLDER).is_dir()):
                 shutil.rmtree(self._staging, ignore_errors=True)
         finally:
             self._release()
@@ -208,6 +208,8 @@ def check_output(output: Path, *, force: bool) -> None:
             "--force only replaces bundles.",
             "Choose another output.",
         )
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise output_error(output, PermissionError(errno.EACCES, "It is read-only"))
 
 
 def _check_place(output: Path) -> None:

@@ -23,9 +23,9 @@ from benchmarks.support.forced_routing import ForcedRouting, zipf_choices
 from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
+from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.link import HostLink, link_between
 from moec.runtime.devices.cuda.measure import measure_gpu
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.engine import Request
 from moec.runtime.loading import links
 from moec.runtime.memory.budget import parse_memory

@@ -39,9 +39,9 @@ from moec.compiler.quantization.policies import BYTE_FORMAT, METHOD
 from moec.compiler.request import Calibration, FitRequest
 from moec.compiler.trace import trace
 from moec.formats import FORMATS
-from moec.planning.fit_losses import predicted_losses
-from moec.planning.fit_units import FitUnit
-from moec.planning.fitting import resident_bytes, with_options
+from moec.planning.fitting.fit import resident_bytes, with_options
+from moec.planning.fitting.losses import predicted_losses
+from moec.planning.fitting.units import FitUnit
 from moec.planning.machines import CONTEXT_TOKENS, STEP_TOKENS
 from moec.runtime.memory.budget import parse_memory
 

@@ -34,7 +34,7 @@ from benchmarks.support.budgets import limit_of_share
 from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.references import Reference, load_reference, perplexity, position_errors
 from moec import runtime
-from moec.artifacts.slots import MOST_SHARED
+from moec.artifacts.words.slots import MOST_SHARED
 from moec.runtime.devices.cuda.offload import helping
 
 if TYPE_CHECKING:

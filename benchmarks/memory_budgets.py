@@ -27,7 +27,7 @@ from benchmarks.support.common import print_rows, write_result
 from moec import runtime
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.errors import BudgetError
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 
 if TYPE_CHECKING:
     from moec.runtime import Model

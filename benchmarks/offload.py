@@ -31,8 +31,8 @@ from benchmarks.support.offload_run import OffloadRun
 from benchmarks.support.shared_tier import shared_host_tier
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
+from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.measure import measure_gpu
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.memory.budget import parse_memory
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)

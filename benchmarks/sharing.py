@@ -24,9 +24,9 @@ from benchmarks.kernels import reference
 from benchmarks.kernels.module import Module, open_module, view
 from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.torch_clock import seconds
-from moec.artifacts import mailbox
 from moec.artifacts.experts import layout
-from moec.artifacts.mailbox import SERVE, collect_name, mailbox_layout, post_name
+from moec.artifacts.words import mailbox
+from moec.artifacts.words.mailbox import SERVE, collect_name, mailbox_layout, post_name
 from moec.runtime.sharing import team as teams
 from moec.runtime.sharing.mailbox import Mailbox
 from moec.runtime.sharing.team import SharedLayer, Team

@@ -30,7 +30,7 @@ def check_same_model(checkpoint: Checkpoint, model: ModelRecord) -> None:
         CheckpointError: it is of another type or size.
         UnsupportedModelError: it is no model that moec compiles.
     """
-    from moec.compiler.tracing.build import build_config
+    from moec.compiler.tracing.model.build import build_config
 
     config = build_config(checkpoint.config)
     text = config.get_text_config()
@@ -97,8 +97,8 @@ def _logits(network: Any, sequences: Sequence[Sequence[int]]) -> Iterator[np.nda
 def gguf_network(checkpoint: Checkpoint, dtype: Any) -> Any:
     """The same of a GGUF model, of which transformers gets a config and dequantized weights."""
     from moec.compiler.packing.parameters import fill_parameters
-    from moec.compiler.tracing.build import build_config
-    from moec.compiler.tracing.text_half import from_tokens, transformers_class
+    from moec.compiler.tracing.model.build import build_config
+    from moec.compiler.tracing.model.text_half import from_tokens, transformers_class
 
     config = build_config(checkpoint.config)
     network = transformers_class(config.model_type).from_config(
@@ -110,7 +110,7 @@ def gguf_network(checkpoint: Checkpoint, dtype: Any) -> Any:
 
 def transformers_network(model: Path, model_type: str, dtype: Any) -> Any:
     """The eager implementation of transformers of a checkpoint, from token ids to logits, for evaluation."""
-    from moec.compiler.tracing.text_half import from_tokens, transformers_class
+    from moec.compiler.tracing.model.text_half import from_tokens, transformers_class
 
     loaded = transformers_class(model_type).from_pretrained(
         model, dtype=dtype, attn_implementation="eager", experts_implementation="eager"

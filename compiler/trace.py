@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moec.compiler.tracing.buffers import rebuild_buffers
-from moec.compiler.tracing.build import DTYPES, build_config, build_model, expert_modules
 from moec.compiler.tracing.capture import capture
-from moec.compiler.tracing.distances import add_distance_buckets
 from moec.compiler.tracing.experts import ExpertsFacts, read_experts
 from moec.compiler.tracing.interface import INTERFACE
+from moec.compiler.tracing.model.buffers import rebuild_buffers
+from moec.compiler.tracing.model.build import DTYPES, build_config, build_model, expert_modules
+from moec.compiler.tracing.model.distances import add_distance_buckets
+from moec.compiler.tracing.model.rope import fix_rotary_tables
+from moec.compiler.tracing.model.text_half import placeholders
 from moec.compiler.tracing.patches import patched
-from moec.compiler.tracing.rope import fix_rotary_tables
 from moec.compiler.tracing.session import Session
-from moec.compiler.tracing.text_half import placeholders
-from moec.errors import CompileError, MoecError
+from moec.errors import CheckpointError, CompileError, MoecError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     import torch
     from torch import fx
 
@@ -69,6 +73,7 @@ def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedMo
 
     Raises:
         UnsupportedModelError: the model is no Mixture of Experts, or needs what no kernel has.
+        CheckpointError: the config contradicts itself.
         CompileError: transformers' own code failed while it was traced.
     """
     settings = build_config(config)
@@ -80,18 +85,14 @@ def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedMo
     constants |= fix_rotary_tables(model, max_context) | add_distance_buckets(model)
     session = Session(model, max_context)
     try:
-        with session.interfaces(), patched(type(model).__module__):
+        with session.interfaces(), patched(type(model).__module__), _quiet_fakes():
             model.set_attn_implementation(INTERFACE)
             model.set_experts_implementation(INTERFACE)
             captured = capture(model, session)
     except MoecError:
         raise
     except Exception as error:
-        raise CompileError(
-            f"{session.class_name} cannot be traced: {(str(error) or repr(error)).splitlines()[0][:200]}",
-            "Its code does something that depends on values, or that moec's interfaces do not offer.",
-            "See `moec models` for the types that compile.",
-        ) from error
+        raise _explained(error, session.class_name, settings, facts) from error
     text = settings.get_text_config()
     return TracedModel(
         model_type=settings.model_type,
@@ -108,4 +109,34 @@ def trace(config: dict[str, Any], *, dtype: DType, max_context: int) -> TracedMo
         constants=constants,
         experts=facts,
         placeholders=placeholders(settings),
+    )
+
+
+@contextmanager
+def _quiet_fakes() -> Iterator[None]:
+    """Torch logs the traceback of an operator that fails on shapes alone, and raises it as well."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _explained(
+    error: Exception, class_name: str, settings: Any, facts: Mapping[str, ExpertsFacts]
+) -> MoecError:
+    """What an error of transformers' code means."""
+    chosen = getattr(settings.get_text_config(), "num_experts_per_tok", None)
+    experts = max(fact.experts for fact in facts.values())
+    if isinstance(chosen, int) and chosen > experts:
+        return CheckpointError(
+            f"The config has every token choose {chosen} of {experts} experts.",
+            "num_experts_per_tok cannot be more than there are.",
+            "Check config.json against the model's page.",
+        )
+    return CompileError(
+        f"{class_name} cannot be traced: {(str(error) or repr(error)).splitlines()[0][:200]}",
+        "Its code does something that depends on values, or that moec's interfaces do not offer.",
+        "See `moec models` for the types that compile.",
     )

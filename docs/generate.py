@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moec import errors
-from moec.__main__ import INTERRUPTED
+from moec.__main__ import INTERRUPTED, TERMINATED
 from moec.cli import BROKEN_PIPE, COMMANDS, moec
 from moec.compiler.supported import MODELS
 
@@ -60,7 +60,11 @@ def _exit_codes() -> str:
     for _, kind in inspect.getmembers(errors, inspect.isclass):
         if issubclass(kind, errors.MoecError) and kind is not errors.MoecError:
             rows.append((kind.exit_code, (kind.__doc__ or "").splitlines()[0]))
-    rows += [(INTERRUPTED, "interrupted"), (BROKEN_PIPE, "the reader of stdout went away")]
+    rows += [
+        (INTERRUPTED, "interrupted (SIGINT)"),
+        (BROKEN_PIPE, "the reader of stdout went away"),
+        (TERMINATED, "terminated (SIGTERM)"),
+    ]
     lines = [f"| {code} | {meaning} |" for code, meaning in sorted(rows)]
     return "\n".join(["## Exit codes\n", "| code | meaning |", "|---|---|", *lines, ""])
 

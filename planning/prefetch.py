@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.ahead import guessed_layers
 from moec.artifacts.schedule import NO_PREFETCH, PrefetchFigures, PrefetchPlan
-from moec.artifacts.slots import MOST_AHEAD, PIECE_BYTES
+from moec.artifacts.words.ahead import guessed_layers
+from moec.artifacts.words.slots import MOST_AHEAD, PIECE_BYTES
 from moec.planning.choice import LEAST_TOKENS
 from moec.planning.cost import BYTES_PER_MS, idle_bytes, idle_milliseconds, miss_cost
 from moec.planning.guesses import SOURCES, guessable, halves

@@ -98,10 +98,11 @@ def optimal_distances(
     """As ``stack_distances``, under Belady's optimum.
 
     With ``always`` it is the best that a cache can do which lets every missed expert in, with ``better`` the best of
-    all.
+    all: there an expert may give way to another one that its own token chose.
     """
     index = np.asarray(chosen, np.int64)
-    return replay(OptimalKeys(index, np.asarray(order).shape[1]), index, order, admission)
+    source = OptimalKeys(index, np.asarray(order).shape[1])
+    return replay(source, index, order, admission, locks=admission == "always")
 
 
 def stack_places(
@@ -120,8 +121,13 @@ def replay(
     order: npt.ArrayLike,
     admission: Admission,
     all_places: Integers | None = None,
+    *,
+    locks: bool = True,
 ) -> Integers:
-    """See ``stack_distances``; ``source`` gives the keys. ``all_places`` is filled in as by ``stack_places``."""
+    """See ``stack_distances``; ``source`` gives the keys. ``all_places`` is filled in as by ``stack_places``.
+
+    ``locks``: whether what a token chose stays while it brings in the others that it chose.
+    """
     index, stack = np.asarray(chosen, np.int64), np.array(order, np.int64)
     distances = np.zeros(index.shape, np.int64)
     layers, places = np.arange(len(stack))[:, None], np.arange(stack.shape[1])[None]
@@ -134,12 +140,13 @@ def replay(
             all_places[:, token] = place_of
         found = source.after(token, experts)
         own = found[layers, experts]
-        found[layers, experts] = _LOCKED + 1 + experts
-        stack = _brought_in(stack, found[layers, stack], experts, own if admission == "better" else None)
+        held = _LOCKED + 1 + experts if locks else own
+        found[layers, experts] = held
+        stack = _brought_in(stack, found[layers, stack], held, own if admission == "better" else None)
     return distances
 
 
-def _brought_in(stack: Integers, stack_keys: Integers, experts: Integers, own: Integers | None) -> Integers:
+def _brought_in(stack: Integers, stack_keys: Integers, held: Integers, own: Integers | None) -> Integers:
     """The stacks after a token: what a cache of c slots then holds is ``stack[:, :c]``.
 
     Whoever has the least key in a cache of one slot leaves it, stays in a larger one that holds a lesser one, and
@@ -148,19 +155,18 @@ def _brought_in(stack: Integers, stack_keys: Integers, experts: Integers, own: I
     Args:
         stack: ``[L, E]`` experts.
         stack_keys: ``[L, E]``: their keys, in the same order.
-        experts: ``[L, K]``, brought in one after the other.
+        held: ``[L, K]``: the keys that those have which are brought in, one after the other.
         own: ``[L, K]``: the key with which each comes to the first place; ``None``: it always takes a slot.
     """
     places = np.arange(stack.shape[1])[None]
-    for number in range(experts.shape[1]):
-        expert = experts[:, number : number + 1]
-        locked = _LOCKED + 1 + expert
-        at = (stack_keys == locked).argmax(axis=1)[:, None]
-        first = np.full_like(expert, _LOCKED) if own is None else own[:, number : number + 1]
+    for number in range(held.shape[1]):
+        key = held[:, number : number + 1]
+        at = (stack_keys == key).argmax(axis=1)[:, None]
+        first = np.full_like(key, _LOCKED) if own is None else own[:, number : number + 1]
         going = np.minimum.accumulate(np.concatenate([first, stack_keys[:, :-1]], axis=1), axis=1)
         moved = np.where(places < at, np.maximum(stack_keys, going), stack_keys)
         moved = np.where(places == at, going, moved)
-        stack_keys = np.where(moved == first, locked, moved)
+        stack_keys = np.where(moved == first, key, moved)
     unlocked = stack_keys < _LOCKED
     brought: Integers = np.where(unlocked, experts_of(stack_keys), stack_keys - _LOCKED - 1)
     return brought

@@ -1,4 +1,4 @@
-"""Made-up routing traces whose skew and locality are known, and traced ones woven into a model of another shape.
+"""Made-up routing traces whose skew and locality are known.
 
 Dimension names: L layers, N tokens, K chosen experts, E experts.
 """
@@ -45,9 +45,6 @@ TOPICAL = ZipfRouting(1.0, 2.0, 256)
 SCATTERED = ZipfRouting(1.0, 0.0, 1)
 """Tokens choose independently of each other; 0.27 shared by popularity alone. The hardest for a cache."""
 
-STRETCH = 64
-"""Tokens after which woven traces change the layer that comes first."""
-
 
 def zipf_traces(
     shapes: Sequence[tuple[int, int]], tokens: int, routing: ZipfRouting, seed: int = 0
@@ -62,37 +59,7 @@ def zipf_traces(
     """
     random = np.random.default_rng(seed)
     layers = tuple(layer_trace(E, _choices(random, E, K, tokens, routing)) for E, K in shapes)
-    return _generated(layers, tokens)
-
-
-def woven_traces(traces: Traces, shapes: Sequence[tuple[int, int]], tokens: int, seed: int = 0) -> Traces:
-    """Traces of a model with more experts, which keep the skew and the locality of traced ones.
-
-    The experts of a new layer are those of several traced layers side by side. At any time a token takes what it chose
-    in one of these, and as many more as are wanted from the next; which comes first changes every `STRETCH` tokens.
-    Where more tokens are wanted than were generated, they begin anew.
-
-    Args:
-        traces: whose layers all have the same number of experts.
-        shapes: (E, K) of each new layer; E a multiple of the traced layers' experts.
-        tokens: N.
-        seed: decides which traced layers are put side by side, and where in the traces each new layer begins.
-
-    Raises:
-        ValueError: a shape cannot be made of the traced layers.
-    """
-    random = np.random.default_rng(seed)
-    decoded = np.flatnonzero(~traces.prefill)
-    own = traces.layers[0].experts
-    layers = []
-    for experts, top_k in shapes:
-        width = sum(layer.chosen.shape[1] for layer in traces.layers[: experts // own])
-        if experts % own or top_k > width or any(layer.experts != own for layer in traces.layers):
-            raise ValueError(f"{top_k} of {experts} experts cannot be woven of layers with {own}")
-        numbers = random.permutation(np.arange(experts // own) % len(traces.layers)).tolist()
-        rows = decoded[(random.integers(len(decoded)) + np.arange(tokens)) % len(decoded)]
-        layers.append(_woven([traces.layers[number] for number in numbers], rows, top_k))
-    return _generated(tuple(layers), tokens)
+    return Traces(layers, np.zeros(1 if tokens else 0, np.int64), np.zeros(tokens, np.bool_))
 
 
 def overlap(trace: LayerTrace) -> float:
@@ -102,18 +69,6 @@ def overlap(trace: LayerTrace) -> float:
         return 0.0
     same = (chosen[1:, :, None] == chosen[:-1, None, :]).any(axis=2)
     return float(same.mean())
-
-
-def _woven(sources: Sequence[LayerTrace], rows: npt.NDArray[np.int64], top_k: int) -> LayerTrace:
-    """One new layer of ``sources`` side by side, its tokens the traced tokens ``rows``."""
-    own, count = sources[0].experts, len(sources)
-    chosen = np.stack(
-        [source.chosen[rows].astype(np.int64) + own * place for place, source in enumerate(sources)], axis=1
-    )
-    first = np.arange(len(rows)) // STRETCH % count
-    turned = (first[:, None] + np.arange(count)[None]) % count
-    joined = np.take_along_axis(chosen, turned[:, :, None], axis=1).reshape(len(rows), -1)
-    return layer_trace(own * count, joined[:, :top_k])
 
 
 def _choices(
@@ -128,7 +83,3 @@ def _choices(
         score = popularity + routing.topic_deviation * topic + random.gumbel(size=experts)
         chosen[token] = np.argsort(-score)[:top_k]
     return chosen
-
-
-def _generated(layers: tuple[LayerTrace, ...], tokens: int) -> Traces:
-    return Traces(layers, np.zeros(1 if tokens else 0, np.int64), np.zeros(tokens, np.bool_))

@@ -273,7 +273,7 @@ class Model:
         Raises:
             RequestError: ``capacity`` is below 1.
             BundleError: the file is no file of traces, or of another model.
-            OutputError: its folder does not exist.
+            OutputError: its folder does not exist, or cannot be written.
         """
         with self._turns.take():
             self._routing.begin(path, capacity)

@@ -139,7 +139,7 @@ def _changed_fields(config: Any) -> dict[str, Any]:
 
 def gpu_capability() -> tuple[int, int] | None:
     """Compute capability of the first GPU; ``None`` where there is no GPU, driver or cuda-bindings."""
-    from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+    from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 
     try:
         driver = NvidiaDriver()

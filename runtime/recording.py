@@ -88,6 +88,7 @@ class Recording:
                 sampling=sampling,
                 seed=0,
                 source=source,
+                whole_prompt=True,
             )
             for source, prompt in zip(sources, begun, strict=True)
         ]

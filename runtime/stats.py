@@ -61,6 +61,10 @@ class Stats:
     steps: int = 0
     prompt_tokens: int = 0
     """Tokens run to fill the cache, recomputation after preemption included."""
+    reused_tokens: int = 0
+    """Tokens that were not run, since pages of the cache held them already (``prefix_caching``)."""
+    prefix_hits: int = 0
+    """Sequences of which that was so as they joined."""
     generated_tokens: int = 0
     preemptions: int = 0
     hits: int = 0
@@ -101,6 +105,8 @@ class Stats:
             "steps": self.steps,
             "tokens": self.tokens,
             "prompt_tokens": self.prompt_tokens,
+            "reused_tokens": self.reused_tokens,
+            "prefix_hits": self.prefix_hits,
             "generated_tokens": self.generated_tokens,
             "preemptions": self.preemptions,
             "hits": self.hits,

@@ -10,10 +10,25 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
+from moec.runtime.machine.limits import total_memory
+from moec.runtime.machine.threads import usable_cpus
 from tests.support import made_once
+
+SEED = os.environ.get("MOEC_TESTS_SEED", "")
+"""Another one: every test draws other random numbers."""
+
+hypothesis.settings.register_profile(
+    "moec",
+    database=None,
+    deadline=None,
+    derandomize=not SEED,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("moec")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,7 +39,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setenv("MOEC_CACHE", folder)
         patch.setenv(made_once.FOLDER, os.environ.get(made_once.FOLDER, str(shared)))
+        for name in ("no_proxy", "NO_PROXY"):
+            patch.setenv(name, "127.0.0.1,localhost")
         yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if SEED and config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = SEED
 
 
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
@@ -39,11 +62,22 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 
 def _seed(name: str) -> None:
-    seed = zlib.crc32(f"{name}{os.environ.get('MOEC_TESTS_SEED', '')}".encode())
+    seed = zlib.crc32(f"{name}{SEED}".encode())
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     if "torch" in sys.modules:  # one that is not loaded yet begins with a seed of its own, always the same
         sys.modules["torch"].manual_seed(seed)
+
+
+WORKER_BYTES = 2 << 30
+"""What a process of xdist takes at most, with a process that one of its tests has started."""
+
+
+def pytest_xdist_auto_num_workers() -> int | None:
+    """One a CPU, as far as memory goes; xdist would also count CPUs that the process's cgroup does not let it use."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return min(usable_cpus(), max(2, total_memory() // WORKER_BYTES))
 
 
 LONGEST = "test_emulated_gpu.py"

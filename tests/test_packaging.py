@@ -12,7 +12,7 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CODE = {".py", ".pyc"}
 
 
-@pytest.mark.parametrize("room", ["artifacts", "compiler", "runtime", "schemas"])
+@pytest.mark.parametrize("room", ["artifacts", "compiler", "formats", "planning", "runtime", "schemas"])
 def test_every_data_file_of_a_room_is_packaged(room: str) -> None:
     folder = ROOT / "src" / "moec" / room
     patterns = SETTINGS["tool"]["setuptools"]["package-data"].get(f"moec.{room}", [])

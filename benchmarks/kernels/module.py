@@ -87,9 +87,9 @@ def _load_cpu(
 def _load_cuda(
     folder: Path, targets: tuple[TargetRecord, ...], device: torch.device
 ) -> tuple[TargetRecord, Functions]:
-    from moec.runtime.devices.cuda.architecture import choose_cuda_target
-    from moec.runtime.devices.cuda.libraries import load_cuda_libraries
-    from moec.runtime.devices.cuda.module import load_functions
+    from moec.runtime.devices.cuda.modules.architecture import choose_cuda_target
+    from moec.runtime.devices.cuda.modules.libraries import load_cuda_libraries
+    from moec.runtime.devices.cuda.modules.module import load_functions
 
     load_cuda_libraries()
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)

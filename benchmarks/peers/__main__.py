@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks.peers.llama import LlamaCpp
-from benchmarks.support.children import ACCELERATE, ENGINE, run_child
+from benchmarks.peers.ours import KINDS, Pair, PairType, run_engine, weights_of
+from benchmarks.support.children import ACCELERATE, run_child
 from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.work import Work, WorkType
-from moec.artifacts.reader import open_bundle
 from moec.runtime.machine.threads import default_threads
 from moec.runtime.memory.budget import parse_memory
 
@@ -31,26 +31,10 @@ if TYPE_CHECKING:
 WORK = Work(1, 512, 64)
 FEW = 4
 """Tokens of accelerate's run, which takes seconds for each."""
-KINDS = {"bf16": "bf16", "8bit": "q8_0", "4bit": "q4_0"}
-"""llama.cpp's format of each kind; a bundle of moec says its own."""
 BUDGETS = ("bf16=8GiB", "bf16=12GiB", "8bit=8GiB", "8bit=12GiB", "4bit=4GiB", "4bit=8GiB")
-Pair = tuple[str, str]
 Way = tuple[str, list[str]]
 """What a row calls it, and options of ``engine_run``."""
 WAYS: tuple[Way, ...] = (("link and CPU", []), ("link only", ["--cpu-threads", "0"]))
-
-
-class PairType(click.ParamType):  # type: ignore[type-arg]
-    """``KIND=VALUE``."""
-
-    name = "pair"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pair:
-        """Split it."""
-        kind, equals, rest = str(value).partition("=")
-        if not equals or kind not in KINDS:
-            self.fail(f"{value!r} is not like bf16=... with one of {', '.join(KINDS)}", param, ctx)
-        return kind, rest
 
 
 @click.command()
@@ -114,15 +98,13 @@ def moec_rows(
     bundle: Path, kind: str, budgets: list[int], work: Work, ways: tuple[Way, ...]
 ) -> Iterator[dict[str, Any]]:
     """A row for each way and budget; what ``load`` chooses by itself comes first."""
-    bodies = open_bundle(bundle, verify="sizes").model.bodies
-    weights = ", ".join(sorted({body.format or body.dtype for body in bodies}))
+    weights = weights_of(bundle)
     options = ["--device", "cuda:0", "--step-tokens", str(work.prompt_tokens), "--repeats", "2"]
     for budget in budgets:
         for how, more in ways:
-            facts = run_child(ENGINE, bundle, [work], [*options, "--device-memory", str(budget), *more])
-            run = facts["runs"][0]
-            own = facts | {"first_token_seconds": run["prefill_seconds"], "step_seconds": run["step_seconds"]}
-            yield row_of(kind, weights, budget, f"{how}, {cache_words(run['stats'])}", own)
+            facts = run_engine(bundle, work, [*options, "--device-memory", str(budget), *more])
+            words = cache_words(facts["runs"][0]["stats"])
+            yield row_of(kind, weights, budget, f"{how}, {words}", facts)
 
 
 def cache_words(stats: dict[str, Any]) -> str:

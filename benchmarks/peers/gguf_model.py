@@ -190,6 +190,7 @@ def _add_facts(writer: Any, config: dict[str, Any], gguf: Any) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_leading_dense_block_count(config["first_k_dense_replace"])
     writer.add_vocab_size(config["vocab_size"])
+    writer.add_q_lora_rank(0)  # as no such shape but that of 27 layers is known not to have it
     writer.add_kv_lora_rank(latent)
     writer.add_key_length(latent + rope)
     writer.add_value_length(latent)

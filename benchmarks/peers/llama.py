@@ -32,6 +32,8 @@ class LlamaCpp:
     kind: str
     folder: Path
     threads: int
+    thread_clock: bool = False
+    """Whether times are by the clock of the thread, where there is but one."""
 
     @property
     def path(self) -> Path:
@@ -69,6 +71,7 @@ class LlamaCpp:
         """
         numbers = on_cpu, work.prompt_tokens, work.new_tokens, self.threads
         command = [str(self.program), str(self.path), *map(str, numbers), mode, str(repeats)]
+        command += ["thread"] if self.thread_clock else []
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"llama.cpp failed: {done.stderr[-2000:]}")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
-from moec.runtime.devices.cuda.resources import Resources
+from moec.runtime.devices.cuda.driver.memory import DeviceMemory, PinnedMemory
+from moec.runtime.devices.cuda.driver.resources import Resources
 
 if TYPE_CHECKING:
-    from moec.runtime.devices.cuda.driver import Driver
+    from moec.runtime.devices.cuda.driver.functions import Driver
 
 COPY_BYTES = 256 << 20
 COPIES = 32

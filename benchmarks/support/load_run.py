@@ -123,10 +123,10 @@ def hash_rate(threads: int) -> float:
 
 def start_times(bundle: Path, device: str) -> dict[str, float]:
     """What has to happen before anything can be copied, one after the other."""
-    from moec.runtime.devices.cuda.architecture import choose_cuda_target
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.cuda.libraries import load_cuda_libraries
-    from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+    from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
+    from moec.runtime.devices.cuda.modules.architecture import choose_cuda_target
+    from moec.runtime.devices.cuda.modules.libraries import load_cuda_libraries
     from moec.runtime.devices.names import parse_ordinal
     from moec.runtime.machine.libraries import host_cpu_features, load_runtime
 

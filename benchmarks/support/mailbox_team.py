@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.support.random_experts import random_experts
-from moec.artifacts import mailbox
 from moec.artifacts.experts import layout
-from moec.artifacts.mailbox import mailbox_layout
+from moec.artifacts.words import mailbox
+from moec.artifacts.words.mailbox import mailbox_layout
 from moec.runtime.machine.threads import usable_cpus
 from moec.runtime.sharing.mailbox import Mailbox
 from moec.runtime.sharing.team import SharedLayer, Team

@@ -13,8 +13,8 @@ from benchmarks.support.forced_routing import ForcedRouting, drawn_guesses
 from benchmarks.support.host_ceiling import read_beside_link
 from moec import runtime
 from moec.artifacts.reader import open_bundle
+from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.measure import measure_gpu
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
 from moec.runtime.devices.measure import read_bandwidth
 from moec.runtime.engine import Request
 from moec.runtime.experts import ahead

@@ -106,7 +106,7 @@ def _network(checkpoint: Path, dtype: str) -> Any:
     import torch
     from transformers import AutoConfig
 
-    from moec.compiler.tracing.text_half import transformers_class
+    from moec.compiler.tracing.model.text_half import transformers_class
 
     kind: Any = transformers_class(AutoConfig.from_pretrained(checkpoint).model_type)
     model: Any = kind.from_pretrained(

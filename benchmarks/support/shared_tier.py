@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.driver.resources import Resources
 from moec.runtime.devices.cuda.offload import loading
 from moec.runtime.devices.cuda.offload.host_tier import HostTier
-from moec.runtime.devices.cuda.resources import Resources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

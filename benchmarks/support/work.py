@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from moec.artifacts.footprint import footprint
 from moec.cli.bench import run_batch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moec.artifacts.footprint import LayerFootprint
     from moec.artifacts.model import ModelRecord
     from moec.runtime import Model
@@ -29,9 +32,12 @@ class Work:
         return f"{self.batch}x{self.prompt_tokens}+{self.new_tokens}"
 
 
-def run_work(model: Model, work: Work) -> tuple[float, list[float]]:
+def run_work(
+    model: Model, work: Work, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, list[float]]:
     """Seconds of the prefill, and of each decoding step."""
-    return run_batch(model.engine, model.record.vocab_size, work.prompt_tokens, work.new_tokens, work.batch)
+    vocab = model.record.vocab_size
+    return run_batch(model.engine, vocab, work.prompt_tokens, work.new_tokens, work.batch, clock)
 
 
 class WorkType(click.ParamType):  # type: ignore[type-arg]

@@ -11,7 +11,7 @@ from moec.compiler.packing.dense_reader import DenseReader
 from moec.compiler.packing.experts import ExpertReader, whole_parts
 from moec.compiler.packing.plan import plan_pack
 from moec.compiler.packing.reading import FileSource, TensorReader
-from moec.compiler.tracing.build import build_config, build_model
+from moec.compiler.tracing.model.build import build_config, build_model
 
 if TYPE_CHECKING:
     from moec.artifacts.ids import LayerId, TensorName

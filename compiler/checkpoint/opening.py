@@ -36,9 +36,18 @@ def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Checkp
         revision: branch, tag or commit on the hub.
 
     Raises:
-        CheckpointError: no such path, no usable config, missing shards, a damaged weight file.
+        CheckpointError: no such path, no permission, no usable config, missing shards, a damaged weight file.
         NetworkError: the hub cannot be reached, and its cache does not have the model.
     """
+    try:
+        return _open(model, revision)
+    except PermissionError as error:
+        raise CheckpointError(
+            f"Cannot read {error.filename or model}.", f"{error.strerror}.", "Check its permissions."
+        ) from error
+
+
+def _open(model: str | Path, revision: str | None) -> Checkpoint:
     path = Path(model)
     if is_gguf(path) or (path.is_dir() and not has_layout(path) and holds_gguf(path)):
         return read_gguf(path, source=str(model))

@@ -21,8 +21,8 @@ from moec.compiler.fitting.sensitivity import measure_divergence, weigh_errors
 from moec.compiler.fitting.units import fit_units, with_losses
 from moec.compiler.quantization.policies import METHOD
 from moec.planning.analysis import analyse
-from moec.planning.fit_losses import predicted_losses
-from moec.planning.fitting import fit_bytes, fit_time
+from moec.planning.fitting.fit import fit_bytes, fit_time
+from moec.planning.fitting.losses import predicted_losses
 from moec.planning.machines import CONTEXT_TOKENS, STEP_TOKENS, budgets_for
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from moec.compiler.fitting.units import Unit
     from moec.compiler.partition import PartitionedModel
     from moec.compiler.request import Calibration, FitRequest, Log
-    from moec.planning.fit_units import FitUnit
-    from moec.planning.fitting import Fit
+    from moec.planning.fitting.fit import Fit
+    from moec.planning.fitting.units import FitUnit
 
 
 def fit(

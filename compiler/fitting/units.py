@@ -11,7 +11,7 @@ from moec.artifacts.steps import SegmentStep
 from moec.compiler.packing.dense_reader import parameters_of
 from moec.compiler.quantization.dense import LEAST
 from moec.compiler.quantization.roles import weight_roles
-from moec.planning.fit_units import FitUnit, FormatOption
+from moec.planning.fitting.units import FitUnit, FormatOption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -120,7 +120,7 @@ def scratch(size: int | Expr, dtype: str = "float32") -> Buffer:
     extent = i64(size) if isinstance(size, int) else size
     bits = int(dtype[-2:])
     size_bytes = T.cast(extent * i64(bits // 8), "uint64")
-    code = {"float32": 2, "int64": 0, "int16": 0}[dtype]
+    code = {"float32": 2, "int64": 0, "int32": 0, "int16": 0}[dtype]
     call = T.TVMBackendAllocWorkspace(T.int32(CPU), T.int32(0), size_bytes, T.int32(code), T.int32(bits))
     pointer = T.bind(call)
     _scopes[-1].append(pointer)

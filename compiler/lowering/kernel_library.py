@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from moec.artifacts import ahead
 from moec.artifacts.cache import SELECTION_PREFIX
-from moec.artifacts.mailbox import SERVE, collect_name, post_name
-from moec.artifacts.orders import FEED, ORDER
 from moec.artifacts.program import APPEND, HOPPER, Beside, Workspace, cached_beside_name, capacity_name
-from moec.artifacts.sampling import SAMPLE
-from moec.artifacts.slots import ASSIGN, CACHED, FETCH
 from moec.artifacts.states import STATE_PREFIX
 from moec.artifacts.steps import ExpertsStep, SegmentStep, SelectionStep
+from moec.artifacts.words import ahead
+from moec.artifacts.words.mailbox import SERVE, collect_name, post_name
+from moec.artifacts.words.orders import FEED, ORDER
+from moec.artifacts.words.sampling import SAMPLE
+from moec.artifacts.words.slots import ASSIGN, CACHED, FETCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

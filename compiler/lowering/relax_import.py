@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,6 @@ STEP_TOKENS = "T"
 
 IGNORED_OPERATORS = ("aten._assert_tensor_metadata.default", "aten._assert_scalar.default")
 """Operators that only check what tracing has already fixed."""
-
-Converter = Callable[[Any, Any], Any]
 
 
 def import_segment(name: str, graph_module: torch.fx.GraphModule, class_name: str) -> relax.Function:

@@ -13,10 +13,14 @@ CPU_LEVELS: dict[str, tuple[str, ...]] = {
     "x86-64-v2": ("cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"),
     "x86-64-v3": ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"),
     "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    "x86-64-v4-vnni": ("avx512_vnni",),
 }
-"""The x86-64 psABI's levels as LLVM names them, with the ``/proc/cpuinfo`` flags that each adds to the one before."""
+"""The x86-64 psABI's levels as LLVM names them, with the ``/proc/cpuinfo`` flags that each adds to the one before.
 
-CPU_LANES = {"generic": 4, "x86-64-v2": 4, "x86-64-v3": 8, "x86-64-v4": 16}
+The last is one of ours: an instruction more, which adds up products of 16 bits (Cascade Lake, Zen 4 and later).
+"""
+
+CPU_LANES = {"generic": 4, "x86-64-v2": 4, "x86-64-v3": 8, "x86-64-v4": 16, "x86-64-v4-vnni": 16}
 """float32 values in one vector register."""
 
 CUDA_ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -26,6 +30,7 @@ TARGET_NAMES = (
     "cpu",
     "cpu-x86-64-v3",
     "cpu-x86-64-v4",
+    "cpu-x86-64-v4-vnni",
     "cuda",
     *(f"cuda-{name}" for name in CUDA_ARCHITECTURES),
 )
@@ -39,7 +44,7 @@ class Target:
     """As written on the command line, and the folder under ``modules/``."""
     kind: Literal["cpu", "cuda"]
     mcpu: str
-    """LLVM's name of the instruction set of the code that runs on the host."""
+    """The instruction set of the code that runs on the host, by its name in ``CPU_LEVELS`` or LLVM's."""
     machine: str
     """Machine type of the host code, as ``uname -m`` says it."""
     lanes: int

@@ -13,11 +13,15 @@ CODEGEN_ARCHITECTURE = "sm_80"
 """What TVM generates CUDA source for: the oldest architecture, since one source serves all of them."""
 
 
+LLVM_FEATURES = {"x86-64-v4-vnni": ("x86-64-v4", ("+avx512vnni",))}
+"""How LLVM knows those instruction sets of which it has no name: by another's, and what they have more."""
+
+
 def host_target(target: Target) -> tvm.target.Target:
     """The code that runs on the host."""
-    return tvm.target.Target(
-        {"kind": "llvm", "mcpu": target.mcpu, "mtriple": f"{target.machine}-unknown-linux-gnu"}
-    )
+    mcpu, features = LLVM_FEATURES.get(target.mcpu, (target.mcpu, ()))
+    described = {"kind": "llvm", "mcpu": mcpu, "mtriple": f"{target.machine}-unknown-linux-gnu"}
+    return tvm.target.Target(described | ({"mattr": list(features)} if features else {}))
 
 
 def cuda_target(target: Target) -> tvm.target.Target:

@@ -28,7 +28,7 @@ from transformers.core_model_loading import (
 
 from moec.compiler.architectures import ARCHITECTURES
 from moec.compiler.checkpoint.gguf.conversions import AlternateOutputs
-from moec.compiler.tracing.foreign_experts import FOREIGN, Unflatten
+from moec.compiler.tracing.model.foreign_experts import FOREIGN, Unflatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from threadpoolctl import threadpool_limits
 
+from moec.artifacts.sizes import exact_bytes
 from moec.compiler.checkpoint import fetch_weights
 from moec.compiler.packing.dense import DENSE_FILE
 from moec.compiler.packing.journal import JOURNAL_FILE, Journal
@@ -20,7 +21,7 @@ from moec.compiler.packing.output import PackedFile, Progress, Silent, writing
 from moec.compiler.packing.plan import plan_pack
 from moec.compiler.packing.reading import ByteSource, FileSource
 from moec.compiler.packing.writing import StoppedError, Work, write_dense, write_experts
-from moec.compiler.tracing.build import build_config, build_model
+from moec.compiler.tracing.model.build import build_config, build_model
 from moec.errors import BundleError, OutputError
 from moec.formats import CALIBRATED
 
@@ -228,7 +229,7 @@ def _check_space(weights: Path, size_bytes: int) -> None:
     lacking = size_bytes - present - free
     if lacking > 0:
         raise OutputError(
-            f"The disk of {weights} is {lacking / 2**30:.1f} GiB ({lacking} bytes) too small.",
-            f"The weights take {size_bytes} bytes, {free} are free.",
+            f"The disk of {weights} is {exact_bytes(lacking)} too small.",
+            f"The weights take {exact_bytes(size_bytes)}, {exact_bytes(free)} are free.",
             "Free some space, or write elsewhere.",
         )

@@ -29,7 +29,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
         CheckpointError: the file is missing or a line is neither of the two; the message has its number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a string of JSON may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"Cannot read the calibration prompts {path}.", f"{error}.", "Give a readable JSON-lines file."

@@ -12,7 +12,7 @@ from moec.compiler.checkpoint import with_table
 from moec.compiler.packing.dense_reader import direct, parameters_of
 from moec.compiler.packing.experts import stored_format
 from moec.compiler.packing.plan import bound_parameters
-from moec.compiler.tracing.build import build_config, build_model
+from moec.compiler.tracing.model.build import build_config, build_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -21,7 +21,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.overrides import TorchFunctionMode
 
 from moec.compiler.tracing import markers
-from moec.compiler.tracing.build import has_encoder
+from moec.compiler.tracing.model.build import has_encoder
 from moec.compiler.tracing.positions import given_positions
 from moec.errors import UnsupportedModelError
 

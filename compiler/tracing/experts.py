@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moec.compiler.tracing.activation import read_activation
-from moec.compiler.tracing.build import DTYPES
+from moec.compiler.tracing.model.build import DTYPES
 from moec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import torch
 from moec.formats import FORMATS, dequantize_rows
 
 LINEAR = "moec.linear.default"
-LOOKUP = "moec.lookup.default"
 ATTENTION = "moec.attention.default"
 CAPACITY = "moec.capacity.default"
 EXPERTS = "moec.experts.default"

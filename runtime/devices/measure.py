@@ -97,7 +97,7 @@ def gpu_records() -> list[GpuRecord]:
         DeviceError: there is no driver.
         MissingDependencyError: cuda-bindings is not installed.
     """
-    from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+    from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 
     driver = NvidiaDriver()
     return [measure_gpu(driver, ordinal) for ordinal in range(driver.device_count())]
@@ -105,7 +105,7 @@ def gpu_records() -> list[GpuRecord]:
 
 def gpu_peers() -> list[tuple[int, int]]:
     """Pairs of GPUs that read each other's memory without a detour through the host's; raises as `gpu_records`."""
-    from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+    from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 
     driver = NvidiaDriver()
     pairs = itertools.combinations(range(driver.device_count()), 2)
@@ -115,7 +115,7 @@ def gpu_peers() -> list[tuple[int, int]]:
 def gpu_record(device: str) -> GpuRecord:
     """Measure one GPU, such as ``cuda:0``; raises as `gpu_records` does, or where there is no such GPU."""
     from moec.runtime.devices.cuda.device import check_ordinal
-    from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+    from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 
     driver, ordinal = NvidiaDriver(), parse_ordinal(device)
     check_ordinal(driver, ordinal)

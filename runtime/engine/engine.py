@@ -67,8 +67,6 @@ class Engine:
         self._next_id = 0
         self._ahead: _Begun | None = None
         """The step that was begun ahead; its tokens are next."""
-        self.last_plan = NOTHING
-        """What the last `step` ran."""
         self.observer: Callable[[StepPlan], None] | None = None
         """Told of each run through the model which tokens it was for, once those that it chooses are there: none
         where it was for `score`, or failed."""
@@ -241,11 +239,12 @@ class Engine:
                 sequences.append(chunk.sequence)
         self._batch.fill(pieces, wanted)
         self.stats.preemptions += len(plan.preempted)
+        self.stats.prefix_hits += sum(sequence.computed > 0 for sequence in plan.joined)
+        self.stats.reused_tokens += sum(sequence.computed for sequence in plan.joined)
         return sequences
 
     def _collect(self, step: _Begun) -> list[TokenOutput]:
         """Wait for a step; what it is for those that have not ended."""
-        self.last_plan = step.plan
         tokens = dict(zip(step.sequences, step.tokens(), strict=True))
         self._observe(StepPlan(tuple(step.chunks()), step.plan.preempted))
         outputs: list[TokenOutput] = []
@@ -255,11 +254,12 @@ class Engine:
             if chunk.count > 1 or chunk.start < len(sequence.request.prompt):
                 stats.prompt_tokens += chunk.count
             sequence.computed = chunk.start + chunk.count
-            if sequence.pending:
-                continue
-            token = tokens[sequence]
-            sequence.extend(token)
-            outputs.append(TokenOutput(sequence, token, sequence.sampler.logprobs))
+            if not sequence.pending:
+                token = tokens[sequence]
+                sequence.extend(token)
+                outputs.append(TokenOutput(sequence, token, sequence.sampler.logprobs))
+            # Not before it has its token: a sequence that begins anew has one to run.
+            self.scheduler.settle(sequence)
             if sequence.finished is not None:
                 self.scheduler.remove(sequence)
         stats.steps += 1

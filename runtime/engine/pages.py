@@ -1,4 +1,4 @@
-"""Pages of the key-value cache: allocation and page tables. Pure bookkeeping, no cache memory."""
+"""Pages of the key-value cache: how many are needed, and which are whose. Pure bookkeeping, no cache memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.runtime.tensors import aligned_zeros
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import NDArray
 
 
@@ -24,36 +22,6 @@ def pages_for(tokens: int) -> int:
 def table_rows(max_batch: int, *, sources: bool) -> int:
     """Rows of the page table: of each sequence that runs at once and a spare one; as many again for their sources."""
     return (max_batch + 1) * (2 if sources else 1)
-
-
-class PageAllocator:
-    """Hands out page numbers ``0 .. total-1``; freed pages are reused last in, first out (they are warm)."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._free = list(range(total - 1, -1, -1))
-        self._is_free = bytearray(b"\x01" * total)
-
-    @property
-    def free(self) -> int:
-        """Pages that nobody holds."""
-        return len(self._free)
-
-    def allocate(self, count: int) -> tuple[int, ...] | None:
-        """``count`` pages, or ``None`` (and nothing changes) where fewer are free."""
-        if count > len(self._free):
-            return None
-        pages = tuple(self._free.pop() for _ in range(count))
-        for page in pages:
-            self._is_free[page] = 0
-        return pages
-
-    def release(self, pages: Iterable[int]) -> None:
-        """Take pages back."""
-        for page in pages:
-            assert not self._is_free[page], f"page {page} was freed twice"
-            self._is_free[page] = 1
-            self._free.append(page)
 
 
 class PageTable:
@@ -88,6 +56,8 @@ class Lease:
     """Pages of what an encoder writes for it."""
     encoded: bool = False
     """Whether it has."""
+    settled: int = 0
+    """Of ``pages``, those from the first one on that are full and never written again; others may hold them too."""
 
     def missing(self, tokens: int) -> int:
         """Pages to add before ``tokens`` positions fit."""

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.steps import CapacityStep
-from moec.runtime.engine.pages import Lease, PageAllocator, PageTable, pages_for, table_rows
+from moec.runtime.engine.page_pool import PagePool
+from moec.runtime.engine.pages import Lease, PageTable, pages_for, table_rows
+from moec.runtime.engine.prefixes import Prefixes
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
@@ -34,6 +36,9 @@ class Limits:
     """Whether sequences have a source, which an encoder reads; a step holds all of one."""
     whole_prompts: bool = False
     """Whether a prompt must be in one step, because its tokens compete for the capacity of experts."""
+    prefix_caching: bool = False
+    """Whether pages stand for the beginning of a prompt with the same tokens: not where there are sources, states or
+    whole prompts (see `moec.runtime.loading.prefixes`)."""
 
     @property
     def mixed_step_tokens(self) -> int:
@@ -43,7 +48,14 @@ class Limits:
         return min(self.max_step_tokens, max(MIXED_STEP_TOKENS, 2 * self.max_batch))
 
 
-def limits_of(model: ModelRecord, max_batch: int, max_step_tokens: int, cache_pages: int) -> Limits:
+def limits_of(
+    model: ModelRecord,
+    max_batch: int,
+    max_step_tokens: int,
+    cache_pages: int,
+    *,
+    prefix_caching: bool = False,
+) -> Limits:
     """The limits that a model's engine has."""
     return Limits(
         max_batch,
@@ -52,6 +64,7 @@ def limits_of(model: ModelRecord, max_batch: int, max_step_tokens: int, cache_pa
         cache_pages,
         sources=bool(model.encoder),
         whole_prompts=any(isinstance(step, CapacityStep) for step in model.steps),
+        prefix_caching=prefix_caching,
     )
 
 
@@ -71,6 +84,8 @@ class StepPlan:
 
     chunks: tuple[Chunk, ...]
     preempted: tuple[Sequence, ...]
+    joined: tuple[Sequence, ...] = ()
+    """Those that begin, or begin anew; what they have computed already is in pages that they took over."""
 
 
 class Scheduler:
@@ -81,12 +96,17 @@ class Scheduler:
 
     When pages run out, the youngest running sequence gives its pages back and is recomputed when there is
     room; an older sequence never yields to a younger one, so the oldest always advances.
+
+    With ``prefix_caching`` a sequence that joins takes over the pages that hold its beginning. Where one that runs is
+    about to fill the next of them, it waits for that instead of computing the same.
     """
 
     def __init__(self, limits: Limits) -> None:
         assert limits.max_step_tokens > limits.max_batch >= 1
+        assert not (limits.prefix_caching and (limits.sources or limits.whole_prompts))
         self.limits = limits
-        self.pages = PageAllocator(limits.cache_pages)
+        self.pages = PagePool(limits.cache_pages)
+        self._prefixes = Prefixes(self.pages, on=limits.prefix_caching)
         rows = table_rows(limits.max_batch, sources=limits.sources)
         self.table = PageTable(rows, min(limits.max_context, limits.cache_pages * PAGE_TOKENS))
         self.spare_row = limits.max_batch
@@ -112,7 +132,8 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def schedule(self) -> StepPlan:
-        """Choose the next step and reserve its pages. ``computed`` advances when the step has run."""
+        """Choose the next step and reserve its pages. See `settle` for when it has run."""
+        joined: list[Sequence] = []
         chunks: dict[int, Chunk] = {}
         preempted: list[Sequence] = []
         decoding = any(sequence.pending == 1 for sequence in self.running)
@@ -131,8 +152,12 @@ class Scheduler:
                 chunks[sequence.id] = self._chunk(sequence, count, sequence.computed)
                 left -= count
         if not preempted:
-            self._admit(chunks, left)
-        return StepPlan(tuple(chunks.values()), tuple(preempted))
+            joined = self._admit(chunks, left)
+        return StepPlan(tuple(chunks.values()), tuple(preempted), tuple(joined))
+
+    def settle(self, sequence: Sequence) -> None:
+        """Let others take over the pages that a running sequence has filled; its ``computed`` says how far it is."""
+        self._prefixes.settle(sequence)
 
     def follow(self, plan: StepPlan) -> StepPlan | None:
         """The step after ``plan``, whose tokens are not known yet: each of its sequences goes one token further.
@@ -152,9 +177,10 @@ class Scheduler:
         return StepPlan(tuple(chunks), ())
 
     def restart(self) -> None:
-        """Let running sequences compute all their tokens anew, on the pages that they have."""
+        """Let running sequences compute their tokens anew on the pages that they have, but for settled ones."""
         for sequence in self.running:
-            sequence.computed = 0
+            assert sequence.lease is not None
+            sequence.computed = sequence.lease.settled * PAGE_TOKENS
 
     def _chunk(self, sequence: Sequence, count: int, start: int) -> Chunk:
         """Give ``sequence`` the pages that ``count`` tokens from ``start`` on lack; they are free."""
@@ -179,18 +205,36 @@ class Scheduler:
             victims.append(victim)
         return victims
 
-    def _admit(self, chunks: dict[int, Chunk], left: int) -> None:
+    def _admit(self, chunks: dict[int, Chunk], left: int) -> list[Sequence]:
+        """Let sequences join, those that wait longest first; ``chunks`` gets theirs, of ``left`` tokens in all."""
+        joined: list[Sequence] = []
         while left > 0 and self._can_admit() and left >= self._least(self.waiting[0]):
+            if self._prefixes.coming(self.waiting[0], self.running):
+                break
             sequence = self.waiting.popleft()
-            source = self.pages.allocate(pages_for(len(sequence.request.source)))
-            assert source is not None
-            sequence.lease = Lease(self._rows.pop(), [], source)
-            if source:
-                self.table.assign(self.source_row(sequence.lease.row), 0, source)
+            self._lend(sequence)
             self.running.append(sequence)
+            joined.append(sequence)
             count = min(sequence.pending, left)
             chunks[sequence.id] = self._chunk(sequence, count, sequence.computed)
             left -= count + len(sequence.request.source)
+        return joined
+
+    def _lend(self, sequence: Sequence) -> None:
+        """Give a sequence that joins a row, pages for its source, and the pages that hold its beginning."""
+        found = tuple(self._prefixes.find(sequence))
+        self.pages.hold(found)
+        source = self.pages.allocate(pages_for(len(sequence.request.source)))
+        assert source is not None
+        lease = Lease(self._rows.pop(), list(found), source, settled=len(found))
+        if source:
+            self.table.assign(self.source_row(lease.row), 0, source)
+        if found:
+            self.table.assign(lease.row, 0, found)
+        sequence.lease = lease
+        sequence.computed = len(found) * PAGE_TOKENS
+        if sequence.reused is None:
+            sequence.reused = sequence.computed
 
     def _least(self, sequence: Sequence) -> int:
         """The fewest tokens that a sequence can run in its next step."""
@@ -199,7 +243,7 @@ class Scheduler:
 
     def _can_admit(self) -> bool:
         """Whether there is a row and room for the first that waits."""
-        return bool(self.waiting and self._rows and (not self.running or self._has_headroom(self.waiting[0])))
+        return bool(self.waiting and self._rows and self._has_headroom(self.waiting[0]))
 
     def _has_headroom(self, sequence: Sequence) -> bool:
         """Room for all its tokens beside what the running ones still need, and a page each to go on.
@@ -210,7 +254,10 @@ class Scheduler:
         for item in self.running:
             assert item.lease is not None
             promised += item.lease.missing(len(item.tokens)) + 1
-        own = pages_for(len(sequence.tokens)) + pages_for(len(sequence.request.source))
+        found = self._prefixes.find(sequence)
+        # Pages that are kept are free; those that others hold take no room.
+        shared = len(found) - self.pages.unheld(found)
+        own = pages_for(len(sequence.tokens)) - shared + pages_for(len(sequence.request.source))
         return own + promised <= self.pages.free
 
     def _release(self, sequence: Sequence) -> None:

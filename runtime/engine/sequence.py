@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from moec.runtime.engine.page_names import PageNames
 from moec.runtime.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Request:
     top_logprobs: int | None = None
     """How many of the likeliest tokens each `TokenOutput` names, with logarithms of their probabilities; ``None``: it
     has none of either. On a GPU the host then chooses, for all that run with it."""
+    whole_prompt: bool = False
+    """Run all of the prompt, whatever pages of the cache hold its beginning already."""
 
 
 class Sequence:
@@ -44,10 +47,12 @@ class Sequence:
         tokens: prompt and continuation.
         computed: how many of ``tokens`` are in the cache.
         lease: row and pages while it runs, ``None`` while it waits or is finished.
+        names: of its pages.
+        reused: how many tokens of its prompt were in the cache when it first joined; ``None`` before that.
         finished: why it ended, ``None`` before that.
     """
 
-    __slots__ = ("computed", "finished", "id", "lease", "request", "sampler", "tokens")
+    __slots__ = ("computed", "finished", "id", "lease", "names", "request", "reused", "sampler", "tokens")
 
     def __init__(self, identity: int, request: Request) -> None:
         self.id = identity
@@ -56,6 +61,8 @@ class Sequence:
         self.computed = 0
         self.lease: Lease | None = None
         self.finished: FinishReason | None = None
+        self.names = PageNames(self.tokens)
+        self.reused: int | None = None
         self.sampler = Sampler(request.sampling, request.prompt, request.seed, request.top_logprobs)
 
     @property

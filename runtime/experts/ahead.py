@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.ahead import MOST_TOKENS, ahead_words, guessed_layers
 from moec.artifacts.footprint import dense_weights
 from moec.artifacts.schedule import NO_PREFETCH
-from moec.artifacts.slots import MOST_AHEAD, PIECE_BYTES, expert_pieces
+from moec.artifacts.words.ahead import MOST_TOKENS, ahead_words, guessed_layers
+from moec.artifacts.words.slots import MOST_AHEAD, PIECE_BYTES, expert_pieces
 from moec.planning.cost import idle_bytes
 from moec.runtime.device import padded_bytes
 from moec.runtime.experts.prefetch import nothing_to_guess_by
@@ -38,7 +38,7 @@ class LayerAhead:
     before: int
     """The layer at which it is guessed."""
     words: int
-    """See `moec.artifacts.ahead`."""
+    """See `moec.artifacts.words.ahead`."""
     scores: int
     """float32 ``[MOST_TOKENS, E]``."""
     weight: int | None

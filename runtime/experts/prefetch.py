@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from moec.artifacts.ahead import MOST_TOKENS
+from moec.artifacts.words.ahead import MOST_TOKENS
 from moec.errors import RequestError
 from moec.runtime.routing.early_router import early_routers, likeliest
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.hosting import device_slots, host_order, take_prefix
 from moec.artifacts.sizes import exact_bytes, human_bytes
-from moec.artifacts.slots import MOST_ENTRIES, MOST_SHARED, state_words
+from moec.artifacts.words.slots import MOST_ENTRIES, MOST_SHARED, state_words
 from moec.errors import BudgetError
 from moec.runtime.device import padded_bytes
 

@@ -11,9 +11,9 @@ from moec.artifacts.sections import whole_section
 from moec.artifacts.verify import check_hashes
 from moec.errors import RequestError
 from moec.runtime.chain.executor import ChainExecutor
-from moec.runtime.devices.cuda.architecture import choose_cuda_target
-from moec.runtime.devices.cuda.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.measure import copy_speeds
+from moec.runtime.devices.cuda.modules.architecture import choose_cuda_target
+from moec.runtime.devices.cuda.modules.libraries import load_cuda_libraries
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
 from moec.runtime.devices.cuda.offload.employing import employ_cpu
 from moec.runtime.devices.cuda.starting import start_devices
@@ -21,6 +21,7 @@ from moec.runtime.engine import Engine
 from moec.runtime.engine.scheduler import limits_of
 from moec.runtime.loading.cuda_section import SectionLoader
 from moec.runtime.loading.links import describe_division, make_links
+from moec.runtime.loading.prefixes import choose_prefix_caching
 from moec.runtime.loading.read_ahead import ReadAhead
 from moec.runtime.machine.libraries import host_cpu_features, load_runtime
 from moec.runtime.machine.threads import helper_threads
@@ -68,6 +69,7 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
     ahead = ReadAhead(found.path, weight_names(found.manifest))
     with start_devices(options.ordinals) as starting, ahead:
         bundle = read_bundle(found, progress, weights_later=True)
+        sharing, notes = choose_prefix_caching(bundle.model, options.prefix_caching)
         threads = load_runtime(None if options.cpu_threads is None else max(1, options.cpu_threads))
         devices = starting.devices()
         load_cuda_libraries()
@@ -97,7 +99,8 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
                 loader.weights.upload.abandon()
         links = make_links(sections, devices, plan.sections, plan.plans, options.max_batch)
         executor = ChainExecutor(sections, bundle.model.vocab_size, stats, links)
-        notes = list(describe_division(devices, plan.sections) if len(devices) > 1 else ())
+        if len(devices) > 1:
+            notes += describe_division(devices, plan.sections)
         for device, loader, section in zip(devices, loaders, sections, strict=True):
             if isinstance(section.experts, OffloadedExperts) and plan.side is not None:
                 cpu = plan.side, plan.helpers, plan.copy_thread
@@ -105,7 +108,8 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
         if hashed or not found.checked:
             stamp(found, hashed)
         step_tokens = min(loader.step_tokens for loader in loaders)
-        limits = limits_of(bundle.model, options.max_batch, step_tokens, plan.memory.cache_pages)
+        sizes = options.max_batch, step_tokens, plan.memory.cache_pages
+        limits = limits_of(bundle.model, *sizes, prefix_caching=sharing)
         engine = Engine(executor, limits, Vocabulary.of(bundle.model), stats)
         names = ", ".join(dict.fromkeys(target.name for target in targets))
         return Model(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.cache import cache_layers
 from moec.artifacts.footprint import LOGIT_ROWS, selection_layers, state_layers
-from moec.artifacts.sampling import SAMPLE
+from moec.artifacts.words.sampling import SAMPLE
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.chain.binding import Binder
@@ -14,7 +14,7 @@ from moec.runtime.chain.section import ChainSection
 from moec.runtime.devices.cuda.offload.loading import offloaded_experts
 from moec.runtime.devices.cuda.routing_log import DeviceRoutingLog
 from moec.runtime.devices.cuda.sampling import DeviceSampler
-from moec.runtime.devices.cuda.weights import ResidentExperts, ResidentWeights
+from moec.runtime.devices.cuda.uploading.weights import ResidentExperts, ResidentWeights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.sections import Section
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.cuda.module import CudaFunctions
+    from moec.runtime.devices.cuda.modules.module import CudaFunctions
     from moec.runtime.experts.calls import ExpertCalls
     from moec.runtime.memory.device_budget import DevicePlan
     from moec.runtime.stats import Stats

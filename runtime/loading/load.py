@@ -25,6 +25,7 @@ from moec.runtime.experts.calls import HostExperts
 from moec.runtime.experts.prefetch import make_prefetcher
 from moec.runtime.experts.residency import plan_layers
 from moec.runtime.experts.tables import ExpertStore
+from moec.runtime.loading.prefixes import choose_prefix_caching
 from moec.runtime.machine.libraries import (
     choose_cpu_target,
     host_cpu_features,
@@ -64,6 +65,7 @@ def load(
     cache_tokens: int | None = None,
     prefetch: bool | None = None,
     copy_thread: bool | None = None,
+    prefix_caching: bool | None = False,
     trace_path: str | Path | None = None,
     trace_capacity: int = DEFAULT_CAPACITY,
     verify: Level = "once",
@@ -103,6 +105,11 @@ def load(
             brings missing experts 5 to 8 % sooner than the GPU reads them by itself, where they have several MB. It
             takes a core while steps run: where ``cpu_threads`` is ``None``, one less computes. ``None``: only where
             ``cpu_threads`` are allowed and have no share to compute; True, False: on, off.
+        prefix_caching: keep what the cache holds of sequences that have ended until the room is needed, and let a
+            prompt that begins with the same tokens take it over, in pages of 32 tokens, instead of running these again.
+            Results may then differ in their last bits, by what was run before: what is taken over was made in steps of
+            other sizes, which add up in another order. ``None``: where the model can; not where layers keep states or
+            behind an encoder. `Stats.reused_tokens` says what it saved.
         trace_path: file to keep the routing of whatever is run in, for ``moec plan --traces``; written when the model
             is closed. See `Model.record_routing`, also for what that costs on a GPU.
         trace_capacity: tokens that it keeps; the oldest go first.
@@ -114,7 +121,7 @@ def load(
     Raises:
         BundleError: the bundle is missing, damaged or too new.
         DeviceError: this machine cannot run the bundle on ``device``.
-        OutputError: ``trace_path`` is in no folder.
+        OutputError: ``trace_path`` is in no folder, or in one that cannot be written.
         BudgetError: ``host_memory`` or ``device_memory`` does not hold the least that is needed; nothing was
             allocated.
         RequestError: an option is out of range.
@@ -124,6 +131,7 @@ def load(
     _check_copy_thread(ordinals, copy_thread)
     _check_level(verify)
     check_flag("prefetch", prefetch)
+    check_flag("prefix_caching", prefix_caching)
     check_count("trace_capacity", trace_capacity, least=1)
     check_count("max_batch", max_batch, least=1)
     if max_step_tokens is not None:
@@ -138,11 +146,12 @@ def load(
 
         sizes = max_batch, max_step_tokens, cache_tokens
         budgets = budgets_of(device_memory, len(ordinals))
-        flags = prefetch, copy_thread
+        flags = prefetch, copy_thread, prefix_caching
         options = CudaOptions(ordinals, budgets, host_memory, cpu_threads, *sizes, *flags, verify)
         return _recording(load_cuda(path, options, progress), trace_path, trace_capacity)
     budget = None if host_memory is None else parse_memory(host_memory, total_memory(), "host_memory")
     bundle = open_bundle(path, verify=verify, progress=progress)
+    sharing, notes = choose_prefix_caching(bundle.model, prefix_caching)
     target = choose_cpu_target(bundle.manifest.targets, host_cpu_features())
     if max_step_tokens is None:
         source = bundle.model.max_context if bundle.model.encoder else 0
@@ -158,11 +167,11 @@ def load(
         max_step_tokens=max_step_tokens,
     )
     threads = load_runtime(cpu_threads)
-    limits = limits_of(bundle.model, max_batch, max_step_tokens, memory.cache_pages)
+    limits = limits_of(bundle.model, max_batch, max_step_tokens, memory.cache_pages, prefix_caching=sharing)
     schedule = _schedule(bundle, memory)
     layers = plan_layers(needs.layers, bundle.schedule.profile, memory.expert_capacity_bytes)
     engine, executor = _assemble(bundle, target, limits, layers, schedule, prefetch)
-    model = Model(bundle.path, bundle.model, target.name, memory, engine, executor, threads)
+    model = Model(bundle.path, bundle.model, target.name, memory, engine, executor, threads, notes=notes)
     return _recording(model, trace_path, trace_capacity)
 
 

@@ -53,6 +53,8 @@ class CudaOptions:
     """Bring experts before their router has spoken; ``None``: as the schedule says."""
     copy_thread: bool | None
     """Feed the copy engine with missing experts; ``None``: where the CPU's threads have nothing better to do."""
+    prefix_caching: bool | None
+    """Let prompts begin with pages that are in the cache; ``None``: where the model can."""
     verify: Level
 
 

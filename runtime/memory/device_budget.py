@@ -10,9 +10,9 @@ from moec.artifacts.cache import PAGE_TOKENS, sequence_tokens
 from moec.artifacts.dense_runs import dense_runs
 from moec.artifacts.footprint import GRAPH_BYTES, LOGIT_ROWS, TABLE_ENTRY_BYTES, footprint
 from moec.artifacts.paths import experts_name
-from moec.artifacts.sampling import OPTION_WORDS
 from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
 from moec.artifacts.sizes import exact_bytes, human_bytes
+from moec.artifacts.words.sampling import OPTION_WORDS
 from moec.errors import BudgetError
 from moec.runtime.chain.arena import plan_arena
 from moec.runtime.chain.layout import chain_layout

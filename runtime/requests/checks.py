@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,8 +13,6 @@ from moec.errors import RequestError
 from moec.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from numpy.typing import NDArray
 
     from moec.artifacts.model import GenerationDefaults
@@ -144,13 +143,15 @@ def end_tokens(defaults: GenerationDefaults, given: int | Iterable[int] | None) 
     return tuple(int(token) for token in ids)
 
 
-def stop_strings_of(given: str | Sequence[str] | None) -> tuple[str, ...]:
+def stop_strings_of(given: object) -> tuple[str, ...]:
     """Texts that end an answer: one, several or none.
 
     Raises:
         RequestError: one is no text, or empty.
     """
-    stops = (given,) if isinstance(given, str) else tuple(given or ())
+    if given is None:
+        return ()
+    stops = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
     for stop in stops:
         if not isinstance(stop, str) or not stop:
             raise RequestError(

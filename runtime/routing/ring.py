@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -123,13 +124,20 @@ def read_earlier(
 
     Raises:
         BundleError: it is no file of traces, or of another model.
-        OutputError: its folder does not exist.
+        OutputError: its folder does not exist, or cannot be written.
     """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise OutputError(
+            f"trace_path={str(path)!r} is in no folder.", f"{path.parent} is not there.", "Make it first."
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"trace_path={str(path)!r} cannot be written.",
+            f"No permission to write in {folder}.",
+            "Choose another place.",
+        )
     if not path.exists():
-        if not path.absolute().parent.is_dir():
-            raise OutputError(
-                f"trace_path={str(path)!r} is in no folder.", f"{path.parent} is not there.", "Make it first."
-            )
         return None
     traces = load_traces(path)
     sources = () if traces.encoder is None else traces.encoder.layers

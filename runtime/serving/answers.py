@@ -158,10 +158,11 @@ def text_bytes(text: str) -> list[int] | None:
     return None if "\ufffd" in text else list(text.encode())
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """The ``usage`` of an answer."""
+def usage(prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    """The ``usage`` of an answer; ``cached_tokens`` of the prompts' tokens were not run."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }

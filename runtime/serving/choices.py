@@ -42,6 +42,7 @@ class Choice:
 
     Attributes:
         tokens: how many have come, an end token and those of a stop string included.
+        reused: tokens of the prompt that were in the cache already; 0 before the first has come.
         finish: why it ended.
         stopped: whether it ended by a stop string, while the engine would go on.
     """
@@ -53,7 +54,7 @@ class Choice:
         self._stops = StopStrings(stops)
         self._before = before
         self._scored: list[ScoredToken] = []
-        self.tokens = 0
+        self.tokens = self.reused = 0
         self.finish: FinishReason | None = None
         self.stopped = False
 
@@ -64,6 +65,7 @@ class Choice:
     def push(self, event: Token) -> Piece | None:
         """The piece that is certain now; none in the middle of a character or of what may be a stop string."""
         self.tokens += 1
+        self.reused = event.reused
         ended = event.finished == "stop"
         text = "" if ended else self._stops.push(self._stream.push(event.token))
         if event.logprobs is not None and not ended:

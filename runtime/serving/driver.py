@@ -36,6 +36,8 @@ class Token:
     logprobs: TokenLogprobs | None
     finished: FinishReason | None
     """Set with the last one."""
+    reused: int
+    """Tokens of the request's prompt that were in the cache already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,9 @@ class Driver:
         for output in outputs:
             sequence = output.sequence
             job, index = self._sequences[sequence]
-            events.append((job, Token(index, output.token, output.logprobs, sequence.finished)))
+            events.append(
+                (job, Token(index, output.token, output.logprobs, sequence.finished, sequence.reused or 0))
+            )
             if sequence.finished is not None:
                 del self._sequences[sequence]
         if events:

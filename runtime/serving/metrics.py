@@ -22,6 +22,8 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _COUNTERS = {
     "steps": "Runs through the model.",
     "prompt_tokens": "Tokens run to fill the cache, recomputation included.",
+    "reused_tokens": "Tokens that were in the cache and were not run.",
+    "prefix_hits": "Sequences whose first tokens were.",
     "generated_tokens": "Tokens generated.",
     "preemptions": "Sequences that lost their pages and were recomputed.",
     "hits": "Uses of experts that were resident.",
@@ -94,7 +96,11 @@ class _Model(CollectorRegistry):
         gauges = {
             "sequences_running": (len(scheduler.running), "Sequences that run."),
             "sequences_waiting": (len(scheduler.waiting), "Sequences that wait for room."),
-            "cache_pages_free": (scheduler.pages.free, "Pages of the key-value cache that are free."),
+            "cache_pages_free": (
+                scheduler.pages.free,
+                "Pages of the key-value cache that no sequence holds.",
+            ),
+            "cache_pages_kept": (scheduler.pages.kept, "Those of them whose tokens a prompt may take over."),
             "cache_pages": (scheduler.pages.total, "Pages of the key-value cache."),
         }
         for name, (value, what) in gauges.items():

@@ -43,43 +43,51 @@ async def respond(
     ticket = service.admission.enter(asked.requests)
     timer = service.metrics.begin(len(choices))
     running = pieces(ticket, choices, timer, before)
-    prompt_tokens = sum(map(len, asked.prompts))
     if body.stream:
         counted = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(ticket, _events(running, choices, answer, prompt_tokens if counted else None))
+        return EventStream(ticket, _events(running, choices, answer, asked if counted else None))
     try:
-        whole = await unless_disconnected(request, _whole(running, choices, answer, prompt_tokens))
+        whole = await unless_disconnected(request, _whole(running, choices, answer, asked))
     finally:
         ticket.close()
     return Response(status_code=CLIENT_CLOSED_REQUEST) if whole is None else JSONResponse(whole)
 
 
 async def _whole(
-    running: AsyncIterator[Piece], choices: Sequence[Choice], answer: Answer, prompt_tokens: int
+    running: AsyncIterator[Piece], choices: Sequence[Choice], answer: Answer, asked: Asked
 ) -> dict[str, Any]:
     gathered: list[list[Piece]] = [[] for _ in choices]
     async for piece in running:
         gathered[piece.index].append(piece)
     return answer.envelope | {
         "choices": [answer.whole(own) for own in gathered],
-        "usage": usage(prompt_tokens, sum(choice.tokens for choice in choices)),
+        "usage": _usage(asked, choices),
     }
 
 
 async def _events(
-    running: AsyncIterator[Piece], choices: Sequence[Choice], answer: Answer, prompt_tokens: int | None
+    running: AsyncIterator[Piece], choices: Sequence[Choice], answer: Answer, counted: Asked | None
 ) -> AsyncIterator[str]:
-    """The stream; with ``prompt_tokens`` it ends with the usage."""
+    """The stream; with what is ``counted`` it ends with the usage."""
     envelope = answer.chunk_envelope
-    rest = {} if prompt_tokens is None else {"usage": None}
+    rest = {} if counted is None else {"usage": None}
     for opening in answer.openings:
         yield event(envelope | {"choices": [opening]} | rest)
     try:
         async for piece in running:
             yield event(envelope | {"choices": [answer.delta(piece)]} | rest)
-        if prompt_tokens is not None:
-            counted = usage(prompt_tokens, sum(choice.tokens for choice in choices))
-            yield event(envelope | {"choices": [], "usage": counted})
+        if counted is not None:
+            yield event(envelope | {"choices": [], "usage": _usage(counted, choices)})
     except ApiError as error:
         yield event(error.body)
     yield DONE
+
+
+def _usage(asked: Asked, choices: Sequence[Choice]) -> dict[str, Any]:
+    """What ended choices took: a prompt counts once, however many choices it has."""
+    first = range(0, len(choices), asked.n)
+    return usage(
+        sum(map(len, asked.prompts)),
+        sum(min(choice.reused for choice in choices[start : start + asked.n]) for start in first),
+        sum(choice.tokens for choice in choices),
+    )

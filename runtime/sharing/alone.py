@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.mailbox import mailbox_layout
 from moec.artifacts.sharing import TeamSpeed
+from moec.artifacts.words.mailbox import mailbox_layout
 from moec.runtime.machine.libraries import host_cpu_features, load_runtime
 from moec.runtime.machine.limits import available_memory
 from moec.runtime.sharing.loading import cpu_side

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.artifacts import orders
+from moec.artifacts.words import orders
 from moec.errors import DeviceError
 from moec.runtime.sharing.watchers import Watchers, WatchState
 from moec.runtime.tensors import aligned_zeros, tensor_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moec.artifacts.mailbox import SERVE
-from moec.artifacts.orders import FEED
+from moec.artifacts.words.mailbox import SERVE
+from moec.artifacts.words.orders import FEED
 from moec.errors import BundleError, DeviceError
 from moec.runtime.machine.libraries import choose_cpu_target, load_libraries
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moec.artifacts import mailbox
+from moec.artifacts.words import mailbox
 from moec.runtime.device import View
 from moec.runtime.tensors import array_at, tensor_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moec.artifacts.mailbox import MailboxLayout, MailboxPlace
+    from moec.artifacts.words.mailbox import MailboxLayout, MailboxPlace
 
 LIMIT_NANOSECONDS = 20 * 10**9
 """A GPU that waits longer for one layer waits for somebody who will not come."""
@@ -29,7 +29,7 @@ class Mailbox:
         self.layout = layout
         self._address = address
         self.words: NDArray[Any] = array_at(*self.view(layout.words))
-        """int64, see `moec.artifacts.mailbox`."""
+        """int64, see `moec.artifacts.words.mailbox`."""
         self.words[:] = 0
         self.words[mailbox.LIMIT] = LIMIT_NANOSECONDS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moec.artifacts import orders
+from moec.artifacts.words import orders
 from moec.runtime.device import View
 from moec.runtime.tensors import array_at, tensor_at
 
@@ -28,7 +28,7 @@ class OrderBook:
         self.book = View(address, "int64", (orders.BOOK_WORDS,))
         self.copies = View(address + _COPIES_OFFSET, "int64", (orders.MOST_COPIES, orders.COPY_WORDS))
         self.words: NDArray[Any] = array_at(*self.book)
-        """int64, see `moec.artifacts.orders`."""
+        """int64, see `moec.artifacts.words.orders`."""
         self.words[:] = 0
         array_at(*self.copies)[:] = 0
         self.words[orders.PATIENCE] = patience_ns

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts import mailbox
 from moec.artifacts.sharing import never_falling
+from moec.artifacts.words import mailbox
 from moec.errors import DeviceError
 from moec.runtime.tensors import array_at
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.artifacts import mailbox
+from moec.artifacts.words import mailbox
 from moec.errors import DeviceError
 from moec.runtime.sharing.watchers import Watchers, WatchState
 from moec.runtime.tensors import aligned_empty, aligned_zeros, tensor_of

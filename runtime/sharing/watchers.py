@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts import mailbox
+from moec.artifacts.words import mailbox
 from moec.errors import DeviceError
 from moec.runtime.tensors import aligned_zeros
 

@@ -5,23 +5,37 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from moec.cli import moec
 from moec.errors import BudgetError, MissingDependencyError, MoecError, OutputError
 
-INTERRUPTED = 130
-SERVING = {"fastapi", "prometheus_client", "starlette", "uvicorn"}
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+SERVING = {"fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"}
 """Packages of the extra ``serve``."""
+
+
+class Termination(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what is half done is put right or removed."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with the error's own code (``docs/cli.md`` lists them)."""
     _open_streams()
-    sys.exit(run(arguments))
+    with _terminated_gently():
+        code = run(arguments)
+    sys.exit(code)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -31,9 +45,9 @@ def run(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
         click.echo("interrupted", err=True)
-        return INTERRUPTED
+        return TERMINATED if isinstance(error.__cause__ or error, Termination) else INTERRUPTED
     except MoecError as error:
         return _report(error)
     except ModuleNotFoundError as error:
@@ -53,6 +67,23 @@ def run(arguments: list[str] | None = None) -> int:
                 f"Cannot write {where}.", f"{error.strerror}.", "Free space, or choose another place."
             )
         )
+
+
+@contextmanager
+def _terminated_gently() -> Iterator[None]:
+    """The first SIGTERM raises `Termination`; a second one ends the process at once."""
+
+    def terminate(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Termination
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _open_streams() -> None:

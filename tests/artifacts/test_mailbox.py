@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from moec.artifacts import mailbox
-from moec.artifacts.mailbox import ENTRIES, mailbox_layout
+from moec.artifacts.words import mailbox
+from moec.artifacts.words.mailbox import ENTRIES, mailbox_layout
 
 BYTES = {"int64": 8, "float32": 4}
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moec.artifacts.sharing import ShareSpeeds, TeamSpeed, cpu_shares, never_falling
@@ -29,7 +29,6 @@ times = st.floats(0.1, 1e5)
 
 
 @given(link=times, first=times, more=st.lists(times, max_size=8), handshake=st.floats(0, 100))
-@settings(deadline=None)
 def test_no_split_is_faster(link: float, first: float, more: list[float], handshake: float) -> None:
     cpu = [0.0, first]
     for each in more:

@@ -88,7 +88,7 @@ def test_damage_on_an_encoders_side_is_named(tmp_path: Path) -> None:
         load_traces(tmp_path / "t.npz")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(experts=st.integers(1, 700), tokens=st.integers(0, 5), weighted=st.booleans(), seed=st.integers(0, 99))
 def test_any_trace_comes_back(
     tmp_path_factory: pytest.TempPathFactory, experts: int, tokens: int, weighted: bool, seed: int

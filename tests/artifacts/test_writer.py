@@ -118,6 +118,12 @@ def test_ctrl_c_keeps_a_resumable_staging_folder(tmp_path: Path) -> None:
     assert not any("state" in name for name in open_bundle(output).manifest.files)
 
 
+def test_ctrl_c_before_there_are_weights_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), BundleWriter(tmp_path / "out", resume_key="a"):
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("key", ["model b", None])
 def test_another_models_staging_folder_is_discarded(tmp_path: Path, key: str | None) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -185,6 +191,14 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
     with pytest.raises(OutputError), BundleWriter(tmp_path / "out"):
         pass
     tmp_path.chmod(0o700)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_bundle_is_not_replaced(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "out").chmod(0o500)
+    with pytest.raises(OutputError, match="read-only"):
+        check_output(tmp_path / "out", force=True)
+    (tmp_path / "out").chmod(0o700)
 
 
 def test_known_hashes_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def test_rows_of_a_prompt() -> None:
 @pytest.mark.parametrize("experts", ["grouped_mm", "batched_mm"])
 def test_a_static_cache_step_is_generation(experts: str, tmp_path: Path) -> None:
     save("deepseek_v2_lite", tmp_path, dtype=torch.bfloat16)
-    network = load(tmp_path, torch.device("cpu"))
+    # In 16 bits two ways of adding may choose between tokens that are as good as equal.
+    network = load(tmp_path, torch.device("cpu")).float()
     network.set_experts_implementation(experts)
     network.generation_config.eos_token_id = None
     ids = torch.randint(0, 100, (2, 16), generator=torch.Generator().manual_seed(1))

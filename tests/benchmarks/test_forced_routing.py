@@ -8,7 +8,7 @@ import pytest
 from benchmarks.support.forced_routing import ForcedSection, drawn_guesses, zipf_choices
 from moec.artifacts.footprint import footprint
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
-from moec.runtime.devices.cuda.weights import ResidentExperts
+from moec.runtime.devices.cuda.uploading.weights import ResidentExperts
 from tests.support.tiny_bundle import tiny_model
 
 

@@ -11,9 +11,11 @@ import pytest
 
 from benchmarks.make_checkpoint import CONFIGS
 from benchmarks.memory_budgets import combinations
-from benchmarks.peers.__main__ import BUDGETS, KINDS, cache_words
+from benchmarks.peers.__main__ import BUDGETS, cache_words
 from benchmarks.peers.gguf_model import BLOCKS, file_bytes, tensors
 from benchmarks.peers.llama import LlamaCpp
+from benchmarks.peers.on_cpu import compared
+from benchmarks.peers.ours import KINDS
 from benchmarks.random_weights.checkpoint import published_tensors
 from benchmarks.support.work import Work
 
@@ -73,3 +75,14 @@ def test_combinations_are_random_and_the_same_again() -> None:
     assert made != combinations(200, 1)
     assert all(one.step_tokens > one.max_batch for one in made)
     assert len({one.max_batch for one in made}) == 16
+
+
+def test_on_a_cpu_the_fastest_runs_are_compared() -> None:
+    ours = [
+        {"target": "cpu", "first_token_seconds": first, "step_seconds": step}
+        for first, step in ((3, 1), (2, 4))
+    ]
+    theirs = [{"first_token_seconds": 3.0, "step_seconds": 0.5}]
+    row = compared(ours, theirs)
+    assert (row["moec prompt ms"], row["moec ms/token"], row["target"]) == (2000, 1000, "cpu")
+    assert (row["ratio, prompt ms"], row["ratio, ms/token"]) == (1.5, 0.5)

@@ -65,14 +65,6 @@ def test_documentation_is_what_the_terminal_shows(name: str) -> None:
     )
 
 
-def test_readme_names_real_commands(context: click.Context) -> None:
-    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```")[1::2]
-    commands = [line for block in blocks for line in block.splitlines() if line.startswith("moec ")]
-    assert commands
-    for line in commands:
-        assert moec.get_command(context, line.split()[1]) is not None, line
-
-
 def test_the_translator_takes_its_sentences_before_its_options_and_after() -> None:
     for arguments in (
         ["nllb.moec", "--target", "fra_Latn", "The library", "closes."],

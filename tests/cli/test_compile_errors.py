@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -66,6 +65,16 @@ def test_unsupported_type(checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     edit_config(checkpoint, model_type="gigamoe_9")
     said = expect(compile_arguments(checkpoint, tmp_path), errors.UnsupportedModelError, capsys)
     assert "gigamoe_9" in said
+    assert_nothing_left(tmp_path)
+
+
+def test_more_experts_a_token_than_there_are(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    edit_config(checkpoint, num_experts_per_tok=40)
+    said = expect(compile_arguments(checkpoint, tmp_path), errors.CheckpointError, capfd)
+    assert "choose 40 of 16 experts" in said
+    assert "Traceback" not in said
     assert_nothing_left(tmp_path)
 
 
@@ -146,12 +155,9 @@ def test_bad_calibration(checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_half_way(tmp_path: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
     modules = tmp_path / "modules"
     assert run(["compile", str(EXAMPLE), "-o", str(modules), "--modules-only"]) == 0
-    command = [
+    pack = [
         sys.executable,
         "-m",
         "moec",
@@ -161,7 +167,8 @@ def test_a_disk_that_fills_up_half_way(tmp_path: Path) -> None:
         "-o",
         str(tmp_path / "out.moec"),
     ]
-    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    command = ["bash", "-c", 'ulimit -f 1024; exec "$@"', "bash", *pack]  # files of a MiB
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == errors.OutputError.exit_code, done.stderr
     assert "File too large" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["modules"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,27 @@ def test_memory_that_runs_out(capsys: pytest.CaptureFixture[str], monkeypatch: p
 
     monkeypatch.setattr("moec.cli.moec.main", exhausted)
     assert "9 TiB" in expect(["models"], errors.BudgetError, capsys)
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_right = []
+
+    def terminated(**_: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            put_right.append(True)
+
+    monkeypatch.setattr("moec.cli.models.command.callback", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        main(["models"])
+    assert stop.value.code == 143
+    assert put_right
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_reader_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:

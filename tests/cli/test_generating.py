@@ -98,3 +98,23 @@ def test_text_ends_before_a_stop_string(
     monkeypatch.setattr("sys.stdin", io.StringIO("say=\n"))
     assert run(["chat", "x", *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["content"] == "hello"
+
+
+@pytest.mark.parametrize("command", ["chat", "serve"])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], None), (["--prefix-caching"], True), (["--no-prefix-caching"], False)],
+)
+def test_whoever_talks_again_may_begin_with_what_is_cached(
+    command: str, options: list[str], expected: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def load_model(*_: object, prefix_caching: object = "left out", **__: object) -> Model:
+        asked.append(prefix_caching)
+        raise RequestError("Enough.", "It was asked.", "Stop.")
+
+    monkeypatch.setattr(f"moec.cli.{command}.load_model", load_model)
+    port = ["--port", "0"] if command == "serve" else []
+    assert run([command, "x", *port, *options]) == RequestError.exit_code
+    assert asked == [expected]

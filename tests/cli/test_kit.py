@@ -137,6 +137,14 @@ def test_without_the_packages_it_says_so(tmp_path: Path, monkeypatch: pytest.Mon
         wheels.download(["numpy"], "3.12", "x86_64", tmp_path)
 
 
+def test_a_full_disk_is_not_blamed_on_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "ERROR: Exception:\nOSError: [Errno 28] No space left on device\n"
+    done = subprocess.CompletedProcess([], 2, "", said)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(OSError, match="No space left on device"):
+        wheels.download(["numpy"], "3.12", "x86_64", tmp_path)
+
+
 def test_an_output_that_is_no_kit_is_kept(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     (tmp_path / "other").mkdir()

@@ -13,7 +13,7 @@ from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.packing.binding import Renamed, Stacked, bind
 from moec.compiler.packing.stored import stored_tensors
 from moec.compiler.reference import reference_logits
-from moec.compiler.tracing.build import build_config, build_model
+from moec.compiler.tracing.model.build import build_config, build_model
 from moec.errors import CheckpointError, UnsupportedModelError
 from tests.support.tiny_models import save
 from tests.support.tiny_models.own import ARCTIC, GROK, OWN

@@ -14,7 +14,7 @@ from moec.compiler.calibration.products import ExpertMatrix
 from moec.compiler.calibration.values import ValueFiles
 from moec.compiler.calibration.weights import CheckpointWeights
 from moec.compiler.checkpoint import open_checkpoint
-from moec.compiler.tracing.text_half import from_tokens
+from moec.compiler.tracing.model.text_half import from_tokens
 from tests.support.canaries import most_slow
 from tests.support.graphs import parts
 from tests.support.tiny_models import build, save

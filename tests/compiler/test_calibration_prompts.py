@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moec.compiler.profiling.calibration import read_prompts
+from moec.compiler.profiling.calibration import Prompt, read_prompts
 from moec.errors import CheckpointError
 
 
@@ -22,3 +22,9 @@ def test_the_lines_that_a_message_shows_are_prompts(content: str, tmp_path: Path
     shown = re.findall(r"\{.*?\}", error.value.do)
     path.write_text("\n".join(shown))
     assert len(read_prompts(path)) == len(shown) > 0
+
+
+def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes('{"prompt": "one\u2028line"}\r\n\n{"token_ids": [1]}'.encode())
+    assert read_prompts(path) == (Prompt("one\u2028line", None), Prompt(None, (1,)))

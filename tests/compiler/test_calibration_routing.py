@@ -14,7 +14,7 @@ from moec.compiler.calibration.chain import SEED, CalibrationRun
 from moec.compiler.calibration.products import ExpertMatrix
 from moec.compiler.calibration.routing import NARROW, gap_seeds, gaps, swap_cost
 from moec.compiler.calibration.values import ValueFiles
-from moec.compiler.tracing.text_half import from_tokens
+from moec.compiler.tracing.model.text_half import from_tokens
 from tests.compiler.test_calibration import SEQUENCES, TOLERANCE, expert_gradient, prepared
 from tests.support.tiny_models import build
 

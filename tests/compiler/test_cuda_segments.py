@@ -19,6 +19,7 @@ from moec.compiler.quantization import policy_named, quantize
 from moec.formats import FORMATS, pack_rows
 from moec.formats.nearest import round_to_nearest
 from moec.runtime.tensors import aligned_empty, tensor_at
+from tests.kernels.test_quantized import SHORT_TOLERANCE
 from tests.support.canaries import most_slow
 from tests.support.cuda_emulator import Emulated
 from tests.support.graphs import parts
@@ -58,12 +59,12 @@ def test_every_segment_computes_what_the_cpu_computes(name: str, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["deepseek_v2_lite", "deepseek_v3", "qwen2_moe"])
 def test_products_of_two_types_share_a_launch(name: str, tmp_path: Path) -> None:
-    """A router of 16 bits, and the first product of a quantized shared expert."""
+    """A router of 16 bits, and the first product of a quantized shared expert, for which the CPU rounds activations."""
     model = quantize(parts(name, "bfloat16"), policy_named("int4"))
-    compare(model, tmp_path)
+    compare(model, tmp_path, SHORT_TOLERANCE)
 
 
-def compare(model: Any, folder: Path) -> None:
+def compare(model: Any, folder: Path, tolerance: float = TOLERANCE) -> None:
     """Every segment, by the CPU's kernels and the GPU's."""
     both = Both(model, "cuda-sm_80", folder)
     emulated = Emulated(*both.kernels.values())
@@ -72,7 +73,7 @@ def compare(model: Any, folder: Path) -> None:
             for expected, actual in both.results(spec, tokens, emulated):
                 scale = np.abs(expected).max()
                 error = np.abs(expected - actual).max()
-                assert error <= TOLERANCE * scale, f"{spec.name}, {tokens} tokens"
+                assert error <= tolerance * scale, f"{spec.name}, {tokens} tokens"
 
 
 class Both:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moec.artifacts import slots as words
 from moec.artifacts.experts import layout
 from moec.artifacts.program import cached_beside_name
 from moec.artifacts.schedule import DEFAULT_POLICY
 from moec.artifacts.steps import SegmentStep
+from moec.artifacts.words import slots as words
 from moec.compiler.kernels.cuda.experts.beside import MOST_TOKENS
 from moec.compiler.kernels.cuda.experts.kernel import experts, workspace_bytes
 from moec.compiler.kernels.cuda.slots.assign import assign

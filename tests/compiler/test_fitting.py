@@ -24,7 +24,7 @@ from moec.compiler.quantization import quantize
 from moec.compiler.request import Calibration, FitRequest
 from moec.errors import BudgetError, CheckpointError, CompileError
 from moec.formats import FORMATS, METHODS, dequantize
-from moec.planning.fitting import with_options
+from moec.planning.fitting.fit import with_options
 from moec.planning.machines import common_machines
 from tests.support.graphs import parts
 from tests.support.notes import Notes

@@ -17,7 +17,7 @@ from moec.compiler.checkpoint import TensorEntry, open_checkpoint
 from moec.compiler.checkpoint.gguf.architectures import ARCHITECTURES
 from moec.compiler.checkpoint.gguf.header import read_header
 from moec.compiler.checkpoint.gguf.names import renamed
-from moec.compiler.tracing.build import build_config
+from moec.compiler.tracing.model.build import build_config
 from moec.errors import CheckpointError, MoecError, UnsupportedModelError
 from tests.support.gguf_files import write_gguf
 from tests.support.tiny_models import TINY, save

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.make_checkpoint import CONFIGS
-from moec.compiler.tracing.build import build_config
-from moec.compiler.tracing.ignored_fields import IGNORED, check_fields
+from moec.compiler.tracing.model.build import build_config
+from moec.compiler.tracing.model.ignored_fields import IGNORED, check_fields
 from moec.errors import UnsupportedModelError
 from tests.support.tiny_models import TINY
 

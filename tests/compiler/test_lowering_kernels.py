@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from tvm import tirx
 
-from moec.artifacts import ahead
-from moec.artifacts.mailbox import SERVE, collect_name, post_name
 from moec.artifacts.model import ModelRecord
-from moec.artifacts.orders import FEED, ORDER
-from moec.artifacts.slots import ASSIGN, CACHED, FETCH
+from moec.artifacts.words import ahead
+from moec.artifacts.words.mailbox import SERVE, collect_name, post_name
+from moec.artifacts.words.orders import FEED, ORDER
+from moec.artifacts.words.slots import ASSIGN, CACHED, FETCH
 from moec.compiler.kernels.cuda.dense.parameters import declare
 from moec.compiler.kernels.linear_shape import LinearShape
 from moec.compiler.lowering.kernel_library import CpuKernels, CudaKernels

@@ -9,6 +9,7 @@ from moec.compiler.lowering.targets import (
     parse_target,
     required_flags,
 )
+from moec.compiler.lowering.tvm_targets import host_target
 from moec.errors import CompileError
 
 
@@ -25,6 +26,15 @@ def test_host_level_stops_at_the_first_missing_flag() -> None:
     assert host_level(full - {"fma"}, "x86_64") == "x86-64-v2"
     assert host_level(full, "aarch64") == "generic"
     assert host_level(frozenset(), "x86_64") == "generic"
+
+
+def test_a_level_that_llvm_has_no_name_for_is_another_with_more_features() -> None:
+    target = parse_target("cpu-x86-64-v4-vnni")
+    assert target.cpu_features == (*required_flags("x86-64-v4"), "avx512_vnni")
+    assert host_level(frozenset(target.cpu_features), "x86_64") == target.mcpu
+    described = host_target(target)
+    assert str(described.attrs["mcpu"]) == "x86-64-v4"
+    assert [str(feature) for feature in described.attrs["mattr"]] == ["+avx512vnni"]
 
 
 def test_cuda_has_all_architectures_or_the_named_one() -> None:

@@ -63,7 +63,9 @@ def test_tokens_are_the_dynamic_dimension(exported: Exported) -> None:
 
 
 def test_narrow_weights_are_cast_and_then_multiplied_in_float32(exported: Exported) -> None:
-    for path in exported.onnx.iterdir():
+    paths = list(exported.onnx.iterdir())
+    assert paths
+    for path in paths:
         graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
         types = {
             value.name: value.type.tensor_type.elem_type

@@ -155,9 +155,9 @@ def test_shard_that_shrinks_while_packing(case: Case) -> None:
 def test_too_small_disk(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(case.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(OutputError, match=r"bytes\) too small") as caught:
+    with pytest.raises(OutputError, match=r"bytes \(949\.2 KiB\) too small") as caught:
         case.pack()
-    assert "1000 are free" in str(caught.value)
+    assert "1000 bytes are free" in str(caught.value)
     assert list((case.output / "weights").iterdir()) == []
 
 

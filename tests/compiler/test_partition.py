@@ -11,7 +11,7 @@ from moec.artifacts.codec import from_json, to_json
 from moec.artifacts.model import LatentHeads, ModelRecord
 from moec.artifacts.packing import PackingRecord
 from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep, StateStep
-from moec.compiler.tracing.text_half import from_tokens
+from moec.compiler.tracing.model.text_half import from_tokens
 from tests.support.canaries import most_slow
 from tests.support.chain import Sequence, TorchChain
 from tests.support.graphs import parts, traced
@@ -37,13 +37,24 @@ def reference(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     return logits
 
 
-def tolerance(name: str) -> float:
-    """transformers advances states in chunks, with products and differences that round."""
-    return 5e-5 if parts(name).model.states else 3e-6
-
-
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()).item()
+
+
+def check(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Logits that differ by rounding: transformers advances states in chunks, with products and differences."""
+    error = relative_error(ours, theirs)
+    assert error < (5e-5 if parts(name).model.states else 3e-6) or error < 3 * last_bits(name)
+
+
+@torch.no_grad()
+def last_bits(name: str) -> float:
+    """What becomes of a change in the last bit of every weight."""
+    ids, plain, changed = tokens(PROMPT, 3), build(name), build(name)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in changed.parameters():
+        parameter.mul_(1 + 2.0**-23 * torch.randn(parameter.shape, generator=generator))
+    return relative_error(reference(changed, ids), reference(plain, ids))
 
 
 @pytest.mark.parametrize("name", most_slow(TINY))
@@ -63,8 +74,8 @@ def test_logits_are_those_of_transformers(name: str) -> None:
         got_one.append(logits[:1])
         got_two.append(logits[1:])
     ours = torch.cat(got_two)
-    assert relative_error(torch.cat(got_one), reference(model, first)) < tolerance(name)
-    assert relative_error(ours, reference(model, second)[: len(ours)]) < tolerance(name)
+    check(name, torch.cat(got_one), reference(model, first))
+    check(name, ours, reference(model, second)[: len(ours)])
 
 
 def rounded(name: str) -> PreTrainedModel:
@@ -82,7 +93,7 @@ def test_narrow_weights_cost_only_their_own_rounding(name: str) -> None:
     chain, one = TorchChain(parts(name, "bfloat16"), model, exact_cache=True), Sequence()
     got = torch.cat([chain.step([(one, ids[:-3])]), chain.step([(one, ids[-3:])])])
     assert got.dtype == torch.float32
-    assert relative_error(got, reference(model, ids)) < tolerance(name)
+    check(name, got, reference(model, ids))
 
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])

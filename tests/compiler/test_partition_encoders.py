@@ -64,6 +64,7 @@ def test_encoder_and_decoder_share_functions() -> None:
 
 def test_tokens_are_dropped_between_router_and_experts() -> None:
     for steps in (record().encoder, record().steps):
+        assert any(isinstance(step, CapacityStep) for step in steps)
         for step, following in pairwise(steps):
             if isinstance(step, CapacityStep):
                 assert isinstance(following, ExpertsStep)

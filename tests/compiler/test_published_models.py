@@ -14,8 +14,8 @@ from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.packing import pack
 from moec.compiler.partition import partition
 from moec.compiler.trace import trace
-from moec.compiler.tracing.build import build_config, build_model
-from moec.compiler.tracing.rope import fix_rotary_tables
+from moec.compiler.tracing.model.build import build_config, build_model
+from moec.compiler.tracing.model.rope import fix_rotary_tables
 from tests.support.graphs import GENERATION
 from tests.support.tiny_models import TINY, save
 from tests.support.tiny_models.foreign import REMADE

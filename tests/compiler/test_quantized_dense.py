@@ -143,5 +143,6 @@ def _quantized(
         rows = pack_rows(kind, round_to_nearest(kind, weight.float().numpy()))
         assert rows.shape == item.stored.shape
         stored.append(torch.from_numpy(rows))
-        stands_for.append(torch.from_numpy(dequantize_rows(kind, rows, weight.shape[1])))
+        # A copy is aligned as the graph's own are: where sums begin may depend on it.
+        stands_for.append(torch.from_numpy(dequantize_rows(kind, rows, weight.shape[1])).clone())
     return stored, stands_for

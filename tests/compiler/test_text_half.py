@@ -13,8 +13,8 @@ from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.packing.binding import bind
 from moec.compiler.packing.check import check_names
 from moec.compiler.packing.stored import stored_tensors
-from moec.compiler.tracing.build import build_config, build_model, expert_modules
-from moec.compiler.tracing.text_half import TEXT_HALVES, placeholders
+from moec.compiler.tracing.model.build import build_config, build_model, expert_modules
+from moec.compiler.tracing.model.text_half import TEXT_HALVES, placeholders
 from moec.errors import CheckpointError
 from tests.support.graphs import parts
 from tests.support.tiny_models import TINY, save

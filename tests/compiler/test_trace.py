@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from moec.compiler.trace import trace
-from moec.compiler.tracing.build import build_config
 from moec.compiler.tracing.markers import ATTENTION, EXPERTS
+from moec.compiler.tracing.model.build import build_config
 from moec.errors import CheckpointError, UnsupportedModelError
 from tests.support.graphs import traced
 from tests.support.tiny_models import TINY, build

@@ -14,12 +14,12 @@ from moec.compiler.activation import activate
 from moec.compiler.tracing import markers
 from moec.compiler.tracing.activation import read_activation
 from moec.compiler.tracing.attention import check_arguments
-from moec.compiler.tracing.build import build_config, build_model, expert_modules
 from moec.compiler.tracing.experts import read_experts
-from moec.compiler.tracing.foreign_experts import adopt_experts
 from moec.compiler.tracing.masks import MaskSpec, describe_mask
+from moec.compiler.tracing.model.build import build_config, build_model, expert_modules
+from moec.compiler.tracing.model.foreign_experts import adopt_experts
+from moec.compiler.tracing.model.rope import fix_rotary_tables
 from moec.compiler.tracing.patches import PATCHES, patched
-from moec.compiler.tracing.rope import fix_rotary_tables
 from moec.errors import UnsupportedModelError
 from tests.support.canaries import most_slow
 from tests.support.tiny_models import TINY, build

@@ -11,8 +11,8 @@ import pytest
 
 from moec.compiler.lowering import cuda_module
 from moec.runtime.devices.cuda.device import CudaDevice
-from moec.runtime.devices.cuda.libraries import load_cuda_libraries
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.modules.libraries import load_cuda_libraries
 from moec.runtime.machine.libraries import load_runtime
 from tests.support.compiling import compile_checkpoint
 from tests.support.cuda_stub import Stub, write_image

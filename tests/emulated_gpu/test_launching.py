@@ -13,9 +13,9 @@ from moec.artifacts.program import HOPPER
 from moec.errors import BundleError, DeviceError
 from moec.runtime.device import HostCall, PackedCall, View
 from moec.runtime.devices.cuda.device import CudaDevice
-from moec.runtime.devices.cuda.driver import Handle
-from moec.runtime.devices.cuda.module import load_functions
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.driver.functions import Handle
+from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.modules.module import load_functions
 from moec.runtime.stats import Stats
 from tests.support.cuda_modules import FILES, add_one, write_emulated
 from tests.support.cuda_stub import Stub

@@ -15,7 +15,7 @@ from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
 from moec.errors import BudgetError, BundleError, DeviceError
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from tests.support.canaries import most_slow
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_models import CACHE, PROMPTS, compiled, nothing_left, planned, rows

@@ -10,6 +10,7 @@ from moec.compiler.reference import compare, reference_logits
 from tests.end_to_end.conftest import BundleMaker
 from tests.support.agreement import check_agreement, expected_of, random_ids, reference
 from tests.support.canaries import most_slow
+from tests.support.prefix_agreement import check_prefix_caching
 from tests.support.tiny_models import TINY
 
 
@@ -26,6 +27,7 @@ def test_matches_transformers(name: str, make_bundle: BundleMaker) -> None:
         for row, prompt in enumerate(rows):
             alone = model.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=[])
             np.testing.assert_array_equal(together[row, -8:], alone[0, -8:])
+    check_prefix_caching(bundle, expected)
 
 
 @pytest.mark.parametrize("name", most_slow(TINY, ("gpt_oss",)))

@@ -17,7 +17,7 @@ from moec.planning.choice import LRU, compare
 from moec.planning.machines import common_machines
 from moec.planning.planner import plan
 from moec.planning.replay import Replay, group_layers
-from moec.planning.synthetic import woven_traces
+from tests.support.woven_traces import woven_traces
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"
 PROMPT = "And it came to pass"

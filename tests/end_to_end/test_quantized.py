@@ -57,9 +57,9 @@ def test_a_recipe_makes_the_model_of_dequantized_weights(
     judge = reference(tmp_path / "checkpoint")
     dequantize_experts(judge, FORMATS[format_name])
     dequantize_dense(judge, tmp_path / "model.moec")
-    expected = expected_of(judge)
+    expected = expected_of(judge, within=SHORT_RELATIVE)
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
-        check_agreement(model, expected, single=SHORT_RELATIVE)
+        check_agreement(model, expected, within=SHORT_RELATIVE)
 
 
 @pytest.mark.slow
@@ -79,9 +79,9 @@ def test_experts_that_were_rounded_with_feedback_are_those_that_run(tmp_path: Pa
         if name.endswith("down_proj") and not torch.equal(value, nearest.state_dict()[name])
     ]
     assert differing
-    expected = expected_of(judge)
+    expected = expected_of(judge, within=SHORT_RELATIVE)
     with runtime.load(bundle, max_step_tokens=48) as model:
-        check_agreement(model, expected, single=SHORT_RELATIVE)
+        check_agreement(model, expected, within=SHORT_RELATIVE)
 
 
 @pytest.mark.slow
@@ -94,9 +94,9 @@ def test_a_quantized_checkpoint_is_kept_and_is_the_model_of_its_values(
     assert manifest.quantization == "keep"
     assert ("mxfp4" if model_name == "gpt_oss" else "fp8-e4m3") in manifest.formats
     judge = reference(made.plain)
-    expected = expected_of(judge)
+    expected = expected_of(judge, within=SHORT_RELATIVE)
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
-        check_agreement(model, expected, single=SHORT_RELATIVE)
+        check_agreement(model, expected, within=SHORT_RELATIVE)
 
 
 PACKED: dict[str, tuple[Callable[[Path], Published], str | None]] = {
@@ -141,9 +141,9 @@ def test_packed_checkpoints_are_the_model_of_their_values(case: str, tmp_path: P
     made = make(tmp_path)
     manifest = compile_checkpoint(made.folder, tmp_path / "model.moec", dtype="f32")
     assert set(manifest.formats) == {"float32", *([] if kind is None else [kind])}
-    expected = expected_of(reference(made.plain))
+    expected = expected_of(reference(made.plain), within=SHORT_RELATIVE)
     with runtime.load(tmp_path / "model.moec", max_step_tokens=48) as model:
-        check_agreement(model, expected, single=SHORT_RELATIVE)
+        check_agreement(model, expected, within=SHORT_RELATIVE)
 
 
 @pytest.mark.slow

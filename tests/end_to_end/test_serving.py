@@ -20,6 +20,7 @@ import pytest
 
 from moec import runtime
 from moec.__main__ import run
+from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.traces import load_traces
 from moec.errors import MissingDependencyError, NetworkError
 from moec.runtime.serving.server import bind
@@ -71,6 +72,12 @@ def test_a_server_from_its_start_to_its_end(example_bundle: Path, tmp_path: Path
 
         with ThreadPoolExecutor(len(PROMPTS)) as pool:
             answers = list(pool.map(ask, PROMPTS))
+        asked = {"prompt": 3 * ". ".join(PROMPTS), "max_tokens": 1}
+        used = [client.post("/v1/completions", json=asked).json()["usage"] for _ in range(2)]
+        assert used[0]["prompt_tokens_details"] == {"cached_tokens": 0}
+        pages = (used[1]["prompt_tokens"] - 1) // PAGE_TOKENS
+        assert used[1]["prompt_tokens_details"] == {"cached_tokens": pages * PAGE_TOKENS}
+        assert pages > 0
         scored = {"prompt": PROMPTS[0], "max_tokens": 1, "echo": True, "logprobs": 0}
         logprobs = client.post("/v1/completions", json=scored).json()["choices"][0]["logprobs"]
         endless = {"prompt": PROMPTS[0], "max_tokens": 1000, "stream": True, "ignore_eos": True}

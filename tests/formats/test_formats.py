@@ -30,7 +30,7 @@ names = pytest.mark.parametrize("kind", FORMATS.values(), ids=FORMATS)
 
 @names
 @given(st.integers(1, 3), st.integers(1, 300), st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_rows_come_back_as_they_were(kind: Format, rows: int, columns: int, seed: int) -> None:
     quantized = random_quantized(kind, rows, columns, seed)
     packed = pack_rows(kind, quantized)

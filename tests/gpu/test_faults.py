@@ -20,8 +20,8 @@ from moec import runtime
 from moec.artifacts.footprint import footprint
 from moec.artifacts.reader import open_bundle
 from moec.errors import BudgetError, BundleError
-from moec.runtime.devices.cuda.driver import OutOfDeviceMemoryError
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.driver.functions import OutOfDeviceMemoryError
+from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from tests.gpu.conftest import Load
 from tests.gpu.test_model import greedy, used_bytes
 

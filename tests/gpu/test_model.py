@@ -11,7 +11,7 @@ import pytest
 
 from moec import runtime
 from moec.errors import BudgetError, BundleError, DeviceError
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from tests.gpu.conftest import GPU, Load
 
 PROMPTS = ([11, 12, 13, 14, 15, 16, 17], [900, 5, 77], list(range(100, 140)))

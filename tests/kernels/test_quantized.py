@@ -42,7 +42,8 @@ def every_format() -> list[Any]:
 
 
 def packed(quantized: Quantized, name: str) -> torch.Tensor:
-    return torch.from_numpy(pack_rows(FORMATS[name], quantized))
+    """Aligned as kernels want it, which numpy's memory is only by chance."""
+    return torch.from_numpy(pack_rows(FORMATS[name], quantized)).clone()
 
 
 def test_there_is_an_emitter_for_everything_a_format_can_have() -> None:
@@ -67,7 +68,7 @@ def test_products_match_the_reference(compiled: Compile, guarded: Guard, name: s
         out = guarded(torch.full((tokens, rows), 7.0))
         kernel(x, weight, bias, out)
         exact = x.double().numpy()
-        seen = rounded(exact, kind.group) if rounds(name, lanes) and tokens <= STREAM_COLUMNS else exact
+        seen = rounded(exact, kind.group) if rounds(name, lanes) else exact
         for activations, tolerance in ((seen, TOLERANCE), (exact, SHORT_TOLERANCE)):
             expected = reference.linear(activations, values, bias.double().numpy())
             assert relative(out, expected) < tolerance, tokens
@@ -76,7 +77,7 @@ def test_products_match_the_reference(compiled: Compile, guarded: Guard, name: s
 
 
 def rounds(name: str, lanes: int) -> bool:
-    """Whether few vectors are rounded for products with a format."""
+    """Whether vectors are rounded for products with a format."""
     return steps_of(FORMATS[name], Machine(lanes)) is not None
 
 

@@ -13,9 +13,9 @@ from moec.artifacts.footprint import CODE_BYTES, footprint
 from moec.artifacts.schedule import Budgets
 from moec.errors import BudgetError
 from moec.planning.analysis import analyse
-from moec.planning.fit_losses import SWAP_LOSS, predicted_losses
-from moec.planning.fit_units import FitUnit, FormatOption
-from moec.planning.fitting import fit_bytes, fit_time, resident_bytes, with_options
+from moec.planning.fitting.fit import fit_bytes, fit_time, resident_bytes, with_options
+from moec.planning.fitting.losses import SWAP_LOSS, predicted_losses
+from moec.planning.fitting.units import FitUnit, FormatOption
 from moec.planning.planner import place, plan_analysed
 from moec.planning.prediction import token_milliseconds
 from tests.support.tiny_bundle import CPU, GPU, tiny_model, tiny_traces

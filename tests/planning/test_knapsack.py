@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.planning.knapsack import Option, choose
+from moec.planning.fitting.knapsack import Option, choose
 
 OPTIONS = st.lists(
     st.builds(Option, st.integers(0, 30).map(float), st.integers(0, 20).map(float)), min_size=1, max_size=4
@@ -27,7 +27,7 @@ def brute_force(units: list[list[Option]], budget: float) -> float:
 
 
 @given(st.lists(OPTIONS, max_size=6), st.integers(-1, 100))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_nothing_within_the_budget_is_better(units: list[list[Option]], budget: int) -> None:
     found = choose(units, budget)
     if found is None:

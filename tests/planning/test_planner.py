@@ -64,7 +64,7 @@ def floor_bytes(model: ModelRecord) -> int:
     return fixed + 2 * facts.working_set_bytes + 8 * facts.staging_bytes_per_token
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(model=models, machine=machines, device=extra_bytes, host=extra_bytes, seed=st.integers(0, 5))
 def test_budgets_are_kept_to_the_byte_and_schedules_are_consistent(
     model: ModelRecord, machine: MachineRecord, device: int, host: int, seed: int
@@ -91,7 +91,7 @@ def test_budgets_are_kept_to_the_byte_and_schedules_are_consistent(
     assert from_json(ScheduleRecord, to_json(record)) == record
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     model=models,
     machine=machines,
@@ -118,7 +118,7 @@ def test_a_larger_budget_is_never_worse(
         assert more.host_experts >= less.host_experts
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(model=models, machine=machines, device=extra_bytes, host=extra_bytes, seed=st.integers(0, 5))
 def test_the_same_input_gives_the_same_schedule(
     model: ModelRecord, machine: MachineRecord, device: int, host: int, seed: int

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from moec.artifacts.schedule import Budgets
-from moec.artifacts.slots import PIECE_BYTES
 from moec.artifacts.traces import Traces, join_traces, layer_trace
+from moec.artifacts.words.slots import PIECE_BYTES
 from moec.planning.analysis import analyse
 from moec.planning.guesses import SOURCES, Split, by_requests, by_router, by_transitions, halves
 from moec.planning.planner import plan, plan_analysed
@@ -83,7 +83,9 @@ def test_the_router_is_what_was_traced() -> None:
 
 def test_no_half_learns_from_itself() -> None:
     traces = following(101)
-    for split in halves(traces, np.arange(40, 101)):
+    splits = list(halves(traces, np.arange(40, 101)))
+    assert splits
+    for split in splits:
         assert not set(split.tokens) & set(split.known)
         assert len(split.tokens) + len(split.known) == 101
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +54,34 @@ def simulate(
     return hits
 
 
-@settings(max_examples=80, deadline=None)
+def most_hits(chosen: npt.NDArray[Any], order: list[int], slots: int) -> int:
+    """By trying everything that a cache of so many slots could keep after each token."""
+    best = {frozenset(order[:slots]): 0}
+    for experts in chosen.tolist():
+        after: dict[frozenset[int], int] = {}
+        for kept, hits in best.items():
+            now = hits + len(kept & set(experts))
+            for held in combinations(sorted(kept | set(experts)), slots):
+                after[frozenset(held)] = max(now, after.get(frozenset(held), 0))
+        best = after
+    return max(best.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    experts=st.integers(1, 5), top_k=st.integers(1, 3), tokens=st.integers(0, 8), seed=st.integers(0, 1000)
+)
+def test_beladys_optimum_is_the_most_that_any_cache_hits(
+    experts: int, top_k: int, tokens: int, seed: int
+) -> None:
+    chosen = trace(experts, min(top_k, experts), tokens, seed)
+    order = np.random.default_rng(seed).permutation(experts)
+    distances = optimal_distances(chosen[None], order[None], "better")
+    for slots in range(experts + 1):
+        assert (distances <= slots).sum() == most_hits(chosen, order.tolist(), slots), slots
+
+
+@settings(max_examples=80)
 @given(
     policy=st.sampled_from(POLICIES),
     experts=st.integers(1, 9),
@@ -68,14 +97,15 @@ def test_one_pass_tells_what_each_number_of_slots_would_hit(
     order = np.stack([random.permutation(experts) for _ in range(2)])
     shares = random.random((2, experts))
     distances = stack_distances(policy, chosen, order, shares)
-    optimal = optimal_distances(chosen, order, policy.admission)
+    optimal = optimal_distances(chosen, order, "always")
+    always = replace(policy, admission="always")
     for layer in range(2):
         for slots in range(experts + 1):
             keys: Keys = PolicyKeys(policy, shares[layer])
             hits = simulate(keys, policy, chosen[layer], order[layer].tolist(), slots)
             assert (distances[layer] <= slots).tolist() == hits, slots
             keys = OptimalKeys(chosen[layer : layer + 1], experts)
-            hits = simulate(keys, policy, chosen[layer], order[layer].tolist(), slots)
+            hits = simulate(keys, always, chosen[layer], order[layer].tolist(), slots)
             assert (optimal[layer] <= slots).tolist() == hits, slots
 
 

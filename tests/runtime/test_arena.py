@@ -21,7 +21,7 @@ def overlap(plan: ArenaPlan, left: Lifetime, right: Lifetime) -> bool:
     return together and a < b + right.size_bytes and b < a + left.size_bytes
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(LIVES)
 def test_what_lives_at_the_same_time_never_overlaps(lives: list[Lifetime]) -> None:
     plan = plan_arena(lives)

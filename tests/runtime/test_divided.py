@@ -28,7 +28,9 @@ def planner(
     bundle: Bundle, limits: tuple[int, ...], speeds: tuple[CopySpeeds, ...] = HALVES
 ) -> DivisionPlanner:
     gpus = len(limits)
-    options = CudaOptions(tuple(range(gpus)), (None,) * gpus, "1GiB", None, 2, 16, 64, False, None, "sizes")
+    options = CudaOptions(
+        tuple(range(gpus)), (None,) * gpus, "1GiB", None, 2, 16, 64, False, None, False, "sizes"
+    )
     return DivisionPlanner(bundle, (bundle.target("cpu"),) * gpus, options, limits, speeds)
 
 

@@ -51,7 +51,7 @@ requests = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(requests, st.integers(1, 5), st.integers(1, 40), st.integers(8, 20), st.data())
 def test_tokens_do_not_depend_on_the_batch(
     work: list[tuple[list[int], int]], batch: int, extra: int, pages: int, data: st.DataObject
@@ -69,7 +69,7 @@ def test_tokens_do_not_depend_on_the_batch(
     assert_clean(engine)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(requests, st.integers(1, 4), st.integers(8, 14))
 def test_no_step_exceeds_its_limits_and_the_oldest_always_advances(
     work: list[tuple[list[int], int]], batch: int, pages: int

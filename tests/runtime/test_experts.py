@@ -29,7 +29,8 @@ def test_resident_memory_stays_within_the_budget(tmp_path: Path) -> None:
     view = np.memmap(path, np.uint8, mode="r", shape=(EXPERTS, STRIDE))
     stats = Stats()
     store = ExpertStore([view], uniform_plans([(EXPERTS, 2, STRIDE)], 4 * STRIDE), stats, LRU)
-    assert resident_bytes(path) == stats.bytes_moved == 4 * STRIDE
+    # The system may take pages back.
+    assert 0 < resident_bytes(path) <= stats.bytes_moved == 4 * STRIDE
     addresses = np.from_dlpack(store.table(0)).tolist()
     for step in range(40):
         index = np.array([[step * 5 % EXPERTS, step * 3 % EXPERTS]])

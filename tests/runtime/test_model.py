@@ -216,6 +216,7 @@ def test_forward_gives_logits_of_every_row_and_position() -> None:
         ({"streamer": 5}, "no streamer"),
         ({"stop_strings": [""]}, "stop_strings has ''"),
         ({"stop_strings": [5]}, "stop_strings has 5"),
+        ({"stop_strings": 5}, "stop_strings has 5"),
         ({"seed": -1}, "seed=-1"),
         ({"max_new_tokens": 300}, "context of 256"),
     ],

@@ -6,12 +6,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from moec.artifacts.ahead import MOST_TOKENS, ahead_words, guessed_layers
 from moec.artifacts.footprint import footprint
 from moec.artifacts.ids import LayerId
 from moec.artifacts.reader import open_bundle
 from moec.artifacts.schedule import NO_PREFETCH, LayerProfile, PrefetchFigures, PrefetchPlan, RoutingProfile
-from moec.artifacts.slots import MOST_AHEAD, PIECE_BYTES, expert_pieces
+from moec.artifacts.words.ahead import MOST_TOKENS, ahead_words, guessed_layers
+from moec.artifacts.words.slots import MOST_AHEAD, PIECE_BYTES, expert_pieces
 from moec.errors import RequestError
 from moec.runtime.experts.ahead import plan_ahead
 from moec.runtime.experts.prefetch import Prefetcher, by_router, by_transitions, make_prefetcher

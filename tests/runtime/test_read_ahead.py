@@ -8,6 +8,7 @@ import pytest
 
 from moec.runtime.loading import read_ahead
 from moec.runtime.loading.read_ahead import ReadAhead
+from tests.support.waiting import HANG_SECONDS
 
 Calls = list[tuple[int, int]]
 
@@ -48,12 +49,12 @@ def test_nothing_is_begun_after_stop(tmp_path: Path, calls: Calls, monkeypatch: 
 
     def waiting(out: int, file: int, start: int, count: int) -> int:
         inside.set()
-        assert go_on.wait(10)
+        assert go_on.wait(HANG_SECONDS)
         return noting(out, file, start, count)
 
     monkeypatch.setattr(os, "sendfile", waiting)
     with ReadAhead(tmp_path, ["a"]) as ahead:
-        assert inside.wait(10)
+        assert inside.wait(HANG_SECONDS)
         ahead.stop()
         go_on.set()
     assert calls == [(0, 8192)]
@@ -91,5 +92,5 @@ def test_errors_are_left_to_those_who_read_the_files(
         monkeypatch.setattr(os, "preadv", refused)
     with ReadAhead(tmp_path, ["a"]) as ahead:
         for thread in ahead._threads:
-            thread.join(10)
+            thread.join(HANG_SECONDS)
             assert not thread.is_alive()

@@ -74,7 +74,7 @@ def test_what_was_run_for_no_sequence_is_forgotten() -> None:
     assert rows(ring.traces()) == [choice(0, 0, 0)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(capacity=st.integers(1, 12), counts=st.lists(st.integers(1, 20), min_size=1, max_size=6))
 def test_the_oldest_tokens_go_first(capacity: int, counts: list[int]) -> None:
     ring = RoutingRing(LAYERS, capacity)
@@ -116,3 +116,11 @@ def test_nothing_recorded_is_a_file_as_well(tmp_path: Path) -> None:
     write_traces(RoutingRing(LAYERS, 4).traces(), tmp_path / "t.npz")
     traces: Any = load_traces(tmp_path / "t.npz")
     assert traces.tokens == 0
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(OutputError, match="No permission"):
+        read_earlier(tmp_path / "t.npz", LAYERS)

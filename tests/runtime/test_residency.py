@@ -113,7 +113,7 @@ def test_resident_bytes_stay_within_the_capacity_and_match_the_table(
         assert {(n, e) for n, each in enumerate(table) for e in each} == resident
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     policy=st.sampled_from(POLICIES),
     experts=st.integers(1, 9),

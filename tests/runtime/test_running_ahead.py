@@ -59,7 +59,7 @@ requests = st.builds(
 work = st.lists(st.tuples(requests, st.integers(0, 12)), min_size=1, max_size=8)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(work, st.integers(1, 5), st.integers(1, 40), st.integers(6, 20), st.data())
 def test_tokens_are_the_same_whoever_comes_goes_and_ends(
     work: list[tuple[Request, int]], batch: int, extra: int, pages: int, data: st.DataObject

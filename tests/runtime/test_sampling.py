@@ -21,7 +21,7 @@ def logits(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(VOCAB).astype(np.float32) * 4
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10**6),
     st.floats(0.1, 3.0),
@@ -112,7 +112,7 @@ def test_biases_are_added_before_everything_else() -> None:
     assert scores.tolist() == [1.0, 2.0, 3.0]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(0, VOCAB + 5))
 def test_logprobs_are_torchs_of_the_models_own_logits(seed: int, top: int) -> None:
     scores = np.round(logits(seed), 1)

@@ -33,7 +33,7 @@ def greedy(request: Request) -> list[int]:
     return tokens[len(request.prompt) :]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(TOKENS, TOKENS, st.integers(1, 70)), min_size=1, max_size=7),
     st.integers(1, 4),

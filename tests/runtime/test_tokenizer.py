@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moec.errors import BundleError, RequestError
@@ -23,7 +23,6 @@ def folder(tmp_path: Path) -> Path:
     return save(tmp_path)
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_streamed_text_is_the_text_and_no_piece_has_a_broken_character(text: str) -> None:
     backend = bytes_tokenizer()

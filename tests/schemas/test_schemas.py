@@ -155,7 +155,7 @@ def test_the_expression_schema_knows_every_operator() -> None:
         assert len(part["prefixItems"]) == part["minItems"] == arity + 1
 
 
-QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("name", ROOTS)

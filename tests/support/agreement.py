@@ -18,7 +18,7 @@ PROMPT_TOKENS = 40
 NEW_TOKENS = 32
 RELATIVE = 1e-4
 SHORT_RELATIVE = 4e-4
-"""Where few activations are rounded to 16 bits: products with quantized weights on a CPU."""
+"""Where activations are rounded to 16 bits: products with quantized weights on a CPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,20 +59,32 @@ def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def expected_of(judge: Any, new_tokens: int = NEW_TOKENS) -> Expected:
-    """What a model of transformers makes of a prompt of `PROMPT_TOKENS` tokens."""
-    prompt = random_ids(judge.config.get_text_config().vocab_size, 1, PROMPT_TOKENS)
-    with torch.inference_mode():
-        tokens = judge.generate(torch.from_numpy(prompt), max_new_tokens=new_tokens, do_sample=False)
-        logits = judge(tokens).logits.numpy()
-        first = judge(torch.from_numpy(prompt[:, :1])).logits.numpy()
-    return Expected(prompt, tokens.numpy(), logits, first)
+def expected_of(judge: Any, new_tokens: int = NEW_TOKENS, *, within: float = RELATIVE) -> Expected:
+    """What a model of transformers makes of a prompt of `PROMPT_TOKENS` tokens.
+
+    The first random prompt whose every next token is the same for all logits ``within`` the judge's.
+    """
+    for seed in range(20):
+        prompt = random_ids(judge.config.get_text_config().vocab_size, 1, PROMPT_TOKENS, seed=seed)
+        with torch.inference_mode():
+            tokens = judge.generate(torch.from_numpy(prompt), max_new_tokens=new_tokens, do_sample=False)
+            logits = judge(tokens).logits.numpy()
+            first = judge(torch.from_numpy(prompt[:, :1])).logits.numpy()
+        if least_lead(logits[:, PROMPT_TOKENS - 1 : -1]) > 2 * within:
+            return Expected(prompt, tokens.numpy(), logits, first)
+    raise AssertionError("the judge hardly knows which tokens come next")
 
 
-def check_agreement(model: runtime.Model, expected: Expected, *, single: float = RELATIVE) -> None:
-    """T larger than a step where ``model`` has steps of less (and than every window), then T = 1 within ``single``."""
+def least_lead(logits: NDArray[np.float32]) -> float:
+    """Of the best token over the next one, over the largest logit; the least of all places."""
+    best = np.sort(logits, axis=-1)
+    return float((best[..., -1] - best[..., -2]).min() / np.abs(logits).max())
+
+
+def check_agreement(model: runtime.Model, expected: Expected, *, within: float = RELATIVE) -> None:
+    """T larger than a step where ``model`` has steps of less (and than every window), then T = 1."""
     new_tokens = expected.tokens.shape[1] - expected.prompt.shape[1]
     found = model.generate(expected.prompt, max_new_tokens=new_tokens, do_sample=False, eos_token_id=[])
     np.testing.assert_array_equal(found, expected.tokens)
-    assert relative_error(model.forward(expected.tokens), expected.logits) < RELATIVE
-    assert relative_error(model.forward(expected.prompt[:, :1]), expected.first) < single
+    assert relative_error(model.forward(expected.tokens), expected.logits) < within
+    assert relative_error(model.forward(expected.prompt[:, :1]), expected.first) < within

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from tests.support.served import PAGES
+from tests.support.waiting import HANG_SECONDS, wait_until
 
 if TYPE_CHECKING:
-    import httpx
-
     from moec.runtime.model import Model
 
 SCRIPT = "Grüße, 世界! 🙂 Stop here"
 """What models say."""
+
+
+def connected(url: str) -> httpx.Client:
+    """A client of the server at an address."""
+    return httpx.Client(base_url=url, timeout=HANG_SECONDS)
 
 
 def events(client: httpx.Client, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -42,10 +47,15 @@ def refusal(client: httpx.Client, path: str, body: Any, status: int = 400) -> di
     return error
 
 
+def usage(prompt: int, completion: int, cached: int = 0) -> dict[str, Any]:
+    """What an answer with so many tokens says it took."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
 def wait_until_idle(model: Model) -> None:
-    for _ in range(500):
-        if not model.engine.busy:
-            break
-        time.sleep(0.01)
-    assert not model.engine.busy
-    assert model.engine.scheduler.pages.free == PAGES
+    wait_until(lambda: not model.engine.busy and model.engine.scheduler.pages.free == PAGES)

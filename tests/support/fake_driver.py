@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from moec.errors import DeviceError
-from moec.runtime.devices.cuda.driver import Handle, OutOfDeviceMemoryError
+from moec.runtime.devices.cuda.driver.functions import Handle, OutOfDeviceMemoryError
 
 
 class FakeDriver:
-    """See `moec.runtime.devices.cuda.driver.Driver`; ``log`` has the names of what was called."""
+    """See `moec.runtime.devices.cuda.driver.functions.Driver`; ``log`` has the names of what was called."""
 
     def __init__(self, memory_bytes: int = 1 << 24, gpus: int = 1) -> None:
         self.memory_bytes, self.gpus = memory_bytes, gpus

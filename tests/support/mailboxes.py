@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moec.artifacts import mailbox
-from moec.artifacts.mailbox import MailboxPlace, mailbox_layout
+from moec.artifacts.words import mailbox
+from moec.artifacts.words.mailbox import MailboxPlace, mailbox_layout
 from moec.runtime.device import View
 from moec.runtime.sharing.mailbox import Mailbox
 from moec.runtime.tensors import aligned_zeros, array_at
-
-PATIENCE_SECONDS = 20.0
+from tests.support.waiting import wait_until
 
 
 class HostBox:
@@ -50,8 +48,5 @@ class HostBox:
 
     def collect(self, tokens: int) -> NDArray[np.float32]:
         """Wait for the sums ``[T, H]`` of the last request."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self.answered():
-            assert time.monotonic() < deadline, "no answer"
-            time.sleep(0)
+        wait_until(self.answered)
         return self.array(self.box.layout.out)[: tokens * self.hidden].reshape(tokens, -1).copy()

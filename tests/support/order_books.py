@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from moec.artifacts import orders
+from moec.artifacts.words import orders
 from moec.runtime.sharing.feeder import CopyDriver, Feeder
 from moec.runtime.sharing.order_book import BOOK_BYTES, OrderBook
 from moec.runtime.tensors import aligned_zeros
+from tests.support.waiting import HANG_NS
 
 STREAM = 0x57AE
-PATIENCE_NS = 20 * 10**9
 
 COPY_IN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 WRITE_VALUE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint)
@@ -61,7 +61,7 @@ class Orders:
     def __init__(self, feed: Callable[..., Any], driver: HostDriver | None = None) -> None:
         self._memory = aligned_zeros((BOOK_BYTES // 8,), np.int64)
         self.notes = aligned_zeros((orders.NOTES_WORDS,), np.int64)
-        self.book = OrderBook(self._memory.ctypes.data, PATIENCE_NS)
+        self.book = OrderBook(self._memory.ctypes.data, HANG_NS)
         self.words = self.book.words
         self.copies = self._memory[orders.BOOK_WORDS :].reshape(orders.MOST_COPIES, orders.COPY_WORDS)
         self.driver = driver or HostDriver()

@@ -13,9 +13,9 @@ from moec.artifacts.ids import LayerId, TensorName
 from moec.artifacts.model import ExpertBody, ExpertsLayer, GenerationDefaults, ModelRecord
 from moec.artifacts.packing import DenseTensor, ExpertSource, PackingRecord, RecipeStep
 from moec.compiler.checkpoint import config_sha256
-from moec.compiler.tracing.build import build_config, build_model
-from moec.compiler.tracing.foreign_experts import adopt_experts
-from moec.compiler.tracing.text_half import TEXT_HALVES, transformers_class
+from moec.compiler.tracing.model.build import build_config, build_model
+from moec.compiler.tracing.model.foreign_experts import adopt_experts
+from moec.compiler.tracing.model.text_half import TEXT_HALVES, transformers_class
 from moec.formats import format_of, pack_rows
 from moec.formats.nearest import round_to_nearest
 

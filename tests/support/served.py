@@ -19,6 +19,7 @@ from moec.runtime.stats import Stats
 from moec.runtime.tokenizer import Tokenizer
 from tests.support import byte_tokenizer, fake_chain
 from tests.support.fake_executor import FakeExecutor
+from tests.support.waiting import HANG_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ class ScriptedExecutor(FakeExecutor):
     def next_tokens(
         self, batch: StepBatch, sequences: list[Sequence], *, ahead: bool = False
     ) -> Callable[[], list[int]]:
-        assert self.gate.wait(20)
+        assert self.gate.wait(HANG_SECONDS)
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
             raise failure
@@ -75,6 +76,7 @@ def make_model(
     defaults: GenerationDefaults = DEFAULTS,
     *,
     encoder: bool = False,
+    prefix_caching: bool = False,
 ) -> Model:
     """A model of the script, behind an encoder or not; its tokenizer is in ``folder``."""
     byte_tokenizer.save(folder / "tokenizer")
@@ -84,7 +86,7 @@ def make_model(
     record = dataclasses.replace(
         record, vocab_size=byte_tokenizer.VOCAB, generation=defaults, max_context=CONTEXT
     )
-    limits = Limits(BATCH, 64, CONTEXT, PAGES, sources=encoder)
+    limits = Limits(BATCH, 64, CONTEXT, PAGES, sources=encoder, prefix_caching=prefix_caching)
     engine = Engine(ScriptedExecutor(script), limits, Vocabulary(byte_tokenizer.VOCAB), Stats())
     return Model(folder, record, "cpu", MemoryPlan(0, 0, PAGES, 0, 0, 0, 0, 0), engine, None)
 
@@ -94,6 +96,11 @@ def executor_of(model: Model) -> ScriptedExecutor:
     executor = model.engine._executor
     assert isinstance(executor, ScriptedExecutor)
     return executor
+
+
+def clients_inside(server: Server) -> int:
+    """How many have been let in and have not left."""
+    return len(server._admission._tickets)
 
 
 @contextmanager
@@ -117,11 +124,11 @@ def served(model: Model, template: str | None = TEMPLATE, **options: Any) -> Ite
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert started.wait(20)
+    assert started.wait(HANG_SECONDS)
     try:
         yield f"http://127.0.0.1:{port}", server
     finally:
         server.stop()
-        thread.join(20)
+        thread.join(HANG_SECONDS)
         assert not thread.is_alive()
         server.raised = raised  # type: ignore[attr-defined]

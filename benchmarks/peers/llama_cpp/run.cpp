@@ -1,5 +1,6 @@
 // One run of llama.cpp: a prompt, then tokens one by one; what each took as a line of JSON on standard output.
-//   llama_cpp_run MODEL.gguf LAYERS_ON_CPU PROMPT_TOKENS NEW_TOKENS THREADS mmap|copy REPEATS
+//   llama_cpp_run MODEL.gguf LAYERS_ON_CPU PROMPT_TOKENS NEW_TOKENS THREADS mmap|copy REPEATS [thread]
+// With "thread" times are of the first thread's own clock, which is what a run on a CPU with one thread takes.
 // LAYERS_ON_CPU: of that many layers, counted from the first, the routed experts stay in host memory.
 // Built by build.sh against llama.cpp's own C interface.
 
@@ -10,10 +11,18 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <string>
 #include <vector>
 
+static bool thread_clock = false;
+
 static double now() {
+    if (thread_clock) {
+        timespec time;
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+        return time.tv_sec + 1e-9 * time.tv_nsec;
+    }
     using namespace std::chrono;
     return duration<double>(steady_clock::now().time_since_epoch()).count();
 }
@@ -42,7 +51,8 @@ static llama_token likeliest(llama_context * context, int vocabulary) {
 }
 
 int main(int count, char ** words) {
-    check(count == 8, "usage: llama_cpp_run MODEL LAYERS_ON_CPU PROMPT NEW THREADS mmap|copy REPEATS");
+    check(count == 8 || count == 9, "usage: llama_cpp_run MODEL LAYERS_ON_CPU PROMPT NEW THREADS mmap|copy REPEATS [thread]");
+    thread_clock = count == 9 && std::string(words[8]) == "thread";
     const int on_cpu = atoi(words[2]), prompt_tokens = atoi(words[3]), new_tokens = atoi(words[4]);
     const int threads = atoi(words[5]), repeats = atoi(words[7]);
     const bool mapped = std::string(words[6]) == "mmap";

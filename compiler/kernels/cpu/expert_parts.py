@@ -157,19 +157,25 @@ class ExpertParts:
         if not (self.body.down_bias if part == "down" else self.body.up_bias):
             return lambda row: None  # noqa: ARG005
         place = self.layout.part(f"{part}_bias")
-        buffer = at_address(group.address + i64(place.offset_bytes), place.shape[0], self.body.dtype)
-        native = self.machine.native_f16
+        return self.bias_at(group.address + i64(place.offset_bytes), place.shape[0])
+
+    def bias_at(self, address: Expr, rows: int) -> Callable[[Expr], Expr]:
+        """Numbers of rows that lie at an address."""
+        buffer, native = at_address(address, rows, self.body.dtype), self.machine.native_f16
         return lambda row: keep(widen(buffer, self.body.dtype, row, 1, native_f16=native))
 
     def activate(self, buffers: dict[str, Buffer], stride: int, count: Expr) -> None:
         """``up = activation(gate, up)`` in place, in whole vectors; lanes beyond the rows are never used."""
         lanes = self.machine.lanes
-        math = VectorMath(lanes)
         with loop(count * i64(stride // lanes)) as step:
             place = step * i64(lanes)
             variables = {part: keep(load(buffer, place, lanes)) for part, buffer in buffers.items()}
-            value = activation.emit(self.body.activation, variables, math.operators(), math.constant)
-            store(buffers["up"], place, value, lanes)
+            store(buffers["up"], place, self.activation(variables), lanes)
+
+    def activation(self, variables: dict[str, Expr]) -> Expr:
+        """Of vectors."""
+        math = VectorMath(self.machine.lanes)
+        return activation.emit(self.body.activation, variables, math.operators(), math.constant)
 
     def combine(
         self, call: ExpertTensors, token: Expr, results: Buffer, stride: int, first: Expr, rows: int | Expr

@@ -6,6 +6,7 @@ Two phases, each over all threads: ``activation(gate x, up x)`` of every (token,
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
@@ -13,7 +14,9 @@ from tvm.script.ir_builder import tirx as T
 from moec.compiler.kernels.cpu.expert_parts import Cover, ExpertParts, ExpertTensors, Group, Source, writer
 from moec.compiler.kernels.cpu.grouping import Groups, group_by_expert
 from moec.compiler.kernels.cpu.machine import Machine
-from moec.compiler.kernels.cpu.tiling import tiles
+from moec.compiler.kernels.cpu.many.experts import ManyExperts
+from moec.compiler.kernels.cpu.many.tiles import depth_of
+from moec.compiler.kernels.cpu.tiling import STREAM_COLUMNS, tiles
 from moec.compiler.kernels.cpu.weights import stream_rows
 from moec.compiler.kernels.emit import (
     Argument,
@@ -23,11 +26,13 @@ from moec.compiler.kernels.emit import (
     build,
     ceildiv,
     div,
+    either,
     i64,
     keep,
     load,
     loop,
     mod,
+    scope,
     scratch,
     store,
     symbol,
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.artifacts.model import ExpertBody
+    from moec.compiler.kernels.cpu.rounding import Rounded
 
 TASK_ROWS = 48
 """Rows of an expert's matrix that a thread takes at a time, about: enough to use an activation from the cache."""
@@ -79,43 +85,65 @@ class _Experts:
     def __init__(self, body: ExpertBody, machine: Machine, call: ExpertTensors) -> None:
         self.body, self.machine, self.call = body, machine, call
         self.parts = ExpertParts(body, machine)
+        name = body.format or body.dtype
+        wide, narrow = (depth_of(name, columns, machine) for columns in (body.hidden, body.intermediate))
+        self.depths = None if wide is None or narrow is None else (wide, narrow)
 
     def emit(self) -> None:
         call = self.call
         pairs = keep(call.tokens * call.chosen)
-        groups = group_by_expert(call.index, pairs, call.experts)
-        middle = scratch(pairs * i64(self.body.intermediate))
-        self._gate_up(groups, middle)
-        self._down(groups, middle, pairs)
+        groups = group_by_expert(call.index, pairs, call.experts, STREAM_COLUMNS if self.depths else None)
+        middle = scratch(groups.few_pairs * i64(self.body.intermediate))
+        many = None if self.depths is None else ManyExperts(self.parts, self.depths, call, groups, pairs)
+        self._gate_up(groups, middle, many)
+        self._down(groups, middle, many, pairs)
 
-    def _gate_up(self, groups: Groups, middle: Buffer) -> None:
+    def _gate_up(self, groups: Groups, middle: Buffer, many: ManyExperts | None) -> None:
         """``middle[place, i] = activation(gate, up)``, places in order of the experts."""
         tasks, rows = _even(self.body.intermediate)
-        stride = -(-rows // self.machine.lanes) * self.machine.lanes
-        rounded = self.parts.round_vectors(self.body.hidden, self.call.x, self.call.tokens, together=True)
+        few = keep(T.Select(groups.few > i64(0), self.call.tokens, i64(0)))
+        rounded = self.parts.round_vectors(self.body.hidden, self.call.x, few, together=True)
+        gathered = None if many is None else many.gather()
         with loop(i64(tasks) * groups.active, parallel=True) as task:
+            expert = keep(mod(task, groups.active))
             first = keep(T.min(div(task, groups.active) * i64(rows), i64(self.body.intermediate - rows)))
-            buffers = {
-                part: scratch(TILE_PAIRS * stride)
-                for part in (("gate", "up") if self.body.gated else ("up",))
-            }
 
-            def tile(group: Group) -> None:
-                source = Source(self.call.x, lambda place: div(groups.pair(place), self.call.chosen), rounded)
-                for part, target in buffers.items():
-                    write = writer(target, stride, lambda place: place - group.start)
-                    self.parts.product({part: write}, group, first, source, self._cover(rows))
-                self.parts.activate(buffers, stride, group.count)
-                with loop(group.count) as column:
-                    place = (group.start + column) * i64(self.body.intermediate) + first
-                    _copy(buffers["up"], column * i64(stride), middle, place, rows, self.machine.lanes)
+            def by_rows() -> None:
+                with scope():
+                    self._gate_up_rows(groups, middle, rounded, expert, first, rows)
 
-            self._tiles(groups, keep(mod(task, groups.active)), tile)
+            if many is None or gathered is None:
+                by_rows()
+            else:
+                tiled = partial(many.gate_up, gathered, expert, first, rows)
+                either(expert < groups.few, by_rows, tiled)
 
-    def _down(self, groups: Groups, middle: Buffer, pairs: Expr) -> None:
+    def _gate_up_rows(
+        self, groups: Groups, middle: Buffer, rounded: Rounded | None, expert: Expr, first: Expr, rows: int
+    ) -> None:
+        """Of one expert, row by row of its matrices."""
+        stride = -(-rows // self.machine.lanes) * self.machine.lanes
+        buffers = {
+            part: scratch(TILE_PAIRS * stride) for part in (("gate", "up") if self.body.gated else ("up",))
+        }
+
+        def tile(group: Group) -> None:
+            source = Source(self.call.x, lambda place: div(groups.pair(place), self.call.chosen), rounded)
+            for part, target in buffers.items():
+                write = writer(target, stride, lambda place: place - group.start)
+                self.parts.product({part: write}, group, first, source, self._cover(rows))
+            self.parts.activate(buffers, stride, group.count)
+            with loop(group.count) as column:
+                place = (group.start + column) * i64(self.body.intermediate) + first
+                _copy(buffers["up"], column * i64(stride), middle, place, rows, self.machine.lanes)
+
+        self._tiles(groups, expert, tile)
+
+    def _down(self, groups: Groups, middle: Buffer, many: ManyExperts | None, pairs: Expr) -> None:
         """``out[t] = sum_k weight[t, k] * down(middle[t, k])``, summed over k in order."""
         tasks, rows = _even(self.body.hidden)
-        rounded = self.parts.round_vectors(self.body.intermediate, middle, groups.pairs, together=True)
+        rounded = self.parts.round_vectors(self.body.intermediate, middle, groups.few_pairs, together=True)
+        tiled = None if many is None else many.round_middle()
         with loop(tasks, parallel=True) as task:
             first = keep(T.min(task * i64(rows), i64(self.body.hidden - rows)))
             results = scratch(pairs * i64(rows))
@@ -125,17 +153,22 @@ class _Experts:
                 write = writer(results, rows, groups.pair)
                 self.parts.product({"down": write}, group, first, source, self._cover(rows))
 
-            with loop(groups.active) as number:
+            with loop(groups.few) as number:
                 self._tiles(groups, number, tile)
+            if many is not None and tiled is not None:
+                with loop(groups.active - groups.few) as number:
+                    many.down(tiled, keep(number + groups.few), first, rows, results)
             with loop(self.call.tokens) as token:
                 self.parts.combine(self.call, token, results, rows, first, rows)
 
     def _cover(self, rows: int) -> Cover:
         streamed = min(stream_rows(self.body.format or self.body.dtype), rows)
         return Cover(
-            lambda columns, open_rows: tiles(rows, columns, self.machine, open_rows, stream_rows=streamed),
+            lambda columns, open_rows: tiles(
+                rows, columns, self.machine, open_rows, stream_rows=streamed, many=self.depths is None
+            ),
             stream_rows=streamed,
-            block_rows=min(self.machine.rows, rows),
+            block_rows=min(self.machine.rows, rows) if self.depths is None else 0,
         )
 
     def _tiles(self, groups: Groups, number: Expr, emit: Callable[[Group], None]) -> None:

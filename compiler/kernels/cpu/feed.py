@@ -1,6 +1,6 @@
 """The host's side of a GPU's orders: a thread that puts copies into a stream, in one call from load to close.
 
-``artifacts/orders.py`` says what lies where, ``kernels/cuda/slots/order.py`` is the other side.
+``artifacts/words/orders.py`` says what lies where, ``kernels/cuda/slots/order.py`` is the other side.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import mailbox, orders
+from moec.artifacts.words import mailbox, orders
 from moec.compiler.kernels.cpu.atomics import atomics, load_acquire, store_release
 from moec.compiler.kernels.cpu.driver_calls import FUNCTIONS, copy_in, write_value
 from moec.compiler.kernels.cpu.watch import watch

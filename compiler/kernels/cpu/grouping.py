@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.emit import Buffer, Expr, i64, keep, load, loop, scratch, store, when
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Groups:
     starts: Buffer
     """Where each active expert's pairs begin in ``order``, and one end after the last."""
     order: Buffer
+    few: Expr
+    """Of the active experts so many come first that have few pairs; the others have more."""
 
     def expert(self, group: Expr) -> Expr:
         """Number of the ``group``-th active expert."""
@@ -37,6 +43,11 @@ class Groups:
         """How many pairs there are in the order."""
         return keep(load(self.starts, self.active))
 
+    @property
+    def few_pairs(self) -> Expr:
+        """How many pairs the experts with few have; they are the first in the order."""
+        return keep(load(self.starts, self.few))
+
     def pair(self, place: Expr) -> Expr:
         """The pair at a place of the order."""
         return load(self.order, place)
@@ -47,9 +58,12 @@ def is_expert(number: Expr, experts: Expr) -> Expr:
     return T.And(number >= i64(0), number < experts)
 
 
-def group_by_expert(index: Buffer, pairs: Expr, experts: Expr) -> Groups:
-    """Emit the sort; pairs whose index names no expert are left out."""
-    places = scratch(experts, "int64")
+def group_by_expert(index: Buffer, pairs: Expr, experts: Expr, few: int | None = None) -> Groups:
+    """Emit the sort; pairs whose index names no expert are left out.
+
+    Experts with at most ``few`` pairs come before the others; None: all have few.
+    """
+    sizes, places = scratch(experts, "int64"), scratch(experts, "int64")
     order, active, starts = (
         scratch(pairs, "int64"),
         scratch(experts, "int64"),
@@ -57,28 +71,38 @@ def group_by_expert(index: Buffer, pairs: Expr, experts: Expr) -> Groups:
     )
     totals = scratch(2, "int64")
     with loop(experts) as expert:
-        store(places, expert, i64(0))
+        store(sizes, expert, i64(0))
     with loop(pairs) as pair:
         expert = keep(load(index, pair))
         with when(is_expert(expert, experts)):
-            store(places, expert, load(places, expert) + i64(1))
+            store(sizes, expert, load(sizes, expert) + i64(1))
     store(totals, i64(0), i64(0))
     store(totals, i64(1), i64(0))
     store(starts, i64(0), i64(0))
-    with loop(experts) as expert:
-        size = keep(load(places, expert))
-        before = keep(load(totals, i64(1)))
-        with when(size > i64(0)):
-            number = keep(load(totals, i64(0)))
-            store(active, number, expert)
-            store(starts, number + i64(1), before + size)
-            store(places, expert, before)
-            store(totals, i64(0), number + i64(1))
-            store(totals, i64(1), before + size)
+
+    def place(wanted: Callable[[Expr], Expr]) -> Expr:
+        """Give the experts of wanted sizes their places; how many are active now."""
+        with loop(experts) as expert:
+            size = keep(load(sizes, expert))
+            before = keep(load(totals, i64(1)))
+            with when(wanted(size)):
+                number = keep(load(totals, i64(0)))
+                store(active, number, expert)
+                store(starts, number + i64(1), before + size)
+                store(places, expert, before)
+                store(totals, i64(0), number + i64(1))
+                store(totals, i64(1), before + size)
+        return keep(load(totals, i64(0)))
+
+    if few is None:
+        first = count = place(lambda size: size > i64(0))
+    else:
+        first = place(lambda size: T.And(size > i64(0), size <= i64(few)))
+        count = place(lambda size: size > i64(few))
     with loop(pairs) as pair:
         expert = keep(load(index, pair))
         with when(is_expert(expert, experts)):
             place = keep(load(places, expert))
             store(order, place, pair)
             store(places, expert, place + i64(1))
-    return Groups(keep(load(totals, i64(0))), active, starts, order)
+    return Groups(count, active, starts, order, first)

@@ -1,7 +1,8 @@
 """``y[.., t, n] = sum_k x[.., t, k] * w[.., n, k] (+ b[.., n])``: every weight product of the dense segments.
 
 With few tokens the kernel is a stream through the weights, each read once; with many it is blocked so that a
-chunk of tokens stays in the second-level cache while the rows of the weight pass by.
+chunk of tokens stays in the second-level cache while the rows of the weight pass by. Weights whose codes are multiplied
+as integers then meet tiles of tokens (``many``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cpu.dot import Columns
 from moec.compiler.kernels.cpu.machine import Machine
+from moec.compiler.kernels.cpu.many.cover import tiles_of
+from moec.compiler.kernels.cpu.many.gather import gather, scatter
+from moec.compiler.kernels.cpu.many.strip import StripRows, strip
+from moec.compiler.kernels.cpu.many.tiles import depth_of, new_tiles
 from moec.compiler.kernels.cpu.packed import RowPlace
 from moec.compiler.kernels.cpu.rounding import round_vectors
 from moec.compiler.kernels.cpu.tiling import STREAM_COLUMNS, tiles
@@ -25,12 +30,14 @@ from moec.compiler.kernels.emit import (
     build,
     ceildiv,
     div,
+    either,
     i64,
     keep,
     load,
     loop,
     mod,
     scope,
+    scratch,
     store,
     symbol,
 )
@@ -40,14 +47,17 @@ if TYPE_CHECKING:
 
     from tvm import tirx
 
+    from moec.compiler.kernels.cpu.many.tiles import Depth, Tiles
     from moec.compiler.kernels.cpu.rounding import Rounded
     from moec.compiler.kernels.cpu.tiling import Tile
     from moec.compiler.kernels.cpu.weights import Dots
 
 CHUNK_BYTES = 1 << 18
 """Float32 activations that a thread keeps in its second-level cache."""
-TASK_ROWS = 12
-"""Rows of the weight that a thread takes at a time."""
+TASK_ROWS, MANY_ROWS = 12, 48
+"""Rows of the weight that a thread takes at a time: row by row, and for tiles of many tokens."""
+TILES_BYTES = 1 << 19
+"""Of those tiles that a thread keeps in its second-level cache."""
 SERIAL_PRODUCTS = 1 << 14
 """Matrices up to this many elements are not worth waking other threads for."""
 
@@ -111,13 +121,29 @@ class Lines:
 
 def emit_linear(machine: Machine, matrix: Matrix, tokens: Expr, x: Lines, out: Lines) -> None:
     """Emit the product of all tokens (int64) with a matrix."""
-    _Linear(machine, matrix, tokens, x, out).emit()
+    depth = depth_of(matrix.dtype, matrix.columns, machine)
+    if depth is None:
+        _Rows(machine, matrix, tokens, x, out).emit()
+        return
+
+    def few() -> None:
+        with scope():
+            _Rows(machine, matrix, tokens, x, out, many=False).emit()
+
+    either(
+        tokens <= i64(STREAM_COLUMNS),
+        few,
+        lambda: _ManyTokens(depth, matrix, tokens, x, out).emit(),
+    )
 
 
-class _Linear:
-    """The parts of one product while it is emitted."""
+class _Rows:
+    """A product that goes row by row of the weight while it is emitted; without ``many`` tokens are always few."""
 
-    def __init__(self, machine: Machine, matrix: Matrix, tokens: Expr, x: Lines, out: Lines) -> None:
+    def __init__(
+        self, machine: Machine, matrix: Matrix, tokens: Expr, x: Lines, out: Lines, *, many: bool = True
+    ) -> None:
+        self.many = many
         self.machine, self.tokens, self.x, self.out = machine, tokens, x, out
         self.rows, self.columns, self.batch = matrix.rows, matrix.columns, matrix.batch
         self.weight, self.dtype, self.bias = matrix.weight, matrix.dtype, matrix.bias
@@ -145,7 +171,7 @@ class _Linear:
                 self.columns,
                 self.machine,
                 stream_rows=streamed,
-                block_rows=min(self.machine.rows, self.block),
+                block_rows=min(self.machine.rows, self.block) if self.many else 0,
                 rounded=rounded,
             )
 
@@ -161,7 +187,7 @@ class _Linear:
                     few,
                 )
 
-            tiles(self.block, count, self.machine, open_rows, stream_rows=streamed)
+            tiles(self.block, count, self.machine, open_rows, stream_rows=streamed, many=self.many)
 
     def _round_few(self) -> tuple[Expr, Rounded | None]:
         """Round the tokens of the last chunk, if they are few; gives the first, too."""
@@ -189,3 +215,50 @@ class _Linear:
             for c, token in enumerate(tokens):
                 value = sums[r][c] if shift is None else sums[r][c] + shift
                 store(self.out.buffer, self.out.start(batch, token) + within[r], value)
+
+
+class _ManyTokens:
+    """A product of tiles of tokens while it is emitted."""
+
+    def __init__(self, depth: Depth, matrix: Matrix, tokens: Expr, x: Lines, out: Lines) -> None:
+        self.depth, self.matrix, self.tokens, self.x, self.out = depth, matrix, tokens, x, out
+        self.lanes = depth.machine.lanes
+        self.parallel = matrix.batch * matrix.rows * matrix.columns > SERIAL_PRODUCTS
+
+    def emit(self) -> None:
+        count = keep(tiles_of(self.tokens, self.lanes))
+        with scope():
+            tiles = new_tiles(self.depth, count * i64(self.matrix.batch))
+            with loop(count * i64(self.matrix.batch), parallel=self.parallel) as number, scope():
+                batch, first = keep(div(number, count)), keep(mod(number, count) * i64(self.lanes))
+                last = keep(self.tokens - i64(1))
+                tokens = [T.min(first + i64(lane), last) for lane in range(self.lanes)]
+                gather(tiles, number, self.x.buffer, [keep(self.x.start(batch, token)) for token in tokens])
+            self._products(tiles, count)
+
+    def _products(self, tiles: Tiles, count: Expr) -> None:
+        """A few tiles stay in the second-level cache while rows of the weight pass by."""
+        matrix, lanes, target = self.matrix, self.lanes, self.out
+        height = min(MANY_ROWS, matrix.rows)
+        blocks = -(-matrix.rows // height)
+        chunk = max(2, TILES_BYTES // (2 * self.depth.padded * lanes))
+        chunks = keep(ceildiv(count, chunk))
+        size = matrix.batch * matrix.rows * row_bytes(matrix.dtype, matrix.columns)
+        with loop(chunks * i64(matrix.batch * blocks), parallel=self.parallel) as task, scope():
+            row = keep(T.min(mod(task, blocks) * i64(height), i64(matrix.rows - height)))
+            place = keep(mod(div(task, blocks), chunks) * i64(chunk))
+            batch = keep(div(task, chunks * i64(blocks)))
+            token = keep(place * i64(lanes))
+            tokens = keep(T.min(i64(chunk * lanes), self.tokens - token))
+            begin = keep(batch * i64(matrix.rows) + row)
+            rows = StripRows(memory_of(matrix.weight, size), begin, height, self._bias)
+            results = scratch(chunk * height * lanes)
+            strip(rows, tiles, keep(batch * count + place), tokens, results, i64(0))
+
+            def start(number: Expr) -> Expr:
+                return target.start(batch, token + number) + row
+
+            scatter(results, height, tokens, lanes, target.buffer, start)
+
+    def _bias(self, row: Expr) -> Expr | None:
+        return None if self.matrix.bias is None else keep(load(self.matrix.bias, row))

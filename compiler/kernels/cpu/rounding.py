@@ -180,17 +180,13 @@ class _Rounding:
     def _group(self, number: Expr, group: Expr, values: list[Expr], paired: int) -> None:
         lanes = self.lanes
         values = [keep(value) for value in values]
-        exponent = T.reinterpret("uint32", _largest_bits(values, lanes)) & T.uint32(_EXPONENT)
-        exponent = keep(T.max(exponent, T.uint32(_LEAST_BITS)))
-        bits = T.Select(exponent == T.uint32(_EXPONENT), T.uint32(_NAN), exponent - T.uint32(BITS << 23))
-        scale = keep(T.reinterpret("float32", bits))
-        inverse = keep(splat(T.reinterpret("float32", T.uint32(254 + BITS << 23) - exponent), lanes))
+        largest = T.reinterpret("int32", _largest_bits(values, lanes))
+        scale, single = scale_of(largest, 1)
+        inverse = keep(splat(single, lanes))
         store(self.target.scales, number * i64(self.layout.groups) + group, scale)
         rounded = []
         for vector, value in enumerate(values):
-            scaled, most = keep(value * inverse), splat(MOST, lanes)
-            moved = T.Select(scaled < most, scaled, most) + splat(_ROUNDER, lanes)
-            code = keep(T.reinterpret(f"int32x{lanes}", moved) - T.Broadcast(T.int32(_ROUNDER_BITS), lanes))
+            code = keep(round_to_codes(value, inverse, lanes))
             place = number * i64(self.layout.padded) + self._place(group, vector * lanes, paired)
             store(self.target.codes, place, T.cast(code, f"int16x{lanes}"), lanes)
             rounded.append(as_float(code, lanes))
@@ -210,6 +206,29 @@ class _Rounding:
         together = mod(block, 2) * i64(HALF_BLOCK) + i64(half * BLOCK + within)
         alone = i64(column % BLOCK)
         return pair + T.Select(block < i64(paired), together, alone)
+
+
+def scale_of(largest: Expr, lanes: int) -> tuple[Expr, Expr]:
+    """A group's scale and its inverse, by its largest magnitude as the bits (int32) of a float32; in vectors."""
+
+    def constant(value: int) -> Expr:
+        return T.uint32(value) if lanes == 1 else T.Broadcast(T.uint32(value), lanes)
+
+    def number(bits: Expr) -> Expr:
+        return keep(T.reinterpret("float32" if lanes == 1 else f"float32x{lanes}", bits))
+
+    bits = T.reinterpret("uint32" if lanes == 1 else f"uint32x{lanes}", largest)
+    exponent = keep(T.max(bits & constant(_EXPONENT), constant(_LEAST_BITS)))
+    finite = exponent - constant(BITS << 23)
+    scale = number(T.Select(exponent == constant(_EXPONENT), constant(_NAN), finite))
+    return scale, number(constant(254 + BITS << 23) - exponent)
+
+
+def round_to_codes(value: Expr, inverse: Expr, lanes: int) -> Expr:
+    """Codes of a vector of values, int32."""
+    scaled, most = keep(value * inverse), splat(MOST, lanes)
+    moved = T.Select(scaled < most, scaled, most) + splat(_ROUNDER, lanes)
+    return T.reinterpret(f"int32x{lanes}", moved) - T.Broadcast(T.int32(_ROUNDER_BITS), lanes)
 
 
 def _largest_bits(values: list[Expr], lanes: int) -> Expr:

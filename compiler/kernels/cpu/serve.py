@@ -1,11 +1,11 @@
 """The CPU's side of a captured GPU step: threads that wait for requests in the mailbox and run experts in place.
 
 Every thread of a team calls ``serve_experts`` once and stays in it until it is told to stop; see
-``artifacts/mailbox.py`` for the words that they share with the GPU and with each other. A request has two phases, as
-``experts_<body>`` has: gate and up of all its experts, then down. The rows of a phase are cut into equal pieces, and a
-thread takes the next piece that nobody has: a thread that sleeps, or whose core somebody else uses, holds nobody up but
-for the piece it is at. A piece says nothing about who computes it or in which order: the same request gives the same
-bits with any number of threads.
+``artifacts/words/mailbox.py`` for the words that they share with the GPU and with each other. A request has two
+phases, as ``experts_<body>`` has: gate and up of all its experts, then down. The rows of a phase are cut into equal
+pieces, and a thread takes the next piece that nobody has: a thread that sleeps, or whose core somebody else uses, holds
+nobody up but for the piece it is at. A piece says nothing about who computes it or in which order: the same request
+gives the same bits with any number of threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import mailbox
+from moec.artifacts.words import mailbox
 from moec.compiler.kernels.cpu.atomics import add, atomics, load_acquire, pause, store_release, take
 from moec.compiler.kernels.cpu.expert_parts import ExpertTensors
 from moec.compiler.kernels.cpu.machine import Machine

@@ -23,11 +23,17 @@ Open = Callable[[list[Expr], bool], Tile]
 """Takes row numbers, and whether many columns follow; gives what is done with each tile of columns of these rows."""
 
 
-def tiles(rows: int, columns: Expr, machine: Machine, open_rows: Open, *, stream_rows: int = 1) -> None:
+def tiles(
+    rows: int, columns: Expr, machine: Machine, open_rows: Open, *, stream_rows: int = 1, many: bool = True
+) -> None:
     """Cover ``rows`` by ``columns``: ``stream_rows`` at a time for few columns, blocks of rows for many.
 
-    The last tile of several rows moves up so as to stay inside: its first rows are then computed twice.
+    The last tile of several rows moves up so as to stay inside: its first rows are then computed twice. Columns are
+    always few without ``many``.
     """
+
+    def few() -> None:
+        _row_tiles(rows, stream_rows, lambda numbers: _stream_tile(numbers, columns, open_rows))
 
     def blocks() -> None:
         _row_tiles(
@@ -36,11 +42,10 @@ def tiles(rows: int, columns: Expr, machine: Machine, open_rows: Open, *, stream
             lambda numbers: _column_tiles(columns, (machine.columns, 1), open_rows(numbers, True)),
         )
 
-    either(
-        columns <= i64(STREAM_COLUMNS),
-        lambda: _row_tiles(rows, stream_rows, lambda numbers: _stream_tile(numbers, columns, open_rows)),
-        blocks,
-    )
+    if many:
+        either(columns <= i64(STREAM_COLUMNS), few, blocks)
+    else:
+        few()
 
 
 def stream(rows: Expr, columns: Expr, open_rows: Open) -> None:

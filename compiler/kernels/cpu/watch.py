@@ -1,7 +1,7 @@
 """A thread of the CPU that looks for a GPU's requests in shared memory, from load to close.
 
-Between steps it sleeps, within one it looks all the time: see ``CONTROL_WORDS`` in ``artifacts/mailbox.py`` for the
-words by which it is woken and told to leave.
+Between steps it sleeps, within one it looks all the time: see ``CONTROL_WORDS`` in ``artifacts/words/mailbox.py`` for
+the words by which it is woken and told to leave.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import mailbox
+from moec.artifacts.words import mailbox
 from moec.compiler.kernels.cpu.atomics import add, load_acquire, nap, pause, sleep
 from moec.compiler.kernels.emit import Buffer, Expr, either, i64, keep, load, mod, registers, store, when
 

@@ -1,6 +1,6 @@
 """Handing experts to the CPU inside a captured step: a request before the GPU's own experts, its sums after them.
 
-``artifacts/mailbox.py`` says what lies in the mailbox, ``kernels/cpu/serve.py`` is the other side.
+``artifacts/words/mailbox.py`` says what lies in the mailbox, ``kernels/cpu/serve.py`` is the other side.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import mailbox
+from moec.artifacts.words import mailbox
 from moec.compiler.kernels.cuda.primitives import (
     call,
     element,

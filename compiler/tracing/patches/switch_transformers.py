@@ -8,8 +8,8 @@ import torch
 
 from moec.compiler.tracing import markers
 from moec.compiler.tracing.attention import NO_BIAS
-from moec.compiler.tracing.distances import BUCKETS
 from moec.compiler.tracing.masks import MaskSpec
+from moec.compiler.tracing.model.distances import BUCKETS
 from moec.compiler.tracing.patches.record import MODELS, Patch
 
 MODULE = f"{MODELS}.switch_transformers.modeling_switch_transformers"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.errors import DeviceError
+from moec.runtime.devices.cuda.driver.memory import DeviceMemory, PinnedMemory
+from moec.runtime.devices.cuda.driver.resources import Resources, current
 from moec.runtime.devices.cuda.graphs import CallList
-from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
-from moec.runtime.devices.cuda.module import load_functions
-from moec.runtime.devices.cuda.resources import Resources, current
+from moec.runtime.devices.cuda.modules.module import load_functions
 from moec.runtime.devices.cuda.results import Results
 from moec.runtime.devices.cuda.staging import Staging, as_bytes
 from moec.runtime.devices.cuda.unfinished import Unfinished
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from moec.runtime.device import Call, View
     from moec.runtime.devices.cuda.attended import Attendance, Runnable
-    from moec.runtime.devices.cuda.driver import Driver, Handle
-    from moec.runtime.devices.cuda.module import CudaFunctions
+    from moec.runtime.devices.cuda.driver.functions import Driver, Handle
+    from moec.runtime.devices.cuda.modules.module import CudaFunctions
     from moec.runtime.devices.cuda.staging import StagedMirror
     from moec.runtime.stats import Stats
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from moec.runtime.device import Call
-    from moec.runtime.devices.cuda.driver import Handle
-    from moec.runtime.devices.cuda.resources import Resources
+    from moec.runtime.devices.cuda.driver.functions import Handle
+    from moec.runtime.devices.cuda.driver.resources import Resources
     from moec.runtime.devices.cuda.staging import Staging
     from moec.runtime.devices.cuda.unfinished import Unfinished
     from moec.runtime.stats import Stats

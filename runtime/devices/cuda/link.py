@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from moec.errors import DeviceError
 from moec.runtime.device import padded_bytes
-from moec.runtime.devices.cuda.memory import PinnedMemory
+from moec.runtime.devices.cuda.driver.memory import PinnedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moec.runtime.device import Link, Move
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.cuda.driver import Handle
-    from moec.runtime.devices.cuda.resources import Resources
+    from moec.runtime.devices.cuda.driver.functions import Handle
+    from moec.runtime.devices.cuda.driver.resources import Resources
 
 
 def reaches(source: CudaDevice, target: CudaDevice) -> bool:

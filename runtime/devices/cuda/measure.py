@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from moec.runtime.devices.cuda.architecture import architecture_name
-from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
-from moec.runtime.devices.cuda.resources import Resources
+from moec.runtime.devices.cuda.driver.memory import DeviceMemory, PinnedMemory
+from moec.runtime.devices.cuda.driver.resources import Resources
+from moec.runtime.devices.cuda.modules.architecture import architecture_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.runtime.devices.cuda.driver import Driver, Handle
+    from moec.runtime.devices.cuda.driver.functions import Driver, Handle
 
 COPY_BYTES = 1 << 30
 """Far beyond any cache; less where the GPU has less."""

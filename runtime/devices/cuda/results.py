@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.runtime.devices.cuda.memory import PinnedMemory
+from moec.runtime.devices.cuda.driver.memory import PinnedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.runtime.device import View
-    from moec.runtime.devices.cuda.driver import Handle
-    from moec.runtime.devices.cuda.resources import Resources
+    from moec.runtime.devices.cuda.driver.functions import Handle
+    from moec.runtime.devices.cuda.driver.resources import Resources
 
 
 class Results:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts import sampling as words
+from moec.artifacts.words import sampling as words
 from moec.runtime.device import PackedCall, View, padded_bytes
 from moec.runtime.tensors import aligned_zeros
 

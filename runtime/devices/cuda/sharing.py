@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.artifacts import mailbox
-from moec.artifacts.mailbox import SENT_WORDS, collect_name, mailbox_layout, post_name
+from moec.artifacts.words import mailbox
+from moec.artifacts.words.mailbox import SENT_WORDS, collect_name, mailbox_layout, post_name
 from moec.runtime.device import PackedCall, View, padded_bytes
 from moec.runtime.devices.cuda.attended import Attendance
-from moec.runtime.devices.cuda.memory import PinnedMemory
+from moec.runtime.devices.cuda.driver.memory import PinnedMemory
 from moec.runtime.sharing.mailbox import Mailbox
 from moec.runtime.sharing.team import Team, shared_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from moec.artifacts.mailbox import MailboxLayout, MailboxPlace
     from moec.artifacts.model import ModelRecord
+    from moec.artifacts.words.mailbox import MailboxLayout, MailboxPlace
     from moec.runtime.device import Call, Functions
     from moec.runtime.devices.cuda.device import CudaDevice
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moec.runtime.device import padded_bytes
-from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
+from moec.runtime.devices.cuda.driver.memory import DeviceMemory, PinnedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
-    from moec.runtime.devices.cuda.driver import Handle
-    from moec.runtime.devices.cuda.resources import Resources
+    from moec.runtime.devices.cuda.driver.functions import Handle
+    from moec.runtime.devices.cuda.driver.resources import Resources
 
 
 SMALL_BYTES = 64 << 10

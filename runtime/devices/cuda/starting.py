@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from moec.runtime.devices.cuda.device import CudaDevice, check_ordinal, tvm_stream
-from moec.runtime.devices.cuda.nvidia import NvidiaDriver
+from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,6 +14,7 @@ from moec.cli.options import bundle_argument, json_option, processor_options
 from moec.cli.output import print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from typing import Unpack
 
@@ -110,9 +111,14 @@ def measure(
 
 
 def run_batch(
-    engine: Engine, vocab_size: int, prompt_tokens: int, new_tokens: int, batch: int
+    engine: Engine,
+    vocab_size: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    batch: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, list[float]]:
-    """Seconds until every sequence has its first token, and seconds of each step after that.
+    """Seconds by ``clock`` until every sequence has its first token, and seconds of each step after that.
 
     Behind an encoder ``prompt_tokens`` are the source's.
     """
@@ -135,13 +141,13 @@ def run_batch(
         )
         for prompt in prompts
     ]
-    start = time.perf_counter()
+    start = clock()
     while any(not sequence.new_tokens for sequence in sequences):
         engine.step()
-    prefill = time.perf_counter() - start
+    prefill = clock() - start
     steps: list[float] = []
     while engine.busy:
-        before = time.perf_counter()
+        before = clock()
         engine.step()
-        steps.append(time.perf_counter() - before)
+        steps.append(clock() - before)
     return prefill, steps

@@ -14,6 +14,7 @@ from moec.cli.options import (
     bundle_argument,
     json_option,
     max_new_tokens_option,
+    prefix_caching_option,
     processor_options,
     routing_options,
     sampling_options,
@@ -39,6 +40,7 @@ FAREWELLS = ("/exit", "/quit")
 @max_new_tokens_option
 @stop_option
 @sampling_options
+@prefix_caching_option
 @processor_options
 @routing_options
 @json_option
@@ -53,6 +55,7 @@ def command(
     repetition_penalty: float | None,
     greedy: bool,
     seed: int | None,
+    prefix_caching: bool | None,
     as_json: bool,
     **loading: Unpack[LoadOptions],
 ) -> None:
@@ -68,7 +71,7 @@ def command(
     from moec.runtime.stops import text_before
 
     do_sample = choose_sampling(greedy, temperature, top_p, top_k)
-    with load_model(bundle, **loading) as model:
+    with load_model(bundle, prefix_caching=prefix_caching, **loading) as model:
         if model.has_encoder:
             raise RequestError(
                 "An encoder-decoder model does not chat.",

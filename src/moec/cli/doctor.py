@@ -17,8 +17,12 @@ from moec.cli.options import json_option
 from moec.cli.output import print_json
 from moec.errors import MoecError
 
-COMPILE_PACKAGES = ("torch", "transformers", "safetensors", "huggingface_hub", "tvm")
 RUNTIME_PACKAGES = ("tvm_ffi", "numpy", "tokenizers", "jinja2", "jsonschema")
+SERVER_PACKAGES = ("fastapi", "prometheus_client", "pydantic", "uvicorn")
+COMPILE_PACKAGES = (
+    *("torch", "transformers", "safetensors", "huggingface_hub", "tvm"),
+    *("compressed_tensors", "gguf", "threadpoolctl"),
+)
 LINKERS = ("cc", "gcc", "clang", "ld", "ld.lld")
 
 
@@ -36,7 +40,8 @@ def command(as_json: bool) -> None:
         print_json(facts)
         return
     machine = facts["machine"]
-    click.echo(f"processor      {facts['processor']}, {machine['cpu_threads']} cores usable")
+    cores = machine["cpu_threads"]
+    click.echo(f"processor      {facts['processor']}, {cores} core{'s' if cores > 1 else ''} usable")
     click.echo(
         f"instructions   {', '.join(facts['cpu_targets']) or 'below x86-64-v3: only --target cpu, made here'}"
     )
@@ -62,6 +67,7 @@ def command(as_json: bool) -> None:
     click.echo(f"python         {facts['python']}")
     for what, missing in (
         ("runtime", facts["missing_for_runtime"]),
+        ("server", facts["missing_for_server"]),
         ("compiler", facts["missing_for_compiler"]),
     ):
         click.echo(f"{what:<14} {'ready' if not missing else 'missing: ' + ', '.join(missing)}")
@@ -96,6 +102,7 @@ def examine() -> dict[str, Any]:
         "gpu_problem": problem,
         "python": f"{platform.python_version()} at {sys.executable}",
         "missing_for_runtime": _missing(RUNTIME_PACKAGES),
+        "missing_for_server": _missing(SERVER_PACKAGES),
         "missing_for_compiler": _missing(COMPILE_PACKAGES)
         + ([] if linked else ["a linker (pip install ziglang)"]),
     }

@@ -29,6 +29,7 @@ def load_model(
     *,
     max_batch: int = 8,
     cache_tokens: int | None = None,
+    prefix_caching: bool | None = False,
     **options: Unpack[LoadOptions],
 ) -> Model:
     """``runtime.load``: all that is not known to be right is verified."""
@@ -45,6 +46,7 @@ def load_model(
             bundle,
             max_batch=max_batch,
             cache_tokens=cache_tokens,
+            prefix_caching=prefix_caching,
             progress=bar.advance,
             **options,
         )

@@ -74,6 +74,13 @@ copy_thread_option = click.option(
     "[default: where --cpu-threads have nothing to compute]",
 )
 
+prefix_caching_option = click.option(
+    "--prefix-caching/--no-prefix-caching",
+    default=None,
+    help="Take over what the key-value cache holds of a prompt's beginning instead of running it again.  "
+    "[default: where the model can]",
+)
+
 seed_option = click.option("--seed", type=int, default=None, help="Makes sampling repeatable.")
 
 NEW_TOKENS = 128

@@ -82,8 +82,9 @@ class StageLog:
         start = time.perf_counter()
         try:
             yield
-        except BaseException:
-            self._write("failed\n" if sys.stderr.isatty() else f"{name}: failed\n")
+        except BaseException as error:
+            end = "failed" if isinstance(error, Exception) else "stopped"
+            self._write(f"{end}\n" if sys.stderr.isatty() else f"{name}: {end}\n")
             raise
         seconds = time.perf_counter() - start
         self._write(f"{seconds:.1f} s\n" if sys.stderr.isatty() else f"{name}: {seconds:.1f} s\n")

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from moec.cli.loading import load_model
-from moec.cli.options import bundle_argument, json_option, processor_options, routing_options
+from moec.cli.options import (
+    bundle_argument,
+    json_option,
+    prefix_caching_option,
+    processor_options,
+    routing_options,
+)
 from moec.cli.output import print_json_line
 from moec.errors import RequestError
 
@@ -58,6 +64,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Room in the key-value cache, in tokens of all sequences together.  [default: see docs/serving.md]",
 )
+@prefix_caching_option
 @click.option(
     "--chat-template",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -99,6 +106,7 @@ def command(
     max_batch: int,
     max_waiting: int,
     cache_tokens: int | None,
+    prefix_caching: bool | None,
     chat_template: Path | None,
     max_body: int,
     grace: float,
@@ -129,8 +137,16 @@ def command(
     if log_requests:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     template = None if chat_template is None else _read_template(chat_template)
-    listener = bind(host, port)
-    with load_model(bundle, max_batch=max_batch, cache_tokens=cache_tokens, **loading) as model:
+    with (
+        bind(host, port) as listener,
+        load_model(
+            bundle,
+            max_batch=max_batch,
+            cache_tokens=cache_tokens,
+            prefix_caching=prefix_caching,
+            **loading,
+        ) as model,
+    ):
         tokenizer = Tokenizer(model.path / "tokenizer", template)
         server = Server(model, tokenizer, options, listener)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import email
+import errno
 import fnmatch
 import hashlib
 import importlib.metadata
+import os
 import subprocess
 import sys
 import zipfile
@@ -106,6 +108,7 @@ def download(packages: Iterable[str], python: str, machine: str, folder: Path) -
     Raises:
         MissingDependencyError: there is no pip.
         NetworkError: pip did not get them.
+        OSError: the disk is full.
     """
     options = ["--only-binary=:all:", "--no-deps", "--implementation=cp", f"--python-version={python}"]
     options += [f"--platform={name}_{machine}" for name in PLATFORMS]
@@ -117,6 +120,8 @@ def download(packages: Iterable[str], python: str, machine: str, folder: Path) -
             result.stderr.strip(),
             "Install it: python -m ensurepip",
         )
+    if os.strerror(errno.ENOSPC) in result.stderr:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if result.returncode != 0:
         errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
         raise NetworkError(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from moec.artifacts import ahead, slots
 from moec.artifacts.schedule import Policy
+from moec.artifacts.words import ahead, slots
 from moec.compiler.kernels.cuda.ahead.bring import bring
 from moec.compiler.kernels.cuda.ahead.guess import check, guess
 from moec.compiler.kernels.cuda.ahead.scores import score_early, score_votes
@@ -83,7 +83,7 @@ def part_bytes(count: int) -> int:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_random_steps_agree_with_a_plain_model(data: st.DataObject) -> None:
     experts = data.draw(st.integers(2, 30), "experts")
     top_k, count = data.draw(st.integers(1, min(5, experts)), "top_k"), data.draw(st.integers(0, experts - 1))
@@ -129,7 +129,7 @@ def test_random_steps_agree_with_a_plain_model(data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_cpu_has_its_share_and_nothing_that_is_there_whole(data: st.DataObject) -> None:
     experts, top_k = data.draw(st.integers(4, 30), "experts"), data.draw(st.integers(1, 4), "top_k")
     share = tuple(

@@ -15,8 +15,9 @@ from moec.artifacts.cache import PAGE_TOKENS
 from moec.artifacts.model import AttentionSpec, LatentHeads
 from moec.artifacts.program import HOPPER
 from moec.compiler.kernels import reference
-from moec.compiler.kernels.cuda.attention import attention, has_hopper, latent_room, workspace
-from moec.compiler.kernels.cuda.attention.latent_plan import LEAST_TOKENS
+from moec.compiler.kernels.cuda.attention import attention, has_hopper, workspace
+from moec.compiler.kernels.cuda.attention.expanded import room as expanded_room
+from moec.compiler.kernels.cuda.attention.expanded.plan import LEAST_TOKENS
 from tests.kernels.cuda.test_attention import aligned
 from tests.support import arrays
 from tests.support.canaries import most_slow
@@ -108,7 +109,7 @@ class Cache:
         fixed, each = workspace(spec)
         memory = aligned(np.full(fixed + each * count, held), "uint8")
         name = f"attention_a{HOPPER if self.hopper else ''}"
-        emulated(spec, self.hopper, latent_room.FIXED_ROWS)(
+        emulated(spec, self.hopper, expanded_room.FIXED_ROWS)(
             name, q, k, self.keys, self.table, aligned(np.array(sequence), "int32"),
             aligned(np.array(position), "int32"), None if chosen is None else words_of(chosen, PAGES_EACH + 1),
             self.sinks if spec.sinks else None, *self.matrices, memory, out,
@@ -209,7 +210,7 @@ def test_expanded_keys_on_hopper(name: str) -> None:
 @pytest.mark.slow
 def test_expanded_keys_come_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A context for which the workspace has no room at once; a run that needs too many rounds goes through latents."""
-    monkeypatch.setattr(latent_room, "FIXED_ROWS", 128)
+    monkeypatch.setattr(expanded_room, "FIXED_ROWS", 128)
     spec = spec_of(16, (8, 8, 8, 8), "float16", sinks=True)
     held = Cache(spec)
     held.fill(0, 440)

@@ -7,9 +7,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from moec.compiler.kernels.cuda.attention import latent_room
-from moec.compiler.kernels.cuda.attention.latent_plan import ALIGNED, LEAST_TOKENS, emit_plan
-from moec.compiler.kernels.cuda.attention.latent_room import (
+from moec.compiler.kernels.cuda.attention.expanded import room as expanded_room
+from moec.compiler.kernels.cuda.attention.expanded.plan import ALIGNED, LEAST_TOKENS, emit_plan
+from moec.compiler.kernels.cuda.attention.expanded.room import (
     ALIGNMENT,
     MOST_RUNS,
     ROWS,
@@ -61,7 +61,7 @@ def planned(
     table = aligned(np.zeros((len(pieces), PAGES)), "int32")
     q, k, cache_, absorb, expand, value, out = zeros
     places = aligned(sequence, "int32"), aligned(position, "int32")
-    emulated(window, rounds, latent_room.FIXED_ROWS)(
+    emulated(window, rounds, expanded_room.FIXED_ROWS)(
         "plan", q, k, cache_, table, *places, absorb, expand, value, memory, out
     )
     runs, tiles, rows, left = memory[:16].view(np.int32).tolist()
@@ -112,7 +112,7 @@ def test_keys_begin_where_the_window_does() -> None:
 
 
 def test_runs_beyond_the_last_round_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent_room, "FIXED_ROWS", ROWS)
+    monkeypatch.setattr(expanded_room, "FIXED_ROWS", ROWS)
     least = LEAST_TOKENS
     capacity = ROWS + 3 * least * room().latent_bytes // room().position_bytes // ROWS * ROWS
     pieces = [(capacity, least), (capacity - 2 * least, least), (5, least)]

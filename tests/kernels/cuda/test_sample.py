@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moec.artifacts import sampling as words
+from moec.artifacts.words import sampling as words
 from moec.compiler.kernels.cuda.sample import sample
 from moec.runtime.randoms import uniform
 from moec.runtime.sampling import Sampler, Sampling, candidates, draw

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from moec.artifacts import slots as words
 from moec.artifacts.schedule import DEFAULT_POLICY, Policy
+from moec.artifacts.words import slots as words
 from moec.compiler.kernels.cuda.slots.assign import assign
 from moec.compiler.kernels.cuda.slots.fetch import fetch
 from moec.planning import policies
@@ -93,7 +93,7 @@ def residents(layer: Layer) -> list[bool]:
 
 
 @given(data=st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_random_steps_agree_with_the_policy(data: st.DataObject) -> None:
     experts = data.draw(st.integers(2, 40), "experts")
     top_k, slots = data.draw(st.integers(1, min(6, experts)), "top_k"), data.draw(st.integers(0, experts - 1))

@@ -4,12 +4,12 @@ import pytest
 
 from moec.artifacts.manifest import TargetRecord
 from moec.errors import DeviceError
-from moec.runtime.devices.cuda.architecture import (
+from moec.runtime.devices.cuda.modules.architecture import (
     architecture_name,
     choose_cuda_target,
     parse_architecture,
 )
-from moec.runtime.devices.cuda.module import EARLY_LAUNCH, launch_table
+from moec.runtime.devices.cuda.modules.module import EARLY_LAUNCH, launch_table
 
 ALL = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_120")
 FEATURES = frozenset({"avx2", "fma"})

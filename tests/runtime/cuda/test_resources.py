@@ -5,8 +5,8 @@ import gc
 import pytest
 
 from moec.errors import BudgetError, DeviceError
-from moec.runtime.devices.cuda.memory import DeviceMemory, PinnedMemory
-from moec.runtime.devices.cuda.resources import Resources
+from moec.runtime.devices.cuda.driver.memory import DeviceMemory, PinnedMemory
+from moec.runtime.devices.cuda.driver.resources import Resources
 from tests.support.fake_driver import FakeDriver
 
 

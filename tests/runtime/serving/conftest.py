@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 
-from tests.support.asking import SCRIPT
+from tests.support.asking import SCRIPT, connected
 from tests.support.served import make_model, served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import httpx
+
     from moec.runtime.model import Model
+    from moec.runtime.serving.server import Server
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,12 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="module")
-def client(model: Model) -> Iterator[httpx.Client]:
-    with served(model) as (url, _), httpx.Client(base_url=url, timeout=20) as client:
+def server(model: Model) -> Iterator[tuple[str, Server]]:
+    with served(model) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(server: tuple[str, Server]) -> Iterator[httpx.Client]:
+    with connected(server[0]) as client:
         yield client

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
-from tests.support.asking import SCRIPT, events, refusal
+from tests.support.asking import SCRIPT, connected, events, refusal
 from tests.support.served import NAME, make_model, served
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import httpx
 
 
 def test_a_conversation_goes_through_the_template(client: httpx.Client) -> None:
@@ -71,6 +72,6 @@ def test_what_chats_do_not_have_is_refused(client: httpx.Client, body: dict[str,
 
 
 def test_without_a_template_there_is_no_chat(tmp_path: Path) -> None:
-    with served(make_model(tmp_path), template=None) as (url, _), httpx.Client(base_url=url) as client:
+    with served(make_model(tmp_path), template=None) as (url, _), connected(url) as client:
         body = {"messages": [{"role": "user", "content": "hi"}]}
         assert "no chat template" in refusal(client, "/v1/chat/completions", body)["message"]

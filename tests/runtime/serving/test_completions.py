@@ -5,16 +5,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 from moec.artifacts.model import GenerationDefaults
-from tests.support.asking import SCRIPT, completion, events, refusal
+from tests.support.asking import SCRIPT, completion, connected, events, refusal, usage
 from tests.support.byte_tokenizer import END, bytes_tokenizer
 from tests.support.served import CONTEXT, NAME, make_model, served
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import httpx
 
     from moec.runtime.model import Model
 
@@ -25,7 +26,7 @@ def test_a_completion_is_whole_and_counted(client: httpx.Client) -> None:
     assert answer["model"] == NAME
     assert answer["choices"] == [{"index": 0, "text": SCRIPT, "logprobs": None, "finish_reason": "stop"}]
     tokens = len(SCRIPT.encode()) + 1
-    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": tokens, "total_tokens": tokens + 2}
+    assert answer["usage"] == usage(2, tokens)
 
 
 def test_a_stream_never_splits_a_character_and_sums_to_the_answer(client: httpx.Client) -> None:
@@ -115,7 +116,7 @@ def test_options_of_sampling_reach_the_sampler(client: httpx.Client, twin: Model
 def test_defaults_are_the_checkpoints_and_zero_is_greedy(tmp_path: Path) -> None:
     hot = GenerationDefaults(None, (END,), None, True, 50.0, 0, 1.0, 1.0)
     model = make_model(tmp_path, SCRIPT, hot)
-    with served(model) as (url, _), httpx.Client(base_url=url) as client:
+    with served(model) as (url, _), connected(url) as client:
         assert completion(client, temperature=0, max_tokens=1)["choices"][0]["text"] == "G"
         texts = {completion(client, max_tokens=4, seed=n)["choices"][0]["text"] for n in range(3)}
         assert len(texts) == 3
@@ -125,10 +126,10 @@ def test_behind_an_encoder_prompts_are_what_it_reads(tmp_path: Path) -> None:
     start, language = bytes_tokenizer().encode("^=").ids
     defaults = GenerationDefaults(None, (END,), None, False, 1.0, 0, 1.0, 1.0, decoder_start_token_id=start)
     model = make_model(tmp_path, "Bonjour", defaults, encoder=True)
-    with served(model) as (url, _), httpx.Client(base_url=url, timeout=20) as client:
+    with served(model) as (url, _), connected(url) as client:
         answer = completion(client, prompt="hello, you", forced_bos_token_id=language)
         assert answer["choices"][0]["text"] == "=Bonjour"
-        assert answer["usage"] == {"prompt_tokens": 10, "completion_tokens": 9, "total_tokens": 19}
+        assert answer["usage"] == usage(10, 9)
         texts = [choice["text"] for choice in completion(client, prompt=["one", "two"], n=2)["choices"]]
         own = make_model(tmp_path, "Bonjour", defaults, encoder=True)
         rows = own.generate([own.encode("one"), own.encode("two")], max_new_tokens=99)

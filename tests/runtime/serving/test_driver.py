@@ -11,6 +11,7 @@ from moec.runtime.engine import Request
 from moec.runtime.serving.driver import FAILURES_IN_A_ROW, Driver, Event, Failure, Job, Token
 from tests.support.byte_tokenizer import bytes_tokenizer
 from tests.support.served import PAGES, executor_of, make_model
+from tests.support.waiting import HANG_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,8 +49,8 @@ class Bench:
             self.driver.stop()
 
     def run(self) -> None:
-        """Until the driver is stopped, or for some seconds: then the test fails."""
-        timer = threading.Timer(20, self.driver.stop)
+        """Until the driver is stopped, or for too long: then the test fails."""
+        timer = threading.Timer(HANG_SECONDS, self.driver.stop)
         timer.start()
         try:
             self.driver.run()
@@ -142,7 +143,7 @@ def test_a_driver_gives_up(bench: Bench, error: Exception) -> None:
         assert isinstance(event, Failure)
         assert event.error is error
     with pytest.raises(type(error)):
-        bench.driver.call(lambda: 1).result(5)
+        bench.driver.call(lambda: 1).result(HANG_SECONDS)
     bench.assert_free()
 
 
@@ -174,13 +175,13 @@ def test_a_request_that_the_engine_refuses_fails_its_job_alone(bench: Bench) -> 
 def test_calls_are_made_between_steps_and_their_errors_come_back(bench: Bench) -> None:
     thread = threading.Thread(target=bench.driver.run)
     thread.start()
-    assert bench.driver.call(threading.get_ident).result(5) == thread.ident
+    assert bench.driver.call(threading.get_ident).result(HANG_SECONDS) == thread.ident
 
     def broken() -> None:
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        bench.driver.call(broken).result(5)
+        bench.driver.call(broken).result(HANG_SECONDS)
     bench.driver.stop()
-    thread.join(5)
+    thread.join(HANG_SECONDS)
     assert not thread.is_alive()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 
-from tests.support.asking import SCRIPT, completion, refusal
+from tests.support.asking import SCRIPT, completion, connected, refusal
 from tests.support.served import CONTEXT, NAME, make_model, served
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import httpx
 
 
 def test_names_paths_methods_and_broken_bodies(client: httpx.Client) -> None:
@@ -55,7 +56,7 @@ def test_the_key_and_the_limit_on_bodies(tmp_path: Path) -> None:
     origin = "https://example.org"
     with (
         served(make_model(tmp_path), api_key="k", max_body_bytes=100, allow_origins=[origin]) as (url, _),
-        httpx.Client(base_url=url) as client,
+        connected(url) as client,
     ):
         assert client.get("/health").status_code == 200
         for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": "k"}):
@@ -72,7 +73,7 @@ def test_the_key_and_the_limit_on_bodies(tmp_path: Path) -> None:
             assert response.status_code == 413
             assert response.json()["error"]["code"] == "request_too_large"
         preflight = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-        response = httpx.options(f"{url}/v1/completions", headers=preflight)
+        response = client.options("/v1/completions", headers=preflight)
         assert response.headers["access-control-allow-origin"] == origin
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import httpx
 import numpy as np
 import pytest
 
-from tests.support.asking import SCRIPT, completion, events, refusal, wait_until_idle
+from tests.support.asking import SCRIPT, completion, connected, events, refusal, wait_until_idle
 from tests.support.served import PAGES, make_model, served
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import httpx
 
 
 def test_logprobs_are_the_models_own(client: httpx.Client) -> None:
@@ -48,7 +49,7 @@ def test_an_echoed_prompt_is_scored_while_others_run(tmp_path: Path) -> None:
     ids = [twin.encode(prompt) for prompt in prompts]
     with (
         served(model) as (url, _),
-        httpx.Client(base_url=url, timeout=20) as client,
+        connected(url) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         alone = completion(client, max_tokens=60, ignore_eos=True)["choices"][0]["text"]
@@ -80,7 +81,7 @@ def test_an_echoed_prompt_is_scored_while_others_run(tmp_path: Path) -> None:
 
 def test_a_prompt_is_not_scored_where_others_hold_the_cache(tmp_path: Path) -> None:
     model = make_model(tmp_path, SCRIPT)
-    with served(model) as (url, _), httpx.Client(base_url=url, timeout=20) as client:
+    with served(model) as (url, _), connected(url) as client:
         pages = model.engine.scheduler.pages.allocate(PAGES)
         assert pages is not None
         body = {"prompt": "x", "max_tokens": 1, "echo": True, "logprobs": 0}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-import time
+import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -12,30 +12,38 @@ import pytest
 
 from moec.errors import DeviceError, NetworkError
 from moec.runtime.serving.server import bind
-from tests.support.asking import SCRIPT, completion, events, refusal, wait_until_idle
-from tests.support.served import BATCH, executor_of, make_model, served
+from tests.support.asking import SCRIPT, completion, connected, events, refusal, wait_until_idle
+from tests.support.served import BATCH, clients_inside, executor_of, make_model, served
+from tests.support.waiting import HANG_SECONDS, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from moec.runtime.model import Model
+    from moec.runtime.serving.server import Server
 
 
-def test_a_client_that_goes_away_frees_its_pages(client: httpx.Client, model: Model) -> None:
-    gate = executor_of(model).gate
+def post(url: str) -> httpx.Response:
+    """A small request."""
+    return httpx.post(f"{url}/v1/completions", json={"prompt": "x="}, timeout=HANG_SECONDS)
+
+
+def test_a_client_that_goes_away_frees_its_pages(server: tuple[str, Server], model: Model) -> None:
+    (url, inside), gate = server, executor_of(model).gate
+    wait_until(lambda: clients_inside(inside) == 0)
     for stream in (True, False):
         gate.clear()
-        body = {"prompt": "x=", "max_tokens": 200, "stream": stream, "ignore_eos": True}
-        with httpx.Client(base_url=client.base_url) as leaving:
+        wanted = {"prompt": "x=", "max_tokens": 200, "stream": stream, "ignore_eos": True}
+        body = json.dumps(wanted).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: moec\r\nContent-Length: {len(body)}\r\n"
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as leaving:
+            leaving.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+            wait_until(lambda: clients_inside(inside) == 1)
             if stream:
                 gate.set()
-                with leaving.stream("POST", "/v1/completions", json=body) as response:
-                    next(response.iter_lines())
-                    gate.clear()
-            else:
-                with pytest.raises(httpx.ReadTimeout):
-                    leaving.post("/v1/completions", json=body, timeout=0.3)
-        time.sleep(0.1)
+                assert leaving.recv(100).startswith(b"HTTP/1.1 200")
+                gate.clear()
+        wait_until(lambda: clients_inside(inside) == 0)
         generated = model.engine.stats.generated_tokens
         gate.set()
         wait_until_idle(model)
@@ -45,16 +53,15 @@ def test_a_client_that_goes_away_frees_its_pages(client: httpx.Client, model: Mo
 def test_who_comes_when_all_places_are_taken_is_told_to_try_again(tmp_path: Path) -> None:
     model = make_model(tmp_path, SCRIPT)
     with (
-        served(model, max_waiting=1) as (url, _),
-        httpx.Client(base_url=url, timeout=20) as client,
+        served(model, max_waiting=1) as (url, server),
+        connected(url) as client,
         ThreadPoolExecutor(BATCH + 1) as pool,
     ):
         executor_of(model).gate.clear()
         waiting = [pool.submit(completion, client, max_tokens=2) for _ in range(BATCH + 1)]
-        for _ in range(200):
-            response = client.post("/v1/completions", json={"prompt": "x=", "max_tokens": 1, "n": 2})
-            if response.status_code == 429:
-                break
+        wait_until(lambda: clients_inside(server) == BATCH + 1)
+        response = client.post("/v1/completions", json={"prompt": "x=", "max_tokens": 1})
+        assert response.status_code == 429
         assert response.headers["retry-after"] == "1"
         assert response.json()["error"]["type"] == "rate_limit_error"
         executor_of(model).gate.set()
@@ -76,7 +83,7 @@ def test_a_device_that_fails_ends_the_server(tmp_path: Path) -> None:
     model = make_model(tmp_path, SCRIPT)
     with served(model) as (url, server):
         executor_of(model).failures = [DeviceError("The GPU is gone.")]
-        response = httpx.post(f"{url}/v1/completions", json={"prompt": "x="})
+        response = post(url)
         assert response.status_code == 500
         assert "The GPU is gone." in response.json()["error"]["message"]
     assert [type(error) for error in server.raised] == [DeviceError]  # type: ignore[attr-defined]
@@ -85,11 +92,10 @@ def test_a_device_that_fails_ends_the_server(tmp_path: Path) -> None:
 def test_a_second_signal_ends_what_the_first_waits_for(tmp_path: Path) -> None:
     model = make_model(tmp_path, SCRIPT)
     gate = executor_of(model).gate
-    with served(model, grace_seconds=20.0) as (url, server), ThreadPoolExecutor(1) as pool:
+    with served(model, grace_seconds=2 * HANG_SECONDS) as (url, server), ThreadPoolExecutor(1) as pool:
         gate.clear()
-        running = pool.submit(httpx.post, f"{url}/v1/completions", json={"prompt": "x="}, timeout=20)
-        while not model.engine.busy:
-            time.sleep(0.01)
+        running = pool.submit(post, url)
+        wait_until(lambda: model.engine.busy)
         server.stop()
         server.stop()
         assert running.result().status_code == 503
@@ -97,24 +103,22 @@ def test_a_second_signal_ends_what_the_first_waits_for(tmp_path: Path) -> None:
     server.stop()
 
 
-@pytest.mark.parametrize("grace", [0.0, 20.0])
+@pytest.mark.parametrize("grace", [0.0, 2 * HANG_SECONDS])
 def test_stopping_waits_for_what_runs_as_long_as_it_may(tmp_path: Path, grace: float) -> None:
     model = make_model(tmp_path, SCRIPT)
     gate = executor_of(model).gate
     with served(model, grace_seconds=grace) as (url, server), ThreadPoolExecutor(1) as pool:
         gate.clear()
-        running = pool.submit(httpx.post, f"{url}/v1/completions", json={"prompt": "x="}, timeout=20)
-        while not model.engine.busy:
-            time.sleep(0.01)
+        running = pool.submit(post, url)
+        wait_until(lambda: model.engine.busy)
         if grace:
-            client = httpx.Client(base_url=url)
+            client = connected(url)
             assert client.get("/health").json() == {"status": "ok"}
             server.stop()
-            while client.get("/health").status_code == 200:
-                time.sleep(0.01)
+            wait_until(lambda: client.get("/health").status_code != 200)
             assert refusal(client, "/v1/completions", {"prompt": "x="}, 503)["code"] == "shutting_down"
             client.close()
-            threading.Timer(0.05, gate.set).start()
+            gate.set()
             assert running.result().json()["choices"][0]["text"] == SCRIPT[:10]
         else:
             server.stop()

@@ -256,6 +256,7 @@ template <typename Word> static inline unsigned emulated_fetch(long long address
 }
 static inline unsigned moec_fetch_1_if(long long address, bool valid) { return emulated_fetch<uint8_t>(address, valid); }
 static inline unsigned moec_fetch_2_if(long long address, bool valid) { return emulated_fetch<uint16_t>(address, valid); }
+static inline unsigned moec_fetch_4_if(long long address, bool valid) { return emulated_fetch<uint32_t>(address, valid); }
 static inline void moec_prefetch_l2(const void *) {}
 static inline void moec_store_16(void *to, unsigned a, unsigned b, unsigned c, unsigned d) {
   unsigned words[4] = {a, b, c, d};

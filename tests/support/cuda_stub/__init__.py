@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from moec.runtime.devices.cuda import libraries
+from moec.runtime.devices.cuda.modules import libraries
 from tests.support.cuda_emulator import compile_kernels
 
 FOLDER = Path(__file__).parent

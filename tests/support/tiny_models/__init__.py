@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
-from moec.compiler.tracing.text_half import transformers_class
+from moec.compiler.tracing.model.text_half import transformers_class
 from tests.support.tiny_models.decoders import DECODERS
 from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS, sharpen
 from tests.support.tiny_models.foreign import FOREIGN, REMADE, drop_identity_experts

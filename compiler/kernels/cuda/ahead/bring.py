@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts import ahead as words
-from moec.artifacts import slots
+from moec.artifacts.words import ahead as words
+from moec.artifacts.words import slots
 from moec.compiler.kernels.cuda.primitives import launch
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.pieces import COPY_THREADS, Pieces, copy_piece, share_of, staged

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import ahead as words
-from moec.artifacts import slots
+from moec.artifacts.words import ahead as words
+from moec.artifacts.words import slots
 from moec.compiler.kernels.cuda.ahead.words import AheadWords
 from moec.compiler.kernels.cuda.primitives import i32, launch, registers, shared, sync
 from moec.compiler.kernels.cuda.settle import settle
@@ -30,7 +30,7 @@ NOT_GUESSED = 1 << 30
 
 
 def guess() -> tirx.PrimFunc:
-    """The kernel ``guess_experts(scores [T, E], state [W], ahead [A])``; see ``moec.artifacts.ahead``."""
+    """The kernel ``guess_experts(scores [T, E], state [W], ahead [A])``; see ``moec.artifacts.words.ahead``."""
 
     def body() -> None:
         tokens, experts, size, total = symbol("T"), symbol("E"), symbol("W"), symbol("A")

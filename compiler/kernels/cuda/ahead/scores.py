@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import ahead as words
+from moec.artifacts.words import ahead as words
 from moec.compiler.kernels.cuda.primitives import LANES, i32, launch, registers, unroll, warp_sum
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.threads import read, threads

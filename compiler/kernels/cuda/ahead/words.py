@@ -1,4 +1,4 @@
-"""A layer's ``ahead`` block as the kernels see it; see ``moec.artifacts.ahead``."""
+"""A layer's ``ahead`` block as the kernels see it; see ``moec.artifacts.words.ahead``."""
 
 from __future__ import annotations
 

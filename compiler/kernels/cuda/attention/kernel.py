@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.program import HOPPER
 from moec.compiler.kernels.cuda.attention.append import append
-from moec.compiler.kernels.cuda.attention.decode import decode
-from moec.compiler.kernels.cuda.attention.decode_plan import WIDEST, plan
-from moec.compiler.kernels.cuda.attention.latent_block import WIDEST_KEY, WIDEST_VALUE
-from moec.compiler.kernels.cuda.attention.latent_combine import latent_combine
-from moec.compiler.kernels.cuda.attention.latent_decode import latent_decode
-from moec.compiler.kernels.cuda.attention.latent_expand_hopper import fits_expand
-from moec.compiler.kernels.cuda.attention.latent_heads_hopper import fits_heads
-from moec.compiler.kernels.cuda.attention.latent_parts import LatentPlan
-from moec.compiler.kernels.cuda.attention.latent_prefill import latent_prefill
-from moec.compiler.kernels.cuda.attention.latent_selected import (
+from moec.compiler.kernels.cuda.attention.decode.kernel import decode
+from moec.compiler.kernels.cuda.attention.decode.plan import WIDEST, plan
+from moec.compiler.kernels.cuda.attention.expanded.expand_hopper import fits_expand
+from moec.compiler.kernels.cuda.attention.expanded.heads_hopper import fits_heads
+from moec.compiler.kernels.cuda.attention.expanded.kernel import attend_heads, on_tensor_cores, room_of
+from moec.compiler.kernels.cuda.attention.latents.block import WIDEST_KEY, WIDEST_VALUE
+from moec.compiler.kernels.cuda.attention.latents.combine import latent_combine
+from moec.compiler.kernels.cuda.attention.latents.decode import latent_decode
+from moec.compiler.kernels.cuda.attention.latents.parts import LatentPlan
+from moec.compiler.kernels.cuda.attention.latents.prefill import latent_prefill
+from moec.compiler.kernels.cuda.attention.latents.selected import (
     decode_selected,
     prefill_selected,
     selected_workspace,
 )
 from moec.compiler.kernels.cuda.attention.operands import Operands, declare
 from moec.compiler.kernels.cuda.attention.plain import plain
-from moec.compiler.kernels.cuda.attention.prefill import prefill
-from moec.compiler.kernels.cuda.attention.prefill_hopper import prefill_hopper
-from moec.compiler.kernels.cuda.attention.through_latents import attend_heads, on_tensor_cores, room_of
-from moec.compiler.kernels.cuda.attention.warpgroups import fits
+from moec.compiler.kernels.cuda.attention.prefill.hopper import prefill_hopper
+from moec.compiler.kernels.cuda.attention.prefill.kernel import prefill
+from moec.compiler.kernels.cuda.attention.prefill.warpgroups import fits
 from moec.compiler.kernels.cuda.attention.ways import Way
 from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS
 from moec.compiler.kernels.emit import build, either, i64

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.program import HOPPER
-from moec.artifacts.slots import CACHED
+from moec.artifacts.words.slots import CACHED
 from moec.compiler.kernels.cuda.experts.call import ExpertCall
 from moec.compiler.kernels.cuda.experts.down_few import emit_down_few
 from moec.compiler.kernels.cuda.experts.few import emit_gate_up_few, middle_elements, runs_few

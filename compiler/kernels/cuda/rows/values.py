@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 LARGEST = (1 << 31) - 1
 
-Loader = "Callable[[Any, list[Expr]], Expr]"
-
 
 def rebuild(value: Expr, axes: dict[Any, Expr], element: Callable[[Any, list[Expr]], Expr]) -> Expr:  # noqa: C901
     """``value`` with its axes replaced and its loads by ``element(buffer, indices)``.

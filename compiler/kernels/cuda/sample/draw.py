@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.sampling import BINS
+from moec.artifacts.words.sampling import BINS
 from moec.compiler.kernels.cuda.block import warp_scan
 from moec.compiler.kernels.cuda.primitives import LANES, registers, shared, sync, value
 from moec.compiler.kernels.cuda.sample.operands import LOWEST, bin_of, key_of, mass_of, score_of

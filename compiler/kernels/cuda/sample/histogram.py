@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.sampling import BINS, CHUNK
+from moec.artifacts.words.sampling import BINS, CHUNK
 from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import (
     call,

@@ -26,7 +26,7 @@ def sample(vocab: int) -> tirx.PrimFunc:
 
     Arguments:
         logits: float32 ``[R, V]``, from 1 row.
-        options: int32 ``[R, 32]``, words as `moec.artifacts.sampling` names them; read on the device.
+        options: int32 ``[R, 32]``, words as `moec.artifacts.words.sampling` names them; read on the device.
         seen: int32 ``[S, ceil(V / 32)]``, bits of the tokens that the sequence of each slot has, prompt included. The
             host writes a slot's row when its sequence starts; the kernel adds the chosen token. Rows of one call have
             different slots; a row with slot -1 has no bits.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import sampling as words
-from moec.artifacts.sampling import BINS, CHUNK, OPTION_WORDS, padded, row_bytes, seen_words
+from moec.artifacts.words import sampling as words
+from moec.artifacts.words.sampling import BINS, CHUNK, OPTION_WORDS, padded, row_bytes, seen_words
 from moec.compiler.kernels.cuda.primitives import value
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.emit import ALIGNMENT_BYTES, Argument, arguments, i64, load, symbol

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import sampling as words
-from moec.artifacts.sampling import BINS, seen_words
+from moec.artifacts.words import sampling as words
+from moec.artifacts.words.sampling import BINS, seen_words
 from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import launch, launch_next, registers, shared, sync, wait_previous
 from moec.compiler.kernels.cuda.sample.draw import Cut, draw

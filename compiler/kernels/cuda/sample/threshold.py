@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.sampling import BINS
+from moec.artifacts.words.sampling import BINS
 from moec.compiler.kernels.cuda.primitives import call, element, registers, shared, sync, value
 from moec.compiler.kernels.cuda.sample.operands import (
     LOWEST,

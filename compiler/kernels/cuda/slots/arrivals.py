@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import slots as words
+from moec.artifacts.words import slots as words
 from moec.compiler.kernels.cuda.primitives import call, i32, sync
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.state import State, pieces_of

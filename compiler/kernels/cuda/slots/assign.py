@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import slots as words
+from moec.artifacts.words import slots as words
 from moec.compiler.kernels.cuda.primitives import (
     call,
     element,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def assign() -> tirx.PrimFunc:
-    """The kernel ``assign_experts(index, state, on_gpu, on_cpu)``; see ``moec.artifacts.slots``.
+    """The kernel ``assign_experts(index, state, on_gpu, on_cpu)``; see ``moec.artifacts.words.slots``.
 
     ``on_gpu`` is ``index`` with -1 where the CPU computes the expert, ``on_cpu`` the other way round. At most
     ``MOST_ENTRIES`` choices.

@@ -1,4 +1,4 @@
-"""What a GPU knows of the copies that it ordered: whether they are over. See ``moec.artifacts.orders``."""
+"""What a GPU knows of the copies that it ordered: whether they are over. See ``moec.artifacts.words.orders``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import orders
-from moec.artifacts import slots as words
+from moec.artifacts.words import orders
+from moec.artifacts.words import slots as words
 from moec.compiler.kernels.cuda.primitives import element, i32, registers, value
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.emit import at_address, i64, load, store, when

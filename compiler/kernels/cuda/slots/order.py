@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import orders
-from moec.artifacts import slots as words
+from moec.artifacts.words import orders
+from moec.artifacts.words import slots as words
 from moec.compiler.kernels.cuda.primitives import (
     call,
     element,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import slots as words
+from moec.artifacts.words import slots as words
 from moec.compiler.kernels.cuda.primitives import i32, registers, shared, sync
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.cuda.slots.notes import copies_are_late

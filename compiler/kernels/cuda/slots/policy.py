@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import slots as words
+from moec.artifacts.words import slots as words
 from moec.compiler.kernels.cuda.primitives import registers
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.emit import either, i64, load, store, when

@@ -1,4 +1,4 @@
-"""A layer's state as the kernels see it; see ``moec.artifacts.slots``."""
+"""A layer's state as the kernels see it; see ``moec.artifacts.words.slots``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts import slots as words
+from moec.artifacts.words import slots as words
 from moec.compiler.kernels.cuda.primitives import element, value
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.emit import div, i64, load, store
@@ -50,7 +50,7 @@ class State:
         store(self.buffer, i64(first) + T.cast(number, "int64"), value)
 
     def part(self, name: str, number: Expr) -> Expr:
-        """A word of one of ``moec.artifacts.slots.PARTS``."""
+        """A word of one of ``moec.artifacts.words.slots.PARTS``."""
         return load(self.buffer, self._place(name, number))
 
     def set_part(self, name: str, number: Expr, value: Expr) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts import ahead as words
+from moec.artifacts.words import ahead as words
 from moec.runtime.device import PackedCall, View
 from moec.runtime.devices.cuda.branch import STAGE, Branch
 from moec.runtime.experts.prefetch import transition_votes
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle
     from moec.runtime.device import Call
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.cuda.module import CudaFunctions
+    from moec.runtime.devices.cuda.modules.module import CudaFunctions
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.states import LayerStates
-    from moec.runtime.devices.cuda.weights import ResidentWeights
+    from moec.runtime.devices.cuda.uploading.weights import ResidentWeights
     from moec.runtime.experts.ahead import AheadPlan, LayerAhead
     from moec.runtime.stats import PrefetchStats
 
@@ -46,7 +46,7 @@ class ExpertsAhead:
     Args:
         device: the GPU.
         bundle: the model.
-        functions: of the GPU's module; it has those of `moec.artifacts.ahead`.
+        functions: of the GPU's module; it has those of `moec.artifacts.words.ahead`.
         plan: what is guessed, by what, how much is brought.
         states: of all layers.
         tier: the experts in host memory; others are not brought ahead.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from moec.artifacts.slots import MOST_CACHED_TOKENS
+from moec.artifacts.words.slots import MOST_CACHED_TOKENS
 from moec.runtime.device import HostCall, PackedCall
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.slots import DeviceSlots
     from moec.runtime.devices.cuda.offload.stream import LayerStream
-    from moec.runtime.devices.cuda.weights import ResidentWeights
+    from moec.runtime.devices.cuda.uploading.weights import ResidentWeights
     from moec.runtime.experts.calls import ExpertWork
     from moec.runtime.stats import Stats
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.orders import ORDER
+from moec.artifacts.words.orders import ORDER
 from moec.errors import BundleError, DeviceError
 from moec.runtime.devices.cuda.measure import FED_LEAST_BYTES, FED_LINK_EFFICIENCY, LINK_EFFICIENCY
 from moec.runtime.devices.cuda.offload.feeding import CopyFeeder
@@ -13,7 +13,7 @@ from moec.runtime.devices.cuda.offload.helping import let_cpu_help
 if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.cuda.module import CudaFunctions
+    from moec.runtime.devices.cuda.modules.module import CudaFunctions
     from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
     from moec.runtime.sharing.loading import CpuSide
 

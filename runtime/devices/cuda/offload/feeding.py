@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.artifacts import orders
+from moec.artifacts.words import orders
 from moec.errors import DeviceError
 from moec.runtime.device import CapturedCall, View, padded_bytes
 from moec.runtime.devices.cuda.attended import Attendance
-from moec.runtime.devices.cuda.memory import PinnedMemory
+from moec.runtime.devices.cuda.driver.memory import PinnedMemory
 from moec.runtime.sharing.feeder import ADVICE, CopyDriver, Feeder
 from moec.runtime.sharing.order_book import BOOK_BYTES, OrderBook
 

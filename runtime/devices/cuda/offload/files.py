@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.paths import experts_name
-from moec.runtime.devices.cuda.memory import PinnedMemory
+from moec.runtime.devices.cuda.driver.memory import PinnedMemory
 from moec.runtime.devices.cuda.offload.host_tier import read_expert
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle
     from moec.runtime.device import View
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.cuda.driver import Handle
+    from moec.runtime.devices.cuda.driver.functions import Handle
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.slots import DeviceSlots
 

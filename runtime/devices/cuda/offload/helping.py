@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.sharing import MAILBOX_US, ShareSpeeds, cpu_shares
-from moec.artifacts.slots import MOST_SHARED
+from moec.artifacts.words.slots import MOST_SHARED
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.measure import copy_rate
 from moec.runtime.devices.cuda.sharing import CpuShare
@@ -17,7 +17,7 @@ from moec.runtime.tensors import aligned_empty
 if TYPE_CHECKING:
     from moec.artifacts.bundle import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.cuda.module import CudaFunctions
+    from moec.runtime.devices.cuda.modules.module import CudaFunctions
     from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
     from moec.runtime.sharing.loading import CpuSide
 

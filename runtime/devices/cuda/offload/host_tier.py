@@ -12,7 +12,7 @@ import numpy as np
 
 from moec.artifacts.paths import experts_name
 from moec.artifacts.verify import damaged
-from moec.runtime.devices.cuda.memory import HostMemory
+from moec.runtime.devices.cuda.driver.memory import HostMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.artifacts.bundle import Bundle
-    from moec.runtime.devices.cuda.resources import Resources
+    from moec.runtime.devices.cuda.driver.resources import Resources
     from moec.runtime.experts.slots import SlotPlan
 
 MAX_THREADS = 16

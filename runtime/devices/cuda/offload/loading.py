@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.ahead import GUESS
 from moec.artifacts.program import cached_beside_name
-from moec.artifacts.slots import ASSIGN, CACHED, FETCH
+from moec.artifacts.words.ahead import GUESS
+from moec.artifacts.words.slots import ASSIGN, CACHED, FETCH
 from moec.errors import BundleError
 from moec.runtime.devices.cuda.offload.ahead import ExpertsAhead
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from moec.artifacts.bundle import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
-    from moec.runtime.devices.cuda.module import CudaFunctions
-    from moec.runtime.devices.cuda.weights import ResidentWeights
+    from moec.runtime.devices.cuda.modules.module import CudaFunctions
+    from moec.runtime.devices.cuda.uploading.weights import ResidentWeights
     from moec.runtime.experts.ahead import AheadPlan
     from moec.runtime.experts.slots import SlotPlan
 

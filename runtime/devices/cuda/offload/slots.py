@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.runtime.devices.cuda.memory import DeviceMemory
+from moec.runtime.devices.cuda.driver.memory import DeviceMemory
 from moec.runtime.devices.cuda.offload.states import LayerStates, Places
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What the GPU knows of the experts of each MoE layer, in one block of its memory; see ``moec.artifacts.slots``."""
+"""What the GPU knows of the experts of each MoE layer, in one block of its memory: ``artifacts.words.slots``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts import slots as words
+from moec.artifacts.words import slots as words
 from moec.planning.policies import half_life_shift, initial_state
 from moec.runtime.device import View
 from moec.runtime.experts.slots import padded

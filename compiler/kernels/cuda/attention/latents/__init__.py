@@ -1,0 +1,1 @@
+"""Attention over latents themselves: one wide key head, whose first dimensions are the value too."""

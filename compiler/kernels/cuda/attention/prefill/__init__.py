@@ -1,0 +1,1 @@
+"""Attention of many tokens: flash attention on tensor cores."""
