@@ -19,13 +19,15 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.experts import layout
 from moec.compiler.kernels.cuda.experts.few import packed_row, part_at
+from moec.compiler.kernels.cuda.experts.rings import second_tiling
 from moec.compiler.kernels.cuda.experts.step import ENTRIES, StepExperts, read_step
+from moec.compiler.kernels.cuda.few.held_sums import HeldSums
 from moec.compiler.kernels.cuda.few.lanes import Lane, quotient, remainder
 from moec.compiler.kernels.cuda.few.multiply import multiply
-from moec.compiler.kernels.cuda.few.ring import Ring, ring_elements, through_ring
+from moec.compiler.kernels.cuda.few.ring import Ring, ring_elements
 from moec.compiler.kernels.cuda.few.stream import WORDS, Stream
 from moec.compiler.kernels.cuda.few.sums import FewSums
-from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, choose_tiling
+from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling
 from moec.compiler.kernels.cuda.few.tokens import dynamic_pairs
 from moec.compiler.kernels.cuda.packed.meetings import Meetings, MeetingSums
 from moec.compiler.kernels.cuda.packed.middle import PackedMiddle
@@ -52,10 +54,6 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cuda.experts.call import ExpertCall
     from moec.compiler.kernels.emit import Buffer, Expr
-
-RING_BYTES, UNROLL, REGISTERS = 68 << 10, 2, 80
-"""Of a block's ring, where weights have 16 bits, steps of its rounds, and registers of its threads: a block fits
-beside two of the first launch."""
 
 
 def emit_down_few(
@@ -88,10 +86,9 @@ def down_tiling(body: ExpertBody, *, several: bool) -> Tiling:
     """How the second launch is cut; ``several`` says that all experts are there, so that it can be ahead of itself."""
     row = packed_row(body, body.intermediate)
     if row is None:
-        tiling = choose_tiling(body.hidden, body.intermediate)
-        tiling = through_ring(tiling, body.intermediate, RING_BYTES, registers_each=REGISTERS, unroll=UNROLL)
-        ahead = tiling.ring if several else min(tiling.ring, max(2, tiling.rounds(body.intermediate)))
-        return replace(tiling, ring=ahead)
+        tiling = second_tiling(body)
+        steps = tiling.unroll * tiling.rounds(body.intermediate)
+        return tiling if several else replace(tiling, ring=min(tiling.ring, max(2, steps)))
     tiling = packed_tiling(row, body.hidden, in_turn=True)
     return tiling if several else replace(tiling, banks=min(tiling.banks, 2))
 
@@ -147,9 +144,11 @@ class _Down:
             return
         stream = Stream(tiling, body.dtype, body.intermediate, step.tokens, step.experts, locate, begin)
         activations = _MiddleTokens(body.intermediate, self.middle, step.pick, lane, tiling)
-        ring = Ring(dynamic_pairs(ring_elements(tiling)), 0) if tiling.ring else None
-        sums = FewSums(tiling, lane, step.tokens, self._finish, one_tile=False, one_place=ring is not None)
-        multiply(stream, lane, activations, sums, ring)
+        if not tiling.ring:
+            multiply(stream, lane, activations, FewSums(tiling, lane, step.tokens, self._finish, one_tile=False))
+            return
+        held = HeldSums(tiling, lane, step.tokens, step.experts, self._finish)
+        multiply(stream, lane, activations, held, Ring(dynamic_pairs(ring_elements(tiling)), 0))
 
     def _meetings(self, thread: Expr) -> Meetings:
         """Which tokens each expert meets, without gaps."""

@@ -18,13 +18,14 @@ from moec.artifacts.experts import layout
 from moec.compiler.kernels.cuda.activation import evaluate
 from moec.compiler.kernels.cuda.dense.few_block import FewMemory, FewProduct, memory_for
 from moec.compiler.kernels.cuda.experts.choice import Choice, find_tokens
+from moec.compiler.kernels.cuda.experts.rings import FIRST, first_tiling
 from moec.compiler.kernels.cuda.experts.share import TileShare
 from moec.compiler.kernels.cuda.few.lanes import Lane
 from moec.compiler.kernels.cuda.few.multiply import multiply
 from moec.compiler.kernels.cuda.few.ring import through_ring
 from moec.compiler.kernels.cuda.few.stream import Stream
 from moec.compiler.kernels.cuda.few.sums import FewSums
-from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS, TILE_ROWS, Tiling, choose_tiling
+from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS, TILE_ROWS, Tiling
 from moec.compiler.kernels.cuda.few.tokens import (
     AT_ONCE_OF_EXPERTS,
     Block,
@@ -66,9 +67,6 @@ EXPERTS_AT_ONCE = 6
 ADDRESSES_A_LINE = 16
 FIRST_AHEAD = 2
 """Rounds of quantized weights that a block of the first launch has in flight."""
-RING_BYTES, REGISTERS = 48 << 10, 64
-"""Of the ring of a block of the first launch, where weights have 16 bits, and of its threads: two blocks fit beside
-one of the second launch."""
 
 
 def runs_few(body: ExpertBody) -> bool:
@@ -108,8 +106,7 @@ def gate_up_tiling(body: ExpertBody) -> Tiling:
     rows = streams * body.intermediate
     if row is not None:
         return packed_tiling(row, rows, batch=EXPERTS_AT_ONCE, streams=streams, ahead=FIRST_AHEAD)
-    tiling = choose_tiling(rows, body.hidden, streams=streams)
-    return through_ring(tiling, body.hidden, RING_BYTES, registers_each=REGISTERS)
+    return first_tiling(body)
 
 
 def emit_gate_up_few(
@@ -142,7 +139,7 @@ def emit_gate_up_few(
     ):
         blocks_at_once(blocks)
         work = _FirstLaunch(body, call_, middle, tiling, share, None if state is None else Arrivals.of(state))
-        room = tiling, body.hidden, share.most == 1 or tiling.ring > 0
+        room = tiling, body.hidden, share.most == 1
         if beside is None:
             work.emit(block, line, thread, memory_for(room) if tiling.ring else None)
             return
@@ -163,7 +160,7 @@ def _in_rings(tiling: Tiling, beside: FewProduct | None) -> tuple[FewProduct | N
         return beside, tiling.blocks
     if beside.group.packed:
         return beside, min(tiling.blocks, beside.tiling.blocks)
-    own = through_ring(beside.tiling, beside.group.columns, RING_BYTES, registers_each=REGISTERS)
+    own = through_ring(beside.tiling, beside.group.columns, FIRST.bytes, registers_each=FIRST.registers)
     own = replace(own, shared_bytes=min(own.shared_bytes, tiling.shared_bytes))
     return replace(beside, tiling=own), tiling.blocks
 
@@ -242,9 +239,7 @@ class _GateUp:
             with when(row < i32(body.intermediate)):
                 self._store(address, row, load(self.choice.entries, token), sums)
 
-        sums = FewSums(
-            tiling, lane, count, finish, partial, one_tile=self.tiles == 1, one_place=tiling.ring > 0
-        )
+        sums = FewSums(tiling, lane, count, finish, partial, one_tile=self.tiles == 1)
         if packed:
             packed_tokens = PackedTokens(packed, tiling, lane, block, self._reader, FEW_TOKENS, pairs=pairs)
             packed_stream = PackedStream(tiling, packed, count, self.tiles, locate)

@@ -2,13 +2,12 @@
 
 What a lane multiplies it copies itself, with ``cp.async``, to a place that no other thread touches: it waits for its
 own copies alone, with no barrier, and what it has read it overwrites. So a ring is more registers than a thread has:
-rounds are in flight whatever the products need, across tiles of rows, while a thread has 64 to 80 registers and the
+steps are in flight whatever the products need, across tiles of rows, while a thread has 64 to 80 registers and the
 next launch's blocks fit beside these, with their first weights on the way too.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 PIECE = 8
 """16-bit weights that a lane copies at a time."""
 MOST_AHEAD = 8
-"""Rounds of a ring: so many groups of copies can be told apart."""
+"""Steps of a ring: so many groups of copies can be told apart."""
 REGISTERS = 64 << 10
 """Of a multiprocessor."""
 MOST_ACTIVATION_BYTES = 16 << 10
@@ -36,7 +35,7 @@ MOST_ACTIVATION_BYTES = 16 << 10
 
 @dataclass(frozen=True)
 class Ring:
-    """Shared memory for the rounds that are in flight."""
+    """Shared memory for the steps that are in flight."""
 
     memory: Buffer
     """uint16."""
@@ -49,10 +48,12 @@ def through_ring(
 ) -> Tiling:
     """The tiling with a ring instead of registers: the same warps, rounds of at most ``unroll`` steps.
 
+    A round is what activations are asked for together, and addresses made; the ring goes by steps.
+
     Args:
         tiling: with weights in registers.
         columns: of the weights.
-        ring_bytes: that a ring of at least two rounds may have.
+        ring_bytes: that a ring of at least two steps may have.
         registers_each: of a thread, at least: as many blocks as leave it so many are held at once.
         unroll: steps of a round, or fewer where that wastes less of the last one.
     """
@@ -63,18 +64,18 @@ def through_ring(
 
     blocks = max(1, REGISTERS // (registers_each * tiling.threads))
     short = replace(tiling, unroll=min(range(unroll, 0, -1), key=waste), blocks=blocks)
-    ahead = min(MOST_AHEAD, max(2, ring_bytes // (2 * _round_elements(short))))
+    ahead = min(MOST_AHEAD, max(2, ring_bytes // (2 * _step_elements(short))))
     one_token = PAIR_BYTES * short.rounds(columns) * short.round_columns
     return replace(short, ring=ahead, shared_bytes=min(MOST_ACTIVATION_BYTES, one_token))
 
 
 def ring_elements(tiling: Tiling) -> int:
     """uint16 of shared memory that a ring takes."""
-    return tiling.ring * _round_elements(tiling)
+    return tiling.ring * _step_elements(tiling)
 
 
-def _round_elements(tiling: Tiling) -> int:
-    return PIECE * 2 * tiling.streams * tiling.unroll * tiling.threads
+def _step_elements(tiling: Tiling) -> int:
+    return PIECE * 2 * tiling.streams * tiling.threads
 
 
 class ThroughRing:
@@ -82,7 +83,7 @@ class ThroughRing:
 
     def __init__(self, products: Products, ring: Ring) -> None:
         self.products, self.ring, self.stream, self.tiling = products, ring, products.stream, products.tiling
-        self.ahead, self.round_elements = self.tiling.ring, _round_elements(self.tiling)
+        self.step_elements = _step_elements(self.tiling)
         self.place = registers(1, "int32")
         self.words = registers(WORDS * products.lines, "uint32")
 
@@ -90,13 +91,11 @@ class ThroughRing:
         """Emit all products of a block."""
         products, activations, tiles = self.products, self.products.activations, self.stream.tiles
         count = i32(tiles) if isinstance(tiles, int) else tiles
-        total = T.bind(count * i32(products.rounds))
+        rounds = T.bind(count * i32(products.rounds))
         own = T.bind(i32(self.ring.start) + products.lane.thread * i32(PIECE))
-        for number in range(self.ahead):
-            tile, round_ = divmod(number, products.rounds)
-            with nullcontext() if tile == 0 else when(i32(tile) < count):
-                self._copy(i32(tile), i32(round_), own + i32(number * self.round_elements))
-            call("copy_commit")
+        for number in range(self.tiling.ring):
+            round_, slot = divmod(number, self.tiling.unroll)
+            self._copy(i32(round_), slot, own + i32(number * self.step_elements), rounds)
         activations.ready()
         first = products.lane.column(self.tiling, i32(0))
         for slot in range(self.tiling.unroll):
@@ -105,60 +104,60 @@ class ThroughRing:
         with T.serial(i32(0), count) as tile:
             products.clear()
             with T.serial(i32(0), i32(products.rounds)) as round_:
-                self._round(tile, round_, own, total)
+                self._round(tile, round_, own, rounds)
             products.add_up(tile)
 
-    def _round(self, tile: Expr, round_: Expr, own: Expr, total: Expr) -> None:
+    def _round(self, tile: Expr, round_: Expr, own: Expr, rounds: Expr) -> None:
         products, activations = self.products, self.products.activations
         activations.prepare(tile, round_)
-        call("copy_wait", i32(self.ahead - 1))
-        place = T.bind(load(self.place, 0))
         number = T.bind(tile * i32(products.rounds) + round_)
         following, next_round = self._split(number + i32(1))
         column = products.lane.column(self.tiling, next_round)
-        more = T.bind(number + i32(1) < total)
+        more = T.bind(number + i32(1) < rounds)
+        end = T.bind(own + i32(self.tiling.ring * self.step_elements))
         for slot in range(self.tiling.unroll):
-            products.step(slot, round_, self._read(slot, place))
+            call("copy_wait", i32(self.tiling.ring - 1))
+            place = T.bind(load(self.place, 0))
+            products.step(slot, round_, self._read(place))
             activations.prefetch(slot, following, column, products.inside(slot, column, more))
-        later = T.bind(number + i32(self.ahead))
-        with when(later < total):
-            self._copy(*self._split(later), place)
-        call("copy_commit")
-        end = T.bind(own + i32(self.ahead * self.round_elements))
-        behind = T.bind(place + i32(self.round_elements))
-        store(self.place, 0, T.Select(behind == end, own, behind))
+            later, later_slot = divmod(slot + self.tiling.ring, self.tiling.unroll)
+            self._copy(T.bind(number + i32(later)), later_slot, place, rounds)
+            behind = T.bind(place + i32(self.step_elements))
+            store(self.place, 0, T.Select(behind == end, own, behind))
 
     def _split(self, number: Expr) -> tuple[Expr, Expr]:
         """The tile and the round of a number."""
         rounds = i32(self.products.rounds)
         return T.bind(T.truncdiv(number, rounds)), T.bind(T.truncmod(number, rounds))
 
-    def _copy(self, tile: Expr, round_: Expr, place: Expr) -> None:
-        """Start copying what this lane multiplies in a round."""
+    def _copy(self, number: Expr, slot: int, place: Expr, rounds: Expr) -> None:
+        """Start copying what this lane multiplies in a step, if there is such a round; steps come in order."""
         products = self.products
-        if self.stream.begin is not None:
-            with when(round_ == i32(0)):
-                self.stream.begin(tile)
-        products.aim(tile, round_)
-        column = products.lane.column(self.tiling, round_)
-        for slot in range(self.tiling.unroll):
-            valid = products.inside(slot, column, None)
+        with when(number < rounds):
+            tile, round_ = self._split(number)
+            if slot == 0:
+                if self.stream.begin is not None:
+                    with when(round_ == i32(0)):
+                        self.stream.begin(tile)
+                products.aim(tile, round_)
+            valid = products.inside(slot, products.lane.column(self.tiling, round_), None)
             for line in range(products.lines):
-                target = element(self.ring.memory, place + i32(self._offset(slot, line)))
+                target = element(self.ring.memory, place + i32(self._offset(line)))
                 address = products.address(slot, line)
                 if valid is None:
                     call("copy_stream_16", target, address)
                 else:
                     call("copy_stream_16_if", target, address, valid)
+        call("copy_commit")
 
-    def _read(self, slot: int, place: Expr) -> list[list[Expr]]:
+    def _read(self, place: Expr) -> list[list[Expr]]:
         """The words of a step, of each line."""
         lines = range(self.products.lines)
         for line in lines:
-            source = element(self.ring.memory, place + i32(self._offset(slot, line)))
+            source = element(self.ring.memory, place + i32(self._offset(line)))
             call("load_16", element(self.words, WORDS * line), source)
         return [[load(self.words, i32(WORDS * line + word)) for word in range(WORDS)] for line in lines]
 
-    def _offset(self, slot: int, line: int) -> int:
-        """Of a line of a step, from a lane's place in a round on."""
-        return (slot * self.products.lines + line) * PIECE * self.tiling.threads
+    def _offset(self, line: int) -> int:
+        """Of a line, from a lane's place in a step on."""
+        return line * PIECE * self.tiling.threads

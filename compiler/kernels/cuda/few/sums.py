@@ -41,7 +41,6 @@ class FewSums:
         end: called once to emit what happens to sums.
         partial: shared memory of ``partial_size`` float32, where the block has it already.
         one_tile: whether it takes one alone.
-        one_place: whether several tiles have one place for their sums: a barrier more, and half the memory.
     """
 
     def __init__(
@@ -53,16 +52,14 @@ class FewSums:
         partial: Buffer | None = None,
         *,
         one_tile: bool,
-        one_place: bool = False,
     ) -> None:
-        self.tiling, self.lane, self.tokens, self.end = tiling, lane, tokens, end
-        self.one_place, self.again = one_tile or one_place, one_place and not one_tile
+        self.tiling, self.lane, self.tokens, self.end, self.one_tile = tiling, lane, tokens, end, one_tile
         self.part_size = tiling.streams * FEW_TOKENS * SUM_STRIDE
         self.bank_size = tiling.row_warps * tiling.column_warps * self.part_size
-        self.memory = shared(partial_size(tiling, one_tile=self.one_place)) if partial is None else partial
+        self.memory = shared(partial_size(tiling, one_tile=one_tile)) if partial is None else partial
 
     def _bank(self, tile: Expr) -> Expr:
-        return i32(0) if self.one_place else T.bind(T.bitwise_and(tile, i32(1)) * i32(self.bank_size))
+        return i32(0) if self.one_tile else T.bind(T.bitwise_and(tile, i32(1)) * i32(self.bank_size))
 
     def place(self, tile: Expr, token: Expr, _number: Expr | None = None, /) -> Expr:
         """Where this lane's warp has its group's row of the first stream; see ``at``."""
@@ -89,8 +86,6 @@ class FewSums:
             with when(number < count):
                 row, token = T.bind(remainder(number, tile_rows)), T.bind(quotient(number, tile_rows))
                 self.end(tile, row, token, self._totals(bank, row, token))
-        if self.again:
-            sync()
 
     def _totals(self, bank: Expr, row: Expr, token: Expr) -> list[Expr]:
         warps = self.tiling.column_warps

@@ -41,7 +41,7 @@ class Tiling:
     shared_bytes: int = 32 << 10
     """Of activations that a block holds at most, where a round of eight tokens is no more."""
     ring: int = 0
-    """Rounds of steps that are in flight in shared memory; none where weights wait in registers."""
+    """Steps that are in flight in shared memory; none where weights wait in registers."""
 
     @property
     def threads(self) -> int:
