@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moec.artifacts.files.records import read_record, write_record
+from moec.artifacts.files.update import rewrite
 from moec.artifacts.model import DType
 from moec.artifacts.paths import ACCURACY_NAME
-from moec.artifacts.records import read_record, write_record
-from moec.artifacts.update import rewrite
 
 if TYPE_CHECKING:
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Comparison:
     reference: str
     """The checkpoint, as the person gave it: a hub id, or the last part of a path."""
     fingerprint: str
-    """Of that checkpoint; see `moec.artifacts.manifest.model_fingerprint`."""
+    """Of that checkpoint; see `moec.artifacts.files.manifest.model_fingerprint`."""
     reference_dtype: DType
     """What the reference computed in."""
     target: str

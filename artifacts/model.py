@@ -158,7 +158,7 @@ class ExpertBody:
 
     In the bundle an expert's parts lie in canonical order whatever the checkpoint's was: ``gate [I, H]``,
     ``up [I, H]``, ``gate_bias [I]``, ``up_bias [I]``, ``down [H, I]``, ``down_bias [H]`` (those that exist;
-    see ``artifacts.experts.layout``).
+    see ``artifacts.layout.experts``).
     """
 
     name: str

@@ -34,7 +34,7 @@ class LayerProfile:
     """In the same order: the share of tokens that chose the expert; they add up to the layer's top-k."""
     slot_value: tuple[float, ...]
     """Chosen experts of a token that the first, second, … slot of the layer turns into hits under the policy for a
-    GPU; never rising. Slots go where a byte has the most value: `moec.artifacts.hosting.device_slots`."""
+    GPU; never rising. Slots go where a byte has the most value: `moec.artifacts.layout.hosting.device_slots`."""
     transitions: tuple[tuple[int, ...], ...]
     """Row e: the experts of the next MoE layer most often chosen together with expert e of this one,
     likeliest first; to prefetch. Empty in the last layer and where nothing was traced."""

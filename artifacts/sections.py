@@ -10,9 +10,9 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.chain import CHAIN_INPUTS, step_values
-from moec.artifacts.footprint import dense_weights
 from moec.artifacts.ids import LayerId
+from moec.artifacts.layout.chain import CHAIN_INPUTS, step_values
+from moec.artifacts.layout.footprint import dense_weights
 from moec.artifacts.steps import (
     AppendStep,
     AttentionStep,
@@ -26,7 +26,7 @@ from moec.artifacts.steps import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.artifacts.ids import ValueId
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.steps import Step

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.support.common import print_rows, write_result
 from moec import runtime
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.runtime import Request
 
 if TYPE_CHECKING:

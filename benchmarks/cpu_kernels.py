@@ -37,8 +37,8 @@ from benchmarks.support.cpu_library import (
 )
 from benchmarks.support.mailbox_team import CHOSEN, MailboxTeam
 from benchmarks.support.random_experts import random_experts
-from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.cache import PAGE_TOKENS
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.words.mailbox import SERVE
 from moec.runtime.devices.measure import cpu_model
 from moec.runtime.machine.libraries import LibraryFunctions, load_runtime

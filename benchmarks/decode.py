@@ -20,7 +20,7 @@ from benchmarks.support.children import ENGINE, TRANSFORMERS, fastest, run_child
 from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.preparing import bundle_of, copy_rate, transformers_model
 from benchmarks.support.work import Work, WorkType, decode_bytes
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
 
 WORKS = (Work(1, 512, 64), Work(8, 512, 64))
 AIMS = {1: 1.25, 8: 1.4}

@@ -21,8 +21,8 @@ import numpy as np
 from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.forced_routing import ForcedRouting, zipf_choices
 from moec import runtime
-from moec.artifacts.footprint import footprint
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.layout.footprint import footprint
 from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.link import HostLink, link_between
 from moec.runtime.devices.cuda.measure import measure_gpu

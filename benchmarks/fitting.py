@@ -23,7 +23,7 @@ from benchmarks.quantization_accuracy import held_out_windows
 from benchmarks.support.common import known_rows, write_result
 from benchmarks.support.rounded_checkpoint import RoundedCheckpoint
 from moec.artifacts.accuracy import Agreement
-from moec.artifacts.footprint import footprint
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.quantization import PLAIN
 from moec.artifacts.schedule import Budgets
 from moec.cli.output import StageLog

@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 from benchmarks.support.common import print_rows, write_result
-from moec.artifacts.reader import read_manifest, weight_names
+from moec.artifacts.files.reader import read_manifest, weight_names
 from moec.runtime.devices.measure import gpu_record
 
 AIM = 1.3

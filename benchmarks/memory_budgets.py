@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.support.budgets import base_bytes, resident_plan
 from benchmarks.support.common import print_rows, write_result
 from moec import runtime
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.errors import BudgetError
 from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 

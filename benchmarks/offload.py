@@ -29,8 +29,8 @@ from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.forced_routing import zipf_choices
 from benchmarks.support.offload_run import OffloadRun
 from benchmarks.support.shared_tier import shared_host_tier
-from moec.artifacts.footprint import footprint
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.layout.footprint import footprint
 from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.measure import measure_gpu
 from moec.runtime.memory.budget import parse_memory

@@ -19,7 +19,7 @@ from benchmarks.sampling import step_seconds
 from benchmarks.support.budgets import base_bytes, share_limit
 from benchmarks.support.common import print_rows, write_result
 from moec import runtime
-from moec.artifacts.footprint import footprint
+from moec.artifacts.layout.footprint import footprint
 from moec.runtime import Sampling
 from moec.runtime.memory.device_budget import DevicePlan
 

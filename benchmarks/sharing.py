@@ -24,7 +24,7 @@ from benchmarks.kernels import reference
 from benchmarks.kernels.module import Module, open_module, view
 from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.torch_clock import seconds
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.words import mailbox
 from moec.artifacts.words.mailbox import SERVE, collect_name, mailbox_layout, post_name
 from moec.runtime.sharing import team as teams

@@ -21,7 +21,7 @@ from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.profiled import gpu_events, kernels, run_and_leave
 from benchmarks.support.work import Work, WorkType, run_work
 from moec import runtime
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 
 if TYPE_CHECKING:
     from benchmarks.support.profiled import Event

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
+from moec.artifacts.files.records import write_record
 from moec.artifacts.paths import CONSTANTS_NAME
-from moec.artifacts.records import write_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from moec.artifacts.bundle import Modules
+    from moec.artifacts.files.bundle import Modules
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.partition import PartitionedModel
 

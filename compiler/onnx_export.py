@@ -17,7 +17,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.model import ExpertBody, FunctionSpec, TensorSpec
 from moec.compiler.activation import activate
 from moec.compiler.tracing.markers import LINEAR
@@ -74,7 +74,7 @@ def export_onnx(partitioned: PartitionedModel, directory: Path) -> tuple[Path, .
 class ExpertModule(torch.nn.Module):
     """One expert of ``body`` as torch operations: ``forward(x [T, H], *parts) -> [T, H]``.
 
-    The parts come in the order of ``artifacts.experts.layout``.
+    The parts come in the order of ``artifacts.layout.experts``.
     """
 
     def __init__(self, body: ExpertBody) -> None:

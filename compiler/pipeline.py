@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from moec.artifacts.codec import to_json
-from moec.artifacts.manifest import TargetRecord
-from moec.artifacts.reader import open_modules
-from moec.artifacts.writer import BundleWriter, check_output
+from moec.artifacts.files.codec import to_json
+from moec.artifacts.files.manifest import TargetRecord
+from moec.artifacts.files.reader import open_modules
+from moec.artifacts.files.writer import BundleWriter, check_output
 from moec.compiler.bundling import describe_modules, fingerprint, finish_bundle
 from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint, with_tokenizer
 from moec.compiler.choices import choose_context, choose_dtype
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from moec.artifacts.manifest import Manifest
+    from moec.artifacts.files.manifest import Manifest
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.partition import PartitionedModel
     from moec.compiler.request import Calibration, CompileRequest, Surroundings

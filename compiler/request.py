@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from moec.artifacts.files.manifest import TargetRecord
     from moec.artifacts.machine import MachineRecord
-    from moec.artifacts.manifest import TargetRecord
     from moec.artifacts.quantization import Quantization
     from moec.artifacts.traces import Traces
     from moec.compiler.packing import Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moec.artifacts.records import read_machine
+from moec.artifacts.files.records import read_machine
 from moec.artifacts.schedule import Budgets
 
 if TYPE_CHECKING:

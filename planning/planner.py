@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.footprint import footprint
-from moec.artifacts.hosting import Hosted, device_slots, host_experts, host_order, take_prefix
+from moec.artifacts.layout.footprint import footprint
+from moec.artifacts.layout.hosting import Hosted, device_slots, host_experts, host_order, take_prefix
 from moec.artifacts.schedule import (
     Budgets,
     LayerSchedule,
@@ -18,15 +18,15 @@ from moec.artifacts.schedule import (
 )
 from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.errors import BudgetError
-from moec.planning.analysis import Analysis, analyse
-from moec.planning.prediction import Placement, held_bytes, miss_costs, predict
-from moec.planning.prefetch import prefetch_plan
-from moec.planning.streaming import STREAM_BUFFERS, prefill_plan
+from moec.planning.costs.prediction import Placement, held_bytes, miss_costs, predict
+from moec.planning.costs.prefetch import prefetch_plan
+from moec.planning.costs.streaming import STREAM_BUFFERS, prefill_plan
+from moec.planning.routing.analysis import Analysis, analyse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from moec.artifacts.footprint import Footprint
+    from moec.artifacts.layout.footprint import Footprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import Policy, RoutingProfile

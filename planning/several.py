@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.footprint import CODE_BYTES, footprint
+from moec.artifacts.layout.cache import PAGE_TOKENS
+from moec.artifacts.layout.footprint import CODE_BYTES, footprint
 from moec.artifacts.sizes import exact_bytes
 from moec.errors import BudgetError
 from moec.planning.division import GpuRoom, divide, divided_chain, parts_of
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import Schedule
-    from moec.planning.analysis import Analysis
     from moec.planning.division import GpuPart
+    from moec.planning.routing.analysis import Analysis
 
 
 def several_gpus(machine: MachineRecord, gpus: int) -> MachineRecord:

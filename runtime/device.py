@@ -177,7 +177,7 @@ class Device(Protocol):
 
     @property
     def kind(self) -> str:
-        """``cpu`` or ``cuda``, as in `moec.artifacts.manifest.TargetRecord`."""
+        """``cpu`` or ``cuda``, as in `moec.artifacts.files.manifest.TargetRecord`."""
         ...
 
     def load(self, folder: Path, files: Sequence[str]) -> Functions:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moec.artifacts.files.manifest import MANIFEST_NAME
+from moec.artifacts.files.reader import read_manifest
 from moec.artifacts.fingerprint import config_sha256
-from moec.artifacts.manifest import MANIFEST_NAME
-from moec.artifacts.reader import read_manifest
 from moec.errors import BundleError, CompileError, DeviceError, MissingDependencyError, RequestError
 from moec.runtime.loading.load import load
 from moec.runtime.memory.budget import parse_memory

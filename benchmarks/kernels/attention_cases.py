@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.kernels import reference
 from benchmarks.kernels.cases import EXACT, ROUNDED, Case, Judgement, judge
-from moec.artifacts.cache import PAGE_TOKENS
-from moec.artifacts.footprint import cache_token_bytes
+from moec.artifacts.layout.cache import PAGE_TOKENS
+from moec.artifacts.layout.footprint import cache_token_bytes
 from moec.artifacts.model import DTYPE_BYTES
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from benchmarks.kernels import reference
 from benchmarks.kernels.cases import EXACT, ROUNDED, Case, judge
 from benchmarks.random_weights.values import RowPool
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.model import DTYPE_BYTES
 
 if TYPE_CHECKING:

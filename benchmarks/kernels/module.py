@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from moec.artifacts.files.reader import read_manifest
+from moec.artifacts.files.records import read_record
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.paths import program_name
 from moec.artifacts.program import ProgramRecord
-from moec.artifacts.reader import read_manifest
-from moec.artifacts.records import read_record
 from moec.runtime.devices.cpu import CpuDevice
 from moec.runtime.machine.libraries import choose_cpu_target, host_cpu_features, load_runtime
 from moec.runtime.tensors import tensor_at
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.files.manifest import TargetRecord
     from moec.runtime.device import Functions
 
 DLPACK_DEVICES = {"cpu": 1, "cuda": 2}

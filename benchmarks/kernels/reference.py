@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.kernels.packed import dequantize_rows
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.compiler.activation import activate
 from moec.formats import FORMATS
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.kernels.cases import EXACT, Case, Judgement
 from benchmarks.support.torch_clock import side_stream
-from moec.artifacts.cache import PAGE_TOKENS, SELECTION_PREFIX
+from moec.artifacts.layout.cache import PAGE_TOKENS, SELECTION_PREFIX
 from moec.artifacts.model import DTYPE_BYTES
 from moec.artifacts.steps import SelectionStep
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks.support.children import ENGINE, run_child
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,23 +17,23 @@ import numpy as np
 from benchmarks.random_weights.derived import DerivedTensors
 from benchmarks.random_weights.safetensors_files import NewTensor, header, read_small
 from benchmarks.random_weights.values import DEVIATION, POOL_VALUES, RandomPools, all_cores, bfloat16_bits
-from moec.artifacts.experts import layout
-from moec.artifacts.manifest import MANIFEST_NAME, FileRecord, render_manifest
+from moec.artifacts.files.manifest import MANIFEST_NAME, FileRecord, render_manifest
+from moec.artifacts.files.reader import open_modules
+from moec.artifacts.files.records import write_record
+from moec.artifacts.files.safetensors import TENSOR_ALIGNMENT
+from moec.artifacts.files.verify import hash_files
+from moec.artifacts.files.writer import check_output
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.model import DTYPE_BYTES
 from moec.artifacts.paths import CONSTANTS_NAME, DENSE_NAME, WEIGHTS_FOLDER, experts_name
-from moec.artifacts.reader import open_modules
-from moec.artifacts.records import write_record
-from moec.artifacts.safetensors import TENSOR_ALIGNMENT
 from moec.artifacts.schedule import LayerProfile, RoutingProfile, ScheduleRecord
-from moec.artifacts.verify import hash_files
-from moec.artifacts.writer import check_output
 from moec.errors import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from moec.artifacts.bundle import Modules
+    from moec.artifacts.files.bundle import Modules
     from moec.artifacts.model import ExpertBody, ModelRecord
     from moec.artifacts.packing import DenseTensor
 

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from moec.artifacts.files.safetensors import DTYPES, PADDING_PREFIX
 from moec.artifacts.model import DTYPE_BYTES
-from moec.artifacts.safetensors import DTYPES, PADDING_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

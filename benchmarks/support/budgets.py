@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.footprint import footprint
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.sections import whole_section
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.sharing import device_bytes
@@ -16,7 +16,7 @@ from moec.runtime.memory.device_budget import DevicePlan, device_needs
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from moec.artifacts.footprint import Footprint
+    from moec.artifacts.layout.footprint import Footprint
 
 
 def resident_plan(bundle: Path, *, max_batch: int, step_tokens: int, cache_tokens: int) -> DevicePlan:

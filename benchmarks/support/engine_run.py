@@ -13,7 +13,7 @@ import click
 from benchmarks.support.budgets import limit_of_share
 from benchmarks.support.work import Work, WorkType, run_work
 from moec import runtime
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.cli.bench import run_batch
 
 if TYPE_CHECKING:

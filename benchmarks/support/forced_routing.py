@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.footprint import Footprint
+    from moec.artifacts.layout.footprint import Footprint
     from moec.runtime import Model
     from moec.runtime.chain.section import ChainSection
     from moec.runtime.device import Call

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moec import runtime
-from moec.artifacts.reader import open_bundle, read_manifest, weight_names
+from moec.artifacts.files.reader import open_bundle, read_manifest, weight_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.support.random_experts import random_experts
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.words import mailbox
 from moec.artifacts.words.mailbox import mailbox_layout
 from moec.runtime.machine.threads import usable_cpus

@@ -12,7 +12,7 @@ from benchmarks.support.budgets import base_bytes, share_limit
 from benchmarks.support.forced_routing import ForcedRouting, drawn_guesses
 from benchmarks.support.host_ceiling import read_beside_link
 from moec import runtime
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
 from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.measure import measure_gpu
 from moec.runtime.devices.measure import read_bandwidth
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.footprint import Footprint
+    from moec.artifacts.layout.footprint import Footprint
     from moec.runtime import Model
 
 PROMPT_TOKENS = 512

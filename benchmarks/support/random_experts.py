@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.random_weights.bundle import expert_pieces
 from benchmarks.random_weights.values import SMALL_POOL_VALUES, RandomPools
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody

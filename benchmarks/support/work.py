@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moec.artifacts.footprint import footprint
+from moec.artifacts.layout.footprint import footprint
 from moec.cli.bench import run_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.artifacts.footprint import LayerFootprint
+    from moec.artifacts.layout.footprint import LayerFootprint
     from moec.artifacts.model import ModelRecord
     from moec.runtime import Model
 

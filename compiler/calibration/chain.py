@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moec.artifacts.chain import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
+from moec.artifacts.layout.chain import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
 from moec.artifacts.steps import (
     AttentionStep,
     CapacityStep,

@@ -49,6 +49,6 @@ class CheckpointWeights:
         return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).reshape(tensor.shape)
 
     def expert(self, layer: LayerId, expert: int) -> dict[str, torch.Tensor]:
-        """The parts of an expert in float32, by their names in `moec.artifacts.experts.layout`."""
+        """The parts of an expert in float32, by their names in `moec.artifacts.layout.experts.layout`."""
         pieces = self._experts[layer].pieces(expert)
         return {name: piece.values.float() for name, piece in whole_parts(pieces).items()}

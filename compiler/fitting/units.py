@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from moec.artifacts.footprint import dense_bytes, layer_footprint, tensor_bytes
+from moec.artifacts.layout.footprint import dense_bytes, layer_footprint, tensor_bytes
 from moec.artifacts.quantization import PLAIN
 from moec.artifacts.steps import SegmentStep
 from moec.compiler.packing.dense_reader import parameters_of

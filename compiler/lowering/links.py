@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from moec.artifacts.chain import CHAIN_OUTPUT, step_values
+from moec.artifacts.layout.chain import CHAIN_OUTPUT, step_values
 from moec.artifacts.steps import SegmentStep
 
 if TYPE_CHECKING:

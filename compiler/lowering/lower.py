@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import tvm
 from tvm import tirx
 
+from moec.artifacts.files.records import write_record
 from moec.artifacts.paths import PROGRAM_NAME
 from moec.artifacts.program import HOPPER, ProgramRecord
-from moec.artifacts.records import write_record
 from moec.compiler.kernels.cuda.dense.product import ON_HOPPER
 from moec.compiler.lowering.cuda_module import export_cuda
 from moec.compiler.lowering.formats import check_formats

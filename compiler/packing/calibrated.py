@@ -29,7 +29,7 @@ class LayerRounding(Protocol):
         Args:
             expert: its number.
             kind: the format of all matrices.
-            parts: matrices and biases, float32, by their names in `moec.artifacts.experts.layout`.
+            parts: matrices and biases, float32, by their names in `moec.artifacts.layout.experts.layout`.
 
         Raises:
             ValueError: a value is not finite.

@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.experts import PART_ALIGNMENT
+from moec.artifacts.layout.experts import PART_ALIGNMENT
 from moec.artifacts.model import DTYPE_BYTES
 
 if TYPE_CHECKING:

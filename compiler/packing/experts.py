@@ -1,4 +1,4 @@
-"""The bytes of one expert as a sequence of pieces, in the canonical order of ``artifacts.experts.layout``."""
+"""The bytes of one expert as a sequence of pieces, in the canonical order of ``artifacts.layout.experts``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from moec.artifacts.experts import ExpertLayout, ExpertPart, layout
+from moec.artifacts.layout.experts import ExpertLayout, ExpertPart, layout
 from moec.compiler.packing.binding import Binding, Converted, Stacked, convert_expert, expert_tensors
 
 if TYPE_CHECKING:

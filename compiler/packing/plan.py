@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moec.artifacts.codec import to_json
+from moec.artifacts.files.codec import to_json
 from moec.compiler.checkpoint.gguf.conversions import gguf_conversions
 from moec.compiler.packing.binding import Binding, bind
 from moec.compiler.packing.check import check_names

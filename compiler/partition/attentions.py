@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import cached_form
 from moec.artifacts.ids import LayerId
+from moec.artifacts.layout.cache import cached_form
 from moec.artifacts.model import AttentionSpec, DType, LatentHeads, SelectionSpec
 from moec.compiler.partition.nodes import DTYPE_NAMES, marker_arguments
 

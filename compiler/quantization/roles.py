@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from moec.artifacts.chain import CHAIN_OUTPUT, attention_weights
+from moec.artifacts.layout.chain import CHAIN_OUTPUT, attention_weights
 from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep, StateStep
 from moec.compiler.partition.storage import EMBEDDING
 from moec.compiler.tracing.markers import LINEAR

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moec.artifacts.footprint import LayerFootprint
+    from moec.artifacts.layout.footprint import LayerFootprint
 
 
 @dataclass(frozen=True)

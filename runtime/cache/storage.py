@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.artifacts.model import DTYPE_BYTES
 from moec.runtime.device import View
 
@@ -20,7 +20,7 @@ class CacheStorage:
 
     Args:
         device: whose kernels use it.
-        layers: an attention of each attention layer, in order (see `moec.artifacts.cache.cache_layers`).
+        layers: an attention of each attention layer, in order (see `moec.artifacts.layout.cache.cache_layers`).
         pages: pages of each layer.
         selections: the selection of each layer that has an indexer, in order.
 

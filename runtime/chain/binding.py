@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from moec.artifacts.chain import CHAIN_INPUTS
+from moec.artifacts.layout.chain import CHAIN_INPUTS
 from moec.artifacts.program import resolve
 from moec.artifacts.steps import AttentionStep, SegmentStep
 from moec.runtime.chain.arena import plan_arena

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from moec.artifacts.cache import SELECTION_PREFIX
-from moec.artifacts.chain import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
+from moec.artifacts.layout.cache import SELECTION_PREFIX
+from moec.artifacts.layout.chain import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
 from moec.artifacts.model import TensorSpec
 from moec.artifacts.program import APPEND, capacity_name, size_bytes
 from moec.artifacts.states import STATE_PREFIX

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.chain import CHAIN_INPUTS
+from moec.artifacts.layout.chain import CHAIN_INPUTS
 from moec.runtime.device import View
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from moec.artifacts.chain import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
+from moec.artifacts.layout.chain import CHAIN_INPUTS, CHAIN_OUTPUT, step_values
 from moec.artifacts.model import DTYPE_BYTES
 from moec.runtime.chain.calls import part_calls
 from moec.runtime.chain.layout import value_spec

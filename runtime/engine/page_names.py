@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from hashlib import sha256
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 
 
 class PageNames:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.footprint import dense_weights
+from moec.artifacts.layout.footprint import dense_weights
 from moec.artifacts.schedule import NO_PREFETCH
 from moec.artifacts.words.ahead import MOST_TOKENS, ahead_words, guessed_layers
 from moec.artifacts.words.slots import MOST_AHEAD, PIECE_BYTES, expert_pieces
-from moec.planning.cost import idle_bytes
+from moec.planning.costs.token import idle_bytes
 from moec.runtime.device import padded_bytes
 from moec.runtime.experts.prefetch import nothing_to_guess_by
 from moec.runtime.routing.early_router import router_names
@@ -20,9 +20,9 @@ from moec.runtime.routing.early_router import router_names
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moec.artifacts.bundle import Bundle
-    from moec.artifacts.footprint import Footprint
+    from moec.artifacts.files.bundle import Bundle
     from moec.artifacts.ids import TensorName
+    from moec.artifacts.layout.footprint import Footprint
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import PrefetchSource, RoutingProfile, Schedule
 

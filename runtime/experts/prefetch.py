@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.artifacts.schedule import PrefetchPlan, PrefetchSource, RoutingProfile
     from moec.runtime.routing.early_router import Routers
     from moec.runtime.stats import Stats

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.hosting import host_experts
+from moec.artifacts.layout.hosting import host_experts
 from moec.planning.policies import PolicyState, count, initial_state, keys, replacements
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.footprint import LayerFootprint
+    from moec.artifacts.layout.footprint import LayerFootprint
     from moec.artifacts.schedule import Policy, RoutingProfile
 
 
@@ -69,7 +69,7 @@ class Residency:
     """The resident experts of all MoE layers, under one policy of `moec.planning.policies`.
 
     Where a step has many tokens, they count as one use of all their experts; with one token it is the policy to the
-    letter, and `moec.planning.replay` predicts its hits.
+    letter, and `moec.planning.routing.replay` predicts its hits.
 
     Args:
         plans: of each layer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.hosting import device_slots, host_order, take_prefix
+from moec.artifacts.layout.hosting import device_slots, host_order, take_prefix
 from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.artifacts.words.slots import MOST_ENTRIES, MOST_SHARED, state_words
 from moec.errors import BudgetError
@@ -14,7 +14,7 @@ from moec.runtime.device import padded_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moec.artifacts.footprint import LayerFootprint
+    from moec.artifacts.layout.footprint import LayerFootprint
     from moec.artifacts.schedule import Policy, RoutingProfile
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moec.artifacts.files.reader import find_bundle, read_bundle, stamp, weight_names
+from moec.artifacts.files.verify import check_hashes
 from moec.artifacts.paths import DENSE_NAME
-from moec.artifacts.reader import find_bundle, read_bundle, stamp, weight_names
 from moec.artifacts.sections import whole_section
-from moec.artifacts.verify import check_hashes
 from moec.errors import RequestError
 from moec.runtime.chain.executor import ChainExecutor
 from moec.runtime.devices.cuda.measure import copy_speeds
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from moec.artifacts.bundle import Bundle
-    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.files.bundle import Bundle
+    from moec.artifacts.files.manifest import TargetRecord
     from moec.artifacts.sections import Section
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.memory.cuda_planning import CudaOptions

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import cache_layers
-from moec.artifacts.footprint import LOGIT_ROWS, selection_layers, state_layers
+from moec.artifacts.layout.cache import cache_layers
+from moec.artifacts.layout.footprint import LOGIT_ROWS, selection_layers, state_layers
 from moec.artifacts.words.sampling import SAMPLE
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
@@ -19,8 +19,8 @@ from moec.runtime.devices.cuda.uploading.weights import ResidentExperts, Residen
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from moec.artifacts.bundle import Bundle
-    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.files.bundle import Bundle
+    from moec.artifacts.files.manifest import TargetRecord
     from moec.artifacts.sections import Section
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.modules.module import CudaFunctions

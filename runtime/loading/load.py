@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import cache_layers, sequence_tokens
-from moec.artifacts.footprint import LOGIT_ROWS, footprint, selection_layers, state_layers
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.files.verify import LEVELS
+from moec.artifacts.layout.cache import cache_layers, sequence_tokens
+from moec.artifacts.layout.footprint import LOGIT_ROWS, footprint, selection_layers, state_layers
 from moec.artifacts.schedule import DEFAULT_POLICY, NO_PREFETCH, best_schedule
 from moec.artifacts.sections import whole_section
-from moec.artifacts.verify import LEVELS
 from moec.errors import DeviceError, RequestError
 from moec.planning.policies import always_admitting
 from moec.runtime.cache.states import StateStorage
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from moec.artifacts.bundle import Bundle
-    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.files.bundle import Bundle
+    from moec.artifacts.files.manifest import TargetRecord
+    from moec.artifacts.files.verify import Level
     from moec.artifacts.schedule import Schedule
-    from moec.artifacts.verify import Level
     from moec.runtime.devices.names import Budget
     from moec.runtime.engine import Limits
     from moec.runtime.experts.residency import LayerPlan

@@ -18,7 +18,7 @@ from moec.runtime.machine.threads import use_threads
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.files.manifest import TargetRecord
 
 _runtime_library: ctypes.CDLL | None = None
 

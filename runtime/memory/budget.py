@@ -1,6 +1,6 @@
 """What a model will take on the host, held against the budget before it is allocated. Pure arithmetic.
 
-What each part takes is `moec.artifacts.footprint`'s to say, as it is for the planner.
+What each part takes is `moec.artifacts.layout.footprint`'s to say, as it is for the planner.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.errors import BudgetError, RequestError
 from moec.runtime.engine.pages import pages_for
 
 if TYPE_CHECKING:
-    from moec.artifacts.footprint import Footprint
+    from moec.artifacts.layout.footprint import Footprint
 
 _UNITS = {
     "": 1,

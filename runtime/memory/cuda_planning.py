@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import sequence_tokens
+from moec.artifacts.layout.cache import sequence_tokens
 from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.errors import BudgetError
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
@@ -23,10 +23,10 @@ from moec.runtime.memory.device_budget import (
 from moec.runtime.memory.step_tokens import plan_largest_step, plan_offloaded_step
 
 if TYPE_CHECKING:
-    from moec.artifacts.bundle import Bundle
-    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.files.bundle import Bundle
+    from moec.artifacts.files.manifest import TargetRecord
+    from moec.artifacts.files.verify import Level
     from moec.artifacts.sections import Section
-    from moec.artifacts.verify import Level
 
 HEADROOM_BYTES = 256 << 20
 """Of a GPU's free memory, left alone where no budget is given: its context grows while kernels are loaded."""

@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import PAGE_TOKENS, sequence_tokens
 from moec.artifacts.dense_runs import dense_runs
-from moec.artifacts.footprint import GRAPH_BYTES, LOGIT_ROWS, TABLE_ENTRY_BYTES, footprint
+from moec.artifacts.layout.cache import PAGE_TOKENS, sequence_tokens
+from moec.artifacts.layout.footprint import GRAPH_BYTES, LOGIT_ROWS, TABLE_ENTRY_BYTES, footprint
 from moec.artifacts.paths import experts_name
 from moec.artifacts.schedule import DEFAULT_POLICY, best_schedule
 from moec.artifacts.sizes import exact_bytes, human_bytes
@@ -25,8 +25,8 @@ from moec.runtime.experts.ahead import AheadPlan, plan_ahead
 from moec.runtime.experts.slots import plan_slots, state_bytes
 
 if TYPE_CHECKING:
-    from moec.artifacts.bundle import Bundle
-    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.files.bundle import Bundle
+    from moec.artifacts.files.manifest import TargetRecord
     from moec.artifacts.sections import Section
 from moec.runtime.experts.slots import SlotPlan
 

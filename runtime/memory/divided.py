@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from moec.artifacts.cache import PAGE_TOKENS, sequence_tokens
-from moec.artifacts.footprint import footprint, tensor_bytes
+from moec.artifacts.layout.cache import PAGE_TOKENS, sequence_tokens
+from moec.artifacts.layout.footprint import footprint, tensor_bytes
 from moec.artifacts.sections import cut_places, sections_of, whole_section
 from moec.artifacts.sizes import exact_bytes
 from moec.errors import BudgetError, DeviceError
@@ -27,8 +27,8 @@ from moec.runtime.memory.step_tokens import ARENA_SHARE, step_sizes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from moec.artifacts.bundle import Bundle
-    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.files.bundle import Bundle
+    from moec.artifacts.files.manifest import TargetRecord
     from moec.artifacts.sections import Section
     from moec.runtime.devices.cuda.measure import CopySpeeds
     from moec.runtime.memory.cuda_planning import CudaOptions

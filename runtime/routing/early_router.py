@@ -1,7 +1,7 @@
 """The routers of a model by themselves: applied to the hidden state one MoE layer earlier they guess what comes.
 
 What lies between (the experts of the earlier layer, an attention, a norm, corrections of a router's scores) is left
-out, so it is a guess; `moec.planning.prefetch` says what it is worth.
+out, so it is a guess; `moec.planning.costs.prefetch` says what it is worth.
 
 T tokens, H hidden size, E experts.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.footprint import dense_weights
+from moec.artifacts.layout.footprint import dense_weights
 from moec.artifacts.steps import ExpertsStep, SegmentStep
 from moec.formats import dequantize_rows, format_of
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.artifacts.ids import TensorName
     from moec.artifacts.model import ModelRecord, TensorSpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from moec.artifacts.footprint import encoder_experts
+from moec.artifacts.layout.footprint import encoder_experts
 from moec.runtime.engine.scheduler import Chunk, StepPlan
 from moec.runtime.engine.sequence import Request, Sequence
 

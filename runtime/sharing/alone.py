@@ -17,7 +17,7 @@ from moec.runtime.sharing.team import Team, shared_layers
 from moec.runtime.tensors import aligned_empty, aligned_zeros
 
 if TYPE_CHECKING:
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
 
 MAILBOX_ALIGNMENT = 256
 MOST_BYTES = 1 << 30

@@ -13,7 +13,7 @@ from moec.runtime.machine.libraries import choose_cpu_target, load_libraries
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
 
 
 @dataclass(frozen=True)

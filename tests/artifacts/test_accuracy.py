@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from moec.artifacts.accuracy import Agreement, Comparison, add_comparison, read_accuracy
+from moec.artifacts.files.reader import open_bundle
 from moec.artifacts.paths import ACCURACY_NAME
-from moec.artifacts.reader import open_bundle
 from moec.errors import BundleError, OutputError
 from tests.support.tiny_bundle import make_bundle
 

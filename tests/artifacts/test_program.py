@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moec.artifacts.checks import program_problems
+from moec.artifacts.files.checks import program_problems
 from moec.artifacts.program import (
     Call,
     Operand,

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moec.artifacts.bundle import Bundle
-from moec.artifacts.chain import CHAIN_INPUTS, step_values
 from moec.artifacts.dense_runs import dense_runs
-from moec.artifacts.footprint import dense_weights, footprint
+from moec.artifacts.files.bundle import Bundle
+from moec.artifacts.files.reader import open_bundle
 from moec.artifacts.ids import LayerId
+from moec.artifacts.layout.chain import CHAIN_INPUTS, step_values
+from moec.artifacts.layout.footprint import dense_weights, footprint
 from moec.artifacts.paths import DENSE_NAME
-from moec.artifacts.reader import open_bundle
 from moec.artifacts.sections import crossing, cut_places, sections_of, whole_section
 from moec.artifacts.steps import ExpertsStep, SegmentStep
 from tests.support.tiny_bundle import make_bundle, tiny_model

@@ -13,7 +13,7 @@ from benchmarks.decode import rows_of
 from benchmarks.prefill import rows_of as prefill_rows
 from benchmarks.support.transformers_run import load, make_step
 from benchmarks.support.work import Work, WorkType, decode_bytes, distinct_experts
-from moec.artifacts.footprint import footprint
+from moec.artifacts.layout.footprint import footprint
 from tests.support.tiny_bundle import tiny_model
 from tests.support.tiny_models import save
 

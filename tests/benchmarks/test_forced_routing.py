@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.support.forced_routing import ForcedSection, drawn_guesses, zipf_choices
-from moec.artifacts.footprint import footprint
+from moec.artifacts.layout.footprint import footprint
 from moec.runtime.devices.cuda.offload.calls import OffloadedExperts
 from moec.runtime.devices.cuda.uploading.weights import ResidentExperts
 from tests.support.tiny_bundle import tiny_model

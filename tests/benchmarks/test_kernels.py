@@ -18,7 +18,7 @@ from benchmarks.kernels.expert_cases import _decode, expert_cases
 from benchmarks.kernels.module import Module, open_module
 from benchmarks.kernels.selection_cases import selection_cases
 from benchmarks.kernels.state_cases import make_state_step, state_cases
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.model import AttentionSpec, ExpertBody
 from moec.compiler.kernels import reference as numpy_reference
 from moec.compiler.kernels.reference import advance

@@ -8,8 +8,8 @@ import numpy as np
 
 from benchmarks.support import host_ceiling
 from benchmarks.support.forced_routing import zipf_choices
-from moec.artifacts.footprint import Footprint, LayerFootprint
 from moec.artifacts.ids import LayerId
+from moec.artifacts.layout.footprint import Footprint, LayerFootprint
 from tests.support.fake_driver import FakeDriver
 
 if TYPE_CHECKING:

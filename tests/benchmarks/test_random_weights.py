@@ -18,13 +18,13 @@ from benchmarks.random_weights.bundle import write_bundle, write_weights
 from benchmarks.random_weights.checkpoint import published_tensors, write_checkpoint
 from benchmarks.random_weights.values import SMALL_POOL_VALUES, RandomPool, RandomPools
 from moec import runtime
-from moec.artifacts.bundle import Modules
-from moec.artifacts.checks import dense_problems, experts_problems
-from moec.artifacts.experts import layout
+from moec.artifacts.files.bundle import Modules
+from moec.artifacts.files.checks import dense_problems, experts_problems
+from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.files.safetensors import read_table
 from moec.artifacts.ids import LayerId, TensorName
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.paths import DENSE_NAME, experts_name
-from moec.artifacts.reader import open_bundle
-from moec.artifacts.safetensors import read_table
 from moec.compiler.modules import save_modules
 from moec.compiler.quantization import policy_named, quantize
 from moec.formats import FORMATS, dequantize_rows
@@ -36,7 +36,7 @@ from tests.support.tiny_models import TINY, save
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moec.artifacts.manifest import FileRecord
+    from moec.artifacts.files.manifest import FileRecord
     from moec.compiler.partition import PartitionedModel
 
 ROOT = Path(__file__).parents[2]

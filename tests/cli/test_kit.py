@@ -55,7 +55,7 @@ def test_moecs_wheel_has_the_runtime_and_no_compiler(tmp_path: Path) -> None:
     for name in (
         "moec/__main__.py",
         "moec/runtime/devices/cuda/device.py",
-        "moec/artifacts/reader.py",
+        "moec/artifacts/files/reader.py",
         "moec/schemas/manifest.schema.json",
         "moec/planning/planner.py",
     ):

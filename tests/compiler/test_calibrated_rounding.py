@@ -10,7 +10,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.quantization import Quantization
 from moec.artifacts.steps import ExpertsStep
 from moec.compiler.calibration import rounding as rounding_module

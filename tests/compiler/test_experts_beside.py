@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.program import cached_beside_name
 from moec.artifacts.schedule import DEFAULT_POLICY
 from moec.artifacts.steps import SegmentStep

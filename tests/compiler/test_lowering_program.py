@@ -9,7 +9,7 @@ from tvm.script import from_source, ir
 from tvm.script import relax as script_relax
 from tvm.script import tirx as script_tirx
 
-from moec.artifacts.checks import program_problems
+from moec.artifacts.files.checks import program_problems
 from moec.artifacts.program import Call, LocalSpec, Operand, SegmentProgram
 from moec.compiler.lowering.program import read_segment
 from moec.errors import CompileError

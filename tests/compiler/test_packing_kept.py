@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.quantization import FormatRule
 from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.checkpoint.safetensors_header import read_header

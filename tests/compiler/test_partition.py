@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from moec.artifacts.codec import from_json, to_json
+from moec.artifacts.files.codec import from_json, to_json
 from moec.artifacts.model import LatentHeads, ModelRecord
 from moec.artifacts.packing import PackingRecord
 from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep, StateStep

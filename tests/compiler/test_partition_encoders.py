@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import pytest
 
-from moec.artifacts.cache import cache_layers
-from moec.artifacts.checks import model_problems
-from moec.artifacts.footprint import footprint
+from moec.artifacts.files.checks import model_problems
+from moec.artifacts.layout.cache import cache_layers
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.steps import AppendStep, AttentionStep, CapacityStep, ExpertsStep, SegmentStep
 from moec.compiler.generation import generation_defaults

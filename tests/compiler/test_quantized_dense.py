@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from moec.artifacts.checks import model_problems
-from moec.artifacts.footprint import dense_weights, footprint
+from moec.artifacts.files.checks import model_problems
+from moec.artifacts.layout.footprint import dense_weights, footprint
 from moec.artifacts.quantization import FormatRule, Quantization
 from moec.artifacts.steps import SegmentStep
 from moec.compiler.packing.dense import plan_dense

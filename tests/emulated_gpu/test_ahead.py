@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from moec import runtime
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
 from moec.errors import BudgetError
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_models import CACHE, PROMPTS, compiled, nothing_left, planned, rows

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from moec import runtime
-from moec.artifacts.footprint import footprint
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.traces import Traces
 from moec.runtime.experts.slots import state_bytes
 from tests.support.cuda_stub import Stub

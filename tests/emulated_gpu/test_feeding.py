@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from moec import runtime
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
 from moec.artifacts.words import mailbox, orders
 from moec.errors import DeviceError
 from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from moec import runtime
+from moec.artifacts.files.reader import open_bundle
 from moec.artifacts.model import ModelRecord
-from moec.artifacts.reader import open_bundle
 from moec.artifacts.words.slots import MOST_SHARED
 from moec.runtime.devices.cuda.offload import helping
 from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes

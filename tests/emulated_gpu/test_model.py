@@ -204,7 +204,7 @@ def test_a_load_that_fails_leaves_nothing_behind(
 
 
 def test_progress_counts_every_byte_once(bundle: Path, load: Load) -> None:
-    from moec.artifacts.reader import read_manifest
+    from moec.artifacts.files.reader import read_manifest
 
     seen: list[int] = []
     load(verify="full", progress=seen.append).close()

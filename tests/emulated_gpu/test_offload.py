@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from moec import runtime
-from moec.artifacts.footprint import footprint
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.layout.footprint import footprint
 from moec.errors import BudgetError, BundleError, DeviceError
 from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from tests.support.canaries import most_slow

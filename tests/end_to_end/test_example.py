@@ -18,7 +18,7 @@ import pytest
 
 from moec import runtime
 from moec.__main__ import run
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
 from moec.errors import BudgetError, BundleError, DeviceError, RequestError
 from tests.support.compiling import compile_checkpoint
 

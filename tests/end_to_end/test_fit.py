@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 
 from moec import runtime
 from moec.__main__ import run
-from moec.artifacts.footprint import footprint
+from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.files.records import read_record
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.packing import PackingRecord
-from moec.artifacts.reader import open_bundle
-from moec.artifacts.records import read_record
 from moec.compiler.profiling.calibration import DEFAULT_PROMPTS, read_prompts
 from moec.compiler.reference import compare
 from moec.formats import FORMATS, METHODS, dequantize

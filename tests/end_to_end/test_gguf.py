@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moec import runtime
-from moec.artifacts.codec import to_json
+from moec.artifacts.files.codec import to_json
 from moec.cli import moec
 from moec.cli.output import ProgressBar, StageLog
 from moec.cli.probe import RuntimeProbe

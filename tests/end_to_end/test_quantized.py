@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from moec import runtime
+from moec.artifacts.files.records import read_record
 from moec.artifacts.packing import PackingRecord
-from moec.artifacts.records import read_record
 from moec.cli.output import ProgressBar, StageLog
 from moec.cli.probe import RuntimeProbe
 from moec.compiler.pipeline import pack_model

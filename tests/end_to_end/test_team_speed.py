@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
 from moec.runtime.sharing import alone
 from tests.end_to_end.conftest import BundleMaker
 

@@ -17,8 +17,8 @@ import pytest
 
 from benchmarks.support.budgets import host_limit, limit_of_share, resident_plan
 from moec import runtime
-from moec.artifacts.footprint import footprint
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.layout.footprint import footprint
 from moec.errors import BudgetError, BundleError
 from moec.runtime.devices.cuda.driver.functions import OutOfDeviceMemoryError
 from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver

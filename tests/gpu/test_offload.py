@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks.support.budgets import host_limit, limit_of_share
 from moec import runtime
-from moec.artifacts.footprint import footprint
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.layout.footprint import footprint
 from moec.runtime.devices.cuda.offload.feeding import DEVICE_BYTES
 from moec.runtime.memory.device_budget import DevicePlan
 from tests.gpu.conftest import Load

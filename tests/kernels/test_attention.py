@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.artifacts.model import AttentionSpec, LatentHeads
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.attention import attention

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from moec.artifacts.activation import Expression
-from moec.artifacts.experts import ExpertPart, layout
+from moec.artifacts.layout.experts import ExpertPart, layout
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cpu.experts import experts

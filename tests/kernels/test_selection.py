@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.artifacts.model import SelectionSpec
 from moec.compiler.kernels.cpu.selection import selection
 from moec.compiler.kernels.reference import select

@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.artifacts.checks import schedule_problems
-from moec.artifacts.codec import from_json, to_json
-from moec.artifacts.experts import layout
-from moec.artifacts.footprint import footprint
+from moec.artifacts.files.checks import schedule_problems
+from moec.artifacts.files.codec import from_json, to_json
+from moec.artifacts.files.records import read_machine
+from moec.artifacts.layout.experts import layout
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.model import ModelRecord
-from moec.artifacts.records import read_machine
 from moec.artifacts.schedule import Budgets, ScheduleRecord, best_schedule
 from moec.artifacts.traces import Traces
 from moec.errors import BudgetError
-from moec.planning.analysis import analyse
-from moec.planning.cost import miss_cost
+from moec.planning.costs.token import miss_cost
 from moec.planning.planner import plan, plan_analysed, plan_many
 from moec.planning.report import memory_report
+from moec.planning.routing.analysis import analyse
 from tests.support.tiny_bundle import CPU, GPU, streaming_bytes, tiny_model, tiny_traces
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from moec.artifacts.footprint import footprint
+from moec.artifacts.layout.footprint import footprint
 from moec.errors import BudgetError, RequestError
 from moec.runtime.memory.budget import parse_memory, plan_memory
 from tests.support import fake_chain

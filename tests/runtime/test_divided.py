@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from moec.artifacts.bundle import Bundle
-from moec.artifacts.footprint import footprint
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.bundle import Bundle
+from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.layout.footprint import footprint
 from moec.errors import BudgetError, DeviceError
 from moec.runtime.devices.cuda.measure import CopySpeeds
 from moec.runtime.memory.cuda_planning import CudaOptions

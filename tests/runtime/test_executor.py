@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 
-from moec.artifacts.footprint import LOGIT_ROWS
+from moec.artifacts.layout.footprint import LOGIT_ROWS
 from moec.artifacts.sections import whole_section
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
 
 PAGE = 4096
 
@@ -102,6 +102,31 @@ def test_a_batch_of_different_lengths_gives_the_direct_computations_tokens(weigh
     engine, _ = make_engine(weights)
     assert run(engine, PROMPTS, 12) == [greedy(prompt, weights, 12) for prompt in PROMPTS]
     assert all(engine.stats.milliseconds[stage] > 0 for stage in ("segments", "attention", "experts"))
+
+
+def test_pages_that_a_device_was_not_shown_are_shown_with_the_next_step(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, executor = make_engine(weights)
+    (section,) = executor.sections
+    shown: list[list[int]] = []
+
+    def cut_short(batch: StepBatch, rows: list[int], *, ahead: bool) -> None:
+        shown.append(rows)
+        if len(shown) == 1:
+            raise KeyboardInterrupt
+        ChainSection.show(section, batch, rows, ahead=ahead)
+
+    monkeypatch.setattr(section, "show", cut_short)
+    sequence = engine.add(Request((1, 2, 3), 5))
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    while engine.busy:
+        engine.step()
+    row = shown[0]
+    assert len(row) == 1
+    assert shown == [row, row, *[[]] * 4]
+    assert sequence.new_tokens == greedy([1, 2, 3], weights, 5)
 
 
 def test_a_budget_of_top_k_experts_gives_the_same_logits_bit_for_bit(weights: Weights) -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moec.artifacts.footprint import LayerFootprint
 from moec.artifacts.ids import LayerId
+from moec.artifacts.layout.footprint import LayerFootprint
 from moec.artifacts.schedule import DEFAULT_POLICY, LayerProfile, RoutingProfile
 from moec.errors import BudgetError
 from moec.runtime.experts.slots import SlotPlan, plan_slots

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from moec.artifacts.footprint import LOGIT_ROWS, footprint
 from moec.artifacts.ids import ValueId
+from moec.artifacts.layout.footprint import LOGIT_ROWS, footprint
 from moec.artifacts.program import Operand
 from moec.runtime.chain.arena import Lifetime, plan_arena
 from moec.runtime.chain.layout import LocalKey, ValueKey, WorkspaceKey, chain_layout, crossing_values

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.artifacts.manifest import TargetRecord
+from moec.artifacts.files.manifest import TargetRecord
 from moec.errors import BundleError, DeviceError, RequestError
 from moec.runtime import load
 from moec.runtime.machine.libraries import choose_cpu_target, host_cpu_features, load_runtime

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moec.artifacts.reader import read_manifest
+from moec.artifacts.files.reader import read_manifest
 from moec.errors import BundleError, CompileError, MissingDependencyError, RequestError
 from moec.runtime import moe
 from moec.runtime.moe import MoE, MoEConfig, compile_into, read_config

@@ -6,9 +6,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from moec.artifacts.footprint import footprint
+from moec.artifacts.files.reader import open_bundle
 from moec.artifacts.ids import LayerId
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.schedule import NO_PREFETCH, LayerProfile, PrefetchFigures, PrefetchPlan, RoutingProfile
 from moec.artifacts.words.ahead import MOST_TOKENS, ahead_words, guessed_layers
 from moec.artifacts.words.slots import MOST_AHEAD, PIECE_BYTES, expert_pieces

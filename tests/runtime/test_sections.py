@@ -11,9 +11,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from moec.artifacts.bundle import Bundle
-from moec.artifacts.footprint import LOGIT_ROWS
+from moec.artifacts.files.bundle import Bundle
 from moec.artifacts.ids import LayerId
+from moec.artifacts.layout.footprint import LOGIT_ROWS
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.schedule import LayerProfile, RoutingProfile, ScheduleRecord
 from moec.artifacts.sections import Section, cut_places, sections_of

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tvm import tirx
 
-from moec.artifacts.manifest import TargetRecord
+from moec.artifacts.files.manifest import TargetRecord
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels.cpu.experts import experts
 from moec.compiler.kernels.cpu.feed import feed

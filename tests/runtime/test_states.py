@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moec.artifacts.checks import model_problems
-from moec.artifacts.footprint import footprint
+from moec.artifacts.files.checks import model_problems
 from moec.artifacts.ids import LayerId, TensorName, ValueId
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.model import ModelRecord, TensorSpec
 from moec.artifacts.sizes import human_bytes
 from moec.artifacts.states import ConvolutionSpec, RecurrenceSpec, state_bytes

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.quantization import Quantization
-from moec.artifacts.manifest import Manifest
+from moec.artifacts.files.manifest import Manifest
 
 
 def compile_checkpoint(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from moec.artifacts.experts import layout
+from moec.artifacts.files.records import read_record
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.packing import PackingRecord
-from moec.artifacts.records import read_record
 from moec.formats import FORMATS, METHODS, Format, dequantize, dequantize_rows
 
 if TYPE_CHECKING:

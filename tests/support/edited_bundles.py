@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from moec.artifacts.manifest import FileRecord, Manifest, render_manifest
-from moec.artifacts.reader import open_bundle, read_manifest
-from moec.artifacts.verify import sha256_file
+from moec.artifacts.files.manifest import FileRecord, Manifest, render_manifest
+from moec.artifacts.files.reader import open_bundle, read_manifest
+from moec.artifacts.files.verify import sha256_file
 from moec.errors import BundleError
 
 

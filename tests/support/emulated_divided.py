@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from moec import runtime
-from moec.artifacts.footprint import footprint
+from moec.artifacts.layout.footprint import footprint
 from moec.runtime.experts.slots import state_bytes
 from moec.runtime.memory.divided import DividedPlan
 from tests.support.emulated_models import CACHE

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from moec import runtime
-from moec.artifacts.bundle import Bundle
-from moec.artifacts.footprint import footprint
-from moec.artifacts.reader import open_bundle
+from moec.artifacts.files.bundle import Bundle
+from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.layout.footprint import footprint
 from moec.runtime.device import PackedCall, View
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.graphs import CallList

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.artifacts.footprint import LayerFootprint
 from moec.artifacts.ids import LayerId
+from moec.artifacts.layout.footprint import LayerFootprint
 from moec.artifacts.schedule import LayerProfile, Policy, RoutingProfile
 from moec.runtime.experts.residency import LayerPlan, plan_layers
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cuda.experts.kernel import experts, workspace_bytes

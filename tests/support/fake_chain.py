@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.files.safetensors import TensorPlace
 from moec.artifacts.ids import LayerId, TensorName, ValueId
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.artifacts.model import (
     AttentionSpec,
     ExpertBody,
@@ -19,7 +20,6 @@ from moec.artifacts.model import (
     TensorSpec,
 )
 from moec.artifacts.program import Call, LocalSpec, Operand, ProgramRecord, SegmentProgram, Workspace
-from moec.artifacts.safetensors import TensorPlace
 from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep
 from moec.runtime.tensors import aligned_empty
 

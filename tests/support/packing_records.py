@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moec.artifacts.experts import layout
 from moec.artifacts.ids import LayerId, TensorName
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.model import ExpertBody, ExpertsLayer, GenerationDefaults, ModelRecord
 from moec.artifacts.packing import DenseTensor, ExpertSource, PackingRecord, RecipeStep
 from moec.compiler.checkpoint import config_sha256

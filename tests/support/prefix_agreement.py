@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moec import runtime
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.errors import RequestError
 from moec.runtime import Request, Sequence
 from moec.runtime.logprobs import TokenLogprobs

@@ -12,11 +12,11 @@ import tvm_ffi
 from torch.export import Dim
 
 import moec.compiler.tracing.markers
-from moec.artifacts.experts import layout
+from moec.artifacts.files.records import read_record
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.model import ExpertBody, FunctionSpec, ModelRecord, TensorSpec
 from moec.artifacts.paths import PROGRAM_NAME
 from moec.artifacts.program import Operand, ProgramRecord, SegmentProgram, Shape, resolve, size_bytes
-from moec.artifacts.records import read_record
 from moec.compiler.lowering.lower import MODULE_NAME
 from moec.runtime.tensors import tensor_at
 from tests.support.graphs import GENERATION

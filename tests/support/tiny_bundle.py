@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.artifacts.experts import layout
-from moec.artifacts.footprint import footprint
+from moec.artifacts.files.manifest import FORMAT_VERSION, Manifest, TargetRecord, TokenizerRecord
+from moec.artifacts.files.records import write_record
+from moec.artifacts.files.traces import TRACES_NAME, save_traces
+from moec.artifacts.files.writer import BundleWriter
 from moec.artifacts.ids import LayerId, TensorName, ValueId
+from moec.artifacts.layout.experts import layout
+from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.machine import MachineRecord
-from moec.artifacts.manifest import FORMAT_VERSION, Manifest, TargetRecord, TokenizerRecord
 from moec.artifacts.model import (
     AttentionSpec,
     ExpertBody,
@@ -24,11 +27,9 @@ from moec.artifacts.model import (
 from moec.artifacts.packing import DenseTensor, ExpertSource, PackingRecord, RecipeStep
 from moec.artifacts.paths import DENSE_NAME, experts_name, program_name
 from moec.artifacts.program import Call, LocalSpec, Operand, ProgramRecord, SegmentProgram
-from moec.artifacts.records import write_record
 from moec.artifacts.schedule import Budgets
 from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep
-from moec.artifacts.traces import TRACES_NAME, Traces, layer_trace, save_traces
-from moec.artifacts.writer import BundleWriter
+from moec.artifacts.traces import Traces, layer_trace
 from moec.planning.planner import plan_many
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.compiler.kernels.attention_arguments import Appended, Extents, attention_arguments
 from moec.compiler.kernels.cpu.attention_rows import QueryRows, Run, TokenPlaces, integer
 from moec.compiler.kernels.cpu.cache_append import append, page_of

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.compiler.kernels.cpu.flash import LOWEST, Block
 from moec.compiler.kernels.emit import Buffer, Expr, div, i64, keep, load, loop, mod, splat, store
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.compiler.kernels.attention_arguments import declare_append
 from moec.compiler.kernels.cpu.machine import Machine
 from moec.compiler.kernels.cpu.numeric import narrow_store, saturate_f16

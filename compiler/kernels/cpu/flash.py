@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.compiler.kernels.cpu.dot import Columns, Rows, add_lanes, dot, max_lanes
 from moec.compiler.kernels.cpu.math import VectorMath
 from moec.compiler.kernels.cpu.numeric import widen

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS, SELECTION_PREFIX
+from moec.artifacts.layout.cache import PAGE_TOKENS, SELECTION_PREFIX
 from moec.compiler.kernels.cpu.cache_append import append, page_of
 from moec.compiler.kernels.cpu.flash import page_scores
 from moec.compiler.kernels.cpu.machine import Machine

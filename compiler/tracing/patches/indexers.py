@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moec.artifacts.cache import selection_words
+from moec.artifacts.layout.cache import selection_words
 from moec.compiler.tracing import markers
 from moec.compiler.tracing.patches.record import MODELS, Patch
 from moec.compiler.tracing.selection import Selection

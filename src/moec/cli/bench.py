@@ -48,7 +48,7 @@ def command(
       moec bench tiny.moec --prompt-tokens 256 --new-tokens 64
     """
     from moec import runtime
-    from moec.artifacts.cache import PAGE_TOKENS
+    from moec.artifacts.layout.cache import PAGE_TOKENS
 
     with runtime.load(
         bundle,
@@ -77,7 +77,7 @@ def measure(
     model: Model, prompt_tokens: int, new_tokens: int, batch: int, device: str = "cpu"
 ) -> dict[str, Any]:
     """Time one batch from its first step to its last; facts as JSON values."""
-    from moec.artifacts.footprint import footprint
+    from moec.artifacts.layout.footprint import footprint
     from moec.artifacts.steps import ExpertsStep
     from moec.runtime.devices.measure import gpu_record, read_bandwidth
     from moec.runtime.devices.names import parse_ordinals

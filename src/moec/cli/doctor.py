@@ -15,14 +15,9 @@ import click
 from moec.artifacts.sizes import human_bytes
 from moec.cli.options import json_option
 from moec.cli.output import print_json
+from moec.cli.packages import COMPILE_PACKAGES, RUNTIME_PACKAGES, SERVER_PACKAGES
 from moec.errors import MoecError
 
-RUNTIME_PACKAGES = ("tvm_ffi", "numpy", "tokenizers", "jinja2", "jsonschema")
-SERVER_PACKAGES = ("fastapi", "prometheus_client", "pydantic", "uvicorn")
-COMPILE_PACKAGES = (
-    *("torch", "transformers", "safetensors", "huggingface_hub", "tvm"),
-    *("compressed_tensors", "gguf", "threadpoolctl"),
-)
 LINKERS = ("cc", "gcc", "clang", "ld", "ld.lld")
 
 
@@ -75,7 +70,7 @@ def command(as_json: bool) -> None:
 
 def examine() -> dict[str, Any]:
     """All facts as JSON values; takes a second or two, since speeds are measured."""
-    from moec.artifacts.codec import to_json
+    from moec.artifacts.files.codec import to_json
     from moec.compiler.lowering.targets import CPU_LEVELS, required_flags
     from moec.runtime.devices.measure import cpu_model, gpu_peers, gpu_records, this_machine
     from moec.runtime.machine.libraries import host_cpu_features

@@ -13,7 +13,7 @@ from moec.cli.options import bundle_argument, json_option
 from moec.cli.output import print_json, print_table, write_page
 
 if TYPE_CHECKING:
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.artifacts.model import ModelRecord
 
 
@@ -33,7 +33,7 @@ def command(bundle: Path, html: Path | None, as_json: bool) -> None:
     Example:
       moec inspect tiny.moec --html tiny.html
     """
-    from moec.artifacts.reader import open_bundle
+    from moec.artifacts.files.reader import open_bundle
 
     opened = open_bundle(bundle, verify="sizes")
     if html is not None:
@@ -50,8 +50,8 @@ def command(bundle: Path, html: Path | None, as_json: bool) -> None:
 def describe(bundle: Bundle) -> dict[str, Any]:
     """Everything that the command shows, as JSON values."""
     from moec.artifacts.accuracy import read_accuracy
-    from moec.artifacts.codec import to_json
-    from moec.artifacts.experts import layout
+    from moec.artifacts.files.codec import to_json
+    from moec.artifacts.layout.experts import layout
     from moec.artifacts.states import state_bytes
 
     model, manifest = bundle.model, bundle.manifest

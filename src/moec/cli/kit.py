@@ -21,7 +21,7 @@ from moec.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moec.artifacts.manifest import Manifest
+    from moec.artifacts.files.manifest import Manifest
 
 PARTS = ("bundle", "wheels", "install.sh", "run.sh")
 """Of a kit."""
@@ -92,7 +92,7 @@ def command(bundle: Path, output: Path, python: str, serve: bool, force: bool, a
       moec kit dsv2.moec -o dsv2-kit --python 3.12
       (on the other machine)  dsv2-kit/run.sh generate dsv2-kit/bundle "Hello" --device cuda:0
     """
-    from moec.artifacts.reader import read_manifest
+    from moec.artifacts.files.reader import read_manifest
 
     _check_python(python)
     manifest = read_manifest(bundle.absolute())
@@ -146,7 +146,7 @@ def _check_output(output: Path, bundle: Path, *, force: bool) -> None:
 @contextlib.contextmanager
 def _whole(output: Path) -> Iterator[Path]:
     """A folder beside ``output`` that takes its name when all is in it, and is removed where that fails."""
-    from moec.artifacts.writer import output_error
+    from moec.artifacts.files.writer import output_error
 
     partial = output.absolute().with_name(output.absolute().name + ".partial")
     try:

@@ -34,7 +34,7 @@ def load_model(
 ) -> Model:
     """``runtime.load``: all that is not known to be right is verified."""
     from moec import runtime
-    from moec.artifacts.reader import find_bundle
+    from moec.artifacts.files.reader import find_bundle
 
     found = find_bundle(bundle, "once")
     unread = set(found.states) - found.unhashed if options["device"] == "cpu" else ()

@@ -20,11 +20,11 @@ from moec.cli.output import policy_name, print_json
 from moec.errors import BudgetError, DeviceError, MissingDependencyError, RequestError
 
 if TYPE_CHECKING:
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.schedule import PrefetchPlan, Schedule
-    from moec.planning.analysis import Analysis
     from moec.planning.division import GpuPart
+    from moec.planning.routing.analysis import Analysis
 
 
 @click.command("plan", short_help="Plan where experts go, from routing traces and budgets.")
@@ -62,12 +62,12 @@ def command(
       moec plan dsv2.moec --machine examples/machines/rtx-4060-laptop-8gb.json --device-memory 6GiB
       moec plan dsv2.moec --device-memory 8GiB,8GiB
     """
-    from moec.artifacts.codec import to_json
-    from moec.artifacts.reader import open_bundle
-    from moec.artifacts.update import add_schedule
-    from moec.planning.analysis import analyse
+    from moec.artifacts.files.codec import to_json
+    from moec.artifacts.files.reader import open_bundle
+    from moec.artifacts.files.update import add_schedule
     from moec.planning.machines import budgets_for
     from moec.planning.planner import plan_analysed
+    from moec.planning.routing.analysis import analyse
     from moec.planning.several import planned_division, several_gpus
 
     opened = open_bundle(bundle, verify="sizes")
@@ -115,8 +115,8 @@ def command(
 
 def _learn(opened: Bundle, analysis: Analysis, schedule: Schedule) -> None:
     """Keep the traces, and make the bundle's other schedules anew from them."""
+    from moec.artifacts.files.update import replace_schedules, same_place
     from moec.artifacts.schedule import ScheduleRecord
-    from moec.artifacts.update import replace_schedules, same_place
     from moec.planning.planner import plan_analysed
 
     others = [
@@ -128,9 +128,9 @@ def _learn(opened: Bundle, analysis: Analysis, schedule: Schedule) -> None:
 
 
 def _describe(machine: Path | None, bundle: Bundle, copy_thread: bool | None) -> MachineRecord:
-    from moec.artifacts.footprint import footprint
-    from moec.artifacts.records import read_machine
-    from moec.planning.cost import cpu_has_share
+    from moec.artifacts.files.records import read_machine
+    from moec.artifacts.layout.footprint import footprint
+    from moec.planning.costs.token import cpu_has_share
     from moec.runtime.devices.cuda.measure import FED_LEAST_BYTES, FED_LINK_EFFICIENCY
     from moec.runtime.devices.measure import gpu_records, this_machine
     from moec.runtime.machine.threads import helper_threads

@@ -9,7 +9,7 @@ from moec.errors import DeviceError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.files.manifest import TargetRecord
     from moec.artifacts.traces import Traces
     from moec.compiler.profiling.calibration import Prompt
     from moec.runtime import Model

@@ -12,7 +12,7 @@ from moec.cli.options import bundle_argument, json_option, traces_option
 from moec.cli.output import policy_name, print_json, print_table, write_page
 
 if TYPE_CHECKING:
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.traces import Traces
     from moec.planning.simulator import Simulation
@@ -62,9 +62,9 @@ def command(
     Example:
       moec simulate dsv2.moec --html dsv2.html
     """
-    from moec.artifacts.codec import to_json
-    from moec.artifacts.reader import open_bundle
-    from moec.artifacts.records import read_machine
+    from moec.artifacts.files.codec import to_json
+    from moec.artifacts.files.reader import open_bundle
+    from moec.artifacts.files.records import read_machine
     from moec.planning.machines import common_machines
     from moec.planning.simulator import simulate
 
@@ -87,7 +87,7 @@ def command(
 def _traces(opened: Bundle, path: Path | None, synthetic: str | None, tokens: int) -> tuple[Traces, str]:
     from moec.cli.options import learned_traces
     from moec.errors import BundleError
-    from moec.planning import synthetic as routings
+    from moec.planning.routing import synthetic as routings
 
     if synthetic is not None:
         routing = {
@@ -98,9 +98,11 @@ def _traces(opened: Bundle, path: Path | None, synthetic: str | None, tokens: in
         shapes = [(layer.experts, layer.top_k) for layer in opened.model.experts]
         return routings.zipf_traces(shapes, tokens, routing), f"{synthetic} (made up)"
     traces = learned_traces(opened, path)
-    if traces is None:
+    if traces is None or traces.tokens == 0:
         raise BundleError(
-            f"{opened.path} has no routing traces.",
+            f"{opened.path} has no routing traces."
+            if path is None
+            else f"{path} has no tokens, nor has the bundle.",
             "It was compiled without calibration.",
             "Give --traces FILE (`trace_path=` of moec.runtime.load records them), or --synthetic.",
         )

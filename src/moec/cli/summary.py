@@ -12,7 +12,7 @@ from moec.cli.output import print_json, print_table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from moec.artifacts.manifest import Manifest
+    from moec.artifacts.files.manifest import Manifest
 
 
 def print_summary(output: Path, manifest: Manifest, as_json: bool) -> None:
@@ -35,11 +35,11 @@ def print_summary(output: Path, manifest: Manifest, as_json: bool) -> None:
 
 def memory_rows(output: Path) -> list[dict[str, Any]]:
     """The memory report of a finished bundle, as JSON values."""
-    from moec.artifacts.codec import to_json
-    from moec.artifacts.reader import open_bundle
-    from moec.planning.analysis import analyse
+    from moec.artifacts.files.codec import to_json
+    from moec.artifacts.files.reader import open_bundle
     from moec.planning.machines import common_machines
     from moec.planning.report import memory_report
+    from moec.planning.routing.analysis import analyse
     from moec.planning.shares import share_budgets
 
     bundle = open_bundle(output, verify="sizes")

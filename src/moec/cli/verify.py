@@ -76,8 +76,8 @@ def command(
       moec verify tiny.moec --reference examples/tiny-deepseek-v2
     """
     from moec.artifacts.accuracy import add_comparison
-    from moec.artifacts.codec import to_json
-    from moec.artifacts.reader import open_bundle
+    from moec.artifacts.files.codec import to_json
+    from moec.artifacts.files.reader import open_bundle
 
     _check_options(reference)
     passage = None if text is None else _read_text(text)

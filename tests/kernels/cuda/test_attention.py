@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.artifacts.model import AttentionSpec
 from moec.artifacts.program import HOPPER
 from moec.compiler.kernels import reference

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.artifacts.model import AttentionSpec, LatentHeads
 from moec.artifacts.program import HOPPER
 from moec.compiler.kernels import reference

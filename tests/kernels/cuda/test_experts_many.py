@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from moec.artifacts.activation import ARITY, Expression
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.artifacts.model import ExpertBody
 from moec.compiler.kernels import reference
 from moec.compiler.kernels.cuda.experts.call import ExpertCall

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.artifacts.model import SelectionSpec
 from moec.compiler.kernels.cuda.selection import selection, workspace_bytes
 from moec.compiler.kernels.cuda.selection.scores_tiles import fits

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moec.artifacts.manifest import TargetRecord
+from moec.artifacts.files.manifest import TargetRecord
 from moec.errors import DeviceError
 from moec.runtime.devices.cuda.modules.architecture import (
     architecture_name,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from tests.support.asking import SCRIPT, completion, connected, events, usage, wait_until_idle
 from tests.support.served import PAGES, make_model, served
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.compiler.kernels.attention_arguments import Appended, Extents, attention_arguments
 from moec.compiler.kernels.cuda.primitives import call, element, i32, pack, registers
 from moec.compiler.kernels.emit import (

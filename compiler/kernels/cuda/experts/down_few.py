@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.compiler.kernels.cuda.experts.few import packed_row, part_at
 from moec.compiler.kernels.cuda.experts.rings import second_tiling
 from moec.compiler.kernels.cuda.experts.step import ENTRIES, StepExperts, read_step

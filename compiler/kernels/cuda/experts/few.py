@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.compiler.kernels.cuda.activation import evaluate
 from moec.compiler.kernels.cuda.dense.few_block import FewMemory, FewProduct, memory_for
 from moec.compiler.kernels.cuda.experts.choice import Choice, find_tokens

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.compiler.kernels.cuda.experts.combine import emit_combine
 from moec.compiler.kernels.cuda.experts.gather import emit_gather
 from moec.compiler.kernels.cuda.experts.grouping import Grouping, emit_grouping

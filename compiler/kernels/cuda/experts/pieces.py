@@ -28,7 +28,7 @@ from moec.compiler.kernels.linear_shape import padded
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from moec.artifacts.experts import ExpertLayout
+    from moec.artifacts.layout.experts import ExpertLayout
     from moec.artifacts.model import ExpertBody
     from moec.compiler.kernels.cuda.experts.layout import Parts
     from moec.compiler.kernels.emit import Buffer, Expr

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.experts import layout
+from moec.artifacts.layout.experts import layout
 from moec.compiler.kernels.cuda.activation import evaluate
 from moec.compiler.kernels.cuda.experts.few import names_of_first, part_at
 from moec.compiler.kernels.cuda.packed.element import read_element

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS, SELECTION_PREFIX
+from moec.artifacts.layout.cache import PAGE_TOKENS, SELECTION_PREFIX
 from moec.compiler.kernels.cuda.attention.append import append
 from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS
 from moec.compiler.kernels.cuda.primitives import LANES, i32, launch, launch_next, wait_previous

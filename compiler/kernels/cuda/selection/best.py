@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.compiler.kernels.cuda.block import Block
 from moec.compiler.kernels.cuda.primitives import LANES, element, i32, registers, shared, sync, value
 from moec.compiler.kernels.cuda.selection.ranks import pages_of

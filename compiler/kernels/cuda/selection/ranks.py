@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.compiler.kernels.cuda.primitives import call, element, i32, registers
 from moec.compiler.kernels.cuda.settle import settle
 from moec.compiler.kernels.emit import Buffer, Expr, i64, load, store

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.compiler.kernels.cuda.attention.convert import clamped, split
 from moec.compiler.kernels.cuda.attention.operands import cache_row
 from moec.compiler.kernels.cuda.primitives import (

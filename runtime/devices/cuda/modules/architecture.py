@@ -10,7 +10,7 @@ from moec.errors import DeviceError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moec.artifacts.manifest import TargetRecord
+    from moec.artifacts.files.manifest import TargetRecord
 
 EARLY_LAUNCH_CAPABILITY = (9, 0)
 """From here on a kernel may begin before the one in front of it has ended."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.runtime.device import Call
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.modules.module import CudaFunctions

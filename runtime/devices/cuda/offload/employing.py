@@ -11,7 +11,7 @@ from moec.runtime.devices.cuda.offload.feeding import CopyFeeder
 from moec.runtime.devices.cuda.offload.helping import let_cpu_help
 
 if TYPE_CHECKING:
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.modules.module import CudaFunctions
     from moec.runtime.devices.cuda.offload.calls import OffloadedExperts

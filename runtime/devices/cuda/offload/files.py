@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.runtime.device import View
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.driver.functions import Handle

@@ -15,7 +15,7 @@ from moec.runtime.sharing.rehearsal import Rehearsal
 from moec.runtime.tensors import aligned_empty
 
 if TYPE_CHECKING:
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.modules.module import CudaFunctions
     from moec.runtime.devices.cuda.offload.calls import OffloadedExperts

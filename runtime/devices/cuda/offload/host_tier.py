@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moec.artifacts.files.verify import damaged
 from moec.artifacts.paths import experts_name
-from moec.artifacts.verify import damaged
 from moec.runtime.devices.cuda.driver.memory import HostMemory
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.runtime.devices.cuda.driver.resources import Resources
     from moec.runtime.experts.slots import SlotPlan
 

@@ -18,7 +18,7 @@ from moec.runtime.devices.cuda.offload.stream import LayerStream
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.modules.module import CudaFunctions
     from moec.runtime.devices.cuda.uploading.weights import ResidentWeights

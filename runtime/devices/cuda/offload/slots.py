@@ -8,7 +8,7 @@ from moec.runtime.devices.cuda.driver.memory import DeviceMemory
 from moec.runtime.devices.cuda.offload.states import LayerStates, Places
 
 if TYPE_CHECKING:
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.experts.slots import SlotPlan

@@ -6,7 +6,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from moec.artifacts.verify import damaged
+from moec.artifacts.files.verify import damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable

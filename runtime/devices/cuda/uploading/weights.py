@@ -15,7 +15,7 @@ from moec.runtime.devices.cuda.uploading.upload import Upload, WeightFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from moec.artifacts.bundle import Bundle
+    from moec.artifacts.files.bundle import Bundle
     from moec.artifacts.ids import TensorName
     from moec.artifacts.program import Beside
     from moec.artifacts.sections import Section

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.compiler.kernels.cuda.attention.convert import floats, stored
 from moec.compiler.kernels.cuda.attention.decode.plan import TILE, Plan
 from moec.compiler.kernels.cuda.primitives import call, element, i32, registers

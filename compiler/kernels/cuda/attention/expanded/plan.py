@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.compiler.kernels.cuda.attention.expanded.room import MOST_RUNS, ROWS, RUN_WORDS
 from moec.compiler.kernels.cuda.attention.marks import LEFT
 from moec.compiler.kernels.cuda.attention.operands import Operands, first_seen

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.compiler.kernels.cuda.attention.operands import LOWEST
 from moec.compiler.kernels.cuda.attention.tiles import Tile
 from moec.compiler.kernels.cuda.primitives import i32, registers, shared_dynamic

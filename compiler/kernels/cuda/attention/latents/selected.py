@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.compiler.kernels.cuda import block as blocks
 from moec.compiler.kernels.cuda.attention.append import append
 from moec.compiler.kernels.cuda.attention.latents.attend import attend

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.artifacts.cache import PAGE_TOKENS
+from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.compiler.kernels.cuda.attention.marks import any_left
 from moec.compiler.kernels.cuda.attention.prefill.softmax import (
     Sums,

@@ -1,0 +1,1 @@
+"""The files of a bundle: its manifest, JSON read strictly into records, opened and verified, written and changed."""
