@@ -34,7 +34,16 @@ if TYPE_CHECKING:
 
 BODY = ExpertBody("ringed", 328, 280, True, False, True, ("mul", ("silu", "gate"), "up"), "bfloat16")
 """Several rounds of each product, the last of which is not whole."""
-IN_REGISTERS = ((2048, 1408), (2048, 768), (2048, 1024), (4096, 6400), (4096, 1536), (3072, 1536), (64, 32), (88, 56))
+IN_REGISTERS = (
+    (2048, 1408),
+    (2048, 768),
+    (2048, 1024),
+    (4096, 6400),
+    (4096, 1536),
+    (3072, 1536),
+    (64, 32),
+    (88, 56),
+)
 IN_RINGS = ((4096, 14336), (6144, 32768), (7168, 2048), (2880, 2880), (3584, 2560))
 BLOCK_BYTES = 99 << 10
 """Of shared memory that a block has at most on the GPUs that have least."""

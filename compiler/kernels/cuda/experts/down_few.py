@@ -145,7 +145,8 @@ class _Down:
         stream = Stream(tiling, body.dtype, body.intermediate, step.tokens, step.experts, locate, begin)
         activations = _MiddleTokens(body.intermediate, self.middle, step.pick, lane, tiling)
         if not tiling.ring:
-            multiply(stream, lane, activations, FewSums(tiling, lane, step.tokens, self._finish, one_tile=False))
+            sums = FewSums(tiling, lane, step.tokens, self._finish, one_tile=False)
+            multiply(stream, lane, activations, sums)
             return
         held = HeldSums(tiling, lane, step.tokens, step.experts, self._finish)
         multiply(stream, lane, activations, held, Ring(dynamic_pairs(ring_elements(tiling)), 0))

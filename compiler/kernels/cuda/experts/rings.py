@@ -1,9 +1,9 @@
-"""Whether the weights of a few tokens' experts wait in registers or in rings of shared memory: a choice by shape, measured.
+"""Whether weights of a few tokens' experts wait in registers or in rings of shared memory: by shape, as measured.
 
-Registers are as fast as a copy where two blocks of the first launch fit a multiprocessor and a thread of the second one
-has registers for all that its tiling has in flight. Where it has not, something is spilled, or one block alone must keep
-the memory busy, and rings are faster. Share of a copy's speed on an H200 in registers and in rings, experts of one token
-in bfloat16 (decision 39; benchmarks/results/experts-rings-h200.json has all sizes):
+Registers do where two blocks of the first launch fit a multiprocessor and a thread of the second one has registers for
+all that its tiling has in flight. Where it has not, something is spilled, or a single block has to keep the memory
+busy, and rings are faster. Share of a copy's speed on an H200 in registers and in rings, experts of one token in
+bfloat16 (decision 39; ``benchmarks/results/kernels-cuda-rings-h200.json`` has more sizes):
 
 ========================  ============  ==========  ==========
 hidden, intermediate      why           1 expert    6 experts
@@ -54,8 +54,8 @@ class RingCut:
 
 FIRST = RingCut(48 << 10, 64, 1)
 SECOND = RingCut(68 << 10, 88, 5)
-"""A multiprocessor has room for two blocks of either launch, and for one of each: the second launch's first weights are on
-their way while the first one multiplies."""
+"""A multiprocessor has room for two blocks of either launch, and for one of each: the second launch's first weights are
+on their way while the first one multiplies."""
 
 
 def first_tiling(body: ExpertBody) -> Tiling:

@@ -45,7 +45,7 @@ class HeldSums:
         self.tile_size = T.bind(tokens * i32(self.warps * SUM_STRIDE))
         self.held = T.bind(T.truncdiv(i32(size), self.tile_size))
 
-    def place(self, tile: Expr, token: Expr, _number: Expr | None = None, /) -> Expr:
+    def place(self, tile: Expr, token: Expr, /) -> Expr:
         """Where this lane's warp has its group's row; see ``at``."""
         start = T.bind(T.truncmod(tile, self.held)) * self.tile_size
         warp = quotient(self.lane.thread, LANES)

@@ -20,13 +20,12 @@ from moec.compiler.kernels.emit import load, when
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.few.lanes import Lane
     from moec.compiler.kernels.cuda.few.ring import Ring
-    from moec.compiler.kernels.cuda.few.stream import Activations, Stream
-    from moec.compiler.kernels.cuda.few.sums import FewSums
+    from moec.compiler.kernels.cuda.few.stream import Activations, Stream, Sums
     from moec.compiler.kernels.emit import Expr
 
 
 def multiply(
-    stream: Stream, lane: Lane, activations: Activations, sums: FewSums, ring: Ring | None = None
+    stream: Stream, lane: Lane, activations: Activations, sums: Sums, ring: Ring | None = None
 ) -> None:
     """Emit all products of a block; ``ring`` where its tiling has one."""
     products = Products(stream, lane, activations, sums)

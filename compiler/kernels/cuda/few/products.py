@@ -14,8 +14,7 @@ from moec.compiler.kernels.emit import load, store, when
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.few.lanes import Lane
-    from moec.compiler.kernels.cuda.few.stream import Activations, Stream
-    from moec.compiler.kernels.cuda.few.sums import FewSums
+    from moec.compiler.kernels.cuda.few.stream import Activations, Stream, Sums
     from moec.compiler.kernels.emit import Expr
 
 
@@ -29,7 +28,7 @@ class Products:
         ending: where the sums of a tile go.
     """
 
-    def __init__(self, stream: Stream, lane: Lane, activations: Activations, ending: FewSums) -> None:
+    def __init__(self, stream: Stream, lane: Lane, activations: Activations, ending: Sums) -> None:
         self.stream, self.lane, self.activations, self.tiling = stream, lane, activations, stream.tiling
         self.rounds = self.tiling.rounds(stream.columns)
         self.exact = self.rounds * self.tiling.round_columns == stream.columns

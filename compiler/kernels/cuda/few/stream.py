@@ -59,6 +59,19 @@ class Activations(Protocol):
         """The four words of ``hi`` and of ``lo`` for the step of ``slot``."""
 
 
+class Sums(Protocol):
+    """Where the sums of a tile go."""
+
+    def place(self, tile: Expr, token: Expr, /) -> Expr:
+        """Where this lane's warp keeps those of a token."""
+
+    def store(self, place: Expr, stream: int, half: int, total: Expr, /) -> None:
+        """Keep a sum of this warp: of its group's row, or of that eight further down."""
+
+    def done(self, tile: Expr, /) -> None:
+        """Emit what the block does when all sums of a tile are kept."""
+
+
 @dataclass(frozen=True)
 class Stream:
     """The weights of a block: which rows, in which order."""
