@@ -28,8 +28,8 @@ MOST_EXPERTS = 8
 class GpuRehearsal:
     """Makes requests of one token, of ordinary numbers, before any step does.
 
-    The host only waits, as it does for a step: where it looked at the mailbox itself, in Python, a machine whose every
-    processor had a thread took half as long again for an expert of 5 MB, and now and then twice.
+    The host only waits, as it does for a step: where it looks at the mailbox itself, in Python, it takes a processor
+    from the team, and sees the answer late.
 
     Args:
         device: the GPU.
