@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.sharing import MAILBOX_US, never_falling
-from moec.runtime.device import View, padded_bytes
+from moec.runtime.device import View
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,13 +53,9 @@ class GpuRehearsal:
             for number, (layer, experts) in enumerate(zip(model.experts, known, strict=True))
             if experts
         ]
-        hidden = model.hidden_size
-        sizes = [4 * hidden, 4 * hidden, *(8 * max_choices(model),) * 2]
-        places = np.cumsum([0, *map(padded_bytes, sizes)]).tolist()
-        address = share.scratch.address
-        self._x, self._out, self._index, self._weight = (address + place for place in places[:-1])
-        self._hidden = hidden
-        device.write(self._x, self._random.standard_normal(hidden, np.float32))
+        self._x, self._out, self._index, self._weight = share.scratch
+        self._hidden = model.hidden_size
+        device.write(self._x, self._random.standard_normal(self._hidden, np.float32))
         resources = device.resources
         self._start, self._end = resources.event(timed=True), resources.event(timed=True)
 
@@ -109,13 +105,3 @@ class GpuRehearsal:
         driver.wait(self._end)
         share.team.check()
         return driver.milliseconds(self._start, self._end) * 1e3
-
-
-def rehearsal_bytes(model: ModelRecord) -> int:
-    """Of the GPU's memory that a rehearsal takes."""
-    return 2 * padded_bytes(4 * model.hidden_size) + 2 * padded_bytes(8 * max_choices(model))
-
-
-def max_choices(model: ModelRecord) -> int:
-    """The greatest top-k of the layers."""
-    return max(layer.top_k for layer in model.experts)

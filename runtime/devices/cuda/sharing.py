@@ -11,7 +11,6 @@ from moec.artifacts.words.mailbox import SENT_WORDS, collect_name, mailbox_layou
 from moec.runtime.device import PackedCall, View, padded_bytes
 from moec.runtime.devices.cuda.attended import Attendance
 from moec.runtime.devices.cuda.driver.memory import PinnedMemory
-from moec.runtime.devices.cuda.rehearsal import rehearsal_bytes
 from moec.runtime.sharing.mailbox import Mailbox
 from moec.runtime.sharing.team import Team, shared_layers
 
@@ -62,8 +61,10 @@ class CpuShare:
         self._memory = PinnedMemory(device.resources, shape.size_bytes)
         self._box = Mailbox(self._memory.address, shape)
         self._sent = device.allocate(8 * SENT_WORDS)
-        self.scratch = device.allocate(rehearsal_bytes(model))
-        """For the values of a `moec.runtime.devices.cuda.rehearsal.GpuRehearsal`."""
+        sizes = _scratch_sizes(model)
+        self._scratch = device.allocate(sum(sizes))
+        self.scratch = tuple(self._scratch.address + sum(sizes[:number]) for number in range(len(sizes)))
+        """Room on the GPU for one token's values, sums, choices and their weights, before there are steps."""
         numbers = np.zeros((len(model.experts), LINE_WORDS), np.int64)
         numbers[:, 0] = np.arange(len(model.experts))
         self._numbers = device.hold(numbers)
@@ -115,13 +116,18 @@ class CpuShare:
 def device_bytes(model: ModelRecord) -> int:
     """Of the GPU's memory that a share takes."""
     own = padded_bytes(8 * SENT_WORDS) + padded_bytes(8 * LINE_WORDS * len(model.experts))
-    return own + rehearsal_bytes(model)
+    return own + sum(_scratch_sizes(model))
 
 
 def host_bytes(model: ModelRecord) -> int:
     """Of host memory, pinned or not, that a share takes."""
     middle = 4 * mailbox.ENTRIES * max(body.intermediate for body in model.bodies)
     return _layout(model).size_bytes + middle
+
+
+def _scratch_sizes(model: ModelRecord) -> list[int]:
+    choices = max(layer.top_k for layer in model.experts)
+    return [padded_bytes(size) for size in (4 * model.hidden_size,) * 2 + (8 * choices,) * 2]
 
 
 def _layout(model: ModelRecord) -> MailboxLayout:
