@@ -11,8 +11,8 @@ from moec.artifacts.words.slots import MOST_SHARED
 from moec.planning.policies import worth_margin
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.measure import copy_rate
+from moec.runtime.devices.cuda.rehearsal import GpuRehearsal
 from moec.runtime.devices.cuda.sharing import CpuShare
-from moec.runtime.sharing.rehearsal import Rehearsal
 from moec.runtime.tensors import aligned_empty
 
 if TYPE_CHECKING:
@@ -50,11 +50,8 @@ def let_cpu_help(
     addresses = [table.ctypes.data for table in tables]
     share = CpuShare(device, functions, side.serve, bundle.model, addresses, threads, keep=tables)
     plan = experts.slots.plan
-    known = [
-        (number, layer.top_k, np.flatnonzero(homes).tolist())
-        for number, (layer, homes) in enumerate(zip(plan.layers, experts.tier.homes, strict=True))
-    ]
-    cpu_us = share.experts_us = share.rehearse(lambda box, team: Rehearsal(box, team, known).microseconds())
+    known = [np.flatnonzero(homes).tolist() for homes in experts.tier.homes]
+    cpu_us = share.experts_us = GpuRehearsal(device, share, bundle.model, known).microseconds()
     dense = experts.weights.dense_memory
     link = link_rate(device, dense.address, dense.size_bytes)
     pays = False
