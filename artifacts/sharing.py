@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
 
 
 MAILBOX_US = 8.0
@@ -51,6 +55,41 @@ def cpu_shares(speeds: ShareSpeeds, most: int) -> tuple[int, ...]:
     return tuple(
         min(range(misses + 1), key=lambda n: (speeds.of(misses, n), n)) for misses in range(most + 1)
     )
+
+
+@dataclass(frozen=True)
+class ManySpeeds:
+    """What an expert with many tokens costs on either way, in microseconds."""
+
+    link_us: float
+    """Of bringing one expert to the GPU, whatever its tokens."""
+    tokens: tuple[int, ...]
+    """Rising, at least two."""
+    cpu_us: tuple[float, ...]
+    """Of an expert with so many tokens on the CPU; on straight lines between, and beyond on the last one."""
+    handing_us: float
+    """Of bringing the CPU its rows and their sums back, where it computes any."""
+
+    def on_cpu(self, tokens: ArrayLike) -> NDArray[np.float64]:
+        """Microseconds of experts with so many tokens each."""
+        each = np.asarray(tokens, np.float64)
+        (before, last), (earlier, latest) = self.tokens[-2:], self.cpu_us[-2:]
+        beyond = np.maximum(each - last, 0) * (latest - earlier) / (last - before)
+        return np.asarray(np.interp(each, self.tokens, self.cpu_us) + beyond)
+
+    def times(self, tokens: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
+        """Entry n: until missing experts with so many tokens are done of which the CPU computes the first n."""
+        cpu = np.concatenate([[0.0], self.handing_us + np.cumsum(self.on_cpu(tokens))])
+        left = np.arange(len(tokens), -1, -1, dtype=np.float64)
+        return np.asarray(np.maximum(cpu, self.link_us * left))
+
+
+def cpu_share_of_many(speeds: ManySpeeds, tokens: Sequence[float] | NDArray[Any]) -> int:
+    """How many of the first of missing experts, with so many tokens in rising order, the CPU computes to be done first.
+
+    The fewest of those that are as fast. An expert with fewer tokens costs the CPU less; to the link all are alike.
+    """
+    return int(np.argmin(speeds.times(tokens)))
 
 
 @dataclass(frozen=True)
