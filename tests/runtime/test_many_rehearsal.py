@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ class Calls:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[NDArray[np.int64]] = []
         self.now = 0.0
-        monkeypatch.setattr(many.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
     def prepare(self, index: NDArray[np.int64]) -> Callable[[], None]:
         self.now += 1e-3

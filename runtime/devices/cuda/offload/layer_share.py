@@ -56,6 +56,7 @@ class LayerShare:
         rows: what of the GPU's tensors the CPU needs.
         own: where the GPU finds the choices that it computes.
         speeds: of the layer's experts.
+        lead: experts of the next layer that the link brings before that one's router has spoken.
         add: adds the CPU's sums to the layer's result.
     """
 
@@ -67,10 +68,11 @@ class LayerShare:
         rows: Mapping[str, View],
         own: View,
         speeds: ManySpeeds,
+        lead: int,
         add: Callable[[], None],
     ) -> None:
         self._device, self._there, self._host, self._rows = device, there, host, rows
-        self._own, self._speeds, self._add = own, speeds, add
+        self._own, self._speeds, self.lead, self._add = own, speeds, lead, add
         self.own = device.tensor(own)
         """The choices that the GPU computes, int64 ``[T, K]``, -1 for others."""
 

@@ -107,6 +107,8 @@ class LayerStream:
         self._awaited = -1
         self._residents: list[NDArray[np.int64]] = []
         self._ring = StageRing(slots.plan.stage_bytes)
+        self._led: dict[int, int] = {}
+        """Experts of the layer at work that were copied before its router had spoken, and where they are."""
         self._counts = {"hits": 0, "misses": 0, "cpu_misses": 0, "bytes_moved": 0}
         self.settle: Callable[[], None] = device.synchronize
         """Waits until nobody else writes to the stage."""
@@ -151,6 +153,10 @@ class LayerStream:
             if not turn.asks:
                 self._plan(layers, 0, None)
         share = self._ask(turn) if turn.asks else None
+        self._led.clear()
+        for following in layers[turn.number + 1 : turn.number + 2]:
+            if turn.share is not None and not self._asks(following, turn.index.shape[0]):
+                self._lead(turn.number + 1, following, turn.share.lead)
         self._issue(turn.number - 1)
         assert not self._queue or self._queue[0].turn > turn.number, "the stage was planned wrongly"
         hidden, index, *others = turn.arguments
@@ -165,6 +171,7 @@ class LayerStream:
         """Look who has a slot, when all that came before is over, so that the stage is free."""
         self.settle()
         self._queue.clear()
+        self._led.clear()
         self._ring = StageRing(self._slots.plan.stage_bytes)
         self._awaited = -1
         self._residents = self._slots.states.residents()
@@ -176,8 +183,9 @@ class LayerStream:
         if turn.share is None:
             self._plan([turn.layer], turn.number, wanted)
             return None
-        hosted = (self._residents[turn.layer] < 0) & (self._tier.homes[turn.layer] != 0)
-        theirs = turn.share.divide(index, wanted[hosted[wanted]])
+        free = self._hosted(turn.layer)
+        free[list(self._led)] = False
+        theirs = turn.share.divide(index, wanted[free[wanted]])
         self._counts["misses"] += len(theirs)
         self._counts["cpu_misses"] += len(theirs)
         self._plan([turn.layer], turn.number, np.setdiff1d(wanted, theirs, assume_unique=True))
@@ -185,6 +193,18 @@ class LayerStream:
             return None
         turn.share.send(index, theirs)
         return turn.share
+
+    def _hosted(self, layer: int) -> NDArray[np.bool_]:
+        """Which experts have no slot and are in host memory ``[E]``."""
+        return np.asarray((self._residents[layer] < 0) & (self._tier.homes[layer] != 0))
+
+    def _lead(self, turn: int, layer: int, most: int) -> None:
+        """Queue the copies of a layer's most used experts, so that the link need not wait for its router."""
+        hosted = self._hosted(layer)
+        for expert in [each for each in self._slots.plan.layers[layer].order if hosted[each]][:most]:
+            target = self._bring(turn, layer, expert)
+            if target is not None:
+                self._led[expert] = target
 
     def _plan(self, layers: list[int], first: int, chosen: NDArray[np.int64] | None) -> None:
         """Say where layers find their experts, and queue the copies of what is missing."""
@@ -205,19 +225,28 @@ class LayerStream:
         table: NDArray[np.int64] = np.where(slots >= 0, first + slots * own.stride_bytes, homes)
         wanted = np.arange(own.experts) if chosen is None else chosen
         missing = wanted[slots[wanted] < 0]
+        self._counts["hits"] += len(wanted) - len(missing)
+        table[list(self._led)] = list(self._led.values())
+        missing = missing[~np.isin(missing, list(self._led))]
         # Those in the file have to be copied, others need not.
         for expert in missing[np.argsort(homes[missing] != 0, kind="stable")].tolist():
-            room = self._ring.take(own.stride_bytes, turn)
-            if room is None:
-                assert homes[expert] != 0, "the stage does not hold the experts that are only in the file"
-                continue
-            table[expert] = self._slots.stage_address + room.offset
-            source, target = int(homes[expert]), int(table[expert])
-            self._enqueue(_Copy(turn, layer, expert, source, target, own.stride_bytes, room.after))
-        self._counts["hits"] += len(wanted) - len(missing)
-        self._counts["misses"] += len(missing)
-        self._counts["bytes_moved"] += len(missing) * own.stride_bytes
+            target = self._bring(turn, layer, expert)
+            if target is not None:
+                table[expert] = target
         return table
+
+    def _bring(self, turn: int, layer: int, expert: int) -> int | None:
+        """Queue the copy of a missing expert; where it goes, ``None`` where the kernels read host memory instead."""
+        size, home = self._slots.plan.layers[layer].stride_bytes, int(self._tier.homes[layer][expert])
+        self._counts["misses"] += 1
+        self._counts["bytes_moved"] += size
+        room = self._ring.take(size, turn)
+        if room is None:
+            assert home != 0, "the stage does not hold the experts that are only in the file"
+            return None
+        target = self._slots.stage_address + room.offset
+        self._enqueue(_Copy(turn, layer, expert, home, target, size, room.after))
+        return target
 
     def _enqueue(self, copy: _Copy) -> None:
         both = self._queue[-1].with_next(copy) if self._queue else None

@@ -38,6 +38,11 @@ COPY_US = 18.0
 """What an expert takes of the link beside its bytes."""
 HANDING_US = 100.0
 """Of waking the pool, and of all copies of rows and sums beside their bytes."""
+LEAD_US = 600.0
+"""Of the link from one layer's last copy to the next one's first, where it waited for the next router: so long it
+brings experts of the next layer that are nearly sure to be chosen."""
+MOST_LEAD = 0.25
+"""Of a layer's missing experts."""
 ASKING_US = 300.0
 """Of waiting for a layer's router: what the CPU wins must be more."""
 
@@ -101,7 +106,7 @@ class StreamShare:
     def layer(self, work: ExpertWork) -> LayerShare:
         """The share of a layer that `takes` its tokens."""
         hidden, index, weight, out = work.views
-        host = self._host(work.layer, index.shape[0])
+        host, speeds = self._host(work.layer, index.shape[0]), self._speeds(work.layer, index.shape[0])
         sent = View(self._answered.address, "int64", (mailbox.SENT_WORDS,))
         words = View(sent.address + padded_bytes(view_bytes(sent)), "int64", (mailbox.WORDS,))
         sums = View(host.address("out"), "float32", (host.arrays["out"].size,))
@@ -112,9 +117,14 @@ class StreamShare:
             host,
             {"x": hidden, "weight": weight},
             index._replace(address=self._own.address),
-            self._speeds(work.layer, index.shape[0]),
+            speeds,
+            self._lead(work.layer, speeds),
             partial(collect, *map(self._device.tensor, (out, sent, words, sums))),
         )
+
+    def _lead(self, layer: int, speeds: ManySpeeds) -> int:
+        own = self._plan.layers[layer]
+        return int(min(LEAD_US / speeds.link_us, MOST_LEAD * (own.hosted - own.slots)))
 
     def _speeds(self, layer: int, tokens: int) -> ManySpeeds:
         body = self._bodies[layer]
