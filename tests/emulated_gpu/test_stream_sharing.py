@@ -163,7 +163,7 @@ def _raise(error: type[BaseException]) -> Callable[[HostRows], None]:
 def test_steps_beyond_what_the_cpu_has_room_for_are_streamed_alone(
     load: Load, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_share, "MOST_TOKENS", 140)
+    monkeypatch.setattr(stream_share, "MOST_SHARED_TOKENS", 16)
     with load(0.3, 0.0) as model:
         monkeypatch.setattr(layer_share, "cpu_share_of_many", lambda _, tokens: len(tokens))
         assert score(model, LONG).tobytes() == expected["long"].tobytes()

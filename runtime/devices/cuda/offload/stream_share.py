@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.artifacts.sharing import ManySpeeds
+from moec.artifacts.sharing import ASKING_US, COPY_US, HANDING_US, MOST_SHARED_TOKENS, ManySpeeds
 from moec.artifacts.words import mailbox
 from moec.artifacts.words.mailbox import collect_name
 from moec.runtime.device import View, padded_bytes, view_bytes
@@ -32,19 +32,11 @@ if TYPE_CHECKING:
     from moec.runtime.experts.calls import ExpertWork
     from moec.runtime.experts.slots import SlotPlan
 
-MOST_TOKENS = 1024
-"""Of a step: with more an expert has so many that the link brings it long before the CPU has computed it."""
-COPY_US = 18.0
-"""What an expert takes of the link beside its bytes."""
-HANDING_US = 100.0
-"""Of waking the pool, and of all copies of rows and sums beside their bytes."""
 LEAD_US = 600.0
 """Of the link from one layer's last copy to the next one's first, where it waited for the next router: so long it
 brings experts of the next layer that are nearly sure to be chosen."""
 MOST_LEAD = 0.25
 """Of a layer's missing experts."""
-ASKING_US = 300.0
-"""Of waiting for a layer's router: what the CPU wins must be more."""
 
 
 class StreamShare:
@@ -77,7 +69,7 @@ class StreamShare:
         step_tokens: int,
     ) -> None:
         self._device, self._plan, self._link_gb_s = device, plan, link_gb_s
-        self._most = min(step_tokens, MOST_TOKENS)
+        self._most = min(step_tokens, MOST_SHARED_TOKENS)
         self._bodies = [layer.body for layer in model.experts]
         self._hidden = {body.name: body.hidden for body in model.bodies}
         self._experts = experts
@@ -180,7 +172,7 @@ def host_bytes(model: ModelRecord, step_tokens: int) -> int:
 
 def _sizes(model: ModelRecord, step_tokens: int) -> dict[str, int]:
     """Bytes of pinned memory by what is in it."""
-    tokens = min(step_tokens, MOST_TOKENS)
+    tokens = min(step_tokens, MOST_SHARED_TOKENS)
     rows = padded_bytes(4 * tokens * max(body.hidden for body in model.bodies))
     pairs = tokens * max(layer.top_k for layer in model.experts)
     choices = padded_bytes(8 * pairs)
