@@ -9,7 +9,7 @@ JOBS ?= auto
 
 # What a recipe that failed has half made is made again.
 .DELETE_ON_ERROR:
-.PHONY: demo install test test-slow check docs clean
+.PHONY: demo install test test-slow check docs lock clean
 
 demo: $(VENV)/.installed-compile
 	@mkdir -p $(dir $(BUNDLE))
@@ -37,21 +37,35 @@ mypy = $(BIN)/mypy -n auto || { [ $$? = 2 ] && $(BIN)/mypy; }
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py
 
+# The packages in constraints.txt, for every Python and processor that moec is for; UPGRADE=yes: their newest versions.
+lock: $(VENV)/bin/python
+	$(pip) pip uv
+	$(resolve) --universal --python-version 3.11 $(if $(UPGRADE),--upgrade) -o constraints.txt \
+		--annotation-style line --custom-compile-command "make lock"
+	for python in 3.11 3.12 3.13; do for processor in x86_64 aarch64; do \
+		$(resolve) --python-version $$python --python-platform $$processor-manylinux_2_28 \
+			--only-binary :all: --constraint constraints.txt >/dev/null || exit; \
+	done; done
+
+resolve = $(BIN)/uv pip compile -q pyproject.toml --all-extras --group tools
+
+pip = $(BIN)/python -m pip install -q --constraint constraints.txt
+
 # pip would compile thousands of files one by one; not all that packages carry is for this Python.
 define install
-	$(BIN)/python -m pip install -q "pip>=24"
-	$(BIN)/python -m pip install -q --no-compile -e ".[$(1)]"
+	$(pip) pip setuptools
+	$(pip) --no-build-isolation --no-compile --editable ".[$(1)]"
 	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 endef
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed-compile: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed-compile: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,compile)
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,dev)
 	@touch $@ $(VENV)/.installed-compile
 

@@ -24,15 +24,15 @@ from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.sharing import MAILBOX_US, TEAM_US, TeamSpeed
-from moec.planning.cost import dense_milliseconds, miss_cost
-from moec.planning.streaming import StepTimes
-from moec.planning.work import step_work
+from moec.planning.costs.streaming import StepTimes
+from moec.planning.costs.token import dense_milliseconds, miss_cost
+from moec.planning.costs.work import step_work
 from moec.runtime.devices.cuda.measure import FED_LINK_EFFICIENCY, GPU_EFFICIENCY, LAYER_US, LINK_EFFICIENCY
 from moec.runtime.devices.measure import HOST_EFFICIENCY
 
 if TYPE_CHECKING:
     from moec.artifacts.layout.footprint import Footprint
-    from moec.planning.work import StepWork
+    from moec.planning.costs.work import StepWork
 
 AIM = 0.15
 OURS, DECODE = "moec", "decode"

@@ -17,7 +17,7 @@ from benchmarks.support.common import print_rows, write_result
 from benchmarks.support.preparing import bundle_of, product_rate, transformers_model
 from benchmarks.support.work import Work
 from moec.artifacts.files.reader import open_bundle
-from moec.planning.work import step_work
+from moec.planning.costs.work import step_work
 from moec.runtime.devices.measure import gpu_record
 
 PROMPTS = (512, 2048, 4096)

@@ -17,11 +17,11 @@ from moec.artifacts.files.manifest import (
     model_fingerprint,
 )
 from moec.artifacts.files.records import read_record, write_record
+from moec.artifacts.files.traces import TRACES_NAME, save_traces
 from moec.artifacts.layout.footprint import format_bytes
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.packing import PackingRecord
 from moec.artifacts.paths import CONSTANTS_NAME
-from moec.artifacts.traces import TRACES_NAME, Traces, save_traces
 from moec.compiler.modules import TOKENIZER_FOLDER
 from moec.compiler.stages import stage
 from moec.planning.machines import budgets_for
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.files.manifest import Contents, TargetRecord
     from moec.artifacts.files.writer import BundleWriter
+    from moec.artifacts.traces import Traces
     from moec.compiler.checkpoint import Checkpoint
     from moec.compiler.packing.calibrated import CalibratedRounding
     from moec.compiler.request import Calibration, Surroundings

@@ -11,7 +11,7 @@ from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.quantization import Kept, has_formats, kept_formats, policy_named, quantize
 from moec.compiler.quantization.policies import METHOD
 from moec.compiler.stages import stage
-from moec.errors import CheckpointError, CompileError, NetworkError
+from moec.errors import CheckpointError, NetworkError, UsageError
 from moec.formats import CALIBRATED
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ def choose_formats(
     """The model with the formats of the policy that was asked for, or that a fit found; plain where it has none.
 
     Raises:
-        CompileError: the kernels of a target do not take a format, or the method needs more than this compilation will
-            have, or has nothing to round where the person named formats.
+        UsageError: the method needs more than this compilation will have, or has nothing to round where the person
+            named formats.
+        CompileError: the kernels of a target do not take a format, or the model cannot be run for the method.
         MoecError: as `moec.compiler.fitting.fit`.
     """
     policy, chosen = request.quantization, None
@@ -67,7 +68,7 @@ def _with_something_to_round(
     if rounds_any(parts.model):
         return parts
     if request.fit is None:
-        raise CompileError(
+        raise UsageError(
             f"The method {method} cannot be used.",
             "It rounds routed experts to whole numbers (int4, int8), and here none get such a format.",
             "Choose another format for experts, or use the method nearest.",

@@ -56,7 +56,7 @@ def _help(title: str, command: click.Command, context: click.Context) -> str:
 
 
 def _exit_codes() -> str:
-    rows = [(0, "success"), (1, "a bug in moec: please report it with its traceback"), (2, "wrong usage")]
+    rows = [(0, "success"), (1, "a bug in moec: please report it with its traceback")]
     for _, kind in inspect.getmembers(errors, inspect.isclass):
         if issubclass(kind, errors.MoecError) and kind is not errors.MoecError:
             rows.append((kind.exit_code, (kind.__doc__ or "").splitlines()[0]))

@@ -25,7 +25,7 @@ from moec.artifacts.model import DTYPE_BYTES
 from moec.artifacts.sections import cut_places, layers_between
 from moec.artifacts.states import state_bytes
 from moec.artifacts.steps import AttentionStep, ExpertsStep, SelectionStep, StateStep
-from moec.planning.cost import BYTES_PER_MS
+from moec.planning.costs.token import BYTES_PER_MS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

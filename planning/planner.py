@@ -18,10 +18,10 @@ from moec.artifacts.schedule import (
 )
 from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.errors import BudgetError
-from moec.planning.analysis import Analysis, analyse
-from moec.planning.prediction import Placement, held_bytes, miss_costs, predict
-from moec.planning.prefetch import prefetch_plan
-from moec.planning.streaming import STREAM_BUFFERS, prefill_plan
+from moec.planning.costs.prediction import Placement, held_bytes, miss_costs, predict
+from moec.planning.costs.prefetch import prefetch_plan
+from moec.planning.costs.streaming import STREAM_BUFFERS, prefill_plan
+from moec.planning.routing.analysis import Analysis, analyse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

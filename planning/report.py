@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import Budgets, Schedule
-    from moec.planning.analysis import Analysis
+    from moec.planning.routing.analysis import Analysis
 
 
 @dataclass(frozen=True)

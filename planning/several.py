@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import Schedule
-    from moec.planning.analysis import Analysis
     from moec.planning.division import GpuPart
+    from moec.planning.routing.analysis import Analysis
 
 
 def several_gpus(machine: MachineRecord, gpus: int) -> MachineRecord:

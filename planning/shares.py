@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.schedule import Budgets
+from moec.planning.costs.streaming import STREAM_BUFFERS
 from moec.planning.machines import CONTEXT_TOKENS, STEP_TOKENS
 from moec.planning.planner import model_bytes
-from moec.planning.streaming import STREAM_BUFFERS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

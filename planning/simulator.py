@@ -9,13 +9,14 @@ import numpy as np
 
 from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.layout.hosting import device_slots
-from moec.planning.analysis import analyse
-from moec.planning.choice import CANDIDATES, compare
-from moec.planning.guesses import SOURCES
-from moec.planning.prediction import CURVE_SHARES, Placement, hit_rate, token_milliseconds
-from moec.planning.prefetch import can_guess, layer_guesses, missing_recall, stack_positions
-from moec.planning.sides import layer_traces, replayed_groups, sides_of
-from moec.planning.synthetic import overlap
+from moec.artifacts.traces import repeats
+from moec.planning.costs.prediction import CURVE_SHARES, Placement, hit_rate, token_milliseconds
+from moec.planning.costs.prefetch import can_guess, layer_guesses, missing_recall, stack_positions
+from moec.planning.routing.analysis import analyse
+from moec.planning.routing.choice import CANDIDATES, compare
+from moec.planning.routing.guesses import SOURCES
+from moec.planning.routing.sides import layer_traces, replayed_groups, sides_of
+from moec.planning.routing.synthetic import overlap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import Policy, PrefetchSource
     from moec.artifacts.traces import Traces
-    from moec.planning.analysis import Analysis
-    from moec.planning.replay import Group
+    from moec.planning.routing.analysis import Analysis
+    from moec.planning.routing.replay import Group
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ def _fixed_rate(groups: Sequence[Group], slots: Sequence[int]) -> float:
     hits = choices = 0
     for group in groups:
         for chosen, number in zip(group.chosen, group.numbers, strict=True):
-            uses = np.sort(np.bincount(chosen.ravel(), minlength=group.experts))[::-1]
-            hits += int(uses[: slots[number]].sum())
+            again = repeats(chosen)
+            uses = np.sort(np.bincount(chosen[~again], minlength=group.experts))[::-1]
+            hits += int(uses[: slots[number]].sum() + again.sum())
             choices += chosen.size
     return hits / choices if choices else 1.0

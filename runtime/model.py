@@ -263,8 +263,9 @@ class Model:
     def record_routing(self, path: str | Path, capacity: int = DEFAULT_CAPACITY) -> None:
         """Keep the routing of all that is run from now on, for ``moec plan --traces``; see `save_routing`.
 
-        What the file has of an earlier run is kept before it, as far as there is room. On a GPU decoding steps stay
-        one graph, which keeps their routing; in steps with prompts the host reads every layer's choices.
+        What the file has of an earlier run is kept before it, as far as there is room; what was kept so far for another
+        file is written there. On a GPU decoding steps stay one graph, which keeps their routing; in steps with prompts
+        the host reads every layer's choices.
 
         Args:
             path: written when the model is closed.

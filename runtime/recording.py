@@ -42,6 +42,7 @@ class Recording:
     def begin(self, path: str | Path, capacity: int) -> None:
         """Keep the routing of all that is run from now on; arguments and errors as of `Model.record_routing`."""
         check_count("trace_capacity", capacity, least=1)
+        self.save()
         target = Path(path)
         of_encoder, layers = layers_of_sides(self._model)
         ring = recorder_for(

@@ -55,10 +55,10 @@ class TextStreamer:
         file: TextIO | None = None,
         stop_strings: Sequence[str] = (),
     ) -> None:
-        self._decoder = tokenizer.stream()
-        self._stops = StopStrings(stop_strings)
+        self._tokenizer, self._stop_strings = tokenizer, tuple(stop_strings)
+        self._skip_prompt, self._file = skip_prompt, file
         self._skip = skip_prompt
-        self._file = file
+        self._begin()
 
     def put(self, value: NDArray[Any]) -> None:
         """Print what the new token ids make certain."""
@@ -68,8 +68,14 @@ class TextStreamer:
             self._print(self._stops.push(text))
 
     def end(self) -> None:
-        """Print what was held back, and a line end."""
+        """Print what was held back, and a line end; what comes next is another prompt."""
         self._print(self._stops.push(self._decoder.finish()) + self._stops.finish() + "\n")
+        self._begin()
+
+    def _begin(self) -> None:
+        self._decoder = self._tokenizer.stream()
+        self._stops = StopStrings(self._stop_strings)
+        self._skip = self._skip_prompt
 
     def _print(self, text: str) -> None:
         file = self._file if self._file is not None else sys.stdout

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moec.artifacts.files.traces import TRACES_NAME, load_traces
 from moec.artifacts.layout.experts import layout
 from moec.artifacts.paths import DENSE_NAME, experts_name
-from moec.artifacts.traces import TRACES_NAME, load_traces
 
 if TYPE_CHECKING:
     from pathlib import Path

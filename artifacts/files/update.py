@@ -8,8 +8,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from moec.artifacts.files.records import write_record
+from moec.artifacts.files.traces import TRACES_NAME, save_traces
 from moec.artifacts.files.writer import BundleWriter
-from moec.artifacts.traces import TRACES_NAME, save_traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -23,7 +23,7 @@ from moec.compiler.calibration.tokens import calibration_tokens
 from moec.compiler.calibration.values import ValueFiles
 from moec.compiler.calibration.weights import CheckpointWeights
 from moec.compiler.stages import stage
-from moec.errors import CompileError
+from moec.errors import CompileError, UsageError
 from moec.formats import format_of, pack_rows
 from moec.formats.feedback import (
     Feedback,
@@ -148,16 +148,17 @@ def check_calibrated(
     """Refuse a method that rounds by calibration tokens where there will be none; the model's formats do not matter.
 
     Raises:
-        CompileError: there are no prompts, or no weights, or the model cannot be run here.
+        UsageError: there are to be no prompts, or no weights.
+        CompileError: the model cannot be run here.
     """
     what = f"The method {method} cannot be used."
     reason = why_not(model)
     if modules_only:
         why = "It rounds weights by what enters them, and --modules-only stops before there are weights."
-        raise CompileError(what, why, "Compile the whole bundle, or use the method nearest.")
+        raise UsageError(what, why, "Compile the whole bundle, or use the method nearest.")
     if not calibration.enabled:
         why = "It rounds weights by what calibration prompts bring, and --calibration none says that there are none."
-        raise CompileError(what, why, "Leave --calibration out, or give it a file of prompts.")
+        raise UsageError(what, why, "Leave --calibration out, or give it a file of prompts.")
     if reason is not None:
         why = f"It runs the model on calibration prompts before it is packed, which this one is not fit for: {reason}."
         raise CompileError(what, why, "Use the method nearest.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moec.errors import CompileError
+from moec.errors import UsageError
 
 if TYPE_CHECKING:
     from moec.compiler.request import Calibration
@@ -14,10 +14,10 @@ def check_calibration(calibration: Calibration) -> None:
     """Refuse to choose formats with nothing to measure them on.
 
     Raises:
-        CompileError: there are no prompts, by the person's own wish.
+        UsageError: there are no prompts, by the person's own wish.
     """
     if not calibration.enabled:
-        raise CompileError(
+        raise UsageError(
             "--fit needs calibration prompts.",
             "It measures on them what each format costs, and --calibration none says that there are none.",
             "Leave --calibration out, or give it a file of prompts.",

@@ -20,10 +20,10 @@ from moec.compiler.fitting.calibrated import check_calibration
 from moec.compiler.fitting.sensitivity import measure_divergence, weigh_errors
 from moec.compiler.fitting.units import fit_units, with_losses
 from moec.compiler.quantization.policies import METHOD
-from moec.planning.analysis import analyse
 from moec.planning.fitting.fit import fit_bytes, fit_time
 from moec.planning.fitting.losses import predicted_losses
 from moec.planning.machines import CONTEXT_TOKENS, STEP_TOKENS, budgets_for
+from moec.planning.routing.analysis import analyse
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

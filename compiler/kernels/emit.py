@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tvm import tirx
+from tvm import ir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -92,6 +92,13 @@ def _extents(argument: Argument) -> list[Expr]:
     return [i64(extent) if isinstance(extent, int) else extent for extent in argument.shape]
 
 
+@contextmanager
+def llvm_functions(text: str) -> Iterator[None]:
+    """Statements that call functions which are given in LLVM's language; they become part of those that call them."""
+    with T.attr(ir.StringImm("llvm"), "pragma_import_llvm", ir.StringImm(text)):
+        yield
+
+
 def at_address(address: Expr, size: int, dtype: str) -> Buffer:
     """A flat buffer of ``size`` elements at a machine ``address`` (int64)."""
     pointer = T.bind(T.reinterpret("handle", address))
@@ -120,7 +127,7 @@ def scratch(size: int | Expr, dtype: str = "float32") -> Buffer:
     extent = i64(size) if isinstance(size, int) else size
     bits = int(dtype[-2:])
     size_bytes = T.cast(extent * i64(bits // 8), "uint64")
-    code = {"float32": 2, "int64": 0, "int32": 0, "int16": 0}[dtype]
+    code = {"float32": 2, "int64": 0, "int32": 0, "int16": 0, "uint16": 1}[dtype]
     call = T.TVMBackendAllocWorkspace(T.int32(CPU), T.int32(0), size_bytes, T.int32(code), T.int32(bits))
     pointer = T.bind(call)
     _scopes[-1].append(pointer)

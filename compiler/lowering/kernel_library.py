@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.model import ExpertBody, ExpertsLayer, ModelRecord
     from moec.artifacts.program import SegmentProgram
+    from moec.compiler.kernels.cpu.pair_products import PairProducts
     from moec.compiler.kernels.linear_shape import LinearShape
     from moec.compiler.kernels.rows.product import Product
     from moec.compiler.lowering.targets import Target
@@ -35,6 +36,15 @@ class CpuKernels:
     lanes: int
     machine: str
     """As ``uname -m`` says it."""
+    bfloat16_pairs: bool = False
+    """Whether the target has AVX512-BF16."""
+
+    @property
+    def pairs(self) -> PairProducts | None:
+        """What multiplies bfloat16 in pairs."""
+        from moec.compiler.kernels.cpu.pair_products import AVX512_BF16
+
+        return AVX512_BF16 if self.bfloat16_pairs else None
 
     def linear(self, shape: LinearShape) -> tvm.tirx.PrimFunc:
         """A product with a weight."""
@@ -47,6 +57,7 @@ class CpuKernels:
             batch=shape.batch,
             bias=shape.bias,
             lanes=self.lanes,
+            pairs=self.pairs,
         )
 
     def topk(self, entries: int, count: int, dtype: str) -> tvm.tirx.PrimFunc:
@@ -77,7 +88,7 @@ class CpuKernels:
         for kept in model.states:
             yield f"{STATE_PREFIX}{kept.name}", state(kept, lanes=self.lanes)
         for body in model.bodies:
-            yield f"experts_{body.name}", experts(body, lanes=self.lanes)
+            yield f"experts_{body.name}", experts(body, lanes=self.lanes, pairs=self.pairs)
         if model.bodies:
             yield SERVE, serve(model.bodies, lanes=self.lanes, machine=self.machine)
             yield FEED, feed(machine=self.machine)
@@ -236,4 +247,9 @@ def kernels_for(target: Target) -> CpuKernels | CudaKernels:
     """The kernels of a target."""
     if target.kind == "cuda":
         return CudaKernels(hopper="sm_90" in target.architectures)
-    return CpuKernels(target.lanes, target.machine)
+    return cpu_kernels(target)
+
+
+def cpu_kernels(target: Target) -> CpuKernels:
+    """The kernels of a CPU target."""
+    return CpuKernels(target.lanes, target.machine, "avx512_bf16" in target.cpu_features)

@@ -10,7 +10,7 @@ from tvm import relax
 from moec.compiler.kernels.cuda.dense.parameters import declare
 from moec.compiler.kernels.cuda.dense.product import product, product_and_hopper
 from moec.compiler.kernels.cuda.rows.kernel import rows
-from moec.compiler.lowering.kernel_library import CpuKernels
+from moec.compiler.lowering.kernel_library import cpu_kernels
 from moec.compiler.lowering.legalize import LEGALIZATIONS
 from moec.compiler.lowering.passes.dispatch_linear import DispatchLinear
 from moec.compiler.lowering.passes.dispatch_topk import DispatchTopk
@@ -37,7 +37,7 @@ def simplify_passes() -> list[Any]:
 
 def cpu_passes(target: Target) -> list[Any]:
     """Kernels for products and top-k; all other operators become loops, and chains of element-wise loops one."""
-    kernels = CpuKernels(target.lanes, target.machine)
+    kernels = cpu_kernels(target)
     return [
         DispatchLinear(kernels.linear),
         DispatchTopk(kernels.topk),

@@ -7,20 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from moec.errors import CompileError
+from moec.errors import UsageError
 
 CPU_LEVELS: dict[str, tuple[str, ...]] = {
     "x86-64-v2": ("cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"),
     "x86-64-v3": ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"),
     "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
     "x86-64-v4-vnni": ("avx512_vnni",),
+    "x86-64-v4-bf16": ("avx512_bf16",),
 }
 """The x86-64 psABI's levels as LLVM names them, with the ``/proc/cpuinfo`` flags that each adds to the one before.
 
-The last is one of ours: an instruction more, which adds up products of 16 bits (Cascade Lake, Zen 4 and later).
+The last two are ours, with an instruction more each: one adds up products of integers of 16 bits (Cascade Lake, Zen 4
+and later), one products of bfloat16 (Cooper Lake, Sapphire Rapids, Zen 4 and later).
 """
 
-CPU_LANES = {"generic": 4, "x86-64-v2": 4, "x86-64-v3": 8, "x86-64-v4": 16, "x86-64-v4-vnni": 16}
+CPU_LANES = {
+    "generic": 4,
+    "x86-64-v2": 4,
+    "x86-64-v3": 8,
+    "x86-64-v4": 16,
+    "x86-64-v4-vnni": 16,
+    "x86-64-v4-bf16": 16,
+}
 """float32 values in one vector register."""
 
 CUDA_ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -31,6 +40,7 @@ TARGET_NAMES = (
     "cpu-x86-64-v3",
     "cpu-x86-64-v4",
     "cpu-x86-64-v4-vnni",
+    "cpu-x86-64-v4-bf16",
     "cuda",
     *(f"cuda-{name}" for name in CUDA_ARCHITECTURES),
 )
@@ -59,10 +69,10 @@ def parse_target(name: str) -> Target:
     """The target called ``name``; ``cpu`` is the best instruction set that this machine has.
 
     Raises:
-        CompileError: there is no such target.
+        UsageError: there is no such target.
     """
     if name not in TARGET_NAMES:
-        raise CompileError(
+        raise UsageError(
             f"There is no target {name!r}.",
             "A target is a CPU instruction set or a CUDA architecture that moec has kernels for.",
             f"Choose from: {', '.join(TARGET_NAMES)}",

@@ -13,7 +13,10 @@ CODEGEN_ARCHITECTURE = "sm_80"
 """What TVM generates CUDA source for: the oldest architecture, since one source serves all of them."""
 
 
-LLVM_FEATURES = {"x86-64-v4-vnni": ("x86-64-v4", ("+avx512vnni",))}
+LLVM_FEATURES = {
+    "x86-64-v4-vnni": ("x86-64-v4", ("+avx512vnni",)),
+    "x86-64-v4-bf16": ("x86-64-v4", ("+avx512vnni", "+avx512bf16")),
+}
 """How LLVM knows those instruction sets of which it has no name: by another's, and what they have more."""
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.files.records import read_record
 from moec.artifacts.quantization import KEEP, ROLES, Quantization, quantization_problems
-from moec.errors import BundleError, CompileError
+from moec.errors import BundleError, UsageError
 from moec.formats import ALIASES, FORMATS, METHODS
 
 if TYPE_CHECKING:
@@ -39,16 +39,16 @@ def read_policy(path: Path) -> Quantization:
     """The policy in a file.
 
     Raises:
-        CompileError: it is not there or not of the form that its schema says, or it names a format, role or method
+        UsageError: it is not there or not of the form that its schema says, or it names a format, role or method
             that does not exist.
     """
     do = "Correct it; docs/quantization.md has an example."
     try:
         policy = read_record(Quantization, "quantization", path)
     except BundleError as error:
-        raise CompileError(error.what, error.why, do) from error
+        raise UsageError(error.what, error.why, do) from error
     problems = quantization_problems(policy, tuple(METHODS))
     if problems:
         what = f"The quantization in {path} cannot be used."
-        raise CompileError(what, f"{problems[0][0].upper()}{problems[0][1:]}.", do)
+        raise UsageError(what, f"{problems[0][0].upper()}{problems[0][1:]}.", do)
     return policy

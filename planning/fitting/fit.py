@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from moec.artifacts.layout.footprint import CODE_BYTES
 from moec.errors import BudgetError
+from moec.planning.costs.prediction import token_milliseconds
 from moec.planning.fitting.knapsack import Option, choose
 from moec.planning.fitting.losses import least_loss
 from moec.planning.planner import model_bytes, place
-from moec.planning.prediction import token_milliseconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from moec.artifacts.layout.footprint import Footprint, LayerFootprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.schedule import Budgets
-    from moec.planning.analysis import Analysis
     from moec.planning.fitting.units import FitUnit
+    from moec.planning.routing.analysis import Analysis
 
 ROUNDS = 8
 """Most times that prices are estimated anew."""

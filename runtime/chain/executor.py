@@ -215,9 +215,11 @@ class ChainExecutor:
     def _show(self, batch: StepBatch, *, ahead: bool = False) -> None:
         """Let the device see the step."""
         self._check_open()
-        rows = batch.table.take_changed()
+        rows = batch.table.changed
         for section in self.sections:
             section.show(batch, rows, ahead=ahead)
+        # Not before: where that was cut short, the next step shows them.
+        batch.table.shown(rows)
 
     def _logits_of(self, batch: StepBatch, rows: list[int]) -> NDArray[np.float32]:
         """Run the last steps on ``rows`` and read their logits."""

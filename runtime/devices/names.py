@@ -20,7 +20,7 @@ def parse_ordinal(device: str) -> int:
     number = device.removeprefix("cuda").removeprefix(":")
     if device == "cuda":
         return 0
-    if not device.startswith("cuda:") or not number.isdigit():
+    if not device.startswith("cuda:") or not number.isdecimal():
         raise DeviceError(f"There is no device {device!r}.", "GPUs are called cuda:0, cuda:1, …", "")
     return int(number)
 

@@ -52,6 +52,6 @@ def _check_room(limits: Limits, prompt: int, new: int, source: int) -> None:
     most = limits.max_step_tokens - (limits.max_batch if new else 0)
     if limits.whole_prompts and prompt > most:
         raise step_too_small("decoder's prompt", prompt, most)
-    needed = pages_for(source) + pages_for(prompt + new - 1)
+    needed = pages_for(source) + pages_for(prompt + max(0, new - 1))
     if needed > limits.cache_pages:
         raise cache_too_small(needed, limits.cache_pages)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,8 @@ class Engine:
         """
         check_count("max_new_tokens", request.max_new_tokens, least=1)
         check_request(self.limits, self._vocabulary, request.prompt, request.source, request.max_new_tokens)
-        sequence = Sequence(self._next_id, request)
+        ends = self._vocabulary.known(request.eos_token_ids)
+        sequence = Sequence(self._next_id, replace(request, eos_token_ids=ends))
         self._next_id += 1
         self.scheduler.add(sequence)
         return sequence

@@ -11,6 +11,8 @@ from moec.artifacts.layout.cache import PAGE_TOKENS
 from moec.runtime.tensors import aligned_zeros
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
 
@@ -39,11 +41,14 @@ class PageTable:
         self.array[row, first : first + len(pages)] = pages
         self._changed.add(row)
 
-    def take_changed(self) -> list[int]:
-        """The rows that were written since this was asked last."""
-        rows = sorted(self._changed)
-        self._changed.clear()
-        return rows
+    @property
+    def changed(self) -> list[int]:
+        """The rows that were written since they were `shown` last."""
+        return sorted(self._changed)
+
+    def shown(self, rows: Iterable[int]) -> None:
+        """Whoever reads these ``rows`` has them now."""
+        self._changed.difference_update(rows)
 
 
 @dataclass(slots=True)

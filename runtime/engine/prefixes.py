@@ -28,10 +28,9 @@ class Prefixes:
         """Pages that hold the longest beginning of a sequence, of which at least one token is left to run."""
         return self._pool.find(self._wanted(sequence))
 
-    def coming(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:
-        """Whether a running sequence is about to fill the page behind those that are found."""
-        wanted = self._wanted(sequence)
-        number = len(self._pool.find(wanted))
+    def coming(self, sequence: Sequence, found: tuple[int, ...], running: Iterable[Sequence]) -> bool:
+        """Whether a running sequence is about to fill the page behind those that were ``found``."""
+        wanted, number = self._wanted(sequence), len(found)
         if number == len(wanted):
             return False
         end = (number + 1) * PAGE_TOKENS

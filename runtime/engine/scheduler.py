@@ -171,7 +171,11 @@ class Scheduler:
             if sequence.lease is None or end != len(sequence.tokens) or sequence.left < 2:
                 return None
             missing += sequence.lease.missing(end + 1)
-        if len(plan.chunks) != len(self.running) or missing > self.pages.free or self._can_admit():
+        if (
+            len(plan.chunks) != len(self.running)
+            or missing > self.pages.free
+            or self._beginning_of_next() is not None
+        ):
             return None
         chunks = (self._chunk(chunk.sequence, 1, chunk.start + chunk.count) for chunk in plan.chunks)
         return StepPlan(tuple(chunks), ())
@@ -208,11 +212,12 @@ class Scheduler:
     def _admit(self, chunks: dict[int, Chunk], left: int) -> list[Sequence]:
         """Let sequences join, those that wait longest first; ``chunks`` gets theirs, of ``left`` tokens in all."""
         joined: list[Sequence] = []
-        while left > 0 and self._can_admit() and left >= self._least(self.waiting[0]):
-            if self._prefixes.coming(self.waiting[0], self.running):
+        while left > 0 and (found := self._beginning_of_next()) is not None:
+            sequence = self.waiting[0]
+            if left < self._least(sequence) or self._prefixes.coming(sequence, found, self.running):
                 break
-            sequence = self.waiting.popleft()
-            self._lend(sequence)
+            self.waiting.popleft()
+            self._lend(sequence, found)
             self.running.append(sequence)
             joined.append(sequence)
             count = min(sequence.pending, left)
@@ -220,9 +225,8 @@ class Scheduler:
             left -= count + len(sequence.request.source)
         return joined
 
-    def _lend(self, sequence: Sequence) -> None:
-        """Give a sequence that joins a row, pages for its source, and the pages that hold its beginning."""
-        found = tuple(self._prefixes.find(sequence))
+    def _lend(self, sequence: Sequence, found: tuple[int, ...]) -> None:
+        """Give a sequence that joins a row, pages for its source, and those ``found`` that hold its beginning."""
         self.pages.hold(found)
         source = self.pages.allocate(pages_for(len(sequence.request.source)))
         assert source is not None
@@ -241,11 +245,14 @@ class Scheduler:
         whole = self.limits.whole_prompts and sequence.computed == 0
         return len(sequence.request.prompt) if whole else 1
 
-    def _can_admit(self) -> bool:
-        """Whether there is a row and room for the first that waits."""
-        return bool(self.waiting and self._rows and self._has_headroom(self.waiting[0]))
+    def _beginning_of_next(self) -> tuple[int, ...] | None:
+        """The pages that hold the beginning of the first that waits; ``None``: none waits, or finds row and room."""
+        if not (self.waiting and self._rows):
+            return None
+        found = tuple(self._prefixes.find(self.waiting[0]))
+        return found if self._has_headroom(self.waiting[0], found) else None
 
-    def _has_headroom(self, sequence: Sequence) -> bool:
+    def _has_headroom(self, sequence: Sequence, found: tuple[int, ...]) -> bool:
         """Room for all its tokens beside what the running ones still need, and a page each to go on.
 
         Without the extra pages a newcomer would be preempted as soon as the others cross a page boundary.
@@ -254,7 +261,6 @@ class Scheduler:
         for item in self.running:
             assert item.lease is not None
             promised += item.lease.missing(len(item.tokens)) + 1
-        found = self._prefixes.find(sequence)
         # Pages that are kept are free; those that others hold take no room.
         shared = len(found) - self.pages.unheld(found)
         own = pages_for(len(sequence.tokens)) - shared + pages_for(len(sequence.request.source))

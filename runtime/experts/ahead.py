@@ -12,7 +12,7 @@ from moec.artifacts.layout.footprint import dense_weights
 from moec.artifacts.schedule import NO_PREFETCH
 from moec.artifacts.words.ahead import MOST_TOKENS, ahead_words, guessed_layers
 from moec.artifacts.words.slots import MOST_AHEAD, PIECE_BYTES, expert_pieces
-from moec.planning.cost import idle_bytes
+from moec.planning.costs.token import idle_bytes
 from moec.runtime.device import padded_bytes
 from moec.runtime.experts.prefetch import nothing_to_guess_by
 from moec.runtime.routing.early_router import router_names

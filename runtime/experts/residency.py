@@ -69,7 +69,7 @@ class Residency:
     """The resident experts of all MoE layers, under one policy of `moec.planning.policies`.
 
     Where a step has many tokens, they count as one use of all their experts; with one token it is the policy to the
-    letter, and `moec.planning.replay` predicts its hits.
+    letter, and `moec.planning.routing.replay` predicts its hits.
 
     Args:
         plans: of each layer.

@@ -37,7 +37,7 @@ def usable_cpus() -> int:
 def default_threads() -> int:
     """`usable_cpus`, or ``OMP_NUM_THREADS`` where that is less: as everywhere, a wish of the whole process."""
     wish = os.environ.get("OMP_NUM_THREADS", "")
-    return min(usable_cpus(), int(wish)) if wish.isdigit() and int(wish) > 0 else usable_cpus()
+    return min(usable_cpus(), int(wish)) if wish.isdecimal() and int(wish) > 0 else usable_cpus()
 
 
 def helper_threads(cpu_threads: int | None = None, *, fed: bool = False) -> int:

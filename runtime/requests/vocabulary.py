@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from moec.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from moec.artifacts.model import ModelRecord
 
@@ -25,6 +25,10 @@ class Vocabulary:
     def of(cls, model: ModelRecord) -> Vocabulary:
         """The vocabulary of a bundle's model."""
         return cls(model.vocab_size, model.placeholders)
+
+    def known(self, tokens: Iterable[int]) -> frozenset[int]:
+        """Those that it has: a checkpoint, or a client, may name end tokens that never come."""
+        return frozenset(token for token in tokens if 0 <= token < self.size)
 
     def check(self, tokens: Sequence[int]) -> None:
         """Raise `RequestError` where a prompt is empty or has an id that the model does not take."""

@@ -1,7 +1,7 @@
 """The routers of a model by themselves: applied to the hidden state one MoE layer earlier they guess what comes.
 
 What lies between (the experts of the earlier layer, an attention, a norm, corrections of a router's scores) is left
-out, so it is a guess; `moec.planning.prefetch` says what it is worth.
+out, so it is a guess; `moec.planning.costs.prefetch` says what it is worth.
 
 T tokens, H hidden size, E experts.
 """

@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.traces import (
-    LayerTrace,
-    Traces,
-    index_dtype,
-    last_tokens,
-    load_traces,
-    quantize_weights,
-    save_traces,
-)
+from moec.artifacts.files.traces import load_traces, save_traces
+from moec.artifacts.traces import LayerTrace, Traces, index_dtype, last_tokens, quantize_weights
 from moec.errors import BundleError, OutputError
 
 if TYPE_CHECKING:
@@ -26,6 +19,9 @@ if TYPE_CHECKING:
 
     from moec.artifacts.model import ExpertsLayer
     from moec.runtime.engine.scheduler import StepPlan
+
+    _Choices = tuple[NDArray[Any], NDArray[np.uint8]]
+    """Experts and their weights, both ``[T, K]``."""
 
 DEFAULT_CAPACITY = 1 << 14
 """Tokens. Of DeepSeek-V2-Lite they take 5 MB."""
@@ -51,31 +47,33 @@ class RoutingRing:
         self._position = np.zeros(capacity, np.int64)
         self._prefill = np.zeros(capacity, np.bool_)
         self._next = 0
-        self._told = False
-        """Whether the step at work was recorded: one that began before is not."""
-        self._ids: dict[int, int] = {}
-        self._sequences = 0
+        self._step: dict[int, _Choices] = {}
+        """What each layer chose in the step at work; it takes older tokens' places when that is over, if it counts."""
+        self._earlier = 0
+        """Sequences of earlier runs: those of this one are numbered behind them."""
         if earlier is not None:
             self._restore(last_tokens(earlier, capacity))
 
     def record(self, layer: int, index: NDArray[np.int64], weight: NDArray[np.float32]) -> None:
         """Keep one layer's choices ``[T, K]`` and their weights ``[T, K]`` of the step at work."""
-        rows = (self._next + np.arange(len(index))) % self._capacity
-        self._chosen[layer][rows] = index
-        self._weights[layer][rows] = quantize_weights(weight)
-        self._told = True
+        self._step[layer] = index.astype(self._chosen[layer].dtype), quantize_weights(weight)
 
     def see(self, layer: int, hidden: NDArray[np.float32]) -> None:
         """Nothing is kept of it."""
 
     def end_step(self, plan: StepPlan) -> None:
         """Say which tokens the choices belong to that were recorded since the last call; of no chunks, none counts."""
-        told, self._told = self._told, False
-        for chunk in plan.chunks if told else ():
-            number = self._ids.setdefault(chunk.sequence.id, self._sequences)
-            self._sequences = max(self._sequences, number + 1)
+        step, self._step = self._step, {}
+        if not plan.chunks or not step:
+            return
+        for layer, (index, weight) in step.items():
+            rows = (self._next + np.arange(len(index))) % self._capacity
+            self._chosen[layer][rows], self._weights[layer][rows] = index, weight
+        for chunk in plan.chunks:
             positions = chunk.start + np.arange(chunk.count)
-            self._note(number, positions, positions < len(chunk.sequence.request.prompt))
+            self._note(
+                self._earlier + chunk.sequence.id, positions, positions < len(chunk.sequence.request.prompt)
+            )
 
     def traces(self) -> Traces:
         """What is kept, sequences in the order of their arrival; a token that was recomputed counts once."""
@@ -105,7 +103,7 @@ class RoutingRing:
         rows = np.arange(earlier.tokens)
         for number, (start, end) in enumerate(zip(earlier.sequence_starts.tolist(), ends, strict=True)):
             self._note(number, rows[: end - start], earlier.prefill[start:end])
-        self._sequences = len(ends) if earlier.tokens else 0
+        self._earlier = len(ends) if earlier.tokens else 0
         for layer, chosen, weights in zip(earlier.layers, self._chosen, self._weights, strict=True):
             chosen[rows] = layer.chosen
             if layer.weights is not None:

@@ -13,14 +13,14 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as FrameworkError
 
-from moec.runtime.serving.answers import ChatAnswer, CompletionAnswer
-from moec.runtime.serving.asked import ask
-from moec.runtime.serving.bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from moec.runtime.serving.choices import Choice
-from moec.runtime.serving.completions import completion_choices, score_prompts
+from moec.runtime.serving.answers.choices import Choice
+from moec.runtime.serving.answers.completions import completion_choices, score_prompts
+from moec.runtime.serving.answers.layouts import ChatAnswer, CompletionAnswer
+from moec.runtime.serving.answers.responses import respond
+from moec.runtime.serving.asked.bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from moec.runtime.serving.asked.requests import ask
 from moec.runtime.serving.errors import ApiError, error_response, malformed
 from moec.runtime.serving.guard import Guard
-from moec.runtime.serving.responses import respond
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -213,7 +213,8 @@ class Driver:
                 case _Add(job):
                     self._deliver([(job, Failure(self._closed))])
                 case _Call(_, future):
-                    future.set_exception(self._closed)
+                    if future.set_running_or_notify_cancel():
+                        future.set_exception(self._closed)
 
 
 def _call(item: _Call) -> None:

@@ -57,7 +57,8 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         if self._expected is not None and scope["path"] not in OPEN_PATHS:
-            given = headers.get("authorization", "").encode()
+            # As bytes again: Starlette reads headers as Latin-1, clients write keys in UTF-8.
+            given = headers.get("authorization", "").encode("latin-1")
             if not hmac.compare_digest(given, self._expected):
                 raise ApiError(
                     401,

@@ -57,7 +57,7 @@ def bind(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, kind, protocol)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise _no_address(host, port, error) from error
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -68,10 +68,9 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _no_address(host: str, port: int, error: OSError) -> NetworkError:
-    return NetworkError(
-        f"Cannot listen at {host}, port {port}.", f"{error.strerror}.", "Give another --host or --port."
-    )
+def _no_address(host: str, port: int, error: OSError | UnicodeError) -> NetworkError:
+    why = error.strerror if isinstance(error, OSError) else "This is no name of a host"
+    return NetworkError(f"Cannot listen at {host}, port {port}.", f"{why}.", "Give another --host or --port.")
 
 
 class _Http(uvicorn.Server):

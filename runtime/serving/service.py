@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moec.errors import RequestError
 from moec.runtime.requests.vocabulary import Vocabulary
-from moec.runtime.serving.choices import ScoredToken
-from moec.runtime.serving.errors import ApiError, busy, refused
+from moec.runtime.serving.errors import ApiError, busy, failed, refused
 from moec.runtime.serving.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from moec.runtime.logprobs import TokenLogprobs
     from moec.runtime.model import Model
     from moec.runtime.serving.admission import Admission
-    from moec.runtime.serving.bodies import Message
+    from moec.runtime.serving.asked.bodies import Message
     from moec.runtime.stats import Stats
     from moec.runtime.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -103,11 +105,13 @@ class Service:
             raise refused(error, param="tokens") from error
         return self.tokenizer.decode(tokens, skip_special_tokens=False)
 
-    async def score(self, prompt: tuple[int, ...], top: int) -> list[ScoredToken]:
+    async def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprobs | None]:
         """How likely a prompt's tokens are, and the ``top`` likeliest ones at each place; others go on meanwhile.
 
+        Of the first token there are none.
+
         Raises:
-            ApiError: others hold too much of the cache.
+            ApiError: others hold too much of the cache, or the model failed.
         """
         call = self.admission.driver.call
         found: list[TokenLogprobs | None] = [None]
@@ -118,9 +122,12 @@ class Service:
                     found += part
             except RequestError as error:
                 raise busy(str(error)) from error
+            except Exception as error:
+                log.exception("A prompt was not scored; its request fails.")
+                raise failed(error) from error
             finally:
                 call(parts.close)
-        return [ScoredToken(token, logprobs) for token, logprobs in zip(prompt, found, strict=True)]
+        return found
 
     async def stats(self) -> Stats:
         """The model's counters, up to date."""

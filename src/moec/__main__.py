@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moec.cli import moec
+from moec.cli.packages import extra_of
 from moec.errors import BudgetError, MissingDependencyError, MoecError, OutputError
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
-SERVING = {"fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"}
-"""Packages of the extra ``serve``."""
 
 
 class Termination(KeyboardInterrupt):
@@ -101,7 +100,7 @@ def _missing(module: str) -> MissingDependencyError:
     return MissingDependencyError(
         f"The Python package {package} is not installed.",
         "`moec` alone has what the runtime needs; compiling, comparing with transformers and serving need more.",
-        f"Run: pip install 'moec[{'serve' if package in SERVING else 'compile'}]'.",
+        f"Run: pip install 'moec[{extra_of(package)}]'.",
     )
 
 

@@ -22,6 +22,12 @@ class MoecError(Exception):
         return "\n".join(part for part in (self.what, self.why, self.do) if part)
 
 
+class UsageError(MoecError):
+    """Wrong usage: options name what there is not, or contradict each other."""
+
+    exit_code = 2
+
+
 class CheckpointError(MoecError):
     """The checkpoint is missing, damaged, or does not match its own config."""
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from moec.__main__ import run
+from moec.artifacts.files.bundle import Bundle
 from moec.artifacts.files.reader import open_bundle
-from moec.artifacts.traces import save_traces
+from moec.artifacts.files.traces import save_traces
+from moec.runtime.routing.ring import RoutingRing, write_traces
 from tests.support.tiny_bundle import make_bundle, tiny_model, tiny_traces
 
 MACHINES = Path(__file__).parents[2] / "examples" / "machines"
@@ -94,6 +96,19 @@ def test_traces_of_another_model_are_refused(bundle: Path, tmp_path: Path) -> No
     save_traces(tiny_traces(tiny_model(((9, 2, 8),))), tmp_path / "other.npz")
     assert run(["plan", str(bundle), "--machine", LAPTOP, "--traces", str(tmp_path / "other.npz")]) == 6
     assert run(["simulate", str(bundle), "--traces", str(tmp_path / "other.npz")]) == 6
+
+
+def test_simulate_wants_tokens(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Bundle, "traces", lambda _: None)
+    write_traces(RoutingRing(tiny_model().experts, 4).traces(), tmp_path / "none.npz")
+    for given, message in (
+        ([], "has no routing traces"),
+        (["--traces", str(tmp_path / "none.npz")], "has no tokens"),
+    ):
+        assert run(["simulate", str(bundle), *given]) == 6
+        assert message in capsys.readouterr().err
 
 
 def test_simulate_prints_and_draws(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

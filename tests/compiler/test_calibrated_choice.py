@@ -14,7 +14,7 @@ from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.choose_formats import choose_formats
 from moec.compiler.quantization import policy_named, quantize
 from moec.compiler.request import Calibration, CompileRequest, FitRequest
-from moec.errors import CompileError
+from moec.errors import CompileError, UsageError
 from moec.formats import METHODS
 from tests.support.feedback import CALIBRATION, FEEDBACK
 from tests.support.graphs import parts
@@ -25,9 +25,9 @@ from tests.support.tiny_models import save
 def test_what_it_needs() -> None:
     model = quantize(parts("mixtral"), FEEDBACK).model
     check_calibrated("feedback", model, CALIBRATION, modules_only=False)
-    with pytest.raises(CompileError, match="--modules-only"):
+    with pytest.raises(UsageError, match="--modules-only"):
         check_calibrated("feedback", model, CALIBRATION, modules_only=True)
-    with pytest.raises(CompileError, match="--calibration none"):
+    with pytest.raises(UsageError, match="--calibration none"):
         check_calibrated("feedback", model, Calibration(enabled=False), modules_only=False)
     for plain in (parts("mixtral").model, quantize(parts("mixtral"), policy_named("mxfp4")).model):
         assert not rounds_any(plain)
@@ -44,7 +44,7 @@ def test_formats_that_leave_nothing_to_round(tmp_path: Path) -> None:
     made = replace(made, packing=replace(made.packing, config_sha256=checkpoint.config_sha256))
     request = CompileRequest(str(checkpoint.path), tmp_path / "out", ("cpu",), CALIBRATION, method="feedback")
     named = replace(request, quantization=policy_named("mxfp4"))
-    with pytest.raises(CompileError, match="none get such a format"):
+    with pytest.raises(UsageError, match="none get such a format"):
         choose_formats(made, checkpoint, named, ("cpu",), log)
     whole = replace(request, fit=FitRequest("1GiB", limit_bytes=1 << 30))
     found = choose_formats(made, checkpoint, whole, ("cpu",), log)
@@ -55,12 +55,12 @@ def test_formats_that_leave_nothing_to_round(tmp_path: Path) -> None:
     found = choose_formats(made, checkpoint, tight, ("cpu",), log)
     assert found.packing.quantization is not None
     assert found.packing.quantization.method == "feedback"
-    with pytest.raises(CompileError, match="--modules-only"):
+    with pytest.raises(UsageError, match="--modules-only"):
         choose_formats(made, checkpoint, replace(tight, modules_only=True), ("cpu",), log)
 
 
 def test_the_command_line_knows_the_methods() -> None:
     assert sorted(METHODS) == list(command_line.METHODS)
     assert read_method("feedback", chosen=True) == "feedback"
-    with pytest.raises(CompileError, match="--method has nothing to say"):
+    with pytest.raises(UsageError, match="--method has nothing to say"):
         read_method("feedback", chosen=False)

@@ -22,7 +22,7 @@ from moec.compiler.fitting.units import MENU, fit_units, with_losses
 from moec.compiler.profiling.calibration import Prompt
 from moec.compiler.quantization import quantize
 from moec.compiler.request import Calibration, FitRequest
-from moec.errors import BudgetError, CheckpointError, CompileError
+from moec.errors import BudgetError, CheckpointError, UsageError
 from moec.formats import FORMATS, METHODS, dequantize
 from moec.planning.fitting.fit import with_options
 from moec.planning.machines import common_machines
@@ -173,7 +173,7 @@ def test_a_time_is_met_on_a_machine(kind: str, tmp_path: Path) -> None:
 
 
 def test_without_calibration_there_is_nothing_to_measure_on() -> None:
-    with pytest.raises(CompileError, match="needs calibration"):
+    with pytest.raises(UsageError, match="needs calibration"):
         fit(
             parts("gpt_oss"),
             cast("Checkpoint", None),

@@ -15,7 +15,7 @@ from moec.compiler.kernels.cuda.packed.codes import WIDENINGS
 from moec.compiler.lowering import formats
 from moec.compiler.lowering.formats import check_formats, takes_formats
 from moec.compiler.quantization import POLICIES, Kept, policy_named, quantize, read_policy
-from moec.errors import CheckpointError, CompileError
+from moec.errors import CheckpointError, CompileError, UsageError
 from moec.formats import FORMATS
 from tests.support.graphs import parts
 from tests.support.notes import Notes
@@ -101,7 +101,7 @@ def test_a_file_says_what_a_name_does(tmp_path: Path) -> None:
 def test_a_wrong_file_is_refused(change: dict[str, Any], text: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(FILE | change))
-    with pytest.raises(CompileError, match=text) as caught:
+    with pytest.raises(UsageError, match=text) as caught:
         read_policy(path)
     assert "docs/quantization.md" in caught.value.do
 

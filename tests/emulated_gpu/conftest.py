@@ -1,33 +1,41 @@
-"""Tests that run in a process of their own, with the stub of tests/support/cuda_stub in place of NVIDIA's libraries."""
+"""Tests that run in a process of their own, with the stub of tests/support/cuda_stub in place of NVIDIA's libraries.
+
+Nothing that is imported here imports torch, which the stub has to precede.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from moec.compiler.lowering import cuda_module
 from moec.runtime.devices.cuda.device import CudaDevice
 from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.modules.libraries import load_cuda_libraries
 from moec.runtime.machine.libraries import load_runtime
-from tests.support.compiling import compile_checkpoint
-from tests.support.cuda_stub import Stub, write_image
-from tests.support.tiny_models import save
+from tests.support.cuda_stub import Stub
 
 collect_ignore_glob = [] if os.environ.get("MOEC_CUDA_STUB") else ["test_*.py"]
 """tests/runtime/test_emulated_gpu.py starts the process that these run in."""
+STUB = pytest.StashKey[Stub]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not collect_ignore_glob:
+        folder = tempfile.TemporaryDirectory()
+        session.config.add_cleanup(folder.cleanup)
+        session.stash[STUB] = Stub(Path(folder.name))
 
 
 @pytest.fixture(scope="session")
-def stub(tmp_path_factory: pytest.TempPathFactory) -> Stub:
-    stub = Stub(tmp_path_factory.mktemp("stub"))
+def stub(request: pytest.FixtureRequest) -> Stub:
     load_runtime(1)
     load_cuda_libraries()
-    return stub
+    return request.session.stash[STUB]
 
 
 @pytest.fixture
@@ -50,17 +58,8 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundles(stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Bundles of float32 weights with code for the CPU, and for the emulator where a GPU's would be."""
+    import torch
 
-    @cache
-    def compiled(name: str) -> Path:
-        folder = tmp_path_factory.mktemp(name)
-        save(name, folder / "checkpoint")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cuda_module, "_machine_code", lambda source, target: source)
-            patch.setattr(cuda_module, "write_fatbin", write_image)
-            compile_checkpoint(
-                folder / "checkpoint", folder / "model.moec", dtype="f32", targets=("cpu", "cuda-sm_90")
-            )
-        return folder / "model.moec"
+    from tests.support.emulated_models import compiled
 
-    return compiled
+    return cache(lambda name: compiled(tmp_path_factory.mktemp(name), "f32", torch.float32, name))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moec import runtime
-from moec.artifacts.traces import load_traces
+from moec.artifacts.files.traces import load_traces
 from moec.errors import DeviceError
 from moec.runtime.memory.device_budget import DevicePlan
 from tests.support.cuda_stub import Stub

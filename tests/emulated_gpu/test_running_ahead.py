@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moec import runtime
-from moec.artifacts.traces import load_traces
+from moec.artifacts.files.traces import load_traces
 from moec.runtime import Request, Sampling
 from moec.runtime.chain.executor import ChainExecutor
 from moec.runtime.device import View

@@ -16,9 +16,9 @@ import torch
 from transformers.models.nllb_moe.modeling_nllb_moe import NllbMoeTop2Router
 
 from moec import runtime
-from moec.artifacts.traces import load_traces
+from moec.artifacts.files.traces import load_traces
 from moec.errors import RequestError
-from moec.planning.analysis import analyse
+from moec.planning.routing.analysis import analyse
 from tests.end_to_end.conftest import BundleMaker
 from tests.support.agreement import RELATIVE, random_ids, relative_error
 from tests.support.compiling import compile_checkpoint

@@ -11,12 +11,12 @@ import pytest
 from moec import runtime
 from moec.__main__ import run
 from moec.artifacts.files.reader import open_bundle
+from moec.artifacts.files.traces import load_traces
 from moec.artifacts.schedule import Budgets, Schedule
-from moec.artifacts.traces import load_traces
-from moec.planning.choice import LRU, compare
 from moec.planning.machines import common_machines
 from moec.planning.planner import plan
-from moec.planning.replay import Replay, group_layers
+from moec.planning.routing.choice import LRU, compare
+from moec.planning.routing.replay import Replay, group_layers
 from tests.support.woven_traces import woven_traces
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-deepseek-v2"

@@ -20,8 +20,8 @@ import pytest
 
 from moec import runtime
 from moec.__main__ import run
+from moec.artifacts.files.traces import load_traces
 from moec.artifacts.layout.cache import PAGE_TOKENS
-from moec.artifacts.traces import load_traces
 from moec.errors import MissingDependencyError, NetworkError
 from moec.runtime.serving.server import bind
 

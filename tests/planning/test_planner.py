@@ -20,10 +20,10 @@ from moec.artifacts.model import ModelRecord
 from moec.artifacts.schedule import Budgets, ScheduleRecord, best_schedule
 from moec.artifacts.traces import Traces
 from moec.errors import BudgetError
-from moec.planning.analysis import analyse
-from moec.planning.cost import miss_cost
+from moec.planning.costs.token import miss_cost
 from moec.planning.planner import plan, plan_analysed, plan_many
 from moec.planning.report import memory_report
+from moec.planning.routing.analysis import analyse
 from tests.support.tiny_bundle import CPU, GPU, streaming_bytes, tiny_model, tiny_traces
 
 if TYPE_CHECKING:

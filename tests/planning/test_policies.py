@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moec.artifacts.schedule import DEFAULT_POLICY, Policy, PolicyName
-from moec.planning.choice import CANDIDATES
 from moec.planning.policies import (
     EXPERT_BITS,
     MOST_USES,
@@ -21,6 +20,7 @@ from moec.planning.policies import (
     keys,
     replacements,
 )
+from moec.planning.routing.choice import CANDIDATES
 
 
 def policy(name: PolicyName, prior: int = 0, half_life: int = 0) -> Policy:

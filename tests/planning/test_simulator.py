@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from moec.artifacts.schedule import Budgets
+from moec.planning.costs.prediction import CURVE_SHARES
 from moec.planning.planner import plan
-from moec.planning.prediction import CURVE_SHARES
+from moec.planning.routing.synthetic import SCATTERED, TOPICAL, zipf_traces
 from moec.planning.simulator import simulate
-from moec.planning.synthetic import SCATTERED, TOPICAL, zipf_traces
 from tests.support.tiny_bundle import CPU, GPU, tiny_model, tiny_traces
 
 

@@ -33,6 +33,7 @@ def test_devices_are_one_or_several_gpus(device: str | list[str], ordinals: tupl
         ("cuda:0,", "no device ''"),
         ([], "no device ''"),
         ("cuda:x", "no device 'cuda:x'"),
+        ("cuda:²", "no device 'cuda:²'"),
         (None, "no device None"),
         (["cuda:0", 1], "no device 1"),
     ],

@@ -266,15 +266,13 @@ def test_a_step_that_fails_makes_its_sequences_begin_anew() -> None:
     assert sequence.new_tokens == greedy((1, 2, 3), 20)
 
 
-def test_tokens_that_stand_for_an_image_are_refused() -> None:
-    vocabulary = Vocabulary(VOCAB, {"image": 7, "audio": VOCAB + 3})
-    engine = Engine(FakeExecutor(4, VOCAB), Limits(1, 8, 64, 4), vocabulary, Stats())
-    for prompt, kind in (((1, 7), "image"), ((VOCAB + 3,), "audio")):
-        with pytest.raises(RequestError, match=rf"Token id {prompt[-1]} stands for {kind}"):
-            engine.add(Request(prompt, 1))
-        with pytest.raises(RequestError, match=kind):
-            engine.score(prompt)
-    engine.add(Request((1, 6), 1))
+@pytest.mark.parametrize("end", [VOCAB, 2**31, 10**30])
+def test_an_end_token_that_the_vocabulary_lacks_never_comes(end: int) -> None:
+    engine = make_engine()
+    sequence = engine.add(Request((1, 2), 5, min_new_tokens=3, eos_token_ids=frozenset({end})))
+    finish(engine)
+    assert sequence.new_tokens == greedy((1, 2), 5)
+    assert_clean(engine)
 
 
 @pytest.mark.parametrize(("pages", "width"), [(3, 3), (1000, 512 // PAGE_TOKENS)])

@@ -104,6 +104,31 @@ def test_a_batch_of_different_lengths_gives_the_direct_computations_tokens(weigh
     assert all(engine.stats.milliseconds[stage] > 0 for stage in ("segments", "attention", "experts"))
 
 
+def test_pages_that_a_device_was_not_shown_are_shown_with_the_next_step(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, executor = make_engine(weights)
+    (section,) = executor.sections
+    shown: list[list[int]] = []
+
+    def cut_short(batch: StepBatch, rows: list[int], *, ahead: bool) -> None:
+        shown.append(rows)
+        if len(shown) == 1:
+            raise KeyboardInterrupt
+        ChainSection.show(section, batch, rows, ahead=ahead)
+
+    monkeypatch.setattr(section, "show", cut_short)
+    sequence = engine.add(Request((1, 2, 3), 5))
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    while engine.busy:
+        engine.step()
+    row = shown[0]
+    assert len(row) == 1
+    assert shown == [row, row, *[[]] * 4]
+    assert sequence.new_tokens == greedy([1, 2, 3], weights, 5)
+
+
 def test_a_budget_of_top_k_experts_gives_the_same_logits_bit_for_bit(weights: Weights) -> None:
     tokens = tuple((np.arange(60) * 5 % VOCAB).tolist())
     free, small = make_engine(weights)[0], make_engine(weights, resident=TOP)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,15 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moec.artifacts.layout.cache import PAGE_TOKENS
-from moec.errors import RequestError
 from moec.runtime.engine import Engine, Limits, Request, Sequence
 from moec.runtime.engine.batch import StepBatch
 from moec.runtime.engine.page_names import PageNames
-from moec.runtime.loading.prefixes import choose_prefix_caching
 from moec.runtime.requests.vocabulary import Vocabulary
 from moec.runtime.stats import Stats
 from tests.runtime.test_engine import VOCAB, assert_clean, finish, greedy
-from tests.support import fake_chain
 from tests.support.fake_executor import FakeExecutor
 
 CONTEXT = 512
@@ -234,22 +231,6 @@ def test_names_are_of_all_tokens_before() -> None:
     assert names[0] == names[2]
     assert not set(names[0]) & set(names[1])
     assert len(set(names[0])) == 2
-
-
-@pytest.mark.parametrize("wanted", [True, None, False])
-def test_models_whose_cache_is_not_all_they_know_are_refused(wanted: bool | None) -> None:
-    record = fake_chain.record()
-    assert choose_prefix_caching(record, wanted) == (wanted is not False, ())
-    encoding = replace(record, encoder=record.steps[:1])
-    if wanted:
-        with pytest.raises(RequestError, match="no prefix caching"):
-            choose_prefix_caching(encoding, wanted)
-        return
-    on, notes = choose_prefix_caching(encoding, wanted)
-    assert not on
-    assert [("encoder" in note, "off" in note) for note in notes] == (
-        [] if wanted is False else [(True, True)]
-    )
 
 
 BEGINNINGS = [prompt_of(length, seed) for length, seed in ((30, 1), (64, 2), (97, 3))]

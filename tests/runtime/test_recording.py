@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moec.artifacts.traces import Traces, load_traces, save_traces
+from moec.artifacts.files.traces import load_traces, save_traces
+from moec.artifacts.traces import Traces
 from moec.errors import BundleError, OutputError
 from moec.runtime.engine.scheduler import Chunk, StepPlan
 from moec.runtime.engine.sequence import Request, Sequence
+from moec.runtime.recording import Recording
 from moec.runtime.routing.ring import RoutingRing, read_earlier, write_traces
 from tests.support.tiny_bundle import tiny_model, tiny_traces
 
@@ -74,6 +77,14 @@ def test_what_was_run_for_no_sequence_is_forgotten() -> None:
     assert rows(ring.traces()) == [choice(0, 0, 0)]
 
 
+def test_what_was_run_for_no_sequence_takes_no_other_tokens_place() -> None:
+    ring = RoutingRing(LAYERS, 2)
+    step(ring, (sequence(0, 1), 0, 2))
+    ring.record(0, np.array([[6, 7]]), np.ones((1, 2), np.float32))
+    ring.end_step(StepPlan((), ()))
+    assert rows(ring.traces()) == [choice(0, 0, 0), choice(0, 0, 1)]
+
+
 @settings(max_examples=40)
 @given(capacity=st.integers(1, 12), counts=st.lists(st.integers(1, 20), min_size=1, max_size=6))
 def test_the_oldest_tokens_go_first(capacity: int, counts: list[int]) -> None:
@@ -98,6 +109,21 @@ def test_an_earlier_run_goes_on(tmp_path: Path) -> None:
     assert rows(again) == rows(earlier)[2:] + [choice(0, 0, position) for position in range(4)]
     assert again.sequence_starts.tolist() == [0, 3, 8]
     assert [each.name for each in tmp_path.iterdir()] == ["mine.npz"]
+
+
+def test_another_file_leaves_the_first_one_with_what_was_kept_for_it(tmp_path: Path) -> None:
+    executor: Any = SimpleNamespace(recorder=None)
+    engine: Any = SimpleNamespace(observer=None, sources=SimpleNamespace(observer=None))
+    recording = Recording(tiny_model(), engine, executor)
+    one, other = tmp_path / "one.npz", tmp_path / "other.npz"
+    for path, number in ((one, 0), (other, 1), (one, 2)):
+        recording.begin(path, 16)
+        step(executor.recorder, (sequence(number, 1), 0, 2))
+    recording.save()
+    assert rows(load_traces(one)) == [
+        choice(0, number, position) for number in (0, 2) for position in range(2)
+    ]
+    assert rows(load_traces(other)) == [choice(0, 1, position) for position in range(2)]
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:

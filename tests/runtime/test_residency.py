@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.schedule import Budgets
-from moec.planning.analysis import analyse
-from moec.planning.choice import CANDIDATES
 from moec.planning.planner import plan, plan_analysed
-from moec.planning.replay import stack_distances
+from moec.planning.routing.analysis import analyse
+from moec.planning.routing.choice import CANDIDATES
+from moec.planning.routing.replay import stack_distances
 from moec.runtime.experts.residency import LayerPlan, Residency, plan_layers, split_rows
 from tests.support.expert_plans import LFRU, LRU, uniform_plans
 from tests.support.tiny_bundle import CPU, tiny_model, tiny_traces

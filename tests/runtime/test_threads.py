@@ -118,7 +118,7 @@ def test_the_environment_decides_how_long_idle_workers_spin() -> None:
 def test_a_cgroups_quota_limits_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, cpus: int | None
 ) -> None:
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
     if text is not None:
         (tmp_path / "cpu.max").write_text(text)
     assert machine.cpu_quota() == cpus

@@ -63,6 +63,18 @@ def test_the_text_streamer_prints_pieces_as_they_become_certain(folder: Path) ->
     assert file.getvalue() == "né!\n"
 
 
+def test_a_text_streamer_takes_one_prompt_after_the_other(folder: Path) -> None:
+    tokenizer = Tokenizer(folder)
+    file = io.StringIO()
+    streamer = TextStreamer(tokenizer, file=file, stop_strings=["!"])
+    for prompt, answer in (("one", "yes!"), ("two", "no")):
+        streamer.put(np.array([tokenizer.encode(prompt)]))
+        for token in tokenizer.encode(answer):
+            streamer.put(np.array([token]))
+        streamer.end()
+    assert file.getvalue() == "yes\nno\n"
+
+
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"

@@ -17,7 +17,7 @@ from moec.artifacts.accuracy import AccuracyRecord
 from moec.artifacts.activation import ARITY, VARIABLES
 from moec.artifacts.files.codec import from_json, to_json
 from moec.artifacts.files.manifest import Manifest
-from moec.artifacts.files.records import parse_json, read_machine
+from moec.artifacts.files.records import parse_json
 from moec.artifacts.fit import FitRecord
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.model import ModelRecord
@@ -286,24 +286,3 @@ def test_the_message_has_the_path() -> None:
         schemas.validate("model", value, "somewhere/model.json")
     assert "$.experts[1].top_k" in str(caught.value)
     assert "somewhere/model.json" in caught.value.what
-
-
-MACHINES = sorted((Path(__file__).parents[2] / "examples/machines").glob("*.json"))
-
-
-@pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.stem)
-def test_example_machines(path: Path) -> None:
-    machine = read_machine(path)
-    assert machine.name == path.stem
-    assert machine.source
-    has_gpu = machine.gpu_name is not None
-    assert (
-        has_gpu
-        == (machine.gpu_memory_bytes > 0)
-        == (machine.gpu_bandwidth_gb_s > 0)
-        == (machine.link_gb_s > 0)
-    )
-
-
-def test_there_are_example_machines() -> None:
-    assert {"cpu-2core", "rtx-4060-laptop-8gb", "rtx-4090-24gb"} <= {path.stem for path in MACHINES}

@@ -14,7 +14,7 @@ from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, st
 from moec.compiler.lowering.cuda_module import FATBIN_NAME, HOST_NAME, KERNELS_NAME, split_kernels
 from moec.compiler.lowering.link import link
 from moec.compiler.lowering.targets import parse_target
-from tests.support.cuda_stub import write_image
+from tests.support.cuda_stub.images import write_image
 
 FILES = (HOST_NAME, FATBIN_NAME, KERNELS_NAME)
 THREADS = 64

@@ -16,7 +16,8 @@ from moec.compiler.lowering import cuda_module
 from moec.compiler.quantization import policy_named
 from moec.runtime.memory.device_budget import DevicePlan
 from tests.support.compiling import compile_checkpoint
-from tests.support.cuda_stub import Stub, write_image
+from tests.support.cuda_stub import Stub
+from tests.support.cuda_stub.images import write_image
 from tests.support.made_once import made_once
 from tests.support.tiny_models import save
 

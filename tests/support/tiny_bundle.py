@@ -9,6 +9,7 @@ import numpy as np
 
 from moec.artifacts.files.manifest import FORMAT_VERSION, Manifest, TargetRecord, TokenizerRecord
 from moec.artifacts.files.records import write_record
+from moec.artifacts.files.traces import TRACES_NAME, save_traces
 from moec.artifacts.files.writer import BundleWriter
 from moec.artifacts.ids import LayerId, TensorName, ValueId
 from moec.artifacts.layout.experts import layout
@@ -28,7 +29,7 @@ from moec.artifacts.paths import DENSE_NAME, experts_name, program_name
 from moec.artifacts.program import Call, LocalSpec, Operand, ProgramRecord, SegmentProgram
 from moec.artifacts.schedule import Budgets
 from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep
-from moec.artifacts.traces import TRACES_NAME, Traces, layer_trace, save_traces
+from moec.artifacts.traces import Traces, layer_trace
 from moec.planning.planner import plan_many
 
 if TYPE_CHECKING:

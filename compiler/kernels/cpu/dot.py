@@ -74,10 +74,11 @@ def dot(
     if ahead is None:
         ahead = PREFETCH_LINES if len(rows.offsets) == 1 else 0
     lanes = min(machine.lanes, _floor_power_of_two(depth))
-    cells = len(rows.offsets) * len(columns.offsets)
-    copies = max(1, min(ACCUMULATORS // cells, depth // lanes))
-    sums = registers(cells * copies * lanes)
-    fill(sums, cells * copies * lanes, lanes)
+    R, C = len(rows.offsets), len(columns.offsets)
+    copies = max(1, min(ACCUMULATORS // (R * C), depth // lanes))
+    sums = [registers(copies * C * lanes) for _ in range(R)]
+    for row_sums in sums:
+        fill(row_sums, copies * C * lanes, lanes)
     line = CACHE_LINE_BYTES // ELEMENT_BYTES[rows.dtype]
     whole = depth // (lanes * copies) * copies
     with loop(whole // copies) as step:
@@ -86,43 +87,48 @@ def dot(
             if ahead and copy * lanes % line == 0:
                 for offset in rows.offsets:
                     prefetch(rows.buffer, offset + k + i64(ahead * line))
-            _multiply(rows, columns, k, sums, copy * cells, lanes, machine)
+            _multiply(rows, columns, k, sums, copy * C, lanes, machine)
     for vector in range(whole, depth // lanes):
-        _multiply(rows, columns, i64(vector * lanes), sums, (vector - whole) * cells, lanes, machine)
+        _multiply(rows, columns, i64(vector * lanes), sums, (vector - whole) * C, lanes, machine)
     return _finish(rows, columns, depth, sums, lanes, copies, machine)
 
 
 def _multiply(
-    rows: Rows, columns: Columns, k: Expr, sums: Buffer, cell: int, lanes: int, machine: Machine
+    rows: Rows, columns: Columns, k: Expr, sums: Sequence[Buffer], cell: int, lanes: int, machine: Machine
 ) -> None:
-    """One vector step, added to the sums from number ``cell`` on."""
+    """One vector step, added to the sums of each row from number ``cell`` on."""
     x = [keep(load(columns.buffer, offset + k, lanes)) for offset in columns.offsets]
-    for offset in rows.offsets:
+    for offset, row in zip(rows.offsets, sums, strict=True):
         w = keep(widen(rows.buffer, rows.dtype, offset + k, lanes, native_f16=machine.native_f16))
-        for value in x:
-            store(sums, cell * lanes, load(sums, cell * lanes, lanes) + w * value, lanes)
-            cell += 1
+        for number, value in enumerate(x, cell):
+            store(row, number * lanes, load(row, number * lanes, lanes) + w * value, lanes)
 
 
 def _finish(
-    rows: Rows, columns: Columns, depth: int, sums: Buffer, lanes: int, copies: int, machine: Machine
+    rows: Rows,
+    columns: Columns,
+    depth: int,
+    sums: Sequence[Buffer],
+    lanes: int,
+    copies: int,
+    machine: Machine,
 ) -> list[list[Expr]]:
     """Add the copies and the lanes of each sum, and the elements that fill no vector."""
-    R, C = len(rows.offsets), len(columns.offsets)
-    cells = R * C
+    C = len(columns.offsets)
     totals = []
-    for cell in range(cells):
-        vectors = [load(sums, (copy * cells + cell) * lanes, lanes) for copy in range(copies)]
-        totals.append(add_lanes(add_vectors(vectors), lanes))
+    for row in sums:
+        vectors = [[load(row, (copy * C + c) * lanes, lanes) for copy in range(copies)] for c in range(C)]
+        totals.append([add_lanes(add_vectors(copied), lanes) for copied in vectors])
     tail = depth % lanes
     if tail:
-        scalars = registers(cells)
-        for cell, total in enumerate(totals):
-            store(scalars, cell, total)
+        scalars = [registers(C) for _ in totals]
+        for row, values in zip(scalars, totals, strict=True):
+            for c, value in enumerate(values):
+                store(row, c, value)
         with loop(tail) as step:
             _multiply(rows, columns, step + i64(depth - tail), scalars, 0, 1, machine)
-        totals = [keep(load(scalars, cell)) for cell in range(cells)]
-    return [totals[r * C : (r + 1) * C] for r in range(R)]
+        totals = [[keep(load(row, c)) for c in range(C)] for row in scalars]
+    return totals
 
 
 def add_vectors(values: list[Expr]) -> Expr:

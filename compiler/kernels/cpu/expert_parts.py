@@ -121,7 +121,7 @@ class ExpertParts:
         """
         begins = {part: self.layout.part(part).offset_bytes for part in writers}
         depth = self.body.intermediate if "down" in writers else self.body.hidden
-        biases = {part: self._bias(part, group) for part in writers}
+        biases = {part: self.bias_of(part, group.address) for part in writers}
 
         def open_rows(numbers: list[Expr], often: bool) -> Tile:
             rows = [(part, number) for number in numbers for part in writers]
@@ -153,11 +153,12 @@ class ExpertParts:
             )
             cover.go(group.count, open_rows)
 
-    def _bias(self, part: str, group: Group) -> Callable[[Expr], Expr | None]:
+    def bias_of(self, part: str, address: Expr) -> Callable[[Expr], Expr | None]:
+        """What is added to a row's results, if anything, of the expert at an address."""
         if not (self.body.down_bias if part == "down" else self.body.up_bias):
             return lambda row: None  # noqa: ARG005
         place = self.layout.part(f"{part}_bias")
-        return self.bias_at(group.address + i64(place.offset_bytes), place.shape[0])
+        return self.bias_at(address + i64(place.offset_bytes), place.shape[0])
 
     def bias_at(self, address: Expr, rows: int) -> Callable[[Expr], Expr]:
         """Numbers of rows that lie at an address."""

@@ -6,6 +6,7 @@ Two phases, each over all threads: ``activation(gate x, up x)`` of every (token,
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from moec.compiler.kernels.cpu.grouping import Groups, group_by_expert
 from moec.compiler.kernels.cpu.machine import Machine
 from moec.compiler.kernels.cpu.many.experts import ManyExperts
 from moec.compiler.kernels.cpu.many.tiles import depth_of
+from moec.compiler.kernels.cpu.pairs.experts import PairExperts
 from moec.compiler.kernels.cpu.tiling import STREAM_COLUMNS, tiles
 from moec.compiler.kernels.cpu.weights import stream_rows
 from moec.compiler.kernels.emit import (
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.artifacts.model import ExpertBody
+    from moec.compiler.kernels.cpu.pair_products import PairProducts
     from moec.compiler.kernels.cpu.rounding import Rounded
 
 TASK_ROWS = 48
@@ -52,13 +55,16 @@ TILE_PAIRS = 64
 """Pairs of one expert whose activations a thread keeps in its second-level cache."""
 
 
-def experts(body: ExpertBody, *, lanes: int, name: str | None = None) -> tirx.PrimFunc:
+def experts(
+    body: ExpertBody, *, lanes: int, pairs: PairProducts | None = None, name: str | None = None
+) -> tirx.PrimFunc:
     """The kernel ``experts_<body>(x [T, H], index [T, K], weight [T, K], table [E], out [T, H])``.
 
     Args:
         body: one expert's shape; its bytes are laid out as ``artifacts.layout.experts`` says. ``index`` and ``table``
             (addresses) are int64, all else is float32.
         lanes: float32 lanes of the target's vectors (16, 8 or 4).
+        pairs: the target's instruction for pairs of bfloat16, if any.
         name: the function's name; ``experts_<body.name>`` by default.
 
     An index outside ``0 .. E-1`` contributes nothing. T, K and E are symbolic.
@@ -74,7 +80,9 @@ def experts(body: ExpertBody, *, lanes: int, name: str | None = None) -> tirx.Pr
             Argument("out", (tokens, body.hidden), "float32"),
         )
         call = ExpertTensors(x, index, weight, table, out, tokens, chosen, count)
-        _Experts(body, Machine(lanes), call).emit()
+        machine = Machine(lanes, pairs)
+        with nullcontext() if pairs is None else pairs.defined():
+            _Experts(body, machine, call).emit()
 
     return build(name or f"experts_{body.name}", emit)
 
@@ -88,22 +96,41 @@ class _Experts:
         name = body.format or body.dtype
         wide, narrow = (depth_of(name, columns, machine) for columns in (body.hidden, body.intermediate))
         self.depths = None if wide is None or narrow is None else (wide, narrow)
+        self.paired = machine.pairs is not None and name == "bfloat16"
+        self.apart = self.depths is not None or self.paired
+        """Whether experts with many pairs go another way than those with few."""
 
     def emit(self) -> None:
         call = self.call
         pairs = keep(call.tokens * call.chosen)
-        groups = group_by_expert(call.index, pairs, call.experts, STREAM_COLUMNS if self.depths else None)
+        groups = group_by_expert(call.index, pairs, call.experts, self._few())
         middle = scratch(groups.few_pairs * i64(self.body.intermediate))
-        many = None if self.depths is None else ManyExperts(self.parts, self.depths, call, groups, pairs)
+        many = self._many(groups, pairs)
         self._gate_up(groups, middle, many)
         self._down(groups, middle, many, pairs)
 
-    def _gate_up(self, groups: Groups, middle: Buffer, many: ManyExperts | None) -> None:
+    def _few(self) -> Expr | None:
+        """Pairs up to which an expert has few; None: always."""
+        if self.paired:
+            # All experts of a step are computed alike: a token's result does not depend on what others choose.
+            return keep(
+                T.Select(self.call.tokens > i64(STREAM_COLUMNS), i64(0), self.call.tokens * self.call.chosen)
+            )
+        return i64(STREAM_COLUMNS) if self.depths is not None else None
+
+    def _many(self, groups: Groups, pairs: Expr) -> ManyExperts | PairExperts | None:
+        """What computes the experts with many pairs, if that is not done row by row too."""
+        if self.depths is not None:
+            return ManyExperts(self.parts, self.depths, self.call, groups, pairs)
+        return PairExperts(self.parts, self.call, groups) if self.paired else None
+
+    def _gate_up(self, groups: Groups, middle: Buffer, many: ManyExperts | PairExperts | None) -> None:
         """``middle[place, i] = activation(gate, up)``, places in order of the experts."""
         tasks, rows = _even(self.body.intermediate)
         few = keep(T.Select(groups.few > i64(0), self.call.tokens, i64(0)))
         rounded = self.parts.round_vectors(self.body.hidden, self.call.x, few, together=True)
-        gathered = None if many is None else many.gather()
+        if many is not None:
+            many.gather()
         with loop(i64(tasks) * groups.active, parallel=True) as task:
             expert = keep(mod(task, groups.active))
             first = keep(T.min(div(task, groups.active) * i64(rows), i64(self.body.intermediate - rows)))
@@ -112,10 +139,10 @@ class _Experts:
                 with scope():
                     self._gate_up_rows(groups, middle, rounded, expert, first, rows)
 
-            if many is None or gathered is None:
+            if many is None:
                 by_rows()
             else:
-                tiled = partial(many.gate_up, gathered, expert, first, rows)
+                tiled = partial(many.gate_up, expert, first, rows)
                 either(expert < groups.few, by_rows, tiled)
 
     def _gate_up_rows(
@@ -139,11 +166,14 @@ class _Experts:
 
         self._tiles(groups, expert, tile)
 
-    def _down(self, groups: Groups, middle: Buffer, many: ManyExperts | None, pairs: Expr) -> None:
+    def _down(
+        self, groups: Groups, middle: Buffer, many: ManyExperts | PairExperts | None, pairs: Expr
+    ) -> None:
         """``out[t] = sum_k weight[t, k] * down(middle[t, k])``, summed over k in order."""
         tasks, rows = _even(self.body.hidden)
         rounded = self.parts.round_vectors(self.body.intermediate, middle, groups.few_pairs, together=True)
-        tiled = None if many is None else many.round_middle()
+        if many is not None:
+            many.round_middle()
         with loop(tasks, parallel=True) as task:
             first = keep(T.min(task * i64(rows), i64(self.body.hidden - rows)))
             results = scratch(pairs * i64(rows))
@@ -155,9 +185,9 @@ class _Experts:
 
             with loop(groups.few) as number:
                 self._tiles(groups, number, tile)
-            if many is not None and tiled is not None:
+            if many is not None:
                 with loop(groups.active - groups.few) as number:
-                    many.down(tiled, keep(number + groups.few), first, rows, results)
+                    many.down(keep(number + groups.few), first, rows, results)
             with loop(self.call.tokens) as token:
                 self.parts.combine(self.call, token, results, rows, first, rows)
 
@@ -165,10 +195,10 @@ class _Experts:
         streamed = min(stream_rows(self.body.format or self.body.dtype), rows)
         return Cover(
             lambda columns, open_rows: tiles(
-                rows, columns, self.machine, open_rows, stream_rows=streamed, many=self.depths is None
+                rows, columns, self.machine, open_rows, stream_rows=streamed, many=not self.apart
             ),
             stream_rows=streamed,
-            block_rows=min(self.machine.rows, rows) if self.depths is None else 0,
+            block_rows=min(self.machine.rows, rows) if not self.apart else 0,
         )
 
     def _tiles(self, groups: Groups, number: Expr, emit: Callable[[Group], None]) -> None:

@@ -58,10 +58,10 @@ def is_expert(number: Expr, experts: Expr) -> Expr:
     return T.And(number >= i64(0), number < experts)
 
 
-def group_by_expert(index: Buffer, pairs: Expr, experts: Expr, few: int | None = None) -> Groups:
+def group_by_expert(index: Buffer, pairs: Expr, experts: Expr, few: Expr | None = None) -> Groups:
     """Emit the sort; pairs whose index names no expert are left out.
 
-    Experts with at most ``few`` pairs come before the others; None: all have few.
+    Experts with at most ``few`` pairs (int64) come before the others; None: all have few.
     """
     sizes, places = scratch(experts, "int64"), scratch(experts, "int64")
     order, active, starts = (
@@ -97,8 +97,8 @@ def group_by_expert(index: Buffer, pairs: Expr, experts: Expr, few: int | None =
     if few is None:
         first = count = place(lambda size: size > i64(0))
     else:
-        first = place(lambda size: T.And(size > i64(0), size <= i64(few)))
-        count = place(lambda size: size > i64(few))
+        first = place(lambda size: T.And(size > i64(0), size <= few))
+        count = place(lambda size: size > few)
     with loop(pairs) as pair:
         expert = keep(load(index, pair))
         with when(is_expert(expert, experts)):

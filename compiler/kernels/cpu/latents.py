@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cpu.linear import Lines, Matrix, emit_linear
+from moec.compiler.kernels.cpu.linear import emit_linear
+from moec.compiler.kernels.cpu.matrix import Lines, Matrix
 from moec.compiler.kernels.emit import (
     ALIGNMENT_BYTES,
     Buffer,

@@ -2,12 +2,12 @@
 
 With few tokens the kernel is a stream through the weights, each read once; with many it is blocked so that a
 chunk of tokens stays in the second-level cache while the rows of the weight pass by. Weights whose codes are multiplied
-as integers then meet tiles of tokens (``many``).
+as integers then meet tiles of tokens (``many``), those of bfloat16 tokens in bfloat16 where there is an instruction for
+that (``pairs``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
@@ -18,13 +18,14 @@ from moec.compiler.kernels.cpu.many.cover import tiles_of
 from moec.compiler.kernels.cpu.many.gather import gather, scatter
 from moec.compiler.kernels.cpu.many.strip import StripRows, strip
 from moec.compiler.kernels.cpu.many.tiles import depth_of, new_tiles
+from moec.compiler.kernels.cpu.matrix import Lines, Matrix
 from moec.compiler.kernels.cpu.packed import RowPlace
+from moec.compiler.kernels.cpu.pairs.tokens import EXACT_ROWS, PairTokens
 from moec.compiler.kernels.cpu.rounding import round_vectors
 from moec.compiler.kernels.cpu.tiling import STREAM_COLUMNS, tiles
 from moec.compiler.kernels.cpu.weights import matrix_argument, memory_of, row_bytes, stream_rows, weights
 from moec.compiler.kernels.emit import (
     Argument,
-    Buffer,
     Expr,
     arguments,
     build,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from tvm import tirx
 
     from moec.compiler.kernels.cpu.many.tiles import Depth, Tiles
+    from moec.compiler.kernels.cpu.pair_products import PairProducts
     from moec.compiler.kernels.cpu.rounding import Rounded
     from moec.compiler.kernels.cpu.tiling import Tile
     from moec.compiler.kernels.cpu.weights import Dots
@@ -58,12 +60,17 @@ TASK_ROWS, MANY_ROWS = 12, 48
 """Rows of the weight that a thread takes at a time: row by row, and for tiles of many tokens."""
 TILES_BYTES = 1 << 19
 """Of those tiles that a thread keeps in its second-level cache."""
-SERIAL_PRODUCTS = 1 << 14
-"""Matrices up to this many elements are not worth waking other threads for."""
 
 
 def linear(
-    *, rows: int, columns: int, dtype: str, batch: int | None, bias: bool, lanes: int
+    *,
+    rows: int,
+    columns: int,
+    dtype: str,
+    batch: int | None,
+    bias: bool,
+    lanes: int,
+    pairs: PairProducts | None = None,
 ) -> tirx.PrimFunc:
     """The kernel ``linear(x, weight, [bias], out)`` for weights of one shape.
 
@@ -76,6 +83,7 @@ def linear(
             ``x [T, K]``, ``weight [N, K]``, ``bias [N]``, ``out [T, N]``. T is symbolic.
         bias: whether there is one.
         lanes: float32 lanes of the target's vectors (16, 8 or 4).
+        pairs: the target's instruction for pairs of bfloat16, if any.
     """
     lead = () if batch is None else (batch,)
 
@@ -89,7 +97,7 @@ def linear(
         )
         matrix = Matrix(weight, dtype, rows, columns, batch or 1, shift)
         emit_linear(
-            Machine(lanes),
+            Machine(lanes, pairs),
             matrix,
             T_,
             Lines(x, lambda number, token: (number * T_ + token) * i64(columns)),
@@ -99,42 +107,24 @@ def linear(
     return build("linear", body)
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """A weight ``[rows, columns]``, or one for each of a batch."""
-
-    weight: Buffer
-    dtype: str
-    rows: int
-    columns: int
-    batch: int
-    bias: Buffer | None = None
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Float32 activations: where a token's begin, given its number in the batch and the token; elements, int64."""
-
-    buffer: Buffer
-    start: Callable[[Expr, Expr], Expr]
-
-
 def emit_linear(machine: Machine, matrix: Matrix, tokens: Expr, x: Lines, out: Lines) -> None:
     """Emit the product of all tokens (int64) with a matrix."""
     depth = depth_of(matrix.dtype, matrix.columns, machine)
-    if depth is None:
-        _Rows(machine, matrix, tokens, x, out).emit()
-        return
 
     def few() -> None:
         with scope():
             _Rows(machine, matrix, tokens, x, out, many=False).emit()
 
-    either(
-        tokens <= i64(STREAM_COLUMNS),
-        few,
-        lambda: _ManyTokens(depth, matrix, tokens, x, out).emit(),
-    )
+    def by_size(many: Callable[[], None]) -> None:
+        either(tokens <= i64(STREAM_COLUMNS), few, many)
+
+    if depth is not None:
+        by_size(_ManyTokens(depth, matrix, tokens, x, out).emit)
+    elif machine.pairs is not None and matrix.dtype == "bfloat16" and matrix.rows > EXACT_ROWS:
+        with machine.pairs.defined():
+            by_size(PairTokens(matrix, tokens, x, out, parallel=matrix.parallel).emit)
+    else:
+        _Rows(machine, matrix, tokens, x, out).emit()
 
 
 class _Rows:
@@ -143,7 +133,7 @@ class _Rows:
     def __init__(
         self, machine: Machine, matrix: Matrix, tokens: Expr, x: Lines, out: Lines, *, many: bool = True
     ) -> None:
-        self.many = many
+        self.many, self.matrix = many, matrix
         self.machine, self.tokens, self.x, self.out = machine, tokens, x, out
         self.rows, self.columns, self.batch = matrix.rows, matrix.columns, matrix.batch
         self.weight, self.dtype, self.bias = matrix.weight, matrix.dtype, matrix.bias
@@ -157,9 +147,8 @@ class _Rows:
         blocks = -(-self.rows // self.block)
         chunks = keep(ceildiv(self.tokens, self.chunk))
         streamed = min(stream_rows(self.dtype), self.block)
-        parallel = self.batch * self.rows * self.columns > SERIAL_PRODUCTS
         few, rounded = self._round_few()
-        with loop(chunks * i64(self.batch * blocks), parallel=parallel) as task, scope():
+        with loop(chunks * i64(self.batch * blocks), parallel=self.matrix.parallel) as task, scope():
             row = keep(T.min(mod(task, blocks) * i64(self.block), i64(self.rows - self.block)))
             chunk = keep(mod(div(task, blocks), chunks))
             batch = keep(div(task, chunks * i64(blocks)))
@@ -223,7 +212,7 @@ class _ManyTokens:
     def __init__(self, depth: Depth, matrix: Matrix, tokens: Expr, x: Lines, out: Lines) -> None:
         self.depth, self.matrix, self.tokens, self.x, self.out = depth, matrix, tokens, x, out
         self.lanes = depth.machine.lanes
-        self.parallel = matrix.batch * matrix.rows * matrix.columns > SERIAL_PRODUCTS
+        self.parallel = matrix.parallel
 
     def emit(self) -> None:
         count = keep(tiles_of(self.tokens, self.lanes))

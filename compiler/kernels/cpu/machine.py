@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moec.compiler.kernels.cpu.pair_products import PairProducts
 
 AVX2_LANES = 8
 """From this vector width on (x86-64-v3) the machine converts float16 and multiplies int16; below it neither."""
@@ -14,6 +18,8 @@ class Machine:
 
     lanes: int
     """float32 lanes of a vector register: 16 (AVX-512), 8 (AVX2), 4 (baseline x86-64)."""
+    pairs: PairProducts | None = None
+    """What multiplies bfloat16 in pairs, if the machine has such an instruction; it has 16 lanes then."""
 
     @property
     def rows(self) -> int:

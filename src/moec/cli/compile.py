@@ -40,7 +40,10 @@ calibration_option = click.option(
     default=("cpu",),
     show_default=True,
     metavar="T",
-    help="cpu, cpu-x86-64-v3, cpu-x86-64-v4, cpu-x86-64-v4-vnni, cuda or cuda-sm_NN; may be given several times.",
+    help=(
+        "cpu, cpu-x86-64-v3, cpu-x86-64-v4, cpu-x86-64-v4-vnni, cpu-x86-64-v4-bf16, cuda or cuda-sm_NN; "
+        "may be given several times."
+    ),
 )
 @click.option(
     "--dtype",

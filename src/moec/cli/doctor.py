@@ -15,14 +15,9 @@ import click
 from moec.artifacts.sizes import human_bytes
 from moec.cli.options import json_option
 from moec.cli.output import print_json
+from moec.cli.packages import COMPILE_PACKAGES, RUNTIME_PACKAGES, SERVER_PACKAGES
 from moec.errors import MoecError
 
-RUNTIME_PACKAGES = ("tvm_ffi", "numpy", "tokenizers", "jinja2", "jsonschema")
-SERVER_PACKAGES = ("fastapi", "prometheus_client", "pydantic", "uvicorn")
-COMPILE_PACKAGES = (
-    *("torch", "transformers", "safetensors", "huggingface_hub", "tvm"),
-    *("compressed_tensors", "gguf", "threadpoolctl"),
-)
 LINKERS = ("cc", "gcc", "clang", "ld", "ld.lld")
 
 

@@ -165,8 +165,9 @@ def learned_traces(bundle: Bundle, path: Path | None) -> Traces | None:
     Raises:
         BundleError: the file is damaged, or of another model.
     """
-    from moec.artifacts.traces import ends_with, join_traces, last_tokens, load_traces
-    from moec.planning.sides import sides_of
+    from moec.artifacts.files.traces import load_traces
+    from moec.artifacts.traces import ends_with, join_traces, last_tokens
+    from moec.planning.routing.sides import sides_of
 
     own = bundle.traces()
     if path is None:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from moec.artifacts.files.bundle import Bundle
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.schedule import PrefetchPlan, Schedule
-    from moec.planning.analysis import Analysis
     from moec.planning.division import GpuPart
+    from moec.planning.routing.analysis import Analysis
 
 
 @click.command("plan", short_help="Plan where experts go, from routing traces and budgets.")
@@ -65,9 +65,9 @@ def command(
     from moec.artifacts.files.codec import to_json
     from moec.artifacts.files.reader import open_bundle
     from moec.artifacts.files.update import add_schedule
-    from moec.planning.analysis import analyse
     from moec.planning.machines import budgets_for
     from moec.planning.planner import plan_analysed
+    from moec.planning.routing.analysis import analyse
     from moec.planning.several import planned_division, several_gpus
 
     opened = open_bundle(bundle, verify="sizes")
@@ -130,7 +130,7 @@ def _learn(opened: Bundle, analysis: Analysis, schedule: Schedule) -> None:
 def _describe(machine: Path | None, bundle: Bundle, copy_thread: bool | None) -> MachineRecord:
     from moec.artifacts.files.records import read_machine
     from moec.artifacts.layout.footprint import footprint
-    from moec.planning.cost import cpu_has_share
+    from moec.planning.costs.token import cpu_has_share
     from moec.runtime.devices.cuda.measure import FED_LEAST_BYTES, FED_LINK_EFFICIENCY
     from moec.runtime.devices.measure import gpu_records, this_machine
     from moec.runtime.machine.threads import helper_threads

@@ -87,7 +87,7 @@ def command(
 def _traces(opened: Bundle, path: Path | None, synthetic: str | None, tokens: int) -> tuple[Traces, str]:
     from moec.cli.options import learned_traces
     from moec.errors import BundleError
-    from moec.planning import synthetic as routings
+    from moec.planning.routing import synthetic as routings
 
     if synthetic is not None:
         routing = {
@@ -98,9 +98,11 @@ def _traces(opened: Bundle, path: Path | None, synthetic: str | None, tokens: in
         shapes = [(layer.experts, layer.top_k) for layer in opened.model.experts]
         return routings.zipf_traces(shapes, tokens, routing), f"{synthetic} (made up)"
     traces = learned_traces(opened, path)
-    if traces is None:
+    if traces is None or traces.tokens == 0:
         raise BundleError(
-            f"{opened.path} has no routing traces.",
+            f"{opened.path} has no routing traces."
+            if path is None
+            else f"{path} has no tokens, nor has the bundle.",
             "It was compiled without calibration.",
             "Give --traces FILE (`trace_path=` of moec.runtime.load records them), or --synthetic.",
         )

@@ -37,9 +37,9 @@ def memory_rows(output: Path) -> list[dict[str, Any]]:
     """The memory report of a finished bundle, as JSON values."""
     from moec.artifacts.files.codec import to_json
     from moec.artifacts.files.reader import open_bundle
-    from moec.planning.analysis import analyse
     from moec.planning.machines import common_machines
     from moec.planning.report import memory_report
+    from moec.planning.routing.analysis import analyse
     from moec.planning.shares import share_budgets
 
     bundle = open_bundle(output, verify="sizes")

@@ -5,6 +5,7 @@ import gc
 import pytest
 
 from moec.errors import BudgetError, DeviceError
+from moec.runtime.devices.cuda.driver.functions import Handle, OutOfDeviceMemoryError
 from moec.runtime.devices.cuda.driver.memory import DeviceMemory, PinnedMemory
 from moec.runtime.devices.cuda.driver.resources import Resources
 from tests.support.fake_driver import FakeDriver
@@ -29,6 +30,18 @@ def test_the_limit_is_checked_before_the_driver_is_asked() -> None:
     own.free(address)
     assert own.used_bytes == 0
     own.allocate(800)
+
+
+def test_a_gpu_that_others_have_filled_says_so_before_anything_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(ordinal: int) -> Handle:
+        raise OutOfDeviceMemoryError("cuDevicePrimaryCtxRetain")
+
+    driver = FakeDriver()
+    monkeypatch.setattr(driver, "retain_context", refuse)
+    with pytest.raises(BudgetError, match=r"no memory left[^.]*\.\ncuDevicePrimaryCtxRetain found none"):
+        resources(driver)
 
 
 def test_a_gpu_that_has_less_than_the_limit_says_what_is_missing() -> None:

@@ -117,13 +117,16 @@ def test_memory_that_cannot_be_pinned_is_an_error(tmp_path: Path, monkeypatch: p
     assert case.given_back()
 
 
-def test_a_gpu_that_fails_stops_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("function", ["copy_in", "create_stream"])
+def test_a_gpu_that_fails_stops_the_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
     case, threads = Case(tmp_path, [200_000], hashed=False), set(threading.enumerate())
 
     def fail(*arguments: object) -> None:
         raise DeviceError("The GPU failed.", "An illegal address.", "")
 
-    monkeypatch.setattr(case.driver, "copy_in", fail)
+    monkeypatch.setattr(case.driver, function, fail)
     with pytest.raises(DeviceError, match="The GPU failed"):
         case.run()
     assert set(threading.enumerate()) <= threads

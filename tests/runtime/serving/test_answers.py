@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from moec.runtime.serving.answers import finite, text_bytes, token_text
+from moec.runtime.serving.answers.layouts import finite, text_bytes, token_text
 from moec.runtime.tokenizer import Tokenizer
 from tests.support import byte_tokenizer
 

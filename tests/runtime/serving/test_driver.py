@@ -185,3 +185,17 @@ def test_calls_are_made_between_steps_and_their_errors_come_back(bench: Bench) -
     bench.driver.stop()
     thread.join(HANG_SECONDS)
     assert not thread.is_alive()
+
+
+def test_a_call_that_nobody_waits_for_any_more_does_not_keep_others_from_their_failures(bench: Bench) -> None:
+    left = job("a=", tokens=60)
+
+    def leave() -> bool:
+        bench.driver.call(lambda: 1).cancel()
+        return True
+
+    bench.enough = leave
+    bench.driver.submit(left)
+    bench.run()
+    assert isinstance(bench.of(left)[-1], Failure)
+    bench.assert_free()

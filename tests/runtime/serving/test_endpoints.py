@@ -53,9 +53,9 @@ def test_metrics_count(client: httpx.Client) -> None:
 
 
 def test_the_key_and_the_limit_on_bodies(tmp_path: Path) -> None:
-    origin = "https://example.org"
+    origin, key = "https://example.org", "k\u00fc"
     with (
-        served(make_model(tmp_path), api_key="k", max_body_bytes=100, allow_origins=[origin]) as (url, _),
+        served(make_model(tmp_path), api_key=key, max_body_bytes=100, allow_origins=[origin]) as (url, _),
         connected(url) as client,
     ):
         assert client.get("/health").status_code == 200
@@ -63,7 +63,7 @@ def test_the_key_and_the_limit_on_bodies(tmp_path: Path) -> None:
             response = client.get("/v1/models", headers=headers)
             assert response.status_code == 401
             assert response.json()["error"]["code"] == "invalid_api_key"
-        client.headers["Authorization"] = "Bearer k"
+        client.headers = {b"Authorization": f"Bearer {key}".encode()}
         assert client.get("/v1/models").status_code == 200
         long = json.dumps({"prompt": "x" * 100}).encode()
         for content in (long, iter([long])):

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from moec.errors import DeviceError
 from tests.support.asking import SCRIPT, completion, connected, events, refusal, wait_until_idle
-from tests.support.served import PAGES, make_model, served
+from tests.support.served import PAGES, executor_of, make_model, served
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx
+    from numpy.typing import NDArray
+
+    from moec.runtime.engine.batch import StepBatch
 
 
 def test_logprobs_are_the_models_own(client: httpx.Client) -> None:
@@ -89,3 +93,24 @@ def test_a_prompt_is_not_scored_where_others_hold_the_cache(tmp_path: Path) -> N
         model.engine.scheduler.pages.release(pages)
         assert completion(client, **body)["choices"][0]["logprobs"]["top_logprobs"] == [None, {}]
         wait_until_idle(model)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), DeviceError("The GPU is gone.")])
+def test_a_model_that_fails_while_it_scores_is_an_error_in_a_stream_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    model = make_model(tmp_path, SCRIPT)
+
+    def broken(batch: StepBatch) -> NDArray[np.float32]:
+        raise error
+
+    body = {"prompt": "x", "max_tokens": 1, "echo": True, "logprobs": 0}
+    with served(model) as (url, _), connected(url) as client:
+        monkeypatch.setattr(executor_of(model), "run", broken)
+        whole = refusal(client, "/v1/completions", body, 500)
+        (streamed,) = events(client, "/v1/completions", body)
+        monkeypatch.undo()
+        wait_until_idle(model)
+    assert whole["code"] == "step_failed"
+    assert streamed == {"error": whole}
+    assert "was not scored" in caplog.text

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ({"logprobs": 21}, "logprobs", "invalid_value"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"999": 1}}, None, None),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "invalid_value"),
         ({"forced_bos_token_id": 1}, "forced_bos_token_id", None),
         ({"stream_options": {"include_usage": True}}, "stream_options", None),
         ({"prompt": []}, "prompt", "invalid_value"),

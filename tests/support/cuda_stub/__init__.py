@@ -1,7 +1,8 @@
-"""A CUDA driver and runtime for machines without a GPU, and bundles' modules made to run on them.
+"""A CUDA driver and runtime for machines without a GPU.
 
 TVM's CUDA library and cuda-bindings are the real ones; kernels run in the emulator (tests/support/cuda_emulator).
-Loading the stub is for the whole process: tests that need it run in one of their own.
+Loading the stub is for the whole process: tests that need it run in one of their own. NVIDIA's runtime is loaded too,
+by a torch that was made for CUDA if by nobody else; whose functions are called is a matter of who was there first.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moec.runtime.devices.cuda.modules import libraries
-from tests.support.cuda_emulator import compile_kernels
 
 FOLDER = Path(__file__).parent
 CUDART = "libcudart.so.13"
@@ -35,7 +35,7 @@ class Counts(NamedTuple):
 
 
 class Stub:
-    """The two libraries, built into ``folder`` and loaded in place of NVIDIA's."""
+    """The two libraries, built into ``folder`` and loaded before NVIDIA's: nothing may have imported torch."""
 
     def __init__(self, folder: Path) -> None:
         include = libraries.package_file("nvidia", "cu13/include")
@@ -43,8 +43,7 @@ class Stub:
         versions = folder / "versions"
         versions.write_text(f"{CUDART} {{ global: *; }};\n")
         self._cuda = _build(folder / "libcuda.so.1", "cuda.cpp", include, "-ldl")
-        _build(folder / CUDART, "cudart.cpp", include, f"-Wl,--version-script={versions}")
-        libraries._cudart = lambda: str(folder / CUDART)
+        _build(folder / "libcudart_stub.so", "cudart.cpp", include, f"-Wl,--version-script={versions}")
 
     def counts(self) -> Counts:
         """See `Counts`."""
@@ -59,8 +58,3 @@ def _build(path: Path, source: str, include: Path, *options: str) -> ctypes.CDLL
     result = subprocess.run([*command, named, *options, "-o", str(path)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
     return ctypes.CDLL(str(path), GLOBAL)
-
-
-def write_image(path: Path, source: str) -> None:
-    """Write what stands for a fat binary made of ``source``: where the emulator's library is, which runs often."""
-    path.write_bytes(str(compile_kernels(source, "-O1")).encode() + b"\0")

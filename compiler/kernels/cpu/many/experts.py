@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from moec.compiler.kernels.cpu.expert_parts import ExpertParts, ExpertTensors
     from moec.compiler.kernels.cpu.grouping import Groups
-    from moec.compiler.kernels.cpu.many.tiles import Depth, Tiles
+    from moec.compiler.kernels.cpu.many.tiles import Depth
 
 STRIP_TILES = 4
 """Of one expert whose results a thread keeps in its first- or second-level cache."""
@@ -86,9 +86,9 @@ class ManyExperts:
         self.middle = scratch(self.tiles.count * i64(self.narrow.padded * self.lanes))
         """``activation(gate, up)``: float32 ``[tiles, padded, lanes]``."""
 
-    def gather(self) -> Tiles:
-        """The vectors of all pairs."""
-        tiles = new_tiles(self.wide, self.tiles.count)
+    def gather(self) -> None:
+        """The vectors of all pairs, before ``gate_up``."""
+        self.x = tiles = new_tiles(self.wide, self.tiles.count)
         with loop(self.tiles.count, parallel=True) as number:
             first, last = keep(load(self.tiles.firsts, number)), keep(load(self.tiles.lasts, number))
             places = [T.min(first + i64(lane), last) for lane in range(self.lanes)]
@@ -98,14 +98,13 @@ class ManyExperts:
             rows = self.body.intermediate
             end = (number * i64(self.narrow.padded) + i64(rows)) * i64(self.lanes)
             zeros(self.middle, end, self.narrow.padded - rows, self.lanes)
-        return tiles
 
-    def gate_up(self, x: Tiles, expert: Expr, first: Expr, rows: int) -> None:
+    def gate_up(self, expert: Expr, first: Expr, rows: int) -> None:
         """``middle`` of an expert's pairs, for rows from ``first``."""
         with scope():
-            self._gate_up(x, expert, first, rows)
+            self._gate_up(expert, first, rows)
 
-    def _gate_up(self, x: Tiles, expert: Expr, first: Expr, rows: int) -> None:
+    def _gate_up(self, expert: Expr, first: Expr, rows: int) -> None:
         lanes = self.lanes
         names = ("gate", "up") if self.body.gated else ("up",)
         size = STRIP_TILES * rows * lanes
@@ -114,7 +113,7 @@ class ManyExperts:
         def emit(begin: Expr, _place: Expr, tokens: Expr) -> None:
             with loop(len(names)) as part:
                 rows_of = self._rows(expert, names, part, first, rows)
-                strip(rows_of, x, begin, tokens, results, keep(part * i64(size)))
+                strip(rows_of, self.x, begin, tokens, results, keep(part * i64(size)))
             with loop(tiles_of(tokens, lanes)) as tile, loop(rows) as row:
                 place = (tile * i64(rows) + row) * i64(lanes)
                 variables = {
@@ -126,20 +125,26 @@ class ManyExperts:
 
         self._strips(expert, emit)
 
-    def round_middle(self) -> Tiles:
-        """What the last product takes."""
-        tiles = new_tiles(self.narrow, self.tiles.count)
+    def round_middle(self) -> None:
+        """What the last product takes, before ``down``."""
+        self.rounded = tiles = new_tiles(self.narrow, self.tiles.count)
         with loop(self.tiles.count, parallel=True) as number:
             round_tile(tiles, number, self.middle)
-        return tiles
 
-    def down(self, middle: Tiles, expert: Expr, first: Expr, rows: int, results: Buffer) -> None:
+    def down(self, expert: Expr, first: Expr, rows: int, results: Buffer) -> None:
         """``results[pair, row]`` of an expert's pairs, for rows from ``first``."""
         with scope():
             own = scratch(STRIP_TILES * rows * self.lanes)
 
             def emit(begin: Expr, place: Expr, tokens: Expr) -> None:
-                strip(self._rows(expert, ("down",), i64(0), first, rows), middle, begin, tokens, own, i64(0))
+                strip(
+                    self._rows(expert, ("down",), i64(0), first, rows),
+                    self.rounded,
+                    begin,
+                    tokens,
+                    own,
+                    i64(0),
+                )
                 pair = self.groups.pair
                 scatter(own, rows, tokens, self.lanes, results, lambda token: pair(place + token) * i64(rows))
 

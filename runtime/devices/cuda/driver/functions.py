@@ -7,11 +7,24 @@ from __future__ import annotations
 
 from typing import NewType, Protocol
 
+from moec.errors import BudgetError
+
 Handle = NewType("Handle", object)
 
 
-class OutOfDeviceMemoryError(Exception):
-    """The driver has no memory left; `moec.runtime.devices.cuda.driver.memory` says it in words for a person."""
+class OutOfDeviceMemoryError(BudgetError):
+    """The driver has no memory left; `moec.runtime.devices.cuda.driver.resources` says of what it takes how much.
+
+    Args:
+        name: of the driver's function that says so.
+    """
+
+    def __init__(self, name: str = "The driver") -> None:
+        super().__init__(
+            "The GPU has no memory left for the driver itself.",
+            f"{name} found none for a context, code or a graph; others may use the same GPU.",
+            "End other programs on the GPU, or lower device_memory.",
+        )
 
 
 class Driver(Protocol):

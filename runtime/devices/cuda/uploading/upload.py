@@ -144,15 +144,16 @@ class Upload:
         self._filled.put(Filled(piece, address, size_bytes))
 
     def _copy(self, resources: Resources) -> None:
-        resources.enter()
-        copier = _Copier(resources, self._memory.address, self._free)
         try:
-            copier.run(self._filled, self._readers)
+            resources.enter()
+            copier = _Copier(resources, self._memory.address, self._free)
+            try:
+                copier.run(self._filled, self._readers)
+            finally:
+                copier.release()
         except BaseException:
             self._halt()
             raise
-        finally:
-            copier.release()
 
 
 class _Copier:

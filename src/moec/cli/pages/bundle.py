@@ -99,8 +99,8 @@ def _placed(profile: RoutingProfile, counts: Sequence[tuple[int, int]]) -> NDArr
 
 
 def _transitions(traces: Traces, model: ModelRecord, profile: RoutingProfile) -> list[str]:
-    from moec.planning.sides import layer_traces, sides_of
-    from moec.planning.transitions import joint_counts
+    from moec.planning.routing.sides import layer_traces, sides_of
+    from moec.planning.routing.transitions import joint_counts
 
     sides = sides_of(traces, model)
     pairs = [pair for side in sides for pair in pairwise(side.layers)]
