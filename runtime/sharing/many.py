@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
 TOKENS = (1, 4, 16, 64)
 """Of each expert."""
-EXPERTS = 8
+EXPERTS = 16
 """About so many at once: more than a cache holds, and work for all threads."""
 REPEATS = 3
+BUSY = 1.5
+"""Times as long as a call takes by itself the link is kept busy beside it."""
 MOST_SECONDS = 0.5
 """After which nothing larger is tried."""
 
 
 def rehearse_many(
-    prepare: Callable[[NDArray[np.int64]], Callable[[], None]],
+    prepare: Callable[[NDArray[np.int64], float], Callable[[], None]],
     top_k: int,
     known: Sequence[int],
     most_tokens: int,
@@ -34,7 +36,8 @@ def rehearse_many(
     """Median microseconds of an expert with so many tokens, where it is computed together with others alike.
 
     Args:
-        prepare: makes rows with these choices ``[T, K]``, -1 for none; what it returns computes them.
+        prepare: makes rows with these choices ``[T, K]``, -1 for none, and keeps the link busy for so many seconds,
+            since both read one memory; what it returns computes them.
         top_k: K.
         known: experts that it can be asked for, at least one.
         most_tokens: T, at most.
@@ -47,10 +50,10 @@ def rehearse_many(
     columns = min(top_k, len(known))
     count = columns * max(1, min(len(known), EXPERTS) // columns)
 
-    def seconds(rows: int) -> float:
+    def seconds(rows: int, link_seconds: float) -> float:
         index = np.full((rows, top_k), -1, np.int64)
         index[:, :columns] = np.resize(random.choice(known, count, replace=False), (rows, columns))
-        run = prepare(index)
+        run = prepare(index, link_seconds)
         before = time.perf_counter()
         run()
         return time.perf_counter() - before
@@ -61,8 +64,7 @@ def rehearse_many(
         rows = each * count // columns
         if rows > most_tokens or (len(tried) > 1 and time.perf_counter() - start > MOST_SECONDS):
             break
-        if not tried:
-            seconds(rows)
+        alone = seconds(rows, 0.0)
         tried.append(each)
-        samples.append(median(seconds(rows) for _ in range(REPEATS)) * 1e6 / count)
+        samples.append(median(seconds(rows, BUSY * alone) for _ in range(REPEATS)) * 1e6 / count)
     return (tuple(tried), never_falling(samples)) if len(tried) > 1 else ((), ())

@@ -93,7 +93,7 @@ def let_cpu_help_streams(
         BudgetError: there is no memory for it.
     """
     plan = experts.slots.plan
-    parts = device, functions, side.experts, bundle.model, experts.tier, plan
+    parts = device, functions, side.experts, bundle.model, experts.tier, experts.slots
     share = StreamShare(*parts, link_gb_s, step_tokens)
     experts.share_streams(share)
     # With more tokens the CPU has less to win.

@@ -3,7 +3,7 @@
 The GPU's kernels are told -1 where the CPU computes a choice, and ``collect_<body>`` adds its sums, which are there
 already.
 
-H hidden size, T tokens, K chosen experts.
+H hidden size, T tokens, K chosen of E experts.
 """
 
 from __future__ import annotations
@@ -76,18 +76,23 @@ class LayerShare:
         self.own = device.tensor(own)
         """The choices that the GPU computes, int64 ``[T, K]``, -1 for others."""
 
-    def divide(self, index: NDArray[np.int64], missing: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which of the missing experts that are in host memory are the CPU's."""
-        counts = np.bincount(index[index >= 0], minlength=int(missing.max(initial=0)) + 1)[missing]
-        order = np.argsort(counts, kind="stable")
-        return missing[order[: cpu_share_of_many(self._speeds, counts[order])]]
+    def divide(self, tokens: NDArray[np.int64], missing: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of the missing experts that are in host memory are the CPU's; each has so many ``tokens`` ``[E]``."""
+        order = missing[np.argsort(tokens[missing], kind="stable")]
+        return order[: cpu_share_of_many(self._speeds, tokens[order])]
 
-    def send(self, index: NDArray[np.int64], experts: NDArray[np.int64]) -> None:
-        """Tell the GPU which choices are its own, and the CPU the others, with their rows; waits for nothing."""
+    def send(self, index: NDArray[np.int64], theirs: NDArray[np.bool_]) -> None:
+        """Tell the GPU which choices are its own, and the CPU the others, with their rows; waits for nothing.
+
+        Args:
+            index: all choices ``[T, K]``.
+            theirs: which experts are the CPU's ``[E]``.
+        """
         driver, stream, host = self._device.driver, self._device.stream, self._host
-        theirs = np.isin(index, experts)
-        host.arrays["own"][:] = np.where(theirs, -1, index)
-        host.arrays["index"][:] = np.where(theirs, index, -1)
+        known = (index >= 0) & (index < len(theirs))
+        on_cpu = theirs[np.where(known, index, 0)] & known
+        host.arrays["own"][:] = np.where(on_cpu, -1, index)
+        host.arrays["index"][:] = np.where(on_cpu, index, -1)
         driver.copy_in(self._own.address, host.address("own"), view_bytes(self._own), stream)
         for name, view in self._rows.items():
             driver.copy_out(host.address(name), view.address, view_bytes(view), stream)

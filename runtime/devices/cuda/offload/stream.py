@@ -9,8 +9,8 @@ memory.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -38,8 +38,7 @@ STATIC_SHARE = 0.9
 """Of a layer's experts: a step that is expected to choose so many streams all of them without asking."""
 
 
-@dataclass(frozen=True)
-class _Copy:
+class _Copy(NamedTuple):
     """One expert on its way to the stage, or several that lie one behind the other there and here."""
 
     turn: int
@@ -58,7 +57,7 @@ class _Copy:
         behind = self.source + self.size_bytes, self.target + self.size_bytes, self.turn, self.after
         if self.source == 0 or behind != (other.source, other.target, other.turn, other.after):
             return None
-        return replace(self, size_bytes=self.size_bytes + other.size_bytes)
+        return self._replace(size_bytes=self.size_bytes + other.size_bytes)
 
 
 @dataclass(frozen=True)
@@ -179,17 +178,17 @@ class LayerStream:
     def _ask(self, turn: _Turn) -> LayerShare | None:
         """Read the router's choices, and divide what is missing; the CPU's share, where it has anything to compute."""
         index, experts = self._device.read(turn.index), self._slots.plan.layers[turn.layer].experts
-        wanted = np.unique(index[(index >= 0) & (index < experts)])
-        if turn.share is None:
-            self._plan([turn.layer], turn.number, wanted)
-            return None
-        free = self._hosted(turn.layer)
-        free[list(self._led)] = False
-        theirs = turn.share.divide(index, wanted[free[wanted]])
-        self._counts["misses"] += len(theirs)
-        self._counts["cpu_misses"] += len(theirs)
-        self._plan([turn.layer], turn.number, np.setdiff1d(wanted, theirs, assume_unique=True))
-        if not len(theirs):
+        tokens = np.bincount(index[(index >= 0) & (index < experts)], minlength=experts)
+        theirs = np.zeros(experts, np.bool_)
+        if turn.share is not None:
+            free = self._hosted(turn.layer) & (tokens > 0)
+            free[list(self._led)] = False
+            theirs[turn.share.divide(tokens, np.flatnonzero(free))] = True
+        self._plan([turn.layer], turn.number, np.flatnonzero((tokens > 0) & ~theirs))
+        by_cpu = int(np.count_nonzero(theirs))
+        self._counts["misses"] += by_cpu
+        self._counts["cpu_misses"] += by_cpu
+        if turn.share is None or not by_cpu:
             return None
         turn.share.send(index, theirs)
         return turn.share
@@ -200,8 +199,8 @@ class LayerStream:
 
     def _lead(self, turn: int, layer: int, most: int) -> None:
         """Queue the copies of a layer's most used experts, so that the link need not wait for its router."""
-        hosted = self._hosted(layer)
-        for expert in [each for each in self._slots.plan.layers[layer].order if hosted[each]][:most]:
+        order = np.array(self._slots.plan.layers[layer].order)
+        for expert in order[self._hosted(layer)[order]][:most].tolist():
             target = self._bring(turn, layer, expert)
             if target is not None:
                 self._led[expert] = target
@@ -269,7 +268,8 @@ class LayerStream:
             driver.copy_in(copy.target, source, copy.size_bytes, self._copies)
             if copy.source == 0 and self._files is not None:
                 self._files.sent(self._copies)
-            driver.record(self._copied[copy.turn], self._copies)
+            if not self._queue or self._queue[0].turn != copy.turn or self._queue[0].after > done:
+                driver.record(self._copied[copy.turn], self._copies)
 
 
 def _parts(model: ModelRecord) -> list[list[int]]:

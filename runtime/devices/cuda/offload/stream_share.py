@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from moec.runtime.device import Functions
     from moec.runtime.devices.cuda.device import CudaDevice
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
+    from moec.runtime.devices.cuda.offload.slots import DeviceSlots
     from moec.runtime.experts.calls import ExpertWork
-    from moec.runtime.experts.slots import SlotPlan
 
 LEAD_US = 600.0
 """Of the link from one layer's last copy to the next one's first, where it waited for the next router: so long it
@@ -48,7 +48,7 @@ class StreamShare:
         experts: ``experts_<body>`` of the CPU's module.
         model: its MoE layers.
         tier: the experts in host memory; the others are not the CPU's.
-        plan: who has how many slots.
+        slots: of its layers, and the stage.
         link_gb_s: of copies to the GPU.
         step_tokens: of the largest step.
 
@@ -64,11 +64,11 @@ class StreamShare:
         experts: Mapping[str, Callable[..., Any]],
         model: ModelRecord,
         tier: HostTier,
-        plan: SlotPlan,
+        slots: DeviceSlots,
         link_gb_s: float,
         step_tokens: int,
     ) -> None:
-        self._device, self._plan, self._link_gb_s = device, plan, link_gb_s
+        self._device, self._plan, self._link_gb_s = device, slots.plan, link_gb_s
         self._most = min(step_tokens, MOST_SHARED_TOKENS)
         self._bodies = [layer.body for layer in model.experts]
         self._hidden = {body.name: body.hidden for body in model.bodies}
@@ -84,7 +84,7 @@ class StreamShare:
         self._tables = [aligned_empty(homes.shape, np.int64) for homes in tier.homes]
         for table, homes in zip(self._tables, tier.homes, strict=True):
             table[:] = homes
-        self._times = self._rehearse()
+        self._times = self._rehearse(slots.stage_address)
 
     def takes(self, layer: int, tokens: int) -> bool:
         """Whether the CPU is to have a share of a layer in a step of so many tokens, as many for each expert."""
@@ -138,25 +138,36 @@ class StreamShare:
         order = (*(arrays[name] for name in ("x", "index", "weight")), self._tables[layer], arrays["out"])
         return HostRows(arrays, self._experts[body], tuple(map(tensor_of, order)))
 
-    def _rehearse(self) -> dict[str, tuple[tuple[int, ...], tuple[float, ...]]]:
+    def _rehearse(self, stage: int) -> dict[str, tuple[tuple[int, ...], tuple[float, ...]]]:
         """Of each body, by a layer: numbers of tokens, and microseconds of an expert with so many."""
         found: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {}
         random = np.random.default_rng(0)
         for number, (body, table) in enumerate(zip(self._bodies, self._tables, strict=True)):
             known = np.flatnonzero(table).tolist()
             if known and body in self._experts and body not in found:
-                prepare = partial(self._rehearsal, number, random)
+                prepare = partial(self._rehearsal, number, stage, random)
                 times = rehearse_many(prepare, self._plan.layers[number].top_k, known, self._most)
                 if times[0]:
                     found[body] = times
         return found
 
     def _rehearsal(
-        self, layer: int, random: np.random.Generator, index: NDArray[np.int64]
+        self,
+        layer: int,
+        stage: int,
+        random: np.random.Generator,
+        index: NDArray[np.int64],
+        link_seconds: float,
     ) -> Callable[[], None]:
-        host = self._host(layer, len(index))
+        """What computes rows with these choices ``[T, K]``, while the link is busy for so long."""
+        host, device = self._host(layer, len(index)), self._device
         host.arrays["x"][:] = random.standard_normal(host.arrays["x"].shape)
         host.arrays["weight"][:], host.arrays["index"][:] = 1, index
+        device.synchronize()
+        size, homes = self._plan.layers[layer].stride_bytes, self._tables[layer]
+        if self._plan.stage_bytes >= size:
+            for home in np.resize(homes[homes != 0], round(link_seconds * self._link_gb_s * 1e9 / size)):
+                device.copy_in(stage, int(home), size)
         return host.compute
 
 
