@@ -27,6 +27,7 @@ from moec.artifacts.layout.footprint import footprint
 from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.measure import measure_gpu
 from moec.runtime.engine import Request
+from moec.runtime.machine.threads import helper_threads
 
 if TYPE_CHECKING:
     from moec.runtime import Model
@@ -82,9 +83,11 @@ def main(
     with shared_host_tier():
         for share in shares:
             alone: dict[int, float] = {}
-            for threads in modes or (0, None):
-                limit = limit_of_share(bundle, share, threads != 0, step_tokens=step, **sizes)
+            for threads in modes or (0, helper_threads()):
+                limit = limit_of_share(bundle, share, threads, step_tokens=step, **sizes)
                 with runtime.load(bundle, **options, device_memory=limit, cpu_threads=threads) as model:
+                    experts: Any = model._executor and model._executor.sections[0].experts
+                    team = list(experts.helper.experts_us) if experts.helper else []
                     for tokens in lengths:
                         ms, token = prompt(model, tokens, repeats)
                         stats = model.stats
@@ -93,9 +96,9 @@ def main(
                             alone[tokens] = ms
                         rows.append(
                             {
+                                "work": f"{tokens} tokens",
                                 "slots": f"{share:.0%}",
-                                "threads": "all" if threads is None else threads,
-                                "tokens": tokens,
+                                "threads": threads,
                                 "ms": ms,
                                 "of the link's": ms / alone[tokens] if tokens in alone else None,
                                 "CPU": stats.cpu_misses / max(1, stats.misses),
@@ -104,6 +107,7 @@ def main(
                                 "resident ms": resident[tokens][0],
                                 "over floor": ms / max(link, resident[tokens][0]),
                                 "token": token == resident[tokens][1],
+                                "CPU us": team,
                             }
                         )
                     print_rows(rows[-len(lengths) :])

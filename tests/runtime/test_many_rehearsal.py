@@ -42,7 +42,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 
 @pytest.mark.parametrize(
-    ("top_k", "known", "together"), [(6, range(64), 12), (2, range(1, 9), 8), (2, range(40), 16), (1, (3,), 1), (4, (7, 9), 2)]
+    ("top_k", "known", "together"),
+    [(6, range(64), 12), (2, range(1, 9), 8), (2, range(40), 16), (1, (3,), 1), (4, (7, 9), 2)],
 )
 def test_experts_with_as_many_tokens_each_are_timed_together(
     calls: Calls, top_k: int, known: Any, together: int
