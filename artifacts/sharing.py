@@ -66,6 +66,15 @@ def cpu_shares(speeds: ShareSpeeds, most: int) -> tuple[int, ...]:
     )
 
 
+def worth_uses(speeds: ShareSpeeds) -> float:
+    """By how many uses an expert must be ahead of who leaves for it, to be fetched though the CPU would compute it.
+
+    Uses fade as the policy says. What is lost now is the link's time less the CPU's; what is won is the CPU's time,
+    whenever it is wanted and the other one is not (decision 44).
+    """
+    return 1.5 + 0.5 * max(0.0, speeds.link_us / speeds.on_cpu(1) - 1)
+
+
 @dataclass(frozen=True)
 class ManySpeeds:
     """What an expert with many tokens costs on either way, in microseconds."""

@@ -9,7 +9,8 @@ token's choices of every layer are written to the GPU before its step, by ``--zi
 With ``--ahead`` experts are brought before their router has spoken, so many bytes a layer at most. With random weights
 no router guesses anything, so guesses are drawn beside forced routing: each chosen expert is guessed with the
 probability ``--recall`` (0.7: the early router of the trained example), in place of the others come any. "ahead MB" is
-what was brought for a token, "taken" the share of it that fetches took.
+what was brought for a token, "taken" the share of it that fetches took. With ``--topical`` tokens choose by what the
+text is about at the moment (`moec.planning.synthetic.TOPICAL`), which changes from hundred tokens to hundred tokens.
 
 The floor of a step is the larger of the resident step and that step's missed bytes over "bring GB/s": the link's speed,
 or, where the CPU's threads compute a share, what the link brings and those threads read at the same time, since both
@@ -26,7 +27,7 @@ from typing import Any
 import click
 
 from benchmarks.support.common import print_rows, write_result
-from benchmarks.support.forced_routing import zipf_choices
+from benchmarks.support.forced_routing import topical_choices, zipf_choices
 from benchmarks.support.offload_run import OffloadRun
 from benchmarks.support.shared_tier import shared_host_tier
 from moec.artifacts.files.reader import open_bundle
@@ -78,6 +79,9 @@ OWN = "model"
     show_default=True,
     help="Bytes of the next layer's experts to bring ahead; 0: none.",
 )
+@click.option(
+    "--topical/--no-topical", default=False, show_default=True, help="Choices by changing topics too."
+)
 @click.option("--recall", default=0.7, show_default=True, help="Of the drawn guesses.")
 @click.option("--name", help="Of the result. [default: the bundle's]")
 def main(
@@ -91,6 +95,7 @@ def main(
     modes: tuple[int, ...],
     feeds: tuple[bool, ...],
     bounds: tuple[int, ...],
+    topical: bool,
     recall: float,
     name: str | None,
 ) -> None:
@@ -101,6 +106,8 @@ def main(
     routings = {OWN: None} | {
         f"zipf {exponent:g}": zipf_choices(facts, exponent, warm_steps + steps) for exponent in exponents
     }
+    if topical:
+        routings["topical"] = topical_choices(facts, warm_steps + steps)
     run = OffloadRun(
         bundle=bundle,
         facts=facts,

@@ -10,7 +10,7 @@ gets the same bits. What a layer does in a step is always this, in this order:
 2. ``keys``: the score of every expert, and below it the expert's number: no two are alike. The least key leaves;
    of equal scores that of the expert with the higher number.
 3. ``replacements``: chosen experts without a slot take one, in the order in which they were chosen. An expert that
-   this step chose never leaves.
+   this step chose never leaves. Where a CPU computes some of them, ``divided`` says which; those take no slot.
 
 A kernel needs no more than `UNIT`, `EXPERT_BITS`, `SCORES` (which score, by the policy's name) and `half_life_shift`.
 Dimension names: E experts, L layers that are counted together (any leading dimensions).
@@ -27,7 +27,7 @@ import numpy as np
 from moec.artifacts.schedule import DEFAULT_POLICY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -192,3 +192,49 @@ def replacements(
             taken.append((expert, int(experts_of(np.int64(victims[place])))))  # type: ignore[arg-type]
             place += 1
     return taken
+
+
+def worth_margin(policy: Policy, uses: float) -> int:
+    """By how much a key must be greater than another to be ahead of it by so many uses; -1: the policy counts none."""
+    return round(uses * UNIT) << EXPERT_BITS if policy.name in FADING else -1
+
+
+def divided(
+    layer_keys: Integers,
+    resident: npt.NDArray[np.bool_],
+    chosen: list[int],
+    slots: int,
+    cpu_share: Sequence[int],
+    margin: int,
+    *,
+    in_turn: bool,
+) -> tuple[list[int], list[int]]:
+    """The missing experts of a layer, divided between those that are fetched and those that a CPU computes.
+
+    Args:
+        layer_keys: ``[E]``, after ``count``.
+        resident: ``[E]``: which experts have a slot.
+        chosen: the step's experts, none twice, in the order in which they were chosen.
+        slots: of the layer.
+        cpu_share: entry m: of m missing experts the CPU has so many; the last entry is true of more.
+        margin: of `worth_margin`: where all would be the CPU's, the first one is fetched if its key is greater by more
+            than that than the least key of an expert that can leave, or a slot is free.
+        in_turn: whether the first one is fetched where ``margin`` is -1.
+
+    Returns:
+        Both in the order in which they come: as they were chosen where the CPU has none, otherwise by falling key.
+    """
+    missing = [expert for expert in chosen if not resident[expert]]
+    by_cpu = min(cpu_share[min(len(missing), len(cpu_share) - 1)], len(missing))
+    if not by_cpu:
+        return missing, []
+    ordered = sorted(missing, key=lambda expert: -int(layer_keys[expert]))
+    if by_cpu == len(missing):
+        held = resident.copy()
+        held[chosen] = False
+        can_leave, is_free = layer_keys[held], int(resident.sum()) < slots
+        ahead = is_free or bool(can_leave.size and layer_keys[ordered[0]] - margin > can_leave.min())
+        by_cpu -= in_turn if margin < 0 else ahead
+    if not by_cpu:
+        return missing, []
+    return ordered[: len(ordered) - by_cpu], ordered[len(ordered) - by_cpu :]

@@ -26,8 +26,9 @@ MOST_EXPERTS = 1024
 MOST_SHARED = 31
 """Misses up to which the CPU's share is told apart; what is true of so many is true of more."""
 LEARN_TOKENS = 8
-"""Once in so many tokens a step fetches at least one of a layer's missing experts, whatever the CPU's share: what the
-CPU computes takes no slot, and an expert that is used again and again would stay with the CPU for good."""
+"""Where the policy counts no uses (see ``WORTH``), one of a layer's missing experts is fetched once in so many tokens,
+whatever the CPU's share: what the CPU computes takes no slot, and an expert that is used again and again would stay
+with the CPU for good."""
 POLICY_CODES = {"lru": 0, "lfru": 1, "lrfu": 2, "lfu": 2, "static": 3}
 """Which score decides, by the policy's name; ``lrfu`` and ``lfu`` differ in their half-lives alone."""
 PIECE_BYTES = 16 << 10
@@ -61,7 +62,10 @@ NOTES = 31
 """Where the GPU keeps its notes of orders, 0: it makes none; see ``moec.artifacts.words.orders``."""
 SHARE = 32
 """``[MOST_SHARED + 1]``: of so many misses, how many are the CPU's."""
-SOURCE = 64
+WORTH = 64
+"""Where the CPU would compute all missing experts of a step, the first one is fetched if its key is greater by so much
+than the least key of a slot, or a slot is free; -1: once in ``LEARN_TOKENS``."""
+SOURCE = 72
 """``[MOST_ENTRIES]``: addresses to fetch from, in the order of the misses' first choices."""
 TARGET = SOURCE + MOST_ENTRIES
 """``[MOST_ENTRIES]``: addresses to fetch to."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from moec.planning.routing.synthetic import TOPICAL, zipf_traces
 from moec.runtime.device import View
 
 if TYPE_CHECKING:
@@ -133,6 +134,13 @@ def zipf_choices(facts: Footprint, exponent: float, steps: int) -> NDArray[np.in
         noisy = logits + random.gumbel(size=(steps, layer.experts))
         chosen[:, number] = np.argsort(-noisy, axis=1)[:, : layer.top_k]
     return chosen
+
+
+def topical_choices(facts: Footprint, steps: int) -> NDArray[np.int64]:
+    """``[steps, layers, K]`` as `moec.planning.routing.synthetic.TOPICAL` has them."""
+    shapes = [(layer.experts, layer.top_k) for layer in facts.layers]
+    traces = zipf_traces(shapes, steps, TOPICAL)
+    return np.stack([layer.chosen.astype(np.int64) for layer in traces.layers], axis=1)
 
 
 def drawn_guesses(facts: Footprint, choices: NDArray[np.int64], recall: float) -> NDArray[np.float32]:

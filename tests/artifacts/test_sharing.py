@@ -14,6 +14,7 @@ from moec.artifacts.sharing import (
     cpu_share_of_many,
     cpu_shares,
     never_falling,
+    worth_uses,
 )
 
 
@@ -33,6 +34,12 @@ def test_a_slow_cpu_and_a_slow_handshake_get_nothing() -> None:
 def test_more_experts_than_were_measured_cost_what_the_last_did() -> None:
     speeds = ShareSpeeds(1.0, (0.0, 10.0, 14.0), 2.0)
     assert [speeds.on_cpu(count) for count in range(5)] == [0.0, 12.0, 16.0, 20.0, 24.0]
+
+
+def test_a_slot_is_worth_more_uses_where_the_link_is_slower() -> None:
+    assert worth_uses(ShareSpeeds(100.0, (0.0, 92.0), 8.0)) == 1.5, "as fast as the CPU"
+    assert worth_uses(ShareSpeeds(50.0, (0.0, 92.0), 8.0)) == 1.5
+    assert worth_uses(ShareSpeeds(500.0, (0.0, 92.0), 8.0)) == 3.5, "what is lost is won back in four uses"
 
 
 times = st.floats(0.1, 1e5)

@@ -13,12 +13,14 @@ from moec.planning.policies import (
     PolicyState,
     always_admitting,
     count,
+    divided,
     experts_of,
     faded,
     half_life_shift,
     initial_state,
     keys,
     replacements,
+    worth_margin,
 )
 from moec.planning.routing.choice import CANDIDATES
 
@@ -151,6 +153,33 @@ def test_replacements() -> None:
     assert taken(better, [5, 1, 9, 3], [0, 2], [1, 3], 2) == [], "lesser scores than everybody's"
     assert taken(better, [5, 1, 9, 3], [0, 1], [3, 2], 2) == [(3, 1), (2, 0)]
     assert taken(better, [5, 4, 9, 3], [0, 1], [3, 2], 2) == [(2, 1)], "one that is turned away takes no turn"
+
+
+def test_the_cpu_has_its_share_of_the_least_keys() -> None:
+    layer_keys, resident = np.array([5, 1, 9, 3, 7]), np.array([True, False, False, False, False])
+
+    def of(share: tuple[int, ...], margin: int, *, slots: int = 1, in_turn: bool = False) -> object:
+        return divided(layer_keys, resident, [1, 2, 3], slots, share, margin, in_turn=in_turn)
+
+    assert of((0, 0, 0, 0), 0) == ([1, 2, 3], []), "as they were chosen"
+    assert of((0, 1, 1, 2), 0) == ([2], [3, 1])
+    assert of((0, 1), 0) == ([2, 3], [1]), "the last entry is true of more"
+    everything = (0, 1, 2, 3)
+    assert of(everything, 3) == ([2], [3, 1]), "9 is more than 3 above the 5 that can leave"
+    assert of(everything, 4) == ([], [2, 3, 1])
+    assert of(everything, 4, slots=2) == ([2], [3, 1]), "a slot is free"
+    assert of(everything, 0, slots=2, in_turn=True) == ([2], [3, 1])
+    assert of(everything, -1) == ([], [2, 3, 1])
+    assert of(everything, -1, in_turn=True) == ([2], [3, 1])
+    assert divided(layer_keys, resident, [0, 2], 1, everything, 0, in_turn=False) == ([], [2]), (
+        "who is chosen stays"
+    )
+
+
+def test_margins_are_uses_where_a_policy_counts_them() -> None:
+    assert worth_margin(policy("lrfu", 0, 16), 1.5) == UNIT * 3 // 2 << EXPERT_BITS
+    assert worth_margin(policy("lfu", 0, 4096), 2) == 2 * UNIT << EXPERT_BITS
+    assert worth_margin(policy("lru"), 1.5) == worth_margin(policy("static"), 2) == -1
 
 
 def test_half_lives_are_shifts() -> None:

@@ -62,6 +62,7 @@ print(torch.ones(2).sum().item())
         ({"max_batch": 0}, RequestError, "max_batch=0"),
         ({"max_batch": 8, "max_step_tokens": 8}, RequestError, "at least 9"),
         ({"cpu_threads": 0}, RequestError, "cpu_threads=0"),
+        ({"cpu_threads": 10**20}, RequestError, "1 to 4096"),
         ({"cache_tokens": 0}, RequestError, "cache_tokens=0"),
         ({}, BundleError, "no bundle"),
     ],

@@ -12,6 +12,7 @@ Many columns: arithmetic is the limit, and a block of several rows keeps the mul
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
@@ -38,8 +39,11 @@ if TYPE_CHECKING:
 
 ACCUMULATORS = 8
 """Vector sums wanted at least, to hide the latency of the multiply-add."""
-PREFETCH_LINES = 128
-"""How far ahead of a streamed row memory is asked for; it doubles the rate where the activations fill the cache."""
+PREFETCH_LINES = (192, 128, 64)
+"""How far ahead of a streamed row memory is asked for: each line several times, since some requests are dropped.
+
+Once doubles the rate where the activations fill the cache; thrice, one core of Zen 4 reads 29 GB/s instead of 22.
+"""
 CACHE_LINE_BYTES = 64
 ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -64,15 +68,15 @@ class Columns:
 
 
 def dot(
-    rows: Rows, columns: Columns, depth: int, machine: Machine, *, ahead: int | None = None
+    rows: Rows, columns: Columns, depth: int, machine: Machine, *, ahead: Sequence[int] | None = None
 ) -> list[list[Expr]]:
     """Emit ``sum_k rows[r, k] * columns[c, k]``; returns the scalars as ``[r][c]``.
 
-    Memory is asked for ``ahead`` cache lines before each row is read; by default ``PREFETCH_LINES`` of a single row,
-    and not at all of several, which are a block that is used often.
+    Memory is asked for so many cache lines before each row is read (``ahead``); by default ``PREFETCH_LINES`` of a
+    single row, and not at all of several, which are a block that is used often.
     """
     if ahead is None:
-        ahead = PREFETCH_LINES if len(rows.offsets) == 1 else 0
+        ahead = PREFETCH_LINES if len(rows.offsets) == 1 else ()
     lanes = min(machine.lanes, _floor_power_of_two(depth))
     R, C = len(rows.offsets), len(columns.offsets)
     copies = max(1, min(ACCUMULATORS // (R * C), depth // lanes))
@@ -84,9 +88,9 @@ def dot(
     with loop(whole // copies) as step:
         for copy in range(copies):
             k = step * i64(copies * lanes) + i64(copy * lanes)
-            if ahead and copy * lanes % line == 0:
-                for offset in rows.offsets:
-                    prefetch(rows.buffer, offset + k + i64(ahead * line))
+            if copy * lanes % line == 0:
+                for lines, offset in product(ahead, rows.offsets):
+                    prefetch(rows.buffer, offset + k + i64(lines * line))
             _multiply(rows, columns, k, sums, copy * C, lanes, machine)
     for vector in range(whole, depth // lanes):
         _multiply(rows, columns, i64(vector * lanes), sums, (vector - whole) * C, lanes, machine)

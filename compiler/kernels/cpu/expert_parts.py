@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,8 +84,8 @@ class Cover:
     """That are open at once where columns are few."""
     block_rows: int = 0
     """That are open at once where they are many."""
-    ahead: int | None = None
-    """Cache lines before a row that memory is asked for it; None: the kernels' own choice."""
+    ahead: Sequence[int] | None = None
+    """Cache lines before a row that memory is asked for it, each time; None: the kernels' own choice."""
 
 
 class ExpertParts:

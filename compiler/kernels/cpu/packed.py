@@ -7,6 +7,7 @@ what is left of the arithmetic is that of the dequantized weights, but for the o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 from moec.compiler.kernels.cpu.dot import (
@@ -68,11 +69,12 @@ class RowPlace:
         return self.number * i64(row_bytes // size) + i64((self.begin + offset) // size)
 
 
-def prefetch_groups(memory: PackedBytes, layout: RowLayout, place: RowPlace, ahead: int) -> None:
-    """Ask for what a row has after its codes, ``ahead`` cache lines before."""
+def prefetch_groups(memory: PackedBytes, layout: RowLayout, place: RowPlace, ahead: Sequence[int]) -> None:
+    """Ask for what a row has after its codes, so many cache lines before (``ahead``)."""
     first = keep(place.element(layout.row_bytes, layout.scales_offset))
     for line in range(0, layout.row_bytes - layout.scales_offset, CACHE_LINE_BYTES):
-        prefetch(memory.codes, first + i64(line + ahead * CACHE_LINE_BYTES))
+        for lines in ahead:
+            prefetch(memory.codes, first + i64(line + lines * CACHE_LINE_BYTES))
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,11 @@ class Packed:
         self._zeros = scratch(most_rows * self.layout.groups) if kind.zero_points else None
         self._minima = scratch(most_rows * self.layout.groups) if kind.minima else None
 
-    def open(self, places: Sequence[RowPlace], *, ahead: int) -> PackedRows:
-        """Read what the groups of rows have; memory is asked for ``ahead`` cache lines before them."""
+    def open(self, places: Sequence[RowPlace], *, ahead: Sequence[int]) -> PackedRows:
+        """Read what the groups of rows have; memory is asked for so many cache lines before (``ahead``)."""
         groups, lanes = self.layout.groups, self.machine.lanes
         for row, place in enumerate(places):
-            if ahead:
-                prefetch_groups(self.memory, self.layout, place, ahead)
+            prefetch_groups(self.memory, self.layout, place, ahead)
             self._widen_scales(row, place, 0, groups // lanes, lanes)
             self._widen_scales(row, place, groups // lanes * lanes, groups % lanes, 1)
         return PackedRows(
@@ -139,7 +140,7 @@ class Packed:
                 minimum = SCALES["float16"](self.memory.scales, zeros + number, lanes, self.machine)
                 store(self._minima, target, minimum, lanes)
 
-    def dot(self, rows: PackedRows, columns: Columns, *, ahead: int) -> list[list[Expr]]:
+    def dot(self, rows: PackedRows, columns: Columns, *, ahead: Sequence[int]) -> list[list[Expr]]:
         """Emit ``sum_k rows[r, k] * columns[c, k]``; returns the scalars as ``[r][c]``."""
         return _Dot(self, rows, columns, ahead).emit()
 
@@ -179,7 +180,7 @@ class Packed:
 class _Dot:
     """One product while it is emitted."""
 
-    def __init__(self, packed: Packed, rows: PackedRows, columns: Columns, ahead: int) -> None:
+    def __init__(self, packed: Packed, rows: PackedRows, columns: Columns, ahead: Sequence[int]) -> None:
         self.packed, self.rows, self.columns, self.ahead = packed, rows, columns, ahead
         self.lanes = packed.machine.lanes
         self.R, self.C = len(rows.codes), len(columns.offsets)
@@ -208,12 +209,10 @@ class _Dot:
         return self._sums()
 
     def _prefetch(self, group: Expr, count: int) -> None:
-        if not self.ahead:
-            return
         size = self.packed.kind.group * self.packed.kind.bits // 8
         for line in range(0, count * size, CACHE_LINE_BYTES):
-            for codes in self.rows.codes:
-                place = codes + group * i64(size) + i64(line + self.ahead * CACHE_LINE_BYTES)
+            for lines, codes in product(self.ahead, self.rows.codes):
+                place = codes + group * i64(size) + i64(line + lines * CACHE_LINE_BYTES)
                 prefetch(self.packed.memory.codes, place)
 
     def _group(self, group: Expr, copy: int, blocks: int, tail: int) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 STRIP_ROWS = 32
 """Rows whose sums a thread keeps before it goes on with them; a multiple of every vector's lanes."""
-AHEAD = 64
+AHEAD = (64,)
 """Cache lines before a row that memory is asked for it. A thread reads two rows at once: on 15 cores of a Xeon with an
 H100 two streams with this distance read 137 to 150 GB/s, one 111 to 128."""
 STRIP_PAIRS = 8

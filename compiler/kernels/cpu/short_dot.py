@@ -6,6 +6,7 @@ zero points and minima add is a product of the groups' own numbers, of which the
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 from tvm import tirx
@@ -68,10 +69,10 @@ class ShortDots:
         self.layout, self.chunks = row_layout(kind, depth), group_vectors(kind, depth, machine)
         self.scales = scratch(most_rows * STREAM_WIDTH * self.layout.groups)
 
-    def dot(self, places: Sequence[RowPlace], columns: Columns, *, ahead: int) -> list[list[Expr]]:
+    def dot(self, places: Sequence[RowPlace], columns: Columns, *, ahead: Sequence[int]) -> list[list[Expr]]:
         """Emit ``sum_k rows[r, k] * columns[c, k]``; returns the scalars as ``[r][c]``.
 
-        Memory is asked for ``ahead`` cache lines before each row is read.
+        Memory is asked for so many cache lines before each row is read (``ahead``).
         """
         return _ShortDot(self, places, columns, ahead).emit()
 
@@ -79,7 +80,9 @@ class ShortDots:
 class _ShortDot:
     """One product while it is emitted. A span is a step, or as many as a group has."""
 
-    def __init__(self, dots: ShortDots, places: Sequence[RowPlace], columns: Columns, ahead: int) -> None:
+    def __init__(
+        self, dots: ShortDots, places: Sequence[RowPlace], columns: Columns, ahead: Sequence[int]
+    ) -> None:
         self.dots, self.places, self.ahead = dots, places, ahead
         self.kind, self.layout = dots.kind, dots.layout
         self.steps, self.lanes = dots.steps, dots.steps.lanes
@@ -115,8 +118,7 @@ class _ShortDot:
         """The scales of a row's groups, times those of each column's; what zero points or minima add."""
         dots, layout, kind, place = self.dots, self.layout, self.kind, self.places[row]
         lanes, chunks, rounded = dots.chunks.lanes, dots.chunks, dots.rounded
-        if self.ahead:
-            prefetch_groups(dots.memory, layout, place, self.ahead)
+        prefetch_groups(dots.memory, layout, place, self.ahead)
         scales = keep(place.element(layout.row_bytes, layout.scales_offset, SCALE_BYTES[kind.scale]))
         offsets = keep(place.element(layout.row_bytes, layout.zeros_offset, kind.offset_bytes or 1))
 
@@ -151,11 +153,9 @@ class _ShortDot:
         return keep(scale * splat(-float(zero), lanes)) if zero else None
 
     def _prefetch(self, column: Expr, columns: int) -> None:
-        if not self.ahead:
-            return
         for line in range(0, columns // self.codes.per_byte, CACHE_LINE_BYTES):
-            for row in self.rows:
-                place = row + self._byte(column) + i64(line + self.ahead * CACHE_LINE_BYTES)
+            for lines, row in product(self.ahead, self.rows):
+                place = row + self._byte(column) + i64(line + lines * CACHE_LINE_BYTES)
                 prefetch(self.dots.memory.codes, place)
 
     def _byte(self, column: Expr) -> Expr:

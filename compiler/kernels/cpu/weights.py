@@ -42,14 +42,14 @@ class Weights(Protocol):
 class PlainWeights:
     """Elements of a plain type.
 
-    A single row is asked for ``ahead`` cache lines before it is read (see ``dot``).
+    A single row is asked for so many cache lines before it is read (``ahead``, see ``dot``).
     """
 
     buffer: Buffer
     dtype: str
     depth: int
     machine: Machine
-    ahead: int | None
+    ahead: Sequence[int] | None
 
     def open(self, places: Sequence[RowPlace], often: bool) -> Dots:  # noqa: ARG002
         """See ``Weights``."""
@@ -65,7 +65,9 @@ class QuantizedWeights:
     Few columns are multiplied as they were rounded, where they were.
     """
 
-    def __init__(self, packed: Packed, ahead: int | None, block_rows: int, shorts: ShortDots | None) -> None:
+    def __init__(
+        self, packed: Packed, ahead: Sequence[int] | None, block_rows: int, shorts: ShortDots | None
+    ) -> None:
         self.packed, self.shorts = packed, shorts
         self.ahead = PREFETCH_LINES if ahead is None else ahead
         self.stride = packed.layout.padded
@@ -76,13 +78,13 @@ class QuantizedWeights:
         shorts = self.shorts
         if shorts is not None and not often:
             return lambda columns: shorts.dot(places, columns, ahead=self.ahead)
-        rows = self.packed.open(places, ahead=0 if often else self.ahead)
+        rows = self.packed.open(places, ahead=() if often else self.ahead)
         if not often:
             return lambda columns: self.packed.dot(rows, columns, ahead=self.ahead)
         packed, copies = self.packed, self._copies
         packed.unpack(rows, copies, self.stride)
         block = Rows(copies, "float32", [i64(number * self.stride) for number in range(len(places))])
-        return lambda columns: dot(block, columns, packed.depth, packed.machine, ahead=0)
+        return lambda columns: dot(block, columns, packed.depth, packed.machine, ahead=())
 
 
 def weights(
@@ -93,7 +95,7 @@ def weights(
     *,
     stream_rows: int,
     block_rows: int,
-    ahead: int | None = None,
+    ahead: Sequence[int] | None = None,
     rounded: Rounded | None = None,
 ) -> Weights:
     """Matrices in one piece of memory.
@@ -105,8 +107,8 @@ def weights(
         machine: the processor.
         stream_rows: that are open at a time for few columns. Quantized rows take room until the end of the scope.
         block_rows: that are open at a time for many columns.
-        ahead: cache lines before a row that memory is asked for it, where it is read once; the kernels' own choice
-            if None.
+        ahead: cache lines before a row that memory is asked for it, each time, where it is read once; the kernels' own
+            choice if None.
         rounded: the vectors, for few columns, where they were rounded for this format.
     """
     kind = format_of(name)

@@ -153,8 +153,9 @@ def test_the_cpu_has_its_share_and_nothing_that_is_there_whole(data: st.DataObje
         whole = {expert for expert in begun if found[expert] == PIECES}
         wanted = share[min(slots.MOST_SHARED, len(missing - whole))]
         clock = int(layer.state[slots.CLOCK])
-        most = len(missing) - (clock % slots.LEARN_TOKENS < len(index))
-        assert len(theirs) == max(0, min(wanted, most, len(missing - whole)))
+        wanted = min(wanted, len(missing - whole))
+        in_turn = wanted == len(missing - whole) and clock % slots.LEARN_TOKENS < len(index)
+        assert len(theirs) == max(0, wanted - in_turn)
         assert not theirs & whole
         assert not theirs & begun or theirs >= missing - begun, "what was begun goes last"
         for expert in set(np.unique(index).tolist()) - theirs:

@@ -42,6 +42,7 @@ class Layer:
     order: tuple[int, ...] = ()
     use_shares: tuple[float, ...] = ()
     share: tuple[int, ...] = ()
+    worth: int = -1
 
     def __post_init__(self) -> None:
         experts, slots = self.experts, self.slot_count
@@ -62,6 +63,7 @@ class Layer:
             self.policy,
             places,
         )
+        self.state[words.WORTH] = self.worth
 
     def part(self, name: str, size: int) -> NDArray[np.int64]:
         first = words.TABLE if name == "table" else getattr(self.at, name)
@@ -134,6 +136,45 @@ def test_random_steps_agree_with_the_policy(data: st.DataObject) -> None:
     assert sorted(expert for expert in owners.tolist() if expert >= 0) == np.flatnonzero(resident).tolist()
 
 
+@given(data=st.data())
+@settings(max_examples=60)
+def test_random_steps_are_divided_as_the_policy_says(data: st.DataObject) -> None:
+    experts = data.draw(st.integers(2, 40), "experts")
+    top_k, slots = data.draw(st.integers(1, min(6, experts)), "top_k"), data.draw(st.integers(0, experts - 1))
+    name = data.draw(st.sampled_from(list(policies.SCORES)), "policy")
+    half_life = 1 << data.draw(st.integers(1, 8), "half life") if name in policies.FADING else 0
+    policy = Policy(name, 2, half_life, data.draw(st.sampled_from(["always", "better"])))
+    margin = policies.worth_margin(policy, data.draw(st.sampled_from([0.0, 0.5, 1.5, 3.0]), "worth"))
+    bulk = data.draw(st.integers(0, 2), "how much is the CPU's")
+    shares = tuple(max(0, misses - 1 + min(bulk, 1)) if bulk else misses // 2 for misses in range(32))
+    layer = Layer(experts, slots, policy, data.draw(st.integers(0, 8)), share=shares, worth=margin)
+    state, resident = policies.initial_state(policy, [0.0] * experts), np.arange(experts) < slots
+    random = np.random.default_rng(data.draw(st.integers(0, 1 << 30), "seed"))
+    likely = random.random(experts)
+    by_cpu = 0
+    for _ in range(data.draw(st.integers(1, 20), "steps")):
+        tokens = int(random.integers(1, 4))
+        index = np.argsort(random.random((tokens, experts)) * likely)[:, :top_k]
+        ids, counts = first_choices(index, experts)
+        policies.count(policy, state, (ids,), counts, tokens)
+        keys, in_turn = policies.keys(policy, state), state.clock % words.LEARN_TOKENS < tokens
+        fetched, theirs = policies.divided(
+            keys, resident, ids.tolist(), slots, shares, margin, in_turn=in_turn
+        )
+        here = [expert for expert in ids.tolist() if resident[expert]]
+        for expert, victim in policies.replacements(policy, keys, resident, here + fetched, slots):
+            resident[expert] = True
+            if victim is not None:
+                resident[victim] = False
+        on_gpu, on_cpu = layer.use(index)
+        assert set(on_cpu[on_cpu >= 0].tolist()) == set(theirs)
+        np.testing.assert_array_equal(np.maximum(on_gpu, on_cpu), index)
+        assert (np.minimum(on_gpu, on_cpu) == -1).all()
+        assert residents(layer) == resident.tolist()
+        by_cpu += len(theirs)
+        assert layer.state[words.CPU_MISSES] == by_cpu
+
+
 def check_step(
     layer: Layer,
     index: NDArray[np.int64],
@@ -191,6 +232,16 @@ def test_what_only_the_cpu_computed_gets_a_slot_in_time() -> None:
     counted = int(layer.state[words.CPU_MISSES])
     layer.use(np.array([[6, 7]]))
     assert layer.state[words.CPU_MISSES] == counted
+
+
+def test_what_is_used_more_than_who_leaves_is_fetched_though_the_cpu_would_compute_it() -> None:
+    policy = Policy("lrfu", 0, 64, "always")
+    layer = Layer(8, 2, policy, share=(0, 1, 2), worth=policies.worth_margin(policy, 1.5))
+    for token, expected in enumerate(([-1, -1], [6, -1], [6, 7])):
+        on_gpu, _ = layer.use(np.array([[6, 7]]))
+        assert on_gpu.tolist() == [expected], token
+    assert residents(layer)[6:] == [True, True]
+    assert layer.state[words.CPU_MISSES] == 3
 
 
 def test_misses_without_a_slot_go_to_the_stage_and_the_rest_stay_where_they_are() -> None:

@@ -73,7 +73,7 @@ class Block:
     def open(self, first: Expr) -> None:
         """Take the rows from number ``first`` on."""
         places = [RowPlace(0, keep(first + i64(row))) for row in range(self.rows)]
-        self._opened = self.packed.open(places, ahead=0)
+        self._opened = self.packed.open(places, ahead=())
 
     @property
     def opened(self) -> PackedRows:

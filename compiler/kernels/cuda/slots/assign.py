@@ -24,6 +24,7 @@ from moec.compiler.kernels.cuda.primitives import (
     wait_previous,
 )
 from moec.compiler.kernels.cuda.settle import settle
+from moec.compiler.kernels.cuda.slots.misses import number_misses
 from moec.compiler.kernels.cuda.slots.pieces import Pieces
 from moec.compiler.kernels.cuda.slots.places import Places, find_places
 from moec.compiler.kernels.cuda.slots.state import State
@@ -31,7 +32,7 @@ from moec.compiler.kernels.cuda.slots.step import THREADS, Step
 from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, store, symbol, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cuda.slots.step import Misses
+    from moec.compiler.kernels.cuda.slots.misses import Misses
     from moec.compiler.kernels.emit import Buffer, Expr
 
 
@@ -57,7 +58,7 @@ def assign() -> tirx.PrimFunc:
             step.count()
             with when(thread < i32(words.MOST_AHEAD)):
                 step.state.set_at(words.AHEAD_FETCH, thread, i64(-1))
-            misses, places = step.number_misses(), Places.none(thread)
+            misses, places = number_misses(step), Places.none(thread)
             with when(misses.fetched > i32(0)):
                 find_places(step, misses, places)
                 _move_in(step, misses, places)

@@ -15,18 +15,15 @@ from tvm.script.ir_builder import tirx as T
 from moec.artifacts.words import slots as words
 from moec.compiler.kernels.cuda.primitives import i32, registers, shared, sync
 from moec.compiler.kernels.cuda.settle import settle
-from moec.compiler.kernels.cuda.slots.notes import copies_are_late
-from moec.compiler.kernels.cuda.slots.policy import key_of
+from moec.compiler.kernels.cuda.slots.keys import FREE
 from moec.compiler.kernels.cuda.slots.step import THREADS
 from moec.compiler.kernels.cuda.threads import each_of
 from moec.compiler.kernels.emit import either, i64, load, store, when
 
 if TYPE_CHECKING:
-    from moec.compiler.kernels.cuda.slots.step import Misses, Step
+    from moec.compiler.kernels.cuda.slots.misses import Misses
+    from moec.compiler.kernels.cuda.slots.step import Step
     from moec.compiler.kernels.emit import Buffer, Expr
-
-FREE, FIXED = -1, -2
-"""In place of a slot's key: nobody is in it; whoever is in it stays."""
 
 
 @dataclass(frozen=True)
@@ -72,29 +69,15 @@ class _Ranked:
 
 def find_places(step: Step, misses: Misses, places: Places) -> None:
     """Fill ``places`` for the misses of the GPU."""
-    late = copies_are_late(step.state)
-    ranked = _rank(step, misses, late)
-    own_key = shared(THREADS, "int64")
-    with when(step.thread < misses.fetched):
-        expert = settle(load(misses.expert, step.thread))
-        store(own_key, step.thread, key_of(step.state, expert, step.clock))
-    sync()
+    ranked = _rank(step, misses)
     with when(step.thread == i32(0)):
-        _give(step, misses, places, ranked, own_key, late)
+        _give(step, misses, places, ranked)
     sync()
 
 
-def _rank(step: Step, misses: Misses, late: Expr) -> _Ranked:
-    """Order the slots; only as many as there are misses matter. Where copies are late nobody leaves."""
+def _rank(step: Step, misses: Misses) -> _Ranked:
+    """Order the slots; only as many as there are misses matter."""
     state, thread = step.state, step.thread
-    key = shared(words.MOST_EXPERTS, "int64")
-    for slot in each_of(thread, THREADS, state.slots):
-        owner = settle(T.cast(state.part("owner", slot), "int32"))
-        store(key, slot, i64(FREE))
-        with when(owner >= i32(0)):
-            store(key, slot, T.Select(late == i32(1), i64(FIXED), key_of(state, owner, step.clock)))
-            with T.serial(i32(0), step.entries) as entry, when(load(step.expert, entry) == owner):
-                store(key, slot, i64(FIXED))
     ranked = _Ranked(
         shared(THREADS, "int32"),
         shared(1, "int32"),
@@ -107,7 +90,7 @@ def _rank(step: Step, misses: Misses, late: Expr) -> _Ranked:
         store(ranked.victim_count, 0, i32(0))
     sync()
     for slot in each_of(thread, THREADS, state.slots):
-        _place_slot(slot, key, state.slots, misses, ranked)
+        _place_slot(slot, misses.slot_key, state.slots, misses, ranked)
     sync()
     return ranked
 
@@ -136,11 +119,11 @@ def _place_slot(slot: Expr, key: Buffer, slots: Expr, misses: Misses, ranked: _R
         store(ranked.victim_count, 0, load(able, 0))
 
 
-def _give(step: Step, misses: Misses, places: Places, ranked: _Ranked, own_key: Buffer, late: Expr) -> None:
+def _give(step: Step, misses: Misses, places: Places, ranked: _Ranked) -> None:
     """Go through the misses of the GPU in order; where copies are late nothing goes to the stage."""
     better = settle(step.state.head(words.ADMITS_BETTER) != i64(0))
     most = i64(words.MOST_ENTRIES)
-    places_there = T.Select(late == i32(1), i64(0), step.state.head(words.STAGE_PLACES))
+    places_there = T.Select(misses.late == i32(1), i64(0), step.state.head(words.STAGE_PLACES))
     room = settle(T.cast(T.min(places_there, most), "int32"))
     given, left, staged, fetches = (registers(1, "int32") for _ in range(4))
     for counter in (given, left, staged, fetches):
@@ -154,7 +137,7 @@ def _give(step: Step, misses: Misses, places: Places, ranked: _Ranked, own_key: 
 
     with T.serial(i32(0), misses.fetched) as number:
         victim = settle(T.min(load(left, 0), i32(THREADS - 1)))
-        admitted = tirx.any(T.Not(better), load(own_key, number) > load(ranked.victim_key, victim))
+        admitted = tirx.any(T.Not(better), load(misses.key, number) > load(ranked.victim_key, victim))
         takes = settle(T.cast(tirx.all(load(left, 0) < load(ranked.victim_count, 0), admitted), "int32"))
         either(
             load(given, 0) < load(ranked.free_count, 0),

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.sharing import MAILBOX_US, ShareSpeeds, cpu_shares
+from moec.artifacts.sharing import MAILBOX_US, ShareSpeeds, cpu_shares, worth_uses
 from moec.artifacts.words.slots import MOST_SHARED
+from moec.planning.policies import worth_margin
 from moec.runtime.devices.cuda import sharing
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.measure import copy_rate
@@ -64,10 +65,12 @@ def let_cpu_help(
     pays = False
     for number, layer in enumerate(plan.layers):
         shares: tuple[int, ...] = (0,) * (MOST_SHARED + 1)
+        worth = -1
         if len(cpu_us) > 1:
             link_us = layer.stride_bytes / link_gb_s / 1e3
-            shares = cpu_shares(ShareSpeeds(link_us, cpu_us, MAILBOX_US), MOST_SHARED)
-        experts.slots.states.set_shares(number, shares)
+            speeds = ShareSpeeds(link_us, cpu_us, MAILBOX_US)
+            shares, worth = cpu_shares(speeds, MOST_SHARED), worth_margin(plan.policy, worth_uses(speeds))
+        experts.slots.states.set_shares(number, shares, worth)
         pays = pays or any(shares)
     if not pays:
         share.close()

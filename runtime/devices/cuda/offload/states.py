@@ -75,10 +75,16 @@ class LayerStates:
         """int64 ``[E]``: where a streamed step finds them."""
         return self._view(self.table_firsts[layer], self._experts[layer])
 
-    def set_shares(self, layer: int, shares: Sequence[int]) -> None:
-        """Say how many of 0, 1, 2 ... missing experts of a layer are the CPU's; ``MOST_SHARED + 1`` numbers."""
+    def set_shares(self, layer: int, shares: Sequence[int], worth: int) -> None:
+        """Say how many of 0, 1, 2 ... missing experts of a layer are the CPU's; ``MOST_SHARED + 1`` numbers.
+
+        Args:
+            layer: its ordinal.
+            shares: of the CPU.
+            worth: when one is fetched nevertheless, see `moec.planning.policies.divided`.
+        """
         assert len(shares) == words.MOST_SHARED + 1
-        self._set(self._firsts[layer] + words.SHARE, shares)
+        self._set(self._firsts[layer] + words.SHARE, (*shares, worth))
 
     def set_notes(self, address: int) -> None:
         """Say where the GPU keeps its notes of orders."""
@@ -155,7 +161,7 @@ def fill_state(state: NDArray[np.int64], layer: LayerSlots, policy: Policy, plac
     }
     for word, value in head.items():
         state[word] = value
-    state[words.AHEAD_CLOCK] = -1
+    state[words.AHEAD_CLOCK] = state[words.WORTH] = -1
     state[words.SHARE : words.SHARE + len(layer.cpu_share)] = layer.cpu_share
     seeds = list(layer.order[: layer.slots])
     slots = np.full(layer.experts, -1, np.int64)
