@@ -24,8 +24,8 @@ MOST_SHARED_TOKENS = 1024
 HANDING_US = 100.0
 """Of a layer of many tokens of which the CPU computes a share: waking its threads, all copies of rows and sums beside
 their bytes."""
-ASKING_US = 300.0
-"""Of waiting for the router of such a layer: what the CPU wins must be more."""
+ASKING_US = 1000.0
+"""Of such a layer beside link and CPU: its GPU's own work, which a stream hides that asks no router, and the host's."""
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ import torch
 from moec import runtime
 from moec.artifacts.files.reader import open_bundle
 from moec.artifacts.model import ModelRecord
+from moec.artifacts.words import mailbox
 from moec.artifacts.words.slots import MOST_SHARED
 from moec.runtime.devices.cuda.offload import helping, layer_share
 from moec.runtime.devices.cuda.offload.helping import device_bytes, host_bytes
+from moec.runtime.devices.cuda.offload.layer_share import HostRows
 from moec.runtime.devices.cuda.offload.stream_share import StreamShare
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_divided import WAYS, budgets, divided, on_two
@@ -128,11 +130,21 @@ def test_experts_beyond_host_memory_are_shared_too(
 def test_the_cpu_has_a_share_of_a_streamed_prompt(
     load: Load, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The threads that answer the prompt's last layer, which has one row, sleep meanwhile."""
+    compute, awake = HostRows.compute, []
+
+    def run(rows: HostRows) -> None:
+        awake.append(control[mailbox.EPOCH] % 2)
+        compute(rows)
+
     monkeypatch.setattr(layer_share, "cpu_share_of_many", lambda _, tokens: len(tokens) // 2)
     monkeypatch.setattr(StreamShare, "takes", lambda *_: True)
-    with load(0.3, "none") as model:
+    with load(0.3, "all") as model:
+        control = parts(model).helper.team._state.control  # type: ignore[union-attr]
+        monkeypatch.setattr(HostRows, "compute", run)
         assert rows(model, [LONG], max_new_tokens=3) == expected["tokens"][2]
         assert 0 < model.stats.cpu_misses < model.stats.misses
+        assert set(awake) == {0}
 
 
 @pytest.mark.slow

@@ -91,9 +91,9 @@ class StreamShare:
         own = self._plan.layers[layer]
         if tokens > self._most or self._bodies[layer] not in self._times:
             return False
-        each = tokens * own.top_k / own.experts
-        times = self._speeds(layer, tokens).times([each] * max(0, own.hosted - own.slots))
-        return bool(times[0] - times.min() > ASKING_US)
+        speeds, missing = self._speeds(layer, tokens), max(0, own.hosted - own.slots)
+        each, left = tokens * own.top_k / own.experts, missing - self._lead(layer, speeds)
+        return bool(speeds.times([each] * left).min() + ASKING_US < speeds.link_us * missing)
 
     def layer(self, work: ExpertWork) -> LayerShare:
         """The share of a layer that `takes` its tokens."""
@@ -116,7 +116,7 @@ class StreamShare:
 
     def _lead(self, layer: int, speeds: ManySpeeds) -> int:
         own = self._plan.layers[layer]
-        return int(min(LEAD_US / speeds.link_us, MOST_LEAD * (own.hosted - own.slots)))
+        return int(min(LEAD_US / speeds.link_us, MOST_LEAD * max(0, own.hosted - own.slots)))
 
     def _speeds(self, layer: int, tokens: int) -> ManySpeeds:
         body = self._bodies[layer]
