@@ -82,7 +82,7 @@ def check_targets(names: Sequence[str]) -> tuple[str, ...]:
 
 def check_encodings(checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint that is quantized in a way that moec does not read, before anything is fetched or traced."""
-    from moec.compiler.packing.stored import stored_tensors
+    from moec.compiler.packing.tensors.stored import stored_tensors
 
     stored_tensors(checkpoint.index, checkpoint.config)
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.schedule import PrefillPlan
-from moec.artifacts.sharing import COPY_US, HANDING_US, MOST_SHARED_TOKENS
+from moec.artifacts.sharing import ASKING_US, COPY_US, HANDING_US, MOST_SHARED_TOKENS, WORTH_ASKING
 from moec.planning.costs.token import BYTES_PER_MS
 from moec.planning.costs.work import step_work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moec.artifacts.layout.footprint import Footprint, LayerFootprint
+    from moec.artifacts.layout.footprint import Footprint
     from moec.artifacts.machine import MachineRecord
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.schedule import RoutingProfile
@@ -29,6 +29,8 @@ STREAM_BUFFERS = 2
 """One is filled while the other is read."""
 CPU_TOKENS = 8
 """Of an expert: so many a CPU computes in the time that reading its bytes takes; more take as much longer."""
+QUANTIZED_CPU_TOKENS = 2
+"""The same of a quantized expert, whose bytes are fewer."""
 PLAIN_SHARE = 0.57
 """Of `MachineRecord.gpu_tflops` that products of many tokens reach."""
 QUANTIZED_SHARE = 0.45
@@ -85,7 +87,7 @@ class StepTimes:
     def streamed(self, slots: Sequence[int], tokens: int) -> float:
         """Every layer's experts without a slot are copied while the GPU does everything else.
 
-        Or the CPU computes a share of them, where that is faster though the GPU has to wait for it and it for the GPU.
+        Or the CPU computes a share of them, by the rule that the runtime has; then the GPU hides nothing.
         """
         machine, beside = self.machine, self._beside(tokens)
         time = beside if not self.facts.layers else 0.0
@@ -93,10 +95,11 @@ class StepTimes:
             own = self._experts(number, tokens, layer.experts) + beside / len(self.facts.layers)
             missing, pairs = layer.experts - held, tokens * layer.top_k / layer.experts
             link = layer.stride_bytes / BYTES_PER_MS / machine.link_gb_s + COPY_US / 1000
-            alone, shared = max(missing * link, own), math.inf
-            if tokens <= MOST_SHARED_TOKENS:
-                shared = self._divided(layer, missing, pairs, link, HANDING_US) + own
-            time += min(alone, shared)
+            shared = self._divided(number, missing, pairs, link, HANDING_US) + ASKING_US / 1000
+            if tokens <= MOST_SHARED_TOKENS and shared < WORTH_ASKING * missing * link:
+                time += max(shared, own)
+            else:
+                time += max(missing * link, own)
         return time
 
     def cached(self, profile: RoutingProfile, slots: Sequence[int], tokens: int) -> float:
@@ -113,19 +116,18 @@ class StepTimes:
             touched = 1 - (1 - use) ** tokens
             missed = float(touched[held:].sum())
             pairs = tokens * float(use[held:].sum()) / max(missed, 1.0)
-            time += self._divided(layer, missed, pairs, layer.expert_bytes / BYTES_PER_MS / link, 0.0)
+            time += self._divided(number, missed, pairs, layer.expert_bytes / BYTES_PER_MS / link, 0.0)
             time += self._experts(number, tokens, float(touched.sum()))
         return time
 
-    def _divided(
-        self, layer: LayerFootprint, missing: float, pairs: float, link: float, handing_us: float
-    ) -> float:
+    def _divided(self, number: int, missing: float, pairs: float, link: float, handing_us: float) -> float:
         """Until missing experts, each with so many pairs, have come over the link or are computed by the CPU."""
         machine = self.machine
         if machine.unified_memory:
             return missing * link
+        layer, quantized = self.facts.layers[number], self.work.layers[number].products.quantized
         reading = layer.expert_bytes / BYTES_PER_MS / (machine.host_bandwidth_gb_s * machine.host_efficiency)
-        cpu = reading * max(1.0, pairs / CPU_TOKENS)
+        cpu = reading * max(1.0, pairs / (QUANTIZED_CPU_TOKENS if quantized else CPU_TOKENS))
         handing = (handing_us + machine.handshake_us) / 1000
         return min(missing * link, link * (missing * cpu + handing) / (link + cpu))
 

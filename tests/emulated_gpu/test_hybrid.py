@@ -13,12 +13,17 @@ import torch
 from moec import runtime
 from moec.artifacts.files.reader import open_bundle
 from moec.artifacts.model import ModelRecord
+from moec.artifacts.sharing import MAILBOX_US
 from moec.artifacts.words import mailbox
 from moec.artifacts.words.slots import MOST_SHARED
+from moec.errors import DeviceError
 from moec.runtime.devices.cuda.offload import helping, layer_share
 from moec.runtime.devices.cuda.offload.helping import device_bytes, host_bytes
 from moec.runtime.devices.cuda.offload.layer_share import HostRows
 from moec.runtime.devices.cuda.offload.stream_share import StreamShare
+from moec.runtime.devices.cuda.rehearsal import GpuRehearsal
+from moec.runtime.devices.cuda.sharing import CpuShare
+from moec.runtime.sharing.team import Team
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_divided import WAYS, budgets, divided, on_two
 from tests.support.emulated_models import CACHE, PROMPTS, compiled, nothing_left, planned, rows
@@ -112,7 +117,39 @@ def test_shares_follow_from_measured_speeds(bundle: Path, expected: dict[str, An
     with runtime.load(bundle, **OPTIONS, cpu_threads=2, device_memory=memory) as model:
         logits = model.forward([SHORT])
         assert np.abs(logits - expected["logits"]).max() < 1e-4 * np.abs(logits).max()
-        assert ("2 CPU threads" in model.notes[0]) == (parts(model).helper is not None)
+        helper = parts(model).helper
+        assert ("2 CPU threads" in model.notes[0]) == (helper is not None)
+        if isinstance(helper, CpuShare):
+            times = helper.experts_us
+            assert len(times) == 1 + record(bundle).experts[0].top_k
+            assert times[0] == 0.0
+            assert list(times) == sorted(times)
+
+
+def test_times_are_what_requests_take_beyond_the_layer_and_the_handshake(
+    load: Load, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = GpuRehearsal._ask
+
+    def ask(self: GpuRehearsal, count: int) -> float:
+        assert asked(self, count) > 0
+        return 5.0 + (0.0 if count == 0 else MAILBOX_US + 40.0 * count)
+
+    monkeypatch.setattr(GpuRehearsal, "_ask", ask)
+    with load(0.0, "all") as model:
+        helper = parts(model).helper
+        assert isinstance(helper, CpuShare)
+        top_k = record(bundle).experts[0].top_k
+        assert helper.experts_us == tuple(40.0 * count for count in range(top_k + 1))
+
+
+def test_a_team_that_fails_while_it_is_timed_is_an_error(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Team) -> None:
+        raise DeviceError("A CPU thread that computes experts failed.", "It was told to.", "Load again.")
+
+    monkeypatch.setattr(Team, "check", fail)
+    with pytest.raises(DeviceError, match="told to"):
+        load(0.0, "all")
 
 
 def test_experts_beyond_host_memory_are_shared_too(

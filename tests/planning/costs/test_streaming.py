@@ -11,7 +11,7 @@ import pytest
 from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.machine import MachineRecord
 from moec.artifacts.model import ModelRecord
-from moec.artifacts.sharing import COPY_US, HANDING_US, MOST_SHARED_TOKENS
+from moec.artifacts.sharing import ASKING_US, COPY_US, HANDING_US, MOST_SHARED_TOKENS
 from moec.planning.costs.streaming import (
     ATTENTION_SHARE,
     CPU_TOKENS,
@@ -105,13 +105,14 @@ def test_the_cpu_computes_a_share_of_missing_experts() -> None:
     machine = dataclasses.replace(HELPED, gpu_tflops=1e6, gpu_bandwidth_gb_s=1e6, layer_us=0.0)
     link, read = 1000 * LAYER.stride_bytes / 16e6 + COPY_US, 1000 * LAYER.stride_bytes / 60e6
     handing = HANDING_US + HELPED.handshake_us
-    for tokens in (256, 64 * CPU_TOKENS):
+    for tokens in (64, 256, 48 * CPU_TOKENS):
         cpu = read * max(1.0, tokens * 2 / 64 / CPU_TOKENS)
         # What the link does not bring in this time the CPU computes.
-        took = 1000 * times(machine).streamed((32,), tokens)
+        took = 1000 * times(machine).streamed((32,), tokens) - ASKING_US
         assert took / link + (took - handing) / cpu == pytest.approx(32, rel=0.02)
     for alone, tokens in (
         (machine, MOST_SHARED_TOKENS + 1),
+        (machine, MOST_SHARED_TOKENS),
         (dataclasses.replace(machine, unified_memory=True), 64),
     ):
         assert times(alone).streamed((32,), tokens) == pytest.approx(32 * link / 1000, rel=0.02)

@@ -17,8 +17,8 @@ from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.measure import copy_rate
 from moec.runtime.devices.cuda.offload import stream_share
 from moec.runtime.devices.cuda.offload.stream_share import StreamShare
+from moec.runtime.devices.cuda.rehearsal import GpuRehearsal
 from moec.runtime.devices.cuda.sharing import CpuShare
-from moec.runtime.sharing.rehearsal import Rehearsal
 from moec.runtime.tensors import aligned_empty
 
 if TYPE_CHECKING:
@@ -57,11 +57,8 @@ def let_cpu_help(
     addresses = [table.ctypes.data for table in tables]
     share = CpuShare(device, functions, side.serve, bundle.model, addresses, threads, keep=tables)
     plan = experts.slots.plan
-    known = [
-        (number, layer.top_k, np.flatnonzero(homes).tolist())
-        for number, (layer, homes) in enumerate(zip(plan.layers, experts.tier.homes, strict=True))
-    ]
-    cpu_us = share.experts_us = share.rehearse(lambda box, team: Rehearsal(box, team, known).microseconds())
+    known = [np.flatnonzero(homes).tolist() for homes in experts.tier.homes]
+    cpu_us = share.experts_us = GpuRehearsal(device, share, bundle.model, known).microseconds()
     pays = False
     for number, layer in enumerate(plan.layers):
         shares: tuple[int, ...] = (0,) * (MOST_SHARED + 1)

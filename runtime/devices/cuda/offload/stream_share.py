@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.artifacts.sharing import ASKING_US, COPY_US, HANDING_US, MOST_SHARED_TOKENS, ManySpeeds
+from moec.artifacts.sharing import (
+    ASKING_US,
+    COPY_US,
+    HANDING_US,
+    MOST_SHARED_TOKENS,
+    WORTH_ASKING,
+    ManySpeeds,
+)
 from moec.artifacts.words import mailbox
 from moec.artifacts.words.mailbox import collect_name
 from moec.runtime.device import View, padded_bytes, view_bytes
@@ -93,7 +100,8 @@ class StreamShare:
             return False
         speeds, missing = self._speeds(layer, tokens), max(0, own.hosted - own.slots)
         each, left = tokens * own.top_k / own.experts, missing - self._lead(layer, speeds)
-        return bool(speeds.times([each] * left).min() + ASKING_US < speeds.link_us * missing)
+        shared = float(speeds.times([each] * left).min()) + ASKING_US
+        return shared < WORTH_ASKING * speeds.link_us * missing
 
     def layer(self, work: ExpertWork) -> LayerShare:
         """The share of a layer that `takes` its tokens."""
