@@ -27,8 +27,8 @@ their bytes."""
 ASKING_US = 1000.0
 """Of such a layer beside link and CPU: its GPU's own work, which a stream hides that asks no router, and the host's."""
 WORTH_ASKING = 0.8
-"""Of the time over the link alone: where all that is to take more, the link is left alone. On an H200 the CPU took up to
-half as long again as it was to, and not the same from run to run; nothing that this lets through took longer."""
+"""Of the time over the link alone: where all that is to take more, the link is left alone. On an H200 the CPU took up
+to half as long again as it was to, and not the same from run to run; nothing that this lets through took longer."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,15 @@ def cpu_share_of_many(speeds: ManySpeeds, tokens: Sequence[float] | NDArray[Any]
     The fewest of those that are as fast. An expert with fewer tokens costs the CPU less; to the link all are alike.
     """
     return int(np.argmin(speeds.times(tokens)))
+
+
+def worth_asking(speeds: ManySpeeds, each: float, missing: int, lead: int) -> bool:
+    """Whether the CPU is to have a share of a layer's missing experts, expected to have ``each`` tokens.
+
+    ``lead`` of them the link brings while the router is waited for.
+    """
+    shared = float(speeds.times([each] * (missing - lead)).min()) + ASKING_US
+    return shared < WORTH_ASKING * speeds.link_us * missing
 
 
 @dataclass(frozen=True)

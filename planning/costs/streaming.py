@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STREAM_BUFFERS = 2
 """One is filled while the other is read."""
-CPU_TOKENS = 8
+CPU_TOKENS = 5
 """Of an expert: so many a CPU computes in the time that reading its bytes takes; more take as much longer."""
 QUANTIZED_CPU_TOKENS = 2
 """The same of a quantized expert, whose bytes are fewer."""

@@ -14,6 +14,7 @@ from moec.artifacts.sharing import (
     cpu_share_of_many,
     cpu_shares,
     never_falling,
+    worth_asking,
     worth_uses,
 )
 
@@ -116,3 +117,24 @@ def test_no_division_of_experts_with_many_tokens_is_faster(
     share = cpu_share_of_many(speeds, sorted(tokens))
     best = min(until_done(each) for count in range(len(tokens) + 1) for each in combinations(tokens, count))
     assert until_done(tuple(sorted(tokens)[:share])) == pytest.approx(best)
+
+
+TOKENS = (1, 4, 16, 64)
+BF16 = (357.0, [(188, 200, 445, 1470), (270, 274, 664, 1638), (240, 383, 913, 3161)])
+INT4 = (113.0, [(98, 159, 323, 759), (123, 183, 371, 1079), (113, 258, 466, 1414)])
+
+
+@pytest.mark.parametrize(
+    ("measured", "tokens", "gains"),
+    [(BF16, 64, True), (BF16, 128, True), (BF16, 512, False), (BF16, 1024, False)]
+    + [(INT4, tokens, False) for tokens in (64, 128, 256, 512)],
+)
+@pytest.mark.parametrize("missing", [48, 32])
+def test_a_share_is_asked_for_where_prompts_gained_on_an_h200(
+    measured: tuple[float, list[tuple[float, ...]]], tokens: int, gains: bool, missing: int
+) -> None:
+    """By whichever times of the CPU a load saw: 64 experts, top 6, DeepSeek-V2-Lite's shape."""
+    link_us, seen = measured
+    for cpu_us in seen[: 2 if gains else None]:
+        speeds = ManySpeeds(link_us, TOKENS, cpu_us, 100.0)
+        assert worth_asking(speeds, tokens * 6 / 64, missing, 1) == gains

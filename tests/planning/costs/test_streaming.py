@@ -112,7 +112,7 @@ def test_the_cpu_computes_a_share_of_missing_experts() -> None:
         assert took / link + (took - handing) / cpu == pytest.approx(32, rel=0.02)
     for alone, tokens in (
         (machine, MOST_SHARED_TOKENS + 1),
-        (machine, MOST_SHARED_TOKENS),
+        (dataclasses.replace(machine, host_bandwidth_gb_s=8.0), 512),
         (dataclasses.replace(machine, unified_memory=True), 64),
     ):
         assert times(alone).streamed((32,), tokens) == pytest.approx(32 * link / 1000, rel=0.02)

@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moec.artifacts.sharing import (
-    ASKING_US,
-    COPY_US,
-    HANDING_US,
-    MOST_SHARED_TOKENS,
-    WORTH_ASKING,
-    ManySpeeds,
-)
+from moec.artifacts.sharing import COPY_US, HANDING_US, MOST_SHARED_TOKENS, ManySpeeds, worth_asking
 from moec.artifacts.words import mailbox
 from moec.artifacts.words.mailbox import collect_name
 from moec.runtime.device import View, padded_bytes, view_bytes
@@ -98,10 +91,8 @@ class StreamShare:
         own = self._plan.layers[layer]
         if tokens > self._most or self._bodies[layer] not in self._times:
             return False
-        speeds, missing = self._speeds(layer, tokens), max(0, own.hosted - own.slots)
-        each, left = tokens * own.top_k / own.experts, missing - self._lead(layer, speeds)
-        shared = float(speeds.times([each] * left).min()) + ASKING_US
-        return shared < WORTH_ASKING * speeds.link_us * missing
+        speeds, each = self._speeds(layer, tokens), tokens * own.top_k / own.experts
+        return worth_asking(speeds, each, self._missing(layer), self._lead(layer, speeds))
 
     def layer(self, work: ExpertWork) -> LayerShare:
         """The share of a layer that `takes` its tokens."""
@@ -123,8 +114,12 @@ class StreamShare:
         )
 
     def _lead(self, layer: int, speeds: ManySpeeds) -> int:
+        return int(min(LEAD_US / speeds.link_us, MOST_LEAD * self._missing(layer)))
+
+    def _missing(self, layer: int) -> int:
+        """Experts in host memory without a slot."""
         own = self._plan.layers[layer]
-        return int(min(LEAD_US / speeds.link_us, MOST_LEAD * max(0, own.hosted - own.slots)))
+        return max(0, own.hosted - own.slots)
 
     def _speeds(self, layer: int, tokens: int) -> ManySpeeds:
         body = self._bodies[layer]
