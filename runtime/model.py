@@ -194,7 +194,7 @@ class Model:
         asked = Continuation(sampling, ends, max_new_tokens, min_new_tokens, first, last, seed)
         asked.check(Vocabulary.of(self.record))
         if pad_token_id is not None:
-            check_count("pad_token_id", pad_token_id, least=0)
+            check_count("pad_token_id", pad_token_id, least=0, most=np.iinfo(np.int64).max)
         if streamer is not None:
             check_streamer(streamer, len(prompts))
         stops = stop_strings_of(stop_strings)

@@ -75,7 +75,7 @@ def main(
         verify=verify,
     ) as model:
         loaded = time.perf_counter() - start
-        first, _ = run_batch(model.engine, model.record.vocab_size, 8, 2, 1)
+        first, _ = run_batch(model, 8, 2, 1)
         facts = {
             "target": model.target,
             "cpu_threads": model.cpu_threads,
@@ -91,8 +91,7 @@ def measure(
     model: Model, work: Work, repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, Any]:
     """Medians over the repeats, after a short run of the same shapes."""
-    vocab = model.record.vocab_size
-    run_batch(model.engine, vocab, work.prompt_tokens, min(WARM_UP_TOKENS, work.new_tokens), work.batch)
+    run_batch(model, work.prompt_tokens, min(WARM_UP_TOKENS, work.new_tokens), work.batch)
     model.stats.reset()
     prefills, steps = [], []
     for _ in range(repeats):

@@ -36,8 +36,7 @@ def run_work(
     model: Model, work: Work, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[float, list[float]]:
     """Seconds of the prefill, and of each decoding step."""
-    vocab = model.record.vocab_size
-    return run_batch(model.engine, vocab, work.prompt_tokens, work.new_tokens, work.batch, clock)
+    return run_batch(model, work.prompt_tokens, work.new_tokens, work.batch, clock)
 
 
 class WorkType(click.ParamType):  # type: ignore[type-arg]

@@ -37,7 +37,7 @@ def calibration_tokens(
 
         tokenizer = Tokenizer.from_file(str(files[TOKENIZER]))
     if prompts is None:
-        prompts = random_prompts(model.vocab_size) if tokenizer is None else read_prompts(DEFAULT_PROMPTS)
+        prompts = random_prompts(model) if tokenizer is None else read_prompts(DEFAULT_PROMPTS)
     sequences = []
     for prompt in prompts:
         if prompt.token_ids is not None:

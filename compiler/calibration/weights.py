@@ -10,7 +10,7 @@ from moec.compiler.packing.dense import PlacedTensor
 from moec.compiler.packing.dense_reader import DenseReader
 from moec.compiler.packing.experts import ExpertReader, whole_parts
 from moec.compiler.packing.plan import plan_pack
-from moec.compiler.packing.reading import FileSource, TensorReader
+from moec.compiler.packing.tensors.reading import FileSource, TensorReader
 from moec.compiler.tracing.model.build import build_config, build_model
 
 if TYPE_CHECKING:

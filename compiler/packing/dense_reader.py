@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from moec.artifacts.model import DTYPE_BYTES
-from moec.compiler.packing.binding import Binding, Converted, Renamed, Stacked
-from moec.compiler.packing.recipes import evaluate
+from moec.compiler.packing.tensors.binding import Binding, Converted, Renamed, Stacked
+from moec.compiler.packing.tensors.recipes import evaluate
 from moec.errors import BundleError
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from moec.artifacts.packing import DenseTensor
     from moec.compiler.packing.dense import PlacedTensor
     from moec.compiler.packing.quantizing import Quantizer
-    from moec.compiler.packing.reading import TensorReader
-    from moec.compiler.packing.stored import Stored
+    from moec.compiler.packing.tensors.reading import TensorReader
+    from moec.compiler.packing.tensors.stored import Stored
 
 CONSTANT = "constant:"
 

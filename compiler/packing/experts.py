@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from moec.artifacts.layout.experts import ExpertLayout, ExpertPart, layout
-from moec.compiler.packing.binding import Binding, Converted, Stacked, convert_expert, expert_tensors
+from moec.compiler.packing.tensors.binding import Binding, Converted, Stacked, convert_expert, expert_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody, ExpertsLayer
     from moec.artifacts.packing import ExpertSource
     from moec.compiler.packing.quantizing import Quantizer
-    from moec.compiler.packing.reading import Reading, TensorReader
-    from moec.compiler.packing.stored import Stored
+    from moec.compiler.packing.tensors.reading import Reading, TensorReader
+    from moec.compiler.packing.tensors.stored import Stored
 
 
 class Piece(NamedTuple):

@@ -19,7 +19,7 @@ from moec.compiler.packing.journal import JOURNAL_FILE, Journal
 from moec.compiler.packing.memory import MemoryGate
 from moec.compiler.packing.output import PackedFile, Progress, Silent, writing
 from moec.compiler.packing.plan import plan_pack
-from moec.compiler.packing.reading import ByteSource, FileSource
+from moec.compiler.packing.tensors.reading import ByteSource, FileSource
 from moec.compiler.packing.writing import StoppedError, Work, write_dense, write_experts
 from moec.compiler.tracing.model.build import build_config, build_model
 from moec.errors import BundleError, OutputError

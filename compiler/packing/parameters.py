@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from moec.compiler.checkpoint.gguf.conversions import gguf_conversions
-from moec.compiler.packing.binding import bind
-from moec.compiler.packing.check import check_names
 from moec.compiler.packing.dense_reader import DenseReader
-from moec.compiler.packing.reading import FileSource, TensorReader
-from moec.compiler.packing.stored import stored_tensors
+from moec.compiler.packing.tensors.binding import bind
+from moec.compiler.packing.tensors.check import check_names
+from moec.compiler.packing.tensors.reading import FileSource, TensorReader
+from moec.compiler.packing.tensors.stored import stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

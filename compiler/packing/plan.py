@@ -11,14 +11,14 @@ import torch
 
 from moec.artifacts.files.codec import to_json
 from moec.compiler.checkpoint.gguf.conversions import gguf_conversions
-from moec.compiler.packing.binding import Binding, bind
-from moec.compiler.packing.check import check_names
 from moec.compiler.packing.dense import DenseFile, plan_dense
 from moec.compiler.packing.dense_reader import CONSTANT, parameters_of
 from moec.compiler.packing.experts import ExpertsFile, experts_file
-from moec.compiler.packing.idle import idle_biases
 from moec.compiler.packing.quantizing import quantizer_for
-from moec.compiler.packing.stored import stored_tensors
+from moec.compiler.packing.tensors.binding import Binding, bind
+from moec.compiler.packing.tensors.check import check_names
+from moec.compiler.packing.tensors.idle import idle_biases
+from moec.compiler.packing.tensors.stored import stored_tensors
 from moec.errors import BundleError, CheckpointError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from moec.compiler.packing.dense_reader import DenseReader
 from moec.compiler.packing.experts import ExpertReader
 from moec.compiler.packing.finite import nonfinite_values
 from moec.compiler.packing.output import OutputFile, PackedFile, Progress
-from moec.compiler.packing.reading import TensorReader
+from moec.compiler.packing.tensors.reading import TensorReader
 from moec.errors import MoecError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from moec.compiler.packing.experts import ExpertsFile
     from moec.compiler.packing.journal import Journal
     from moec.compiler.packing.plan import PackPlan
-    from moec.compiler.packing.reading import ByteSource
+    from moec.compiler.packing.tensors.reading import ByteSource
 
 
 class StoppedError(MoecError):

@@ -10,7 +10,7 @@ from torch import fx
 
 from moec.artifacts.ids import TensorName
 from moec.artifacts.packing import DenseTensor, RecipeStep
-from moec.compiler.packing.recipes import OPERATIONS
+from moec.compiler.packing.tensors.recipes import OPERATIONS
 from moec.compiler.partition.canonical import weight_only
 from moec.compiler.partition.nodes import DTYPE_NAMES, is_marker, is_symbolic_int, size_bytes
 from moec.compiler.partition.storage import narrow_weights

@@ -6,8 +6,13 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from moec.artifacts.random_tokens import random_tokens
 from moec.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from moec.artifacts.model import ModelRecord
 
 DEFAULT_PROMPTS = Path(__file__).with_name("calibration.jsonl")
 RANDOM_PROMPTS = 16
@@ -42,12 +47,11 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     return prompts
 
 
-def random_prompts(vocab_size: int, seed: int = 0) -> tuple[Prompt, ...]:
+def random_prompts(model: ModelRecord, seed: int = 0) -> tuple[Prompt, ...]:
     """Prompts of uniformly random tokens, for checkpoints without a tokenizer."""
     draw = random.Random(seed)  # noqa: S311 - reproducible test data, not a secret
     return tuple(
-        Prompt(None, tuple(draw.randrange(vocab_size) for _ in range(RANDOM_TOKENS)))
-        for _ in range(RANDOM_PROMPTS)
+        Prompt(None, tuple(random_tokens(model, RANDOM_TOKENS, draw))) for _ in range(RANDOM_PROMPTS)
     )
 
 

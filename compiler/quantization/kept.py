@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from moec.compiler.checkpoint import Checkpoint
-    from moec.compiler.packing.binding import Binding
+    from moec.compiler.packing.tensors.binding import Binding
     from moec.compiler.partition import PartitionedModel
 
 COMPUTED = "the bundle has them computed with, turned round, or in one expert with other formats"

@@ -78,7 +78,8 @@ def read_bandwidth(threads: int, probe_bytes: int = PROBE_BYTES) -> float:
 def disk_bandwidth(folder: Path) -> float:
     """GB/s at which a file just written in ``folder`` is read back, its pages dropped from the cache first."""
     block = os.urandom(DISK_PROBE_BYTES)
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
+    # Without a name: a bundle with a file more is damaged, for who loads it now or after this was killed.
+    with tempfile.TemporaryFile(dir=folder) as file:
         file.write(block)
         file.flush()
         os.fsync(file.fileno())

@@ -43,8 +43,9 @@ class Continuation:
             check_count("max_new_tokens", self.max_new_tokens, least=1)
         if self.seed is not None:
             check_count("seed", self.seed, least=0)
-        for forced in (self.first, self.last):
+        for name, forced in (("forced_bos_token_id", self.first), ("forced_eos_token_id", self.last)):
             if forced is not None:
+                check_count(name, forced, least=0)
                 vocabulary.check((forced,))
 
     def requests(
@@ -60,8 +61,8 @@ class Continuation:
                 self.sampling,
                 None if self.seed is None else int(self.seed) + row,
                 source,
-                self.first,
-                self.last,
+                None if self.first is None else int(self.first),
+                None if self.last is None else int(self.last),
             )
             for row, (prompt, source) in enumerate(zip(prompts, sources, strict=True))
         ]

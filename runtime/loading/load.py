@@ -53,6 +53,10 @@ if TYPE_CHECKING:
     from moec.runtime.experts.residency import LayerPlan
 
 
+MOST_THREADS = 4096
+"""That may be asked for: a pool starts them all."""
+
+
 def load(
     path: str | Path,
     *,
@@ -89,7 +93,8 @@ def load(
         cpu_threads: threads of the kernels; ``None``: all CPUs that the process may use (by its affinity, its
             cgroup's quota and ``OMP_NUM_THREADS``). The last load decides for all models of the process. Only
             the first can have more threads than there are CPUs. On a GPU these compute a share of the experts that
-            it does not have: ``None``: all CPUs but one, 0: none. Several GPUs have an equal part each.
+            it does not have, in decoding and in prompts: ``None``: all CPUs but one, 0: none. Several GPUs have an
+            equal part each.
         max_batch: sequences that run at once.
         max_step_tokens: most tokens of one step, all sequences together; longer prompts are run in several. ``None``:
             512 on ``cpu``, or behind an encoder a whole context, since a source is read in one step; on a GPU 4096, or
@@ -132,14 +137,14 @@ def load(
     _check_level(verify)
     check_flag("prefetch", prefetch)
     check_flag("prefix_caching", prefix_caching)
-    check_count("trace_capacity", trace_capacity, least=1)
-    check_count("max_batch", max_batch, least=1)
+    trace_capacity = _count("trace_capacity", trace_capacity, least=1)
+    max_batch = _count("max_batch", max_batch, least=1)
     if max_step_tokens is not None:
-        check_count("max_step_tokens", max_step_tokens, least=max_batch + 1)
+        max_step_tokens = _count("max_step_tokens", max_step_tokens, least=max_batch + 1)
     if cpu_threads is not None:
-        check_count("cpu_threads", cpu_threads, least=0 if ordinals else 1)
+        cpu_threads = _count("cpu_threads", cpu_threads, least=0 if ordinals else 1, most=MOST_THREADS)
     if cache_tokens is not None:
-        check_count("cache_tokens", cache_tokens, least=1)
+        cache_tokens = _count("cache_tokens", cache_tokens, least=1)
     if ordinals:
         from moec.runtime.loading.cuda import load_cuda
         from moec.runtime.memory.cuda_planning import CudaOptions
@@ -173,6 +178,12 @@ def load(
     engine, executor = _assemble(bundle, target, limits, layers, schedule, prefetch)
     model = Model(bundle.path, bundle.model, target.name, memory, engine, executor, threads, notes=notes)
     return _recording(model, trace_path, trace_capacity)
+
+
+def _count(name: str, value: int, least: int, most: int | None = None) -> int:
+    """``value``, which may be one of NumPy's, checked."""
+    check_count(name, value, least, most)
+    return int(value)
 
 
 def _recording(model: Model, path: str | Path | None, capacity: int) -> Model:

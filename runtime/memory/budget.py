@@ -5,6 +5,7 @@ What each part takes is `moec.artifacts.layout.footprint`'s to say, as it is for
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -69,7 +70,8 @@ def parse_memory(value: int | float | str, total_bytes: int, name: str) -> int:
         if match and unit == "%":
             value = float(match[1]) / 100
         elif match and (unit in _UNITS) and not (unit == "" and "." in match[1]):
-            value = int(float(match[1]) * _UNITS[unit])
+            number = float(match[1]) * _UNITS[unit]
+            value = int(number) if math.isfinite(number) else number
         elif match and unit == "":
             value = float(match[1])
     if isinstance(value, float) and 0 < value <= 1:

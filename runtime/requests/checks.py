@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -112,12 +113,15 @@ def check_flag(name: str, value: object) -> None:
         raise RequestError(f"{name}={value!r} is no answer.", "It must be True or False.", f"Change {name}.")
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    """Raise `RequestError` where ``value`` is not an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+def check_count(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise `RequestError` where ``value`` is not an integer from ``least`` to ``most``; ``None``: however large."""
+    number = isinstance(value, Integral) and not isinstance(value, bool)
+    if not number or int(value) < least or (most is not None and int(value) > most):  # type: ignore[call-overload]
         raise RequestError(
             f"{name}={value!r} is out of range.",
-            f"It must be an integer, at least {least}.",
+            f"It must be an integer, at least {least}."
+            if most is None
+            else f"It must be an integer, {least} to {most}.",
             f"Change {name}.",
         )
 
@@ -151,7 +155,10 @@ def stop_strings_of(given: object) -> tuple[str, ...]:
     """
     if given is None:
         return ()
-    stops = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    stops: tuple[Any, ...] = (given,)
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        with suppress(TypeError):  # an array of no dimension says that it can be iterated over
+            stops = tuple(given)
     for stop in stops:
         if not isinstance(stop, str) or not stop:
             raise RequestError(

@@ -135,8 +135,14 @@ def read_earlier(
             f"No permission to write in {folder}.",
             "Choose another place.",
         )
-    if not path.exists():
+    try:
+        path.stat()
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise OutputError(
+            f"trace_path={str(path)!r} cannot be written.", f"{error.strerror}.", "Choose another place."
+        ) from error
     traces = load_traces(path)
     sources = () if traces.encoder is None else traces.encoder.layers
     found = [(layer.experts, layer.chosen.shape[1]) for layer in (*sources, *traces.layers)]

@@ -10,8 +10,8 @@ import torch
 
 from moec.compiler.architectures import ARCHITECTURES
 from moec.compiler.checkpoint import open_checkpoint
-from moec.compiler.packing.binding import Renamed, Stacked, bind
-from moec.compiler.packing.stored import stored_tensors
+from moec.compiler.packing.tensors.binding import Renamed, Stacked, bind
+from moec.compiler.packing.tensors.stored import stored_tensors
 from moec.compiler.reference import reference_logits
 from moec.compiler.tracing.model.build import build_config, build_model
 from moec.errors import CheckpointError, UnsupportedModelError

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.checkpoint.pickle_header import read_pickled_header
-from moec.compiler.packing.reading import FileSource, TensorReader
-from moec.compiler.packing.stored import stored_tensors
+from moec.compiler.packing.tensors.reading import FileSource, TensorReader
+from moec.compiler.packing.tensors.stored import stored_tensors
 from moec.errors import CheckpointError
 from tests.support.tiny_models import save
 

@@ -13,8 +13,8 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from moec.compiler.checkpoint.gguf.blocks import block_codes
 from moec.compiler.checkpoint.gguf.codes import CARRIED
 from moec.compiler.checkpoint.gguf.header import read_header
-from moec.compiler.packing.reading import FileSource, TensorReader
-from moec.compiler.packing.stored import stored_tensors
+from moec.compiler.packing.tensors.reading import FileSource, TensorReader
+from moec.compiler.packing.tensors.stored import stored_tensors
 from moec.formats import FORMATS, dequantize_rows, pack_rows
 
 CONFIG = {"quantization_config": {"quant_method": "gguf"}}
@@ -68,7 +68,7 @@ def test_paired_rows_are_put_in_order_in_pieces(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three heads of eight rows, a piece a head or two."""
-    monkeypatch.setattr("moec.compiler.packing.reading.PIECE_BYTES", 9 * 64 * 4)
+    monkeypatch.setattr("moec.compiler.packing.tensors.reading.PIECE_BYTES", 9 * 64 * 4)
     values = np.random.default_rng(5).normal(size=(24, 64)).astype(np.float32)
     used = GGMLQuantizationType[kind]
     writer = GGUFWriter(tmp_path / "x.gguf", "llama")

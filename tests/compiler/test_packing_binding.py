@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose, WeightConverter
 
 from moec.compiler.checkpoint.safetensors_header import read_header
-from moec.compiler.packing.binding import Converted, Stacked, bind, convert_expert, expert_tensors
-from moec.compiler.packing.check import check_names
-from moec.compiler.packing.reading import FileSource, TensorReader
-from moec.compiler.packing.stored import Stored, stored_tensors
+from moec.compiler.packing.tensors.binding import Converted, Stacked, bind, convert_expert, expert_tensors
+from moec.compiler.packing.tensors.check import check_names
+from moec.compiler.packing.tensors.reading import FileSource, TensorReader
+from moec.compiler.packing.tensors.stored import Stored, stored_tensors
 from moec.errors import CheckpointError
 from tests.support.packing_records import meta_model
 from tests.support.tiny_models import TINY
@@ -38,7 +38,7 @@ def tensors_in(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Stor
 
 
 def use(monkeypatch: pytest.MonkeyPatch, converter: WeightConverter) -> None:
-    name = "moec.compiler.packing.binding.get_model_conversion_mapping"
+    name = "moec.compiler.packing.tensors.binding.get_model_conversion_mapping"
     monkeypatch.setattr(name, lambda _: [converter])
 
 

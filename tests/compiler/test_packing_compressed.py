@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from moec.compiler.checkpoint.safetensors_header import read_header
-from moec.compiler.packing.reading import FileSource, TensorReader
-from moec.compiler.packing.stored import Stored, stored_tensors
+from moec.compiler.packing.tensors.reading import FileSource, TensorReader
+from moec.compiler.packing.tensors.stored import Stored, stored_tensors
 from moec.errors import CheckpointError, UnsupportedModelError
 from moec.formats import FORMATS, dequantize_rows
 from tests.support.compressed_checkpoints import compressed_config, compressed_parts
@@ -66,7 +66,7 @@ def test_rows(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("moec.compiler.packing.reading.PIECE_BYTES", 9 * COLUMNS * 4)
+    monkeypatch.setattr("moec.compiler.packing.tensors.reading.PIECE_BYTES", 9 * COLUMNS * 4)
     parts, values = compressed_parts(weight(), layout, settings)
     named = {f"w.{name}": part for name, part in parts.items()}
     tensors = stored(tmp_path, named | {"w.input_scale": torch.ones(1)}, compressed_config(layout, settings))

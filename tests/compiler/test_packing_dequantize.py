@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from moec.compiler.checkpoint.safetensors_header import read_header
 from moec.compiler.packing.encodings.mxfp4 import E2M1
-from moec.compiler.packing.reading import FileSource, TensorReader
-from moec.compiler.packing.stored import Stored, stored_tensors
+from moec.compiler.packing.tensors.reading import FileSource, TensorReader
+from moec.compiler.packing.tensors.stored import Stored, stored_tensors
 from moec.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def test_fp8_with_ragged_blocks(
     reader = TensorReader(FileSource())
     assert np.array_equal(reader.whole(tensors["w.weight"], torch.float32).numpy(), values)
     assert torch.equal(reader.whole(tensors["w.weight"], torch.bfloat16), torch.from_numpy(values).bfloat16())
-    monkeypatch.setattr("moec.compiler.packing.reading.PIECE_BYTES", 1)
+    monkeypatch.setattr("moec.compiler.packing.tensors.reading.PIECE_BYTES", 1)
     for begin, end in ((0, shape[0]), (3, shape[0]), (shape[0] // 2, shape[0] - 1)):
         pieces = [p.clone() for p in reader.pieces(tensors["w.weight"], begin, end, torch.float32)]
         assert np.array_equal(torch.cat(pieces).numpy(), values[begin:end])

@@ -72,7 +72,7 @@ def test_experts_are_those_of_the_reference(
     model_type: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read in pieces of some rows: gate and up of an expert, apart, fused, transposed and interleaved."""
-    monkeypatch.setattr("moec.compiler.packing.reading.PIECE_BYTES", 2_000)
+    monkeypatch.setattr("moec.compiler.packing.tensors.reading.PIECE_BYTES", 2_000)
     folder = save(model_type, tmp_path / "model", dtype=torch.bfloat16)
     model, packing = quantized(folder, name)
     run(folder, tmp_path / "out", name)
@@ -87,7 +87,7 @@ def test_experts_are_those_of_the_reference(
 
 def test_dense_tensors_are_those_of_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A matrix as it is, in pieces, and one that a recipe makes; both are quantized from what the checkpoint has."""
-    monkeypatch.setattr("moec.compiler.packing.reading.PIECE_BYTES", 2_000)
+    monkeypatch.setattr("moec.compiler.packing.tensors.reading.PIECE_BYTES", 2_000)
     folder = save("mixtral", tmp_path / "model", dtype=torch.bfloat16)
     config = open_checkpoint(folder).config
     model, packing = records(meta_model(config, torch.bfloat16), config)

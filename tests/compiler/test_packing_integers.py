@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from moec.compiler.checkpoint.safetensors_header import read_header
-from moec.compiler.packing.reading import FileSource, TensorReader
-from moec.compiler.packing.stored import Stored, stored_tensors
+from moec.compiler.packing.tensors.reading import FileSource, TensorReader
+from moec.compiler.packing.tensors.stored import Stored, stored_tensors
 from moec.errors import CheckpointError, UnsupportedModelError
 from moec.formats import FORMATS, dequantize_rows
 from tests.support.packed_checkpoints import Rounded, awq_parts, gptq_parts, rounded
@@ -61,7 +61,7 @@ def check_rows(weight: Stored, expected: Rounded, format_name: str | None) -> No
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moec.compiler.packing.reading.PIECE_BYTES", 9 * COLUMNS * 4)
+    monkeypatch.setattr("moec.compiler.packing.tensors.reading.PIECE_BYTES", 9 * COLUMNS * 4)
 
 
 @pytest.mark.parametrize("layout", ["gptq", "gptq_v2"])

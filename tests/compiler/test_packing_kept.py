@@ -18,8 +18,8 @@ from moec.compiler.checkpoint.safetensors_header import read_header
 from moec.compiler.packing import pack
 from moec.compiler.packing.encodings.fp8 import scale_blocks
 from moec.compiler.packing.encodings.mxfp4 import carry_mxfp4, unpack_mxfp4
-from moec.compiler.packing.reading import FileSource, TensorReader
-from moec.compiler.packing.stored import stored_tensors
+from moec.compiler.packing.tensors.reading import FileSource, TensorReader
+from moec.compiler.packing.tensors.stored import stored_tensors
 from moec.compiler.partition import PartitionedModel, partition
 from moec.compiler.quantization import Kept, kept_formats, policy_named, quantize
 from moec.compiler.trace import trace
@@ -56,7 +56,7 @@ def test_fp8_rows(
     block: tuple[int, int], kind: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks at the right and lower edge are smaller; rows come in pieces."""
-    monkeypatch.setattr("moec.compiler.packing.reading.PIECE_BYTES", 40_000)
+    monkeypatch.setattr("moec.compiler.packing.tensors.reading.PIECE_BYTES", 40_000)
     codes, grid, values = fp8(300, 700, block, kind)
     path = tmp_path / "model.safetensors"
     save_file({"w": codes, "w_scale_inv": grid}, path)

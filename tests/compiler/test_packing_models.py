@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.generation import generation_defaults
 from moec.compiler.packing import pack
-from moec.compiler.packing.reading import FileSource
-from moec.compiler.packing.recipes import evaluate
+from moec.compiler.packing.tensors.reading import FileSource
+from moec.compiler.packing.tensors.recipes import evaluate
 from moec.compiler.partition import partition
 from moec.compiler.trace import trace
 from tests.support.canaries import most_slow
@@ -108,7 +108,7 @@ def test_fused_checkpoint_packs_as_transformers_loads_it(name: str, tmp_path: Pa
 
 
 def test_small_pieces_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moec.compiler.packing.reading.PIECE_BYTES", 1000)
+    monkeypatch.setattr("moec.compiler.packing.tensors.reading.PIECE_BYTES", 1000)
     save("qwen2_moe", tmp_path / "model")
     source = packs_as_loaded(tmp_path / "model", tmp_path / "out", torch.bfloat16)
     assert max(end - begin for spans in source.spans.values() for begin, end in spans) < 40000

@@ -16,7 +16,7 @@ import torch
 from moec.compiler.checkpoint import open_checkpoint
 from moec.compiler.packing import PackResult, forget_journal, pack
 from moec.compiler.packing.journal import JOURNAL_FILE
-from moec.compiler.packing.reading import FileSource
+from moec.compiler.packing.tensors.reading import FileSource
 from tests.support.packing_records import meta_model, records
 from tests.support.tiny_models import save
 

@@ -11,7 +11,7 @@ from torch import fx
 
 from moec.artifacts.ids import TensorName
 from moec.artifacts.packing import DenseTensor, RecipeStep
-from moec.compiler.packing.recipes import evaluate
+from moec.compiler.packing.tensors.recipes import evaluate
 from moec.compiler.partition.canonical import canonicalise
 from moec.compiler.partition.folding import fold
 from moec.compiler.partition.rowwise import check_rowwise

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx
 
-from moec.compiler.packing.recipes import evaluate
+from moec.compiler.packing.tensors.recipes import evaluate
 from moec.compiler.partition.canonical import canonicalise
 from moec.compiler.partition.folding import fold
 from moec.compiler.tracing import markers

@@ -10,9 +10,9 @@ import transformers
 from transformers import CONFIG_MAPPING
 
 from moec.compiler.checkpoint import open_checkpoint
-from moec.compiler.packing.binding import bind
-from moec.compiler.packing.check import check_names
-from moec.compiler.packing.stored import stored_tensors
+from moec.compiler.packing.tensors.binding import bind
+from moec.compiler.packing.tensors.check import check_names
+from moec.compiler.packing.tensors.stored import stored_tensors
 from moec.compiler.tracing.model.build import build_config, build_model, expert_modules
 from moec.compiler.tracing.model.text_half import TEXT_HALVES, placeholders
 from moec.errors import CheckpointError

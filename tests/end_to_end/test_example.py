@@ -189,7 +189,8 @@ def test_killed_and_run_again_ends_with_the_same_bytes(bundle: Path, tmp_path: P
 
 
 def test_budget_is_a_hard_limit_and_does_not_change_tokens(bundle: Path) -> None:
-    with runtime.load(bundle, cache_tokens=256, max_batch=2) as model:
+    sizes: Any = {"cache_tokens": np.int64(256), "max_batch": np.int64(2)}
+    with runtime.load(bundle, **sizes) as model:
         ids = model.encode(PROMPT)
         roomy = model.generate(ids, max_new_tokens=32, do_sample=False)
         all_experts = model.memory.expert_bytes

@@ -129,6 +129,8 @@ def test_another_file_leaves_the_first_one_with_what_was_kept_for_it(tmp_path: P
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="in no folder"):
         read_earlier(tmp_path / "nowhere" / "t.npz", LAYERS)
+    with pytest.raises(OutputError, match="too long"):
+        read_earlier(tmp_path / ("t" * 300), LAYERS)
     save_traces(tiny_traces(tiny_model(((5, 2, 8),))), tmp_path / "other.npz")
     with pytest.raises(BundleError, match="another model"):
         read_earlier(tmp_path / "other.npz", LAYERS)

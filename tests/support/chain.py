@@ -21,7 +21,7 @@ from moec.artifacts.steps import (
 from moec.compiler.activation import activate
 from moec.compiler.calibration.attention import attend, expand_latents
 from moec.compiler.kernels.reference import advance, select
-from moec.compiler.packing.recipes import evaluate
+from moec.compiler.packing.tensors.recipes import evaluate
 
 if TYPE_CHECKING:
     from moec.compiler.partition import PartitionedModel

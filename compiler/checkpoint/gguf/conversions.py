@@ -17,7 +17,7 @@ class AlternateOutputs(ConversionOps):  # type: ignore[misc]
     """Matrices ``[E, I, H]`` of equal experts become one ``[E, H, n * I]`` whose columns come from each in turn.
 
     With one matrix nothing is left but the transposition. Biases ``[E, I]`` are ``[E, n * I]``. It is done by reading
-    (see ``packing.binding``).
+    (see ``packing.tensors.binding``).
     """
 
     def convert(self, *_: Any, **__: Any) -> Any:

@@ -138,6 +138,12 @@ MOEC_DEVICE void moec_copy_async_16_if(void *shared, const void *global, bool va
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(place), "l"(global), "r"(size)
                : "memory");
 }
+MOEC_DEVICE void moec_copy_stream_16(void *shared, long long address) {
+  moec_copy_async_16(shared, reinterpret_cast<const void *>(address));
+}
+MOEC_DEVICE void moec_copy_stream_16_if(void *shared, long long address, bool valid) {  // zeros where not valid
+  moec_copy_async_16_if(shared, reinterpret_cast<const void *>(address), valid);
+}
 MOEC_DEVICE void moec_copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 MOEC_DEVICE void moec_copy_wait(int groups) {  // until at most so many committed groups (0 to 7) are under way
   if (groups == 0) asm volatile("cp.async.wait_group 0;" ::: "memory");

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.few.lanes import quotient
 from moec.compiler.kernels.cuda.primitives import i32
 from moec.compiler.kernels.emit import Buffer, Expr, ceildiv, i64, load, store, when
 
@@ -59,7 +58,7 @@ def write(buffer: Buffer, dtype: str, place: Expr, value: Expr) -> None:
 
 def each_of(thread: Expr, together: int, count: Expr) -> Iterator[Expr]:
     """A loop over this thread's share of ``count`` numbers; its body is emitted once."""
-    with T.serial(i32(0), T.bind(quotient(count + i32(together - 1), together))) as turn:
+    with T.serial(i32(0), T.bind(T.truncdiv(count + i32(together - 1), i32(together)))) as turn:
         number = T.bind(turn * i32(together) + thread)
         with when(number < count):
             yield number

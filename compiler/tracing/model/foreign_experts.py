@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Unflatten(ConversionOps):  # type: ignore[misc]
-    """``[E * I, H]`` is ``[E, I, H]``: first in a conversion, and done by reading (see ``packing.binding``)."""
+    """``[E * I, H]`` is ``[E, I, H]``: first in a conversion, and done by reading (see ``packing.tensors.binding``)."""
 
     def convert(self, *_: Any, **__: Any) -> Any:
         """Never called: binding takes this operation away."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from moec.artifacts.model import ModelRecord
     from moec.artifacts.words.mailbox import MailboxLayout, MailboxPlace
-    from moec.runtime.device import Call, Functions
+    from moec.runtime.device import Functions
     from moec.runtime.devices.cuda.device import CudaDevice
 
 LINE_WORDS = 8
@@ -61,6 +61,10 @@ class CpuShare:
         self._memory = PinnedMemory(device.resources, shape.size_bytes)
         self._box = Mailbox(self._memory.address, shape)
         self._sent = device.allocate(8 * SENT_WORDS)
+        sizes = _scratch_sizes(model)
+        self._scratch = device.allocate(sum(sizes))
+        self.scratch = tuple(self._scratch.address + sum(sizes[:number]) for number in range(len(sizes)))
+        """Room on the GPU for one token's values, sums, choices and their weights, before there are steps."""
         numbers = np.zeros((len(model.experts), LINE_WORDS), np.int64)
         numbers[:, 0] = np.arange(len(model.experts))
         self._numbers = device.hold(numbers)
@@ -78,15 +82,7 @@ class CpuShare:
         self._device.attendances.remove(self._attendance)
         self._attendance.leave()
 
-    def rehearse(self, measure: Callable[[Mailbox, Team], tuple[float, ...]]) -> tuple[float, ...]:
-        """Let the host make requests, before any step has; the GPU goes on with the next number."""
-        result = measure(self._box, self.team)
-        notes = np.zeros(SENT_WORDS, np.int64)
-        notes[[mailbox.SENT, mailbox.TAKEN]] = self._box.words[mailbox.POSTED]
-        self._device.write(self._sent.address, notes)
-        return result
-
-    def post(self, layer: int, hidden: View, on_cpu: View, weight: View) -> tuple[Call, ...]:
+    def post(self, layer: int, hidden: View, on_cpu: View, weight: View) -> tuple[PackedCall, ...]:
         """Make a request of a layer, if ``on_cpu`` names any expert.
 
         Args:
@@ -102,7 +98,7 @@ class CpuShare:
         views = (hidden, on_cpu, weight, number, self._notes, *map(self._box.view, places))
         return (self._call(post_name(self._bodies[layer]), views),)
 
-    def collect(self, layer: int, out: View) -> tuple[Call, ...]:
+    def collect(self, layer: int, out: View) -> tuple[PackedCall, ...]:
         """Wait for the request's sums, if the layer made one, and add them to ``out [T, H]``."""
         places: tuple[MailboxPlace, ...] = (self._box.layout.words, self._box.layout.out)
         views = (out, self._notes, *map(self._box.view, places))
@@ -119,13 +115,19 @@ class CpuShare:
 
 def device_bytes(model: ModelRecord) -> int:
     """Of the GPU's memory that a share takes."""
-    return padded_bytes(8 * SENT_WORDS) + padded_bytes(8 * LINE_WORDS * len(model.experts))
+    own = padded_bytes(8 * SENT_WORDS) + padded_bytes(8 * LINE_WORDS * len(model.experts))
+    return own + sum(_scratch_sizes(model))
 
 
 def host_bytes(model: ModelRecord) -> int:
     """Of host memory, pinned or not, that a share takes."""
     middle = 4 * mailbox.ENTRIES * max(body.intermediate for body in model.bodies)
     return _layout(model).size_bytes + middle
+
+
+def _scratch_sizes(model: ModelRecord) -> list[int]:
+    choices = max(layer.top_k for layer in model.experts)
+    return [padded_bytes(size) for size in (4 * model.hidden_size,) * 2 + (8 * choices,) * 2]
 
 
 def _layout(model: ModelRecord) -> MailboxLayout:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from moec.cli.options import ProcessorOptions
-    from moec.runtime import Engine, Model
+    from moec.runtime import Model
 
 
 @click.command("bench", short_help="Time prompts and decoding.")
@@ -88,9 +88,9 @@ def measure(
     active = facts.dense_bytes_per_token + sum(experts)
     gpus = [gpu_record(f"cuda:{ordinal}").bandwidth_gb_s for ordinal in parse_ordinals(device)]
     bandwidth = max(gpus) if gpus else read_bandwidth(model.cpu_threads)
-    run_batch(model.engine, model.record.vocab_size, min(prompt_tokens, 8), 2, 1)
+    run_batch(model, min(prompt_tokens, 8), 2, 1)
     model.stats.reset()
-    prefill, steps = run_batch(model.engine, model.record.vocab_size, prompt_tokens, new_tokens, batch)
+    prefill, steps = run_batch(model, prompt_tokens, new_tokens, batch)
     decode = median(steps)
     floor = active / bandwidth / 1e9
     return {
@@ -111,8 +111,7 @@ def measure(
 
 
 def run_batch(
-    engine: Engine,
-    vocab_size: int,
+    model: Model,
     prompt_tokens: int,
     new_tokens: int,
     batch: int,
@@ -122,10 +121,12 @@ def run_batch(
 
     Behind an encoder ``prompt_tokens`` are the source's.
     """
+    from moec.artifacts.random_tokens import random_tokens
     from moec.runtime import Request, Sampling
 
+    engine = model.engine
     draw = random.Random(0)  # noqa: S311 - reproducible load, not a secret
-    prompts = [tuple(draw.randrange(vocab_size) for _ in range(prompt_tokens)) for _ in range(batch)]
+    prompts = [tuple(random_tokens(model.record, prompt_tokens, draw)) for _ in range(batch)]
     behind = engine.limits.sources
     sequences = [
         engine.add(

@@ -39,7 +39,7 @@ class RuntimeProbe:
         with runtime.load(bundle, verify="sizes") as model:
             if prompts is None:
                 shipped = read_prompts(DEFAULT_PROMPTS)
-                prompts = shipped if model.has_tokenizer else random_prompts(model.record.vocab_size)
+                prompts = shipped if model.has_tokenizer else random_prompts(model.record)
             return model.trace(
                 [_token_ids(model, prompt) for prompt in prompts],
                 max_new_tokens=min(GENERATED_TOKENS, model.record.max_context // 2),

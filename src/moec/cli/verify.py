@@ -161,6 +161,7 @@ def choose_sequences(model: Model, tokens: int, text: str | None) -> tuple[list[
         BundleError: there is a text, but the bundle has no tokenizer for it.
         RequestError: the text has no token.
     """
+    from moec.artifacts.random_tokens import random_tokens
     from moec.compiler.profiling.calibration import DEFAULT_PROMPTS, read_prompts
 
     length = min(SEQUENCE_TOKENS, model.record.max_context)
@@ -168,7 +169,7 @@ def choose_sequences(model: Model, tokens: int, text: str | None) -> tuple[list[
         ids, source = model.encode(text), f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
     elif not model.has_tokenizer:
         draw = random.Random(0)  # noqa: S311 - reproducible test data, not a secret
-        ids = [draw.randrange(model.record.vocab_size) for _ in range(tokens)]
+        ids = random_tokens(model.record, tokens, draw)
         source = "random tokens"
     else:
         ids = [token for prompt in read_prompts(DEFAULT_PROMPTS) for token in model.encode(prompt.text or "")]

@@ -282,6 +282,12 @@ static inline void moec_copy_async_16_if(void *shared, const void *global, bool 
   emulator::current->pending.push_back({shared, global, valid});
 }
 static inline void moec_copy_async_16(void *shared, const void *global) { moec_copy_async_16_if(shared, global, true); }
+static inline void moec_copy_stream_16(void *shared, long long address) {
+  moec_copy_async_16(shared, (const void *)(uintptr_t)address);
+}
+static inline void moec_copy_stream_16_if(void *shared, long long address, bool valid) {
+  moec_copy_async_16_if(shared, (const void *)(uintptr_t)address, valid);
+}
 static inline void moec_copy_commit() {
   emulator::current->groups.push_back(std::move(emulator::current->pending));
   emulator::current->pending.clear();

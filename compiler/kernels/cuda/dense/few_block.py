@@ -9,7 +9,9 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.compiler.kernels.cuda.dense.few_group import FewGroup, GroupRows, tile_ranges
 from moec.compiler.kernels.cuda.few.lanes import Lane
-from moec.compiler.kernels.cuda.few.stream import Stream, address_of, multiply
+from moec.compiler.kernels.cuda.few.multiply import multiply
+from moec.compiler.kernels.cuda.few.ring import Ring, ring_elements
+from moec.compiler.kernels.cuda.few.stream import Stream, address_of
 from moec.compiler.kernels.cuda.few.sums import FewSums, partial_size
 from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS, Tiling
 from moec.compiler.kernels.cuda.few.tokens import (
@@ -101,7 +103,7 @@ class FewProduct:
             ready: see ``Block.ready``.
         """
         group, tiling = self.group, self.tiling
-        assert memory is None or memory.does_for(self.room)
+        assert memory.does_for(self.room) if memory is not None else not tiling.ring
         ranges, tiles = tile_ranges(group, tiling)
         lane = Lane.of(thread, tiling)
         count = T.bind(T.cast(self.tokens, "int32"))
@@ -124,7 +126,8 @@ class FewProduct:
         else:
             activations = SharedTokens(group.dtype, group.columns, tiling, lane, own, *room)
             stream = Stream(tiling, group.dtype, group.columns, count, left, rows.locate)
-            multiply(stream, lane, activations, sums)
+            ring = None if memory is None else memory.ring_of(tiling)
+            multiply(stream, lane, activations, sums, ring)
         if self.last is not None:
             self._emit_last(self.last, block, thread)
 
@@ -151,6 +154,12 @@ class FewMemory:
     """uint16, see ``few.tokens.pair_count``."""
     partial: Buffer
     """float32, see ``few.sums.partial_size``."""
+    ring: int
+    """The element of ``pairs`` that is the first of the weights' ring."""
+
+    def ring_of(self, tiling: Tiling) -> Ring | None:
+        """The ring of a kind of block, where it has one."""
+        return Ring(self.pairs, self.ring) if tiling.ring else None
 
     def does_for(self, part: tuple[Tiling, int, bool]) -> bool:
         """Whether blocks can add up in it; see `memory_for`."""
@@ -168,5 +177,6 @@ def memory_for(*parts: tuple[Tiling, int, bool], else_bytes: int = 0, most: int 
     """
     pairs = max(pair_count(tiling, columns, most) for tiling, columns, _ in parts)
     partial = max(partial_size(tiling, one_tile=one_tile) for tiling, _, one_tile in parts)
-    fits = 2 * pairs + 4 * partial + else_bytes <= STATIC_BYTES
-    return FewMemory(shared(pairs, "uint16") if fits else dynamic_pairs(pairs), shared(partial))
+    ring = max(ring_elements(tiling) for tiling, _, _ in parts)
+    fits = ring == 0 and 2 * pairs + 4 * partial + else_bytes <= STATIC_BYTES
+    return FewMemory(shared(pairs, "uint16") if fits else dynamic_pairs(pairs + ring), shared(partial), pairs)

@@ -19,11 +19,16 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.layout.experts import layout
 from moec.compiler.kernels.cuda.experts.few import packed_row, part_at
+from moec.compiler.kernels.cuda.experts.rings import second_tiling
 from moec.compiler.kernels.cuda.experts.step import ENTRIES, StepExperts, read_step
+from moec.compiler.kernels.cuda.few.held_sums import HeldSums
 from moec.compiler.kernels.cuda.few.lanes import Lane, quotient, remainder
-from moec.compiler.kernels.cuda.few.stream import WORDS, Stream, multiply
+from moec.compiler.kernels.cuda.few.multiply import multiply
+from moec.compiler.kernels.cuda.few.ring import Ring, ring_elements
+from moec.compiler.kernels.cuda.few.stream import WORDS, Stream
 from moec.compiler.kernels.cuda.few.sums import FewSums
-from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling, choose_tiling
+from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS, STEP_COLUMNS, TILE_ROWS, Tiling
+from moec.compiler.kernels.cuda.few.tokens import dynamic_pairs
 from moec.compiler.kernels.cuda.packed.meetings import Meetings, MeetingSums
 from moec.compiler.kernels.cuda.packed.middle import PackedMiddle
 from moec.compiler.kernels.cuda.packed.operands import PackedStream
@@ -81,7 +86,9 @@ def down_tiling(body: ExpertBody, *, several: bool) -> Tiling:
     """How the second launch is cut; ``several`` says that all experts are there, so that it can be ahead of itself."""
     row = packed_row(body, body.intermediate)
     if row is None:
-        return choose_tiling(body.hidden, body.intermediate)
+        tiling = second_tiling(body)
+        steps = tiling.unroll * tiling.rounds(body.intermediate)
+        return tiling if several else replace(tiling, ring=min(tiling.ring, max(2, steps)))
     tiling = packed_tiling(row, body.hidden, in_turn=True)
     return tiling if several else replace(tiling, banks=min(tiling.banks, 2))
 
@@ -130,14 +137,19 @@ class _Down:
 
         begin = None if self.arrivals is None else arrive
         if packed:
-            ring = PackedMiddle(packed, self.middle, self._meetings(thread), lane, tiling)
+            values = PackedMiddle(packed, self.middle, self._meetings(thread), lane, tiling)
             packed_stream = PackedStream(tiling, packed, step.tokens, step.experts, locate, begin)
-            sums = MeetingSums(tiling, lane, ring.meetings, self._finish)
-            multiply_packed(packed_stream, lane, ring, sums)
+            meeting = MeetingSums(tiling, lane, values.meetings, self._finish)
+            multiply_packed(packed_stream, lane, values, meeting)
             return
         stream = Stream(tiling, body.dtype, body.intermediate, step.tokens, step.experts, locate, begin)
         activations = _MiddleTokens(body.intermediate, self.middle, step.pick, lane, tiling)
-        multiply(stream, lane, activations, FewSums(tiling, lane, step.tokens, self._finish, one_tile=False))
+        if not tiling.ring:
+            sums = FewSums(tiling, lane, step.tokens, self._finish, one_tile=False)
+            multiply(stream, lane, activations, sums)
+            return
+        held = HeldSums(tiling, lane, step.tokens, step.experts, self._finish)
+        multiply(stream, lane, activations, held, Ring(dynamic_pairs(ring_elements(tiling)), 0))
 
     def _meetings(self, thread: Expr) -> Meetings:
         """Which tokens each expert meets, without gaps."""

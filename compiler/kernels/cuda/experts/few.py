@@ -9,7 +9,7 @@ already split in two numbers of 16 bits: ``[T * K, 2, I]``, or for quantized wei
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tvm.script.ir_builder import tirx as T
@@ -18,11 +18,14 @@ from moec.artifacts.layout.experts import layout
 from moec.compiler.kernels.cuda.activation import evaluate
 from moec.compiler.kernels.cuda.dense.few_block import FewMemory, FewProduct, memory_for
 from moec.compiler.kernels.cuda.experts.choice import Choice, find_tokens
+from moec.compiler.kernels.cuda.experts.rings import EXPERTS_AT_ONCE, FIRST, first_tiling
 from moec.compiler.kernels.cuda.experts.share import TileShare
 from moec.compiler.kernels.cuda.few.lanes import Lane
-from moec.compiler.kernels.cuda.few.stream import Stream, multiply
+from moec.compiler.kernels.cuda.few.multiply import multiply
+from moec.compiler.kernels.cuda.few.ring import through_ring
+from moec.compiler.kernels.cuda.few.stream import Stream
 from moec.compiler.kernels.cuda.few.sums import FewSums
-from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS, TILE_ROWS, Tiling, choose_tiling
+from moec.compiler.kernels.cuda.few.tiling import FEW_TOKENS, TILE_ROWS, Tiling
 from moec.compiler.kernels.cuda.few.tokens import (
     AT_ONCE_OF_EXPERTS,
     Block,
@@ -59,8 +62,6 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.few.tokens import Reader
     from moec.compiler.kernels.emit import Buffer, Expr
 
-EXPERTS_AT_ONCE = 6
-"""Of a launch, most often."""
 ADDRESSES_A_LINE = 16
 FIRST_AHEAD = 2
 """Rounds of quantized weights that a block of the first launch has in flight."""
@@ -103,7 +104,7 @@ def gate_up_tiling(body: ExpertBody) -> Tiling:
     rows = streams * body.intermediate
     if row is not None:
         return packed_tiling(row, rows, batch=EXPERTS_AT_ONCE, streams=streams, ahead=FIRST_AHEAD)
-    return choose_tiling(rows, body.hidden, streams=streams)
+    return first_tiling(body)
 
 
 def emit_gate_up_few(
@@ -127,19 +128,20 @@ def emit_gate_up_few(
             what it reads must have been there before ``fetch_experts``.
     """
     tiling = tiling or gate_up_tiling(body)
+    beside, blocks = _in_rings(tiling, beside)
     share = TileShare.of(body, call_, tiling)
     others = i64(0) if beside is None else T.truncdiv(i64(beside.blocks - 1) + share.blocks, share.blocks)
     with launch((share.blocks, others + call_.tokens * call_.chosen), tiling.threads) as (
         (block, line),
         thread,
     ):
-        blocks_at_once(tiling.blocks)
+        blocks_at_once(blocks)
         work = _FirstLaunch(body, call_, middle, tiling, share, None if state is None else Arrivals.of(state))
+        room = tiling, body.hidden, share.most == 1
         if beside is None:
-            work.emit(block, line, thread)
+            work.emit(block, line, thread, memory_for(room) if tiling.ring else None)
             return
-        one_tile = share.most == 1
-        memory = memory_for((tiling, body.hidden, one_tile), beside.room)
+        memory = memory_for(room, beside.room)
         before = i32(others)
 
         def other() -> None:
@@ -148,6 +150,17 @@ def emit_gate_up_few(
                 beside.emit(number, i32(0), thread, memory, wait_first=state is None, ready=state is not None)
 
         either(line < before, other, lambda: work.emit(block, line - before, thread, memory))
+
+
+def _in_rings(tiling: Tiling, beside: FewProduct | None) -> tuple[FewProduct | None, int]:
+    """The product beside the experts, through a ring where theirs go through one, and the blocks at once."""
+    if beside is None or not tiling.ring:
+        return beside, tiling.blocks
+    if beside.group.packed:
+        return beside, min(tiling.blocks, beside.tiling.blocks)
+    own = through_ring(beside.tiling, beside.group.columns, FIRST.bytes, registers_each=FIRST.registers)
+    own = replace(own, shared_bytes=min(own.shared_bytes, tiling.shared_bytes))
+    return replace(beside, tiling=own), tiling.blocks
 
 
 @dataclass(frozen=True)
@@ -233,7 +246,8 @@ class _GateUp:
             return
         activations = SharedTokens(body.dtype, body.hidden, tiling, lane, block, self._reader, pairs=pairs)
         stream = Stream(tiling, body.dtype, body.hidden, count, self.tiles, locate)
-        multiply(stream, lane, activations, sums)
+        ring = None if self.memory is None else self.memory.ring_of(tiling)
+        multiply(stream, lane, activations, sums, ring)
 
     def _clear_beyond(self, thread: Expr) -> None:
         """Write the zeros between the last value and the end of a whole step, in the order of packed weights."""

@@ -1,10 +1,10 @@
-"""Weights streamed through registers into tensor cores, for at most eight tokens: the core of the decode kernels.
+"""Weights streamed into tensor cores, for at most eight tokens: the core of the decode kernels.
 
 Weights are the left operand of ``mma.m16n8k16`` (16 rows), tokens the right one (8 columns, zero beyond T). A sum over
 k may run in any order as long as both operands agree on it, so lane ``(g, t) = (lane / 4, lane % 4)`` loads 16
-contiguous bytes, ``w[row + g][k + 8t ..]`` and ``w[row + g + 8][k + 8t ..]``, and holds what two products want. A warp
-has ``unroll`` such steps in flight, and loads the next one into the registers that a product has just freed: across
-rounds of columns, and across tiles of rows. Every sum is added in an order that does not depend on T.
+contiguous bytes, ``w[row + g][k + 8t ..]`` and ``w[row + g + 8][k + 8t ..]``, and holds what two products want. Weights
+wait for their products in registers (``multiply.py``) or in shared memory (``ring.py``); every sum is added in an order
+that depends neither on that nor on T.
 """
 
 from __future__ import annotations
@@ -13,17 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from tvm import tirx
-from tvm.script.ir_builder import tirx as T
 
-from moec.compiler.kernels.cuda.few.tiling import STEP_COLUMNS, Tiling
-from moec.compiler.kernels.cuda.primitives import call, element, i32, mma, registers, value
-from moec.compiler.kernels.emit import load, store, when
+from moec.compiler.kernels.cuda.primitives import element, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moec.compiler.kernels.cuda.few.lanes import Lane
-    from moec.compiler.kernels.cuda.few.sums import FewSums
+    from moec.compiler.kernels.cuda.few.tiling import Tiling
     from moec.compiler.kernels.emit import Buffer, Expr
 
 WORDS = 4
@@ -63,6 +59,19 @@ class Activations(Protocol):
         """The four words of ``hi`` and of ``lo`` for the step of ``slot``."""
 
 
+class Sums(Protocol):
+    """Where the sums of a tile go."""
+
+    def place(self, tile: Expr, token: Expr, /) -> Expr:
+        """Where this lane's warp keeps those of a token."""
+
+    def store(self, place: Expr, stream: int, half: int, total: Expr, /) -> None:
+        """Keep a sum of this warp: of its group's row, or of that eight further down."""
+
+    def done(self, tile: Expr, /) -> None:
+        """Emit what the block does when all sums of a tile are kept."""
+
+
 @dataclass(frozen=True)
 class Stream:
     """The weights of a block: which rows, in which order."""
@@ -78,118 +87,6 @@ class Stream:
     """``(tile, stream, half)``: the address (int64) of the first weight in this lane's row ``half * 8 + g``."""
     begin: Callable[[Expr], None] | None = None
     """Called to emit what has to happen, in all threads of a block, before the first weight of a tile is read."""
-
-
-def multiply(stream: Stream, lane: Lane, activations: Activations, sums: FewSums) -> None:
-    """Emit all products of a block."""
-    _Emitter(stream, lane, activations, sums).run()
-
-
-class _Emitter:
-    """The parts of ``multiply``, and the registers that they share."""
-
-    def __init__(self, stream: Stream, lane: Lane, activations: Activations, ending: FewSums) -> None:
-        tiling = stream.tiling
-        self.stream, self.lane, self.activations, self.tiling = stream, lane, activations, tiling
-        self.rounds = tiling.rounds(stream.columns)
-        self.exact = self.rounds * tiling.round_columns == stream.columns
-        self.single = self.rounds == 1 and isinstance(stream.tiles, int) and stream.tiles == 1
-        self.weights = registers(2 * WORDS * tiling.streams * tiling.unroll, "uint32")
-        self.addresses = registers(2 * tiling.streams, "int64")
-        self.sums = registers(2 * WORDS * tiling.streams)
-        self.ending = ending
-
-    def run(self) -> None:
-        if self.stream.begin is not None:
-            self.stream.begin(i32(0))
-        self._aim(i32(0), i32(0))
-        first = self.lane.column(self.tiling, i32(0))
-        for slot in range(self.tiling.unroll):
-            self._load(slot, first, None)
-        self.activations.ready()
-        for slot in range(self.tiling.unroll):
-            self.activations.prefetch(slot, i32(0), first, self._inside(slot, first, None))
-        tiles = self.stream.tiles
-        with T.serial(i32(0), i32(tiles) if isinstance(tiles, int) else tiles) as tile:
-            for place in range(2 * WORDS * self.tiling.streams):
-                store(self.sums, i32(place), T.float32(0))
-            with T.serial(i32(0), i32(self.rounds)) as round_:
-                self._round(tile, round_)
-            self._add_up(tile)
-
-    def _round(self, tile: Expr, round_: Expr) -> None:
-        self.activations.prepare(tile, round_)
-        if not self.single:
-            wraps = T.bind(round_ + i32(1) == i32(self.rounds))
-            next_round = T.bind(T.Select(wraps, i32(0), round_ + i32(1)))
-            next_tile = T.bind(T.Select(wraps, tile + i32(1), tile))
-            more = T.bind(next_tile < self.stream.tiles)
-            column = self.lane.column(self.tiling, next_round)
-            if self.stream.begin is not None:
-                with when(tirx.all(more, wraps)):
-                    self.stream.begin(next_tile)
-            with when(more):
-                self._aim(next_tile, next_round)
-        for slot in range(self.tiling.unroll):
-            self._products(slot, round_)
-            if not self.single:
-                valid = self._load(slot, column, more)
-                self.activations.prefetch(slot, next_tile, column, valid)
-
-    def _aim(self, tile: Expr, round_: Expr) -> None:
-        """Set the addresses of this lane's first loads in a round."""
-        offset = T.bind(T.cast(self.lane.column(self.tiling, round_), "int64") * T.int64(2))
-        for stream in range(self.tiling.streams):
-            for half in range(2):
-                address = self.stream.locate(tile, stream, half) + offset
-                store(self.addresses, i32(2 * stream + half), address)
-
-    def _load(self, slot: int, column: Expr, more: Expr | None) -> Expr | None:
-        """Load the weights of one step; returns where that happens, ``None`` for everywhere."""
-        valid = self._inside(slot, column, more)
-        for place in range(2 * self.tiling.streams):
-            target = element(self.weights, (slot * 2 * self.tiling.streams + place) * WORDS)
-            address = load(self.addresses, i32(place)) + T.int64(2 * STEP_COLUMNS * slot)
-            if valid is None:
-                call("stream_16", target, address)
-            else:
-                call("stream_16_if", target, address, valid)
-        return valid
-
-    def _inside(self, slot: int, column: Expr, more: Expr | None) -> Expr | None:
-        if self.exact:
-            return more
-        inside = column + i32(STEP_COLUMNS * slot) < i32(self.stream.columns)
-        return T.bind(inside if more is None else tirx.all(more, inside))
-
-    def _products(self, slot: int, round_: Expr) -> None:
-        parts = self.activations.operands(slot, round_)
-        for stream in range(self.tiling.streams):
-            first = (slot * 2 * self.tiling.streams + 2 * stream) * WORDS
-            low = [load(self.weights, i32(first + i)) for i in range(WORDS)]
-            high = [load(self.weights, i32(first + WORDS + i)) for i in range(WORDS)]
-            for pair in (0, 2):
-                left = [low[pair], high[pair], low[pair + 1], high[pair + 1]]
-                for part, words in enumerate(parts):
-                    sums = element(self.sums, (2 * stream + part) * WORDS)
-                    mma(self.stream.dtype, sums, left, words[pair : pair + 2])
-
-    def _add_up(self, tile: Expr) -> None:
-        ending = self.ending
-        for column in range(2):
-            token = T.bind(self.lane.part * i32(2) + i32(column))
-            with when(token < self.stream.tokens):
-                place = ending.place(tile, token)
-                for stream in range(self.tiling.streams):
-                    for half in range(2):
-                        ending.store(place, stream, half, self._sum(stream, 2 * half + column))
-        ending.done(tile)
-
-    def _sum(self, stream: int, place: int) -> Expr:
-        split = SPLITS[self.stream.dtype]
-        hi = load(self.sums, i32(2 * WORDS * stream + place)) * T.float32(1 / split.scale)
-        lo = load(self.sums, i32(2 * WORDS * stream + WORDS + place))
-        return hi + lo * T.float32(1 / (split.scale * split.lift))
 
 
 def address_of(buffer: Buffer) -> Expr:

@@ -40,6 +40,8 @@ class Tiling:
     """Rounds of steps that are in flight at once, where weights are packed."""
     shared_bytes: int = 32 << 10
     """Of activations that a block holds at most, where a round of eight tokens is no more."""
+    ring: int = 0
+    """Steps that are in flight in shared memory; none where weights wait in registers."""
 
     @property
     def threads(self) -> int:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from moec.compiler.packing.stored import Stored
+    from moec.compiler.packing.tensors.stored import Stored
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from moec.compiler.packing.stored import Stored
+    from moec.compiler.packing.tensors.stored import Stored
 
 PIECE_BYTES = 8 << 20
 """Most bytes read at once where a tensor is streamed, unless one row (or one row of blocks) is larger."""

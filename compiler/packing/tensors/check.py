@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moec.compiler.packing.binding import Binding, Bindings, Converted, Renamed, Stacked
+from moec.compiler.packing.tensors.binding import Binding, Bindings, Converted, Renamed, Stacked
 from moec.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from moec.compiler.packing.stored import Stored
+    from moec.compiler.packing.tensors.stored import Stored
 
 NAMED = 10
 """Tensors that an error names; of more it gives the number."""

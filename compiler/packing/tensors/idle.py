@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moec.compiler.packing.reading import FileSource, TensorReader
+from moec.compiler.packing.tensors.reading import FileSource, TensorReader
 
 if TYPE_CHECKING:
-    from moec.compiler.packing.binding import Bindings
-    from moec.compiler.packing.stored import Stored
+    from moec.compiler.packing.tensors.binding import Bindings
+    from moec.compiler.packing.tensors.stored import Stored
 
 WEIGHT, BIAS = ".weight", ".bias"
 
