@@ -32,9 +32,15 @@ class _Manifest:
 
 
 @dataclass(frozen=True)
+class _Model:
+    bodies: tuple[ExpertBody, ...] = (BODY,)
+
+
+@dataclass(frozen=True)
 class _Bundle:
     path: Path
     manifest: _Manifest
+    model: _Model = _Model()
 
 
 @cache
