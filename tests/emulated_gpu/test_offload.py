@@ -68,6 +68,20 @@ def test_bits_are_those_of_the_resident_run(
 
 
 @pytest.mark.slow
+def test_experts_through_rings_have_the_bits_of_the_resident_run(stub: Stub, tmp_path: Path) -> None:
+    path = compiled(tmp_path, "bf16", torch.bfloat16, rings=True)
+    wanted = resident(path)
+    limits: dict[str, Any] = {"device_memory": budget(wanted, 0.6, path), "max_step_tokens": 160}
+    limits["cpu_threads"] = 0
+    with runtime.load(
+        path, device="cuda:0", verify="sizes", cache_tokens=CACHE, max_batch=3, **limits
+    ) as model:
+        found = answers(model)
+        assert found == {name: wanted[name] for name in found}
+        assert model.stats.misses > 0
+
+
+@pytest.mark.slow
 def test_float32_experts_are_computed_when_all_of_a_layer_are_there(stub: Stub, tmp_path: Path) -> None:
     path = compiled(tmp_path, "f32", torch.float32)
     wanted = resident(path)

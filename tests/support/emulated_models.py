@@ -32,19 +32,28 @@ def compiled(
     stored: torch.dtype,
     name: str = "deepseek_v2_lite",
     quantization: str | None = None,
+    *,
+    rings: bool = False,
 ) -> Path:
-    """A tiny model with code for the CPU, and for the emulator where a GPU's would be; made once for all processes."""
+    """A tiny model with code for the CPU, and for the emulator where a GPU's would be; made once for all processes.
+
+    With ``rings`` experts go through rings, as by themselves only large ones do.
+    """
     made = made_once(
-        f"{name}-{dtype}-{stored}-{quantization}",
-        lambda empty: _compile(empty, dtype, stored, name, quantization),
+        f"{name}-{dtype}-{stored}-{quantization}{'-rings' * rings}",
+        lambda empty: _compile(empty, dtype, stored, name, quantization, rings),
     )
     shutil.copytree(made / "checkpoint", folder / "checkpoint", dirs_exist_ok=True)
     return shutil.copytree(made / "model.moec", folder / "model.moec")
 
 
-def _compile(folder: Path, dtype: str, stored: torch.dtype, name: str, quantization: str | None) -> None:
+def _compile(
+    folder: Path, dtype: str, stored: torch.dtype, name: str, quantization: str | None, rings: bool
+) -> None:
     save(name, folder / "checkpoint", dtype=stored)
     with pytest.MonkeyPatch.context() as patch:
+        if rings:
+            patch.setattr("moec.compiler.kernels.cuda.experts.rings.in_registers", lambda _: False)
         patch.setattr(cuda_module, "_machine_code", lambda source, target: source)
         patch.setattr(cuda_module, "write_fatbin", write_image)
         compile_checkpoint(

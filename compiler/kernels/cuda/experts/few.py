@@ -18,7 +18,7 @@ from moec.artifacts.layout.experts import layout
 from moec.compiler.kernels.cuda.activation import evaluate
 from moec.compiler.kernels.cuda.dense.few_block import FewMemory, FewProduct, memory_for
 from moec.compiler.kernels.cuda.experts.choice import Choice, find_tokens
-from moec.compiler.kernels.cuda.experts.rings import FIRST, first_tiling
+from moec.compiler.kernels.cuda.experts.rings import EXPERTS_AT_ONCE, FIRST, first_tiling
 from moec.compiler.kernels.cuda.experts.share import TileShare
 from moec.compiler.kernels.cuda.few.lanes import Lane
 from moec.compiler.kernels.cuda.few.multiply import multiply
@@ -62,8 +62,6 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.few.tokens import Reader
     from moec.compiler.kernels.emit import Buffer, Expr
 
-EXPERTS_AT_ONCE = 6
-"""Of a launch, most often."""
 ADDRESSES_A_LINE = 16
 FIRST_AHEAD = 2
 """Rounds of quantized weights that a block of the first launch has in flight."""
