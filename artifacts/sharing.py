@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
 
 
 MAILBOX_US = 8.0
 """Of a layer whose request has no experts, less one without a request, on an H100: with one CPU thread or with few."""
 TEAM_US = 7.0
 """What 15 threads take for any request besides reading memory; a measured time of experts on the CPU has it already."""
+COPY_US = 18.0
+"""What an expert that the copy engine brings takes of the link beside its bytes."""
+MOST_SHARED_TOKENS = 1024
+"""Of a step of many tokens: with more an expert has so many that the link brings it long before the CPU is done."""
+HANDING_US = 100.0
+"""Of a layer of many tokens of which the CPU computes a share: waking its threads, all copies of rows and sums beside
+their bytes."""
+ASKING_US = 1000.0
+"""Of such a layer beside link and CPU: its GPU's own work, which a stream hides that asks no router, and the host's."""
+WORTH_ASKING = 0.8
+"""Of the time over the link alone: where all that is to take more, the link is left alone. On an H200 the CPU took up
+to half as long again as it was to, and not the same from run to run; nothing that this lets through took longer."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,50 @@ def worth_uses(speeds: ShareSpeeds) -> float:
     whenever it is wanted and the other one is not (decision 44).
     """
     return 1.5 + 0.5 * max(0.0, speeds.link_us / speeds.on_cpu(1) - 1)
+
+
+@dataclass(frozen=True)
+class ManySpeeds:
+    """What an expert with many tokens costs on either way, in microseconds."""
+
+    link_us: float
+    """Of bringing one expert to the GPU, whatever its tokens."""
+    tokens: tuple[int, ...]
+    """Rising, at least two."""
+    cpu_us: tuple[float, ...]
+    """Of an expert with so many tokens on the CPU; on straight lines between, and beyond on the last one."""
+    handing_us: float
+    """Of bringing the CPU its rows and their sums back, where it computes any."""
+
+    def on_cpu(self, tokens: ArrayLike) -> NDArray[np.float64]:
+        """Microseconds of experts with so many tokens each."""
+        each = np.asarray(tokens, np.float64)
+        (before, last), (earlier, latest) = self.tokens[-2:], self.cpu_us[-2:]
+        beyond = np.maximum(each - last, 0) * (latest - earlier) / (last - before)
+        return np.asarray(np.interp(each, self.tokens, self.cpu_us) + beyond)
+
+    def times(self, tokens: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
+        """Entry n: until missing experts with so many tokens are done of which the CPU computes the first n."""
+        cpu = np.concatenate([[0.0], self.handing_us + np.cumsum(self.on_cpu(tokens))])
+        left = np.arange(len(tokens), -1, -1, dtype=np.float64)
+        return np.asarray(np.maximum(cpu, self.link_us * left))
+
+
+def cpu_share_of_many(speeds: ManySpeeds, tokens: Sequence[float] | NDArray[Any]) -> int:
+    """How many of the first of missing experts, with so many tokens in rising order, the CPU computes to be done first.
+
+    The fewest of those that are as fast. An expert with fewer tokens costs the CPU less; to the link all are alike.
+    """
+    return int(np.argmin(speeds.times(tokens)))
+
+
+def worth_asking(speeds: ManySpeeds, each: float, missing: int, lead: int) -> bool:
+    """Whether the CPU is to have a share of a layer's missing experts, expected to have ``each`` tokens.
+
+    ``lead`` of them the link brings while the router is waited for.
+    """
+    shared = float(speeds.times([each] * (missing - lead)).min()) + ASKING_US
+    return shared < WORTH_ASKING * speeds.link_us * missing
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from moec.artifacts.files.codec import to_json
 from moec.artifacts.files.manifest import TargetRecord
 from moec.artifacts.files.reader import open_modules
 from moec.artifacts.files.writer import BundleWriter, check_output
+from moec.artifacts.words.interface import interface
 from moec.compiler.bundling import describe_modules, fingerprint, finish_bundle
 from moec.compiler.checkpoint import config_sha256, fetch_weights, open_checkpoint, with_tokenizer
 from moec.compiler.choices import choose_context, choose_dtype
@@ -145,6 +146,7 @@ def lower_for(
         architectures=target.architectures or (target.mcpu,),
         cpu_features=target.cpu_features,
         files=tuple(f"modules/{name}/{file.as_posix()}" for file in module.files),
+        interface=interface(),
     )
 
 

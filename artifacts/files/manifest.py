@@ -43,6 +43,8 @@ class TargetRecord:
     cpu_features: tuple[str, ...]
     """Flags of /proc/cpuinfo that the machine must have."""
     files: tuple[str, ...]
+    interface: str
+    """What its kernels and the host share in memory, see `moec.artifacts.words.interface`."""
 
 
 @dataclass(frozen=True)

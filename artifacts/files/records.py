@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from moec import schemas
+from moec.artifacts.files.checks import machine_problems
 from moec.artifacts.files.codec import from_json, to_json
 from moec.artifacts.files.manifest import render_json
 from moec.artifacts.machine import MachineRecord
@@ -76,13 +77,19 @@ def write_record(value: Any, path: Path) -> None:
 
 
 def read_machine(path: Path) -> MachineRecord:
-    """A machine description, e.g. one of ``examples/machines/``; ``BundleError`` as for ``read_record``."""
+    """A machine description, e.g. one of ``examples/machines/``.
+
+    Raises:
+        BundleError: as for `read_record`, or its figures contradict each other.
+    """
+    do = "Give a machine description; examples/machines/ has some to begin with."
     try:
-        return read_record(MachineRecord, "machine", path)
+        machine = read_record(MachineRecord, "machine", path)
     except BundleError as error:
-        raise BundleError(
-            error.what, error.why, "Give a machine description; examples/machines/ has some to begin with."
-        ) from error
+        raise BundleError(error.what, error.why, do) from error
+    for problem in machine_problems(machine):
+        raise BundleError(f"{path} describes no machine.", f"Its {problem}.", do)
+    return machine
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             if length > LARGEST_HEADER_BYTES:
                 raise _error(path, f"its header would be {length} bytes long")
             header = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _error(path, f"its header cannot be read ({error})") from error
     if not isinstance(header, dict):
         raise _error(path, "its header is not an object")

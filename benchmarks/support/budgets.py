@@ -8,7 +8,7 @@ from moec.artifacts.files.reader import open_bundle
 from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.sections import whole_section
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
-from moec.runtime.devices.cuda.sharing import device_bytes
+from moec.runtime.devices.cuda.offload.helping import device_bytes
 from moec.runtime.engine.pages import pages_for
 from moec.runtime.experts.slots import state_bytes
 from moec.runtime.memory.device_budget import DevicePlan, device_needs
@@ -47,7 +47,7 @@ def limit_of_share(
     """
     plan = resident_plan(bundle, max_batch=max_batch, step_tokens=step_tokens, cache_tokens=cache_tokens)
     record = open_bundle(bundle, verify="sizes").model
-    beside = device_bytes(record) if threads else 0
+    beside = device_bytes(record, step_tokens) if threads else 0
     return min(share_limit(base_bytes(plan) + beside, footprint(record), share), plan.total_bytes - 1)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.schedule import PrefillPlan
+from moec.artifacts.sharing import ASKING_US, COPY_US, HANDING_US, MOST_SHARED_TOKENS, WORTH_ASKING
 from moec.planning.costs.token import BYTES_PER_MS
 from moec.planning.costs.work import step_work
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 STREAM_BUFFERS = 2
 """One is filled while the other is read."""
-STREAM_COPY_US = 18.0
-"""What a streamed expert takes of the link beside its bytes."""
+CPU_TOKENS = 5
+"""Of an expert: so many a CPU computes in the time that reading its bytes takes; more take as much longer."""
+QUANTIZED_CPU_TOKENS = 2
+"""The same of a quantized expert, whose bytes are fewer."""
 PLAIN_SHARE = 0.57
 """Of `MachineRecord.gpu_tflops` that products of many tokens reach."""
 QUANTIZED_SHARE = 0.45
@@ -82,28 +85,51 @@ class StepTimes:
     work: StepWork
 
     def streamed(self, slots: Sequence[int], tokens: int) -> float:
-        """Every layer's experts without a slot are copied while the GPU does everything else."""
+        """Every layer's experts without a slot are copied while the GPU does everything else.
+
+        Or the CPU computes a share of them, by the rule that the runtime has; then the GPU hides nothing.
+        """
         machine, beside = self.machine, self._beside(tokens)
         time = beside if not self.facts.layers else 0.0
         for number, (layer, held) in enumerate(zip(self.facts.layers, slots, strict=True)):
-            copied = layer.experts - held
-            link = copied * layer.stride_bytes / BYTES_PER_MS / machine.link_gb_s
-            link += copied * STREAM_COPY_US / 1000
             own = self._experts(number, tokens, layer.experts) + beside / len(self.facts.layers)
-            time += max(link, own)
+            missing, pairs = layer.experts - held, tokens * layer.top_k / layer.experts
+            link = layer.stride_bytes / BYTES_PER_MS / machine.link_gb_s + COPY_US / 1000
+            shared = self._divided(number, missing, pairs, link, HANDING_US) + ASKING_US / 1000
+            if tokens <= MOST_SHARED_TOKENS and shared < WORTH_ASKING * missing * link:
+                time += max(shared, own)
+            else:
+                time += max(missing * link, own)
         return time
 
     def cached(self, profile: RoutingProfile, slots: Sequence[int], tokens: int) -> float:
-        """Every expert that some token chooses: those without a slot are fetched, then all are multiplied."""
+        """Every expert that some token chooses: those without a slot are fetched, then all are multiplied.
+
+        The CPU computes a share of them here too.
+        """
         link = self.machine.link_gb_s * self.machine.link_efficiency
         time = self._beside(tokens)
         rows = zip(self.facts.layers, profile.layers, slots, strict=True)
         for number, (layer, each, held) in enumerate(rows):
             # Tokens that choose independently of each other; those that agree touch fewer experts.
-            touched = 1 - (1 - np.minimum(1.0, np.array(each.use_share))) ** tokens
-            missed = float(touched[held:].sum()) * layer.expert_bytes / BYTES_PER_MS / link
-            time += missed + self._experts(number, tokens, float(touched.sum()))
+            use = np.minimum(1.0, np.array(each.use_share))
+            touched = 1 - (1 - use) ** tokens
+            missed = float(touched[held:].sum())
+            pairs = tokens * float(use[held:].sum()) / max(missed, 1.0)
+            time += self._divided(number, missed, pairs, layer.expert_bytes / BYTES_PER_MS / link, 0.0)
+            time += self._experts(number, tokens, float(touched.sum()))
         return time
+
+    def _divided(self, number: int, missing: float, pairs: float, link: float, handing_us: float) -> float:
+        """Until missing experts, each with so many pairs, have come over the link or are computed by the CPU."""
+        machine = self.machine
+        if machine.unified_memory:
+            return missing * link
+        layer, quantized = self.facts.layers[number], self.work.layers[number].products.quantized
+        reading = layer.expert_bytes / BYTES_PER_MS / (machine.host_bandwidth_gb_s * machine.host_efficiency)
+        cpu = reading * max(1.0, pairs / (QUANTIZED_CPU_TOKENS if quantized else CPU_TOKENS))
+        handing = (handing_us + machine.handshake_us) / 1000
+        return min(missing * link, link * (missing * cpu + handing) / (link + cpu))
 
     def _experts(self, number: int, tokens: int, touched: float) -> float:
         """A layer's experts in the GPU's memory, and their rows."""

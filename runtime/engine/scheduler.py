@@ -126,8 +126,8 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and its pages back."""
         if sequence.lease is not None:
-            self.running.remove(sequence)
             self._release(sequence)
+            self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
 
@@ -181,7 +181,15 @@ class Scheduler:
         return StepPlan(tuple(chunks), ())
 
     def restart(self) -> None:
-        """Let running sequences compute their tokens anew on the pages that they have, but for settled ones."""
+        """Let running sequences compute their tokens anew on the pages that they have, but for settled ones.
+
+        Whoever was about to join, to lose its pages or to leave when the step ended, by Ctrl-C, has none.
+        """
+        leaving = (sequence for sequence in self.running if sequence.finished is not None)
+        for sequence in (*self.waiting, *leaving):
+            if sequence.lease is not None:
+                self._release(sequence)
+        self.running = [sequence for sequence in self.running if sequence.lease is not None]
         for sequence in self.running:
             assert sequence.lease is not None
             sequence.computed = sequence.lease.settled * PAGE_TOKENS
@@ -203,9 +211,9 @@ class Scheduler:
         victims: list[Sequence] = []
         while sequence.lease is not None and sequence.lease.missing(tokens) > self.pages.free:
             victim = max(self.running, key=lambda item: item.id)
+            self.waiting.appendleft(victim)
             self.running.remove(victim)
             self._release(victim)
-            self.waiting.appendleft(victim)
             victims.append(victim)
         return victims
 
@@ -216,9 +224,9 @@ class Scheduler:
             sequence = self.waiting[0]
             if left < self._least(sequence) or self._prefixes.coming(sequence, found, self.running):
                 break
-            self.waiting.popleft()
             self._lend(sequence, found)
             self.running.append(sequence)
+            self.waiting.popleft()
             joined.append(sequence)
             count = min(sequence.pending, left)
             chunks[sequence.id] = self._chunk(sequence, count, sequence.computed)
@@ -230,12 +238,11 @@ class Scheduler:
         self.pages.hold(found)
         source = self.pages.allocate(pages_for(len(sequence.request.source)))
         assert source is not None
-        lease = Lease(self._rows.pop(), list(found), source, settled=len(found))
+        sequence.lease = lease = Lease(self._rows.pop(), list(found), source, settled=len(found))
         if source:
             self.table.assign(self.source_row(lease.row), 0, source)
         if found:
             self.table.assign(lease.row, 0, found)
-        sequence.lease = lease
         sequence.computed = len(found) * PAGE_TOKENS
         if sequence.reused is None:
             sequence.reused = sequence.computed
@@ -267,8 +274,10 @@ class Scheduler:
         return own + promised <= self.pages.free
 
     def _release(self, sequence: Sequence) -> None:
-        assert sequence.lease is not None
-        self.pages.release((*sequence.lease.pages, *sequence.lease.source))
-        self._rows.append(sequence.lease.row)
+        lease = sequence.lease
+        assert lease is not None
+        # First: nothing may be let go of twice.
         sequence.lease = None
         sequence.computed = 0
+        self.pages.release((*lease.pages, *lease.source))
+        self._rows.append(lease.row)

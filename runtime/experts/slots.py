@@ -79,8 +79,12 @@ class SlotPlan:
 
     def is_streamed(self, layer: int, tokens: int) -> bool:
         """Whether a step of so many tokens runs ``layer`` as a stream."""
-        wanted = self.streamed_from is not None and tokens >= self.streamed_from and self.streams
-        return wanted or tokens * self.layers[layer].top_k > self.most_entries
+        return tokens >= self.streamed_tokens(layer)
+
+    def streamed_tokens(self, layer: int) -> int:
+        """The fewest tokens of a step that runs ``layer`` as a stream."""
+        needed = self.most_entries // self.layers[layer].top_k + 1
+        return min(needed, self.streamed_from) if self.streamed_from is not None and self.streams else needed
 
     def stage_places(self, layer: int) -> int:
         """How many experts of ``layer`` the stage holds."""

@@ -103,7 +103,7 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
             notes += describe_division(devices, plan.sections)
         for device, loader, section in zip(devices, loaders, sections, strict=True):
             if isinstance(section.experts, OffloadedExperts) and plan.side is not None:
-                cpu = plan.side, plan.helpers, plan.copy_thread
+                cpu = plan.side, plan.helpers, plan.copy_thread, loader.step_tokens
                 notes += employ_cpu(device, loader.bundle, loader.functions, section.experts, *cpu)
         if hashed or not found.checked:
             stamp(found, hashed)

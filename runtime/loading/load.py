@@ -93,7 +93,8 @@ def load(
         cpu_threads: threads of the kernels; ``None``: all CPUs that the process may use (by its affinity, its
             cgroup's quota and ``OMP_NUM_THREADS``). The last load decides for all models of the process. Only
             the first can have more threads than there are CPUs. On a GPU these compute a share of the experts that
-            it does not have: ``None``: all CPUs but one, 0: none. Several GPUs have an equal part each.
+            it does not have, in decoding and in prompts: ``None``: all CPUs but one, 0: none. Several GPUs have an
+            equal part each.
         max_batch: sequences that run at once.
         max_step_tokens: most tokens of one step, all sequences together; longer prompts are run in several. ``None``:
             512 on ``cpu``, or behind an encoder a whole context, since a source is read in one step; on a GPU 4096, or

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moec.errors import BundleError, DeviceError, MissingDependencyError
+from moec.runtime.machine.interface import check_interface
 from moec.runtime.machine.threads import use_threads
 
 if TYPE_CHECKING:
@@ -39,11 +40,12 @@ def choose_cpu_target(targets: Sequence[TargetRecord], features: frozenset[str])
 
     Raises:
         DeviceError: no CPU target runs on a machine with these ``features``.
+        BundleError: the one that does was compiled by another moec.
     """
     cpu = [target for target in targets if target.kind == "cpu"]
     fitting = [target for target in cpu if features.issuperset(target.cpu_features)]
     if fitting:
-        return max(fitting, key=lambda target: len(target.cpu_features))
+        return check_interface(max(fitting, key=lambda target: len(target.cpu_features)))
     if not cpu:
         names = ", ".join(target.name for target in targets) or "none"
         raise DeviceError(

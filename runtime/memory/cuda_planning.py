@@ -10,7 +10,7 @@ from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.errors import BudgetError
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
 from moec.runtime.devices.cuda.offload import feeding
-from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
+from moec.runtime.devices.cuda.offload.helping import device_bytes, host_bytes
 from moec.runtime.machine.limits import available_memory, total_memory
 from moec.runtime.memory.budget import parse_memory
 from moec.runtime.memory.device_budget import (
@@ -145,7 +145,8 @@ class MemoryPlanner:
         needs, model = self._needs(step_tokens), self.bundle.model
         together, pinned, share = self.together, needs.staging_bytes, 0
         if shared:
-            pinned, share = pinned + host_bytes(model), share + device_bytes(model)
+            pinned += host_bytes(model, step_tokens)
+            share += device_bytes(model, step_tokens)
         if fed:
             pinned, share = pinned + feeding.HOST_BYTES, share + feeding.DEVICE_BYTES
         room = _host_room(self.options.host_memory, pinned if together is None else together.pinned_bytes)

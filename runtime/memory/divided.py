@@ -16,8 +16,8 @@ from moec.planning.division import DividedChain, GpuRoom, divide, divided_chain,
 from moec.runtime.chain.layout import value_spec
 from moec.runtime.device import padded_bytes
 from moec.runtime.devices.cuda.device import BOUNCE_BYTES
+from moec.runtime.devices.cuda.offload.helping import device_bytes, host_bytes
 from moec.runtime.devices.cuda.routing_log import routing_bytes
-from moec.runtime.devices.cuda.sharing import device_bytes, host_bytes
 from moec.runtime.engine.pages import pages_for
 from moec.runtime.experts.slots import state_bytes
 from moec.runtime.memory.cuda_planning import MemoryPlanner, Together
@@ -209,7 +209,7 @@ class DivisionPlanner:
         yield 1
 
     def _rooms(self, tokens: int, *, shared: bool) -> list[GpuRoom]:
-        sharing = device_bytes(self.bundle.model) if shared else 0
+        sharing = device_bytes(self.bundle.model, tokens) if shared else 0
         bandwidths = evened([speeds.bandwidth_gb_s for speeds in self.speeds])
         links = evened([speeds.link_gb_s for speeds in self.speeds])
         return [
@@ -236,7 +236,7 @@ class DivisionPlanner:
         needs = device_needs(
             sections[0], self.targets[0], max_batch=self.options.max_batch, max_step_tokens=tokens
         )
-        sharing = host_bytes(self.bundle.model) if shared else 0
+        sharing = host_bytes(self.bundle.model, tokens) if shared else 0
         own = len(sections) * (needs.staging_bytes + BOUNCE_BYTES + sharing) - BOUNCE_BYTES
         return own + sum(carried_bytes(section, tokens) for section in sections)
 

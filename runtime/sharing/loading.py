@@ -11,7 +11,7 @@ from moec.errors import BundleError, DeviceError
 from moec.runtime.machine.libraries import choose_cpu_target, load_libraries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from moec.artifacts.files.bundle import Bundle
 
@@ -24,6 +24,8 @@ class CpuSide:
     """``serve_experts``; ``None``: the CPU has no part."""
     feed: Callable[..., Any] | None
     """``feed_copies``; ``None``: the GPU reads host memory itself."""
+    experts: Mapping[str, Callable[..., Any]]
+    """``experts_<body>`` of each body that the CPU computes for many tokens; none where it has no part."""
     note: str
     """What the user should know: which module the CPU runs, or why it runs none."""
 
@@ -45,7 +47,7 @@ def cpu_side(
     """
     alone = "cpu_threads is 0: missing experts go over the link alone."
     if threads == 0 and not copy_thread:
-        return CpuSide(None, None, alone)
+        return CpuSide(None, None, {}, alone)
     try:
         target = choose_cpu_target(bundle.manifest.targets, features)
         functions = load_libraries(bundle.path, target.files)
@@ -53,9 +55,11 @@ def cpu_side(
     except (DeviceError, BundleError) as error:
         if copy_thread:
             raise
-        return CpuSide(None, None, f"Missing experts go over the link alone. {error.what} {error.do}")
+        return CpuSide(None, None, {}, f"Missing experts go over the link alone. {error.what} {error.do}")
     feed = None if copy_thread is False or not (copy_thread or functions.has(FEED)) else functions.get(FEED)
     if threads == 0:
-        return CpuSide(None, feed, alone)
+        return CpuSide(None, feed, {}, alone)
     note = f"{threads} CPU threads compute a share of the missing experts, with module {target.name}."
-    return CpuSide(serve, feed, note)
+    names = {body.name: f"experts_{body.name}" for body in bundle.model.bodies}
+    experts = {body: functions.get(name) for body, name in names.items() if functions.has(name)}
+    return CpuSide(serve, feed, experts, note)

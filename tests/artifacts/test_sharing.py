@@ -1,10 +1,22 @@
 from __future__ import annotations
 
+from itertools import combinations
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moec.artifacts.sharing import ShareSpeeds, TeamSpeed, cpu_shares, never_falling, worth_uses
+from moec.artifacts.sharing import (
+    ManySpeeds,
+    ShareSpeeds,
+    TeamSpeed,
+    cpu_share_of_many,
+    cpu_shares,
+    never_falling,
+    worth_asking,
+    worth_uses,
+)
 
 
 def test_shares_of_an_h100_and_fifteen_cores() -> None:
@@ -76,3 +88,53 @@ def test_a_team_of_few_or_noisy_times(times_us: tuple[float, ...], start: float,
 
 def test_without_experts_there_is_no_team() -> None:
     assert TeamSpeed.of((0.0,), 1) is None
+
+
+def test_times_of_many_tokens_lie_on_lines() -> None:
+    speeds = ManySpeeds(300.0, (1, 4, 16), (150.0, 180.0, 300.0), 100.0)
+    np.testing.assert_allclose(speeds.on_cpu([0, 1, 2, 4, 10, 16, 36]), [150, 150, 160, 180, 240, 300, 500])
+    np.testing.assert_allclose(speeds.times([1, 4, 16]), [900, 600, 430, 730])
+    assert cpu_share_of_many(speeds, [1, 4, 16]) == 2
+    assert cpu_share_of_many(speeds, []) == 0
+    assert cpu_share_of_many(speeds, [100_000]) == 0
+
+
+@given(
+    link=times,
+    cpu=st.lists(times, min_size=2, max_size=4),
+    handing=st.floats(0, 1000),
+    tokens=st.lists(st.integers(0, 99), max_size=7),
+)
+def test_no_division_of_experts_with_many_tokens_is_faster(
+    link: float, cpu: list[float], handing: float, tokens: list[int]
+) -> None:
+    speeds = ManySpeeds(link, (1, 4, 16, 64)[: len(cpu)], tuple(sorted(cpu)), handing)
+
+    def until_done(on_cpu: tuple[int, ...]) -> float:
+        cost = sum(float(speeds.on_cpu(each)) for each in on_cpu) + (handing if on_cpu else 0)
+        return max(cost, link * (len(tokens) - len(on_cpu)))
+
+    share = cpu_share_of_many(speeds, sorted(tokens))
+    best = min(until_done(each) for count in range(len(tokens) + 1) for each in combinations(tokens, count))
+    assert until_done(tuple(sorted(tokens)[:share])) == pytest.approx(best)
+
+
+TOKENS = (1, 4, 16, 64)
+BF16 = (357.0, [(188, 200, 445, 1470), (270, 274, 664, 1638), (240, 383, 913, 3161)])
+INT4 = (113.0, [(98, 159, 323, 759), (123, 183, 371, 1079), (113, 258, 466, 1414)])
+
+
+@pytest.mark.parametrize(
+    ("measured", "tokens", "gains"),
+    [(BF16, 64, True), (BF16, 128, True), (BF16, 512, False), (BF16, 1024, False)]
+    + [(INT4, tokens, False) for tokens in (64, 128, 256, 512)],
+)
+@pytest.mark.parametrize("missing", [48, 32])
+def test_a_share_is_asked_for_where_prompts_gained_on_an_h200(
+    measured: tuple[float, list[tuple[float, ...]]], tokens: int, gains: bool, missing: int
+) -> None:
+    """By whichever times of the CPU a load saw: 64 experts, top 6, DeepSeek-V2-Lite's shape."""
+    link_us, seen = measured
+    for cpu_us in seen[: 2 if gains else None]:
+        speeds = ManySpeeds(link_us, TOKENS, cpu_us, 100.0)
+        assert worth_asking(speeds, tokens * 6 / 64, missing, 1) == gains

@@ -19,7 +19,7 @@ from moec.errors import DeviceError
 from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.offload import employing, feeding, helping
 from moec.runtime.devices.cuda.offload.feeding import DEVICE_BYTES, CopyFeeder
-from moec.runtime.devices.cuda.sharing import device_bytes
+from moec.runtime.devices.cuda.offload.helping import device_bytes
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_models import CACHE, PROMPTS, compiled, nothing_left, planned, rows
 from tests.support.emulated_offload import (
@@ -35,12 +35,13 @@ from tests.support.order_books import WRITE_VALUE
 from tests.support.waiting import HANG_NS
 
 Load = Callable[..., runtime.Model]
+STEP = 160
 OPTIONS: dict[str, Any] = {
     "device": "cuda:0",
     "verify": "sizes",
     "cache_tokens": CACHE,
     "max_batch": 3,
-    "max_step_tokens": 160,
+    "max_step_tokens": STEP,
     "cpu_threads": 0,
     "copy_thread": True,
 }
@@ -146,7 +147,7 @@ def test_a_thread_without_a_share_feeds_unless_it_must_not(
     load: Load, bundle: Path, expected: dict[str, Any], fed: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(helping, "cpu_shares", lambda _, most: (0,) * (most + 1))
-    more = device_bytes(open_bundle(bundle, verify="sizes").model) - DEVICE_BYTES
+    more = device_bytes(open_bundle(bundle, verify="sizes").model, STEP) - DEVICE_BYTES
     with load(0.9, more=more, cpu_threads=1, copy_thread=fed) as model:
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("moec-expert")]
         assert (parts(model).feeder is not None) == (fed is None) == bool(copy_threads())
@@ -168,7 +169,7 @@ def test_a_system_whose_streams_write_no_values(
     monkeypatch.setattr(
         NvidiaDriver, "entry", lambda own, name: cannot if "Write" in name else entry(own, name)
     )
-    more = device_bytes(open_bundle(bundle, verify="sizes").model)
+    more = device_bytes(open_bundle(bundle, verify="sizes").model, STEP)
     if fed:
         with pytest.raises(DeviceError, match="The driver answered 801"):
             load(0.9, more=more, cpu_threads=1, copy_thread=fed)
@@ -189,7 +190,7 @@ def test_it_feeds_beside_a_share_of_the_cpu_and_guesses(
     load: Load, bundle: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(helping, "cpu_shares", lambda _, most: tuple((n + 1) // 2 for n in range(most + 1)))
-    more = device_bytes(open_bundle(bundle, verify="sizes").model) + planned_ahead(bundle).size_bytes
+    more = device_bytes(open_bundle(bundle, verify="sizes").model, STEP) + planned_ahead(bundle).size_bytes
     with load(0.3, more=more, cpu_threads=1, prefetch=True) as model:
         for _ in range(3):
             assert rows(model, [PROMPTS[0]]) == expected["one"]

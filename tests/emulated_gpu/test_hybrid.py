@@ -14,11 +14,15 @@ from moec import runtime
 from moec.artifacts.files.reader import open_bundle
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.sharing import MAILBOX_US
+from moec.artifacts.words import mailbox
 from moec.artifacts.words.slots import MOST_SHARED
 from moec.errors import DeviceError
-from moec.runtime.devices.cuda.offload import helping
+from moec.runtime.devices.cuda.offload import helping, layer_share
+from moec.runtime.devices.cuda.offload.helping import device_bytes, host_bytes
+from moec.runtime.devices.cuda.offload.layer_share import HostRows
+from moec.runtime.devices.cuda.offload.stream_share import StreamShare
 from moec.runtime.devices.cuda.rehearsal import GpuRehearsal
-from moec.runtime.devices.cuda.sharing import CpuShare, device_bytes, host_bytes
+from moec.runtime.devices.cuda.sharing import CpuShare
 from moec.runtime.sharing.team import Team
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_divided import WAYS, budgets, divided, on_two
@@ -27,12 +31,13 @@ from tests.support.emulated_offload import LONG, budget, host_budget, parts, pla
 
 SHORT = LONG[:5]
 Load = Callable[..., runtime.Model]
+STEP = 160
 OPTIONS: dict[str, Any] = {
     "device": "cuda:0",
     "verify": "sizes",
     "cache_tokens": CACHE,
     "max_batch": 3,
-    "max_step_tokens": 160,
+    "max_step_tokens": STEP,
 }
 SHARES = {
     "all": tuple(range(MOST_SHARED + 1)),
@@ -65,7 +70,7 @@ def load(
 ) -> Iterator[Load]:
     def load_it(share: float, by_cpu: str = "half", **options: Any) -> runtime.Model:
         monkeypatch.setattr(helping, "cpu_shares", lambda *_: SHARES[by_cpu])
-        memory = budget(expected, share, bundle) + device_bytes(record(bundle))
+        memory = budget(expected, share, bundle) + device_bytes(record(bundle), STEP)
         return runtime.load(bundle, **{**OPTIONS, "cpu_threads": 1, "device_memory": memory, **options})
 
     yield load_it
@@ -108,7 +113,7 @@ def test_without_a_share_the_bits_are_those_of_the_resident_run(
 
 
 def test_shares_follow_from_measured_speeds(bundle: Path, expected: dict[str, Any], stub: Stub) -> None:
-    memory = budget(expected, 0.1, bundle) + device_bytes(record(bundle))
+    memory = budget(expected, 0.1, bundle) + device_bytes(record(bundle), STEP)
     with runtime.load(bundle, **OPTIONS, cpu_threads=2, device_memory=memory) as model:
         logits = model.forward([SHORT])
         assert np.abs(logits - expected["logits"]).max() < 1e-4 * np.abs(logits).max()
@@ -150,7 +155,7 @@ def test_a_team_that_fails_while_it_is_timed_is_an_error(load: Load, monkeypatch
 def test_experts_beyond_host_memory_are_shared_too(
     load: Load, expected: dict[str, Any], bundle: Path
 ) -> None:
-    host = host_budget(expected, 0.6, bundle) + host_bytes(record(bundle))
+    host = host_budget(expected, 0.6, bundle) + host_bytes(record(bundle), STEP)
     with load(0.0, "half", host_memory=host) as model:
         slots = planned(model).slots
         assert slots is not None
@@ -159,11 +164,33 @@ def test_experts_beyond_host_memory_are_shared_too(
         assert model.stats.cpu_misses > 0
 
 
+def test_the_cpu_has_a_share_of_a_streamed_prompt(
+    load: Load, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile the threads that answer decoding steps sleep: a prompt's list of calls wants nothing of them."""
+    compute, awake = HostRows.compute, []
+
+    def run(rows: HostRows) -> None:
+        awake.append(control[mailbox.EPOCH] % 2)
+        compute(rows)
+
+    monkeypatch.setattr(layer_share, "cpu_share_of_many", lambda _, tokens: len(tokens) // 2)
+    monkeypatch.setattr(StreamShare, "takes", lambda *_: True)
+    with load(0.3, "all") as model:
+        control = parts(model).helper.team._state.control  # type: ignore[union-attr]
+        monkeypatch.setattr(HostRows, "compute", run)
+        assert rows(model, [LONG], max_new_tokens=3) == expected["tokens"][2]
+        assert 0 < model.stats.cpu_misses < model.stats.misses
+        assert set(awake) == {0}
+
+
 @pytest.mark.slow
 def test_the_cpu_helps_beside_what_is_brought_ahead(
     load: Load, expected: dict[str, Any], bundle: Path
 ) -> None:
-    memory = budget(expected, 0.3, bundle) + device_bytes(record(bundle)) + planned_ahead(bundle).size_bytes
+    memory = (
+        budget(expected, 0.3, bundle) + device_bytes(record(bundle), STEP) + planned_ahead(bundle).size_bytes
+    )
     for _ in range(3):
         with load(0.3, "half", prefetch=True, device_memory=memory) as model:
             for _ in range(3):
@@ -183,7 +210,7 @@ def test_quantized_experts_choose_the_resident_runs_tokens(
     few = {**OPTIONS, "max_batch": 1, "max_step_tokens": 4}
     with runtime.load(bundle, **few) as model:
         expected, plan = model.engine.score(tuple(LONG)).copy(), planned(model)
-    memory = budget({"plan": plan}, 0.0, bundle) + device_bytes(record(bundle))
+    memory = budget({"plan": plan}, 0.0, bundle) + device_bytes(record(bundle), 4)
     with runtime.load(bundle, **few, cpu_threads=1, device_memory=memory) as model:
         found = model.engine.score(tuple(LONG)).copy()
         assert model.stats.misses >= model.stats.cpu_misses > 0.8 * model.stats.misses > len(LONG)
@@ -199,7 +226,7 @@ def test_each_of_two_gpus_has_threads_of_its_own(
 ) -> None:
     monkeypatch.setattr(helping, "cpu_shares", lambda *_: SHARES["half"])
     on_both = on_two(bundle, WAYS[1], monkeypatch)
-    sharing = device_bytes(record(bundle))
+    sharing = device_bytes(record(bundle), STEP)
     limits = [limit + sharing for limit in budgets(on_both, 0.5, staged=False)]
     with on_both(device_memory=limits, cpu_threads=2) as model:
         assert all(plan.slots is not None for plan in divided(model).plans)

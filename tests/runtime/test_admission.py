@@ -1,6 +1,9 @@
-"""What an engine refuses before anything is run for it."""
+"""What an engine refuses before anything is run for it, and who joins."""
 
 from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -32,3 +35,34 @@ def test_tokens_that_stand_for_an_image_are_refused() -> None:
         with pytest.raises(RequestError, match=kind):
             engine.score(prompt)
     engine.add(Request((1, 6), 1))
+
+
+@pytest.mark.parametrize(("name", "before"), [("_lend", False), ("_release", True)])
+@pytest.mark.parametrize("cut", [{1}, {2, 5}])
+def test_who_was_about_to_join_to_yield_or_to_leave_when_a_step_was_cut_short_does_so_later(
+    monkeypatch: pytest.MonkeyPatch, name: str, before: bool, cut: set[int]
+) -> None:
+    engine = Engine(FakeExecutor(5, VOCAB), Limits(3, 64, 256, 5), Vocabulary(VOCAB), Stats())
+    scheduler, calls = engine.scheduler, 0
+    function = getattr(scheduler, name)
+
+    def cut_short(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if before and calls in cut:
+            raise KeyboardInterrupt
+        function(*arguments)
+        if calls in cut:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(scheduler, name, cut_short)
+    sequences = [engine.add(Request((number,) * 20, 60)) for number in range(3)]
+    for _ in range(1000):
+        if not engine.busy:
+            break
+        with suppress(KeyboardInterrupt):
+            engine.step()
+    assert calls > max(cut)
+    assert [len(sequence.new_tokens) for sequence in sequences] == [60] * 3
+    assert scheduler.pages.free == 5
+    assert len(scheduler._rows) == 3

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from moec.artifacts.files.manifest import TargetRecord
+from moec.artifacts.words.interface import interface
 from moec.errors import BundleError, DeviceError, RequestError
 from moec.runtime import load
 from moec.runtime.machine.libraries import choose_cpu_target, host_cpu_features, load_runtime
@@ -73,7 +75,13 @@ def test_options_are_checked_before_anything_is_read(options: dict[str, Any], er
 
 
 def target(name: str, *features: str, kind: Any = "cpu") -> TargetRecord:
-    return TargetRecord(name, kind, (), features, ())
+    return TargetRecord(name, kind, (), features, (), interface())
+
+
+def test_a_target_of_another_moec_is_refused() -> None:
+    older = dataclasses.replace(target("cpu", "sse"), interface="0123456789abcdef")
+    with pytest.raises(BundleError, match=r"cpu was compiled by another moec (.|\n)*0123456789abcdef"):
+        choose_cpu_target((older,), frozenset({"sse"}))
 
 
 def test_the_target_that_uses_most_of_this_cpu_is_chosen() -> None:

@@ -12,6 +12,7 @@ from tvm import tirx
 
 from moec.artifacts.files.manifest import TargetRecord
 from moec.artifacts.model import ExpertBody
+from moec.artifacts.words.interface import interface
 from moec.compiler.kernels.cpu.experts import experts
 from moec.compiler.kernels.cpu.feed import feed
 from moec.compiler.kernels.cpu.serve import serve
@@ -31,9 +32,15 @@ class _Manifest:
 
 
 @dataclass(frozen=True)
+class _Model:
+    bodies: tuple[ExpertBody, ...] = (BODY,)
+
+
+@dataclass(frozen=True)
 class _Bundle:
     path: Path
     manifest: _Manifest
+    model: _Model = _Model()
 
 
 @cache
@@ -52,7 +59,9 @@ def side(
 
 
 def target(name: str, *features: str) -> TargetRecord:
-    return TargetRecord(name=name, kind="cpu", architectures=(), cpu_features=features, files=(FILE,))
+    return TargetRecord(
+        name=name, kind="cpu", architectures=(), cpu_features=features, files=(FILE,), interface=interface()
+    )
 
 
 @pytest.fixture(params=["serve", "experts", "serve feed"])

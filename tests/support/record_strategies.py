@@ -56,6 +56,7 @@ CONSTRAINED: dict[str, st.SearchStrategy[Any]] = {
     ),
     **_fields(st.just(1), "Manifest.format_version"),
     **_fields(st.from_regex(r"[A-Za-z0-9_.+-]+", fullmatch=True), "TargetRecord.name"),
+    **_fields(st.text("0123456789abcdef", min_size=16, max_size=16), "TargetRecord.interface"),
     **_fields(st.lists(PATH, max_size=3).map(tuple), "TargetRecord.files TokenizerRecord.files"),
     **_fields(NOT_NEGATIVE, "AttentionSpec.softcap GenerationDefaults.temperature"),
     **_fields(

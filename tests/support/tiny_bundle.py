@@ -30,6 +30,7 @@ from moec.artifacts.program import Call, LocalSpec, Operand, ProgramRecord, Segm
 from moec.artifacts.schedule import Budgets
 from moec.artifacts.steps import AttentionStep, ExpertsStep, SegmentStep
 from moec.artifacts.traces import Traces, layer_trace
+from moec.artifacts.words.interface import interface
 from moec.planning.planner import plan_many
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def tiny_manifest() -> Manifest:
         tools={"apache-tvm": "0.27.0"},
         model_name="someone/tiny",
         fingerprint="ab" * 32,
-        targets=(TargetRecord("cpu", "cpu", ("x86-64-v3",), ("avx2",), files),),
+        targets=(TargetRecord("cpu", "cpu", ("x86-64-v3",), ("avx2",), files, interface()),),
         tokenizer=TokenizerRecord(("tokenizer/tokenizer.json",), False),
         quantization="none",
         formats={"float32": 64},

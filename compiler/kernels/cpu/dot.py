@@ -4,9 +4,8 @@
 activations in float32. A block of R rows by C columns keeps its sums in vector registers, so that each loaded
 vector is used R or C times.
 
-Two regimes, chosen at run time by the number of columns. Few columns: memory is the limit, and one sequential
-stream with several accumulators reads faster than several rows at once (measured: 34 against 26 GB/s on one core).
-Many columns: arithmetic is the limit, and a block of several rows keeps the multipliers busy.
+Two regimes, chosen at run time by the number of columns. Few columns: memory is the limit, and is asked for rows well
+ahead. Many columns: arithmetic is the limit, and a block of several rows keeps the multipliers busy.
 """
 
 from __future__ import annotations
@@ -39,11 +38,6 @@ if TYPE_CHECKING:
 
 ACCUMULATORS = 8
 """Vector sums wanted at least, to hide the latency of the multiply-add."""
-PREFETCH_LINES = (192, 128, 64)
-"""How far ahead of a streamed row memory is asked for: each line several times, since some requests are dropped.
-
-Once doubles the rate where the activations fill the cache; thrice, one core of Zen 4 reads 29 GB/s instead of 22.
-"""
 CACHE_LINE_BYTES = 64
 ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -68,15 +62,12 @@ class Columns:
 
 
 def dot(
-    rows: Rows, columns: Columns, depth: int, machine: Machine, *, ahead: Sequence[int] | None = None
+    rows: Rows, columns: Columns, depth: int, machine: Machine, *, ahead: Sequence[int] = ()
 ) -> list[list[Expr]]:
     """Emit ``sum_k rows[r, k] * columns[c, k]``; returns the scalars as ``[r][c]``.
 
-    Memory is asked for so many cache lines before each row is read (``ahead``); by default ``PREFETCH_LINES`` of a
-    single row, and not at all of several, which are a block that is used often.
+    Memory is asked for so many cache lines before each row is read (``ahead``).
     """
-    if ahead is None:
-        ahead = PREFETCH_LINES if len(rows.offsets) == 1 else ()
     lanes = min(machine.lanes, _floor_power_of_two(depth))
     R, C = len(rows.offsets), len(columns.offsets)
     copies = max(1, min(ACCUMULATORS // (R * C), depth // lanes))

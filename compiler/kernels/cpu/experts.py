@@ -19,7 +19,7 @@ from moec.compiler.kernels.cpu.many.experts import ManyExperts
 from moec.compiler.kernels.cpu.many.tiles import depth_of
 from moec.compiler.kernels.cpu.pairs.experts import PairExperts
 from moec.compiler.kernels.cpu.tiling import STREAM_COLUMNS, tiles
-from moec.compiler.kernels.cpu.weights import stream_rows
+from moec.compiler.kernels.cpu.weights import STREAM_ROWS
 from moec.compiler.kernels.emit import (
     Argument,
     Buffer,
@@ -132,8 +132,11 @@ class _Experts:
         if many is not None:
             many.gather()
         with loop(i64(tasks) * groups.active, parallel=True) as task:
-            expert = keep(mod(task, groups.active))
-            first = keep(T.min(div(task, groups.active) * i64(rows), i64(self.body.intermediate - rows)))
+            # Few tokens: an expert's rows one after the other, so that what is asked for ahead is read next.
+            alike = self.call.tokens <= i64(STREAM_COLUMNS)
+            expert = keep(T.Select(alike, div(task, tasks), mod(task, groups.active)))
+            part = keep(T.Select(alike, mod(task, tasks), div(task, groups.active)))
+            first = keep(T.min(part * i64(rows), i64(self.body.intermediate - rows)))
 
             def by_rows() -> None:
                 with scope():
@@ -192,7 +195,7 @@ class _Experts:
                 self.parts.combine(self.call, token, results, rows, first, rows)
 
     def _cover(self, rows: int) -> Cover:
-        streamed = min(stream_rows(self.body.format or self.body.dtype), rows)
+        streamed = min(STREAM_ROWS, rows)
         return Cover(
             lambda columns, open_rows: tiles(
                 rows, columns, self.machine, open_rows, stream_rows=streamed, many=not self.apart

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 LOWEST = -3.0e38
 """A score that no key has; a finite one, so that differences of it are numbers."""
 
+KEYS_AHEAD = 128
+"""Cache lines before a key that memory is asked for it, where few queries meet it."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -96,7 +99,10 @@ def page_scores(
     def tile(positions: list[Expr], columns: list[Expr]) -> None:
         stored = Rows(buffer, dtype, [keep(start + p * i64(depth)) for p in positions])
         asked = Columns(queries, [keep(c * i64(depth)) for c in columns])
-        for position, row_sums in zip(positions, dot(stored, asked, depth, machine), strict=True):
+        ahead = (KEYS_AHEAD,) if len(positions) == 1 else ()
+        for position, row_sums in zip(
+            positions, dot(stored, asked, depth, machine, ahead=ahead), strict=True
+        ):
             for column, value in zip(columns, row_sums, strict=True):
                 store(scores, column * i64(PAGE_TOKENS) + position, value)
 

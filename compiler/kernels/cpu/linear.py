@@ -23,7 +23,7 @@ from moec.compiler.kernels.cpu.packed import RowPlace
 from moec.compiler.kernels.cpu.pairs.tokens import EXACT_ROWS, PairTokens
 from moec.compiler.kernels.cpu.rounding import round_vectors
 from moec.compiler.kernels.cpu.tiling import STREAM_COLUMNS, tiles
-from moec.compiler.kernels.cpu.weights import matrix_argument, memory_of, row_bytes, stream_rows, weights
+from moec.compiler.kernels.cpu.weights import STREAM_ROWS, matrix_argument, memory_of, row_bytes, weights
 from moec.compiler.kernels.emit import (
     Argument,
     Expr,
@@ -146,7 +146,7 @@ class _Rows:
     def emit(self) -> None:
         blocks = -(-self.rows // self.block)
         chunks = keep(ceildiv(self.tokens, self.chunk))
-        streamed = min(stream_rows(self.dtype), self.block)
+        streamed = min(STREAM_ROWS, self.block)
         few, rounded = self._round_few()
         with loop(chunks * i64(self.batch * blocks), parallel=self.matrix.parallel) as task, scope():
             row = keep(T.min(mod(task, blocks) * i64(self.block), i64(self.rows - self.block)))

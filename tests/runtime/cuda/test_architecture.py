@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from moec.artifacts.files.manifest import TargetRecord
+from moec.artifacts.words.interface import interface
 from moec.errors import DeviceError
 from moec.runtime.devices.cuda.modules.architecture import (
     architecture_name,
@@ -16,7 +17,7 @@ FEATURES = frozenset({"avx2", "fma"})
 
 
 def target(*architectures: str, name: str = "cuda", features: tuple[str, ...] = ("avx2",)) -> TargetRecord:
-    return TargetRecord(name, "cuda", architectures, features, ())
+    return TargetRecord(name, "cuda", architectures, features, (), interface())
 
 
 def chosen(targets: tuple[TargetRecord, ...], capability: tuple[int, int]) -> str:
@@ -68,7 +69,7 @@ def test_machine_code_is_better_than_ptx_and_newer_better_than_older() -> None:
 
 
 def test_a_bundle_without_cuda_and_a_processor_without_instructions() -> None:
-    cpu = TargetRecord("cpu", "cpu", (), (), ())
+    cpu = TargetRecord("cpu", "cpu", (), (), (), interface())
     with pytest.raises(DeviceError, match="no CUDA module") as caught:
         chosen((cpu,), (9, 0))
     assert caught.value.do == "Compile again with --target cuda-sm_90, or with --target cuda."

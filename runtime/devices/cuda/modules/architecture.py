@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from moec.errors import DeviceError
+from moec.runtime.machine.interface import check_interface
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,12 +45,13 @@ def choose_cuda_target(
 
     Raises:
         DeviceError: none of them runs here.
+        BundleError: the one that does was compiled by another moec.
     """
     cuda = [target for target in targets if target.kind == "cuda"]
     fitting = [target for target in cuda if _suits(target, capability) is not None]
     running = [target for target in fitting if cpu_features.issuperset(target.cpu_features)]
     if running:
-        return max(running, key=lambda target: _suits(target, capability) or (False, (0, 0)))
+        return check_interface(max(running, key=lambda target: _suits(target, capability) or (False, (0, 0))))
     if fitting:
         lacking = sorted(set(fitting[0].cpu_features) - cpu_features)
         raise DeviceError(

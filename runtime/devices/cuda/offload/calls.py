@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moec.runtime.devices.cuda.offload.host_tier import HostTier
     from moec.runtime.devices.cuda.offload.slots import DeviceSlots
     from moec.runtime.devices.cuda.offload.stream import LayerStream
+    from moec.runtime.devices.cuda.offload.stream_share import StreamShare
     from moec.runtime.devices.cuda.uploading.weights import ResidentWeights
     from moec.runtime.experts.calls import ExpertWork
     from moec.runtime.stats import Stats
@@ -85,6 +86,10 @@ class OffloadedExperts:
         """Have ``feeder`` bring missing experts from now on; no list of calls may have been made before."""
         self.feeder = feeder
         self._stream.settle = feeder.settle
+
+    def share_streams(self, share: StreamShare) -> None:
+        """Have the CPU compute its share of streamed steps; no list of calls may have been made before."""
+        self._stream.share = share
 
     def runs_beside(self, beside: Beside) -> bool:
         """Where there is a kernel for it: the segment's first product is done while experts are on their way."""

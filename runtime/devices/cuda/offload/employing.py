@@ -8,7 +8,7 @@ from moec.artifacts.words.orders import ORDER
 from moec.errors import BundleError, DeviceError
 from moec.runtime.devices.cuda.measure import FED_LEAST_BYTES, FED_LINK_EFFICIENCY, LINK_EFFICIENCY
 from moec.runtime.devices.cuda.offload.feeding import CopyFeeder
-from moec.runtime.devices.cuda.offload.helping import let_cpu_help
+from moec.runtime.devices.cuda.offload.helping import let_cpu_help, let_cpu_help_streams, link_rate
 
 if TYPE_CHECKING:
     from moec.artifacts.files.bundle import Bundle
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 FED = "A CPU thread feeds the GPU's copy engine with missing experts."
 IDLE = "The CPU computes no missing expert: over the link they are there sooner."
+STREAMS_ALONE = (
+    "The CPU computes missing experts of prompts; of a few tokens they are there sooner over the link."
+)
 
 
 def employ_cpu(
@@ -29,6 +32,7 @@ def employ_cpu(
     side: CpuSide,
     threads: int,
     copy_thread: bool | None,
+    step_tokens: int,
 ) -> tuple[str, ...]:
     """Start the CPU's threads; what the user should know of it.
 
@@ -43,6 +47,7 @@ def employ_cpu(
         side: the functions of the CPU's module.
         threads: that may compute experts.
         copy_thread: whether one more feeds the copy engine; ``None``: nobody says it.
+        step_tokens: of the largest step.
 
     Raises:
         BudgetError: there is no memory for it.
@@ -55,12 +60,15 @@ def employ_cpu(
             f"It has no function {ORDER}: it was compiled by an older moec.",
             "Compile the model again, or load it with copy_thread=False.",
         )
-    efficiency = FED_LINK_EFFICIENCY if copy_thread else LINK_EFFICIENCY
     notes, computes = [side.note], False
     if side.serve is not None:
-        computes = let_cpu_help(device, bundle, functions, experts, side, threads, efficiency)
+        parts = device, bundle, functions, experts, side
+        link = link_rate(device, experts.weights.dense_memory)
+        efficiency = FED_LINK_EFFICIENCY if copy_thread else LINK_EFFICIENCY
+        computes = let_cpu_help(*parts, threads, link * efficiency)
+        streams = let_cpu_help_streams(*parts, link, step_tokens)
         if not computes:
-            notes = [IDLE]
+            notes = [STREAMS_ALONE if streams else IDLE]
     slots = experts.slots
     most = max(layer.stride_bytes for layer in slots.plan.layers)
     feeds = copy_thread or (side.serve is not None and not computes and most >= FED_LEAST_BYTES)

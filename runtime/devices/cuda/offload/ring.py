@@ -34,16 +34,16 @@ class StageRing:
             return None
         wraps = self._next + size_bytes > self._size
         start = 0 if wraps else self._next
-        leaving = [
-            item
-            for item in self._taken
-            if _overlap(item, start, size_bytes) or (wraps and item[0] >= self._next)
-        ]
-        if any(item[2] == turn for item in leaving):
+        leaving = 0
+        # They were given places in this order, so that those in the way are the oldest.
+        for item in self._taken:
+            if not (_overlap(item, start, size_bytes) or (wraps and item[0] >= self._next)):
+                break
+            leaving += 1
+        if leaving and self._taken[leaving - 1][2] == turn:
             return None
-        for item in leaving:
-            self._taken.remove(item)
-            self._after = max(self._after, item[2])
+        for _ in range(leaving):
+            self._after = self._taken.popleft()[2]
         self._next = start + size_bytes
         self._taken.append((start, self._next, turn))
         return Place(start, self._after)
