@@ -1,8 +1,8 @@
 """The CPU kernels against this machine's ceilings, measured in the same run and interleaved with them.
 
-    python -m benchmarks.cpu_kernels [--repeats 7] [--lanes 16] [--only experts]
+    python -m benchmarks.cpu_kernels [--repeats 7] [--level x86-64-v4-bf16] [--only experts]
 
-Prints a table and writes ``benchmarks/results/cpu_kernels-<lanes>.json``. A ratio is that of the best of the repeats:
+Prints a table and writes ``benchmarks/results/cpu_kernels-<level>.json``. A ratio is that of the best of the repeats:
 other users of the machine disturb both, and the least disturbed of each is nearest to what the machine can do. With
 ``--threads 1`` the clock is that of the thread, which stands still while others have the core.
 
@@ -27,9 +27,9 @@ from benchmarks.support.cpu_library import (
     ATTENTIONS,
     FMA_STEPS,
     FORMATS,
+    LEVELS,
     LINEAR_COLUMNS,
     LINEAR_ROWS,
-    PROCESSORS,
     READ_FLOATS,
     SUMS,
     TASKS,
@@ -196,7 +196,8 @@ def measure(
     functions: LibraryFunctions, cases: list[Case], lanes: int, repeats: int, clock: Callable[[], float]
 ) -> tuple[dict[str, float], list[Row]]:
     """Ceilings (bytes/s, flop/s) and the table."""
-    data, factors = torch.zeros(READ_FLOATS), torch.rand(2 * lanes)
+    # Written once: all pages of what was never written are one page of zeros.
+    data, factors = torch.ones(READ_FLOATS), torch.rand(2 * lanes)
     totals = torch.zeros(TASKS, lanes)
     read = _bind(functions.get("read"), data, totals)
     multiply = _bind(functions.get("multiply"), factors, totals)
@@ -220,11 +221,11 @@ def _row(case: Case, taken: float, ceiling: float) -> Row:
 CASES = {"linear": linear_cases, "experts": expert_cases, "serve": serve_cases, "attention": attention_cases}
 
 
-def build(lanes: int, path: Path) -> None:
+def build(level: str, path: Path) -> None:
     """Compile the library, which is all that needs the compiler."""
     from benchmarks.support.cpu_library_build import build_library
 
-    build_library(lanes, path)
+    build_library(level, path)
 
 
 def main() -> None:
@@ -233,26 +234,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--lanes", type=int, choices=sorted(PROCESSORS), default=16)
+    parser.add_argument("--level", choices=LEVELS, default="x86-64-v4", help="instruction set")
     parser.add_argument("--only", choices=sorted(CASES), action="append", help="kinds of kernels")
     parser.add_argument("--build", type=Path, metavar="FILE", help="compile the kernels, and measure nothing")
-    parser.add_argument("--library", type=Path, metavar="FILE", help="what --build made for as many lanes")
+    parser.add_argument("--library", type=Path, metavar="FILE", help="what --build made for this level")
     parser.add_argument("--threads", type=int, help="of the kernels (default: all CPUs)")
     options = parser.parse_args()
     if options.build:
-        build(options.lanes, options.build)
+        build(options.level, options.build)
         return
     threads = load_runtime(options.threads)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         path = options.library or Path(folder) / "kernels.so"
         if options.library is None:
-            build(options.lanes, path)
+            build(options.level, path)
         functions = LibraryFunctions([path])
         cases = [case for kind in options.only or CASES for case in CASES[kind](functions)]
         clock = time.thread_time if threads == 1 else time.perf_counter
-        ceilings, rows = measure(functions, cases, options.lanes, options.repeats, clock)
-    print(f"{cpu_model()}, {threads} threads, {options.lanes} lanes")
+        ceilings, rows = measure(functions, cases, LEVELS[options.level], options.repeats, clock)
+    print(f"{cpu_model()}, {threads} threads, {options.level}")
     print(f"read {ceilings['read'] / 1e9:.1f} GB/s, multiply-add {ceilings['multiply'] / 1e9:.0f} GFLOP/s")
     for row in rows:
         print(
@@ -260,10 +261,10 @@ def main() -> None:
             f"{row.gigaflops:7.0f} GFLOP/s  {row.ratio:5.2f} of {row.ceiling}"
         )
     write_result(
-        f"cpu_kernels-{options.lanes}",
+        f"cpu_kernels-{options.level}",
         [asdict(row) for row in rows],
         threads=threads,
-        lanes=options.lanes,
+        level=options.level,
         load_average=os.getloadavg(),
         ceilings={"read_bytes_per_second": ceilings["read"], "multiply_flops": ceilings["multiply"]},
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from operator import index
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
@@ -16,9 +15,8 @@ if TYPE_CHECKING:
 INCOMPLETE = "\ufffd"
 """What decoders put in place of bytes that are not (yet) a character."""
 
-
-_OF_TEMPLATES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-"""What the expressions of a template raise on values that it was not written for."""
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Names by which chat templates know them."""
 
 
 class Decoder(Protocol):
@@ -174,60 +172,18 @@ class Tokenizer:
                 "Its checkpoint does not define one.",
                 "Give a plain prompt.",
             )
-        from jinja2 import TemplateError
+        # Imported here: it is not needed for token ids, and importing the runtime must be quick.
+        from moec.runtime.chat_templates import compile_template, render
 
+        if self._compiled is None:
+            self._compiled = compile_template(self._template, "The bundle's chat template")
         special = {
             name: _token_text(self._config[name])
-            for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+            for name in SPECIAL_TOKENS
             if self._config.get(name) is not None
         }
-        values = {
-            **(variables or {}),
-            "messages": list(messages),
-            "add_generation_prompt": add_generation_prompt,
-            **special,
-        }
-        try:
-            if self._compiled is None:
-                self._compiled = _environment().from_string(self._template)
-            return str(self._compiled.render(values))
-        except (TemplateError, *_OF_TEMPLATES) as error:
-            raise RequestError(
-                "The chat template refuses this conversation.", f"{error}.", "Change the messages."
-            ) from error
-
-
-def check_template(template: str, source: str) -> None:
-    """Raise `RequestError` where a chat template is none; ``source`` is where it comes from."""
-    from jinja2 import TemplateSyntaxError
-
-    try:
-        _environment().parse(template)
-    except TemplateSyntaxError as error:
-        raise RequestError(
-            f"{source} is no chat template.", f"Line {error.lineno}: {error.message}.", "Correct it."
-        ) from error
-
-
-def _environment() -> Any:
-    """The same sandbox and helpers that transformers gives to chat templates."""
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
-    return environment
+        values = {**(variables or {}), "add_generation_prompt": add_generation_prompt, **special}
+        return render(self._compiled, messages, values)
 
 
 def _not_text(value: object) -> str:

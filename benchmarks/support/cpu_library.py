@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from moec.artifacts.model import AttentionSpec, ExpertBody
 
-PROCESSORS = {16: "x86-64-v4", 8: "x86-64-v3", 4: "x86-64"}
+LEVELS = {"x86-64": 4, "x86-64-v3": 8, "x86-64-v4": 16, "x86-64-v4-vnni": 16, "x86-64-v4-bf16": 16}
+"""Instruction sets, and float32 values in a vector of each."""
 READ_FLOATS = 1 << 27
 FMA_STEPS = 1 << 16
 TASKS = 256

@@ -8,9 +8,9 @@ from benchmarks.support.cpu_library import (
     ATTENTIONS,
     FMA_STEPS,
     FORMATS,
+    LEVELS,
     LINEAR_COLUMNS,
     LINEAR_ROWS,
-    PROCESSORS,
     READ_FLOATS,
     SUMS,
     TASKS,
@@ -19,8 +19,23 @@ from benchmarks.support.cpu_library import (
 from moec.compiler.kernels.cpu.attention import attention
 from moec.compiler.kernels.cpu.experts import experts
 from moec.compiler.kernels.cpu.linear import linear
+from moec.compiler.kernels.cpu.pair_products import AVX512_BF16
 from moec.compiler.kernels.cpu.serve import serve
-from moec.compiler.kernels.emit import Argument, arguments, build, fill, i64, load, loop, registers, store
+from moec.compiler.kernels.cpu.weights import PLAIN_LINES
+from moec.compiler.kernels.emit import (
+    Argument,
+    arguments,
+    build,
+    fill,
+    i64,
+    keep,
+    load,
+    loop,
+    prefetch,
+    registers,
+    store,
+)
+from moec.compiler.lowering.tvm_targets import LLVM_FEATURES
 from tests.support.machine_code import machine_code
 
 if TYPE_CHECKING:
@@ -28,26 +43,38 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def build_library(lanes: int, path: Path) -> None:
-    """Compile every kernel for vectors of so many floats."""
-    machine_code(*_functions(lanes), mcpu=PROCESSORS[lanes]).export_library(str(path))
+LINE_FLOATS = 16
+"""Of a cache line."""
 
 
-def _functions(lanes: int) -> Iterator[Any]:
+def build_library(level: str, path: Path) -> None:
+    """Compile every kernel for an instruction set."""
+    mcpu, features = LLVM_FEATURES.get(level, (level, ()))
+    machine_code(*_functions(level), mcpu=mcpu, mattr=list(features)).export_library(str(path))
+
+
+def _functions(level: str) -> Iterator[Any]:
+    lanes, pairs = LEVELS[level], AVX512_BF16 if level == "x86-64-v4-bf16" else None
     yield read_kernel(lanes)
     yield multiply_kernel(lanes)
     yield linear(
-        rows=LINEAR_ROWS, columns=LINEAR_COLUMNS, dtype="bfloat16", batch=None, bias=False, lanes=lanes
+        rows=LINEAR_ROWS,
+        columns=LINEAR_COLUMNS,
+        dtype="bfloat16",
+        batch=None,
+        bias=False,
+        lanes=lanes,
+        pairs=pairs,
     )
     for kind in FORMATS:
-        yield experts(expert_body(kind), lanes=lanes)
+        yield experts(expert_body(kind), lanes=lanes, pairs=pairs)
     yield serve([expert_body(kind) for kind in FORMATS], lanes=lanes, machine="x86_64")
     for spec in ATTENTIONS:
         yield attention(spec, lanes=lanes).with_attr("global_symbol", f"attention_{spec.name}")
 
 
 def read_kernel(lanes: int) -> Any:
-    """Sum a large array, each task a contiguous part."""
+    """Sum a large array, each task a contiguous part, which is asked for ahead as the kernels' rows are."""
 
     def body() -> None:
         x, out = arguments(
@@ -58,8 +85,12 @@ def read_kernel(lanes: int) -> Any:
             sums = registers(width)
             fill(sums, width, lanes)
             with loop(part // width) as step:
+                place = keep(task * i64(part) + step * i64(width))
+                for line in range(0, width, LINE_FLOATS):
+                    for ahead in PLAIN_LINES:
+                        prefetch(x, place + i64(line + ahead * LINE_FLOATS))
                 for offset in range(0, width, lanes):
-                    value = load(x, task * i64(part) + step * i64(width) + i64(offset), lanes)
+                    value = load(x, place + i64(offset), lanes)
                     store(sums, offset, load(sums, offset, lanes) + value, lanes)
             _store_total(sums, 8, out, task, lanes)
 

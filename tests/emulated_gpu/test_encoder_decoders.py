@@ -13,7 +13,9 @@ from moec import runtime
 from moec.artifacts.files.reader import open_bundle
 from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.traces import Traces
-from moec.runtime.experts.slots import state_bytes
+from moec.runtime.devices.cuda.offload import layer_share
+from moec.runtime.devices.cuda.offload.stream_share import StreamShare
+from moec.runtime.experts.slots import SlotPlan, state_bytes
 from tests.support.cuda_stub import Stub
 from tests.support.emulated_models import compiled, nothing_left, planned
 from tests.support.tiny_models.encoder_decoders import ENCODER_DECODERS
@@ -47,7 +49,9 @@ def same_choices(one: Traces, other: Traces) -> float:
 
 
 @pytest.mark.parametrize("name", list(ENCODER_DECODERS))
-def test_resident_and_offloaded(stub: Stub, tmp_path: Path, name: str) -> None:
+def test_resident_and_offloaded(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     bundle = compiled(tmp_path, "bf16", torch.bfloat16, name)
     with runtime.load(bundle, verify="sizes") as model:
         expected = answers(model)
@@ -69,4 +73,14 @@ def test_resident_and_offloaded(stub: Stub, tmp_path: Path, name: str) -> None:
     assert offloaded["alone"] == found["alone"]
     assert same_choices(offloaded["traces"], found["traces"]) == 1
     assert offloaded["logits"].tobytes() == found["logits"].tobytes()
+    # Sources as streams, half of whose missing experts are the CPU's.
+    monkeypatch.setattr(SlotPlan, "most_entries", property(lambda _: 8))
+    monkeypatch.setattr(StreamShare, "takes", lambda *_: True)
+    monkeypatch.setattr(layer_share, "cpu_share_of_many", lambda _, tokens: (len(tokens) + 1) // 2)
+    with runtime.load(bundle, max_step_tokens=96, device_memory=quarter, cpu_threads=1, **facts) as model:
+        shared = answers(model)
+        assert 0 < model.stats.cpu_misses < model.stats.misses
+    assert shared["forced"] == found["forced"]
+    assert same_choices(shared["traces"], found["traces"]) > 0.95
+    assert np.quantile(np.abs(shared["logits"] - expected["logits"]).max(-1), 0.9) < CLOSE * largest
     nothing_left(stub)

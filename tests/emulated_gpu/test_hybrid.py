@@ -167,7 +167,7 @@ def test_experts_beyond_host_memory_are_shared_too(
 def test_the_cpu_has_a_share_of_a_streamed_prompt(
     load: Load, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The threads that answer the prompt's last layer, which has one row, sleep meanwhile."""
+    """Meanwhile the threads that answer decoding steps sleep: a prompt's list of calls wants nothing of them."""
     compute, awake = HostRows.compute, []
 
     def run(rows: HostRows) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from moec.errors import BundleError, RequestError
 from moec.runtime.streamers import TextStreamer
-from moec.runtime.tokenizer import TextStream, Tokenizer, check_template
+from moec.runtime.tokenizer import TextStream, Tokenizer
 from tests.support.byte_tokenizer import bytes_tokenizer, save
 
 if TYPE_CHECKING:
@@ -118,12 +118,6 @@ def test_a_template_can_refuse_and_cannot_escape(folder: Path) -> None:
 def test_values_that_a_template_was_not_written_for(template: str, folder: Path) -> None:
     with pytest.raises(RequestError, match="refuses this conversation"):
         Tokenizer(folder, template).apply_chat_template([{"role": "user", "content": 5}])
-
-
-def test_a_template_that_is_none() -> None:
-    check_template("{% for m in messages %}{% break %}{% endfor %}", "fine")
-    with pytest.raises(RequestError, match=r"mine\.jinja is no chat template"):
-        check_template("{{ messages", "mine.jinja")
 
 
 def test_missing_and_broken_tokenizers_are_typed_errors(folder: Path, tmp_path: Path) -> None:

@@ -58,16 +58,6 @@ class Attendance:
         finally:
             self._inside = False
 
-    def rest(self) -> None:
-        """Let the threads sleep within a list that runs, once all that was launched is over, until `wake`."""
-        if self._inside:
-            self.threads.end()
-
-    def wake(self) -> None:
-        """What comes next in the list may want something."""
-        if self._inside:
-            self.threads.begin()
-
     def finished(self, launched: int) -> None:
         """The first ``launched`` lists are over: with the last of them threads may sleep, unless it has just begun.
 

@@ -48,7 +48,7 @@ calibration_option = click.option(
 @click.option(
     "--dtype",
     type=click.Choice(["bf16", "f16", "f32"]),
-    help="Of stored weights; arithmetic is float32.  [default: the checkpoint's]",
+    help="Of stored weights; sums are float32 whatever it is.  [default: the checkpoint's]",
 )
 @click.option(
     "--max-context",

@@ -163,7 +163,7 @@ def command(
 
 
 def _read_template(path: Path) -> str:
-    from moec.runtime.tokenizer import check_template
+    from moec.runtime.chat_templates import check_template
 
     try:
         template = path.read_text(encoding="utf-8")

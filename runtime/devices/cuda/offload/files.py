@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moec.artifacts.paths import experts_name
 from moec.runtime.devices.cuda.driver.memory import PinnedMemory
-from moec.runtime.devices.cuda.offload.host_tier import read_expert
+from moec.runtime.devices.cuda.offload.host_tier import opened, read_expert
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,9 +76,6 @@ class FileExperts:
         """
         own, name = self._slots.plan.layers[layer], self._names[layer]
         target: NDArray[np.uint8] = self._memory.bytes[place * self._stride :][: own.stride_bytes]
-        file = os.open(self._bundle.path / name, os.O_RDONLY)
-        try:
+        with opened(self._bundle, name) as file:
             read_expert(file, target, expert * own.stride_bytes, self._bundle, name)
-        finally:
-            os.close(file)
         return int(target.ctypes.data)

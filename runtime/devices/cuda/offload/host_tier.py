@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from moec.artifacts.paths import experts_name
 from moec.runtime.devices.cuda.driver.memory import HostMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from numpy.typing import NDArray
 
@@ -101,14 +102,14 @@ class HostTier:
         layer, name = self._plan.layers[number], experts_name(bundle.model.experts[number].layer)
         digest = hashlib.sha256() if name in hashed else None
         scratch: NDArray[np.uint8] = np.empty(layer.stride_bytes if digest else 0, np.uint8)
-        with (bundle.path / name).open("rb", buffering=0) as file:
+        with opened(bundle, name) as file:
             for expert in range(layer.experts):
                 if stop.is_set():
                     return
                 hosted = self.homes[number][expert] != 0
                 if hosted or digest:
                     target = self.view(number, expert) if hosted else scratch
-                    read_expert(file.fileno(), target, expert * layer.stride_bytes, bundle, name)
+                    read_expert(file, target, expert * layer.stride_bytes, bundle, name)
                     if digest:
                         digest.update(target.data)
                     if progress:
@@ -119,6 +120,23 @@ class HostTier:
             memory.pin()
         if digest and digest.hexdigest() != bundle.manifest.files[name].sha256:
             raise damaged(bundle.path, f"The file {name} was changed: its SHA-256 is {digest.hexdigest()}.")
+
+
+@contextmanager
+def opened(bundle: Bundle, name: str) -> Iterator[int]:
+    """A file of experts, to be read.
+
+    Raises:
+        BundleError: it is not there any more, or cannot be read.
+    """
+    try:
+        file = os.open(bundle.path / name, os.O_RDONLY)
+    except OSError as error:
+        raise damaged(bundle.path, f"The file {name} cannot be read: {error.strerror}.") from error
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def read_expert(file: int, target: NDArray[np.uint8], start: int, bundle: Bundle, name: str) -> None:

@@ -74,8 +74,6 @@ class _Turn:
     index: View
     share: LayerShare | None
     """The CPU's; ``None``: it has none."""
-    before_few: bool
-    """Whether what comes next may be a layer of few tokens."""
 
 
 class LayerStream:
@@ -131,10 +129,7 @@ class LayerStream:
         layers = [other for other in part if self.takes(other, tokens)]
         asks = any(self._asks(other, tokens) or self._shares(other, tokens) for other in layers)
         share = self.share.layer(work) if self.share and self._shares(layer, tokens) else None
-        before_few = set(layers).isdisjoint(part[part.index(layer) + 1 :][:1])
-        turn = _Turn(
-            layer, layers.index(layer), asks, work.function, tuple(tensors), index, share, before_few
-        )
+        turn = _Turn(layer, layers.index(layer), asks, work.function, tuple(tensors), index, share)
         return HostCall("experts", lambda: self._run(turn, layers))
 
     def count(self, stats: Stats) -> None:
@@ -170,9 +165,6 @@ class LayerStream:
         self._issue(turn.number)
         if share is not None:
             share.compute()
-        if turn.before_few:
-            for attendance in device.attendances:
-                attendance.wake()
 
     def _begin(self) -> None:
         """Look who has a slot, when all that came before is over, so that the stage is free."""
@@ -189,9 +181,6 @@ class LayerStream:
         tokens = np.bincount(index[(index >= 0) & (index < experts)], minlength=experts)
         theirs = np.zeros(experts, np.bool_)
         if turn.share is not None:
-            # Threads that watch would take the cores of those that compute.
-            for attendance in self._device.attendances:
-                attendance.rest()
             free = self._hosted(turn.layer) & (tokens > 0)
             free[list(self._led)] = False
             theirs[turn.share.divide(tokens, np.flatnonzero(free))] = True
