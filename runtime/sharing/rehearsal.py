@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from moec.errors import DeviceError
 from moec.runtime.tensors import array_at
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from numpy.typing import NDArray
 
     from moec.runtime.sharing.mailbox import Mailbox
     from moec.runtime.sharing.team import Team
@@ -25,6 +26,9 @@ MOST_SECONDS = 0.5
 MOST_EXPERTS = 8
 PATIENCE_SECONDS = 60.0
 
+AskedLayer: TypeAlias = tuple[int, int, Sequence[int]]
+"""Ordinal, top-k and experts in host memory of an MoE layer."""
+
 
 class Rehearsal:
     """Makes requests of one token, of ordinary numbers, in a mailbox that no GPU uses yet.
@@ -32,13 +36,11 @@ class Rehearsal:
     Args:
         box: the team's.
         team: who answers.
-        layers: ``(ordinal, top-k, experts in host memory)`` of each MoE layer that can be asked.
+        layers: that can be asked.
         seed: of the experts that are taken, each time others, so that no cache has them; and of the numbers.
     """
 
-    def __init__(
-        self, box: Mailbox, team: Team, layers: Sequence[tuple[int, int, Sequence[int]]], seed: int = 0
-    ) -> None:
+    def __init__(self, box: Mailbox, team: Team, layers: Sequence[AskedLayer], seed: int = 0) -> None:
         self._box, self._team = box, team
         self._layers = [layer for layer in layers if layer[2]]
         self._random = np.random.default_rng(seed)
@@ -50,7 +52,7 @@ class Rehearsal:
         """
         if not self._layers:
             return (0.0,)
-        most = min(MOST_EXPERTS, *(min(top_k, len(experts)) for _, top_k, experts in self._layers))
+        most = most_at_once(self._layers)
         samples, start = [0.0], time.perf_counter()
         self._team.begin()
         try:
@@ -65,9 +67,8 @@ class Rehearsal:
 
     def _ask(self, count: int) -> float:
         """Seconds that a request of ``count`` experts takes."""
-        ordinal, top_k, known = self._layers[self._random.integers(len(self._layers))]
-        index = np.full(top_k, -1, np.int64)
-        index[:count] = self._random.choice(known, count, replace=False)
+        ordinal, index = drawn_request(self._random, self._layers, count)
+        top_k = len(index)
         box, words = self._box, self._box.words
         for place, values in ((box.layout.index, index), (box.layout.weight, np.ones(top_k, np.float32))):
             array_at(*box.view(place))[:top_k] = values
@@ -86,3 +87,18 @@ class Rehearsal:
                     "Use cpu_threads=0.",
                 )
         return time.perf_counter() - start
+
+
+def most_at_once(layers: Sequence[AskedLayer]) -> int:
+    """Experts that any of these layers, at least one, can be asked for in one request."""
+    return min(MOST_EXPERTS, *(min(top_k, len(experts)) for _, top_k, experts in layers))
+
+
+def drawn_request(
+    random: np.random.Generator, layers: Sequence[AskedLayer], count: int
+) -> tuple[int, NDArray[np.int64]]:
+    """A layer's ordinal, and ``[K]`` with ``count`` of its experts, then -1."""
+    ordinal, top_k, known = layers[int(random.integers(len(layers)))]
+    index = np.full(top_k, -1, np.int64)
+    index[:count] = random.choice(known, count, replace=False)
+    return ordinal, index

@@ -10,6 +10,7 @@ import numpy as np
 
 from moec.artifacts.sharing import MAILBOX_US, never_falling
 from moec.runtime.device import View
+from moec.runtime.sharing.rehearsal import MOST_SECONDS, drawn_request, most_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 WARM_ROUNDS, ROUNDS = 2, 11
 """Of one request of each number of experts; threads and memory take some to get going."""
-MOST_SECONDS = 0.5
-"""Of all rounds: where experts are large and the CPU is slow, one has to do."""
-MOST_EXPERTS = 8
 
 
 class GpuRehearsal:
@@ -70,8 +68,7 @@ class GpuRehearsal:
         """
         if not self._layers:
             return (0.0,)
-        most = min(MOST_EXPERTS, *(min(top_k, len(experts)) for _, top_k, experts in self._layers))
-        samples: list[list[float]] = [[] for _ in range(most + 1)]
+        samples: list[list[float]] = [[] for _ in range(most_at_once(self._layers) + 1)]
         team, start = self._share.team, time.perf_counter()
         team.begin()
         try:
@@ -91,11 +88,10 @@ class GpuRehearsal:
     def _ask(self, count: int) -> float:
         """Microseconds of a layer of which the CPU computes ``count`` experts and the GPU none."""
         device, driver, share = self._device, self._device.driver, self._share
-        ordinal, top_k, known = self._layers[self._random.integers(len(self._layers))]
-        index = np.full((1, top_k), -1, np.int64)
-        index[0, :count] = self._random.choice(known, count, replace=False)
+        ordinal, drawn = drawn_request(self._random, self._layers, count)
+        index = drawn[None]
         device.write(self._index, index)
-        device.write(self._weight, np.ones((1, top_k), np.float32))
+        device.write(self._weight, np.ones(index.shape, np.float32))
         x, out = (View(address, "float32", (1, self._hidden)) for address in (self._x, self._out))
         chosen = View(self._index, "int64", index.shape), View(self._weight, "float32", index.shape)
         driver.record(self._start, device.stream)

@@ -36,13 +36,13 @@ from typing import TYPE_CHECKING
 from moec.compiler.kernels.cuda.few.ring import REGISTERS, through_ring
 from moec.compiler.kernels.cuda.few.stream import WORDS
 from moec.compiler.kernels.cuda.few.tiling import (
-    BLOCKS_AT_ONCE,
     LANES,
     STEP_COLUMNS,
     TILE_ROWS,
     Tiling,
     choose_tiling,
 )
+from moec.compiler.kernels.cuda.primitives import MULTIPROCESSORS
 
 if TYPE_CHECKING:
     from moec.artifacts.model import ExpertBody
@@ -53,7 +53,6 @@ STEP_BYTES = 2 * TILE_ROWS * STEP_COLUMNS
 """Of weights that a warp has in flight for a step."""
 ENOUGH_BYTES = 96 << 10
 """In flight on a multiprocessor."""
-MULTIPROCESSORS = BLOCKS_AT_ONCE // 2
 EXPERTS_AT_ONCE = 6
 """Of a launch, most often."""
 OTHER_REGISTERS = 40
