@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,16 @@ def import_tvm_ffi() -> Any:
     finally:
         del sys.modules["torch"]
     return tvm_ffi
+
+
+def is_loaded(path: Path) -> bool:
+    """Whether the shared library in this file is in the process."""
+    linker = ctypes.CDLL(None)
+    linker.dlopen.restype = ctypes.c_void_p
+    handle = linker.dlopen(os.fsencode(path), os.RTLD_LAZY | os.RTLD_NOLOAD)
+    if handle:
+        linker.dlclose(ctypes.c_void_p(handle))
+    return bool(handle)
 
 
 def load_libraries(folder: Path, files: Sequence[str]) -> LibraryFunctions:

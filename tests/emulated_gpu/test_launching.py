@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,30 @@ def test_modules_leave_the_gpu_with_their_last_user(device: CudaDevice, folder: 
     gc.collect()
     assert stub.counts().modules == before
     assert memory.address
+
+
+def test_a_function_that_outlives_its_module_does_the_next_one_no_harm(
+    device: CudaDevice, tmp_path: Path
+) -> None:
+    """As where a closed model is still somebody's while the next is loaded.
+
+    A host library finds its kernels once and keeps where they are, so one that is still in the process must not be met
+    again. The second time it comes with other machine code, which shows whose kernel runs.
+    """
+    (_x, source), (_y, target) = floats(device), floats(device)
+    kept = []
+    for added in (1.0, 2.0, 3.0):
+        made, folder = tmp_path / str(added), tmp_path / "bundle"
+        made.mkdir()
+        folder.mkdir(exist_ok=True)
+        write_emulated(made, add_one("add_some", added))
+        for name in FILES[1:] if kept else FILES:
+            shutil.copyfile(made / name, folder / name)
+        gc.collect()
+        function = device.load(folder, FILES).get("add_some")
+        function(device.tensor(source), device.tensor(target))
+        np.testing.assert_array_equal(device.read(target), np.arange(N) + added)
+        kept.append(function)
 
 
 def test_use_after_close_says_so(stub: Stub) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from moec.artifacts.program import HOPPER
 from moec.errors import BundleError
 from moec.runtime.devices.cuda.modules.architecture import EARLY_LAUNCH_CAPABILITY
+from moec.runtime.machine.libraries import is_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,8 +25,7 @@ HOPPER_CAPABILITY = (9, 0)
 _loaded: weakref.WeakValueDictionary[tuple[Path, tuple[str, ...], tuple[int, int]], CudaFunctions] = (
     weakref.WeakValueDictionary()
 )
-"""A library that is loaded twice would look its kernels up in the second's module, so no library is: for GPUs of
-another capability a copy of it is loaded."""
+"""While somebody uses them."""
 
 
 def load_functions(folder: Path, files: tuple[str, ...], capability: tuple[int, int]) -> CudaFunctions:
@@ -37,29 +37,27 @@ def load_functions(folder: Path, files: tuple[str, ...], capability: tuple[int, 
     key = folder.resolve(), files, capability
     functions = _loaded.get(key)
     if functions is None:
-        copied = any(other[:2] == key[:2] for other in _loaded)
-        functions = _loaded[key] = CudaFunctions(folder, files, capability, copied=copied)
+        functions = _loaded[key] = CudaFunctions(folder, files, capability)
     return functions
 
 
 class CudaFunctions:
     """The functions of one CUDA target (see `moec.runtime.device.Functions`).
 
-    The GPU's module is imported into the host's, which is where host functions look their kernels up.
+    The GPU's module is imported into the host's, which is where host functions look their kernels up: once, and then
+    they remember where each is. So a host library that is in the process already, be it for a GPU of another capability
+    or because somebody still has one function of a closed model, is not met again: a copy of it is loaded.
 
     Args:
         folder: the bundle.
         files: the target's, relative to ``folder``: one host library, one fat binary, one table of kernels.
         capability: the GPU's compute capability.
-        copied: load a copy of the host library, since it is loaded already.
 
     Raises:
         BundleError: a file is missing.
     """
 
-    def __init__(
-        self, folder: Path, files: Sequence[str], capability: tuple[int, int], *, copied: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, files: Sequence[str], capability: tuple[int, int]) -> None:
         import tvm_ffi
 
         library, machine_code, table = (
@@ -70,7 +68,8 @@ class CudaFunctions:
         functions = tvm_ffi.get_global_func("runtime.LoadMetaDataFromJSON")(json.dumps(described))
         create = tvm_ffi.get_global_func("ffi.Module.create.cuda")
         with tempfile.TemporaryDirectory() as copies:
-            own = Path(shutil.copy(folder / library, copies)) if copied else folder / library
+            shared = folder / library
+            own = Path(shutil.copy(shared, copies)) if is_loaded(shared) else shared
             # Kept alive it would keep the GPU's code loaded.
             self._host: Any = tvm_ffi.load_module(str(own), keep_module_alive=False)
         self._host.import_module(create((folder / machine_code).read_bytes(), "fatbin", functions, {}))
