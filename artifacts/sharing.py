@@ -151,6 +151,18 @@ class TeamSpeed:
         return cls(mean - each * middle, expert_bytes / each / 1e3)
 
 
+STEADY, STEADY_US = 1.6, 40.0
+"""Times as long as so many of the experts before may a number of experts take, and microseconds beside."""
+
+
+def is_steady(samples: Sequence[float]) -> bool:
+    """Whether measured times of 0, 1, 2 ... experts rise with their number as reading them does, or more slowly."""
+    return all(
+        samples[count] <= STEADY * samples[count - 1] * count / (count - 1) + STEADY_US
+        for count in range(2, len(samples))
+    )
+
+
 def never_falling(samples: Sequence[float]) -> tuple[float, ...]:
     """Measured times of 0, 1, 2 ... experts, cleared of the noise by which more would cost less."""
     result: list[float] = []
