@@ -84,6 +84,21 @@ def test_close_gives_everything_back_once() -> None:
         own.enter()
 
 
+def test_a_forked_process_leaves_everything_to_the_one_that_took_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver()
+    own = resources(driver)
+    memory = DeviceMemory(own, 300)
+    own.at_close(lambda: driver.log.append("action"))
+    driver.log.clear()
+    with monkeypatch.context() as forked:
+        forked.setattr("os.getpid", lambda: -1)
+        del memory
+        own.close()
+    assert driver.log == []
+    own.close()
+    assert driver.log[0] == "action"
+
+
 def test_a_broken_gpu_does_not_stop_the_release_of_the_rest() -> None:
     driver = FakeDriver()
     own = resources(driver)

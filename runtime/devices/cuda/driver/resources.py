@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ class Resources:
         self.pinned_bytes = 0
         """Pinned host memory allocated now."""
         self._ordinal = ordinal
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._device: dict[int, int] = {}
         self._pinned: dict[int, int] = {}
@@ -197,14 +199,17 @@ class Resources:
                 self._quietly(self.driver.destroy_graph, graph)
 
     def close(self) -> None:
-        """Give everything back, the newest first; errors of a broken GPU do not stop that."""
-        if self._context is not None:
+        """Give everything back, the newest first; errors of a broken GPU do not stop that.
+
+        A process that is forked from the one that took it leaves it to that one.
+        """
+        if self._context is not None and self._here:
             with self._inside():
                 self._close()
 
     def _close(self) -> None:
-        for action in reversed(self._actions):
-            action()
+        while self._actions:
+            self._actions.pop()()
         for graph in list(self._graphs.values()):
             self.drop_graph(graph)
         for destroy, handle in reversed(self._others):
@@ -236,8 +241,14 @@ class Resources:
 
     def _quietly(self, release: Callable[[Any], None], handle: Any) -> None:
         """A release in whichever thread the last reference went; a broken GPU has nothing to give back."""
-        with self._inside(), contextlib.suppress(DeviceError):
-            release(handle)
+        if self._here:
+            with self._inside(), contextlib.suppress(DeviceError):
+                release(handle)
+
+    @property
+    def _here(self) -> bool:
+        """Whether this is the process that took everything, and not a fork of that."""
+        return os.getpid() == self._process
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
