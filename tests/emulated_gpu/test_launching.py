@@ -208,7 +208,7 @@ def test_a_function_that_outlives_its_module_does_the_next_one_no_harm(
     again. The second time it comes with other machine code, which shows whose kernel runs.
     """
     (_x, source), (_y, target) = floats(device), floats(device)
-    kept: list[object] = []
+    kept: list[Any] = []
     for added in (1.0, 2.0, 3.0):
         made, folder = tmp_path / str(added), tmp_path / "bundle"
         made.mkdir()
