@@ -53,8 +53,8 @@ class Model:
     """A bundle, loaded. Made by `moec.runtime.load`; close it, or use it as a context manager.
 
     Threads that call it take turns: a call waits until the one before has ended. To run requests of several together,
-    give them to one call, or drive `engine`. A process that is forked from the one that loaded it loads its own, on the CPU
-    and with one thread; one that is spawned does as it likes.
+    give them to one call, or drive `engine`. A process that is forked from the one that loaded it loads its own, on the
+    CPU and with one thread; one that is spawned does as it likes.
 
     Attributes:
         path: the bundle's folder.
