@@ -25,7 +25,7 @@ from moec.artifacts.machine import MachineRecord
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.sharing import MAILBOX_US, TEAM_US, TeamSpeed
 from moec.planning.costs.streaming import StepTimes
-from moec.planning.costs.token import dense_milliseconds, miss_cost
+from moec.planning.costs.token import cached_milliseconds, dense_milliseconds, miss_cost
 from moec.planning.costs.work import step_work
 from moec.runtime.devices.cuda.measure import FED_LINK_EFFICIENCY, GPU_EFFICIENCY, LAYER_US, LINK_EFFICIENCY
 from moec.runtime.devices.measure import HOST_EFFICIENCY
@@ -83,8 +83,11 @@ class Predictor:
         missing = float(row["missed MB"]) * 1e6 / chosen
         routed = 0.0
         for layer in self.facts.layers:
-            costs = miss_cost(machine, layer).milliseconds
-            routed += float(np.interp(missing * layer.top_k, range(len(costs)), costs))
+            cost = miss_cost(machine, layer)
+            times = cost.milliseconds
+            routed += float(np.interp(missing * layer.top_k, range(len(times)), times))
+            if row["slots"] != "100%":
+                routed += cached_milliseconds(cost)
         return dense_milliseconds(machine, self.facts, on_device=True) + routed
 
 
