@@ -53,7 +53,8 @@ class Model:
     """A bundle, loaded. Made by `moec.runtime.load`; close it, or use it as a context manager.
 
     Threads that call it take turns: a call waits until the one before has ended. To run requests of several together,
-    give them to one call, or drive `engine`. A process that is forked from the one that loaded it loads its own.
+    give them to one call, or drive `engine`. A process that is forked from the one that loaded it loads its own, on the
+    CPU and with one thread; one that is spawned does as it likes.
 
     Attributes:
         path: the bundle's folder.
@@ -98,9 +99,13 @@ class Model:
 
     @property
     def stats(self) -> Stats:
-        """Counters since it was loaded; where a GPU counts, looking waits for it."""
-        if self._executor is not None:
-            self._executor.count()
+        """Counters since it was loaded. Where a GPU counts, looking waits for it, but for no call of another thread.
+
+        While such a call runs, what the GPU counts is as it was when somebody looked last.
+        """
+        with self._turns.try_take() as mine:
+            if mine and self._executor is not None:
+                self._executor.count()
         return self._stats
 
     @cached_property

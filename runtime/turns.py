@@ -31,7 +31,7 @@ class Turns:
             raise RequestError(
                 "The model was loaded in another process.",
                 "Its threads, and what it has on a GPU, do not go along when a process is forked.",
-                "Load it in this process, or start processes by multiprocessing's spawn.",
+                "Start processes by multiprocessing's spawn, and load it in each.",
             )
 
     @contextmanager
@@ -44,3 +44,13 @@ class Turns:
         self.check()
         with self._lock:
             yield
+
+    @contextmanager
+    def try_take(self) -> Iterator[bool]:
+        """Have the turn where nobody else has it, and this is the process that loaded the model; whether it is so."""
+        mine = self.here and self._lock.acquire(blocking=False)
+        try:
+            yield mine
+        finally:
+            if mine:
+                self._lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.runtime.chain.section import ChainSection
-    from moec.runtime.device import Link
+    from moec.runtime.device import Device, Link
     from moec.runtime.engine.batch import StepBatch
     from moec.runtime.engine.sequence import Sequence as RunningSequence
     from moec.runtime.routing.recorder import RoutingRecorder
@@ -39,7 +40,7 @@ class Links:
 
 
 class ChainExecutor:
-    """Runs steps through the compiled chain.
+    """Runs steps through the compiled chain. With its last reference its devices are closed, if nobody did it before.
 
     Args:
         sections: what runs it, in order; the last one chooses tokens.
@@ -59,6 +60,8 @@ class ChainExecutor:
         self._chosen: list[RunningSequence] = []
         """Whose next tokens the device has, or will have after the step that it runs, in the order of the rows."""
         self._closed = False
+        # What uses a device and what the device knows of it are a circle, which Python would look for some time later.
+        self._finalizer = weakref.finalize(self, _close, [section.device for section in self.sections])
 
     @property
     def recorder(self) -> RoutingRecorder | None:
@@ -81,8 +84,7 @@ class ChainExecutor:
         self._closed = True
         for section in self.sections:
             section.forget()
-        for section in self.sections:
-            section.device.close()
+        self._finalizer()
 
     def run(self, batch: StepBatch) -> NDArray[np.float32]:
         """See `moec.runtime.engine.batch.Executor`; the result is good until the next run."""
@@ -245,3 +247,8 @@ class ChainExecutor:
         for section in self.sections[:-1]:
             section.device.mark()()
         return logits
+
+
+def _close(devices: Sequence[Device]) -> None:
+    for device in devices:
+        device.close()

@@ -10,6 +10,8 @@ import ctypes
 import importlib.util
 import os
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from moec.artifacts.files.manifest import TargetRecord
 
 _runtime_library: ctypes.CDLL | None = None
+_loading = threading.Lock()
 
 
 def host_cpu_features() -> frozenset[str]:
@@ -109,8 +112,29 @@ def import_tvm_ffi() -> Any:
     return tvm_ffi
 
 
-def is_loaded(path: Path) -> bool:
-    """Whether the shared library in this file is in the process."""
+def load_alone(path: Path) -> Any:
+    """Load a shared library that nobody else in the process has; it leaves with the last of its functions.
+
+    One that is there already, since a model has it or somebody still holds a function of a closed one, is not met
+    again: it has looked up that model's kernels, and may come of a file that was replaced since. A copy is loaded then.
+    """
+    import tvm_ffi
+
+    with _loading:
+        if not _is_loaded(path):
+            return tvm_ffi.load_module(str(path), keep_module_alive=False)
+        # In memory, since code in a folder for temporary files may not be allowed to run; under a name of its own,
+        # since the linker goes by names first.
+        with os.fdopen(os.memfd_create(path.name), "wb") as copy, tempfile.TemporaryDirectory() as names:
+            copy.write(path.read_bytes())
+            copy.flush()
+            name = Path(names, path.name)
+            name.symlink_to(f"/proc/self/fd/{copy.fileno()}")
+            return tvm_ffi.load_module(str(name), keep_module_alive=False)
+
+
+def _is_loaded(path: Path) -> bool:
+    """Whether a shared library of this name is in the process."""
     linker = ctypes.CDLL(None)
     linker.dlopen.restype = ctypes.c_void_p
     handle = linker.dlopen(os.fsencode(path), os.RTLD_LAZY | os.RTLD_NOLOAD)
@@ -156,10 +180,8 @@ class LibraryFunctions:
 
 
 def _load(path: Path) -> Any:
-    import tvm_ffi
-
     try:
-        return tvm_ffi.load_module(str(path))
+        return load_alone(path)
     except RuntimeError as error:
         raise DeviceError(
             f"The module {path.name} cannot be loaded on this machine.",

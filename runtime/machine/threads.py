@@ -8,6 +8,7 @@ pool is started here with all CPUs, whatever is asked for first: a later load ma
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 from moec.errors import RequestError
@@ -22,6 +23,9 @@ those who work: two processes on two cores, 0.15 ms kernels: 1.3 ms each and up 
 99th percentile, which is their share of the cores. Bound threads of several processes meet on the same core, and
 TVM binds the calling thread as well, which here is Python's.
 """
+
+_process: int | None = None
+"""The one whose pools there are: a fork of it has the forking thread's pool, and none of the threads in it."""
 
 _BIG_CORES = 1
 """Mode of ``config_threadpool``; TVM knows no other that takes a number of threads and leaves them unbound."""
@@ -57,13 +61,21 @@ def use_threads(ffi: Any, threads: int | None) -> int:
         threads: ``None``: `default_threads`, or all of a pool that somebody else started with fewer.
 
     Raises:
-        RequestError: the pool is running and has fewer.
+        RequestError: the pool is running and has fewer, or its threads were lost when this process was forked.
     """
+    global _process  # noqa: PLW0603
+    _process = _process or os.getpid()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     configure = ffi.get_global_func("runtime.config_threadpool")
     running = ffi.get_global_func("runtime.NumThreads")
     wanted = default_threads() if threads is None else threads
+    if wanted > 1 and _process != os.getpid() and threading.current_thread() is threading.main_thread():
+        raise RequestError(
+            f"{wanted} CPU threads cannot work in this process.",
+            "It was forked from one that had loaded a model, and the threads of that one did not go along.",
+            "Give cpu_threads=1, load and use the model in a new thread, or start processes by spawn.",
+        )
     os.environ["TVM_NUM_THREADS"] = str(max(wanted, usable_cpus()))
     before: int = running()
     configure(_BIG_CORES, wanted)

@@ -198,3 +198,19 @@ def test_it_feeds_beside_a_share_of_the_cpu_and_guesses(
         assert model.stats.cpu_misses > 0
         assert model.stats.engine_bytes > 0
         assert feeder_of(model).feeder._state.control[mailbox.EPOCH] > 0
+
+
+def test_a_model_that_is_dropped_gives_everything_back_at_once(load: Load, stub: Stub) -> None:
+    """And not when Python looks for circles of objects some time: the next one is loaded before that."""
+    gc.collect()
+    gc.disable()
+    try:
+        model = load(0.9, cpu_threads=1)
+        rows(model, [PROMPTS[0]])
+        assert len(copy_threads()) == 1
+        del model
+        alive = stub.counts()._replace(launches=0, copies=0)
+        assert tuple(alive) == (0,) * len(alive), alive
+        assert not copy_threads()
+    finally:
+        gc.enable()

@@ -208,7 +208,7 @@ def test_a_function_that_outlives_its_module_does_the_next_one_no_harm(
     again. The second time it comes with other machine code, which shows whose kernel runs.
     """
     (_x, source), (_y, target) = floats(device), floats(device)
-    kept = []
+    kept: list[Any] = []
     for added in (1.0, 2.0, 3.0):
         made, folder = tmp_path / str(added), tmp_path / "bundle"
         made.mkdir()
@@ -221,6 +221,31 @@ def test_a_function_that_outlives_its_module_does_the_next_one_no_harm(
         function(device.tensor(source), device.tensor(target))
         np.testing.assert_array_equal(device.read(target), np.arange(N) + added)
         kept.append(function)
+
+
+def test_functions_of_a_bundle_that_was_compiled_again_are_the_new_ones(
+    device: CudaDevice, tmp_path: Path
+) -> None:
+    """While a model has those that were in the same place."""
+    (_x, source), (_y, target) = floats(device), floats(device)
+    loaded = []
+    for added in (1.0, 2.0):
+        shutil.rmtree(tmp_path / "bundle", ignore_errors=True)
+        (tmp_path / "bundle").mkdir()
+        write_emulated(tmp_path / "bundle", add_one("add_some", added))
+        loaded.append(device.load(tmp_path / "bundle", FILES))
+    for functions, added in zip(loaded, (1.0, 2.0), strict=True):
+        functions.get("add_some")(device.tensor(source), device.tensor(target))
+        np.testing.assert_array_equal(device.read(target), np.arange(N) + added)
+
+
+def test_the_driver_of_a_forked_process_says_that_there_is_none(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    NvidiaDriver()
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    with pytest.raises(DeviceError, match=r"cannot use GPUs\.\nIt was forked"):
+        NvidiaDriver()
 
 
 def test_use_after_close_says_so(stub: Stub) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,12 @@ from moec.artifacts.files.manifest import TargetRecord
 from moec.artifacts.words.interface import interface
 from moec.errors import BundleError, DeviceError, RequestError
 from moec.runtime import load
-from moec.runtime.machine.libraries import choose_cpu_target, host_cpu_features, load_runtime
+from moec.runtime.machine.libraries import (
+    choose_cpu_target,
+    host_cpu_features,
+    load_libraries,
+    load_runtime,
+)
 from moec.runtime.tensors import aligned_empty, tensor_at, tensor_of
 
 
@@ -119,3 +125,39 @@ def test_views_of_bfloat16_say_so() -> None:
     tensor = tensor_at(array.ctypes.data, "bfloat16", (3, 5))
     assert (tensor.shape, str(tensor.dtype)) == ((3, 5), "bfloat16")
     assert tensor.data_ptr() == array.ctypes.data
+
+
+ANSWERS = """
+#include <cstdint>
+struct Value { int32_t kind, nothing; int64_t number; };
+extern "C" int __tvm_ffi_answer(void*, const Value*, int32_t, Value* result) {
+  result->kind = 1;
+  result->number = NUMBER;
+  return 0;
+}
+"""
+
+
+def test_a_library_that_was_replaced_is_not_met_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that was compiled again where another one is, or was, loaded from.
+
+    The system's linker goes by names: it would answer with the one that it has. Nor may copies need a folder for
+    temporary files from which code may run.
+    """
+    load_runtime(1)
+    if Path("/dev/shm").is_dir():
+        monkeypatch.setattr("tempfile.tempdir", "/dev/shm")
+    kept = []
+    for number in range(3):
+        made = tmp_path / f"{number}.so"
+        command = ["g++", "-x", "c++", "-", f"-DNUMBER={number}", "-shared", "-fPIC", "-o", str(made)]
+        subprocess.run(command, check=True, input=ANSWERS.encode())
+        made.rename(tmp_path / "model.so")
+        kept.append(load_libraries(tmp_path, ["model.so", "program.json"]).get("answer"))
+    assert [answer() for answer in kept] == [0, 1, 2]
+    kept.append(load_libraries(tmp_path, ["model.so"]).get("answer"))
+    assert kept.pop()() == 2
+    kept.clear()
+    assert "model.so" not in Path("/proc/self/maps").read_text(), "it leaves with its last function"

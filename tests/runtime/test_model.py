@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,6 +87,27 @@ def test_threads_take_turns() -> None:
     with ThreadPoolExecutor(6) as pool:
         outputs = list(pool.map(lambda prompt: model.generate(prompt, max_new_tokens=20), prompts))
     assert [output[0, 2:].tolist() for output in outputs] == [greedy(prompt, 20) for prompt in prompts]
+
+
+def test_counters_are_not_brought_up_to_date_in_the_middle_of_another_threads_call() -> None:
+    """Where a GPU has them, looking takes its stream and its memory for copies."""
+    model, looks = make_model(), list[str]()
+    model._executor = SimpleNamespace(count=lambda: looks.append("counted"), close=lambda: None)  # type: ignore[assignment]
+
+    class Looking:
+        def put(self, value: NDArray[Any]) -> None:
+            del value
+            with ThreadPoolExecutor(1) as other:
+                assert other.submit(lambda: model.stats).result() is model.stats
+
+        def end(self) -> None:
+            looks.append("end")
+
+    model.generate([1, 2], max_new_tokens=2, streamer=Looking())
+    assert looks == [*["counted"] * 3, "end"], "by the thread that has the turn"
+    with ThreadPoolExecutor(1) as other:
+        other.submit(lambda: model.stats).result()
+    assert looks[-1] == "counted"
 
 
 def test_a_forked_process_is_told_to_load_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,28 @@ print(threads_at_work())
     assert run(code) == [str(cores), message, str(cores)]
 
 
+def test_a_forked_process_does_not_wait_for_threads_that_it_has_not() -> None:
+    code = """
+from moec.runtime.machine import threads
+threads.usable_cpus = lambda: 2
+load_runtime(2)
+if not os.fork():
+    try:
+        load_runtime(None)
+    except RequestError as error:
+        print(error.what)
+    print(load_runtime(1), threads_at_work())
+    other = threading.Thread(target=lambda: print(load_runtime(2), threads_at_work()))
+    other.start()
+    other.join()
+    sys.stdout.flush()
+    os._exit(0)
+os.wait()
+print(threads_at_work())
+"""
+    assert run("import sys" + code) == ["2 CPU threads cannot work in this process.", "1 1", "2 2", "2"]
+
+
 def test_by_default_a_smaller_pool_that_is_running_is_used_as_it_is() -> None:
     code = """
 from moec.runtime.machine import threads

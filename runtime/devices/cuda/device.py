@@ -111,6 +111,8 @@ class CudaDevice:
             current.device = None
         self._finalizer()
         # They know this device, and would keep it until Python looks for cycles.
+        while self.attendances:
+            self.attendances.pop().leave()
         self.complete = None
         self.unfinished.forget()
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gc
+import signal
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -9,6 +11,9 @@ from moec.runtime.devices.cuda.driver.functions import Handle, OutOfDeviceMemory
 from moec.runtime.devices.cuda.driver.memory import DeviceMemory, PinnedMemory
 from moec.runtime.devices.cuda.driver.resources import Resources
 from tests.support.fake_driver import FakeDriver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def resources(driver: FakeDriver, limit_bytes: int = 1 << 20) -> Resources:
@@ -82,6 +87,56 @@ def test_close_gives_everything_back_once() -> None:
     assert driver.log.count("destroy_graph") == 1
     with pytest.raises(DeviceError, match="closed"):
         own.enter()
+
+
+@pytest.mark.parametrize(
+    ("name", "take"),
+    [
+        ("allocate", lambda own: own.allocate(300)),
+        ("allocate_pinned", lambda own: own.pin(300)),
+        ("register", lambda own: own.register(4096, 300)),
+        ("create_stream", lambda own: own.stream()),
+        ("create_event", lambda own: own.event()),
+        ("free_pinned", lambda own: own.close()),
+    ],
+)
+def test_ctrl_c_loses_nothing_of_what_the_driver_gives_or_takes(
+    monkeypatch: pytest.MonkeyPatch, name: str, take: Callable[[Resources], None]
+) -> None:
+    """Python raises it when the driver's call returns, which for much pinned memory is after seconds."""
+    driver = FakeDriver()
+    own = resources(driver)
+    own.stream()
+    own.pin(100)
+    call = getattr(driver, name)
+
+    def interrupted(*arguments: Any) -> Any:
+        result = call(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            take(own)
+    own.close()
+    assert not driver.blocks
+    assert not any(driver.alive.values())
+
+
+def test_a_forked_process_leaves_everything_to_the_one_that_took_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver()
+    own = resources(driver)
+    memory = DeviceMemory(own, 300)
+    own.at_close(lambda: driver.log.append("action"))
+    driver.log.clear()
+    with monkeypatch.context() as forked:
+        forked.setattr("os.getpid", lambda: -1)
+        del memory
+        own.close()
+    assert driver.log == []
+    own.close()
+    assert driver.log[0] == "action"
 
 
 def test_a_broken_gpu_does_not_stop_the_release_of_the_rest() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, cast
 
 from moec.errors import DeviceError, MissingDependencyError
@@ -27,16 +28,20 @@ CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
 ENTRY_VERSION = 12000
 """Of CUDA, whose form of a function is looked up."""
 
+_process: int | None = None
+"""The one that the driver was started in."""
+
 
 class NvidiaDriver:
     """See `moec.runtime.devices.cuda.driver.functions.Driver`.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
-        DeviceError: there is no driver, or it does not start.
+        DeviceError: there is no driver, or it does not start, as in a fork of a process that has started it.
     """
 
     def __init__(self) -> None:
+        global _process  # noqa: PLW0603
         try:
             from cuda.bindings import driver
         except ImportError as error:
@@ -46,12 +51,19 @@ class NvidiaDriver:
                 'Install it: pip install "moec[cuda]"',
             ) from error
         self._api: Any = driver
+        if _process not in (None, os.getpid()):
+            raise DeviceError(
+                "This process cannot use GPUs.",
+                "It was forked from one that does, and NVIDIA's driver does not go along.",
+                "Start processes by multiprocessing's spawn, or fork before anything is loaded onto a GPU.",
+            )
         try:
             self._call("cuInit", 0)
         except RuntimeError as error:
             raise DeviceError(
                 "There is no NVIDIA driver.", str(error), "Install NVIDIA's driver (580 or newer)."
             ) from error
+        _process = os.getpid()
 
     def version(self) -> tuple[int, int]:
         """See `Driver`."""

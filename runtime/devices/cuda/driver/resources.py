@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from moec.artifacts.sizes import exact_bytes, human_bytes
 from moec.errors import BudgetError, DeviceError
 from moec.runtime.device import closed_error
 from moec.runtime.devices.cuda.driver.functions import OutOfDeviceMemoryError
+from moec.runtime.machine.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +43,9 @@ class Resources:
         self.pinned_bytes = 0
         """Pinned host memory allocated now."""
         self._ordinal = ordinal
-        self._lock = threading.Lock()
+        self._process = os.getpid()
+        # One that was asked for memory may come upon garbage that has some.
+        self._lock = threading.RLock()
         self._device: dict[int, int] = {}
         self._pinned: dict[int, int] = {}
         self._registered: dict[int, int] = {}
@@ -93,7 +97,7 @@ class Resources:
         Raises:
             BudgetError: it is more than the limit leaves, or than the GPU has.
         """
-        with self._lock:
+        with uninterrupted(), self._lock:
             self._check(size_bytes)
             try:
                 address = self.driver.allocate(size_bytes)
@@ -122,7 +126,7 @@ class Resources:
         Raises:
             BudgetError: the host has not so much.
         """
-        with self._lock:
+        with uninterrupted(), self._lock:
             try:
                 address = self.driver.allocate_pinned(size_bytes)
             except OutOfDeviceMemoryError as error:
@@ -149,17 +153,18 @@ class Resources:
         Raises:
             BudgetError: the system does not pin so much.
         """
-        try:
-            self.driver.register(address, size_bytes)
-        except OutOfDeviceMemoryError as error:
-            raise BudgetError(
-                f"{size_bytes} bytes of host memory cannot be pinned.",
-                "The system allows this process no more (ulimit -l), or has no memory left.",
-                "Raise the limit, free host memory, or lower host_memory.",
-            ) from error
-        with self._lock:
-            self._registered[address] = size_bytes
-            self.pinned_bytes += size_bytes
+        with uninterrupted():
+            try:
+                self.driver.register(address, size_bytes)
+            except OutOfDeviceMemoryError as error:
+                raise BudgetError(
+                    f"{size_bytes} bytes of host memory cannot be pinned.",
+                    "The system allows this process no more (ulimit -l), or has no memory left.",
+                    "Raise the limit, free host memory, or lower host_memory.",
+                ) from error
+            with self._lock:
+                self._registered[address] = size_bytes
+                self.pinned_bytes += size_bytes
 
     def unregister(self, address: int) -> None:
         """Undo `register`; nothing happens where that is done already."""
@@ -171,14 +176,16 @@ class Resources:
 
     def stream(self, urgent: bool = False) -> Handle:
         """A new stream, kept to the end."""
-        stream = self.driver.create_stream(urgent)
-        self._others.append((self.driver.destroy_stream, stream))
+        with uninterrupted():
+            stream = self.driver.create_stream(urgent)
+            self._others.append((self.driver.destroy_stream, stream))
         return stream
 
     def event(self, timed: bool = False) -> Handle:
         """A new event, kept to the end."""
-        event = self.driver.create_event(timed)
-        self._others.append((self.driver.destroy_event, event))
+        with uninterrupted():
+            event = self.driver.create_event(timed)
+            self._others.append((self.driver.destroy_event, event))
         return event
 
     def at_close(self, action: Callable[[], None]) -> None:
@@ -197,14 +204,17 @@ class Resources:
                 self._quietly(self.driver.destroy_graph, graph)
 
     def close(self) -> None:
-        """Give everything back, the newest first; errors of a broken GPU do not stop that."""
-        if self._context is not None:
-            with self._inside():
+        """Give everything back, the newest first; errors of a broken GPU do not stop that.
+
+        A process that is forked from the one that took it leaves it to that one.
+        """
+        if self._context is not None and self._here:
+            with uninterrupted(), self._inside():
                 self._close()
 
     def _close(self) -> None:
-        for action in reversed(self._actions):
-            action()
+        while self._actions:
+            self._actions.pop()()
         for graph in list(self._graphs.values()):
             self.drop_graph(graph)
         for destroy, handle in reversed(self._others):
@@ -236,8 +246,14 @@ class Resources:
 
     def _quietly(self, release: Callable[[Any], None], handle: Any) -> None:
         """A release in whichever thread the last reference went; a broken GPU has nothing to give back."""
-        with self._inside(), contextlib.suppress(DeviceError):
-            release(handle)
+        if self._here:
+            with self._inside(), contextlib.suppress(DeviceError):
+                release(handle)
+
+    @property
+    def _here(self) -> bool:
+        """Whether this is the process that took everything, and not a fork of that."""
+        return os.getpid() == self._process
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:

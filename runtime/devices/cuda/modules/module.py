@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import weakref
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from moec.artifacts.files.stamps import file_states
 from moec.artifacts.program import HOPPER
 from moec.errors import BundleError
 from moec.runtime.devices.cuda.modules.architecture import EARLY_LAUNCH_CAPABILITY
-from moec.runtime.machine.libraries import is_loaded
+from moec.runtime.machine.libraries import load_alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from moec.artifacts.files.stamps import FileState
 
 EARLY_LAUNCH = "tirx.use_programtic_dependent_launch"
 """TVM's tag (and spelling) of a kernel that may be launched before the one in front of it has ended."""
 
 HOPPER_CAPABILITY = (9, 0)
 
-_loaded: weakref.WeakValueDictionary[tuple[Path, tuple[str, ...], tuple[int, int]], CudaFunctions] = (
-    weakref.WeakValueDictionary()
-)
-"""While somebody uses them."""
+_loaded: weakref.WeakValueDictionary[
+    tuple[Path, tuple[tuple[str, FileState], ...], tuple[int, int]], CudaFunctions
+] = weakref.WeakValueDictionary()
+"""While somebody uses them; a bundle that was compiled again in the same place has others."""
 
 
 def load_functions(folder: Path, files: tuple[str, ...], capability: tuple[int, int]) -> CudaFunctions:
@@ -34,7 +35,7 @@ def load_functions(folder: Path, files: tuple[str, ...], capability: tuple[int, 
     Raises:
         BundleError: a file is missing.
     """
-    key = folder.resolve(), files, capability
+    key = folder.resolve(), tuple(file_states(folder, files).items()), capability
     functions = _loaded.get(key)
     if functions is None:
         functions = _loaded[key] = CudaFunctions(folder, files, capability)
@@ -67,11 +68,7 @@ class CudaFunctions:
         described = launch_table(json.loads((folder / table).read_text()), capability)
         functions = tvm_ffi.get_global_func("runtime.LoadMetaDataFromJSON")(json.dumps(described))
         create = tvm_ffi.get_global_func("ffi.Module.create.cuda")
-        with tempfile.TemporaryDirectory() as copies:
-            shared = folder / library
-            own = Path(shutil.copy(shared, copies)) if is_loaded(shared) else shared
-            # Kept alive it would keep the GPU's code loaded.
-            self._host: Any = tvm_ffi.load_module(str(own), keep_module_alive=False)
+        self._host: Any = load_alone(folder / library)
         self._host.import_module(create((folder / machine_code).read_bytes(), "fatbin", functions, {}))
 
     def has(self, name: str) -> bool:
