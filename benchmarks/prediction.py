@@ -38,10 +38,9 @@ AIM = 0.15
 OURS, DECODE = "moec", "decode"
 
 
-def machine_of(gpu: dict[str, Any], row: dict[str, Any], expert_bytes: int) -> MachineRecord:
-    """The machine of a row; without threads, one with no CPU to help."""
+def machine_of(gpu: dict[str, Any], row: dict[str, Any], expert_bytes: int, host: float) -> MachineRecord:
+    """The machine of a row; without threads, one with no CPU to help. ``host``: GB/s at which they read memory."""
     threads = int(row.get("threads") or 0)
-    host = row.get("read GB/s") or 1e6
     team = TeamSpeed.of(row.get("CPU us") or (), expert_bytes)
     return MachineRecord(
         name=gpu["name"],
@@ -71,10 +70,13 @@ class Predictor:
     facts: Footprint
     work: StepWork
     gpu: dict[str, Any]
+    host: dict[int, float]
+    """By threads: the best of the whole result, whose rows have the best until then."""
 
     def milliseconds(self, row: dict[str, Any]) -> float:
         """Of a row: a decoding step, or a step of many tokens."""
-        machine = machine_of(self.gpu, row, self.facts.layers[0].expert_bytes)
+        host = self.host.get(int(row.get("threads") or 0)) or 1e6
+        machine = machine_of(self.gpu, row, self.facts.layers[0].expert_bytes, host)
         if row["work"] != DECODE:
             share = float(row["slots"].rstrip("%")) / 100
             slots = [round(share * layer.experts) for layer in self.facts.layers]
@@ -99,6 +101,15 @@ def measured_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def best_readings(rows: list[dict[str, Any]]) -> dict[int, float]:
+    """GB/s of host memory by the threads that read it."""
+    found: dict[int, float] = {}
+    for row in rows:
+        threads, read = int(row.get("threads") or 0), float(row.get("read GB/s") or 0.0)
+        found[threads] = max(found.get(threads, 0.0), read)
+    return found
+
+
 def main() -> None:
     """Print and write the ratios."""
     parser = argparse.ArgumentParser(
@@ -111,9 +122,10 @@ def main() -> None:
     model = read_record(ModelRecord, "model", options.bundle / "model.json")
     result = json.loads(options.result.read_bytes())
     gpu = json.loads((options.gpu_of or options.result).read_bytes())["gpu"]
-    predictor = Predictor(footprint(model), step_work(model), gpu)
+    measured = measured_rows(result)
+    predictor = Predictor(footprint(model), step_work(model), gpu, best_readings(measured))
     rows = []
-    for row in measured_rows(result):
+    for row in measured:
         ours = predictor.milliseconds(row)
         kept = {key: row[key] for key in ("work", "slots", "routing", "threads", "fed") if key in row}
         rows.append(kept | {"measured ms": row["ms"], "predicted ms": ours, "ratio": ours / row["ms"]})
