@@ -17,8 +17,8 @@ MAILBOX_US = 8.0
 """Of a layer whose request has no experts, less one without a request, on an H100: with one CPU thread or with few."""
 TEAM_US = 7.0
 """What 15 threads take for any request besides reading memory; a measured time of experts on the CPU has it already."""
-COPY_US = 18.0
-"""What an expert that the copy engine brings takes of the link beside its bytes."""
+COPY_US = 9.0
+"""What an expert that the copy engine brings takes of the link beside its bytes: 7 to 12 on an H200, 2.7 to 17 MB."""
 MOST_SHARED_TOKENS = 1024
 """Of a step of many tokens: with more an expert has so many that the link brings it long before the CPU is done."""
 HANDING_US = 100.0
@@ -149,6 +149,18 @@ class TeamSpeed:
         rise = sum((k - middle) * us for k, us in known) / spread if spread else most
         each = min(max(rise, most / 2), most)
         return cls(mean - each * middle, expert_bytes / each / 1e3)
+
+
+STEADY, STEADY_US = 1.6, 40.0
+"""Times as long as so many of the experts before may a number of experts take, and microseconds beside."""
+
+
+def is_steady(samples: Sequence[float]) -> bool:
+    """Whether measured times of 0, 1, 2 ... experts rise with their number as reading them does, or more slowly."""
+    return all(
+        samples[count] <= STEADY * samples[count - 1] * count / (count - 1) + STEADY_US
+        for count in range(2, len(samples))
+    )
 
 
 def never_falling(samples: Sequence[float]) -> tuple[float, ...]:

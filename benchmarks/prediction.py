@@ -25,7 +25,7 @@ from moec.artifacts.machine import MachineRecord
 from moec.artifacts.model import ModelRecord
 from moec.artifacts.sharing import MAILBOX_US, TEAM_US, TeamSpeed
 from moec.planning.costs.streaming import StepTimes
-from moec.planning.costs.token import dense_milliseconds, miss_cost
+from moec.planning.costs.token import cached_milliseconds, dense_milliseconds, miss_cost
 from moec.planning.costs.work import step_work
 from moec.runtime.devices.cuda.measure import FED_LINK_EFFICIENCY, GPU_EFFICIENCY, LAYER_US, LINK_EFFICIENCY
 from moec.runtime.devices.measure import HOST_EFFICIENCY
@@ -38,10 +38,9 @@ AIM = 0.15
 OURS, DECODE = "moec", "decode"
 
 
-def machine_of(gpu: dict[str, Any], row: dict[str, Any], expert_bytes: int) -> MachineRecord:
-    """The machine of a row; without threads, one with no CPU to help."""
+def machine_of(gpu: dict[str, Any], row: dict[str, Any], expert_bytes: int, host: float) -> MachineRecord:
+    """The machine of a row; without threads, one with no CPU to help. ``host``: GB/s at which they read memory."""
     threads = int(row.get("threads") or 0)
-    host = row.get("read GB/s") or 1e6
     team = TeamSpeed.of(row.get("CPU us") or (), expert_bytes)
     return MachineRecord(
         name=gpu["name"],
@@ -71,10 +70,13 @@ class Predictor:
     facts: Footprint
     work: StepWork
     gpu: dict[str, Any]
+    host: dict[int, float]
+    """By threads: the best of the whole result, whose rows have the best until then."""
 
     def milliseconds(self, row: dict[str, Any]) -> float:
         """Of a row: a decoding step, or a step of many tokens."""
-        machine = machine_of(self.gpu, row, self.facts.layers[0].expert_bytes)
+        host = self.host.get(int(row.get("threads") or 0)) or 1e6
+        machine = machine_of(self.gpu, row, self.facts.layers[0].expert_bytes, host)
         if row["work"] != DECODE:
             share = float(row["slots"].rstrip("%")) / 100
             slots = [round(share * layer.experts) for layer in self.facts.layers]
@@ -83,8 +85,11 @@ class Predictor:
         missing = float(row["missed MB"]) * 1e6 / chosen
         routed = 0.0
         for layer in self.facts.layers:
-            costs = miss_cost(machine, layer).milliseconds
-            routed += float(np.interp(missing * layer.top_k, range(len(costs)), costs))
+            cost = miss_cost(machine, layer)
+            times = cost.milliseconds
+            routed += float(np.interp(missing * layer.top_k, range(len(times)), times))
+            if row["slots"] != "100%":
+                routed += cached_milliseconds(cost)
         return dense_milliseconds(machine, self.facts, on_device=True) + routed
 
 
@@ -94,6 +99,15 @@ def measured_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {"work": f"{row['tokens']} tokens", "slots": "100%"} | row if "tokens" in row else row for row in rows
     ]
+
+
+def best_readings(rows: list[dict[str, Any]]) -> dict[int, float]:
+    """GB/s of host memory by the threads that read it."""
+    found: dict[int, float] = {}
+    for row in rows:
+        threads, read = int(row.get("threads") or 0), float(row.get("read GB/s") or 0.0)
+        found[threads] = max(found.get(threads, 0.0), read)
+    return found
 
 
 def main() -> None:
@@ -108,9 +122,10 @@ def main() -> None:
     model = read_record(ModelRecord, "model", options.bundle / "model.json")
     result = json.loads(options.result.read_bytes())
     gpu = json.loads((options.gpu_of or options.result).read_bytes())["gpu"]
-    predictor = Predictor(footprint(model), step_work(model), gpu)
+    measured = measured_rows(result)
+    predictor = Predictor(footprint(model), step_work(model), gpu, best_readings(measured))
     rows = []
-    for row in measured_rows(result):
+    for row in measured:
         ours = predictor.milliseconds(row)
         kept = {key: row[key] for key in ("work", "slots", "routing", "threads", "fed") if key in row}
         rows.append(kept | {"measured ms": row["ms"], "predicted ms": ours, "ratio": ours / row["ms"]})

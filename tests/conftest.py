@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -14,6 +15,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from moec.runtime.devices import measure
 from moec.runtime.machine.limits import total_memory
 from moec.runtime.machine.threads import usable_cpus
 from tests.support import made_once
@@ -44,6 +46,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _brief_measurements() -> Iterator[None]:
+    """Host memory is read once where its speed is asked for: no test says how fast it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "PROBE_ROUNDS", 1)
+        patch.setattr(measure, "REPEATS", 1)
+        yield
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     if SEED and config.option.hypothesis_seed is None:
@@ -53,6 +64,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
     """A fixture draws the same random numbers whichever test asks for it first."""
     _seed(f"{fixturedef.baseid}::{fixturedef.argname}[{getattr(request, 'param_index', 0)}]")
+
+
+def pytest_collection_finish() -> None:
+    """What all files have imported stays: looking for garbage among it again and again takes a tenth of all time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

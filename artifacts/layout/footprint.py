@@ -59,6 +59,7 @@ class LayerFootprint:
     """Bytes that one expert occupies."""
     second_bytes: int = 0
     """Where in an expert ``down`` begins: what comes before is read by the first of its products."""
+    quantized: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,13 @@ def layer_footprint(layer: ExpertsLayer, body: ExpertBody) -> LayerFootprint:
     place = layout(body)
     second = place.part("down").offset_bytes
     return LayerFootprint(
-        layer.layer, layer.experts, layer.top_k, place.expert_bytes, place.stride_bytes, second
+        layer.layer,
+        layer.experts,
+        layer.top_k,
+        place.expert_bytes,
+        place.stride_bytes,
+        second,
+        body.format is not None,
     )
 
 

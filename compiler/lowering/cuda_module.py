@@ -15,6 +15,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.tirx.build import split_host_device_mods
+from tvm_ffi.serialization import from_json_graph_str, to_json_graph_str
 
 from moec.compiler.kernels.cuda.primitives import HEADER
 from moec.compiler.kernels.emit import HAND_WRITTEN
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 HOST_NAME, FATBIN_NAME, KERNELS_NAME = "host.so", "kernels.fatbin", "kernels.json"
 
 KERNEL = 'extern "C" __global__'
+DEFINITION = re.compile(
+    r" void (?:__launch_bounds__\([^)]*\) )?(?P<name>\w+)\([^;{]*\) \{(?P<body>.*)", re.DOTALL
+)
 FEATURES = {"sm_90": "sm_90a"}
 """Compiled with the features that one architecture alone has: all GPUs of its number have them."""
 ONLY_HOPPER = "#if defined(__CUDA_ARCH_FEAT_SM90_ALL)"
@@ -127,8 +131,8 @@ def share_kernels(host: tvm.IRModule, kernels: tvm.IRModule) -> tuple[tvm.IRModu
     if not instead:
         return host, kernels
     # Launches name their kernels by strings, and nothing in Python rewrites those inside a function.
-    text = re.sub(r'"(\w+)"', lambda found: f'"{instead.get(found[1], found[1])}"', tvm.ir.save_json(host))
-    return tvm.ir.load_json(text), tvm.IRModule(kept)
+    text = re.sub(r'"(\w+)"', lambda found: f'"{instead.get(found[1], found[1])}"', to_json_graph_str(host))
+    return from_json_graph_str(text), tvm.IRModule(kept)
 
 
 def _each_kernel(source: str) -> str:
@@ -179,10 +183,11 @@ def _source_instead_of_code() -> Iterator[None]:
 
 def _function_table(module: tvm.IRModule, source: str) -> dict[str, Any]:
     table: dict[str, Any] = {}
+    bodies = _bodies(source)
     for name, function in module.functions_items():
         symbol = str(function.attrs.get("global_symbol", name.name_hint))
         tags = [str(tag) for tag in function.attrs.get("tirx.kernel_launch_params", [])]
-        if _waits(symbol, source):
+        if _waits(bodies[symbol]):
             tags.insert(len(tags) - (DYNAMIC_MEMORY in tags), EARLY_LAUNCH)
         table[symbol] = {
             "name": symbol,
@@ -192,13 +197,15 @@ def _function_table(module: tvm.IRModule, source: str) -> dict[str, Any]:
     return table
 
 
-def _waits(symbol: str, source: str) -> bool:
+def _bodies(source: str) -> dict[str, str]:
+    """The body of each kernel by its name; some are declared before."""
+    parts = (DEFINITION.match(part) for part in source.split(KERNEL)[1:])
+    return {found["name"]: found["body"] for found in parts if found is not None}
+
+
+def _waits(body: str) -> bool:
     """Whether a kernel itself waits for what it needs of the one before it, so that it can be launched early."""
-    start = re.search(rf"\b{re.escape(symbol)}\([^;{{]*\) \{{", source)
-    assert start is not None, symbol
-    end = source.find(KERNEL, start.end())
-    text = source[start.end() : end if end > 0 else None]
-    return "moec_wait_previous()" in text or "moec_wait_count(" in text
+    return "moec_wait_previous()" in body or "moec_wait_count(" in body
 
 
 def _argument_type(parameter: Any) -> str:

@@ -13,6 +13,7 @@ from moec.artifacts.sharing import (
     TeamSpeed,
     cpu_share_of_many,
     cpu_shares,
+    is_steady,
     never_falling,
     worth_asking,
     worth_uses,
@@ -138,3 +139,22 @@ def test_a_share_is_asked_for_where_prompts_gained_on_an_h200(
     for cpu_us in seen[: 2 if gains else None]:
         speeds = ManySpeeds(link_us, TOKENS, cpu_us, 100.0)
         assert worth_asking(speeds, tokens * 6 / 64, missing, 1) == gains
+
+
+@pytest.mark.parametrize(
+    ("samples", "steady"),
+    [
+        ((0.0,), True),
+        ((0.0, 70.0), True),
+        ((0.0, 23.0, 85.0, 134.0, 199.0, 274.0, 324.0), True),
+        ((0.0, 142.0, 394.0, 570.0, 705.0, 1041.0, 1121.0), True),
+        ((0.0, 1095.0, 2553.0), True),
+        ((0.0, 205.0, 511.0, 1568.0, 1568.0, 1736.0, 1736.0), False),
+        ((0.0, 137.0, 479.0, 3178.0, 3178.0, 3178.0, 3178.0), False),
+    ],
+)
+def test_times_are_steady_where_more_experts_take_about_as_much_more(
+    samples: tuple[float, ...], steady: bool
+) -> None:
+    """All but the first two were measured on H200s; the last two beside somebody who took processors away."""
+    assert is_steady(samples) == steady

@@ -143,6 +143,26 @@ def test_times_are_what_requests_take_beyond_the_layer_and_the_handshake(
         assert helper.experts_us == tuple(40.0 * count for count in range(top_k + 1))
 
 
+def test_times_that_somebody_disturbed_are_taken_again(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first attempt in which two experts and more waited for a processor that was somebody else's."""
+    asked, attempt = 0, GpuRehearsal._attempt
+
+    def disturbed(self: GpuRehearsal) -> tuple[float, ...]:
+        nonlocal asked
+        asked += 1
+        return tuple(
+            100.0 * count + (3000.0 if asked == 1 and count > 1 else 0.0)
+            for count in range(len(attempt(self)))
+        )
+
+    monkeypatch.setattr(GpuRehearsal, "_attempt", disturbed)
+    with load(0.0, "all") as model:
+        helper = parts(model).helper
+        assert isinstance(helper, CpuShare)
+        assert helper.experts_us == tuple(100.0 * count for count in range(len(helper.experts_us)))
+    assert asked == 2
+
+
 def test_a_team_that_fails_while_it_is_timed_is_an_error(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Team) -> None:
         raise DeviceError("A CPU thread that computes experts failed.", "It was told to.", "Load again.")

@@ -80,6 +80,7 @@ def post(body: ExpertBody) -> tirx.PrimFunc:
         )
         with launch((1,), POST_THREADS) as (_, thread):
             any_share, arrived = shared(1, "int32"), shared(1, "int32")
+            launch_next()
             wait_previous()
             with when(thread == T.int32(0)):
                 store(any_share, 0, T.int32(0))
@@ -100,7 +101,6 @@ def post(body: ExpertBody) -> tirx.PrimFunc:
             sync()
             with when(thread == T.int32(0)):
                 _announce(wanted, sent, words, load(layer, 0), tokens)
-            launch_next()
 
     return build(mailbox.post_name(body.name), emit, alone=False)
 
@@ -136,6 +136,7 @@ def collect(body: ExpertBody) -> tirx.PrimFunc:
         each = COLLECT_THREADS * VECTOR * LOADS
         with launch((ceildiv(total, each),), COLLECT_THREADS) as ((block,), thread):
             arrived = shared(1, "int32")
+            launch_next()
             wait_previous()
             pending = T.bind(T.And(load(sent, mailbox.PENDING) != i64(0), _works(sent)))
             with when(thread == T.int32(0)):
@@ -146,7 +147,6 @@ def collect(body: ExpertBody) -> tirx.PrimFunc:
             with when(load(arrived, 0) != T.int32(0)):
                 first = T.bind(i64(block) * i64(each) + i64(thread) * i64(VECTOR))
                 _add(out, box, first, total, body.hidden)
-            launch_next()
 
     return build(mailbox.collect_name(body.name), emit, alone=False)
 

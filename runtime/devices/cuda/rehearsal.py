@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moec.artifacts.sharing import MAILBOX_US, never_falling
+from moec.artifacts.sharing import MAILBOX_US, is_steady, never_falling
 from moec.runtime.device import View
 from moec.runtime.sharing.rehearsal import MOST_SECONDS, drawn_request, most_at_once
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 WARM_ROUNDS, ROUNDS = 2, 11
 """Of one request of each number of experts; threads and memory take some to get going."""
+ATTEMPTS = 3
+"""Where times are not steady: somebody else had the processors meanwhile, and a load's shares stand until its end."""
 
 
 class GpuRehearsal:
@@ -68,6 +70,15 @@ class GpuRehearsal:
         """
         if not self._layers:
             return (0.0,)
+        best = self._attempt()
+        for _ in range(ATTEMPTS - 1):
+            if is_steady(best):
+                break
+            best = tuple(map(min, best, self._attempt()))
+        return never_falling(best)
+
+    def _attempt(self) -> tuple[float, ...]:
+        """Such times, as they are."""
         samples: list[list[float]] = [[] for _ in range(most_at_once(self._layers) + 1)]
         team, start = self._share.team, time.perf_counter()
         team.begin()
@@ -83,7 +94,7 @@ class GpuRehearsal:
         finally:
             team.end()
         none = median(samples[0])
-        return never_falling([0.0, *(median(own) - none - MAILBOX_US for own in samples[1:])])
+        return (0.0, *(max(0.0, median(own) - none - MAILBOX_US) for own in samples[1:]))
 
     def _ask(self, count: int) -> float:
         """Microseconds of a layer of which the CPU computes ``count`` experts and the GPU none."""

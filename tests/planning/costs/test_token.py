@@ -2,12 +2,22 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from moec.artifacts.layout.footprint import footprint
 from moec.artifacts.schedule import Budgets
-from moec.planning.costs.token import cpu_has_share, dense_milliseconds, miss_cost
+from moec.planning.costs.token import (
+    HELP_US,
+    QUANTIZED_LAYER_US,
+    SLOTS_US,
+    cpu_has_share,
+    dense_milliseconds,
+    miss_cost,
+    token_cost,
+)
 from moec.planning.planner import plan
+from moec.planning.routing.replay import LayerReplay
 from tests.support.tiny_bundle import GPU, tiny_model, tiny_traces
 
 LAYER = footprint(tiny_model(((8, 4, 200),))).layers[0]
@@ -65,3 +75,27 @@ def test_a_schedule_without_a_gpu_streams_nothing() -> None:
     schedule = plan(tiny_traces(model), model, Budgets(0, 1 << 20, 64, 8), GPU)
     assert (schedule.prefill.streamed_from_tokens, schedule.prefill.buffers) == (0, 0)
     assert schedule.prediction.resident_milliseconds <= schedule.prediction.milliseconds_per_token
+
+
+def test_a_quantized_layer_costs_more_beside_its_bytes() -> None:
+    facts = footprint(tiny_model())
+    layers = tuple(dataclasses.replace(layer, quantized=True) for layer in facts.layers)
+    coded = dataclasses.replace(facts, layers=layers)
+    more = dense_milliseconds(GPU, coded, on_device=True) - dense_milliseconds(GPU, facts, on_device=True)
+    assert more == pytest.approx(len(layers) * QUANTIZED_LAYER_US / 1000)
+    assert dense_milliseconds(GPU, coded, on_device=False) == dense_milliseconds(GPU, facts, on_device=False)
+
+
+@pytest.mark.parametrize(("handshake_us", "more"), [(1e6, SLOTS_US), (0.0, SLOTS_US + HELP_US)])
+def test_a_layer_that_has_slots_costs_more_though_nothing_is_missing(
+    handshake_us: float, more: float
+) -> None:
+    machine = dataclasses.replace(
+        GPU, link_gb_s=10.0, host_bandwidth_gb_s=100.0, host_efficiency=0.1, handshake_us=handshake_us
+    )
+    distances = np.full((20, LAYER.top_k), 3)
+    replay = LayerReplay(distances, np.zeros_like(distances), LAYER.experts)
+    cost = miss_cost(machine, LAYER)
+    whole, part = (token_cost(machine, LAYER, replay, cost, slots, LAYER.experts) for slots in (8, 7))
+    assert whole.misses == part.misses == 0
+    assert part.milliseconds - whole.milliseconds == pytest.approx(more / 1000)

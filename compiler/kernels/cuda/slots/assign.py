@@ -29,11 +29,15 @@ from moec.compiler.kernels.cuda.slots.pieces import Pieces
 from moec.compiler.kernels.cuda.slots.places import Places, find_places
 from moec.compiler.kernels.cuda.slots.state import State
 from moec.compiler.kernels.cuda.slots.step import THREADS, Step
-from moec.compiler.kernels.emit import Argument, arguments, build, i64, load, store, symbol, when
+from moec.compiler.kernels.cuda.threads import each_of
+from moec.compiler.kernels.emit import Argument, arguments, build, ceildiv, i64, load, store, symbol, when
 
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.slots.misses import Misses
     from moec.compiler.kernels.emit import Buffer, Expr
+
+LINE_WORDS = 16
+"""Of a line of the second cache."""
 
 
 def assign() -> tirx.PrimFunc:
@@ -53,6 +57,9 @@ def assign() -> tirx.PrimFunc:
         )
         with launch((1,), THREADS) as (_, thread):
             launch_next()
+            # Since the step before, all weights went through the cache that the state was in.
+            for line in each_of(thread, THREADS, i32(ceildiv(size, LINE_WORDS))):
+                call("prefetch_l2", element(state, i64(line) * i64(LINE_WORDS)))
             wait_previous()
             step = Step.read(index, State.of(state), thread, tokens, chosen)
             step.count()

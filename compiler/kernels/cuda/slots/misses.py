@@ -98,7 +98,7 @@ def _find_kinds(step: Step) -> _Kinds:
         store(kind, step.thread, i32(-1))
         with when(step.leads(own)):
             store(kind, step.thread, i32(HIT))
-            with when(step.state.part("slot", own) < i64(0)):
+            with when(load(step.slot, 0) < i64(0)):
                 _, there = step.ahead(own)
                 begun = T.Select(there > i64(0), i32(BEGUN), i32(MISSING))
                 all_of_it = there >= Pieces.of(step.state).count
@@ -129,9 +129,11 @@ def _places(step: Step, kinds: _Kinds, own_key: Buffer) -> tuple[Expr, Expr]:
 def _by_cpu(step: Step, kinds: _Kinds, own_key: Buffer, closer: Expr, slot_key: Buffer) -> Expr:
     """How many missing experts the CPU computes: its share, but not the first one where that is worth a slot."""
     absent = settle(kinds.missing - kinds.whole)
-    share = T.cast(step.state.at(words.SHARE, T.min(absent, i32(words.MOST_SHARED))), "int32")
     by_cpu, first = registers(1, "int32"), shared(1, "int64")
-    store(by_cpu, 0, T.max(i32(0), T.min(share, absent)))
+    store(by_cpu, 0, i32(0))
+    with when(absent > i32(0)):
+        share = T.cast(step.state.at(words.SHARE, T.min(absent, i32(words.MOST_SHARED))), "int32")
+        store(by_cpu, 0, T.max(i32(0), T.min(share, absent)))
     with when(tirx.all(absent > i32(0), load(by_cpu, 0) == absent)):
         with step.own():
             missing = load(kinds.kind, step.thread) >= i32(MISSING)

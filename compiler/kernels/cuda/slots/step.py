@@ -37,6 +37,8 @@ class Step:
     """Shared ``[entries]``: -1 where a choice is no expert."""
     first: Buffer
     """Shared ``[entries]``: the first entry of the same expert."""
+    slot: Buffer
+    """int64 ``[1]`` of each thread: the slot that its choice's expert has as the step begins, -1 for none."""
     guessed: Expr
     """Whether pieces were brought ahead for this step."""
 
@@ -46,12 +48,16 @@ class Step:
         entries = settle(T.cast(tokens * chosen, "int32"))
         clock = settle(state.head(words.CLOCK) + tokens)
         guessed = settle(T.cast(state.head(words.AHEAD_CLOCK) + tokens == clock, "int32")) == i32(1)
-        memory = shared(THREADS, "int32"), shared(THREADS, "int32")
+        memory = shared(THREADS, "int32"), shared(THREADS, "int32"), registers(1, "int64")
         step = cls(state, thread, entries, clock, *memory, guessed)
         with step.own():
             number = settle(load(index, T.cast(thread, "int64")))
             known = tirx.all(number >= i64(0), number < state.experts)
             store(step.expert, thread, T.Select(known, T.cast(number, "int32"), i32(-1)))
+            # Asked for here, it is there when the uses are counted.
+            store(step.slot, 0, i64(-1))
+            with when(known):
+                store(step.slot, 0, state.part("slot", number))
         sync()
         with step.own():
             own = settle(load(step.expert, thread))
