@@ -51,11 +51,11 @@ resolve = $(BIN)/uv pip compile -q pyproject.toml --all-extras --group tools
 
 pip = $(BIN)/python -m pip install -q --constraint constraints.txt
 
-# pip would compile thousands of files one by one; not all that packages carry is for this Python.
+# pip would compile thousands of files one by one; not all that packages carry is for this Python, or ever imported.
 define install
 	$(pip) pip setuptools
 	$(pip) --no-build-isolation --no-compile --editable ".[$(1)]"
-	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
+	$(BIN)/python -m compileall -q -j 0 -x '/tests/|/(modular|convert)_\w+\.py$$' $(VENV)/lib >/dev/null || true
 endef
 
 $(VENV)/bin/python:

@@ -15,6 +15,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from moec.runtime.devices import measure
 from moec.runtime.machine.limits import total_memory
 from moec.runtime.machine.threads import usable_cpus
 from tests.support import made_once
@@ -42,6 +43,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv(made_once.FOLDER, os.environ.get(made_once.FOLDER, str(shared)))
         for name in ("no_proxy", "NO_PROXY"):
             patch.setenv(name, "127.0.0.1,localhost")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _brief_measurements() -> Iterator[None]:
+    """Host memory is read once where its speed is asked for: no test says how fast it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "PROBE_ROUNDS", 1)
+        patch.setattr(measure, "REPEATS", 1)
         yield
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moec.artifacts.layout.footprint import LOGIT_ROWS
-from moec.runtime.device import Move, closed_error, view_bytes
+from moec.runtime.chain.gate import Gate
+from moec.runtime.device import Move, view_bytes
 from moec.runtime.engine.batch import choose_on_host
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moec.runtime.chain.section import ChainSection
-    from moec.runtime.device import Device, Link
+    from moec.runtime.device import Link
     from moec.runtime.engine.batch import StepBatch
     from moec.runtime.engine.sequence import Sequence as RunningSequence
     from moec.runtime.routing.recorder import RoutingRecorder
@@ -59,9 +60,9 @@ class ChainExecutor:
         self._recorder: RoutingRecorder | None = None
         self._chosen: list[RunningSequence] = []
         """Whose next tokens the device has, or will have after the step that it runs, in the order of the rows."""
-        self._closed = False
+        self._gate = Gate([section.device for section in self.sections])
         # What uses a device and what the device knows of it are a circle, which Python would look for some time later.
-        self._finalizer = weakref.finalize(self, _close, [section.device for section in self.sections])
+        self._finalizer = weakref.finalize(self, self._gate.close)
 
     @property
     def recorder(self) -> RoutingRecorder | None:
@@ -76,18 +77,22 @@ class ChainExecutor:
 
     def count(self) -> None:
         """Bring the counters of experts up to date."""
-        for section in self.sections:
-            section.experts.count(self._stats)
+        with self._gate:
+            for section in self.sections:
+                section.experts.count(self._stats)
 
     def close(self) -> None:
         """Let go of all memory."""
-        self._closed = True
+        self._finalizer()
         for section in self.sections:
             section.forget()
-        self._finalizer()
 
     def run(self, batch: StepBatch) -> NDArray[np.float32]:
         """See `moec.runtime.engine.batch.Executor`; the result is good until the next run."""
+        with self._gate:
+            return self._logits(batch)
+
+    def _logits(self, batch: StepBatch) -> NDArray[np.float32]:
         self._show(batch)
         self._chosen = []
         if self.recorder is None and len(batch.wanted) == batch.count <= LOGIT_ROWS:
@@ -100,9 +105,10 @@ class ChainExecutor:
 
     def encode(self, batch: StepBatch) -> None:
         """See `moec.runtime.engine.batch.Executor`."""
-        self._show(batch)
-        self._chosen = []
-        self._last.run_part("encoder", batch.count)
+        with self._gate:
+            self._show(batch)
+            self._chosen = []
+            self._last.run_part("encoder", batch.count)
 
     def can_run_ahead(self, sequences: list[RunningSequence]) -> bool:
         """See `moec.runtime.engine.batch.Executor`."""
@@ -115,12 +121,23 @@ class ChainExecutor:
         self, batch: StepBatch, sequences: list[RunningSequence], *, ahead: bool = False
     ) -> Callable[[], list[int]]:
         """See `moec.runtime.engine.batch.Executor`."""
-        self._check_open()
+        with self._gate:
+            wait = self._begin(batch, sequences, ahead=ahead)
+
+        def finish() -> list[int]:
+            with self._gate:
+                return wait()
+
+        return finish
+
+    def _begin(
+        self, batch: StepBatch, sequences: list[RunningSequence], *, ahead: bool
+    ) -> Callable[[], list[int]]:
         sampler, rows = self._last.sampler, len(sequences)
         if sampler is None or rows > LOGIT_ROWS or not sampler.can_choose(sequences, ahead=ahead):
-            return self._choose(self.run(batch), sequences)
+            return self._choose(self._logits(batch), sequences)
         if self._recorder is not None and not (rows == batch.count and self._records(rows)):
-            return self._choose(self.run(batch), sequences)
+            return self._choose(self._logits(batch), sequences)
         sampler.stage(sequences, ahead=ahead)
         self._show(batch, ahead=ahead)
         if ahead:
@@ -201,11 +218,6 @@ class ChainExecutor:
 
         return record
 
-    def _check_open(self) -> None:
-        """Nothing may be written to memory that was given back, where an engine outlives its model."""
-        if self._closed:
-            raise closed_error()
-
     def _choose(
         self, logits: NDArray[np.float32], sequences: list[RunningSequence]
     ) -> Callable[[], list[int]]:
@@ -216,7 +228,6 @@ class ChainExecutor:
 
     def _show(self, batch: StepBatch, *, ahead: bool = False) -> None:
         """Let the device see the step."""
-        self._check_open()
         rows = batch.table.changed
         for section in self.sections:
             section.show(batch, rows, ahead=ahead)
@@ -247,8 +258,3 @@ class ChainExecutor:
         for section in self.sections[:-1]:
             section.device.mark()()
         return logits
-
-
-def _close(devices: Sequence[Device]) -> None:
-    for device in devices:
-        device.close()

@@ -97,14 +97,15 @@ def load_cuda(path: str | Path, options: CudaOptions, progress: Callable[[int], 
         finally:
             for loader in loaders:
                 loader.weights.upload.abandon()
-        links = make_links(sections, devices, plan.sections, plan.plans, options.max_batch)
-        executor = ChainExecutor(sections, bundle.model.vocab_size, stats, links)
         if len(devices) > 1:
             notes += describe_division(devices, plan.sections)
         for device, loader, section in zip(devices, loaders, sections, strict=True):
             if isinstance(section.experts, OffloadedExperts) and plan.side is not None:
                 cpu = plan.side, plan.helpers, plan.copy_thread, loader.step_tokens
                 notes += employ_cpu(device, loader.bundle, loader.functions, section.experts, *cpu)
+        links = make_links(sections, devices, plan.sections, plan.plans, options.max_batch)
+        # Behind the CPU's threads: as the interpreter ends, what was made last goes first, and steps need them.
+        executor = ChainExecutor(sections, bundle.model.vocab_size, stats, links)
         if hashed or not found.checked:
             stamp(found, hashed)
         step_tokens = min(loader.step_tokens for loader in loaders)

@@ -14,8 +14,7 @@ from moec.artifacts.program import Call, LocalSpec, Operand, SegmentProgram
 from moec.compiler.lowering.program import read_segment
 from moec.errors import CompileError
 from tests.support.canaries import most_slow
-from tests.support.graphs import parts
-from tests.support.programs import program
+from tests.support.programs import chain_and_program
 from tests.support.tiny_models import TINY
 
 SEGMENT = """@I.ir_module
@@ -110,4 +109,4 @@ def test_what_is_no_program_is_an_error_that_names_it(line: str, instead: str, w
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", most_slow(TINY))
 def test_every_model_is_a_consistent_program(name: str, target: str) -> None:
-    assert list(program_problems(parts(name, "bfloat16").model, program(name, target))) == []
+    assert list(program_problems(*chain_and_program(name, target))) == []

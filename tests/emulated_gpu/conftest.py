@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from moec.runtime.devices.cuda import measure
 from moec.runtime.devices.cuda.device import CudaDevice
 from moec.runtime.devices.cuda.driver.nvidia import NvidiaDriver
 from moec.runtime.devices.cuda.modules.libraries import load_cuda_libraries
@@ -36,6 +37,15 @@ def stub(request: pytest.FixtureRequest) -> Stub:
     load_runtime(1)
     load_cuda_libraries()
     return request.session.stash[STUB]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_measurements() -> Iterator[None]:
+    """What a GPU's speeds are measured with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "COPY_BYTES", 1 << 20)
+        patch.setattr(measure, "LINK_BYTES", 1 << 20)
+        yield
 
 
 @pytest.fixture

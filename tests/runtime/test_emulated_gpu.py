@@ -21,7 +21,7 @@ FILES = {path.name: path.read_text() for path in sorted(FOLDER.glob("test_*.py")
 QUICK = [name for name, text in FILES.items() if "\npytestmark = pytest.mark.slow\n" not in text]
 SLOW = [name for name, text in FILES.items() if "pytest.mark.slow" in text]
 """A process that finds nothing to do takes seconds too."""
-PROCESSES = 4
+PROCESSES = 2
 """For the quick files: each takes as long to begin as some of them take to run."""
 HANGS_SECONDS = 240
 """A test that takes longer shows where all of its threads are."""

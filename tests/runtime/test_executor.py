@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
 
@@ -8,6 +9,7 @@ import pytest
 
 from moec.artifacts.layout.footprint import LOGIT_ROWS
 from moec.artifacts.sections import whole_section
+from moec.errors import DeviceError
 from moec.runtime.cache.states import StateStorage
 from moec.runtime.cache.storage import CacheStorage
 from moec.runtime.chain.binding import Binder
@@ -203,3 +205,28 @@ def expected_choices(tokens: list[int], weights: Weights) -> Any:
     q, k, v = fake_chain.scatter(np.array(tokens), weights.embed)
     attended = np.stack([fake_chain.attend(q[n], k[: n + 1], v[: n + 1]) for n in range(len(tokens))])
     return fake_chain.route(fake_chain.combine(attended, np.array(tokens), weights.embed))[1]
+
+
+def test_devices_are_closed_between_steps_also_by_another_thread(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon thread that generates goes on while the interpreter ends, which closes what is left open."""
+    engine, executor = make_engine(weights)
+    device, events = executor.sections[0].device, list[str]()
+    monkeypatch.setattr(device, "close", lambda: events.append("closed"))
+    run_part = ChainSection.run_part
+
+    def slowly(section: ChainSection, *arguments: Any, **options: Any) -> None:
+        run_part(section, *arguments, **options)
+        if not events:
+            events.append("in a step")
+            closing.start()
+            closing.join(0.1)
+            events.append("step ends")
+
+    monkeypatch.setattr(ChainSection, "run_part", slowly)
+    closing = threading.Thread(target=executor.close)
+    with pytest.raises(DeviceError, match="closed"):
+        run(engine, [[1, 2, 3]], 4)
+    closing.join()
+    assert events == ["in a step", "step ends", "closed"]

@@ -13,8 +13,7 @@ from moec.runtime.chain.arena import Lifetime, plan_arena
 from moec.runtime.chain.layout import LocalKey, ValueKey, WorkspaceKey, chain_layout, crossing_values
 from tests.support import fake_chain
 from tests.support.canaries import most_slow
-from tests.support.graphs import parts
-from tests.support.programs import program
+from tests.support.programs import chain_and_program
 from tests.support.tiny_models import TINY
 
 
@@ -73,9 +72,9 @@ def test_crossing_values() -> None:
 @pytest.mark.parametrize("name", most_slow(TINY))
 @pytest.mark.parametrize("tokens", [8, 128, 512])
 def test_the_arena_is_within_the_planners_upper_bound(name: str, tokens: int, target: str) -> None:
-    model = parts(name, "bfloat16").model
+    model, program = chain_and_program(name, target)
     rows = min(tokens, LOGIT_ROWS)
-    lives = chain_layout(model, program(name, target), tokens, rows).lifetimes
+    lives = chain_layout(model, program, tokens, rows).lifetimes
     plan = plan_arena(lives)
     assert lower_bound(lives) <= plan.size_bytes <= footprint(model).activation_bytes(tokens)
     assert plan.size_bytes <= 1.5 * lower_bound(lives)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -24,13 +26,19 @@ def compared(traces: Traces) -> Comparison:
     return compare(group_layers(traces, np.flatnonzero(~traces.prefill)))
 
 
+@cache
+def compared_on(routing: ZipfRouting) -> Comparison:
+    """Takes a second for each."""
+    return compared(zipf_traces(SHAPES, 800, routing))
+
+
 def rate(replay: Replay, share: float) -> float:
     return float(np.mean([layer.curve[round(share * layer.experts)] for layer in replay.layers]))
 
 
 @pytest.mark.parametrize("routing", [SKEWED, TOPICAL, SCATTERED], ids=["skewed", "topical", "scattered"])
 def test_the_chosen_policy_is_near_the_optimum_and_never_below_lru(routing: ZipfRouting) -> None:
-    result = compared(zipf_traces(SHAPES, 800, routing))
+    result = compared_on(routing)
     best = result.candidates[0]
     assert best.policy is not None
     lru = next(each for each in result.candidates if each.policy == LRU)
@@ -45,7 +53,7 @@ def test_the_chosen_policy_is_near_the_optimum_and_never_below_lru(routing: Zipf
 
 def test_each_kind_of_trace_has_its_policy() -> None:
     found = {
-        name: compared(zipf_traces(SHAPES, 800, routing)).candidates[0].policy
+        name: compared_on(routing).candidates[0].policy
         for name, routing in {"skewed": SKEWED, "topical": TOPICAL, "scattered": SCATTERED}.items()
     }
     assert found["scattered"] is not None
