@@ -117,12 +117,13 @@ def load_alone(path: Path) -> Any:
 
     One that is there already, since a model has it or somebody still holds a function of a closed one, is not met
     again: it has looked up that model's kernels, and may come of a file that was replaced since. A copy is loaded then.
-    """
-    import tvm_ffi
 
+    Raises:
+        DeviceError: it is not made for this kind of machine.
+    """
     with _loading:
         if not _is_loaded(path):
-            return tvm_ffi.load_module(str(path), keep_module_alive=False)
+            return _load(path)
         # In memory, since code in a folder for temporary files may not be allowed to run; under a name of its own,
         # since the linker goes by names first.
         with os.fdopen(os.memfd_create(path.name), "wb") as copy, tempfile.TemporaryDirectory() as names:
@@ -130,7 +131,7 @@ def load_alone(path: Path) -> Any:
             copy.flush()
             name = Path(names, path.name)
             name.symlink_to(f"/proc/self/fd/{copy.fileno()}")
-            return tvm_ffi.load_module(str(name), keep_module_alive=False)
+            return _load(name)
 
 
 def _is_loaded(path: Path) -> bool:
@@ -156,7 +157,7 @@ class LibraryFunctions:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._libraries = [_load(path) for path in paths]
+        self._libraries = [load_alone(path) for path in paths]
 
     def has(self, name: str) -> bool:
         """Whether there is a function called ``name``."""
@@ -180,11 +181,13 @@ class LibraryFunctions:
 
 
 def _load(path: Path) -> Any:
+    import tvm_ffi
+
     try:
-        return load_alone(path)
+        return tvm_ffi.load_module(str(path), keep_module_alive=False)
     except RuntimeError as error:
         raise DeviceError(
             f"The module {path.name} cannot be loaded on this machine.",
             f"{str(error).splitlines()[0][-300:]}.",
-            "It was made for another kind of machine: compile again with --target cpu on one like this.",
+            "It was made for another kind of machine: compile again on one like this.",
         ) from error

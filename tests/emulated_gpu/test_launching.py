@@ -184,6 +184,16 @@ def test_a_gpu_before_sm_90_is_not_asked_for_early_launches(
     assert stub.counts().device_blocks == 0
 
 
+def test_a_host_library_of_another_kind_of_machine_is_refused(
+    device: CudaDevice, folder: Path, tmp_path: Path
+) -> None:
+    for name in FILES:
+        shutil.copyfile(folder / name, tmp_path / name)
+    (tmp_path / FILES[0]).write_bytes(b"\x7fELF of another machine")
+    with pytest.raises(DeviceError, match=rf"module {FILES[0]} cannot be loaded on this machine"):
+        device.load(tmp_path, FILES)
+
+
 def test_modules_leave_the_gpu_with_their_last_user(device: CudaDevice, folder: Path, stub: Stub) -> None:
     gc.collect()
     before = stub.counts().modules

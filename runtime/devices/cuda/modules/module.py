@@ -56,6 +56,7 @@ class CudaFunctions:
 
     Raises:
         BundleError: a file is missing.
+        DeviceError: the host library is not made for this kind of machine.
     """
 
     def __init__(self, folder: Path, files: Sequence[str], capability: tuple[int, int]) -> None:
