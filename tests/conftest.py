@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import sys
 import tempfile
 import zlib
@@ -53,6 +54,14 @@ def _brief_measurements() -> Iterator[None]:
         patch.setattr(measure, "PROBE_ROUNDS", 1)
         patch.setattr(measure, "REPEATS", 1)
         yield
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell's background job is begun with SIGINT ignored, and then Python does not raise anything."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.hookimpl(tryfirst=True)

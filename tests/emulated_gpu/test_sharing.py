@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -238,14 +238,6 @@ def test_a_step_that_ends_after_a_request_leaves_a_mailbox_that_goes_on(
     device.prepare(step.calls, Stats())()
     for found, wanted in zip(step.results(), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """A shell's background job is begun with SIGINT ignored, and then Python does not raise anything."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")

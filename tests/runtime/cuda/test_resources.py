@@ -89,6 +89,7 @@ def test_close_gives_everything_back_once() -> None:
         own.enter()
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("name", "take"),
     [
