@@ -136,9 +136,11 @@ def test_what_fits_is_planned_as_resident() -> None:
         assert (slots == [layer.experts for layer in MODEL.experts]) is everything
 
 
-def exact(chosen: Sequence[int], budgets: Budgets, machine: MachineRecord) -> float:
+def exact(
+    chosen: Sequence[int], budgets: Budgets, machine: MachineRecord, units: Sequence[FitUnit] = UNITS
+) -> float:
     """By the planner, for experts of other sizes."""
-    facts = with_options(FACTS, UNITS, chosen)
+    facts = with_options(FACTS, units, chosen)
     placed = place(facts, ANALYSIS.profile, budgets, machine)
     tier = ANALYSIS.device if placed.placement.on_device else ANALYSIS.host
     return token_milliseconds(machine, facts, tier.replay, placed.placement)
@@ -161,6 +163,32 @@ def test_a_time_is_met_at_the_least_loss(kind: str) -> None:
         assert loss_of(found.chosen) <= best * (1.0 if kind != "offloaded" else 1.25)
     with pytest.raises(BudgetError, match="the least is"):
         fit_time(FACTS, UNITS, budgets, machine, ANALYSIS, least * 0.99)
+
+
+def test_codes_that_cost_more_time_than_their_bytes_save_are_left_alone() -> None:
+    """With a fast GPU and small experts the smallest formats are not the fastest: dense weights alone pay."""
+    coded = [
+        replace(
+            unit,
+            options=tuple(
+                option
+                if option.layer is None or number == 0
+                else replace(option, layer=replace(option.layer, quantized=True))
+                for number, option in enumerate(unit.options)
+            ),
+        )
+        for unit in UNITS
+    ]
+    machine = replace(GPU, gpu_memory_bytes=1 << 40)
+    budgets = Budgets(2 * resident_bytes(FACTS, BUDGETS, on_device=False), 1 << 40, 64, 8)
+    times = {chosen: exact(chosen, budgets, machine, coded) for chosen in every_choice()}
+    least = min(times.values())
+    assert times[(2, 2, 1, 2)] > times[(0, 0, 0, 0)] > times[(0, 0, 0, 2)] == least
+    found = fit_time(FACTS, coded, budgets, machine, ANALYSIS, least)
+    assert (found.chosen, found.milliseconds) == ((0, 0, 0, 2), least)
+    assert fit_time(FACTS, coded, budgets, machine, ANALYSIS, 1e9).chosen == (0, 0, 0, 0)
+    with pytest.raises(BudgetError, match=f"the least is {least:.3g} ms"):
+        fit_time(FACTS, coded, budgets, machine, ANALYSIS, least * 0.99)
 
 
 def test_a_machine_without_room_is_refused() -> None:
