@@ -170,9 +170,10 @@ def test_pack_refuses_another_models_modules(modules: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_killed_and_run_again_ends_with_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
-    output = tmp_path / "tiny.moec"
-    command = [sys.executable, "-m", "moec", "compile", str(EXAMPLE), "-o", str(output), "--target", "cpu"]
+def test_killed_and_run_again_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    output, whole = tmp_path / "tiny.moec", tmp_path / "whole.moec"
+    options = ["compile", str(EXAMPLE), "--target", "cpu", "-o"]
+    command = [sys.executable, "-m", "moec", *options, str(output)]
     victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     weights = tmp_path / "tiny.moec.partial" / "bundle" / "weights"
     deadline = time.monotonic() + 240
@@ -183,9 +184,10 @@ def test_killed_and_run_again_ends_with_the_same_bytes(bundle: Path, tmp_path: P
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     assert not output.exists()
-    assert run(command[3:]) == 0
+    assert run([*options, str(output)]) == 0
     assert not (tmp_path / "tiny.moec.partial").exists()
-    assert open_bundle(output).manifest.files == open_bundle(bundle).manifest.files
+    assert run([*options, str(whole)]) == 0
+    assert open_bundle(output).manifest.files == open_bundle(whole).manifest.files
 
 
 def test_budget_is_a_hard_limit_and_does_not_change_tokens(bundle: Path) -> None:
