@@ -38,9 +38,14 @@ AIM = 0.15
 OURS, DECODE = "moec", "decode"
 
 
+def threads_of(row: dict[str, Any]) -> int:
+    """Of the CPU's that compute experts; prompts that had everything resident name none."""
+    return int(row.get("threads") or 0)
+
+
 def machine_of(gpu: dict[str, Any], row: dict[str, Any], expert_bytes: int, host: float) -> MachineRecord:
     """The machine of a row; without threads, one with no CPU to help. ``host``: GB/s at which they read memory."""
-    threads = int(row.get("threads") or 0)
+    threads = threads_of(row)
     team = TeamSpeed.of(row.get("CPU us") or (), expert_bytes)
     return MachineRecord(
         name=gpu["name"],
@@ -75,7 +80,7 @@ class Predictor:
 
     def milliseconds(self, row: dict[str, Any]) -> float:
         """Of a row: a decoding step, or a step of many tokens."""
-        host = self.host.get(int(row.get("threads") or 0)) or 1e6
+        host = self.host.get(threads_of(row)) or 1e6
         machine = machine_of(self.gpu, row, self.facts.layers[0].expert_bytes, host)
         if row["work"] != DECODE:
             share = float(row["slots"].rstrip("%")) / 100
@@ -105,7 +110,7 @@ def best_readings(rows: list[dict[str, Any]]) -> dict[int, float]:
     """GB/s of host memory by the threads that read it."""
     found: dict[int, float] = {}
     for row in rows:
-        threads, read = int(row.get("threads") or 0), float(row.get("read GB/s") or 0.0)
+        threads, read = threads_of(row), float(row.get("read GB/s") or 0.0)
         found[threads] = max(found.get(threads, 0.0), read)
     return found
 

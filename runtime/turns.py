@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from threading import RLock
 from typing import TYPE_CHECKING
 
 from moec.errors import RequestError
+from moec.runtime.process import OwnProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,12 +18,12 @@ class Turns:
 
     def __init__(self) -> None:
         self._lock = RLock()
-        self._process = os.getpid()
+        self._process = OwnProcess()
 
     @property
     def here(self) -> bool:
         """Whether this is the process that loaded it, and not a fork of that."""
-        return os.getpid() == self._process
+        return self._process.here
 
     def check(self) -> None:
         """Raise `RequestError` in a forked process."""

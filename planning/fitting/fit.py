@@ -83,7 +83,7 @@ def fit_bytes(
         on_device: whether that is a GPU's, which keeps code and graphs there too.
 
     Raises:
-        BudgetError: it is not even met by the fastest options; the message has the least that is.
+        BudgetError: it is not even met by the smallest options; the message has the least that is.
     """
     fixed = resident_bytes(facts, budgets, on_device=on_device) - sum(
         unit.options[0].size_bytes for unit in units

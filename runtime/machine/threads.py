@@ -13,6 +13,7 @@ from typing import Any
 
 from moec.errors import RequestError
 from moec.runtime.machine.limits import cpu_quota
+from moec.runtime.process import OwnProcess
 
 DEFAULTS = {"TVM_THREAD_POOL_SPIN_COUNT": "300", "TVM_BIND_THREADS": "0"}
 """Set unless the environment has them.
@@ -24,7 +25,7 @@ those who work: two processes on two cores, 0.15 ms kernels: 1.3 ms each and up 
 TVM binds the calling thread as well, which here is Python's.
 """
 
-_process: int | None = None
+_process: OwnProcess | None = None
 """The one whose pools there are: a fork of it has the forking thread's pool, and none of the threads in it."""
 
 _BIG_CORES = 1
@@ -64,13 +65,13 @@ def use_threads(ffi: Any, threads: int | None) -> int:
         RequestError: the pool is running and has fewer, or its threads were lost when this process was forked.
     """
     global _process  # noqa: PLW0603
-    _process = _process or os.getpid()
+    _process = _process or OwnProcess()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     configure = ffi.get_global_func("runtime.config_threadpool")
     running = ffi.get_global_func("runtime.NumThreads")
     wanted = default_threads() if threads is None else threads
-    if wanted > 1 and _process != os.getpid() and threading.current_thread() is threading.main_thread():
+    if wanted > 1 and not _process.here and threading.current_thread() is threading.main_thread():
         raise RequestError(
             f"{wanted} CPU threads cannot work in this process.",
             "It was forked from one that had loaded a model, and the threads of that one did not go along.",

@@ -23,6 +23,8 @@ HEADER = Path(__file__).with_name("primitives.cuh")
 LANES = 32
 MULTIPROCESSORS = 132
 """Of an H100 or H200: what launches are divided for."""
+LINE_WORDS = 16
+"""int64 in a line of the second-level cache, such as addresses."""
 COUNTERS = 4096
 """Of blocks that share work, in each module: see ``moec_arrives_last``."""
 

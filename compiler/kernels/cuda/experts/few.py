@@ -41,6 +41,7 @@ from moec.compiler.kernels.cuda.packed.stream import multiply_packed
 from moec.compiler.kernels.cuda.packed.tiling import packed_tiling
 from moec.compiler.kernels.cuda.packed.tokens import PackedTokens
 from moec.compiler.kernels.cuda.primitives import (
+    LINE_WORDS,
     blocks_at_once,
     call,
     element,
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.few.tokens import Reader
     from moec.compiler.kernels.emit import Buffer, Expr
 
-ADDRESSES_A_LINE = 16
 FIRST_AHEAD = 2
 """Rounds of quantized weights that a block of the first launch has in flight."""
 
@@ -177,8 +177,8 @@ class _FirstLaunch:
     def emit(self, block: Expr, number: Expr, thread: Expr, memory: FewMemory | None = None) -> None:
         """Emit one of the blocks of one of the T * K choices."""
         call_, arrivals = self.call, self.arrivals
-        with when(T.cast(thread, "int64") * i64(ADDRESSES_A_LINE) < call_.count):
-            call("prefetch_l2", element(call_.table, T.cast(thread, "int64") * i64(ADDRESSES_A_LINE)))
+        with when(T.cast(thread, "int64") * i64(LINE_WORDS) < call_.count):
+            call("prefetch_l2", element(call_.table, T.cast(thread, "int64") * i64(LINE_WORDS)))
         if arrivals is None:
             wait_previous()
         launch_next()

@@ -13,6 +13,7 @@ from tvm.script.ir_builder import tirx as T
 
 from moec.artifacts.words import slots as words
 from moec.compiler.kernels.cuda.primitives import (
+    LINE_WORDS,
     call,
     element,
     i32,
@@ -35,9 +36,6 @@ from moec.compiler.kernels.emit import Argument, arguments, build, ceildiv, i64,
 if TYPE_CHECKING:
     from moec.compiler.kernels.cuda.slots.misses import Misses
     from moec.compiler.kernels.emit import Buffer, Expr
-
-LINE_WORDS = 16
-"""Of a line of the second cache."""
 
 
 def assign() -> tirx.PrimFunc:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, cast
 
 from moec.errors import DeviceError, MissingDependencyError
 from moec.runtime.devices.cuda.driver.functions import OutOfDeviceMemoryError
+from moec.runtime.process import OwnProcess
 
 if TYPE_CHECKING:
     from moec.runtime.devices.cuda.driver.functions import Handle
@@ -28,7 +28,7 @@ CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
 ENTRY_VERSION = 12000
 """Of CUDA, whose form of a function is looked up."""
 
-_process: int | None = None
+_process: OwnProcess | None = None
 """The one that the driver was started in."""
 
 
@@ -51,7 +51,7 @@ class NvidiaDriver:
                 'Install it: pip install "moec[cuda]"',
             ) from error
         self._api: Any = driver
-        if _process not in (None, os.getpid()):
+        if _process is not None and not _process.here:
             raise DeviceError(
                 "This process cannot use GPUs.",
                 "It was forked from one that does, and NVIDIA's driver does not go along.",
@@ -63,7 +63,7 @@ class NvidiaDriver:
             raise DeviceError(
                 "There is no NVIDIA driver.", str(error), "Install NVIDIA's driver (580 or newer)."
             ) from error
-        _process = os.getpid()
+        _process = OwnProcess()
 
     def version(self) -> tuple[int, int]:
         """See `Driver`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from moec.errors import BudgetError, DeviceError
 from moec.runtime.device import closed_error
 from moec.runtime.devices.cuda.driver.functions import OutOfDeviceMemoryError
 from moec.runtime.machine.interrupts import uninterrupted
+from moec.runtime.process import OwnProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ class Resources:
         self.pinned_bytes = 0
         """Pinned host memory allocated now."""
         self._ordinal = ordinal
-        self._process = os.getpid()
+        self._process = OwnProcess()
         # One that was asked for memory may come upon garbage that has some.
         self._lock = threading.RLock()
         self._device: dict[int, int] = {}
@@ -208,7 +208,7 @@ class Resources:
 
         A process that is forked from the one that took it leaves it to that one.
         """
-        if self._context is not None and self._here:
+        if self._context is not None and self._process.here:
             with uninterrupted(), self._inside():
                 self._close()
 
@@ -246,14 +246,9 @@ class Resources:
 
     def _quietly(self, release: Callable[[Any], None], handle: Any) -> None:
         """A release in whichever thread the last reference went; a broken GPU has nothing to give back."""
-        if self._here:
+        if self._process.here:
             with self._inside(), contextlib.suppress(DeviceError):
                 release(handle)
-
-    @property
-    def _here(self) -> bool:
-        """Whether this is the process that took everything, and not a fork of that."""
-        return os.getpid() == self._process
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
